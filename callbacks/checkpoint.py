@@ -1,0 +1,169 @@
+"""`best.ckpt` and `last.ckpt`, written so that no moment is a bad one to be killed in."""
+
+import math
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write beside the target, fsync, rename: the name holds the old checkpoint or the new one, never half of one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        partial = path.with_name(path.name + ".tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(partial, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            partial.unlink(missing_ok=True)
+            kept = "the one before it is untouched" if path.exists() else "nothing was written"
+            raise OSError(
+                f"cannot save the checkpoint {path} ({reason(error)}); {kept}: make room or give another --output_dir"
+            ) from error
+        if hasattr(os, "O_DIRECTORY"):  # the rename itself must reach the disk; Windows has no such call
+            folder = os.open(path.parent, os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict:
+        return super().load_checkpoint(path, map_location=map_location, weights_only=True)
+
+
+def reason(error: BaseException) -> str:
+    """The operating system's own words for a failed write, wherever torch has wrapped them."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return str(error).splitlines()[0]
+
+
+class Checkpoint(LightningCheckpoint):
+    """Keep the best and the last state of a run in `dirpath`.
+
+    `last.ckpt` is written after every validation, every `every_n_steps` steps, when training ends, and on Ctrl-C
+    (SIGINT) and SIGTERM. A signal is noted, and all ranks agree on it after an optimizer step: they save together
+    and stop together, so none waits for another. A second Ctrl-C stops at once, without saving.
+
+    Args:
+        dirpath: the folder; None for the Trainer's `default_root_dir`.
+        monitor: the logged metric that decides which state is best.
+        mode: "min" or "max".
+        every_n_steps: save `last.ckpt` every so many optimizer steps too; None for after validations only.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | None = None,
+        monitor: str = "val_loss",
+        mode: str = "min",
+        every_n_steps: int | None = None,
+    ) -> None:
+        if mode not in ("min", "max"):
+            raise ValueError(f'checkpoint.mode is "min" or "max", not {mode!r}')
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"checkpoint.every_n_steps must be at least 1, not {every_n_steps}")
+        self.dirpath = dirpath
+        self.monitor = monitor
+        self.mode = mode
+        self.every_n_steps = every_n_steps
+        self.best_score: float | None = None
+        self.best_model_path = ""  # the name under which Trainer.test(ckpt_path="best") looks
+        self._signal: int | None = None
+        self._handlers: dict[int, Any] = {}
+        self._step = self._saved_step = -1
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.dirpath = self.dirpath or trainer.default_root_dir
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # a user's own plugin stays
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"monitor": self.monitor, "best_score": self.best_score, "best_model_path": self.best_model_path}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["monitor"] == self.monitor:  # another metric starts its own record
+            self.best_score = state_dict["best_score"]
+            self.best_model_path = state_dict["best_model_path"]
+
+    # ---- when to save
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
+            return
+        if self._improved(trainer):
+            self.best_model_path = self._save(trainer, "best.ckpt")
+        self._save(trainer, "last.ckpt")
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Between two optimizer steps half-accumulated gradients would be lost: wait for the border.
+        if trainer.global_step == self._step or trainer.fast_dev_run:
+            return
+        stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
+        if stop or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
+            self._save(trainer, "last.ckpt")
+        if stop:
+            raise SIGTERMException if self._signal == signal.SIGTERM else KeyboardInterrupt
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.fast_dev_run and self._saved_step != trainer.global_step:
+            self._save(trainer, "last.ckpt")
+
+    def _save(self, trainer: Trainer, name: str) -> str:
+        path = str(Path(self.dirpath or ".") / name)
+        self._saved_step = trainer.global_step
+        trainer.save_checkpoint(path)
+        return path
+
+    def _improved(self, trainer: Trainer) -> bool:
+        if self.monitor not in trainer.callback_metrics:
+            logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
+            raise ValueError(f"checkpoint.monitor {self.monitor!r} is not logged by this model, which logs {logged}")
+        score = trainer.callback_metrics[self.monitor].item()
+        better = math.isfinite(score) and (
+            self.best_score is None or (score < self.best_score if self.mode == "min" else score > self.best_score)
+        )
+        if better:
+            self.best_score = score
+        return better
+
+    # ---- signals
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[signum] = signal.signal(signum, self._note)
+
+    def _note(self, signum: int, frame: Any) -> None:
+        self._signal = signum
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("\nStopping after this step, with last.ckpt saved; Ctrl-C again stops at once.", file=sys.stderr)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self._handlers.clear()

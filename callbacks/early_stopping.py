@@ -1,0 +1,35 @@
+"""Early stopping whose patience is what the config says today."""
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
+
+
+class EarlyStopping(LightningEarlyStopping):
+    """Stop when `monitor`, measured on the fixed validation set, has not improved for `patience` validations.
+
+    Args:
+        monitor: the logged metric to watch.
+        patience: validations without improvement before stopping; None never stops.
+        min_delta: the least change that counts as an improvement, in the metric's unit.
+        mode: "min" or "max".
+    """
+
+    def __init__(
+        self, monitor: str = "val_loss", patience: int | None = None, min_delta: float = 0.0, mode: str = "min"
+    ) -> None:
+        if patience is not None and patience < 1:
+            raise ValueError(f"early_stopping.patience must be at least 1, or null to never stop, not {patience}")
+        self.enabled = patience is not None
+        super().__init__(
+            monitor, patience=patience or 1, min_delta=min_delta, mode=mode, check_on_train_epoch_end=False
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Lightning restores the checkpoint's patience over a changed config; the wait so far is what must last.
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.enabled:
+            super().on_validation_end(trainer, pl_module)

@@ -1,0 +1,62 @@
+"""Predictions as JSON lines, written while they come."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_info
+
+
+class Predictions(BasePredictionWriter):
+    """Write what `predict_step` returns, a list of dictionaries per batch, one line each, in input order.
+
+    Each rank writes the share of the data that it saw: `predictions.jsonl` in one process,
+    `predictions-rank<r>.jsonl` in several. A line's `index` is its place in the whole input. The file appears under
+    its name when it is complete.
+
+    Args:
+        path: the file; None for `predictions.jsonl` in the Trainer's `default_root_dir`.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        super().__init__("batch")
+        self.path = path
+        self.file: TextIO | None = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.target = Path(self.path or Path(trainer.default_root_dir) / "predictions.jsonl")
+        if trainer.world_size > 1:
+            self.target = self.target.with_stem(f"{self.target.stem}-rank{trainer.global_rank}")
+        if self.target.exists():
+            raise ValueError(f"{self.target} is there already: move it away, or give another --predictions.path")
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        self.partial = self.target.with_name(self.target.name + ".tmp")
+        self.file = open(self.partial, "w", encoding="utf-8")  # noqa: SIM115 - closed when prediction ends
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        assert self.file is not None
+        for line in prediction:
+            self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.file is not None
+        self.file.close()
+        self.partial.replace(self.target)
+        rank_zero_info(f"predictions are in {self.target}")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self.file is not None and not self.file.closed:
+            self.file.close()
+            self.partial.unlink()

@@ -1,0 +1,81 @@
+"""How fast the run goes: items per second, and the share of the device's peak arithmetic that it uses."""
+
+import time
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class Throughput(Callback):
+    """Log `<item>_per_second` and, where the device's peak is known, `mfu` (model FLOPs utilisation).
+
+    The model says what it counts: `pl_module.item` is the unit ("tokens", "samples"), `pl_module.count(batch)`
+    the number of them in a batch, `pl_module.flops_per_item(batch)` the arithmetic of one, forward and backward.
+    Validation, checkpoints and the first window of steps (compilation, warm-up) are left out of the clock.
+
+    Args:
+        every_n_steps: optimizer steps over which one figure is averaged.
+    """
+
+    def __init__(self, every_n_steps: int = 50) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"throughput.every_n_steps must be at least 1, not {every_n_steps}")
+        self.every_n_steps = every_n_steps
+        self._restart()
+
+    def _restart(self) -> None:
+        self.items, self.seconds, self.since = 0, 0.0, None
+        self.first_step: int | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restart()
+        self.warm = False
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.since is None:
+            self.since = self._now(trainer)
+        if self.first_step is None:
+            self.first_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        count = getattr(pl_module, "count", None)
+        if count is None or self.first_step is None:
+            return
+        self.items += count(batch) * trainer.world_size
+        if trainer.global_step - self.first_step < self.every_n_steps:
+            return
+        self._pause(trainer)
+        if self.warm and self.seconds > 0:
+            speed = self.items / self.seconds
+            pl_module.log(f"{pl_module.item}_per_second", speed, prog_bar=True, rank_zero_only=True)
+            dtype = {"16": torch.float16, "bf": torch.bfloat16}.get(str(trainer.precision)[:2], torch.float32)
+            peak = get_available_flops(pl_module.device, dtype)  # per device, None where it is not known
+            if peak:
+                mfu = speed * pl_module.flops_per_item(batch) / (peak * trainer.world_size)
+                pl_module.log("mfu", mfu, rank_zero_only=True)
+        self.warm = True
+        self._restart()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._pause(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
+        self._pause(trainer)
+
+    def _pause(self, trainer: Trainer) -> None:
+        if self.since is not None:
+            self.seconds += self._now(trainer) - self.since
+            self.since = None
+
+    @staticmethod
+    def _now(trainer: Trainer) -> float:
+        # Kernels run behind the clock's back: wait for them, once per window rather than per step.
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()

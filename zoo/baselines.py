@@ -1,0 +1,84 @@
+"""The counting language models that stand beside every neural one: unigram, and interpolated Kneser-Ney n-grams.
+
+Kneser & Ney 1995; the interpolated form of Chen & Goodman 1999, https://doi.org/10.1006/csla.1999.0128, with one
+discount per order, n1 / (n1 + 2 n2). Counting is a sort of n-grams coded as integers, so that millions of tokens
+take seconds.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.integer]
+
+
+class NGram:
+    """An n-gram model of token ids in [0, vocab_size).
+
+    Args:
+        tokens: the training text, (N,).
+        vocab_size: number of tokens; every one of them gets some probability.
+        order: 1 for the unigram model (add-one smoothing), n for interpolated Kneser-Ney over n tokens.
+    """
+
+    def __init__(self, tokens: Ids, vocab_size: int, order: int = 3) -> None:
+        if order < 1 or order * np.log2(vocab_size) > 62:
+            raise ValueError(f"an n-gram of order {order} over {vocab_size} tokens does not fit 62 bits")
+        self.vocab_size, self.order = vocab_size, order
+        if order == 1:
+            counts = np.bincount(tokens, minlength=vocab_size) + 1.0
+            self.unigram = counts / counts.sum()  # (V,)
+            return
+        self.levels = []
+        grams, counts = np.unique(_codes(tokens, order, vocab_size), return_counts=True)
+        for length in range(order, 0, -1):
+            self.levels.append(_Level(grams, counts, vocab_size))
+            # Below the top an n-gram counts once for every different token that came before it.
+            grams, counts = np.unique(grams % vocab_size ** (length - 1), return_counts=True)
+        self.levels.reverse()
+
+    def probabilities(self, tokens: Ids) -> NDArray[np.float64]:
+        """Probability of tokens[i] given the order - 1 tokens before it, or as many as there are: (N,)."""
+        if self.order == 1:
+            return self.unigram[tokens]
+        probability = np.full(len(tokens), 1.0 / self.vocab_size)
+        for length, level in enumerate(self.levels, start=1):
+            codes = _codes(tokens, length, self.vocab_size)  # (N - length + 1,)
+            probability[length - 1 :] = level.interpolate(codes, probability[length - 1 :])
+        return probability
+
+    def nll(self, tokens: Ids) -> float:
+        """Mean negative log-likelihood of tokens[1:], in nats per token: what a language model's loss is."""
+        return float(-np.log(self.probabilities(tokens)[1:]).mean())
+
+
+class _Level:
+    """One order: max(c(h w) - D, 0) / c(h) + D N(h) / c(h) * p_lower(w), N(h) the different followers of h."""
+
+    def __init__(self, grams: NDArray[np.int64], counts: NDArray[np.int64], vocab_size: int) -> None:
+        once, twice = (counts == 1).sum(), (counts == 2).sum()
+        self.discount = once / max(once + 2 * twice, 1) or 0.5  # 0 where nothing is rare: keep some for the unseen
+        self.grams, self.counts, self.vocab_size = grams, counts, vocab_size
+        self.histories, first = np.unique(grams // vocab_size, return_index=True)
+        self.totals = np.add.reduceat(counts, first)
+        self.followers = np.diff(np.append(first, len(grams)))
+
+    def interpolate(self, codes: NDArray[np.int64], lower: NDArray[np.float64]) -> NDArray[np.float64]:
+        gram, seen = _find(self.grams, codes)
+        history, known = _find(self.histories, codes // self.vocab_size)
+        own = np.where(seen, np.maximum(self.counts[gram] - self.discount, 0), 0)
+        share = self.discount * self.followers[history]
+        return np.where(known, (own + share * lower) / self.totals[history], lower)
+
+
+def _codes(tokens: Ids, length: int, vocab_size: int) -> NDArray[np.int64]:
+    """Every run of `length` tokens as one number, the last token in the lowest place: (N - length + 1,)."""
+    codes = np.zeros(max(len(tokens) - length + 1, 0), dtype=np.int64)
+    for i in range(length):
+        codes = codes * vocab_size + tokens[i : i + len(codes)].astype(np.int64)
+    return codes
+
+
+def _find(table: NDArray[np.int64], keys: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Where each key stands in a sorted table, and whether it does."""
+    at = np.minimum(np.searchsorted(table, keys), len(table) - 1)
+    return at, table[at] == keys

@@ -1,0 +1,202 @@
+"""The command line: LightningCLI in subclass mode, for every model of the zoo.
+
+What is ours on top of Lightning's: a checkpoint alone is enough for every verb but `fit`, its settings being the
+defaults that config files and the command line override; `--data_dir`, `--output_dir` and `--ckpt_path` mean the same
+everywhere; the shared callbacks are top-level keys; a run's folder is never overwritten; errors are one sentence.
+"""
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+import callbacks
+import datamodules
+import zoo.llama.module  # noqa: F401 - imported so that a config can say `class_path: LlamaLM`
+from zoo.memory import remembered
+from zoo.module import ZooModule
+from zoo.parser import ZooParser, one_sentence
+from zoo.trainer import ZooTrainer
+
+__all__ = ["ZooCLI", "one_sentence"]
+
+METHOD_SKIPS = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule", "weights_only"}
+
+
+class ZooCLI(LightningCLI):
+    """Parse `argv` (verb first), build model, data and trainer, and run the verb."""
+
+    def __init__(self, argv: list[str]) -> None:
+        self.verb = argv[0]
+        logging.getLogger("lightning.pytorch").setLevel(logging.INFO if self.verb == "fit" else logging.WARNING)
+        super().__init__(
+            ZooModule,
+            datamodules.ZooDataModule,
+            trainer_class=ZooTrainer,
+            parser_class=ZooParser,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            trainer_defaults={"use_distributed_sampler": False},  # the data's own sampler knows about ranks
+            seed_everything_default=0,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args=argv,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        # One parser, not five: building each takes a second.
+        return {self.verb: METHOD_SKIPS | ({"return_predictions"} if self.verb == "predict" else set())}
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        parser.add_argument("--data_dir", type=str | None, help="your data, a file or a folder, instead of the config's")
+        parser.add_argument("--output_dir", type=str | None, help="the run's folder (default: runs/<model>)")
+        parser.add_lightning_class_args(callbacks.Checkpoint, "checkpoint")
+        parser.add_lightning_class_args(callbacks.EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(callbacks.Half, "half")
+        parser.add_lightning_class_args(callbacks.Throughput, "throughput")
+        parser.add_lightning_class_args(callbacks.Samples, "samples")
+        parser.add_lightning_class_args(callbacks.Predictions, "predictions")
+        parser.link_arguments("data.vocab_size", "model.init_args.vocab_size", apply_on="instantiate")
+
+    # ---- parsing
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Parse with the checkpoint's settings as defaults, so that whatever is typed beats them."""
+        typed = _typed(args, "ckpt_path", "output_dir")
+        ckpt_path = _checkpoint_file(typed.get("ckpt_path"), typed.get("output_dir"))
+        self.memory = remembered(ckpt_path) if ckpt_path else None
+        if self.memory and self.verb != "fit":
+            self._subcommand_parsers[self.verb].set_defaults(self.memory.defaults())
+        self.config = parser.parse_args(args)
+        config = self.config[self.verb]
+        config.ckpt_path = None if self.memory and self.memory.foreign else ckpt_path
+        if self.verb != "fit" and not ckpt_path and not config.model.init_args.get("weights"):
+            raise ValueError(f"zoo {self.verb} needs a trained model: add --ckpt_path FILE")
+        if config.data_dir is not None:
+            if "data" not in config.data.init_args:
+                raise ValueError(f"{config.data.class_path} draws its own data and reads none: drop --data_dir")
+            config.data.init_args.data = config.data_dir
+        config.output_dir = config.output_dir or self._default_output_dir(config, ckpt_path)
+
+    def _default_output_dir(self, config: Any, ckpt_path: str | None) -> str:
+        if ckpt_path and not (self.memory and self.memory.foreign):
+            return str(Path(ckpt_path).parent)
+        return f"runs/{config.model.class_path.rsplit('.', 1)[-1].lower()}"
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's own would let the checkpoint's settings override, silently, what the user typed."""
+
+    # ---- building
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.verb]
+        if config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+            raise ValueError(f"--trainer.accelerator {config.trainer.accelerator}: torch finds no CUDA GPU here; drop it, or say cpu")
+        if config.trainer.precision is not None:
+            config.half.precision = "off"  # an explicit precision wins
+        config.checkpoint.dirpath = config.checkpoint.dirpath or config.output_dir
+
+    def after_instantiate_classes(self) -> None:
+        if self.memory and not self.memory.foreign:
+            self.memory.check_tokenizer(self.datamodule)
+
+    def instantiate_trainer(self, **kwargs: Any) -> ZooTrainer:
+        config = self.config[self.verb]
+        kwargs["default_root_dir"] = config.output_dir
+        if config.trainer.logger in (None, True):
+            # name and version empty: one run, one folder, and a resumed run's curve goes on where it stopped.
+            kwargs["logger"] = self.verb == "fit" and TensorBoardLogger(config.output_dir, name="", version="")
+        return super().instantiate_trainer(**kwargs)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Any:
+        if config["logger"]:
+            callbacks.append(LearningRateMonitor())
+        return super()._instantiate_trainer(config, callbacks)
+
+    # ---- running
+
+    def before_fit(self) -> None:
+        """Refuse a folder that already holds a run, unless that run is what is being resumed."""
+        config = self.config.fit
+        folder = Path(config.output_dir)
+        taken = [name for name in ("last.ckpt", "best.ckpt") if (folder / name).exists()]
+        if rank_zero_only.rank == 0 and taken and not _inside(config.ckpt_path, folder):
+            raise ValueError(
+                f"{folder} already holds a run ({taken[0]}): add --ckpt_path last to go on with it, "
+                "or give another --output_dir"
+            )
+        _probe(folder)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "predict":
+            kwargs["return_predictions"] = False  # they are in the file; a long input would fill the memory
+        return kwargs
+
+
+class SaveConfig(SaveConfigCallback):
+    """Write the run's settings beside its checkpoints, so that `--config <run>/config.yaml` repeats it."""
+
+    def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage == "fit":
+            config = self.config.clone()
+            config.ckpt_path = None
+            path = Path(trainer.default_root_dir) / "config.yaml"
+            self.parser.save(config, path, skip_none=False, overwrite=True)
+
+
+def _typed(argv: list[str], *names: str) -> dict[str, str]:
+    """The last value of each option that configs and command line give, before any real parsing."""
+    found: dict[str, str] = {}
+    options = {f"--{name}": name for name in names}
+    words = iter(argv)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option in ("-c", "--config"):
+            path = Path(value if equals else next(words, ""))
+            if path.is_file():
+                try:
+                    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+                except yaml.YAMLError as error:
+                    where = getattr(error, "problem_mark", None)
+                    line = f" at line {where.line + 1}" if where else ""
+                    raise ValueError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', error)}") from error
+                found |= {k: v for k, v in (settings or {}).items() if k in names and v is not None}
+        elif option in options:
+            found[options[option]] = value if equals else next(words, "")
+    return found
+
+
+def _checkpoint_file(ckpt_path: str | None, output_dir: str | None) -> str | None:
+    """The file that `--ckpt_path` means: `last` and `best` are the output folder's."""
+    if ckpt_path in ("last", "best"):
+        if not output_dir:
+            raise ValueError(f"--ckpt_path {ckpt_path} needs to know the run's folder: add --output_dir")
+        ckpt_path = str(Path(output_dir) / f"{ckpt_path}.ckpt")
+    if ckpt_path and not Path(ckpt_path).exists():
+        beside = sorted(str(p) for p in Path(ckpt_path).parent.glob("*.ckpt"))
+        hint = f"; there is {' and '.join(beside)}" if beside else ""
+        raise FileNotFoundError(f"there is no checkpoint {ckpt_path}{hint}")
+    return ckpt_path
+
+
+def _inside(ckpt_path: str | None, folder: Path) -> bool:
+    return ckpt_path is not None and Path(ckpt_path).resolve().parent == folder.resolve()
+
+
+def _probe(folder: Path) -> None:
+    """Find out now, not after an hour of training, that the folder cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write to {folder} ({error.strerror}): give another --output_dir") from error

@@ -1,0 +1,138 @@
+"""The training of a language model, whatever network predicts the next token.
+
+Shared by the zoo's language models (Llama, and the reversible equilibrium model): loss, perplexities, AdamW with
+warm-up and cosine, samples and predictions. The network is `self.model`, a plain module with
+
+    forward(tokens (B, T)) -> (logits (B, T, V), hidden (B, T, dim))
+    loss(tokens (B, T), targets (B, T)) -> mean negative log-likelihood, targets of -100 ignored
+    flops_per_token(T) -> forward and backward arithmetic of one token
+    generate(tokens (B, T), max_new_tokens, ...) -> (B, T + n)
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics.aggregation import MeanMetric
+
+from zoo.module import ZooModule, global_seed
+from zoo.optim import AdamW, warmup_cosine
+from zoo.streams import derive
+
+
+class LanguageModel(ZooModule):
+    """Next-token training over a `TextLM`-like DataModule (`tokenizer`, `seq_len`, `stats(split)`).
+
+    Logged: `train_loss`, and for val and test `<split>_loss` (nats per token), `<split>_ppl` (per token) and
+    `<split>_word_ppl`, which spreads the same nats over whitespace-separated words and line ends, so that models
+    with different tokenizers compare.
+    """
+
+    item = "tokens"  # what Throughput counts
+    model: nn.Module
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nll = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
+
+    # ---- training
+
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        loss = self.model.loss(batch[0], batch[1])
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # Here gradients are whole (accumulated, averaged over ranks, unscaled) and not yet clipped.
+        if self.global_step % self.trainer.log_every_n_steps == 0:
+            grads = [p.grad for p in self.parameters() if p.grad is not None]
+            self.log("grad_norm", nn.utils.get_total_norm(grads))
+
+    def configure_optimizers(self) -> Any:
+        """AdamW on all parameters, weight decay on matrices only; linear warm-up, then cosine, step by step."""
+        h = self.hparams
+        matrices = [p for p in self.model.parameters() if p.requires_grad and p.ndim >= 2]
+        vectors = [p for p in self.model.parameters() if p.requires_grad and p.ndim < 2]
+        optimizer = AdamW(
+            [{"params": matrices, "weight_decay": h.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            lr=h.lr,
+            betas=(h.beta1, h.beta2),
+        )
+        total = self.trainer.estimated_stepping_batches
+        schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, h.warmup_steps, total, h.min_lr_ratio))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def count(self, batch: tuple[Tensor, ...]) -> int:
+        """Tokens of a training batch."""
+        return batch[0].numel()
+
+    def flops_per_item(self, batch: tuple[Tensor, ...]) -> float:
+        """Floating-point operations of one training token, forward and backward."""
+        return self.model.flops_per_token(batch[0].shape[1])
+
+    # ---- evaluation
+
+    def _token_nll(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood of every target, 0 where it is -100, and the mask of the others: (B, T) each."""
+        inputs, targets = batch[0], batch[1]
+        logits, _ = self.model(inputs)  # (B, T, V)
+        nll = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+        return nll.view_as(targets), targets != -100
+
+    def _evaluate(self, batch: tuple[Tensor, ...], split: str) -> None:
+        nll, scored = self._token_nll(batch)
+        count = scored.sum()
+        self.nll[split].update(nll.sum() / count.clamp(min=1), weight=count)
+
+    def _log_perplexity(self, split: str) -> None:
+        # A metric of sums, not a mean of batches' means: exact for ragged last batches and for several ranks.
+        loss = self.nll[split].compute()
+        self.nll[split].reset()
+        self.log(f"{split}_loss", loss, prog_bar=True)
+        self.log(f"{split}_ppl", loss.exp())
+        stats = self.trainer.datamodule.stats(split)
+        self.log(f"{split}_word_ppl", (loss * stats["tokens"] / stats["words"]).exp())
+
+    def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+        self._evaluate(batch, "val")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_perplexity("val")
+
+    def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_perplexity("test")
+
+    def predict_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> list[dict[str, Any]]:
+        """Score every window of the text: its place, its text, nats per token and perplexity."""
+        nll, scored = self._token_nll(batch)
+        counts = scored.sum(1)
+        losses = nll.sum(1) / counts.clamp(min=1)
+        tokenizer = self.trainer.datamodule.tokenizer
+        return [
+            {
+                "index": index,
+                "text": tokenizer.decode(targets[mask].tolist()),
+                "tokens": count,
+                "loss": loss,
+                "ppl": math.exp(min(loss, 700.0)),
+            }
+            for index, targets, mask, count, loss in zip(
+                batch[2].tolist(), batch[1], scored, counts.tolist(), losses.tolist(), strict=True
+            )
+        ]
+
+    # ---- text
+
+    def sample_text(self, prompt: str, max_new_tokens: int, temperature: float) -> str:
+        """`prompt` and what the model makes of it, with a draw that depends on seed and step only."""
+        tokenizer = self.trainer.datamodule.tokenizer
+        tokens = torch.tensor([tokenizer.encode(prompt) or [0]], device=self.device)  # (1, T)
+        seed = derive(global_seed(), "sample", self.global_step)
+        text = self.model.generate(tokens, max_new_tokens, temperature=temperature, seed=seed)  # (1, T + n)
+        return tokenizer.decode(text[0].tolist())
