@@ -1,0 +1,120 @@
+"""What the `tokenizers` library runs: a `tokenizer.json`, GPT-2's vocabulary and merges, a BPE of our own.
+
+Byte-level BPE: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.2.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from zoo.tokenizers.base import State, Tokenizer
+
+DOCUMENT = "<|endoftext|>"  # GPT-2's one special token, and ours: it opens a document and ends it
+# The names of BOS and EOS where no configuration tells them.
+_BOS_NAMES = ("<s>", "<|begin_of_text|>", "<bos>", "[BOS]", DOCUMENT)
+_EOS_NAMES = ("</s>", "<|end_of_text|>", "<eos>", "[EOS]", DOCUMENT)
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A tokenizer given as the text of a `tokenizer.json`.
+
+    A special token's name inside a text is text like any other: only `bos` and `eos` put special tokens in.
+
+    Raises:
+        ValueError: the text does not describe a tokenizer.
+    """
+
+    kind = "huggingface"
+
+    def __init__(self, description: str, bos_id: int | None, eos_id: int | None) -> None:
+        self._description, self.bos_id, self.eos_id = description, bos_id, eos_id
+        try:
+            self._tokenizer = _library().Tokenizer.from_str(description)
+        except Exception as error:  # the library raises bare Exceptions
+            raise ValueError(f"its tokenizer.json cannot be read ({error})") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
+
+    def state(self) -> State:
+        return {"kind": self.kind, "model": self._description, "bos_id": self.bos_id, "eos_id": self.eos_id}
+
+    def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:
+    """A byte-level BPE of at most `vocab_size` tokens, learnt from `texts`: the same from the same texts.
+
+    Token 0 is the document separator, and the 256 bytes follow, so that every text can be encoded.
+
+    Raises:
+        ValueError: vocab_size has no room for these 257.
+    """
+    if vocab_size < 257:
+        raise ValueError(f"a byte-level BPE needs a vocabulary of at least 257 tokens, not {vocab_size}")
+    library = _library()
+    tokenizer = _byte_level(library.models.BPE())
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[DOCUMENT],
+        initial_alphabet=sorted(library.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return HuggingFaceTokenizer(tokenizer.to_str(), bos_id=0, eos_id=0)
+
+
+def read_gpt2(vocab: Path, merges: Path) -> HuggingFaceTokenizer:
+    """GPT-2's two files: the vocabulary (JSON, token to id) and the merges (one a line, best first)."""
+    ids = json.loads(vocab.read_text(encoding="utf-8"))
+    lines = merges.read_text(encoding="utf-8").splitlines()
+    pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    try:
+        model = _library().models.BPE(vocab=ids, merges=pairs)
+    except Exception as error:
+        raise ValueError(f"{vocab.name} and {merges.name} do not fit together ({error})") from error
+    document = ids.get(DOCUMENT)
+    tokenizer = _byte_level(model)
+    if document is not None:
+        tokenizer.add_special_tokens([DOCUMENT])
+    return HuggingFaceTokenizer(tokenizer.to_str(), document, document)
+
+
+def read_tokenizer_json(file: Path) -> HuggingFaceTokenizer:
+    """A `tokenizer.json`; the configuration beside it names BOS and EOS, else they have a usual name."""
+    description = file.read_text(encoding="utf-8")
+    named: dict[str, str | None] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the later one wins
+        if (config := file.parent / name).is_file():
+            for key, token in json.loads(config.read_text(encoding="utf-8")).items():
+                if key in ("bos_token", "eos_token"):
+                    named[key] = token["content"] if isinstance(token, dict) else token
+    find = HuggingFaceTokenizer(description, None, None)._tokenizer.token_to_id
+
+    def known(key: str, usual: tuple[str, ...]) -> int | None:
+        names = (named[key],) if key in named else usual
+        return next((i for name in names if name is not None and (i := find(name)) is not None), None)
+
+    return HuggingFaceTokenizer(description, known("bos_token", _BOS_NAMES), known("eos_token", _EOS_NAMES))
+
+
+def _byte_level(model):
+    library = _library()
+    tokenizer = library.Tokenizer(model)
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = library.decoders.ByteLevel()
+    return tokenizer
+
+
+def _library():
+    """The `tokenizers` library, on one thread unless the user wants more: threads do not survive a fork."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import tokenizers
+
+    return tokenizers

@@ -1,0 +1,39 @@
+"""SentencePiece models: Llama 2's, T5's and their like (Kudo and Richardson, arXiv 1808.06226)."""
+
+import base64
+from collections.abc import Sequence
+
+from zoo.tokenizers.base import State, Tokenizer
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece `.model`, given as its serialized proto.
+
+    Raises:
+        ValueError: the bytes are no SentencePiece model.
+    """
+
+    kind = "sentencepiece"
+
+    def __init__(self, proto: bytes) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        try:
+            self._model = SentencePieceProcessor(model_proto=proto)
+            self.vocab_size = self._model.vocab_size()
+        except RuntimeError as error:
+            raise ValueError("it is not a SentencePiece model") from error
+        if not self.vocab_size:
+            raise ValueError("it is an empty SentencePiece model")
+        self._proto = proto
+        bos, eos = self._model.bos_id(), self._model.eos_id()  # -1 where there is none
+        self.bos_id, self.eos_id = (None if bos < 0 else bos), (None if eos < 0 else eos)
+
+    def state(self) -> State:
+        return {"kind": self.kind, "model": base64.b64encode(self._proto).decode()}
+
+    def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._model.encode(list(texts), num_threads=1)  # its threads do not survive a fork
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._model.decode(ids)
