@@ -1,0 +1,150 @@
+"""Text for language models: any text, any tokenizer, windows of tokens; packed once and kept in a cache."""
+
+import hashlib
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from datamodules.corpus import Corpus, open_corpus
+from datamodules.packing import Windows, pack, parts, token_dtype
+from datamodules.resumable import ZooDataModule
+from zoo.tokenizers import Tokenizer, from_state, load_tokenizer, train_bpe
+
+
+class TextLM(ZooDataModule):
+    """Batches of (inputs (B, T), targets (B, T), index (B,)), the targets one token ahead of the inputs.
+
+    Training windows stand side by side, and those that are not whole are left out. Evaluation predicts every
+    token of a split but its first exactly once; targets that are not to be scored are -100. "predict" is the
+    test split, or the validation split where there is no other.
+
+    Args:
+        data: "pydoc", the documentation that CPython carries (no download); a text file (one document), a
+            CSV or JSON-lines file, a folder of such files; or a hub data set, "name" or "name:config". Splits
+            go by the names of a folder's files (train, valid, test) or by the hub's.
+        tokenizer: "bytes"; "bpe", learnt from the training split; or a path that `load_tokenizer` takes.
+        seq_len: T, the tokens that a window predicts.
+        batch_size: windows per step on each rank.
+        bpe_vocab_size: the size of the vocabulary that "bpe" learns.
+        val_fraction: where no validation split is given, this share of the text, from its end.
+        test_fraction: the same for the test split, where neither split is given.
+        eval_stride: tokens from one evaluation window to the next; seq_len by default. Smaller is slower, but
+            predicts from a longer context.
+        join_rows: the rows of a table are lines of one document, rather than documents.
+        text_column: the column of a table that holds the text.
+        num_workers: loader processes per rank.
+        cache_dir: where packed tokens, learnt tokenizers and downloads are kept; by default the folder named
+            by $ZOO_CACHE, else ~/.cache/zoo.
+        seed: of the training order; by default the run's own.
+    """
+
+    def __init__(
+        self,
+        data: str = "pydoc",
+        tokenizer: str = "bytes",
+        seq_len: int = 256,
+        batch_size: int = 16,
+        bpe_vocab_size: int = 4096,
+        val_fraction: float = 0.05,
+        test_fraction: float = 0.05,
+        eval_stride: int | None = None,
+        join_rows: bool = False,
+        text_column: str = "text",
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
+        self.save_hyperparameters()
+        if seq_len < 1:
+            raise ValueError(f"seq_len must be at least 1, not {seq_len}")
+        if eval_stride is not None and not 1 <= eval_stride <= seq_len:
+            raise ValueError(f"eval_stride must lie between 1 and seq_len {seq_len}, not at {eval_stride}")
+        if not (val_fraction > 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):
+            raise ValueError(
+                f"val_fraction {val_fraction} must be positive, test_fraction {test_fraction} not negative,"
+                " and both together less than 1"
+            )
+        self.seq_len = seq_len
+        default = os.environ.get("ZOO_CACHE", "~/.cache/zoo")
+        self._cache = Path(default if cache_dir is None else cache_dir).expanduser()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Loaded, or learnt from the training split, when it is first asked for."""
+        if self.hparams["tokenizer"] == "bpe":
+            return self._learn_bpe(self.hparams["bpe_vocab_size"])
+        return load_tokenizer(self.hparams["tokenizer"])
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+    def stats(self, split: str) -> dict[str, int]:
+        """How many tokens, words and bytes a split has; words count as on WikiText, line ends included.
+
+        Per-word perplexity is exp(total loss / words), comparable between tokenizers.
+        """
+        if split not in self._stats:
+            raise ValueError(f"{self.hparams['data']} has no {split} split, only {', '.join(self._stats)}")
+        return self._stats[split]
+
+    def tokens(self, split: str) -> np.ndarray:
+        """All token ids of a split (N,), memory-mapped: what a counting model is given."""
+        return np.memmap(self._packed / f"{split}.bin", dtype=token_dtype(self.vocab_size), mode="r")
+
+    def prepare_data(self) -> None:
+        _ = self._stats  # packs, once per machine
+
+    def dataset(self, split: str) -> Windows:
+        if split == "predict":
+            split = "test" if "test" in self._stats else "val"
+        name, tokens = f"the {split} split of {self.hparams['data']}", self.stats(split)["tokens"]
+        if not self.stats(split)["bytes"]:
+            raise ValueError(f"{name} has no text in it")
+        needed = self.seq_len + 1 if split == "train" else 2
+        if tokens < needed:
+            raise ValueError(f"{name} has {tokens} tokens, but one window needs {needed}: lower seq_len")
+        stride = None if split == "train" else self.hparams["eval_stride"] or self.seq_len
+        return Windows(self._packed / f"{split}.bin", token_dtype(self.vocab_size), self.seq_len, stride)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tokenizer": self.tokenizer.fingerprint}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["tokenizer"] != self.tokenizer.fingerprint:
+            raise ValueError(
+                f"the checkpoint was trained with another tokenizer ({state_dict['tokenizer']}) than"
+                f" {self.hparams['tokenizer']!r} gives here ({self.tokenizer.fingerprint}):"
+                " give the checkpoint's own path as the tokenizer"
+            )
+
+    @cached_property
+    def _corpus(self) -> Corpus:
+        names = ("data", "text_column", "join_rows", "val_fraction", "test_fraction")
+        return open_corpus(**{name: self.hparams[name] for name in names}, cache_dir=self._cache / "datasets")
+
+    @property
+    def _packed(self) -> Path:
+        key = f"{self._corpus.digest} {self.tokenizer.fingerprint}"
+        return self._cache / "tokens" / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+
+    @cached_property
+    def _stats(self) -> dict[str, dict[str, int]]:
+        return pack(self._corpus, self.tokenizer, self._packed)
+
+    def _learn_bpe(self, vocab_size: int) -> Tokenizer:
+        file = self._cache / "bpe" / f"{self._corpus.digest}-{vocab_size}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file}.lock"):
+            if not file.exists():
+                learnt = train_bpe((text for _, text in parts(self._corpus.splits["train"]())), vocab_size)
+                half = file.with_suffix(".half")
+                half.write_text(json.dumps(learnt.state()))
+                os.replace(half, file)
+        return from_state(json.loads(file.read_text()))

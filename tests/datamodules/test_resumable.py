@@ -1,0 +1,206 @@
+"""The data's order, its split over processes, and resuming at every place where a run can stop."""
+
+from itertools import chain
+
+import pytest
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import nn
+from torch.utils.data import Dataset, TensorDataset
+
+from datamodules.resumable import TrainLoader, ZooDataModule
+from tests.resume import (
+    BATCH_END,
+    EPOCH_END,
+    VALIDATION_END,
+    assert_resume_is_bitwise,
+    assert_same_weights,
+    train,
+)
+from zoo.streams import derive
+
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+class Points(ZooDataModule):
+    """`samples` points on a noisy plane, with their indices."""
+
+    def __init__(self, samples: int = 22, **options) -> None:
+        super().__init__(**{"batch_size": 2, "seed": 3, **options})
+        self.samples = samples
+
+    def dataset(self, split: str) -> Dataset:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(self.samples, 4, generator=generator)
+        return TensorDataset(x, x.sum(-1, keepdim=True), torch.arange(self.samples))
+
+
+class Net(LightningModule):
+    """A small network with dropout; what it draws is a function of the step, as in the zoo's own modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 1))
+        self.register_buffer("scale", torch.ones(1))  # DDP broadcasts buffers in each forward
+
+    def on_train_batch_start(self, batch, batch_idx: int) -> None:
+        step = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        torch.manual_seed(derive(7, "step", self.global_rank, step))
+
+    def training_step(self, batch, batch_idx: int):
+        x, y, _ = batch
+        return nn.functional.mse_loss(self.net(x), y * self.scale)
+
+    def validation_step(self, batch, batch_idx: int) -> None:
+        self.log("val", nn.functional.mse_loss(self.net(batch[0]), batch[1]), sync_dist=True)
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+# 22 samples in batches of 2: epochs of 11 steps; max_steps 14 ends in the middle of the second.
+WHENEVER = (BATCH_END, VALIDATION_END, EPOCH_END)
+CASES = {
+    "every batch, across an epoch": {"max_steps": 14},
+    "workers": {"max_steps": 14, "every": 5, "num_workers": 2},
+    "in the dataset's order": {"max_steps": 14, "every": 4, "shuffle": False},
+    "accumulation, also between steps": {"max_epochs": 2, "accumulate_grad_batches": 3},
+    "a limited epoch": {"max_epochs": 4, "limit_train_batches": 4, "every": 3},
+    "validation within epochs": {"max_epochs": 3, "val_check_interval": 4, "hooks": WHENEVER, "every": 4},
+    "validation between optimizer steps": {
+        "max_epochs": 2,
+        "accumulate_grad_batches": 2,
+        "val_check_interval": 3,
+        "hooks": (VALIDATION_END,),
+    },
+    "validation after epochs": {"max_epochs": 2, "hooks": WHENEVER, "every": 11},
+    "the same batches": {"max_epochs": 3, "overfit_batches": 3},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_resume_is_bitwise(name: str, tmp_path):
+    options = {"max_epochs": -1, "limit_val_batches": 2 if "val" in name else 0, **CASES[name]}
+    data = {key: options.pop(key) for key in ("num_workers", "shuffle") if key in options}
+    assert_resume_is_bitwise(Net, lambda: Points(**data), tmp_path, **options)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_resume_is_bitwise_on_two_processes(accumulate: int, tmp_path):
+    # Epochs of 5 steps; with two batches a step, the checkpoint at batch 3 is inside a window.
+    options = {"max_epochs": 2, "accumulate_grad_batches": accumulate, "limit_val_batches": 0, "every": 3}
+    assert_resume_is_bitwise(Net, lambda: Points(num_workers=accumulate - 1), tmp_path, devices=2, **options)
+
+
+def test_a_run_resumed_at_each_step_is_the_run_never_stopped(tmp_path, monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    torch.manual_seed(7)
+    options = {"max_epochs": -1, "limit_val_batches": 0, "hooks": (BATCH_END,)}
+    whole = train(Net(), Points(samples=6), tmp_path / "whole", max_steps=8, **options)
+    torch.manual_seed(7)
+    checkpoint = None
+    for step in range(1, 9):
+        folder = tmp_path / f"{step}"
+        weights = train(Net(), Points(samples=6), folder, max_steps=step, resume=checkpoint, **options)
+        checkpoint = folder / f"{BATCH_END}-{step:03d}.ckpt"
+    assert_same_weights(whole, weights, "every step")
+
+
+class Interrupt(Callback):
+    """Ctrl-C inside batch `at`, then a checkpoint, as the zoo's own callback writes it."""
+
+    def __init__(self, at: int, path) -> None:
+        self.at, self.path = at, path
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch, batch_idx: int) -> None:
+        if trainer.fit_loop.epoch_loop.total_batch_idx == self.at:
+            raise KeyboardInterrupt
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("at", [0, 4, 9, 10, 11, 15])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_batch_cut_short_is_done_again(at: int, accumulate: int, tmp_path, monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    options = {"max_epochs": 2, "accumulate_grad_batches": accumulate, "limit_val_batches": 0}
+    torch.manual_seed(7)
+    whole = train(Net(), Points(), tmp_path / "whole", **options)
+    torch.manual_seed(7)
+    trainer = Trainer(callbacks=[Interrupt(at, tmp_path / "cut.ckpt")], devices=1, **QUIET, **options)
+    with pytest.raises(SystemExit):
+        trainer.fit(Net(), Points())
+    resumed = train(Net(), Points(), tmp_path / "resumed", resume=tmp_path / "cut.ckpt", **options)
+    assert_same_weights(whole, resumed, f"batch {at}")
+
+
+def loader(rank: int = 0, ranks: int = 1, batch_size: int = 2, samples: int = 11) -> TrainLoader:
+    return TrainLoader(samples, lambda batches: batches, batch_size, rank=rank, ranks=ranks, seed=5)
+
+
+def first(batches, count: int) -> list[list[int]]:
+    return [batch for batch, _ in zip(batches, range(count), strict=False)]
+
+
+def test_two_processes_see_together_what_one_with_twice_the_batch_sees():
+    alone = first(loader(batch_size=4), 6)
+    pairs = zip(first(loader(0, 2), 6), first(loader(1, 2), 6), strict=True)
+    assert alone == [a + b for a, b in pairs]
+
+
+def test_each_epoch_is_another_permutation_without_its_incomplete_step():
+    assert len(loader()) == 5
+    batches = first(loader(), 10)
+    epochs = [list(chain(*batches[:5])), list(chain(*batches[5:]))]
+    assert all(len(set(epoch)) == 10 for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def test_a_resumed_order_goes_on_at_its_offset_whatever_the_batch_size():
+    resumed = loader(batch_size=1)
+    resumed.load_state_dict({"epoch": 1, "offset": 4, "unused": 0})
+    assert list(chain(*first(loader(), 10)[7:])) == list(chain(*first(resumed, 6)))
+
+
+def test_evaluation_sees_every_sample_once_in_order():
+    assert [i for batch in Points(samples=5).val_dataloader() for i in batch[2].tolist()] == list(range(5))
+
+
+class Predict(Net):
+    def predict_step(self, batch, batch_idx: int) -> torch.Tensor:
+        self.trainer.indices += batch[2].tolist()
+        return batch[2]
+
+    def on_predict_end(self) -> None:
+        torch.save(self.trainer.indices, f"{self.trainer.default_root_dir}/{self.global_rank}.pt")
+
+
+@pytest.mark.parametrize("samples", [1, 5, 8])
+def test_two_processes_share_an_evaluation_without_duplicates(samples: int, tmp_path):
+    trainer = Trainer(devices=2, strategy="ddp_fork", default_root_dir=tmp_path, **QUIET)
+    trainer.indices = []
+    trainer.predict(Predict(), Points(samples=samples), return_predictions=False)
+    seen = [torch.load(tmp_path / f"{rank}.pt") for rank in range(min(2, samples))]
+    assert sorted(chain(*seen)) == list(range(samples))
+
+
+def test_two_processes_may_validate_on_different_numbers_of_batches(tmp_path):
+    data = Points(samples=5)  # three samples and two: two batches and one
+    train(Net(), data, tmp_path, hooks=(VALIDATION_END,), devices=2, max_epochs=1)
+    assert (tmp_path / f"{VALIDATION_END}-001.ckpt").exists()
+
+
+def test_too_few_samples_for_a_step_are_refused():
+    with pytest.raises(ValueError, match="3 samples, fewer than the 4 of one step"):
+        loader(batch_size=2, ranks=2, samples=3)
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        Points(batch_size=0)

@@ -1,0 +1,288 @@
+"""Text from every source into windows: nothing lost, nothing predicted twice, bad input refused in a sentence."""
+
+import json
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from lightning import LightningModule
+
+from datamodules import TextLM, corpus, packing
+from datamodules.packing import IGNORED, token_dtype
+from tests.resume import BATCH_END, assert_resume_is_bitwise
+from zoo.tokenizers import load_tokenizer
+
+LINES = [f"{i} naïve cats sat\r\n" if i % 3 else f"{i} 日本\n" for i in range(400)]
+TEXT = "".join(LINES)
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A TextLM with a cache of its own."""
+
+    def make(data="pydoc", tokenizer="bytes", **options) -> TextLM:
+        defaults = {"seq_len": 16, "batch_size": 4, "cache_dir": str(tmp_path / "cache")}
+        return TextLM(str(data), str(tokenizer), **(defaults | options))
+
+    return make
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    file = tmp_path / "story.txt"
+    file.write_bytes(TEXT.encode())
+    return file
+
+
+def tokens(data: TextLM, split: str) -> list[int]:
+    return np.asarray(data.dataset(split)._tokens).tolist()
+
+
+def text(data: TextLM, split: str) -> str:
+    return data.tokenizer.decode(tokens(data, split))
+
+
+def test_the_default_needs_nothing_but_python(make):
+    from pydoc_data.topics import topics
+
+    data = make(seq_len=64)
+    data.prepare_data()
+    splits = [text(data, split) for split in ("train", "val", "test")]
+    assert sum(map(len, splits)) == sum(map(len, topics.values()))
+    assert all(topic in "".join(splits) for topic in topics.values())
+    assert sum(tokens(data, split).count(256) for split in ("train", "val", "test")) == len(topics)
+    assert 0.9 < len(splits[0]) / sum(map(len, splits)) < 0.96
+    inputs, targets, index = next(iter(data.train_dataloader()))
+    assert inputs.shape == targets.shape == (4, 64)
+    assert inputs.dtype == targets.dtype == index.dtype == torch.int64
+
+
+def test_a_text_file_comes_back_to_the_byte(make, text_file):
+    data = make(text_file)
+    assert text(data, "train") + text(data, "val") + text(data, "test") == TEXT
+    assert tokens(data, "train").count(256) == 1  # one document
+    assert text(data, "val").startswith(tuple(LINES))  # cut between lines
+    size = len(TEXT.encode())
+    assert abs(len(text(data, "val").encode()) - size / 20) < 40
+
+
+def test_stats_count_words_as_wikitext_does(make, tmp_path):
+    (tmp_path / "train.txt").write_text(" = Title = \n \n a b\tc\n")
+    (tmp_path / "valid.txt").write_text("é\n")
+    data = make(tmp_path)
+    assert data.stats("train") == {"tokens": 22, "words": 3 + 3 + 3, "bytes": 21}
+    assert data.stats("val") == {"tokens": 4, "words": 2, "bytes": 3}
+    with pytest.raises(ValueError, match="has no test split, only train, val"):
+        data.test_dataloader()
+
+
+def test_a_folder_without_split_names_is_one_text(make, tmp_path):
+    (tmp_path / "texts").mkdir()
+    for name in ("b.txt", "a.md"):
+        (tmp_path / "texts" / name).write_text(name + TEXT, newline="")
+    data = make(tmp_path / "texts")
+    joined = text(data, "train") + text(data, "val") + text(data, "test")
+    assert joined == f"a.md{TEXT}b.txt{TEXT}"
+    assert tokens(data, "train").count(256) == 2
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_rows_of_a_table_are_documents_or_lines(suffix: str, make, tmp_path):
+    rows = ["NA", 'two "quoted"\nlines', "", "日本", "4"] * 40
+    file = tmp_path / f"rows{suffix}"
+    if suffix == ".csv":
+        quoted = [row.replace('"', '""') for row in rows]
+        file.write_text("id,body\n" + "".join(f'{i},"{row}"\n' for i, row in enumerate(quoted)))
+    else:
+        file.write_text("".join(json.dumps({"id": i, "body": row}) + "\n" for i, row in enumerate(rows)))
+    data = make(file, text_column="body")
+    assert text(data, "train") + text(data, "val") + text(data, "test") == "".join(rows)
+    assert tokens(data, "train")[:4] == [256, *b"NA", 256]
+    joined = make(file, text_column="body", join_rows=True)
+    assert text(joined, "train").startswith('NA\ntwo "quoted"\nlines\n\n日本\n')
+    assert tokens(joined, "train").count(256) == 1
+    with pytest.raises(ValueError, match="no column 'text': set text_column to one of id, body"):
+        make(file).prepare_data()
+
+
+def test_a_hub_data_set_goes_by_its_own_splits(make, monkeypatch):
+    import datasets
+
+    def load_dataset(name, config, cache_dir):
+        assert (name, config) == ("some/text", "small")
+        rows = {"train": ["one", "two"] * 20, "validation": ["three"]}
+        return datasets.DatasetDict({s: datasets.Dataset.from_dict({"text": r}) for s, r in rows.items()})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(corpus, "_online", lambda: True)
+    data = make("some/text:small")
+    assert text(data, "train") == "onetwo" * 20
+    assert tokens(data, "val") == [256, *b"three"]
+    assert data.dataset("predict")[0][0][:5].tolist() == [256, *b"thre"]
+
+
+def test_a_name_that_is_nowhere_is_told_both_ways(make, monkeypatch):
+    import datasets
+
+    def load_dataset(*_, **__):
+        raise ConnectionError("no network\nand more")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(corpus, "_online", lambda: True)
+    with pytest.raises(FileNotFoundError, match=r"no text is at some/text, and the hub gave .*\(no network\)"):
+        make("some/text").prepare_data()
+
+
+@pytest.mark.parametrize("stride", [None, 16, 5, 1])
+def test_evaluation_predicts_every_token_but_the_first_exactly_once(stride, make, text_file):
+    data = make(text_file, eval_stride=stride)
+    stream = tokens(data, "val")
+    scored = []
+    for inputs, targets, index in data.dataset("val"):
+        start = index * (stride or 16)
+        for position in (targets != IGNORED).nonzero().flatten().tolist():
+            scored.append(start + position + 1)
+            assert targets[position] == stream[start + position + 1]
+            assert inputs[: position + 1].tolist() == stream[start : start + position + 1]
+            assert index == 0 or position >= 16 - (stride or 16)
+    assert scored == list(range(1, len(stream)))
+
+
+@pytest.mark.parametrize("length", [2, 16, 17, 18, 33, 34])
+def test_windows_at_the_edges(length: int, tmp_path):
+    np.arange(length, dtype=np.uint16).tofile(tmp_path / "t.bin")
+    evaluation = packing.Windows(tmp_path / "t.bin", np.uint16, 16, stride=16)
+    assert [t for _, targets, _ in evaluation for t in targets.tolist() if t >= 0] == list(range(1, length))
+    training = packing.Windows(tmp_path / "t.bin", np.uint16, 16)
+    assert len(training) == (length - 1) // 16
+    for inputs, targets, index in training:
+        assert inputs.tolist() == list(range(16 * index, 16 * index + 16))
+        assert targets.tolist() == list(range(16 * index + 1, 16 * index + 17))
+
+
+def test_long_texts_are_packed_as_if_in_one_piece(make, zoo_data, monkeypatch):
+    source = zoo_data / "wikitext-2" / "valid.txt"
+    tokenizer = zoo_data / "stories260K" / "tok512.bin"
+    monkeypatch.setattr(packing, "_PART", 1000)
+    monkeypatch.setattr(packing, "_BATCH", 10_000)
+    data = make(source, tokenizer, test_fraction=0.0, val_fraction=0.05)
+    kept = text(data, "train")
+    assert tokens(data, "train") == load_tokenizer(tokenizer).encode(kept)
+    assert source.read_text(encoding="utf-8").startswith(kept)
+
+
+def test_tokens_take_the_narrowest_type():
+    types = [token_dtype(size) for size in (256, 257, 1 << 16, (1 << 16) + 1)]
+    assert types == [np.uint8, np.uint16, np.uint16, np.uint32]
+
+
+def test_packing_is_done_once_and_keyed_by_content(make, text_file, monkeypatch):
+    make(text_file).prepare_data()
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "_write", None)  # would fail if called
+        make(text_file, seq_len=8).prepare_data()  # windows do not change what is packed
+    text_file.write_text("something else\n" * 100)
+    assert text(make(text_file), "train").startswith("something else")
+    assert text(make(text_file, join_rows=True), "train").startswith("something else")
+
+
+def test_several_processes_may_pack_at_once(make, text_file):
+    with ThreadPoolExecutor(4) as pool:
+        stats = list(pool.map(lambda _: make(text_file).stats("train"), range(4)))
+    assert all(s == stats[0] for s in stats)
+
+
+def test_a_packing_that_was_killed_is_begun_again(make, text_file, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(packing.os, "fsync", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            make(text_file).prepare_data()
+    assert text(make(text_file), "train")
+
+
+def test_workers_map_the_file_themselves(make, text_file):
+    dataset = make(text_file).dataset("train")
+    first = dataset[0][0]
+    data = pickle.dumps(dataset)
+    assert len(data) < 1000
+    assert pickle.loads(data)[0][0].equal(first)
+
+
+def test_bpe_is_learnt_from_the_training_split_before_anything_is_packed(make, text_file, monkeypatch):
+    data = make(text_file, "bpe", bpe_vocab_size=300)
+    assert data.vocab_size == 300
+    assert text(data, "train") + text(data, "val") + text(data, "test") == TEXT
+    monkeypatch.setattr("datamodules.text_lm.train_bpe", None)  # now it is in the cache
+    assert make(text_file, "bpe", bpe_vocab_size=300).tokenizer.fingerprint == data.tokenizer.fingerprint
+
+
+def test_another_tokenizer_than_the_checkpoints_is_refused(make, text_file):
+    state = make(text_file).state_dict()
+    make(text_file).load_state_dict(state)
+    with pytest.raises(ValueError, match="trained with another tokenizer"):
+        make(text_file, "bpe", bpe_vocab_size=300).load_state_dict(state)
+
+
+def test_nothing_is_read_before_it_is_needed(make, tmp_path):
+    data = make(tmp_path / "nowhere.txt", tmp_path / "nowhere.model")
+    assert data.hparams["seq_len"] == 16
+    assert all(isinstance(value, str | int | float | None) for value in data.hparams.values())
+
+
+class Counts(LightningModule):
+    """A bigram model: the smallest language model that trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = torch.nn.Embedding(257, 257)
+
+    def training_step(self, batch, batch_idx: int):
+        return torch.nn.functional.cross_entropy(self.logits(batch[0]).flatten(0, 1), batch[1].flatten())
+
+    def validation_step(self, batch, batch_idx: int) -> None: ...
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.1)
+
+
+def test_resume_is_bitwise(make, text_file, tmp_path):
+    data = {"num_workers": 1, "batch_size": 64}
+    options = {"max_steps": 11, "max_epochs": -1, "every": 4, "hooks": (BATCH_END,), "limit_val_batches": 0}
+    assert_resume_is_bitwise(Counts, lambda: make(text_file, **data), tmp_path / "runs", **options)
+
+
+REFUSED = {
+    "stroy.txt": (None, r"no text is at .*stroy\.txt \(did you mean .*story\.txt\?\)"),
+    "empty.txt": (b"", "the train split of .* has no text in it"),
+    "short.txt": (b"a b\n", "has 5 tokens, but one window needs 17: lower seq_len"),
+    "latin.txt": (TEXT.encode() * 200 + b"caf\xe9 au lait", r"latin\.txt is not UTF-8 text: byte 0xe9 at {}"),
+    "cut.txt": (b"caf\xc3", r"byte 0xc3 at offset 3"),
+    "table.jsonl": (b"not a table\n", "cannot be read as a table"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_input_gets_one_sentence(name: str, make, text_file, tmp_path):
+    content, reason = REFUSED[name]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+        reason = reason.replace("{}", "offset " + str(len(TEXT.encode()) * 200 + 3))
+    with pytest.raises((ValueError, FileNotFoundError), match=reason) as error:
+        make(tmp_path / name).train_dataloader()
+    assert "\n" not in str(error.value)
+
+
+def test_other_refusals(make, text_file, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(ValueError, match="holds no text: none of its files ends in"):
+        make(tmp_path / "pictures").prepare_data()
+    with pytest.raises(ValueError, match="seq_len must be at least 1, not 0"):
+        make(seq_len=0)
+    with pytest.raises(ValueError, match="eval_stride must lie between 1 and seq_len 16, not at 17"):
+        make(eval_stride=17)
+    with pytest.raises(ValueError, match="both together less than 1"):
+        make(val_fraction=0.5, test_fraction=0.5)
+    with pytest.raises(ValueError, match="fewer than the 10000 of one step"):
+        make(text_file, batch_size=10_000).train_dataloader()
