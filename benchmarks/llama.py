@@ -1,0 +1,314 @@
+"""Our Llama beside transformers' LlamaForCausalLM: the same weights, in one run, measured in turn.
+
+Decoding at batch 1, a training step, its peak memory, AdamW beside torch's; on a machine with CUDA also a
+training step of the 110M shape. Each figure is the median of `--repeats` rounds in which every candidate has
+its turn, so that what disturbs the machine disturbs all of them; the peer is given its best setting. Rows go
+to `--output` as JSON, and to the terminal as a table.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from zoo.llama import Llama, LlamaConfig, load_checkpoint, save_checkpoint  # noqa: E402
+from zoo.llama.decode import Decoder  # noqa: E402
+from zoo.optim import AdamW  # noqa: E402
+
+STORIES = Path(os.environ.get("ZOO_DATA", ROOT.parent / "shared" / "data")) / "stories260K" / "stories260K.bin"
+SHAPES = {
+    "260K": {"vocab_size": 512, "dim": 64, "n_layers": 5, "n_heads": 8, "n_kv_heads": 4, "hidden_dim": 172},
+    "15M": {"dim": 288, "n_layers": 6, "n_heads": 6, "max_seq_len": 256},
+    "110M": {"dim": 768, "n_layers": 12, "n_heads": 12, "max_seq_len": 1024},
+}
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense 16-bit, from NVIDIA's data sheets
+Row = dict[str, Any]
+
+
+def in_turn(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each candidate over rounds of one call each, after one unmeasured round."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for measured in (False, *[True] * repeats):
+        for name, run in candidates.items():
+            start = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if measured:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def build(shape: str) -> Llama:
+    torch.manual_seed(0)
+    return Llama(LlamaConfig(**SHAPES[shape]))
+
+
+def peer_of(model: Llama) -> Any:
+    """transformers' model with the same weights."""
+    from transformers import LlamaForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(model, folder)
+        return LlamaForCausalLM.from_pretrained(folder)
+
+
+def decode(shape: str, repeats: int, compile: bool, n: int = 200) -> list[Row]:
+    """Greedy decoding of n tokens from one: tokens per second, and the floor that memory sets."""
+    model = load_checkpoint(STORIES) if shape == "260K" and STORIES.exists() else build(shape)
+    peer, prompt = peer_of(model.eval()).eval(), torch.tensor([[1]])
+    peer.generation_config.eos_token_id = None
+
+    def ours(**options: Any) -> Callable[[], Tensor]:
+        return lambda: model.generate(prompt, n, temperature=0, **options)
+
+    def theirs(**options: Any) -> Callable[[], Tensor]:
+        return lambda: peer.generate(prompt, max_new_tokens=n, do_sample=False, pad_token_id=0, **options)
+
+    candidates: dict[str, Callable[[], Any]] = {
+        "peer, dynamic cache": theirs(),
+        "peer, static cache": theirs(cache_implementation="static"),
+        "eager fp32": ours(),
+        "eager bf16": ours(precision="bf16"),
+    }
+    if compile:
+        candidates |= {"compiled fp32": ours(compile=True), "compiled bf16": ours(compile=True, precision="bf16")}
+    assert torch.equal(ours()(), theirs()()) or shape != "260K", "the two disagree: nothing to compare"
+    matrices = Decoder(model, 1, n).matrices
+    floats = sum(w.numel() for kind in matrices for w in kind) + model.output_weight.numel()
+    # What one thread reads: the sum of a tensor, of the size that a token's weights take.
+    block = torch.ones(floats)
+    candidates["read"] = lambda: [block.sum() for _ in range(10)]
+    with torch.inference_mode():
+        rate = {name: n / seconds for name, seconds in in_turn(candidates, repeats).items()}
+    bandwidth = rate.pop("read") / n * 10 * floats * 4  # bytes a second
+    best = max(value for name, value in rate.items() if name.startswith("peer"))
+    rows = []
+    for name, value in rate.items():
+        if not name.startswith("peer"):
+            floor = bandwidth / (floats * (2 if "bf16" in name else 4))
+            more = {"floor": round(floor), "share_of_floor": round(value / floor, 3), "GB_per_s": bandwidth / 1e9}
+            rows.append(row(f"decode {shape}, {name}", value, best, "tokens/s", **more))
+    return rows
+
+
+def training(shape: str, batch: int, length: int) -> dict[str, Callable[[], Any]]:
+    """One training step of each: forward, backward, optimizer, on the same weights and tokens."""
+    model = build(shape).train()
+    peer = peer_of(model).train()
+    tokens = torch.randint(model.config.vocab_size, (batch, length + 1))
+    settings = {"lr": 1e-4, "weight_decay": 0.1}
+    optimizer = AdamW(model.parameters(), **settings)
+    # fused is the quickest of torch's three on a CPU as on a GPU.
+    peer_optimizer = torch.optim.AdamW(peer.parameters(), fused=True, **settings)
+
+    def ours() -> None:
+        model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def theirs() -> None:  # it shifts the labels itself
+        peer(input_ids=tokens[:, :-1], labels=tokens[:, :-1], use_cache=False).loss.backward()
+        peer_optimizer.step()
+        peer_optimizer.zero_grad()
+
+    return {"ours": ours, "peer": theirs}
+
+
+def train(repeats: int) -> list[Row]:
+    seconds = in_turn(training("15M", 8, 256), repeats)
+    return [row("train step 15M, 8 x 256, fp32", seconds["ours"], seconds["peer"], "s")]
+
+
+def memory(repeats: int) -> list[Row]:
+    """Peak memory of three training steps, beyond what the process held before the model, each in its own."""
+    peaks = {}
+    for name in ("ours", "peer"):
+        command = [sys.executable, __file__, "--memory-of", name]
+        peaks[name] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return [row("peak memory of training 15M, 8 x 256, fp32", peaks["ours"], peaks["peer"], "MB")]
+
+
+def memory_of(name: str) -> None:
+    import transformers  # noqa: F401 - in both processes, so that it counts in neither
+
+    def megabytes() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    model = build("15M")
+    tokens = torch.randint(model.config.vocab_size, (8, 256))
+    if name == "ours":
+        before = megabytes()
+        optimizer: Any = AdamW(model.parameters())
+
+        def loss() -> Tensor:
+            return model.loss(tokens, tokens)
+    else:
+        peer = peer_of(model)
+        del model
+        before = megabytes()
+        optimizer = torch.optim.AdamW(peer.parameters(), fused=True)
+
+        def loss() -> Tensor:
+            return peer(input_ids=tokens, labels=tokens, use_cache=False).loss
+
+    for _ in range(3):
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    print(megabytes() - before)
+
+
+def adamw(repeats: int) -> list[Row]:
+    """The optimizer's step alone, on the parameters of the 15M shape."""
+
+    def stepping(make: Callable[..., Any]) -> Callable[[], Any]:
+        parameters = [torch.nn.Parameter(torch.randn_like(p)) for p in build("15M").parameters()]
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        optimizer = make(parameters, lr=1e-4, weight_decay=0.1)
+        return lambda: [optimizer.step() for _ in range(5)]
+
+    seconds = in_turn(
+        {
+            "ours": stepping(AdamW),
+            "ours plain": stepping(lambda p, **s: AdamW(p, fused=False, **s)),
+            "foreach": stepping(lambda p, **s: torch.optim.AdamW(p, foreach=True, **s)),
+            "fused": stepping(lambda p, **s: torch.optim.AdamW(p, fused=True, **s)),
+        },
+        repeats,
+    )
+    seconds = {name: value / 5 for name, value in seconds.items()}
+    return [
+        row(f"AdamW 15M, {ours} / torch's {peer}", seconds[ours], seconds[peer], "s")
+        for ours, peer in (("ours", "foreach"), ("ours", "fused"), ("ours plain", "foreach"))
+    ]
+
+
+def gpu(repeats: int, batch: int = 32, length: int = 1024) -> list[Row]:
+    """A compiled training step of the 110M shape, in both 16-bit types: tokens/s, MFU, peak memory."""
+    rows = []
+    name = torch.cuda.get_device_name()
+    peak = next((flops for chip, flops in PEAK_FLOPS.items() if chip in name), float("nan"))
+    for dtype in (torch.float16, torch.bfloat16):
+        result = {}
+        for who in ("ours", "peer"):
+            torch._dynamo.reset()
+            torch.cuda.empty_cache()
+            model = build("110M")
+            flops = model.flops_per_token(length)
+            network: Any = (model if who == "ours" else peer_of(model)).cuda()
+            tokens = torch.randint(model.config.vocab_size, (batch, length), device="cuda")
+            if who == "ours":
+                optimizer: Any = AdamW(network.parameters())
+                loss = torch.compile(network.loss)
+                arguments: dict[str, Any] = {"tokens": tokens, "targets": tokens.roll(-1, 1)}
+            else:
+                optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+                forward = torch.compile(network)
+                arguments = {"input_ids": tokens, "labels": tokens, "use_cache": False}
+
+                def loss(forward: Any = forward, **arguments: Any) -> Tensor:
+                    return forward(**arguments).loss
+
+            scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
+
+            def step(loss=loss, arguments=arguments, optimizer=optimizer, scaler=scaler, dtype=dtype) -> None:
+                with torch.autocast("cuda", dtype=dtype):
+                    value = loss(**arguments)
+                scaler.scale(value).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad()
+
+            for _ in range(3):
+                step()
+            torch.cuda.reset_peak_memory_stats()
+            seconds = in_turn({who: lambda step=step: [step() for _ in range(5)]}, repeats)[who] / 5
+            rate = batch * length / seconds
+            result[who] = rate, torch.cuda.max_memory_allocated() / 2**20, rate * flops / peak
+        (ours, our_memory, our_mfu), (theirs, their_memory, their_mfu) = result["ours"], result["peer"]
+        what = f"train 110M, {batch} x {length}, {str(dtype).removeprefix('torch.')}, compiled, {name}"
+        mfu = {"MFU": round(our_mfu, 3), "peer_MFU": round(their_mfu, 3)}
+        rows.append(row(what, ours, theirs, "tokens/s", **mfu))
+        rows.append(row(f"peak memory, {what}", our_memory, their_memory, "MB"))
+    return rows
+
+
+def row(benchmark: str, ours: float, peer: float, unit: str, **more: Any) -> Row:
+    return {"benchmark": benchmark, "ours": ours, "peer": peer, "ratio": ours / peer, "unit": unit, **more}
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def main() -> None:
+    parts = {
+        "decode-260K": lambda: decode("260K", args.repeats, args.compile),
+        "decode-15M": lambda: decode("15M", args.repeats, args.compile),
+        "train": lambda: train(args.repeats),
+        "memory": lambda: memory(args.repeats),
+        "adamw": lambda: adamw(args.repeats),
+        "gpu": lambda: gpu(args.repeats),
+    }
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), help="parts to run (default: all)")
+    parser.add_argument("--repeats", type=int, default=7, help="measured rounds of each part (default: 7)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="compiled decoding too")
+    parser.add_argument("--output", type=Path, default=ROOT / "results" / "llama_cpu.json", help="file of the rows")
+    parser.add_argument("--memory-of", choices=("ours", "peer"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.memory_of:
+        return memory_of(args.memory_of)
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    facts = {
+        "repeats": args.repeats, "threads": args.threads, "cpu": cpu_name(), "torch": torch.__version__,
+        "commit": git.stdout.strip() or None, "date": date.today().isoformat(),
+        "command": " ".join(["python benchmarks/llama.py", *sys.argv[1:]]),
+    }  # fmt: skip
+    rows = []
+    for name in args.only:
+        if name == "gpu" and not torch.cuda.is_available():
+            print("gpu: left out, for there is no CUDA device")
+            continue
+        for result in parts[name]():
+            rows.append({**result, **facts})
+            more = f"{result['share_of_floor']:.0%} of the floor" if "share_of_floor" in result else ""
+            print(
+                f"{result['benchmark']:<48} {result['ours']:>10.5g} {result['peer']:>10.5g} {result['unit']:<9}"
+                f"{result['ratio']:>7.3f}  {more}",
+                flush=True,
+            )
+    if rows:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""Each format there and back, the known file to the byte, and one sentence for each way to be wrong."""
+
+import dataclasses
+import json
+import pickle
+import re
+import struct
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from zoo.llama import Llama, LlamaConfig, load_checkpoint, save_checkpoint
+from zoo.llama.checkpoint import _parted
+
+TINY = {"vocab_size": 20, "dim": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 8}
+
+
+def build(**changes):
+    torch.manual_seed(0)
+    return Llama(LlamaConfig(**(TINY | changes))).eval()
+
+
+def same(a, b):
+    """Equal weights, bit by bit, and equal settings but for how hidden_dim is said."""
+    states = a.state_dict(), b.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    tokens = torch.arange(8)[None]
+    assert torch.equal(a(tokens)[0], b(tokens)[0])
+    return True
+
+
+def test_the_known_file_comes_back_to_the_byte(zoo_data, tmp_path):
+    original = zoo_data / "stories260K" / "stories260K.bin"
+    save_checkpoint(load_checkpoint(original), tmp_path / "hf")
+    save_checkpoint(load_checkpoint(tmp_path / "hf"), tmp_path / "again.bin", format="llama2c")
+    assert (tmp_path / "again.bin").read_bytes() == original.read_bytes()
+
+
+@pytest.mark.parametrize("format", ["hf", "llama2c"])
+@pytest.mark.parametrize("tie", [True, False])
+def test_there_and_back(tmp_path, format, tie):
+    model = build(tie_embeddings=tie)
+    save_checkpoint(model, tmp_path / "deep" / "model", format=format)
+    assert same(load_checkpoint(tmp_path / "deep" / "model"), model)
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".saving")]
+
+
+def test_hugging_face_keeps_every_setting(tmp_path):
+    scaling = dict(zip(("factor", "low_freq_factor", "high_freq_factor"), (4.0, 1.0, 4.0), strict=True))
+    scaling["original_max_position_embeddings"] = 4
+    model = build(rope_theta=500.0, rope_scaling=scaling, norm_eps=1e-6, hidden_dim=24)
+    save_checkpoint(model, tmp_path)
+    back = load_checkpoint(tmp_path)
+    assert same(back, model)
+    assert dataclasses.replace(back.config, n_kv_heads=2, multiple_of=32) == model.config
+
+
+def test_hugging_face_shards(tmp_path):
+    model = build()
+    save_checkpoint(model, tmp_path)
+    tensors = list(load_file(tmp_path / "model.safetensors").items())
+    index = {}
+    for i, half in enumerate((dict(tensors[:7]), dict(tensors[7:]))):
+        save_file(half, tmp_path / f"model-{i}.safetensors")
+        index |= dict.fromkeys(half, f"model-{i}.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (tmp_path / "model.safetensors").unlink()
+    assert same(load_checkpoint(tmp_path), model)
+    (tmp_path / "model-1.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"lacks its weights file model-1\.safetensors"):
+        load_checkpoint(tmp_path)
+
+
+def llama2c_pt(model, prefix="", course=False, **args):
+    weights = _parted(model.state_dict(), model.config)
+    weights.setdefault("output.weight", weights["tok_embeddings.weight"])
+    for word in ("query", "key", "value", "output") if course else ():
+        weights = {name.replace(f".w{word[0]}.", f".compute_{word}."): t for name, t in weights.items()}
+    settings = {name: TINY[name] for name in TINY} | args
+    return {"model_args": settings, "model": {prefix + name: t for name, t in weights.items()}, "iter_num": 3}
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+@pytest.mark.parametrize("course", [True, False])
+def test_llama2c_pt_and_the_courses(tmp_path, tie, prefix, course):
+    model = build(tie_embeddings=tie)
+    torch.save(llama2c_pt(model, prefix, course, multiple_of=32), tmp_path / "stories.pt")
+    assert same(load_checkpoint(tmp_path / "stories.pt"), model)
+
+
+@pytest.mark.parametrize("prefix", ["model.", "model._orig_mod."])
+def test_our_own_checkpoint(tmp_path, prefix):
+    model = build(n_kv_heads=None)
+    torch.save(
+        {
+            "state_dict": {prefix + name: t for name, t in model.state_dict().items()} | {"metric": torch.ones(1)},
+            "hyper_parameters": TINY | {"n_kv_heads": None, "lr": 1e-3, "weights": None},
+            "epoch": 1,
+        },
+        tmp_path / "any name",
+    )
+    assert same(load_checkpoint(tmp_path / "any name"), model)
+
+
+def test_a_file_is_told_by_its_content(tmp_path):
+    save_checkpoint(build(), tmp_path / "model.pt", format="llama2c")
+    assert same(load_checkpoint(str(tmp_path / "model.pt")), build())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"rope_theta": 500.0}, {"norm_eps": 1e-6}], ids=lambda changes: next(iter(changes))
+)
+def test_a_bin_refuses_what_it_cannot_express(tmp_path, changes):
+    with pytest.raises(ValueError, match=r"llama2\.c's \.bin expresses only"):
+        save_checkpoint(build(**changes), tmp_path / "a.bin", format="llama2c")
+    with pytest.raises(ValueError, match='"hf" or "llama2c", not as \'gguf\''):
+        save_checkpoint(build(), tmp_path / "a.bin", format="gguf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    save_checkpoint(build(), tmp_path / "a.bin", format="llama2c")
+    before = (tmp_path / "a.bin").read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(build(vocab_size=21), tmp_path / "a.bin", format="llama2c")
+    assert (tmp_path / "a.bin").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+class Bomb:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('it ran')",)
+
+
+def damage(kind, folder):
+    """Makes one bad file or folder and returns its path."""
+    path, model = folder / "bad", build()
+    if kind in ("empty", "text", "magic", "zeros", "raw pickle"):
+        path.write_bytes({
+            "empty": b"", "text": b"Once upon a time, there was a checkpoint. " * 9, "zeros": bytes(1000),
+            "magic": struct.pack("<2i", 0x616B3432, 1) + bytes(300), "raw pickle": pickle.dumps(Bomb()),
+        }[kind])  # fmt: skip
+    elif kind in ("short bin", "long bin"):
+        save_checkpoint(model, path, format="llama2c")
+        content = path.read_bytes()
+        path.write_bytes(content[:-4] if kind == "short bin" else content + b"more")
+    elif kind in ("short zip", "bomb", "old bomb", "foreign zip", "heads", "lacking", "extra", "shape"):
+        content = llama2c_pt(model)
+        weights = content["model"]
+        if "bomb" in kind:
+            content["model_args"] = Bomb()
+        elif kind == "foreign zip":
+            content = {"weights": weights}
+        elif kind == "heads":
+            content["model_args"]["n_heads"] = 3
+        elif kind == "lacking":
+            del weights["norm.weight"]
+        elif kind == "extra":
+            weights["layers.0.attention.wq.bias"] = torch.zeros(16)
+        elif kind == "shape":
+            weights["layers.1.attention.wk.weight"] = torch.zeros(16, 16)
+        torch.save(content, path, _use_new_zipfile_serialization=kind != "old bomb")
+        if kind == "short zip":
+            path.write_bytes(path.read_bytes()[:2000])
+    else:
+        save_checkpoint(model, path)
+        config, tensors = json.loads((path / "config.json").read_text()), load_file(path / "model.safetensors")
+        if kind == "no config":
+            (path / "config.json").unlink()
+        elif kind == "half a config":
+            (path / "config.json").write_text((path / "config.json").read_text()[:50])
+        elif kind == "short safetensors":
+            whole = (path / "model.safetensors").read_bytes()
+            (path / "model.safetensors").write_bytes(whole[:-100])
+        elif kind in ("gpt2", "yarn", "no size", "head_dim"):
+            change = {
+                "gpt2": {"model_type": "gpt2"}, "yarn": {"rope_parameters": {"rope_type": "yarn"}},
+                "no size": {}, "head_dim": {"head_dim": 5},
+            }[kind]  # fmt: skip
+            if kind == "no size":
+                del config["hidden_size"]
+            (path / "config.json").write_text(json.dumps(config | change))
+        else:
+            assert kind == "hf extra"
+            save_file(tensors | {"model.layers.0.mlp.router.weight": torch.ones(1)}, path / "model.safetensors")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("empty", "no checkpoint of a known format"),
+        ("text", "no checkpoint of a known format"),
+        ("zeros", "no checkpoint of a known format"),
+        ("raw pickle", "no checkpoint of a known format"),
+        ("magic", "newer llama2.c export"),
+        ("short bin", "truncated: [0-9]+ bytes"),
+        ("long bin", "damaged, or of another format"),
+        ("short zip", "truncated or damaged"),
+        ("bomb", "pickled Python objects"),
+        ("old bomb", "pickled Python objects"),
+        ("foreign zip", "holds no model of a known format"),
+        ("heads", "dim 16 does not divide into n_heads 3"),
+        ("lacking", "lacks tensor norm.weight"),
+        ("extra", "unknown tensor layers.0.attention.wq.bias"),
+        ("shape", r"layers.1.attention.wk.weight is \(16, 16\), but the settings ask for \(8, 16\)"),
+        ("no config", "it has no config.json"),
+        ("half a config", "config.json is truncated, or no JSON"),
+        ("short safetensors", "model.safetensors is truncated"),
+        ("gpt2", "describes a 'gpt2' model"),
+        ("yarn", "rotary scaling 'yarn'"),
+        ("no size", "lacks the field 'hidden_size'"),
+        ("head_dim", "sets head_dim 5"),
+        ("hf extra", "unknown tensor model.layers.0.mlp.router.weight"),
+    ],
+)
+def test_bad_files_are_one_sentence(tmp_path, kind, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        load_checkpoint(damage(kind, tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_there_is_one_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"there is no checkpoint at {tmp_path / 'x'}")):
+        load_checkpoint(tmp_path / "x")

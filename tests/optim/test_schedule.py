@@ -1,0 +1,30 @@
+import pytest
+import torch
+
+from zoo.optim import warmup_cosine
+
+
+def test_rises_to_the_peak_falls_to_the_floor_and_stays():
+    values = [warmup_cosine(step, 10, 100, 0.1) for step in range(120)]
+    assert values[0] == pytest.approx(0.1)
+    assert values[9] == 1
+    assert values[54] == pytest.approx(0.55)  # half way down
+    assert values[99:] == pytest.approx([0.1] * 21)
+    assert values[9:100] == sorted(values[9:100], reverse=True)
+
+
+def test_edges():
+    assert warmup_cosine(0, 0, 1) == pytest.approx(0.1)
+    assert warmup_cosine(0, 1, 1) == 1
+    assert warmup_cosine(3, 5, 2) == pytest.approx(0.8)  # a run shorter than its warm-up
+
+
+def test_drives_lambda_lr():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, 2, 4, 0.0))
+    rates = []
+    for _ in range(4):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([1.0, 2.0, 1.0, 0.0])

@@ -1,0 +1,52 @@
+"""Llama in Lightning: `LlamaLM` trains it as a language model."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.language_model import LanguageModel
+from zoo.llama.checkpoint import load_checkpoint
+from zoo.llama.generate import left_pad, stream_tokens
+from zoo.llama.model import Llama, LlamaConfig
+
+
+class LlamaLM(LanguageModel):
+    """Llama from scratch as a language model: RoPE, RMSNorm, grouped-query attention, SwiGLU, its own AdamW.
+
+    Args:
+        weights: start from these instead of from random ones: a llama2.c `.bin` or `.pt`, a Hugging Face folder or
+            a checkpoint of ours. The architecture is then the file's.
+        lr: peak learning rate.
+        warmup_steps: optimizer steps of linear warm-up.
+        min_lr_ratio: the cosine ends at this share of `lr`.
+        beta1, beta2: AdamW's decay rates.
+        weight_decay: decoupled decay of the matrices.
+        compile: run training through `torch.compile`.
+        **architecture: the fields of `LlamaConfig`. `vocab_size` follows the data's tokenizer.
+    """
+
+    def __init__(
+        self,
+        weights: str | None = None,
+        lr: float = 1e-3,
+        warmup_steps: int = 100,
+        min_lr_ratio: float = 0.1,
+        beta1: float = 0.9,
+        beta2: float = 0.95,
+        weight_decay: float = 0.1,
+        compile: bool = False,
+        **architecture: Any,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.model = load_checkpoint(weights) if weights else Llama(LlamaConfig(**architecture))
+
+    def configure_model(self) -> None:
+        if self.hparams["compile"]:
+            self.model.loss = torch.compile(self.model.loss)
+
+    def stream(self, prompts: list[list[int]], max_new_tokens: int, **options: Any) -> Iterator[Tensor]:
+        tokens, lengths = left_pad(prompts)
+        return stream_tokens(self.model, tokens.to(self.device), max_new_tokens, lengths=lengths, **options)

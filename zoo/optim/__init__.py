@@ -1,0 +1,6 @@
+"""Optimizers and learning-rate schedules."""
+
+from zoo.optim.adamw import AdamW
+from zoo.optim.schedule import warmup_cosine
+
+__all__ = ["AdamW", "warmup_cosine"]
