@@ -106,7 +106,7 @@ class Checkpoint(LightningCheckpoint):
     # ---- when to save
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or _rehearsal(trainer):
             return
         if self._improved(trainer):
             self.best_model_path = self._save(trainer, "best.ckpt")
@@ -121,7 +121,7 @@ class Checkpoint(LightningCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # Between two optimizer steps half-accumulated gradients would be lost: wait for the border.
-        if trainer.global_step == self._step or trainer.fast_dev_run:
+        if trainer.global_step == self._step or _rehearsal(trainer):
             return
         stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         if stop or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
@@ -130,13 +130,13 @@ class Checkpoint(LightningCheckpoint):
             raise SIGTERMException if self._signal == signal.SIGTERM else KeyboardInterrupt
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.fast_dev_run and self._saved_step != trainer.global_step:
+        if not _rehearsal(trainer) and self._saved_step != trainer.global_step:
             self._save(trainer, "last.ckpt")
 
     def _save(self, trainer: Trainer, name: str) -> str:
         path = str(Path(self.dirpath or ".") / name)
         self._saved_step = trainer.global_step
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         return path
 
     def _improved(self, trainer: Trainer) -> bool:
@@ -167,3 +167,8 @@ class Checkpoint(LightningCheckpoint):
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
         self._handlers.clear()
+
+
+def _rehearsal(trainer: Any) -> bool:
+    """`fast_dev_run`: nothing of it is kept."""
+    return bool(trainer.fast_dev_run)

@@ -1,16 +1,14 @@
 """Predictions as JSON lines, written while they come."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 
-class Predictions(BasePredictionWriter):
+class Predictions(Callback):
     """Write what `predict_step` returns, a list of dictionaries per batch, one line each, in input order.
 
     Each rank writes the share of the data that it saw: `predictions.jsonl` in one process,
@@ -22,7 +20,6 @@ class Predictions(BasePredictionWriter):
     """
 
     def __init__(self, path: str | None = None) -> None:
-        super().__init__("batch")
         self.path = path
         self.file: TextIO | None = None
 
@@ -36,18 +33,11 @@ class Predictions(BasePredictionWriter):
         self.partial = self.target.with_name(self.target.name + ".tmp")
         self.file = open(self.partial, "w", encoding="utf-8")  # noqa: SIM115 - closed when prediction ends
 
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: Any,
-        batch_indices: Sequence[int] | None,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         assert self.file is not None
-        for line in prediction:
+        for line in outputs:
             self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -26,7 +26,8 @@ class Throughput(Callback):
         self._restart()
 
     def _restart(self) -> None:
-        self.items, self.seconds, self.since = 0, 0.0, None
+        self.items, self.seconds = 0, 0.0
+        self.since: float | None = None
         self.first_step: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -44,7 +45,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        count = getattr(pl_module, "count", None)
+        count: Any = getattr(pl_module, "count", None)
         if count is None or self.first_step is None:
             return
         self.items += count(batch) * trainer.world_size

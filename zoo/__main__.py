@@ -6,6 +6,7 @@ they came from. Anything else is a defect of ours and keeps its traceback.
 
 import os
 import sys
+import warnings
 from difflib import get_close_matches
 
 from zoo import __version__, overview
@@ -38,6 +39,7 @@ def run(argv: list[str]) -> int:
     """Run a verb through LightningCLI, and turn what goes wrong into a sentence and an exit code."""
     from zoo.cli import ZooCLI, one_sentence
 
+    warnings.formatwarning = lambda message, *_, **__: f"zoo: {message}\n"
     try:
         ZooCLI(argv)
     except (ValueError, OSError) as error:

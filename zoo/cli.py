@@ -6,16 +6,17 @@ everywhere; the shared callbacks are top-level keys; a run's folder is never ove
 """
 
 import logging
+import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 import callbacks
 import datamodules
@@ -35,7 +36,10 @@ class ZooCLI(LightningCLI):
 
     def __init__(self, argv: list[str]) -> None:
         self.verb = argv[0]
-        logging.getLogger("lightning.pytorch").setLevel(logging.INFO if self.verb == "fit" else logging.WARNING)
+        # Lightning's chatter would drown the one sentence that matters, and `generate` prints nothing but text.
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
         super().__init__(
             ZooModule,
             datamodules.ZooDataModule,
@@ -56,7 +60,7 @@ class ZooCLI(LightningCLI):
         return {self.verb: METHOD_SKIPS | ({"return_predictions"} if self.verb == "predict" else set())}
 
     def add_arguments_to_parser(self, parser: Any) -> None:
-        parser.add_argument("--data_dir", type=str | None, help="your data, a file or a folder, instead of the config's")
+        parser.add_argument("--data_dir", type=str | None, help="your data, instead of the config's")
         parser.add_argument("--output_dir", type=str | None, help="the run's folder (default: runs/<model>)")
         parser.add_lightning_class_args(callbacks.Checkpoint, "checkpoint")
         parser.add_lightning_class_args(callbacks.EarlyStopping, "early_stopping")
@@ -99,7 +103,9 @@ class ZooCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.verb]
         if config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-            raise ValueError(f"--trainer.accelerator {config.trainer.accelerator}: torch finds no CUDA GPU here; drop it, or say cpu")
+            raise ValueError(
+                f"--trainer.accelerator {config.trainer.accelerator}: torch finds no CUDA GPU here; drop it, or say cpu"
+            )
         if config.trainer.precision is not None:
             config.half.precision = "off"  # an explicit precision wins
         config.checkpoint.dirpath = config.checkpoint.dirpath or config.output_dir
@@ -108,7 +114,7 @@ class ZooCLI(LightningCLI):
         if self.memory and not self.memory.foreign:
             self.memory.check_tokenizer(self.datamodule)
 
-    def instantiate_trainer(self, **kwargs: Any) -> ZooTrainer:
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
         config = self.config[self.verb]
         kwargs["default_root_dir"] = config.output_dir
         if config.trainer.logger in (None, True):
@@ -119,6 +125,8 @@ class ZooCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Any:
         if config["logger"]:
             callbacks.append(LearningRateMonitor())
+        if config["enable_progress_bar"] is not False and self.verb != "generate":
+            callbacks.append(TQDMProgressBar())  # one line with ETA and metrics, in a terminal or a log
         return super()._instantiate_trainer(config, callbacks)
 
     # ---- running
@@ -128,12 +136,18 @@ class ZooCLI(LightningCLI):
         config = self.config.fit
         folder = Path(config.output_dir)
         taken = [name for name in ("last.ckpt", "best.ckpt") if (folder / name).exists()]
-        if rank_zero_only.rank == 0 and taken and not _inside(config.ckpt_path, folder):
+        if self.trainer.is_global_zero and taken and not _inside(config.ckpt_path, folder):
             raise ValueError(
                 f"{folder} already holds a run ({taken[0]}): add --ckpt_path last to go on with it, "
                 "or give another --output_dir"
             )
         _probe(folder)
+
+    def after_fit(self) -> None:
+        checkpoint = self.trainer.checkpoint_callback
+        if self.trainer.is_global_zero and isinstance(checkpoint, callbacks.Checkpoint):
+            best = f"best {checkpoint.monitor} {checkpoint.best_score:.4g}" if checkpoint.best_model_path else "no best"
+            print(f"{self.trainer.default_root_dir}: {self.trainer.global_step} steps, {best}", file=sys.stderr)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

@@ -6,10 +6,11 @@ warm-up and cosine, samples and predictions. The network is `self.model`, a plai
     forward(tokens (B, T)) -> (logits (B, T, V), hidden (B, T, dim))
     loss(tokens (B, T), targets (B, T)) -> mean negative log-likelihood, targets of -100 ignored
     flops_per_token(T) -> forward and backward arithmetic of one token
-    generate(tokens (B, T), max_new_tokens, ...) -> (B, T + n)
 """
 
 import math
+from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -32,11 +33,21 @@ class LanguageModel(ZooModule):
     """
 
     item = "tokens"  # what Throughput counts
-    model: nn.Module
+    model: Any
+
+    @property
+    def data(self) -> Any:
+        """The DataModule of the running trainer."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def __init__(self) -> None:
         super().__init__()
-        self.nll = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
+        self.val_nll, self.test_nll = MeanMetric(), MeanMetric()
+
+    def setup(self, stage: str) -> None:
+        longest, seq_len = self.model.config.max_seq_len, self.data.hparams.seq_len
+        if seq_len > longest:
+            raise ValueError(f"data.seq_len {seq_len} is beyond the model's max_seq_len {longest}: lower the first")
 
     # ---- training
 
@@ -47,13 +58,13 @@ class LanguageModel(ZooModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Here gradients are whole (accumulated, averaged over ranks, unscaled) and not yet clipped.
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             grads = [p.grad for p in self.parameters() if p.grad is not None]
             self.log("grad_norm", nn.utils.get_total_norm(grads))
 
     def configure_optimizers(self) -> Any:
         """AdamW on all parameters, weight decay on matrices only; linear warm-up, then cosine, step by step."""
-        h = self.hparams
+        h: Any = self.hparams
         matrices = [p for p in self.model.parameters() if p.requires_grad and p.ndim >= 2]
         vectors = [p for p in self.model.parameters() if p.requires_grad and p.ndim < 2]
         optimizer = AdamW(
@@ -61,7 +72,7 @@ class LanguageModel(ZooModule):
             lr=h.lr,
             betas=(h.beta1, h.beta2),
         )
-        total = self.trainer.estimated_stepping_batches
+        total = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, h.warmup_steps, total, h.min_lr_ratio))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -82,38 +93,37 @@ class LanguageModel(ZooModule):
         nll = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
         return nll.view_as(targets), targets != -100
 
-    def _evaluate(self, batch: tuple[Tensor, ...], split: str) -> None:
+    def _update(self, metric: MeanMetric, batch: tuple[Tensor, ...]) -> None:
         nll, scored = self._token_nll(batch)
-        count = scored.sum()
-        self.nll[split].update(nll.sum() / count.clamp(min=1), weight=count)
+        metric.update(nll.sum() / scored.sum().clamp(min=1), weight=scored.sum())
 
-    def _log_perplexity(self, split: str) -> None:
+    def _log_perplexity(self, metric: MeanMetric, split: str) -> None:
         # A metric of sums, not a mean of batches' means: exact for ragged last batches and for several ranks.
-        loss = self.nll[split].compute()
-        self.nll[split].reset()
+        loss = metric.compute()
+        metric.reset()
         self.log(f"{split}_loss", loss, prog_bar=True)
         self.log(f"{split}_ppl", loss.exp())
-        stats = self.trainer.datamodule.stats(split)
+        stats = self.data.stats(split)
         self.log(f"{split}_word_ppl", (loss * stats["tokens"] / stats["words"]).exp())
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
-        self._evaluate(batch, "val")
+        self._update(self.val_nll, batch)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_perplexity("val")
+        self._log_perplexity(self.val_nll, "val")
 
     def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
-        self._evaluate(batch, "test")
+        self._update(self.test_nll, batch)
 
     def on_test_epoch_end(self) -> None:
-        self._log_perplexity("test")
+        self._log_perplexity(self.test_nll, "test")
 
     def predict_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> list[dict[str, Any]]:
         """Score every window of the text: its place, its text, nats per token and perplexity."""
         nll, scored = self._token_nll(batch)
         counts = scored.sum(1)
         losses = nll.sum(1) / counts.clamp(min=1)
-        tokenizer = self.trainer.datamodule.tokenizer
+        tokenizer = self.data.tokenizer
         return [
             {
                 "index": index,
@@ -129,10 +139,13 @@ class LanguageModel(ZooModule):
 
     # ---- text
 
+    @abstractmethod
+    def stream(self, prompts: list[list[int]], max_new_tokens: int, **options: Any) -> Iterator[Tensor]:
+        """The next token of every prompt, (B,), again and again; options as in `zoo generate`."""
+
     def sample_text(self, prompt: str, max_new_tokens: int, temperature: float) -> str:
         """`prompt` and what the model makes of it, with a draw that depends on seed and step only."""
-        tokenizer = self.trainer.datamodule.tokenizer
-        tokens = torch.tensor([tokenizer.encode(prompt) or [0]], device=self.device)  # (1, T)
+        ids = self.data.tokenizer.encode(prompt) or [0]
         seed = derive(global_seed(), "sample", self.global_step)
-        text = self.model.generate(tokens, max_new_tokens, temperature=temperature, seed=seed)  # (1, T + n)
-        return tokenizer.decode(text[0].tolist())
+        steps = self.stream([ids], max_new_tokens, temperature=temperature, seed=seed)
+        return self.data.tokenizer.decode([*ids, *(int(step) for step in steps)])

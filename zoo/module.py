@@ -1,6 +1,7 @@
 """What every model of the zoo owes to its users, whatever it computes."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,6 +33,19 @@ class ZooModule(LightningModule):
         checkpoint["zoo"] = {"model": class_path(self), "data": class_path(data) if data is not None else None}
         if (tokenizer := getattr(data, "tokenizer", None)) is not None:
             checkpoint["tokenizer"] = tokenizer.state()
+
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's; a tensor of another shape, or one too many or too few, is a ValueError of one sentence."""
+        own = self.state_dict()
+        for name in [*own, *state_dict] if strict else []:
+            here, there = (tuple(s[name].shape) if name in s else "missing" for s in (own, state_dict))
+            if here != there:
+                raise ValueError(
+                    f"the checkpoint does not fit this {type(self).__name__}: {name} is {there} in the file and {here} "
+                    "in the model; drop the settings that change the model's sizes"
+                )
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
 
 def class_path(instance: object) -> str:

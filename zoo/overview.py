@@ -59,7 +59,7 @@ def configs() -> list[dict[str, str]]:
         rows.append(
             {
                 "config": path.relative_to(ROOT).as_posix(),
-                **{"model": "", "data": "", **dict(class_paths)},
+                **({"model": "", "data": ""} | dict(class_paths)),
                 "size": about.get("size", ""),
                 "needs": about.get("needs", ""),
                 "about": text.split("\n", 1)[0].lstrip("# "),
@@ -72,5 +72,6 @@ def table(rows: list[dict[str, str]]) -> str:
     """Rows of one shape as aligned columns, their keys above them."""
     columns = list(rows[0])
     widths = {c: max(len(c), *(len(row[c]) for row in rows)) for c in columns}
-    lines = [[c for c in columns], ["-" * widths[c] for c in columns], *([row[c] for c in columns] for row in rows)]
-    return "\n".join("  ".join(f"{v:<{widths[c]}}" for c, v in zip(columns, line, strict=True)).rstrip() for line in lines)
+    lines = [columns, ["-" * widths[c] for c in columns], *([row[c] for c in columns] for row in rows)]
+    cells = [[f"{value:<{widths[c]}}" for c, value in zip(columns, line, strict=True)] for line in lines]
+    return "\n".join("  ".join(line).rstrip() for line in cells)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
@@ -18,7 +18,7 @@ from zoo.module import ZooModule
 class ZooParser(LightningArgumentParser):
     """LightningArgumentParser with readable errors; exit code 2, as argparse has it."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if os.environ.get("ZOO_DEBUG") and ex is not None:
             raise ex
         print(f"zoo: {self.sentence(message)}", file=sys.stderr)
@@ -45,13 +45,13 @@ class ZooParser(LightningArgumentParser):
     def _options(self) -> set[str]:
         """Every dotted option of this parser and of its subcommand, those of all models and data included."""
         options = set(self._option_string_actions)
-        for sub in getattr(self._subcommands_action, "choices", None) or {}:
-            options |= set(self._subcommands_action.choices[sub]._option_string_actions)
+        for sub in (getattr(self._subcommands_action, "choices", None) or {}).values():
+            options |= set(sub._option_string_actions)
         for group, base in (("model", ZooModule), ("data", ZooDataModule)):
             for cls in _subclasses(base):
                 parser = ArgumentParser()
                 parser.add_class_arguments(cls, fail_untyped=False)
-                options |= {f"--{group}.{name}" for name in parser.get_defaults().keys()}
+                options |= {f"--{group}.{name}" for name in parser.get_defaults().keys()}  # noqa: SIM118 - a Namespace
         return options
 
 
@@ -81,5 +81,5 @@ def one_sentence(message: str) -> str:
 
 
 def _subclasses(base: type) -> list[type]:
-    direct = base.__subclasses__()
+    direct: list[type] = base.__subclasses__()
     return [c for c in direct if not c.__subclasses__()] + [c for d in direct for c in _subclasses(d)]

@@ -1,11 +1,13 @@
 """The Trainer with one verb more: generate."""
 
 import sys
+from itertools import chain
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Trainer
 
+from zoo.language_model import LanguageModel
 from zoo.memory import load
 from zoo.tokenizers import stream_decode
 
@@ -15,19 +17,23 @@ class ZooTrainer(Trainer):
 
     def generate(
         self,
-        model: LightningModule,
-        datamodule: LightningDataModule,
+        model: Any,
+        datamodule: Any,
         ckpt_path: str | None = None,
         prompt: str | list[str] = "",
         max_new_tokens: int = 200,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        stop_tokens: list[int] | None = None,
         seed: int = 0,
         precision: Literal["fp32", "bf16"] = "fp32",
         compile: bool = False,
     ) -> list[str]:
-        """Let a language model continue one prompt, streamed to the terminal, or several at once.
+        """Let a language model continue a prompt.
+
+        One prompt is streamed to the terminal as it grows; several are continued together, each as it would be alone,
+        and printed in their order.
 
         Args:
             model: a language model of the zoo.
@@ -38,15 +44,37 @@ class ZooTrainer(Trainer):
             temperature: 0 for the likeliest text, 1 for the model's own distribution.
             top_k: draw from the k likeliest tokens only.
             top_p: draw from the fewest tokens that hold this much probability.
+            stop_tokens: ids that end a text; by default the tokenizer's BOS and EOS.
             seed: of the draws; the same seed gives the same text.
             precision: of the weights while decoding.
             compile: compile the decoding step first; pays for long texts.
+
+        Returns:
+            The texts, prompts included.
         """
+        if not isinstance(model, LanguageModel):
+            raise ValueError(f"{type(model).__name__} is no language model: it has nothing to generate")
         if ckpt_path:
             model.load_state_dict(load(ckpt_path)["state_dict"])
-        tokenizer: Any = datamodule.tokenizer
-        device = self.strategy.root_device
-        network = model.model.to(device).eval()
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        ids = [tokenizer.encode(text) for text in prompts]
-        return []
+        model.to(self.strategy.root_device).eval()
+        tokenizer = datamodule.tokenizer
+        ids = [tokenizer.encode(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
+        if not all(ids):
+            raise ValueError("this tokenizer has no token that starts a text, so --prompt must not be empty")
+        if stop_tokens is None:
+            stop_tokens = [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None]
+        steps = model.stream(
+            ids, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop_tokens,
+            pad=stop_tokens[0] if stop_tokens else 0, seed=seed, precision=precision, compile=compile,
+        )  # fmt: skip
+        if len(ids) == 1:
+            pieces = stream_decode(tokenizer, chain(ids[0], (int(step) for step in steps)))
+            return ["".join(map(_show, chain(pieces, ["\n"])))]
+        grown = torch.stack(list(steps), 1).tolist()  # (B, n)
+        return [_show(tokenizer.decode([*start, *more]) + "\n") for start, more in zip(ids, grown, strict=True)]
+
+
+def _show(text: str) -> str:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+    return text

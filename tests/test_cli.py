@@ -1,0 +1,310 @@
+"""The command line as a user meets it: the tiny Llama trained, stopped, resumed, used, and misused."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from zoo import overview
+from zoo.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "configs" / "tiny" / "llama.yaml"
+TEXT = "The quick brown fox\njumps over the lazy dog.\n" * 60
+MICRO = [
+    "--model.dim=16", "--model.n_layers=1", "--model.n_heads=2", "--model.max_seq_len=64", "--model.dropout=0.1",
+    "--data.seq_len=16", "--data.batch_size=4", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=2",
+    "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu", "--samples.max_new_tokens=8",
+    "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _quiet_signals():
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored after Ctrl-C
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "fox.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def fit(out, text_file, *options, max_steps=4):
+    return main(
+        ["fit", f"--config={TINY}", *MICRO, f"--data_dir={text_file}", f"--output_dir={out}",
+         f"--trainer.max_steps={max_steps}", *map(str, options)]
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory, text_file):
+    """A finished run of four steps."""
+    out = tmp_path_factory.mktemp("runs") / "fox"
+    assert fit(out, text_file) == 0
+    return out
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def complaint(capsys, code, *argv):
+    """The one sentence with which a command is refused."""
+    try:
+        got = main([str(a) for a in argv])
+    except SystemExit as stop:
+        got = stop.code
+    err = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("Seed set")]
+    assert got == code, err
+    assert len(err) == 1, err
+    assert err[0].startswith("zoo: ")
+    return err[0]
+
+
+# ---- what there is
+
+
+def test_help_names_verbs_and_models(capsys):
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(verb in shown for verb in ("fit", "validate", "test", "predict", "generate", "list"))
+    assert re.search(r"LlamaLM +Llama from scratch", shown)
+
+
+def test_list_shows_every_config_with_its_true_size(capsys):
+    assert main(["list"]) == 0
+    shown = capsys.readouterr().out
+    files = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "configs").rglob("*.yaml"))
+    assert all(f in shown for f in files)
+
+
+@pytest.mark.parametrize("row", overview.configs(), ids=lambda row: row["config"])
+def test_a_config_states_its_true_size_and_needs(row):
+    from zoo.llama import Llama, LlamaConfig
+
+    assert row["needs"]
+    settings = yaml.safe_load((ROOT / row["config"]).read_text())
+    if row["model"] == "LlamaLM" and row["size"]:
+        names = LlamaConfig.__dataclass_fields__
+        sizes = {k: v for k, v in settings["model"]["init_args"].items() if k in names}
+        data = settings["data"]["init_args"]
+        sizes["vocab_size"] = 257 if data["tokenizer"] == "bytes" else data["bpe_vocab_size"]
+        with torch.device("meta"):
+            count = sum(p.numel() for p in Llama(LlamaConfig(**sizes)).parameters())
+        assert row["size"] == f"{count / 1e6:.3g}M"
+
+
+def test_help_and_import_are_cheap():
+    """Not a timing: neither may pull torch in."""
+    script = "import sys, zoo, zoo.__main__; zoo.__main__.main(['--help']); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+# ---- a run and its checkpoint
+
+
+def test_a_run_leaves_what_the_design_says(run):
+    names = {p.name for p in run.iterdir()}
+    assert {"best.ckpt", "last.ckpt", "config.yaml"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert not any(name.endswith(".tmp") for name in names)
+
+
+def test_tensorboard_shows_the_training(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tags = EventAccumulator(str(run)).Reload().Tags()
+    wanted = {"train_loss", "val_loss", "val_ppl", "val_word_ppl", "grad_norm", "lr-AdamW/pg1"}
+    assert wanted <= set(tags["scalars"])
+    assert "sample/text_summary" in tags["tensors"]
+
+
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_a_checkpoint_alone_is_enough_to_measure(run, verb, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main([verb, f"--ckpt_path={run / 'best.ckpt'}", "--trainer.enable_progress_bar=false"]) == 0
+    assert f"{'val' if verb == 'validate' else 'test'}_word_ppl" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_predict_scores_the_text_window_by_window(run, tmp_path):
+    out = tmp_path / "scores.jsonl"
+    assert main(["predict", f"--ckpt_path={run / 'best.ckpt'}", f"--predictions.path={out}",
+                 "--trainer.enable_progress_bar=false"]) == 0  # fmt: skip
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["index"] for row in rows] == list(range(len(rows)))
+    assert "".join(row["text"] for row in rows) in TEXT
+
+
+def test_generate_prints_the_prompt_and_nothing_but_text(run, capfd):
+    argv = ["generate", f"--ckpt_path={run / 'best.ckpt'}", "--prompt=The ", "--max_new_tokens=5", "--temperature=0"]
+    assert main(argv) == 0
+    first = capfd.readouterr().out
+    assert first.startswith("The ")
+    assert main(argv) == 0
+    assert capfd.readouterr().out == first
+
+
+def test_generate_continues_several_prompts_like_each_alone(run, capfd):
+    argv = ["generate", f"--ckpt_path={run / 'best.ckpt'}", "--max_new_tokens=5", "--temperature=0"]
+    alone = []
+    for prompt in ("The quick", "A"):
+        assert main([*argv, f"--prompt={prompt}"]) == 0
+        alone.append(capfd.readouterr().out.rstrip("\n"))
+    assert main([*argv, '--prompt=["The quick", "A"]']) == 0
+    together = capfd.readouterr().out
+    assert all(text in together for text in alone)
+
+
+def test_what_is_typed_beats_what_the_checkpoint_remembers(run, capsys, monkeypatch):
+    import zoo.cli
+
+    seen = {}
+    monkeypatch.setattr(zoo.cli.ZooTrainer, "validate", lambda self, model, datamodule, **_: seen.update(
+        seq_len=datamodule.hparams.seq_len, batch=datamodule.batch_size, dropout=model.hparams.dropout))  # fmt: skip
+    assert main(["validate", f"--ckpt_path={run / 'best.ckpt'}", "--data.seq_len=24", "--model.dropout=0.3"]) == 0
+    assert seen == {"seq_len": 24, "batch": 4, "dropout": 0.3}
+
+
+def test_the_text_need_not_be_there_any_more(run, text_file, tmp_path, capfd):
+    """A BPE learnt from the text travels in the checkpoint."""
+    text = shutil.copy(text_file, tmp_path / "gone.txt")
+    options = ["--data.tokenizer=bpe", "--data.bpe_vocab_size=270", "--model.max_seq_len=32"]
+    assert fit(tmp_path / "run", text, *options, max_steps=2) == 0
+    Path(text).unlink()
+    shutil.rmtree(os.environ["ZOO_CACHE"])
+    capfd.readouterr()
+    assert main(["generate", f"--ckpt_path={tmp_path / 'run' / 'last.ckpt'}", "--max_new_tokens=3"]) == 0
+    assert capfd.readouterr().out
+
+
+def test_a_checkpoint_can_be_loaded_in_python(run):
+    from zoo.llama import LlamaLM, load_checkpoint
+
+    bare, module = load_checkpoint(run / "best.ckpt"), LlamaLM.load_from_checkpoint(run / "best.ckpt")
+    tokens = torch.arange(10)[None]
+    assert torch.equal(bare.eval()(tokens)[0], module.eval().model(tokens)[0])
+
+
+# ---- stopping and going on
+
+
+def test_a_second_fit_refuses_and_a_resumed_one_equals_an_unbroken_one(run, text_file, tmp_path, capsys):
+    before = (run / "last.ckpt").read_bytes()
+    argv = ["fit", f"--config={TINY}", *MICRO, f"--data_dir={text_file}", f"--output_dir={run}"]
+    said = complaint(capsys, 1, *argv)
+    assert "already holds a run" in said
+    assert "--ckpt_path last" in said
+    assert (run / "last.ckpt").read_bytes() == before
+
+    # The schedule belongs to 8 steps from the start, so the first half is stopped, not planned, at 4.
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    constant = ["--model.min_lr_ratio=1"]
+    assert fit(whole, text_file, *constant, max_steps=8) == 0
+    assert fit(halves, text_file, *constant, max_steps=4) == 0
+    assert fit(halves, text_file, *constant, "--ckpt_path=last", max_steps=8) == 0
+    expected, got = weights(whole / "last.ckpt"), weights(halves / "last.ckpt")
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def zoo(*argv, **options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "zoo", *map(str, argv)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("signum", "code", "devices"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 2)])
+def test_a_signal_leaves_last_ckpt_and_its_exit_code(text_file, tmp_path, signum, code, devices):
+    argv = ["fit", f"--config={TINY}", *MICRO, f"--data_dir={text_file}", f"--output_dir={tmp_path}",
+            "--trainer.max_steps=100000", "--trainer.val_check_interval=20"]  # fmt: skip
+    if devices > 1:
+        argv += ["--trainer.strategy=ddp", f"--trainer.devices={devices}"]
+    process = zoo(*argv, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "last.ckpt").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(process.pid, signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err[-2000:]
+    assert "Traceback" not in err
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] > 0
+
+
+def test_two_processes_through_the_real_entry(text_file, tmp_path):
+    argv = ["fit", f"--config={TINY}", f"--config={ROOT / 'configs' / 'ddp.yaml'}", *MICRO, f"--data_dir={text_file}",
+            f"--output_dir={tmp_path / 'two'}", "--trainer.devices=2", "--trainer.max_steps=4", "--data.batch_size=2",
+            "--model.dropout=0"]  # fmt: skip
+    process = zoo(*argv)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err[-2000:]
+    assert fit(tmp_path / "one", text_file, "--model.dropout=0") == 0  # batch 4 on one = 2 x 2 on two
+    one, two = weights(tmp_path / "one" / "last.ckpt"), weights(tmp_path / "two" / "last.ckpt")
+    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
+
+
+# ---- misuse
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "sentence"),
+    [
+        (["fti"], 2, "no verb 'fti'; did you mean 'fit'?"),
+        (["fit"], 2, "add --config FILE"),
+        (["fit", "--config=configs/tiny/lama.yaml"], 2, "did you mean configs/tiny/llama.yaml?"),
+        (["fit", "--config", TINY, "--trainer.max_stepz=3"], 2, "did you mean --trainer.max_steps?"),
+        (["fit", "--config", TINY, "--model.dimm=3"], 2, "no setting 'dimm'; did you mean dim?"),
+        (["fit", "--config", TINY, "--data.seqlen=3"], 2, "did you mean seq_len?"),
+        (["fit", "--config", TINY, "--trainer.max_steps=many"], 2, "trainer.max_steps must be int, not 'many'"),
+        (["fit", "--config", TINY, "--model=LlamaLN"], 2, "did you mean LlamaLM?"),
+        (["fit", "--config", TINY, "--model.n_heads=3"], 1, "dim 128 does not divide into n_heads 3"),
+        (["fit", "--config", TINY, "--trainer.accelerator=gpu"], 1, "no CUDA GPU here"),
+        (["fit", "--config", TINY, "--data_dir=no/such.txt", "--output_dir={tmp}"], 1, "no/such.txt"),
+        (["fit", "--config", TINY, "--data_dir={empty}", "--output_dir={tmp}"], 1, "no text"),
+        (["fit", "--config", TINY, "--data_dir={short}", "--output_dir={tmp}"], 1, "one window needs"),
+        (["fit", "--config", TINY, "--data.seq_len=512", "--output_dir={tmp}"], 1, "max_seq_len 256"),
+        (["fit", "--config", TINY, "--output_dir=/proc/zoo"], 1, "cannot write to /proc/zoo"),
+        (["validate", "--config", TINY], 1, "add --ckpt_path FILE"),
+        (["validate", "--ckpt_path=no.ckpt"], 1, "no checkpoint no.ckpt"),
+        (["validate", "--ckpt_path={broken}"], 1, "broken.ckpt"),
+        (["validate", "--ckpt_path={run}", "--data.tokenizer={tokenizer}"], 1, "tokens"),
+        (["validate", "--ckpt_path={run}", "--model.dim=32"], 1, "(257, 16) in the file and (257, 32) in the model"),
+    ],
+    ids=lambda value: " ".join(map(str, value))[-60:] if isinstance(value, list) else None,
+)  # fmt: skip
+def test_bad_input_gets_one_sentence(argv, code, sentence, run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "short.txt").write_text("a line\n" * 12)
+    (tmp_path / "broken.ckpt").write_bytes((run / "best.ckpt").read_bytes()[:5000])
+    from zoo.tokenizers import train_bpe
+
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(str(train_bpe(iter([TEXT]), 280).state()["model"]))
+    places = {
+        "tmp": tmp_path / "out", "empty": tmp_path / "empty.txt", "short": tmp_path / "short.txt",
+        "broken": tmp_path / "broken.ckpt", "run": run / "best.ckpt", "tokenizer": folder,
+    }  # fmt: skip
+    said = complaint(capsys, code, *(str(a).format(**places) for a in argv))
+    assert sentence in said
+    assert not list((tmp_path / "out").glob("*.ckpt"))

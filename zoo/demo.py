@@ -1,0 +1,57 @@
+"""`make demo`: train every model on its embedded default, and print what each reached beside its baseline.
+
+    python -m zoo.demo [--output_dir DIR] [config ...]
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from zoo.baselines import NGram
+from zoo.cli import ZooCLI
+from zoo.overview import ROOT, table
+
+
+def language_row(cli: ZooCLI) -> dict[str, str]:
+    """Validation loss of a language model beside two counting models on the very same tokens."""
+    data = cli.datamodule
+    train, held_out = data.tokens("train"), data.tokens("val")
+    unigram, trigram = (NGram(train, data.vocab_size, order).nll(held_out) for order in (1, 3))
+    return {
+        "metric": f"val nats/token {cli.trainer.callback_metrics['val_loss'].item():.3f}",
+        "baseline": f"unigram {unigram:.3f}, Kneser-Ney trigram {trigram:.3f}",
+    }
+
+
+def run(config: Path, output_dir: Path) -> dict[str, str]:
+    """Train one config, evaluate its best checkpoint on the whole validation split, and describe the result."""
+    print(f"\n{config.relative_to(ROOT)}", file=sys.stderr)
+    start = time.perf_counter()
+    folder = output_dir / config.stem
+    ZooCLI(["fit", f"--config={config}", f"--output_dir={folder}"])
+    seconds = time.perf_counter() - start
+    cli = ZooCLI(["validate", f"--ckpt_path={folder / 'best.ckpt'}", "--trainer.enable_progress_bar=false"])
+    parameters = sum(p.numel() for p in cli.model.parameters())
+    return {
+        "model": type(cli.model).__name__,
+        "parameters": f"{parameters:,}",
+        **language_row(cli),
+        "seconds": f"{seconds:.0f}",
+    }
+
+
+def main() -> None:
+    """Train the named configs, or all of configs/tiny, and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m zoo.demo", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("configs", nargs="*", type=Path, default=sorted((ROOT / "configs" / "tiny").glob("*.yaml")))
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs") / f"demo-{stamp}")
+    args = parser.parse_args()
+    rows = [run(config.resolve(), args.output_dir) for config in args.configs]
+    print("\n" + table(rows))
+    print(f"\nThe runs are in {args.output_dir}; `make tensorboard` shows them.")
+
+
+if __name__ == "__main__":
+    main()
