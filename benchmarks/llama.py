@@ -7,10 +7,10 @@ to `--output` as JSON, and to the terminal as a table.
 """
 
 import argparse
+import gc
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -151,13 +151,15 @@ def memory(repeats: int) -> list[Row]:
 def memory_of(name: str) -> None:
     import transformers  # noqa: F401 - in both processes, so that it counts in neither
 
-    def megabytes() -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    def megabytes(kind: str) -> float:
+        """This process's memory now (VmRSS) or at its highest (VmHWM); getrusage would count the parent's."""
+        status = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith(kind))
 
     model = build("15M")
     tokens = torch.randint(model.config.vocab_size, (8, 256))
     if name == "ours":
-        before = megabytes()
+        before = megabytes("VmRSS")
         optimizer: Any = AdamW(model.parameters())
 
         def loss() -> Tensor:
@@ -165,7 +167,8 @@ def memory_of(name: str) -> None:
     else:
         peer = peer_of(model)
         del model
-        before = megabytes()
+        gc.collect()
+        before = megabytes("VmRSS")
         optimizer = torch.optim.AdamW(peer.parameters(), fused=True)
 
         def loss() -> Tensor:
@@ -175,7 +178,7 @@ def memory_of(name: str) -> None:
         loss().backward()
         optimizer.step()
         optimizer.zero_grad()
-    print(megabytes() - before)
+    print(megabytes("VmHWM") - before)
 
 
 def adamw(repeats: int) -> list[Row]:

@@ -45,21 +45,21 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        count: Any = getattr(pl_module, "count", None)
-        if count is None or self.first_step is None:
+        model: Any = pl_module
+        if not hasattr(model, "count") or self.first_step is None:
             return
-        self.items += count(batch) * trainer.world_size
+        self.items += model.count(batch) * trainer.world_size
         if trainer.global_step - self.first_step < self.every_n_steps:
             return
         self._pause(trainer)
         if self.warm and self.seconds > 0:
             speed = self.items / self.seconds
-            pl_module.log(f"{pl_module.item}_per_second", speed, prog_bar=True, rank_zero_only=True)
+            model.log(f"{model.item}_per_second", speed, prog_bar=True, rank_zero_only=True)
             dtype = {"16": torch.float16, "bf": torch.bfloat16}.get(str(trainer.precision)[:2], torch.float32)
-            peak = get_available_flops(pl_module.device, dtype)  # per device, None where it is not known
+            peak = get_available_flops(model.device, dtype)  # per device, None where it is not known
             if peak:
-                mfu = speed * pl_module.flops_per_item(batch) / (peak * trainer.world_size)
-                pl_module.log("mfu", mfu, rank_zero_only=True)
+                mfu = speed * model.flops_per_item(batch) / (peak * trainer.world_size)
+                model.log("mfu", mfu, rank_zero_only=True)
         self.warm = True
         self._restart()
 

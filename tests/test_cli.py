@@ -106,7 +106,8 @@ def test_a_config_states_its_true_size_and_needs(row):
     if row["model"] == "LlamaLM" and row["size"]:
         names = LlamaConfig.__dataclass_fields__
         sizes = {k: v for k, v in settings["model"]["init_args"].items() if k in names}
-        data = settings["data"]["init_args"]
+        base = yaml.safe_load((ROOT / "configs" / "llama.yaml").read_text())  # what an overlay lies on
+        data = base["data"]["init_args"] | settings["data"]["init_args"]
         sizes["vocab_size"] = 257 if data["tokenizer"] == "bytes" else data["bpe_vocab_size"]
         with torch.device("meta"):
             count = sum(p.numel() for p in Llama(LlamaConfig(**sizes)).parameters())

@@ -101,10 +101,10 @@ class LanguageModel(ZooModule):
         # A metric of sums, not a mean of batches' means: exact for ragged last batches and for several ranks.
         loss = metric.compute()
         metric.reset()
-        self.log(f"{split}_loss", loss, prog_bar=True)
-        self.log(f"{split}_ppl", loss.exp())
         stats = self.data.stats(split)
-        self.log(f"{split}_word_ppl", (loss * stats["tokens"] / stats["words"]).exp())
+        self.log(f"{split}_loss", loss, prog_bar=True, sync_dist=True)  # equal on all ranks: the metric has synced
+        self.log(f"{split}_ppl", loss.exp(), sync_dist=True)
+        self.log(f"{split}_word_ppl", (loss * stats["tokens"] / stats["words"]).exp(), sync_dist=True)
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         self._update(self.val_nll, batch)

@@ -62,7 +62,6 @@ def configs() -> list[dict[str, str]]:
                 **({"model": "", "data": ""} | dict(class_paths)),
                 "size": about.get("size", ""),
                 "needs": about.get("needs", ""),
-                "about": text.split("\n", 1)[0].lstrip("# "),
             }
         )
     return rows

@@ -1,13 +1,13 @@
 """Generation: the known story, the cache against no cache, batches against prompts alone, sampling."""
 
 import hashlib
-import warnings
+from itertools import pairwise
 
 import pytest
 import torch
 
 from zoo.layers import KVCache
-from zoo.llama import Llama, LlamaConfig, load_checkpoint
+from zoo.llama import Llama, LlamaConfig, load_checkpoint, save_checkpoint
 from zoo.llama import decode as decode_module
 from zoo.llama.decode import Decoder
 from zoo.llama.generate import generate, left_pad, sample, stream_tokens
@@ -43,8 +43,6 @@ def test_tells_the_story_that_llama2c_tells(zoo_data, compile):
 def test_transformers_tells_the_same(zoo_data, tmp_path):
     transformers = pytest.importorskip("transformers")
     model = load_checkpoint(zoo_data / "stories260K" / "stories260K.bin")
-    from zoo.llama import save_checkpoint
-
     save_checkpoint(model, tmp_path)
     peer = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
     tokens = generate(model, torch.tensor([[1]]), 199, temperature=0)
@@ -60,9 +58,7 @@ def test_prompt_in_chunks_equals_at_once(model):
     with torch.no_grad():
         whole = model.hidden(tokens)
         starts = (0, 7, 8, 31, 32)
-        parts = [
-            model.hidden(tokens[:, a:b], cache, start=a) for a, b in zip(starts, starts[1:], strict=False)
-        ]
+        parts = [model.hidden(tokens[:, a:b], cache, start=a) for a, b in pairwise(starts)]
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=1e-5)
 
 
@@ -174,8 +170,7 @@ def test_the_edge_of_the_context_is_a_warning(model):
     tokens = torch.randint(50, (1, 30))
     with pytest.warns(UserWarning, match="context of 32 tokens is full: 3 of 9 tokens"):
         continued = generate(model, tokens, 9, temperature=0)
-    assert continued.shape == (1, 33)
-    assert torch.equal(continued[:, 30:], uncached(model, tokens, 2)[:, 30:].new_tensor(continued[:, 30:].tolist()))
+    assert continued.shape == (1, 33)  # the last token need not be read, so it may stand beyond the edge
     assert torch.equal(continued[:, :32], uncached(model, tokens, 2))
 
 
@@ -200,7 +195,7 @@ def test_a_failing_compiler_is_one_warning(model, monkeypatch):
     def fail(*arguments):
         raise RuntimeError("no C++ compiler\nand a long story")
 
-    monkeypatch.setattr(decode_module, "_compiler", lambda: fail)
+    monkeypatch.setattr(decode_module, "_compiler", lambda device: fail)
     tokens = torch.tensor([[1, 2]])
     with pytest.warns(UserWarning, match="not compiled: no C\\+\\+ compiler$") as caught:
         compiled = generate(model, tokens, 6, temperature=0, compile=True)
@@ -221,5 +216,5 @@ def test_a_failing_compiler_is_one_warning(model, monkeypatch):
     ],
 )
 def test_wrong_options_are_one_sentence(model, tokens, options, sentence):
-    with warnings.catch_warnings(), pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=sentence):
         generate(model, torch.tensor(tokens, dtype=torch.long), 3, **options)

@@ -16,6 +16,17 @@ IGNORE = -100  # a target that does not count, torch's default
 CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**29}  # of fp32 logits: about a CPU's cache; enough to fill a GPU
 
 
+# oneDNN's fp32 product, which F.linear reaches in 16 bits only: on AMD's CPUs twice as fast as MKL's, and as exact.
+ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
+
+def _linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x (N, n) @ weight (m, n)^T."""
+    if ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling():
+        return ONEDNN(x, weight, None, "none", [], "")
+    return F.linear(x, weight)
+
+
 def linear_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """The mean over targets (N,) that are not -100 of -log softmax(hidden (N, d) @ weight (V, d)^T)[target].
 
@@ -37,14 +48,16 @@ class _LinearNLL(torch.autograd.Function):
         total = torch.zeros((), device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             for h, t, k in zip(low_hidden.split(rows), targets.split(rows), keep.split(rows), strict=True):
-                logits = F.linear(h, low_weight).float()  # (chunk, V)
+                logits = _linear(h, low_weight).float()  # (chunk, V)
                 index, k = t.clamp(min=0)[:, None], k[:, None]
-                log_z = logits.logsumexp(-1, keepdim=True)  # (chunk, 1)
-                total += ((log_z - logits.gather(1, index)) * k).sum()
+                top = logits.amax(-1, keepdim=True)  # (chunk, 1)
+                wanted = logits.gather(1, index) - top
+                mass = logits.sub_(top).exp_()  # in place: one chunk of memory, one exponential
+                norm = mass.sum(-1, keepdim=True)
+                total += ((norm.log() - wanted) * k).sum()
                 if weight_grad is not None:
-                    probs = logits.sub_(log_z).exp_().mul_(k)
-                    probs = probs.scatter_add_(1, index, -k.to(probs.dtype)).to(dtype)
-                    hidden_grad.append((probs @ low_weight).float())
+                    probs = mass.mul_(k / norm).scatter_add_(1, index, -k.float()).to(dtype)
+                    hidden_grad.append(_linear(probs, low_weight.T).float())
                     if dtype == torch.float32:
                         weight_grad.addmm_(probs.T, h)
                     else:

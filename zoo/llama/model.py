@@ -148,7 +148,8 @@ class Llama(nn.Module):
             raise ValueError(f"{end} tokens are more than the model's context of {self.config.max_seq_len}")
         past: dict[str, Any] = {}
         if start or shift is not None:
-            row, column = torch.arange(start, end, device=tokens.device)[:, None], torch.arange(end, device=tokens.device)
+            column = torch.arange(end, device=tokens.device)
+            row = column[start:, None]  # (T, 1)
             mask = (column <= row)[None, None]  # (1, 1, T, end)
             if shift is not None:  # padding sees itself, lest its softmax be over nothing
                 mask = mask & (column >= shift[:, None, None, None]) | (column == row)  # (B, 1, T, end)

@@ -1,6 +1,7 @@
 """Llama in Lightning: `LlamaLM` trains it as a language model."""
 
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ class LlamaLM(LanguageModel):
 
     Args:
         weights: start from these instead of from random ones: a llama2.c `.bin` or `.pt`, a Hugging Face folder or
-            a checkpoint of ours. The architecture is then the file's.
+            a checkpoint of ours. The architecture is then the file's, but for dropout and gradient checkpointing.
         lr: peak learning rate.
         warmup_steps: optimizer steps of linear warm-up.
         min_lr_ratio: the cosine ends at this share of `lr`.
@@ -41,7 +42,21 @@ class LlamaLM(LanguageModel):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.model = load_checkpoint(weights) if weights else Llama(LlamaConfig(**architecture))
+        config = LlamaConfig(**architecture)
+        if not weights:
+            self.model = Llama(config)
+            return
+        loaded = load_checkpoint(weights)
+        if "vocab_size" in architecture and config.vocab_size != loaded.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {config.vocab_size} tokens, but the model in {weights} {loaded.config.vocab_size}: "
+                "give its own with --data.tokenizer"
+            )
+        config = replace(loaded.config, dropout=config.dropout, gradient_checkpointing=config.gradient_checkpointing)
+        self.model = Llama(config)
+        self.model.load_state_dict(loaded.state_dict())
+        # A checkpoint of this module must not need the file it started from.
+        self.hparams.update(asdict(config) | {"weights": None})
 
     def configure_model(self) -> None:
         if self.hparams["compile"]:

@@ -1,0 +1,117 @@
+"""The Llama on WikiText-2 beside counting models on the very same tokens: several seeds, one table, one plot.
+
+    python benchmarks/wikitext2.py --data_dir wikitext-2/    # a folder with train.txt, valid.txt, test.txt
+
+Writes results/llama_wikitext2.json (a row per model) and results/llama_wikitext2.png (validation perplexity over
+training). The runs stay in --output_dir, for TensorBoard.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.llama import cpu_name  # noqa: E402
+from datamodules import TextLM  # noqa: E402
+from zoo.baselines import NGram  # noqa: E402
+from zoo.cli import ZooCLI  # noqa: E402
+
+CONFIG = ROOT / "configs" / "wikitext2" / "llama.yaml"
+Row = dict[str, Any]
+
+
+def perplexities(loss: float, data: TextLM, split: str) -> Row:
+    """Per-token and per-word perplexity of a loss in nats per token."""
+    stats = data.stats(split)
+    return {f"{split}_ppl": math.exp(loss), f"{split}_word_ppl": math.exp(loss * stats["tokens"] / stats["words"])}
+
+
+def counting(data: TextLM) -> list[Row]:
+    """One row for each n-gram model."""
+    rows = []
+    for name, order in (("unigram", 1), ("Kneser-Ney bigram", 2), ("Kneser-Ney trigram", 3), ("Kneser-Ney 5-gram", 5)):
+        start = time.perf_counter()
+        model = NGram(data.tokens("train"), data.vocab_size, order)
+        losses = {split: model.nll(data.tokens(split)) for split in ("val", "test")}
+        seconds = time.perf_counter() - start
+        scores = {k: v for split, loss in losses.items() for k, v in perplexities(loss, data, split).items()}
+        rows.append({"model": name, **scores, "seconds": seconds})
+    return rows
+
+
+def train(seed: int, data_dir: Path, folder: Path, options: list[str]) -> Row:
+    """Train one seed through the command line, and measure its best checkpoint on both whole splits."""
+    argv = [f"--config={CONFIG}", f"--data_dir={data_dir}", f"--seed_everything={seed}", f"--output_dir={folder}"]
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "zoo", "fit", *argv, *options], cwd=ROOT, check=True)
+    seconds = time.perf_counter() - start
+    scores = {}
+    for verb, split in (("validate", "val"), ("test", "test")):
+        cli = ZooCLI([verb, f"--ckpt_path={folder / 'best.ckpt'}", "--trainer.enable_progress_bar=false"])
+        scores |= perplexities(cli.trainer.callback_metrics[f"{split}_loss"].item(), cli.datamodule, split)
+    step = torch.load(folder / "best.ckpt", weights_only=True, mmap=True)["global_step"]
+    parameters = sum(p.numel() for p in cli.model.parameters())
+    return {"model": f"LlamaLM, seed {seed}", **scores, "seconds": seconds, "steps": step, "parameters": parameters}
+
+
+def plot(folders: list[Path], baselines: list[Row], path: Path) -> None:
+    """Validation perplexity over steps, a line per seed, the counting models as levels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for folder in folders:
+        points = EventAccumulator(str(folder)).Reload().Scalars("val_ppl")
+        axes.plot([p.step for p in points], [p.value for p in points], "o-", label=f"Llama, {folder.name}")
+    for shade, row in zip(("0.75", "0.55", "0.35"), baselines[1:], strict=True):
+        axes.axhline(row["val_ppl"], color=shade, linestyle="--", label=row["model"])
+    axes.set(xlabel="optimizer steps", ylabel="validation perplexity per token", yscale="log", title="WikiText-2")
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, required=True, help="WikiText-2's folder")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "wikitext2-llama")
+    parser.add_argument("options", nargs="*", help="further options of `zoo fit`, after --")
+    args = parser.parse_args()
+    folders = [args.output_dir / f"seed {seed}" for seed in args.seeds]
+    rows = [train(seed, args.data_dir.resolve(), f, args.options) for seed, f in zip(args.seeds, folders, strict=True)]
+    names = ("val_ppl", "val_word_ppl", "test_ppl", "test_word_ppl", "seconds")
+    mean = {name: statistics.mean(row[name] for row in rows) for name in names}
+    spread = {f"{name}_sd": statistics.pstdev(row[name] for row in rows) for name in names[:-1]}
+    rows.append({"model": f"LlamaLM, mean of {len(rows)} seeds", **mean, **spread, "parameters": rows[0]["parameters"]})
+    settings = ZooCLI(["validate", f"--ckpt_path={folders[0] / 'best.ckpt'}", "--trainer.fast_dev_run=1"]).datamodule
+    rows += counting(settings)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    facts = {
+        "tokens_per_split": {split: settings.stats(split)["tokens"] for split in ("train", "val", "test")},
+        "cpu": cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "commit": commit.stdout.strip(), "date": date.today().isoformat(),
+        "command": "python benchmarks/wikitext2.py --data_dir wikitext-2/",
+    }  # fmt: skip
+    path = ROOT / "results" / "llama_wikitext2.json"
+    path.write_text(json.dumps([{**row, **facts} for row in rows], indent=1) + "\n")
+    plot(folders, rows[len(folders) + 1 :], path.with_suffix(".png"))
+    for row in rows:
+        print(f"{row['model']:<24} val {row['val_ppl']:7.2f} test {row['test_ppl']:7.2f} per token")
+
+
+if __name__ == "__main__":
+    main()

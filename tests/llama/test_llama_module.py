@@ -1,0 +1,153 @@
+"""LlamaLM: it learns, resumes to the bit, starts from other people's weights, and says what it measures."""
+
+import hashlib
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from datamodules import TextLM
+from tests.resume import VALIDATION_END, assert_resume_is_bitwise
+from zoo.__main__ import main
+from zoo.llama import LlamaConfig, LlamaLM, load_checkpoint
+
+TEXT = "the quick brown fox\njumps over the lazy dog\n" * 80
+STORY = "f5a0e67db7424051520e7d8db9880b3dc2aa13577db570c28805c1b51c42eaf0"  # sha256 of what llama2.c's run.c prints
+SIZES = {"vocab_size": 257, "dim": 32, "n_layers": 2, "n_heads": 2, "max_seq_len": 64}
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "fox.txt"
+    path.write_text(TEXT)
+    return str(path)
+
+
+def data(text, tmp_path, **options):
+    return TextLM(text, seq_len=16, batch_size=4, cache_dir=str(tmp_path / "cache"), **options)
+
+
+def quiet(**options):
+    defaults = {
+        "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+        "enable_model_summary": False, "num_sanity_val_steps": 0,
+    }  # fmt: skip
+    return Trainer(**{**defaults, **options})
+
+
+def test_it_learns_its_text_by_heart(text, tmp_path):
+    module = LlamaLM(**SIZES, lr=1e-2, warmup_steps=5)
+    trainer = quiet(max_steps=60, val_check_interval=60, check_val_every_n_epoch=None, max_epochs=-1)
+    trainer.fit(module, data(text, tmp_path))
+    assert trainer.callback_metrics["val_loss"] < 1  # a unigram model of it has 3.0
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_resume_is_bitwise(text, tmp_path, devices):
+    assert_resume_is_bitwise(
+        lambda: LlamaLM(**SIZES, dropout=0.1, min_lr_ratio=1.0, warmup_steps=2),
+        lambda: data(text, tmp_path, num_workers=devices - 1),
+        tmp_path, max_steps=6, max_epochs=-1, devices=devices, accumulate_grad_batches=2, every=4,
+        val_check_interval=4, check_val_every_n_epoch=None, limit_val_batches=1, hooks=(VALIDATION_END,),
+    )  # fmt: skip
+
+
+def test_perplexities_are_those_of_the_whole_split(text, tmp_path):
+    module, corpus = LlamaLM(**SIZES), data(text, tmp_path)
+    trainer = quiet()
+    trainer.validate(module, corpus, verbose=False)
+    tokens = torch.from_numpy(corpus.tokens("val").astype("int64"))
+    nll, windows = 0.0, range(0, len(tokens) - 1, 16)
+    for start in windows:
+        window = tokens[start : start + 17]
+        logits, _ = module.model(window[None, :-1])
+        nll += torch.nn.functional.cross_entropy(logits[0], window[1:], reduction="sum").item()
+    loss, stats = nll / (len(tokens) - 1), corpus.stats("val")
+    assert trainer.callback_metrics["val_loss"].item() == pytest.approx(loss, rel=1e-5)
+    assert trainer.callback_metrics["val_ppl"].item() == pytest.approx(math.exp(loss), rel=1e-4)
+    expected = math.exp(loss * stats["tokens"] / stats["words"])
+    assert trainer.callback_metrics["val_word_ppl"].item() == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_compiled_training_is_the_same_training(text, tmp_path):
+    losses = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        module = LlamaLM(**SIZES, compile=compile)
+        quiet(max_steps=3, max_epochs=-1, limit_val_batches=0).fit(module, data(text, tmp_path))
+        losses.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
+    assert losses[0].keys() == losses[1].keys()
+    assert all(torch.allclose(losses[0][name], losses[1][name], atol=1e-5) for name in losses[0])
+
+
+def test_flops_are_six_n_plus_attention():
+    module = LlamaLM(**SIZES)
+    parameters = sum(p.numel() for p in module.model.parameters())
+    batch = (torch.zeros(4, 16, dtype=torch.long),)
+    assert module.count(batch) == 64
+    assert module.flops_per_item(batch) == 6 * parameters + 12 * 2 * 32 * 16
+
+
+def test_a_window_beyond_the_models_context_is_refused(text, tmp_path):
+    with pytest.raises(ValueError, match=r"data\.seq_len 16 is beyond the model's max_seq_len 8"):
+        quiet().validate(LlamaLM(**{**SIZES, "max_seq_len": 8}), data(text, tmp_path))
+
+
+# ---- on the real checkpoint
+
+
+@pytest.fixture
+def stories(zoo_data):
+    return zoo_data / "stories260K"
+
+
+def test_the_known_story_to_the_byte(stories, capfd):
+    argv = ["generate", f"--ckpt_path={stories / 'stories260K.bin'}", "--temperature=0", "--max_new_tokens=200"]
+    assert main(argv) == 0
+    story = capfd.readouterr().out
+    assert hashlib.sha256(story.encode()).hexdigest() == STORY, story
+
+
+def test_training_goes_on_from_someone_elses_weights(stories, text, tmp_path, capfd):
+    out = tmp_path / "run"
+    config = Path(__file__).parents[2] / "configs" / "tiny" / "llama.yaml"
+    argv = [
+        "fit", f"--config={config}", f"--model.weights={stories / 'stories260K.bin'}", f"--data_dir={text}",
+        f"--data.tokenizer={stories / 'tok512.bin'}", f"--output_dir={out}", "--data.seq_len=16", "--data.batch_size=4",
+        "--trainer.max_steps=2", "--trainer.val_check_interval=2", "--samples.max_new_tokens=0", "--model.dropout=0.1",
+        "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu",
+        f"--data.cache_dir={tmp_path / 'cache'}", "--trainer.log_every_n_steps=1",
+    ]  # fmt: skip
+    assert main(argv) == 0, capfd.readouterr().err
+    tuned = load_checkpoint(out / "last.ckpt")
+    assert tuned.config == LlamaConfig(
+        vocab_size=512, dim=64, hidden_dim=172, n_layers=5, n_heads=8, n_kv_heads=4, max_seq_len=512, dropout=0.1
+    )
+    assert not torch.equal(tuned.norm.weight, load_checkpoint(stories / "stories260K.bin").norm.weight)
+    capfd.readouterr()
+    assert main(["generate", f"--ckpt_path={out / 'last.ckpt'}", "--temperature=0", "--max_new_tokens=8"]) == 0
+    assert capfd.readouterr().out.startswith("Once upon a time")
+
+
+def test_another_tokenizer_is_refused(stories, capsys):
+    argv = ["generate", f"--ckpt_path={stories / 'stories260K.bin'}", "--data.tokenizer=bytes"]
+    assert main(argv) == 1
+    assert "the tokenizer has 257 tokens, but the model in" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_on_a_gpu(text, tmp_path, precision):
+    from callbacks import Checkpoint, Half
+
+    options = {"max_steps": 20, "max_epochs": -1, "gradient_clip_val": 1.0, "limit_val_batches": 0}
+    module = LlamaLM(**SIZES, lr=1e-2, warmup_steps=2)
+    callbacks = [Half(precision), Checkpoint(str(tmp_path / "run"))]
+    trainer = quiet(accelerator="gpu", devices=1, callbacks=callbacks, enable_checkpointing=True, **options)
+    trainer.fit(module, data(text, tmp_path))
+    assert trainer.callback_metrics["train_loss"] < 5
+    saved = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert ("MixedPrecision" in saved) == (precision == "fp16")
