@@ -44,7 +44,8 @@ def speed(name: str) -> str:
     facts = found[0]
     about = f"{facts['cpu']}, {facts['threads']} thread, torch {facts['torch']}, commit {facts['commit']}"
     table = markdown(["benchmark", "ours", "peer", "ratio", "of the memory floor"], lines)
-    return f"`{facts['command']}` ({about}; median of {facts['repeats']} rounds in turn; on a CPU the ratios count)\n\n{table}"
+    how = f"median of {facts['repeats']} rounds in turn; on a CPU it is the ratios that count"
+    return f"`{facts['command']}` ({about}; {how})\n\n{table}"
 
 
 def wikitext2() -> str:
@@ -63,7 +64,19 @@ def wikitext2() -> str:
     return f"`{facts['command']}` ({facts['cpu']}, {facts['threads']} threads)\n\n" + markdown(header, lines)
 
 
-TABLES = {"llama-speed": lambda: speed("llama_cpu.json"), "llama-wikitext2": wikitext2}
+def packing() -> str:
+    """Seconds per megabyte of text, a line per tokenizer."""
+    found = rows("packing.json")
+    if not found:
+        return ""
+    lines = []
+    for r in found:
+        lines.append([r["tokenizer"], f"{r['vocab_size']:,}", figure(r["seconds_per_MB"]), figure(r["warm_seconds"])])
+    header = ["tokenizer", "vocabulary", "s/MB", "next start, s"]
+    return f"`{found[0]['command']}` ({found[0]['cpu']})\n\n" + markdown(header, lines)
+
+
+TABLES = {"llama-speed": lambda: speed("llama_cpu.json"), "llama-wikitext2": wikitext2, "packing": packing}
 
 
 def filled(text: str) -> str:

@@ -227,6 +227,25 @@ def test_a_second_fit_refuses_and_a_resumed_one_equals_an_unbroken_one(run, text
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
+def test_resuming_a_finished_run_says_so_and_keeps_it(run, text_file, capsys):
+    before = weights(run / "last.ckpt")
+    assert fit(run, text_file, "--ckpt_path=last") == 0
+    assert "nothing was left to do: raise --trainer.max_steps" in capsys.readouterr().err
+    after = weights(run / "last.ckpt")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_saved_config_repeats_the_run(run, tmp_path):
+    assert main(["fit", f"--config={run / 'config.yaml'}", f"--output_dir={tmp_path / 'again'}"]) == 0
+    first, again = weights(run / "best.ckpt"), weights(tmp_path / "again" / "best.ckpt")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_fast_dev_run_leaves_nothing(text_file, tmp_path):
+    assert fit(tmp_path, text_file, f"--config={ROOT / 'configs' / 'debug.yaml'}") == 0
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
 def zoo(*argv, **options):
     return subprocess.Popen(
         [sys.executable, "-m", "zoo", *map(str, argv)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
@@ -284,6 +303,7 @@ def test_two_processes_through_the_real_entry(text_file, tmp_path):
         (["fit", "--config", TINY, "--data_dir={short}", "--output_dir={tmp}"], 1, "one window needs"),
         (["fit", "--config", TINY, "--data.seq_len=512", "--output_dir={tmp}"], 1, "max_seq_len 256"),
         (["fit", "--config", TINY, "--output_dir=/proc/zoo"], 1, "cannot write to /proc/zoo"),
+        (["fit", "--config", TINY, "--ckpt_path={foreign}"], 1, "to start from its weights, --model.weights"),
         (["validate", "--config", TINY], 1, "add --ckpt_path FILE"),
         (["validate", "--ckpt_path=no.ckpt"], 1, "no checkpoint no.ckpt"),
         (["validate", "--ckpt_path={broken}"], 1, "broken.ckpt"),
@@ -297,14 +317,17 @@ def test_bad_input_gets_one_sentence(argv, code, sentence, run, tmp_path, capsys
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "short.txt").write_text("a line\n" * 12)
     (tmp_path / "broken.ckpt").write_bytes((run / "best.ckpt").read_bytes()[:5000])
+    from zoo.llama import load_checkpoint, save_checkpoint
     from zoo.tokenizers import train_bpe
 
     folder = tmp_path / "tokenizer"
     folder.mkdir()
     (folder / "tokenizer.json").write_text(str(train_bpe(iter([TEXT]), 280).state()["model"]))
+    save_checkpoint(load_checkpoint(run / "best.ckpt"), tmp_path / "llama2c.bin", format="llama2c")
     places = {
         "tmp": tmp_path / "out", "empty": tmp_path / "empty.txt", "short": tmp_path / "short.txt",
         "broken": tmp_path / "broken.ckpt", "run": run / "best.ckpt", "tokenizer": folder,
+        "foreign": tmp_path / "llama2c.bin",
     }  # fmt: skip
     said = complaint(capsys, code, *(str(a).format(**places) for a in argv))
     assert sentence in said

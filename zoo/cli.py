@@ -77,6 +77,10 @@ class ZooCLI(LightningCLI):
         typed = _typed(args, "ckpt_path", "output_dir")
         ckpt_path = _checkpoint_file(typed.get("ckpt_path"), typed.get("output_dir"))
         self.memory = remembered(ckpt_path) if ckpt_path else None
+        if self.memory and self.memory.foreign and self.verb == "fit":
+            raise ValueError(
+                f"{ckpt_path} is no run to go on with: to start from its weights, --model.weights {ckpt_path}"
+            )
         if self.memory and self.verb != "fit":
             self._subcommand_parsers[self.verb].set_defaults(self.memory.defaults())
         self.config = parser.parse_args(args)
@@ -108,7 +112,6 @@ class ZooCLI(LightningCLI):
             )
         if config.trainer.precision is not None:
             config.half.precision = "off"  # an explicit precision wins
-        config.checkpoint.dirpath = config.checkpoint.dirpath or config.output_dir
 
     def after_instantiate_classes(self) -> None:
         if self.memory and not self.memory.foreign:
@@ -126,7 +129,8 @@ class ZooCLI(LightningCLI):
         if config["logger"]:
             callbacks.append(LearningRateMonitor())
         if config["enable_progress_bar"] is not False and self.verb != "generate":
-            callbacks.append(TQDMProgressBar())  # one line with ETA and metrics, in a terminal or a log
+            # One line with ETA and metrics; in a log file a new one only now and then.
+            callbacks.append(TQDMProgressBar(refresh_rate=1 if sys.stdout.isatty() else 100))
         return super()._instantiate_trainer(config, callbacks)
 
     # ---- running
@@ -144,10 +148,15 @@ class ZooCLI(LightningCLI):
         _probe(folder)
 
     def after_fit(self) -> None:
-        checkpoint = self.trainer.checkpoint_callback
-        if self.trainer.is_global_zero and isinstance(checkpoint, callbacks.Checkpoint):
-            best = f"best {checkpoint.monitor} {checkpoint.best_score:.4g}" if checkpoint.best_model_path else "no best"
-            print(f"{self.trainer.default_root_dir}: {self.trainer.global_step} steps, {best}", file=sys.stderr)
+        """Close with one line: how far the run came, and how well."""
+        trainer, checkpoint = self.trainer, self.trainer.checkpoint_callback
+        if not trainer.is_global_zero or trainer.fast_dev_run or not isinstance(checkpoint, callbacks.Checkpoint):
+            return
+        best = f", best {checkpoint.monitor} {checkpoint.best_score:.4g}" if checkpoint.best_model_path else ""
+        more = ""
+        if self.memory and self.memory.step == trainer.global_step:
+            more = "; nothing was left to do: raise --trainer.max_steps to go on"
+        print(f"{trainer.default_root_dir}: {trainer.global_step} steps{best}{more}", file=sys.stderr)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

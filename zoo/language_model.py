@@ -48,11 +48,12 @@ class LanguageModel(ZooModule):
         longest, seq_len = self.model.config.max_seq_len, self.data.hparams.seq_len
         if seq_len > longest:
             raise ValueError(f"data.seq_len {seq_len} is beyond the model's max_seq_len {longest}: lower the first")
+        self.training_loss = torch.compile(self.model.loss) if self.hparams["compile"] else self.model.loss
 
     # ---- training
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        loss = self.model.loss(batch[0], batch[1])
+        loss = self.training_loss(batch[0], batch[1])
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
@@ -86,16 +87,9 @@ class LanguageModel(ZooModule):
 
     # ---- evaluation
 
-    def _token_nll(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Negative log-likelihood of every target, 0 where it is -100, and the mask of the others: (B, T) each."""
-        inputs, targets = batch[0], batch[1]
-        logits, _ = self.model(inputs)  # (B, T, V)
-        nll = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-        return nll.view_as(targets), targets != -100
-
     def _update(self, metric: MeanMetric, batch: tuple[Tensor, ...]) -> None:
-        nll, scored = self._token_nll(batch)
-        metric.update(nll.sum() / scored.sum().clamp(min=1), weight=scored.sum())
+        inputs, targets = batch[0], batch[1]
+        metric.update(self.model.loss(inputs, targets), weight=(targets != -100).sum())
 
     def _log_perplexity(self, metric: MeanMetric, split: str) -> None:
         # A metric of sums, not a mean of batches' means: exact for ragged last batches and for several ranks.
@@ -120,22 +114,15 @@ class LanguageModel(ZooModule):
 
     def predict_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> list[dict[str, Any]]:
         """Score every window of the text: its place, its text, nats per token and perplexity."""
-        nll, scored = self._token_nll(batch)
+        inputs, targets, index = batch
+        logits, _ = self.model(inputs)  # (B, T, V)
+        nll = F.cross_entropy(logits.float().mT, targets, reduction="none")  # (B, T), 0 where the target is -100
+        scored = targets != -100
         counts = scored.sum(1)
         losses = nll.sum(1) / counts.clamp(min=1)
-        tokenizer = self.data.tokenizer
-        return [
-            {
-                "index": index,
-                "text": tokenizer.decode(targets[mask].tolist()),
-                "tokens": count,
-                "loss": loss,
-                "ppl": math.exp(min(loss, 700.0)),
-            }
-            for index, targets, mask, count, loss in zip(
-                batch[2].tolist(), batch[1], scored, counts.tolist(), losses.tolist(), strict=True
-            )
-        ]
+        texts = [self.data.tokenizer.decode(row[mask].tolist()) for row, mask in zip(targets, scored, strict=True)]
+        columns = zip(index.tolist(), texts, counts.tolist(), losses.tolist(), strict=True)
+        return [{"index": i, "text": t, "tokens": n, "loss": x, "ppl": math.exp(x)} for i, t, n, x in columns]
 
     # ---- text
 

@@ -15,13 +15,15 @@ _FORGOTTEN = {"_class_path", "_instantiator", "weights", "compile"}
 class Memory:
     """Defaults for `model` and `data`, each {"class_path", "init_args"} or None.
 
-    `foreign` says that the file is another project's weights, to be read by the model itself (`model.weights`).
+    `foreign` says that the file is another project's weights, to be read by the model itself (`model.weights`);
+    `step` is how many optimizer steps the checkpoint has behind it.
     """
 
     path: str
     model: dict[str, Any] | None
     data: dict[str, Any] | None
     foreign: bool
+    step: int | None = None
 
     def defaults(self) -> dict[str, Any]:
         """What the parser takes as its defaults."""
@@ -67,7 +69,7 @@ def _ours(path: str, checkpoint: dict[str, Any]) -> Memory:
     data = spec("data", "datamodule_hyper_parameters")
     if data and "tokenizer" in checkpoint:
         data["init_args"]["tokenizer"] = path  # the one inside, which the data it was trained on no longer needs
-    return Memory(path, spec("model", "hyper_parameters"), data, foreign=False)
+    return Memory(path, spec("model", "hyper_parameters"), data, foreign=False, step=checkpoint.get("global_step"))
 
 
 def _foreign(path: str) -> Memory:

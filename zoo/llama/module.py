@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from zoo.language_model import LanguageModel
@@ -57,10 +56,6 @@ class LlamaLM(LanguageModel):
         self.model.load_state_dict(loaded.state_dict())
         # A checkpoint of this module must not need the file it started from.
         self.hparams.update(asdict(config) | {"weights": None})
-
-    def configure_model(self) -> None:
-        if self.hparams["compile"]:
-            self.model.loss = torch.compile(self.model.loss)
 
     def stream(self, prompts: list[list[int]], max_new_tokens: int, **options: Any) -> Iterator[Tensor]:
         tokens, lengths = left_pad(prompts)

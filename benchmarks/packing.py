@@ -1,0 +1,60 @@
+"""Seconds that TextLM needs to pack a megabyte of text, for every kind of tokenizer at hand.
+
+    python benchmarks/packing.py --data_dir wikitext-2/ bytes bpe tok512.bin tokenizer.model vocab.bpe
+
+Each tokenizer packs the whole text into a fresh cache, once; `bpe` is learnt from the text first, which counts.
+"warm" is what the next start costs. Rows go to results/packing.json.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.llama import cpu_name  # noqa: E402
+from datamodules import TextLM  # noqa: E402
+
+
+def seconds(data_dir: Path, tokenizer: str, cache: str) -> tuple[float, TextLM]:
+    data = TextLM(str(data_dir), tokenizer=tokenizer, cache_dir=cache)
+    start = time.perf_counter()
+    data.prepare_data()
+    return time.perf_counter() - start, data
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, required=True)
+    parser.add_argument("tokenizers", nargs="+", help='"bytes", "bpe", or paths')
+    args = parser.parse_args()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    names = [Path(tokenizer).name for tokenizer in args.tokenizers]
+    rows = []
+    for name, tokenizer in zip(names, args.tokenizers, strict=True):
+        with tempfile.TemporaryDirectory() as cache:
+            cold, data = seconds(args.data_dir, tokenizer, cache)
+            warm, _ = seconds(args.data_dir, tokenizer, cache)
+        megabytes = sum(data.stats(split)["bytes"] for split in ("train", "val", "test")) / 1e6
+        rows.append(
+            {
+                "tokenizer": name, "vocab_size": data.vocab_size, "megabytes": megabytes,
+                "seconds_per_MB": cold / megabytes, "warm_seconds": warm, "cpu": cpu_name(), "torch": torch.__version__,
+                "commit": commit.stdout.strip(), "date": date.today().isoformat(),
+                "command": f"python benchmarks/packing.py --data_dir {args.data_dir.name}/ {' '.join(names)}",
+            }
+        )  # fmt: skip
+        print(f"{name:<24} {cold / megabytes:6.3f} s/MB, warm {warm:.2f} s", flush=True)
+    (ROOT / "results" / "packing.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
