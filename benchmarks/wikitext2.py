@@ -96,20 +96,20 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "wikitext2-llama")
     parser.add_argument("options", nargs="*", help="further options of `zoo fit`, after --")
     args = parser.parse_args()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     folders = [args.output_dir / f"seed {seed}" for seed in args.seeds]
     rows = [train(seed, args.data_dir.resolve(), f, args.options) for seed, f in zip(args.seeds, folders, strict=True)]
     names = ("val_ppl", "val_word_ppl", "test_ppl", "test_word_ppl", "seconds")
     mean = {name: statistics.mean(row[name] for row in rows) for name in names}
-    spread = {f"{name}_sd": statistics.pstdev(row[name] for row in rows) for name in names[:-1]}
+    spread = {f"{name}_sd": statistics.stdev(row[name] for row in rows) for name in names[:-1]}
     rows.append({"model": f"LlamaLM, mean of {len(rows)} seeds", **mean, **spread, "parameters": rows[0]["parameters"]})
     data = ZooCLI(["validate", f"--ckpt_path={folders[0] / 'best.ckpt'}", "--trainer.fast_dev_run=1"]).datamodule
     rows += counting(data)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     facts = {
         "tokens_per_split": {split: data.stats(split)["tokens"] for split in ("train", "val", "test")},
         "cpu": cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__,
         "commit": commit.stdout.strip(), "date": date.today().isoformat(),
-        "command": "python benchmarks/wikitext2.py --data_dir wikitext-2/",
+        "command": " ".join(["python benchmarks/wikitext2.py", *sys.argv[1:]]),
     }  # fmt: skip
     path = ROOT / "results" / "llama_wikitext2.json"
     path.write_text(json.dumps([{**row, **facts} for row in rows], indent=1) + "\n")

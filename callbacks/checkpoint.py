@@ -16,7 +16,15 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write beside the target, fsync, rename: the name holds the old checkpoint or the new one, never half of one."""
+    """Write beside the target, fsync, rename: the name holds the old checkpoint or the new one, never half of one.
+
+    With `deferred` a failure is kept in `failure` rather than raised: the rank that writes must first reach the
+    barrier at which the others wait.
+    """
+
+    def __init__(self, deferred: bool = False) -> None:
+        self.deferred = deferred
+        self.failure: OSError | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
@@ -31,9 +39,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             partial.unlink(missing_ok=True)
             kept = "the one before it is untouched" if path.exists() else "nothing was written"
-            raise OSError(
+            self.failure = OSError(
                 f"cannot save the checkpoint {path} ({reason(error)}); {kept}: make room or give another --output_dir"
-            ) from error
+            )
+            if self.deferred:
+                return
+            raise self.failure from error
         if hasattr(os, "O_DIRECTORY"):  # the rename itself must reach the disk; Windows has no such call
             folder = os.open(path.parent, os.O_DIRECTORY)
             try:
@@ -93,7 +104,7 @@ class Checkpoint(LightningCheckpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.dirpath = self.dirpath or trainer.default_root_dir
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # a user's own plugin stays
-            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO(deferred=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {"monitor": self.monitor, "best_score": self.best_score, "best_model_path": self.best_model_path}
@@ -137,12 +148,13 @@ class Checkpoint(LightningCheckpoint):
         path = str(Path(self.dirpath or ".") / name)
         self._saved_step = trainer.global_step
         trainer.save_checkpoint(path, weights_only=False)
+        failure = getattr(trainer.strategy.checkpoint_io, "failure", None)
+        if trainer.strategy.reduce_boolean_decision(failure is not None, all=False):
+            raise failure or OSError(f"another process could not save the checkpoint {path}")
         return path
 
     def _improved(self, trainer: Trainer) -> bool:
-        if self.monitor not in trainer.callback_metrics:
-            logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
-            raise ValueError(f"checkpoint.monitor {self.monitor!r} is not logged by this model, which logs {logged}")
+        require_logged(trainer, "checkpoint.monitor", self.monitor)
         score = trainer.callback_metrics[self.monitor].item()
         better = math.isfinite(score) and (
             self.best_score is None or (score < self.best_score if self.mode == "min" else score > self.best_score)
@@ -167,6 +179,13 @@ class Checkpoint(LightningCheckpoint):
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
         self._handlers.clear()
+
+
+def require_logged(trainer: Trainer, setting: str, metric: str) -> None:
+    """Raise ValueError where `metric`, which `setting` names, is not among what the model logs."""
+    if metric not in trainer.callback_metrics:
+        logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
+        raise ValueError(f"{setting} {metric!r} is not logged by this model, which logs {logged}")
 
 
 def _rehearsal(trainer: Any) -> bool:

@@ -5,6 +5,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
+from callbacks.checkpoint import require_logged
+
 
 class EarlyStopping(LightningEarlyStopping):
     """Stop when `monitor`, measured on the fixed validation set, has not improved for `patience` validations.
@@ -19,6 +21,8 @@ class EarlyStopping(LightningEarlyStopping):
     def __init__(
         self, monitor: str = "val_loss", patience: int | None = None, min_delta: float = 0.0, mode: str = "min"
     ) -> None:
+        if mode not in ("min", "max"):
+            raise ValueError(f'early_stopping.mode is "min" or "max", not {mode!r}')
         if patience is not None and patience < 1:
             raise ValueError(f"early_stopping.patience must be at least 1, or null to never stop, not {patience}")
         self.enabled = patience is not None
@@ -32,4 +36,5 @@ class EarlyStopping(LightningEarlyStopping):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.enabled:
+            require_logged(trainer, "early_stopping.monitor", self.monitor)
             super().on_validation_end(trainer, pl_module)

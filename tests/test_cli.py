@@ -1,5 +1,6 @@
 """The command line as a user meets it: the tiny Llama trained, stopped, resumed, used, and misused."""
 
+import errno
 import json
 import os
 import re
@@ -23,8 +24,8 @@ TEXT = "The quick brown fox\njumps over the lazy dog.\n" * 60
 MICRO = [
     "--model.dim=16", "--model.n_layers=1", "--model.n_heads=2", "--model.max_seq_len=64", "--model.dropout=0.1",
     "--data.seq_len=16", "--data.batch_size=4", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=2",
-    "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu", "--samples.max_new_tokens=8",
-    "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
+    "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu", "--throughput.every_n_steps=1",
+    "--samples.max_new_tokens=8", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
 ]  # fmt: skip
 
 
@@ -134,7 +135,7 @@ def test_tensorboard_shows_the_training(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     tags = EventAccumulator(str(run)).Reload().Tags()
-    wanted = {"train_loss", "val_loss", "val_ppl", "val_word_ppl", "grad_norm", "lr-AdamW/pg1"}
+    wanted = {"train_loss", "val_loss", "val_ppl", "val_word_ppl", "grad_norm", "lr-AdamW/pg1", "tokens_per_second"}
     assert wanted <= set(tags["scalars"])
     assert "sample/text_summary" in tags["tensors"]
 
@@ -171,9 +172,21 @@ def test_generate_continues_several_prompts_like_each_alone(run, capfd):
     for prompt in ("The quick", "A"):
         assert main([*argv, f"--prompt={prompt}"]) == 0
         alone.append(capfd.readouterr().out.rstrip("\n"))
-    assert main([*argv, '--prompt=["The quick", "A"]']) == 0
-    together = capfd.readouterr().out
-    assert all(text in together for text in alone)
+    assert main([*argv, '--prompts=["The quick", "A"]']) == 0
+    assert capfd.readouterr().out == "".join(text + "\n" for text in alone)
+
+
+def test_generate_stops_each_of_several_prompts_where_it_would_stop_alone(run, capfd):
+    argv = ["generate", f"--ckpt_path={run / 'best.ckpt'}", "--temperature=0", "--max_new_tokens=20"]
+    argv.append(f"--stop_tokens={list(range(97, 256))}")  # any letter
+    alone = []
+    for prompt in ("The quick", "A"):
+        assert main([*argv, f"--prompt={prompt}"]) == 0
+        alone.append(capfd.readouterr().out)
+    assert main([*argv, '--prompts=["The quick", "A"]']) == 0
+    assert capfd.readouterr().out == "".join(alone)
+    assert main([*argv, '--prompts=["[a]", "A"]', "--max_new_tokens=0"]) == 0
+    assert capfd.readouterr().out == "[a]\nA\n"
 
 
 def test_what_is_typed_beats_what_the_checkpoint_remembers(run, capsys, monkeypatch):
@@ -227,7 +240,8 @@ def test_a_second_fit_refuses_and_a_resumed_one_equals_an_unbroken_one(run, text
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
-def test_resuming_a_finished_run_says_so_and_keeps_it(run, text_file, capsys):
+def test_resuming_a_finished_run_says_so_and_keeps_it(run, text_file, tmp_path, capsys):
+    run = Path(shutil.copytree(run, tmp_path / "run"))
     before = weights(run / "last.ckpt")
     assert fit(run, text_file, "--ckpt_path=last") == 0
     assert "nothing was left to do: raise --trainer.max_steps" in capsys.readouterr().err
@@ -239,6 +253,23 @@ def test_the_saved_config_repeats_the_run(run, tmp_path):
     assert main(["fit", f"--config={run / 'config.yaml'}", f"--output_dir={tmp_path / 'again'}"]) == 0
     first, again = weights(run / "best.ckpt"), weights(tmp_path / "again" / "best.ckpt")
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_the_command_line_beats_a_saved_config(run, tmp_path, capsys):
+    other = tmp_path / "other.txt"
+    other.write_text("x")
+    argv = ["fit", f"--config={run / 'config.yaml'}", f"--data.data={other}", f"--output_dir={tmp_path / 'out'}"]
+    assert "other.txt" in complaint(capsys, 1, *argv)
+
+
+def test_a_full_disk_is_one_sentence(text_file, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("callbacks.checkpoint.torch.save", full)
+    argv = ["fit", f"--config={TINY}", *MICRO, f"--data_dir={text_file}", f"--output_dir={tmp_path}"]
+    assert "(No space left on device); nothing was written: make room" in complaint(capsys, 1, *argv)
+    assert not list(tmp_path.glob("*.ckpt*"))
 
 
 def test_fast_dev_run_leaves_nothing(text_file, tmp_path):
@@ -298,7 +329,11 @@ def test_two_processes_through_the_real_entry(text_file, tmp_path):
         (["fit", "--config", TINY, "--model=LlamaLN"], 2, "did you mean LlamaLM?"),
         (["fit", "--config", TINY, "--model.n_heads=3"], 1, "dim 128 does not divide into n_heads 3"),
         (["fit", "--config", TINY, "--trainer.accelerator=gpu"], 1, "no CUDA GPU here"),
-        (["fit", "--config", TINY, "--data_dir=no/such.txt", "--output_dir={tmp}"], 1, "no/such.txt"),
+        (["fit", "--config", TINY, "--data_dir=no/such.txt", "--output_dir={tmp}"], 1, "no text is at no/such.txt"),
+        (["fit", "--config={notes}"], 1, "notes.yaml holds no settings"),
+        (["fit", "--config", TINY, "--trainer.accelerator=tpu"], 1, "torch_xla"),
+        (["fit", "--config", TINY, "--trainer.accumulate_grad_batches=0"], 1, "must be at least 1"),
+        (["fit", "--config", TINY, "--early_stopping.mode=mni"], 1, 'early_stopping.mode is "min" or "max"'),
         (["fit", "--config", TINY, "--data_dir={empty}", "--output_dir={tmp}"], 1, "no text"),
         (["fit", "--config", TINY, "--data_dir={short}", "--output_dir={tmp}"], 1, "one window needs"),
         (["fit", "--config", TINY, "--data.seq_len=512", "--output_dir={tmp}"], 1, "max_seq_len 256"),
@@ -306,8 +341,8 @@ def test_two_processes_through_the_real_entry(text_file, tmp_path):
         (["fit", "--config", TINY, "--ckpt_path={foreign}"], 1, "to start from its weights, --model.weights"),
         (["validate", "--config", TINY], 1, "add --ckpt_path FILE"),
         (["validate", "--ckpt_path=no.ckpt"], 1, "no checkpoint no.ckpt"),
-        (["validate", "--ckpt_path={broken}"], 1, "broken.ckpt"),
-        (["validate", "--ckpt_path={run}", "--data.tokenizer={tokenizer}"], 1, "tokens"),
+        (["validate", "--ckpt_path={broken}"], 1, "broken.ckpt is truncated or damaged"),
+        (["validate", "--ckpt_path={run}", "--data.tokenizer={tokenizer}"], 1, "the tokenizer has 280 tokens"),
         (["validate", "--ckpt_path={run}", "--model.dim=32"], 1, "(257, 16) in the file and (257, 32) in the model"),
     ],
     ids=lambda value: " ".join(map(str, value))[-60:] if isinstance(value, list) else None,
@@ -315,6 +350,7 @@ def test_two_processes_through_the_real_entry(text_file, tmp_path):
 def test_bad_input_gets_one_sentence(argv, code, sentence, run, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "notes.yaml").write_text("just words")
     (tmp_path / "short.txt").write_text("a line\n" * 12)
     (tmp_path / "broken.ckpt").write_bytes((run / "best.ckpt").read_bytes()[:5000])
     from zoo.llama import load_checkpoint, save_checkpoint
@@ -327,7 +363,7 @@ def test_bad_input_gets_one_sentence(argv, code, sentence, run, tmp_path, capsys
     places = {
         "tmp": tmp_path / "out", "empty": tmp_path / "empty.txt", "short": tmp_path / "short.txt",
         "broken": tmp_path / "broken.ckpt", "run": run / "best.ckpt", "tokenizer": folder,
-        "foreign": tmp_path / "llama2c.bin",
+        "foreign": tmp_path / "llama2c.bin", "notes": tmp_path / "notes.yaml",
     }  # fmt: skip
     said = complaint(capsys, code, *(str(a).format(**places) for a in argv))
     assert sentence in said

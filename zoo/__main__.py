@@ -1,7 +1,7 @@
 """The `zoo` command: answers what it can at once, and hands the rest to the command line proper.
 
-Errors that the user can mend (ValueError, OSError) end in one sentence and exit code 1; set ZOO_DEBUG=1 to see where
-they came from. Anything else is a defect of ours and keeps its traceback.
+Errors that the user can mend (ValueError, OSError and the like) end in one sentence and exit code 1; set ZOO_DEBUG=1 to
+see where they came from. Anything else is a defect of ours and keeps its traceback.
 """
 
 import os
@@ -37,12 +37,14 @@ def did_you_mean(near: list[str]) -> str:
 
 def run(argv: list[str]) -> int:
     """Run a verb through LightningCLI, and turn what goes wrong into a sentence and an exit code."""
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
     from zoo.cli import ZooCLI, one_sentence
 
     warnings.formatwarning = lambda message, *_, **__: f"zoo: {message}\n"
     try:
         ZooCLI(argv)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MisconfigurationException, ModuleNotFoundError) as error:
         if os.environ.get("ZOO_DEBUG"):
             raise
         print(f"zoo: {one_sentence(str(error))}", file=sys.stderr)

@@ -29,11 +29,11 @@ class NGram:
             self.unigram = counts / counts.sum()  # (V,)
             return
         self.levels = []
-        grams, counts = np.unique(_codes(tokens, order, vocab_size), return_counts=True)
+        grams, seen = np.unique(_codes(tokens, order, vocab_size), return_counts=True)
         for length in range(order, 0, -1):
-            self.levels.append(_Level(grams, counts, vocab_size))
+            self.levels.append(_Level(grams, seen, vocab_size))
             # Below the top an n-gram counts once for every different token that came before it.
-            grams, counts = np.unique(grams % vocab_size ** (length - 1), return_counts=True)
+            grams, seen = np.unique(grams % vocab_size ** (length - 1), return_counts=True)
         self.levels.reverse()
 
     def probabilities(self, tokens: Ids) -> NDArray[np.float64]:

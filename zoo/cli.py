@@ -91,7 +91,7 @@ class ZooCLI(LightningCLI):
         if config.data_dir is not None:
             if "data" not in config.data.init_args:
                 raise ValueError(f"{config.data.class_path} draws its own data and reads none: drop --data_dir")
-            config.data.init_args.data = config.data_dir
+            config.data.init_args.data, config.data_dir = config.data_dir, None  # one place, for the saved config
         config.output_dir = config.output_dir or self._default_output_dir(config, ckpt_path)
 
     def _default_output_dir(self, config: Any, ckpt_path: str | None) -> str:
@@ -109,6 +109,10 @@ class ZooCLI(LightningCLI):
         if config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             raise ValueError(
                 f"--trainer.accelerator {config.trainer.accelerator}: torch finds no CUDA GPU here; drop it, or say cpu"
+            )
+        if config.trainer.accumulate_grad_batches < 1:
+            raise ValueError(
+                f"trainer.accumulate_grad_batches must be at least 1, not {config.trainer.accumulate_grad_batches}"
             )
         if config.trainer.precision is not None:
             config.half.precision = "off"  # an explicit precision wins
@@ -138,7 +142,7 @@ class ZooCLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuse a folder that already holds a run, unless that run is what is being resumed."""
         config = self.config.fit
-        folder = Path(config.output_dir)
+        folder = Path(config.checkpoint.dirpath or config.output_dir)
         taken = [name for name in ("last.ckpt", "best.ckpt") if (folder / name).exists()]
         if self.trainer.is_global_zero and taken and not _inside(config.ckpt_path, folder):
             raise ValueError(
@@ -149,7 +153,8 @@ class ZooCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Close with one line: how far the run came, and how well."""
-        trainer, checkpoint = self.trainer, self.trainer.checkpoint_callback
+        trainer: Any = self.trainer
+        checkpoint = trainer.checkpoint_callback
         if not trainer.is_global_zero or trainer.fast_dev_run or not isinstance(checkpoint, callbacks.Checkpoint):
             return
         best = f", best {checkpoint.monitor} {checkpoint.best_score:.4g}" if checkpoint.best_model_path else ""
@@ -192,6 +197,8 @@ def _typed(argv: list[str], *names: str) -> dict[str, str]:
                     where = getattr(error, "problem_mark", None)
                     line = f" at line {where.line + 1}" if where else ""
                     raise ValueError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', error)}") from error
+                if not isinstance(settings, dict | None):
+                    raise ValueError(f"{path} holds no settings: a config is a mapping of names to values")
                 found |= {k: v for k, v in (settings or {}).items() if k in names and v is not None}
         elif option in options:
             found[options[option]] = value if equals else next(words, "")

@@ -26,7 +26,7 @@ def language_row(cli: ZooCLI) -> dict[str, str]:
 
 def run(config: Path, output_dir: Path) -> dict[str, str]:
     """Train one config, evaluate its best checkpoint on the whole validation split, and describe the result."""
-    print(f"\n{config.relative_to(ROOT)}", file=sys.stderr)
+    print(f"\n{config}", file=sys.stderr)
     start = time.perf_counter()
     folder = output_dir / config.stem
     ZooCLI(["fit", f"--config={config}", f"--output_dir={folder}"])
@@ -48,7 +48,7 @@ def main() -> None:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     parser.add_argument("--output_dir", type=Path, default=Path("runs") / f"demo-{stamp}")
     args = parser.parse_args()
-    rows = [run(config.resolve(), args.output_dir) for config in args.configs]
+    rows = [run(config, args.output_dir) for config in args.configs]
     print("\n" + table(rows))
     print(f"\nThe runs are in {args.output_dir}; `make tensorboard` shows them.")
 

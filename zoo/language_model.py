@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.aggregation import MeanMetric
 
-from zoo.module import ZooModule, global_seed
+from zoo.module import ZooModule
 from zoo.optim import AdamW, warmup_cosine
-from zoo.streams import derive
+from zoo.streams import derive, global_seed
 
 
 class LanguageModel(ZooModule):
@@ -42,7 +42,8 @@ class LanguageModel(ZooModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.val_nll, self.test_nll = MeanMetric(), MeanMetric()
+        # A NaN must show: torchmetrics would leave it out of the mean, and a diverged model look good.
+        self.val_nll, self.test_nll = (MeanMetric(nan_strategy=float("nan")) for _ in range(2))
 
     def setup(self, stage: str) -> None:
         longest, seq_len = self.model.config.max_seq_len, self.data.hparams.seq_len
@@ -59,7 +60,7 @@ class LanguageModel(ZooModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Here gradients are whole (accumulated, averaged over ranks, unscaled) and not yet clipped.
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             grads = [p.grad for p in self.parameters() if p.grad is not None]
             self.log("grad_norm", nn.utils.get_total_norm(grads))
 

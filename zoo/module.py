@@ -1,18 +1,12 @@
 """What every model of the zoo owes to its users, whatever it computes."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 
-from zoo.streams import derive
-
-
-def global_seed() -> int:
-    """The seed of the run, as `--seed_everything` left it; 0 where nobody set one."""
-    return int(os.environ.get("PL_GLOBAL_SEED", 0))
+from zoo.streams import derive, global_seed
 
 
 class ZooModule(LightningModule):

@@ -5,6 +5,7 @@ keeps a generator's state: every draw starts from a seed derived from what it is
 """
 
 import hashlib
+import os
 
 import torch
 
@@ -18,3 +19,8 @@ def derive(seed: int, *purpose: str | int) -> int:
 def stream(seed: int, *purpose: str | int, device: str | torch.device = "cpu") -> torch.Generator:
     """A fresh generator at the start of the stream that `derive` names."""
     return torch.Generator(device=device).manual_seed(derive(seed, *purpose))
+
+
+def global_seed() -> int:
+    """The seed of the run, as `--seed_everything` left it; 0 where nobody set one."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))

@@ -4,7 +4,6 @@ import sys
 from itertools import chain
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Trainer
 
 from zoo.language_model import LanguageModel
@@ -20,7 +19,8 @@ class ZooTrainer(Trainer):
         model: Any,
         datamodule: Any,
         ckpt_path: str | None = None,
-        prompt: str | list[str] = "",
+        prompt: str = "",
+        prompts: list[str] | None = None,
         max_new_tokens: int = 200,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -39,7 +39,8 @@ class ZooTrainer(Trainer):
             model: a language model of the zoo.
             datamodule: data whose tokenizer the model speaks.
             ckpt_path: the weights.
-            prompt: the text to continue, or a list of texts; empty starts a text.
+            prompt: the text to continue; empty starts a text.
+            prompts: several texts instead, as a JSON list.
             max_new_tokens: how many tokens to add at most.
             temperature: 0 for the likeliest text, 1 for the model's own distribution.
             top_k: draw from the k likeliest tokens only.
@@ -58,20 +59,26 @@ class ZooTrainer(Trainer):
             model.load_state_dict(load(ckpt_path)["state_dict"])
         model.to(self.strategy.root_device).eval()
         tokenizer = datamodule.tokenizer
-        ids = [tokenizer.encode(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
+        ids = [tokenizer.encode(text) for text in ([prompt] if prompts is None else prompts)]
         if not all(ids):
             raise ValueError("this tokenizer has no token that starts a text, so --prompt must not be empty")
         if stop_tokens is None:
             stop_tokens = [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None]
         steps = model.stream(
             ids, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop_tokens,
-            pad=stop_tokens[0] if stop_tokens else 0, seed=seed, precision=precision, compile=compile,
+            seed=seed, precision=precision, compile=compile,
         )  # fmt: skip
         if len(ids) == 1:
             pieces = stream_decode(tokenizer, chain(ids[0], (int(step) for step in steps)))
             return ["".join(map(_show, chain(pieces, ["\n"])))]
-        grown = torch.stack(list(steps), 1).tolist()  # (B, n)
-        return [_show(tokenizer.decode([*start, *more]) + "\n") for start, more in zip(ids, grown, strict=True)]
+        ended: set[int] = set()
+        for step in steps:
+            for row, token in enumerate(step.tolist()):
+                if row not in ended:
+                    ids[row].append(token)
+                if token in stop_tokens:
+                    ended.add(row)
+        return [_show(tokenizer.decode(row) + "\n") for row in ids]
 
 
 def _show(text: str) -> str:

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import signal
-import time
 
 import pytest
 import torch
@@ -55,7 +54,7 @@ class Plane(LightningModule):
         return nn.functional.mse_loss(self.net(batch[0]), batch[1])
 
     def on_validation_epoch_end(self):
-        self.log("val_loss", next(self.val_losses, 0.0))
+        self.log("val_loss", next(self.val_losses, 0.0), sync_dist=True)
 
     def validation_step(self, batch, batch_idx):
         pass
@@ -124,6 +123,20 @@ def test_last_between_validations_and_at_the_end(tmp_path):
 def test_an_unknown_monitor_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"'val_los' is not logged by this model, which logs val_loss"):
         trainer(tmp_path, Checkpoint(monitor="val_los"), max_epochs=1).fit(Plane(), Points())
+
+
+def test_early_stopping_names_an_unknown_monitor(tmp_path):
+    with pytest.raises(ValueError, match=r"early_stopping.monitor 'val_los' is not logged"):
+        trainer(tmp_path, EarlyStopping("val_los", patience=1), max_epochs=1).fit(Plane(), Points())
+
+
+def test_a_failed_save_stops_all_processes(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("callbacks.checkpoint.os.fsync", full)
+    with pytest.raises(Exception, match=r"cannot save the checkpoint|another process could not save"):
+        trainer(tmp_path, Checkpoint(), max_epochs=1, strategy="ddp_fork", devices=2).fit(Plane(), Points())
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -252,15 +265,22 @@ def test_half_leaves_a_cpu_and_an_explicit_precision_alone(tmp_path):
 # ---- throughput, samples, predictions
 
 
-def test_throughput_counts_items_over_training_time_only(tmp_path):
-    class Slow(Callback):
-        def on_validation_start(self, *_):
-            time.sleep(0.2)
+def test_throughput_counts_items_over_training_time_only(tmp_path, monkeypatch):
+    now = 0.0
 
-    t = trainer(tmp_path, Slow(), Throughput(every_n_steps=2), max_epochs=3, log_every_n_steps=1)
+    class Clock(Callback):  # a step takes a second, a validation a hundred
+        def on_train_batch_start(self, *_):
+            nonlocal now
+            now += 1
+
+        def on_validation_epoch_start(self, *_):
+            nonlocal now
+            now += 100
+
+    monkeypatch.setattr("callbacks.throughput.time.perf_counter", lambda: now)
+    t = trainer(tmp_path, Throughput(every_n_steps=4), Clock(), max_epochs=3, log_every_n_steps=1)
     t.fit(Plane(), Points())
-    # With the sleeps on the clock it would be at most 4 samples in .2 s.
-    assert t.logged_metrics["samples_per_second"] > 40
+    assert t.logged_metrics["samples_per_second"] == 2
     assert "mfu" not in t.logged_metrics  # no CPU's peak is known
 
 

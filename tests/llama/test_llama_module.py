@@ -47,7 +47,7 @@ def test_it_learns_its_text_by_heart(text, tmp_path):
 @pytest.mark.parametrize("devices", [1, 2])
 def test_resume_is_bitwise(text, tmp_path, devices):
     assert_resume_is_bitwise(
-        lambda: LlamaLM(**SIZES, dropout=0.1, min_lr_ratio=1.0, warmup_steps=2),
+        lambda: LlamaLM(**SIZES, dropout=0.1, warmup_steps=2),
         lambda: data(text, tmp_path, num_workers=devices - 1),
         tmp_path, max_steps=6, max_epochs=-1, devices=devices, accumulate_grad_batches=2, every=4,
         val_check_interval=4, check_val_every_n_epoch=None, limit_val_batches=1, hooks=(VALIDATION_END,),

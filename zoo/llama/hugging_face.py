@@ -63,7 +63,9 @@ def read_folder(folder: Path) -> tuple[LlamaConfig, Weights]:
     if theirs.get("head_dim") not in (None, config.head_dim):
         raise ValueError(f"{place} sets head_dim {theirs['head_dim']}, but here it is hidden_size / heads")
     index = folder / "model.safetensors.index.json"
-    shards = set(_read_json(index).get("weight_map", {}).values()) if index.exists() else {"model.safetensors"}
+    shards = {"model.safetensors"}  # before an index, which an earlier, sharded model may have left beside it
+    if index.exists() and not (folder / "model.safetensors").exists():
+        shards = set(_read_json(index).get("weight_map", {}).values())
     weights: Weights = {}
     for shard in sorted(shards):
         if Path(shard).name != shard or not (folder / shard).is_file():
@@ -103,8 +105,8 @@ def write_folder(folder: Path, config: LlamaConfig, weights: Weights) -> None:
         "tie_word_embeddings": config.tie_embeddings,
         "attention_bias": False,
         "mlp_bias": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
+        "bos_token_id": None,  # the tokenizer's affair; a wrong one would end texts at an ordinary token
+        "eos_token_id": None,
         "dtype": "float32",
     }
     tensors = {
