@@ -33,7 +33,10 @@ _LONGEST_LINE = 1 << 20  # characters; a longer line is taken in parts
 
 @dataclass
 class Corpus:
-    """The rows of every split there is, and a digest of all they hold."""
+    """The rows of every split there is, and a digest of all they hold.
+
+    The splits are train, val and often test; where none were given, also "predict", the whole text.
+    """
 
     digest: str
     splits: dict[str, Rows]
@@ -186,7 +189,7 @@ def _hub(
         near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], n=1)
         missing += f" (did you mean {path.with_name(near[0])}?)" if near else ""
     if path.is_absolute() or data[:1] in ".~" or path.suffix.lower() in _TEXTS | _TABLES.keys():
-        raise FileNotFoundError(f"{missing}: give a text file, a folder, a hub data set's name, or 'pydoc'.")
+        raise FileNotFoundError(f"{missing}: give a text file, a folder, a hub data set's name, or 'pydoc'")
     name, _, config = data.partition(":")
     import datasets
     from huggingface_hub import constants
@@ -221,9 +224,13 @@ def _online() -> bool:
 
 
 def _complete(given: dict[str, Rows], val_fraction: float, test_fraction: float) -> dict[str, Rows]:
-    """A missing split is cut from the end of the training rows; test only where val is missing too."""
+    """A missing split is cut from the end of the training rows; test only where val is missing too.
+
+    Then the rows were given without splits, and "predict" has them all.
+    """
+    unsplit = given.keys() == {"train"}
     val = 0.0 if "val" in given else val_fraction
-    test = test_fraction if given.keys() == {"train"} else 0.0
+    test = test_fraction if unsplit else 0.0
     if not val + test:
         return given
     whole = given["train"]
@@ -246,4 +253,4 @@ def _complete(given: dict[str, Rows], val_fraction: float, test_fraction: float)
 
     cut = 1 - val - test
     parts = {"train": part(0, cut)} | ({"val": part(cut, cut + val)} if val else {})
-    return given | parts | ({"test": part(cut + val, 1)} if test else {})
+    return given | parts | ({"test": part(cut + val, 1)} if test else {}) | ({"predict": whole} if unsplit else {})

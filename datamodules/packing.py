@@ -2,8 +2,7 @@
 
 import json
 import os
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -12,33 +11,60 @@ import torch
 from filelock import FileLock
 from torch.utils.data import Dataset
 
-from datamodules.corpus import Corpus, Row
+from datamodules.corpus import Row, Rows
 from zoo.tokenizers import Tokenizer
 
 IGNORED = -100  # a target that is not scored; what torch's cross_entropy leaves out
 _PART, _BATCH = 1 << 16, 1 << 20  # characters: of a part of a document, and of what is encoded at a time
 
 
-def pack(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> dict[str, dict[str, int]]:
-    """Tokenize every split into `folder/<split>.bin`, unless it has been done; several processes may call it.
+def once(file: Path, make: Callable[[Path], None]) -> None:
+    """Have `make(half)` write a file that is then renamed to `file`, unless it is there already.
+
+    Several processes may ask: one makes it, and the others wait.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    if file.exists():
+        return
+    half = file.with_suffix(".half")  # what a killed process left there is overwritten
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):
+            if not file.exists():  # no other process made it meanwhile
+                try:
+                    make(half)
+                    os.replace(half, file)
+                finally:
+                    half.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"the cache folder {file.parent} cannot be filled ({error.strerror or error}): make room there, or move"
+            " the cache with $ZOO_CACHE or cache_dir"
+        ) from error
+
+
+def pack(rows: Rows, tokenizer: Tokenizer, file: Path) -> dict[str, int]:
+    """Tokenize rows into `file`, once, and their counts into the .json beside it: where that is, `file` is whole.
 
     Each document starts with BOS where the tokenizer has one. Memory does not grow with the text.
 
     Returns:
-        per split: tokens; bytes of UTF-8; words, counted as on WikiText: between white space, plus line ends.
+        tokens; bytes of UTF-8; words, counted as on WikiText: between white space, plus line ends.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
     """
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not folder.exists():  # no other process did it meanwhile
-                half = folder.with_suffix(".half")  # what a killed process left there is overwritten
-                shutil.rmtree(half, ignore_errors=True)
-                half.mkdir()
-                splits = corpus.splits.items()
-                stats = {split: _write(rows(), tokenizer, half / f"{split}.bin") for split, rows in splits}
-                (half / "stats.json").write_text(json.dumps(stats))
-                os.replace(half, folder)
-    return json.loads((folder / "stats.json").read_text())
+
+    def make(half: Path) -> None:
+        stats = _write(rows(), tokenizer, half)
+        os.replace(half, file)
+        half.write_text(json.dumps(stats))
+
+    counts = file.with_suffix(".json")
+    once(counts, make)
+    return json.loads(counts.read_text())
 
 
 def token_dtype(vocab_size: int) -> type[np.unsignedinteger]:
@@ -49,11 +75,12 @@ def token_dtype(vocab_size: int) -> type[np.unsignedinteger]:
 def parts(rows: Iterable[Row]) -> Iterator[Row]:
     """The rows joined into parts of about 64 KB that no document border crosses.
 
-    A part ends between two lines with text in them, where no tokenizer joins what is on both sides.
+    A part ends after a line with text in it and before one that is not indented, where no tokenizer joins what is
+    on both sides. (One leading space, as on WikiText, is no indent: a byte-level BPE keeps it with its word.)
     """
     opening, lines, size = False, list[str](), 0
     for opens, text in rows:
-        calm = bool(lines and lines[-1].strip() and text.strip())
+        calm = bool(lines and lines[-1].strip() and not text[:2].isspace())
         if lines and (opens or (size >= _PART and calm) or size >= _BATCH):
             yield opening, "".join(lines)
             opening, lines, size = False, [], 0
@@ -70,7 +97,7 @@ def _write(rows: Iterable[Row], tokenizer: Tokenizer, file: Path) -> dict[str, i
     with file.open("wb") as out:
         for batch in _batches(parts(rows)):
             for ids in _encode(batch, tokenizer):
-                np.asarray(ids, dtype).tofile(out)
+                out.write(np.asarray(ids, dtype).tobytes())  # tofile would not say why it failed
                 stats["tokens"] += len(ids)
             for _, text in batch:
                 stats["words"] += len(text.split()) + text.count("\n")

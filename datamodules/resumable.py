@@ -13,7 +13,7 @@ With `limit_train_batches` the next epoch goes on in the permutation; with `over
 the beginning of the dataset, in its own order.
 """
 
-import os
+import signal
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
-from zoo.streams import stream
+from zoo.streams import global_seed, stream
 
 # Opens a DataLoader on batches of dataset indices.
 Opener = Callable[[Iterable[Sequence[int]]], DataLoader]
@@ -47,7 +47,7 @@ class ZooDataModule(LightningDataModule):
         self, batch_size: int, num_workers: int = 0, seed: int | None = None, shuffle: bool = True
     ) -> None:
         super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have nothing to evaluate
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have nothing to predict
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.batch_size, self.num_workers, self.shuffle = batch_size, num_workers, shuffle
@@ -59,7 +59,7 @@ class ZooDataModule(LightningDataModule):
 
     @property
     def seed(self) -> int:
-        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self._given_seed is None else self._given_seed
+        return global_seed() if self._given_seed is None else self._given_seed
 
     def train_dataloader(self) -> "TrainLoader":
         dataset = self.dataset("train")
@@ -86,8 +86,11 @@ class ZooDataModule(LightningDataModule):
 
     def _eval_loader(self, split: str) -> "EvalLoader":
         dataset = self.dataset(split)
+        samples = len(dataset)  # type: ignore[arg-type]
         rank, ranks = self._place()
-        mine = range(rank, len(dataset), ranks)  # type: ignore[arg-type]
+        if samples < ranks and split != "predict":  # an idle rank would not take part in the others' metrics
+            raise ValueError(f"the {split} split has {samples} samples for {ranks} processes: lower trainer.devices")
+        mine = range(rank, samples, ranks)
         batches = [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
         return EvalLoader(self._opener(dataset), batches)
 
@@ -107,9 +110,18 @@ class ZooDataModule(LightningDataModule):
                 num_workers=self.num_workers,
                 pin_memory=on_gpu,
                 generator=stream(self.seed, "workers"),  # the global one is not ours to draw from
+                worker_init_fn=_ignore_ctrl_c,
             )
 
         return open_loader
+
+
+def _ignore_ctrl_c(worker: int) -> None:
+    """Ctrl-C reaches every process: it is for the main one, whose handler a forked worker would run as well.
+
+    SIGTERM needs no such care: torch gives its workers a handler of their own, under which they end.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class EvalLoader:

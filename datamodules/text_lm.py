@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from datamodules.corpus import Corpus, open_corpus
-from datamodules.packing import Windows, pack, parts, token_dtype
+from datamodules.packing import Windows, once, pack, parts, token_dtype
 from datamodules.resumable import ZooDataModule
 from zoo.tokenizers import Tokenizer, from_state, load_tokenizer, train_bpe
+
+# What each of the trainer's verbs evaluates or trains on.
+_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 
 
 class TextLM(ZooDataModule):
@@ -21,7 +23,8 @@ class TextLM(ZooDataModule):
 
     Training windows stand side by side, and those that are not whole are left out. Evaluation predicts every
     token of a split but its first exactly once; targets that are not to be scored are -100. "predict" is the
-    test split, or the validation split where there is no other.
+    whole text where it was given without splits, else the test split, or the validation split where there is
+    no other. Each split is packed when it is first needed.
 
     Args:
         data: "pydoc", the documentation that CPython carries (no download); a text file (one document), a
@@ -90,28 +93,38 @@ class TextLM(ZooDataModule):
 
         Per-word perplexity is exp(total loss / words), comparable between tokenizers.
         """
-        if split not in self._stats:
-            raise ValueError(f"{self.hparams['data']} has no {split} split, only {', '.join(self._stats)}")
-        return self._stats[split]
+        splits = self._corpus.splits
+        if split not in splits:
+            raise ValueError(f"{self.hparams['data']} has no {split} split, only {', '.join(splits)}")
+        return pack(splits[split], self.tokenizer, self._file(split))
 
     def tokens(self, split: str) -> np.ndarray:
         """All token ids of a split (N,), memory-mapped: what a counting model is given."""
-        return np.memmap(self._packed / f"{split}.bin", dtype=token_dtype(self.vocab_size), mode="r")
+        self.stats(split)  # packs it
+        return np.memmap(self._file(split), dtype=token_dtype(self.vocab_size), mode="r")
 
     def prepare_data(self) -> None:
-        _ = self._stats  # packs, once per machine
+        """Pack, once per machine, what the trainer's verb needs; without a trainer, all splits but "predict"."""
+        verb = self.trainer.state.fn if self.trainer else None
+        for split in _SPLITS[verb] if verb else [split for split in self._corpus.splits if split != "predict"]:
+            self.stats(self._named(split))
+
+    def setup(self, stage: str) -> None:
+        """Refuse what is too short before anything else begins, on every rank alike."""
+        for split in _SPLITS[stage]:
+            self.dataset(split)
 
     def dataset(self, split: str) -> Windows:
-        if split == "predict":
-            split = "test" if "test" in self._stats else "val"
-        name, tokens = f"the {split} split of {self.hparams['data']}", self.stats(split)["tokens"]
-        if not self.stats(split)["bytes"]:
+        split = self._named(split)
+        name, stats = f"the {split} split of {self.hparams['data']}", self.stats(split)
+        if not stats["bytes"]:
             raise ValueError(f"{name} has no text in it")
         needed = self.seq_len + 1 if split == "train" else 2
-        if tokens < needed:
-            raise ValueError(f"{name} has {tokens} tokens, but one window needs {needed}: lower seq_len")
+        if stats["tokens"] < needed:
+            remedy = "lower seq_len" if split == "train" else "give a longer text"
+            raise ValueError(f"{name} has {stats['tokens']} tokens, but one window needs {needed}: {remedy}")
         stride = None if split == "train" else self.hparams["eval_stride"] or self.seq_len
-        return Windows(self._packed / f"{split}.bin", token_dtype(self.vocab_size), self.seq_len, stride)
+        return Windows(self._file(split), token_dtype(self.vocab_size), self.seq_len, stride)
 
     def state_dict(self) -> dict[str, Any]:
         return {"tokenizer": self.tokenizer.fingerprint}
@@ -129,22 +142,19 @@ class TextLM(ZooDataModule):
         names = ("data", "text_column", "join_rows", "val_fraction", "test_fraction")
         return open_corpus(**{name: self.hparams[name] for name in names}, cache_dir=self._cache / "datasets")
 
-    @property
-    def _packed(self) -> Path:
-        key = f"{self._corpus.digest} {self.tokenizer.fingerprint}"
-        return self._cache / "tokens" / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+    def _named(self, split: str) -> str:
+        """The name that "predict" has in this corpus; every other split has its own."""
+        return next(s for s in ("predict", "test", "val") if s in self._corpus.splits) if split == "predict" else split
 
-    @cached_property
-    def _stats(self) -> dict[str, dict[str, int]]:
-        return pack(self._corpus, self.tokenizer, self._packed)
+    def _file(self, split: str) -> Path:
+        key = f"{self._corpus.digest} {self.tokenizer.fingerprint}"
+        return self._cache / "tokens" / hashlib.blake2b(key.encode(), digest_size=16).hexdigest() / f"{split}.bin"
 
     def _learn_bpe(self, vocab_size: int) -> Tokenizer:
+        def learn(half: Path) -> None:
+            learnt = train_bpe((text for _, text in parts(self._corpus.splits["train"]())), vocab_size)
+            half.write_text(json.dumps(learnt.state()))
+
         file = self._cache / "bpe" / f"{self._corpus.digest}-{vocab_size}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{file}.lock"):
-            if not file.exists():
-                learnt = train_bpe((text for _, text in parts(self._corpus.splits["train"]())), vocab_size)
-                half = file.with_suffix(".half")
-                half.write_text(json.dumps(learnt.state()))
-                os.replace(half, file)
+        once(file, learn)
         return from_state(json.loads(file.read_text()))

@@ -1,5 +1,7 @@
 """The data's order, its split over processes, and resuming at every place where a run can stop."""
 
+import os
+import signal
 from itertools import chain
 
 import pytest
@@ -197,6 +199,42 @@ def test_two_processes_may_validate_on_different_numbers_of_batches(tmp_path):
     data = Points(samples=5)  # three samples and two: two batches and one
     train(Net(), data, tmp_path, hooks=(VALIDATION_END,), devices=2, max_epochs=1)
     assert (tmp_path / f"{VALIDATION_END}-001.ckpt").exists()
+
+
+def test_an_evaluation_gives_every_process_a_sample_or_none(monkeypatch):
+    for rank in range(3):
+        monkeypatch.setattr(Points, "_place", lambda _, rank=rank: (rank, 3))
+        for loader in (Points(samples=2).val_dataloader, Points(samples=2).test_dataloader):
+            with pytest.raises(ValueError, match=r"split has 2 samples for 3 processes: lower trainer\.devices"):
+                loader()
+        assert len(Points(samples=3).val_dataloader()) == 1
+        assert len(Points(samples=2).predict_dataloader()) == (rank < 2)  # it has nothing to agree on
+
+
+class Signalled(Dataset):
+    """Sends the worker that fetches it the signal of that number."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), index)
+        return index
+
+
+def test_workers_ignore_ctrl_c_and_end_at_sigterm_whatever_the_main_process_does():
+    open_loader = Points(num_workers=1)._opener(Signalled())
+    handlers = {s: signal.signal(s, lambda *_: os.abort()) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        batches = iter(open_loader([[signal.SIGINT]] * 9))
+        assert next(batches).item() == signal.SIGINT
+        [worker] = batches._workers
+        worker.terminate()  # a SIGTERM
+        worker.join(5)
+        assert worker.exitcode == 0
+    finally:
+        for s, handler in handlers.items():
+            signal.signal(s, handler)
 
 
 def test_too_few_samples_for_a_step_are_refused():

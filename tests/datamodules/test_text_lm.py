@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 
 from datamodules import TextLM, corpus, packing
 from datamodules.packing import IGNORED, token_dtype
@@ -38,6 +38,11 @@ def text_file(tmp_path):
 
 def tokens(data: TextLM, split: str) -> list[int]:
     return np.asarray(data.dataset(split)._tokens).tolist()
+
+
+def packed(tmp_path) -> set[str]:
+    """What the cache holds of packed splits, whole or not."""
+    return {file.name for file in (tmp_path / "cache" / "tokens").glob("*/*") if file.suffix != ".lock"}
 
 
 def text(data: TextLM, split: str) -> str:
@@ -173,6 +178,18 @@ def test_long_texts_are_packed_as_if_in_one_piece(make, zoo_data, monkeypatch):
     assert source.read_text(encoding="utf-8").startswith(kept)
 
 
+@pytest.mark.parametrize("tokenizer", ["bpe", "tokenizers/gpt2_vocab.bpe"])
+def test_no_indent_is_lost_where_a_text_is_parted(tokenizer: str, make, tmp_path, monkeypatch, request):
+    if tokenizer != "bpe":
+        tokenizer = request.getfixturevalue("zoo_data") / tokenizer
+    indented = "".join(f"{' ' * (i % 5 * 4)}if x{i}:\n\n\n" if i % 7 else "\t\treturn\n" for i in range(500))
+    (tmp_path / "code.txt").write_text(indented)
+    monkeypatch.setattr(packing, "_PART", 20)
+    monkeypatch.setattr(packing, "_BATCH", 60)  # some parts have to end before an indent
+    data = make(tmp_path / "code.txt", tokenizer, bpe_vocab_size=300)
+    assert data.tokenizer.decode(data.tokens("predict")) == indented
+
+
 def test_tokens_take_the_narrowest_type():
     types = [token_dtype(size) for size in (256, 257, 1 << 16, (1 << 16) + 1)]
     assert types == [np.uint8, np.uint16, np.uint16, np.uint32]
@@ -194,12 +211,26 @@ def test_several_processes_may_pack_at_once(make, text_file):
     assert all(s == stats[0] for s in stats)
 
 
-def test_a_packing_that_was_killed_is_begun_again(make, text_file, monkeypatch):
+def test_a_packing_that_was_cut_short_is_begun_again(make, text_file, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(packing.os, "fsync", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             make(text_file).prepare_data()
+    assert packed(tmp_path) == set()
     assert text(make(text_file), "train")
+
+
+def test_a_full_disk_is_told_in_one_sentence(make, text_file, tmp_path, monkeypatch):
+    def full(self, mode="r", *args, **options):
+        return open("/dev/full" if "w" in mode else self, mode, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing.Path, "open", full)
+        full_disk = r"/cache/.* \(No space left on device\): .* with \$ZOO_CACHE or cache_dir$"
+        with pytest.raises(OSError, match=full_disk):
+            make(text_file).prepare_data()
+    assert packed(tmp_path) == set()
+    assert text(make(text_file), "predict") == TEXT
 
 
 def test_workers_map_the_file_themselves(make, text_file):
@@ -243,8 +274,40 @@ class Counts(LightningModule):
 
     def validation_step(self, batch, batch_idx: int) -> None: ...
 
+    def predict_step(self, batch, batch_idx: int) -> torch.Tensor:
+        return batch[1][batch[1] != IGNORED]
+
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=0.1)
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return Trainer(accelerator="cpu", max_steps=1, default_root_dir=tmp_path, **quiet)
+
+
+def test_predict_covers_a_text_without_splits(make, text_file, trainer, tmp_path):
+    data = make(text_file)
+    scored = torch.cat(trainer.predict(Counts(), data)).tolist()
+    assert packed(tmp_path) == {"predict.bin", "predict.json"}
+    assert [256, *scored] == [256, *TEXT.encode()] == data.tokens("predict").tolist()
+
+
+def test_only_what_a_verb_needs_is_packed(make, text_file, trainer, tmp_path):
+    trainer.validate(Counts(), make(text_file), verbose=False)
+    assert packed(tmp_path) == {"val.bin", "val.json"}
+    trainer.fit(Counts(), make(text_file))
+    assert packed(tmp_path) == {"val.bin", "val.json", "train.bin", "train.json"}
+    make(text_file).prepare_data()
+    assert packed(tmp_path) == {f"{split}.{kind}" for split in ("train", "val", "test") for kind in ("bin", "json")}
+
+
+def test_a_text_too_short_to_split_may_still_be_predicted(make, tmp_path, trainer):
+    (tmp_path / "short.txt").write_text("a b\n")
+    assert torch.cat(trainer.predict(Counts(), make(tmp_path / "short.txt"))).tolist() == [*b"a b\n"]
+    with pytest.raises(ValueError, match=r"the train split of .* needs 17: lower seq_len"):
+        trainer.fit(Counts(), make(tmp_path / "short.txt"))
 
 
 def test_resume_is_bitwise(make, text_file, tmp_path):

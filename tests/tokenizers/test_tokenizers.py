@@ -108,6 +108,16 @@ def test_a_document_may_be_encoded_line_by_line(name: str, zoo_data):
     assert [token for part in parts for token in part] == tokenizer.encode(text, bos=False)
 
 
+@pytest.mark.parametrize("name", ["bpe", "gpt2 by its merges"])
+def test_an_indent_that_merges_with_the_line_end_is_not_lost(name: str, request):
+    tokenizer = train_bpe(["if x:\n        y\n" * 99], 300)
+    if name != "bpe":
+        tokenizer = load_tokenizer(request.getfixturevalue("zoo_data") / REAL[name])
+    lines = ["        y\n", "y\n", "\n", "\n\n  y", "\ty", ""]
+    assert tokenizer.encode("\n" + lines[0], bos=False) != tokenizer.encode_batch(["\n", lines[0]])
+    assert [tokenizer.decode(ids) for ids in tokenizer.encode_batch(lines, continued=True)] == lines
+
+
 def test_llama2c_equals_sentencepiece_on_llama2s_own_vocabulary(zoo_data):
     """llama2.c's file is exported from the SentencePiece model, whose encoder is the one to agree with."""
     from sentencepiece import SentencePieceProcessor

@@ -39,7 +39,12 @@ class Tokenizer(ABC):
         if not continued:
             return self._encode_batch(texts)
         [line_end] = self._encode_batch(["\n"])
-        return [ids[len(line_end) :] for ids in self._encode_batch(["\n" + text for text in texts])]
+        n, after = len(line_end), self._encode_batch(["\n" + text for text in texts])
+        # A byte-level BPE may merge the line end with the indent after it; it puts nothing before a first word.
+        return [
+            ids[n:] if ids[:n] == line_end else self._encode_batch([text])[0]
+            for ids, text in zip(after, texts, strict=True)
+        ]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD.
