@@ -166,6 +166,15 @@ def test_generate_prints_the_prompt_and_nothing_but_text(run, capfd):
     assert capfd.readouterr().out == first
 
 
+@pytest.mark.slow
+def test_generate_compiled_says_the_same(run, capfd):
+    argv = ["generate", f"--ckpt_path={run / 'best.ckpt'}", "--prompt=The ", "--max_new_tokens=5", "--temperature=0"]
+    assert main(argv) == 0
+    plain = capfd.readouterr().out
+    assert main([*argv, "--compile"]) == 0
+    assert capfd.readouterr().out == plain
+
+
 def test_generate_continues_several_prompts_like_each_alone(run, capfd):
     argv = ["generate", f"--ckpt_path={run / 'best.ckpt'}", "--max_new_tokens=5", "--temperature=0"]
     alone = []

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def did_you_mean(near: list[str]) -> str:
-    return f"did you mean {near[0]!r}?" if near else f"the verbs are {', '.join(overview.VERBS)}."
+    return f"did you mean {near[0]!r}?" if near else f"the verbs are {', '.join(overview.VERBS)}"
 
 
 def run(argv: list[str]) -> int:

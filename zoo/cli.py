@@ -83,7 +83,7 @@ class ZooCLI(LightningCLI):
             )
         if self.memory and self.verb != "fit":
             self._subcommand_parsers[self.verb].set_defaults(self.memory.defaults())
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(_flags(args))
         config = self.config[self.verb]
         config.ckpt_path = None if self.memory and self.memory.foreign else ckpt_path
         if self.verb != "fit" and not ckpt_path and not config.model.init_args.get("weights"):
@@ -203,6 +203,12 @@ def _typed(argv: list[str], *names: str) -> dict[str, str]:
         elif option in options:
             found[options[option]] = value if equals else next(words, "")
     return found
+
+
+def _flags(argv: list[str]) -> list[str]:
+    """`--compile` alone means true, as a flag should; jsonargparse wants the word."""
+    alone = [following.startswith("--") for following in [*argv[1:], "--"]]
+    return [f"{word}=true" if word == "--compile" and a else word for word, a in zip(argv, alone, strict=True)]
 
 
 def _checkpoint_file(ckpt_path: str | None, output_dir: str | None) -> str | None:
