@@ -1,11 +1,11 @@
 """Predictions as JSON lines, written while they come."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, TextIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 
 
 class Predictions(Callback):
@@ -44,7 +44,7 @@ class Predictions(Callback):
         assert self.file is not None
         self.file.close()
         self.partial.replace(self.target)
-        rank_zero_info(f"predictions are in {self.target}")
+        print(f"\n{self.target}", file=sys.stderr)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self.file is not None and not self.file.closed:

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import callbacks
 import datamodules
 import zoo.llama.module  # noqa: F401 - imported so that a config can say `class_path: LlamaLM`
+from callbacks.progress import Progress
 from zoo.memory import remembered
 from zoo.module import ZooModule
 from zoo.parser import ZooParser, one_sentence
@@ -133,8 +134,7 @@ class ZooCLI(LightningCLI):
         if config["logger"]:
             callbacks.append(LearningRateMonitor())
         if config["enable_progress_bar"] is not False and self.verb != "generate":
-            # One line with ETA and metrics; in a log file a new one only now and then.
-            callbacks.append(TQDMProgressBar(refresh_rate=1 if sys.stdout.isatty() else 100))
+            callbacks.append(Progress())
         return super()._instantiate_trainer(config, callbacks)
 
     # ---- running
