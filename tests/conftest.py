@@ -1,12 +1,13 @@
 """Fixtures shared by all tests: where the real data lies, and one thread so that small models run fast."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+from tests.commands import ROOT, TEXT, fit
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,6 +22,34 @@ def zoo_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no real data in {path}: set ZOO_DATA to a folder that holds it")
     return path
+
+
+@pytest.fixture(autouse=True)
+def _quiet_signals():
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored after Ctrl-C
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "fox.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory, text_file):
+    """A finished run of four steps."""
+    out = tmp_path_factory.mktemp("runs") / "fox"
+    assert fit(out, text_file) == 0
+    return out
 
 
 def pytest_collection_modifyitems(items):

@@ -15,70 +15,13 @@ import pytest
 import torch
 import yaml
 
+from tests.commands import MICRO, ROOT, TEXT, TINY, complaint, fit
 from zoo import overview
 from zoo.__main__ import main
-
-ROOT = Path(__file__).parents[1]
-TINY = ROOT / "configs" / "tiny" / "llama.yaml"
-TEXT = "The quick brown fox\njumps over the lazy dog.\n" * 60
-MICRO = [
-    "--model.dim=16", "--model.n_layers=1", "--model.n_heads=2", "--model.max_seq_len=64", "--model.dropout=0.1",
-    "--data.seq_len=16", "--data.batch_size=4", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=2",
-    "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu", "--throughput.every_n_steps=1",
-    "--samples.max_new_tokens=8", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
-]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _quiet_signals():
-    yield
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored after Ctrl-C
-
-
-@pytest.fixture(scope="session")
-def text_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "fox.txt"
-    path.write_text(TEXT)
-    return path
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-def fit(out, text_file, *options, max_steps=4):
-    return main(
-        ["fit", f"--config={TINY}", *MICRO, f"--data_dir={text_file}", f"--output_dir={out}",
-         f"--trainer.max_steps={max_steps}", *map(str, options)]
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def run(tmp_path_factory, text_file):
-    """A finished run of four steps."""
-    out = tmp_path_factory.mktemp("runs") / "fox"
-    assert fit(out, text_file) == 0
-    return out
 
 
 def weights(path):
     return torch.load(path, weights_only=True)["state_dict"]
-
-
-def complaint(capsys, code, *argv):
-    """The one sentence with which a command is refused."""
-    try:
-        got = main([str(a) for a in argv])
-    except SystemExit as stop:
-        got = stop.code
-    err = [line for line in capsys.readouterr().err.splitlines() if line]
-    assert got == code, err
-    assert len(err) == 1, err
-    assert err[0].startswith("zoo: ")
-    return err[0]
 
 
 # ---- what there is
@@ -325,60 +268,3 @@ def test_two_processes_through_the_real_entry(text_file, tmp_path):
     assert fit(tmp_path / "one", text_file, "--model.dropout=0") == 0  # batch 4 on one = 2 x 2 on two
     one, two = weights(tmp_path / "one" / "last.ckpt"), weights(tmp_path / "two" / "last.ckpt")
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
-
-
-# ---- misuse
-
-
-@pytest.mark.parametrize(
-    ("argv", "code", "sentence"),
-    [
-        (["fti"], 2, "no verb 'fti'; did you mean 'fit'?"),
-        (["fit"], 2, "add --config FILE"),
-        (["fit", "--config=configs/tiny/lama.yaml"], 2, "did you mean configs/tiny/llama.yaml?"),
-        (["fit", "--config", TINY, "--trainer.max_stepz=3"], 2, "did you mean --trainer.max_steps?"),
-        (["fit", "--config", TINY, "--model.dimm=3"], 2, "no setting 'dimm'; did you mean dim?"),
-        (["fit", "--config", TINY, "--data.seqlen=3"], 2, "did you mean seq_len?"),
-        (["fit", "--config", TINY, "--trainer.max_steps=many"], 2, "trainer.max_steps must be int, not 'many'"),
-        (["fit", "--config", TINY, "--model=LlamaLN"], 2, "did you mean LlamaLM?"),
-        (["fit", "--config", TINY, "--model.n_heads=3"], 1, "dim 128 does not divide into n_heads 3"),
-        (["fit", "--config", TINY, "--trainer.accelerator=gpu"], 1, "no CUDA GPU here"),
-        (["fit", "--config", TINY, "--data_dir=no/such.txt", "--output_dir={tmp}"], 1, "no text is at no/such.txt"),
-        (["fit", "--config={notes}"], 1, "notes.yaml holds no settings"),
-        (["fit", "--config", TINY, "--trainer.accelerator=tpu"], 1, "torch_xla"),
-        (["fit", "--config", TINY, "--trainer.accumulate_grad_batches=0"], 1, "must be at least 1"),
-        (["fit", "--config", TINY, "--early_stopping.mode=mni"], 1, 'early_stopping.mode is "min" or "max"'),
-        (["fit", "--config", TINY, "--data_dir={empty}", "--output_dir={tmp}"], 1, "no text"),
-        (["fit", "--config", TINY, "--data_dir={short}", "--output_dir={tmp}"], 1, "one window needs"),
-        (["fit", "--config", TINY, "--data.seq_len=512", "--output_dir={tmp}"], 1, "max_seq_len 256"),
-        (["fit", "--config", TINY, "--output_dir=/proc/zoo"], 1, "cannot write to /proc/zoo"),
-        (["fit", "--config", TINY, "--ckpt_path={foreign}"], 1, "to start from its weights, --model.weights"),
-        (["validate", "--config", TINY], 1, "add --ckpt_path FILE"),
-        (["validate", "--ckpt_path=no.ckpt"], 1, "no checkpoint no.ckpt"),
-        (["validate", "--ckpt_path={broken}"], 1, "broken.ckpt is truncated or damaged"),
-        (["validate", "--ckpt_path={run}", "--data.tokenizer={tokenizer}"], 1, "the tokenizer has 280 tokens"),
-        (["validate", "--ckpt_path={run}", "--model.dim=32"], 1, "(257, 16) in the file and (257, 32) in the model"),
-    ],
-    ids=lambda value: " ".join(map(str, value))[-60:] if isinstance(value, list) else None,
-)  # fmt: skip
-def test_bad_input_gets_one_sentence(argv, code, sentence, run, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    (tmp_path / "empty.txt").write_text("")
-    (tmp_path / "notes.yaml").write_text("just words")
-    (tmp_path / "short.txt").write_text("a line\n" * 12)
-    (tmp_path / "broken.ckpt").write_bytes((run / "best.ckpt").read_bytes()[:5000])
-    from zoo.llama import load_checkpoint, save_checkpoint
-    from zoo.tokenizers import train_bpe
-
-    folder = tmp_path / "tokenizer"
-    folder.mkdir()
-    (folder / "tokenizer.json").write_text(str(train_bpe(iter([TEXT]), 280).state()["model"]))
-    save_checkpoint(load_checkpoint(run / "best.ckpt"), tmp_path / "llama2c.bin", format="llama2c")
-    places = {
-        "tmp": tmp_path / "out", "empty": tmp_path / "empty.txt", "short": tmp_path / "short.txt",
-        "broken": tmp_path / "broken.ckpt", "run": run / "best.ckpt", "tokenizer": folder,
-        "foreign": tmp_path / "llama2c.bin", "notes": tmp_path / "notes.yaml",
-    }  # fmt: skip
-    said = complaint(capsys, code, *(str(a).format(**places) for a in argv))
-    assert sentence in said
-    assert not list((tmp_path / "out").glob("*.ckpt"))

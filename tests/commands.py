@@ -1,0 +1,35 @@
+"""Shared by the tests of the command line: a micro setting of the tiny Llama, and how a refusal must look."""
+
+from pathlib import Path
+
+from zoo.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "configs" / "tiny" / "llama.yaml"
+TEXT = "The quick brown fox\njumps over the lazy dog.\n" * 60
+MICRO = [
+    "--model.dim=16", "--model.n_layers=1", "--model.n_heads=2", "--model.max_seq_len=64", "--model.dropout=0.1",
+    "--data.seq_len=16", "--data.batch_size=4", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=2",
+    "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu", "--throughput.every_n_steps=1",
+    "--samples.max_new_tokens=8", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
+]  # fmt: skip
+
+
+def fit(out, text_file, *options, max_steps=4):
+    return main(
+        ["fit", f"--config={TINY}", *MICRO, f"--data_dir={text_file}", f"--output_dir={out}",
+         f"--trainer.max_steps={max_steps}", *map(str, options)]
+    )  # fmt: skip
+
+
+def complaint(capsys, code, *argv):
+    """The one sentence with which a command is refused."""
+    try:
+        got = main([str(a) for a in argv])
+    except SystemExit as stop:
+        got = stop.code
+    err = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert got == code, err
+    assert len(err) == 1, err
+    assert err[0].startswith("zoo: ")
+    return err[0]

@@ -1,0 +1,58 @@
+"""What the command line says to bad input: one sentence that names it and what to do, and an exit code not 0."""
+
+import pytest
+
+from tests.commands import ROOT, TEXT, TINY, complaint
+from zoo.llama import load_checkpoint, save_checkpoint
+from zoo.tokenizers import train_bpe
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "sentence"),
+    [
+        (["fti"], 2, "no verb 'fti'; did you mean 'fit'?"),
+        (["fit"], 2, "add --config FILE"),
+        (["fit", "--config=configs/tiny/lama.yaml"], 2, "did you mean configs/tiny/llama.yaml?"),
+        (["fit", "--config", TINY, "--trainer.max_stepz=3"], 2, "did you mean --trainer.max_steps?"),
+        (["fit", "--config", TINY, "--model.dimm=3"], 2, "no setting 'dimm'; did you mean dim?"),
+        (["fit", "--config", TINY, "--data.seqlen=3"], 2, "did you mean seq_len?"),
+        (["fit", "--config", TINY, "--trainer.max_steps=many"], 2, "trainer.max_steps must be int, not 'many'"),
+        (["fit", "--config", TINY, "--model=LlamaLN"], 2, "did you mean LlamaLM?"),
+        (["fit", "--config", TINY, "--model.n_heads=3"], 1, "dim 128 does not divide into n_heads 3"),
+        (["fit", "--config", TINY, "--trainer.accelerator=gpu"], 1, "no CUDA GPU here"),
+        (["fit", "--config", TINY, "--data_dir=no/such.txt", "--output_dir={tmp}"], 1, "no text is at no/such.txt"),
+        (["fit", "--config={notes}"], 1, "notes.yaml holds no settings"),
+        (["fit", "--config", TINY, "--trainer.accelerator=tpu"], 1, "torch_xla"),
+        (["fit", "--config", TINY, "--trainer.accumulate_grad_batches=0"], 1, "must be at least 1"),
+        (["fit", "--config", TINY, "--early_stopping.mode=mni"], 1, 'early_stopping.mode is "min" or "max"'),
+        (["fit", "--config", TINY, "--data_dir={empty}", "--output_dir={tmp}"], 1, "no text"),
+        (["fit", "--config", TINY, "--data_dir={short}", "--output_dir={tmp}"], 1, "one window needs"),
+        (["fit", "--config", TINY, "--data.seq_len=512", "--output_dir={tmp}"], 1, "max_seq_len 256"),
+        (["fit", "--config", TINY, "--output_dir=/proc/zoo"], 1, "cannot write to /proc/zoo"),
+        (["fit", "--config", TINY, "--ckpt_path={foreign}"], 1, "to start from its weights, --model.weights"),
+        (["validate", "--config", TINY], 1, "add --ckpt_path FILE"),
+        (["validate", "--ckpt_path=no.ckpt"], 1, "no checkpoint no.ckpt"),
+        (["validate", "--ckpt_path={broken}"], 1, "broken.ckpt is truncated or damaged"),
+        (["validate", "--ckpt_path={run}", "--data.tokenizer={tokenizer}"], 1, "the tokenizer has 280 tokens"),
+        (["validate", "--ckpt_path={run}", "--model.dim=32"], 1, "(257, 16) in the file and (257, 32) in the model"),
+    ],
+    ids=lambda value: " ".join(map(str, value))[-60:] if isinstance(value, list) else None,
+)  # fmt: skip
+def test_bad_input_gets_one_sentence(argv, code, sentence, run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "notes.yaml").write_text("just words")
+    (tmp_path / "short.txt").write_text("a line\n" * 12)
+    (tmp_path / "broken.ckpt").write_bytes((run / "best.ckpt").read_bytes()[:5000])
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(str(train_bpe(iter([TEXT]), 280).state()["model"]))
+    save_checkpoint(load_checkpoint(run / "best.ckpt"), tmp_path / "llama2c.bin", format="llama2c")
+    places = {
+        "tmp": tmp_path / "out", "empty": tmp_path / "empty.txt", "short": tmp_path / "short.txt",
+        "broken": tmp_path / "broken.ckpt", "run": run / "best.ckpt", "tokenizer": folder,
+        "foreign": tmp_path / "llama2c.bin", "notes": tmp_path / "notes.yaml",
+    }  # fmt: skip
+    said = complaint(capsys, code, *(str(a).format(**places) for a in argv))
+    assert sentence in said
+    assert not list((tmp_path / "out").glob("*.ckpt"))
