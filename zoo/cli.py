@@ -127,7 +127,9 @@ class ZooCLI(LightningCLI):
         kwargs["default_root_dir"] = config.output_dir
         if config.trainer.logger in (None, True):
             # name and version empty: one run, one folder, and a resumed run's curve goes on where it stopped.
-            kwargs["logger"] = self.verb == "fit" and TensorBoardLogger(config.output_dir, name="", version="")
+            kwargs["logger"] = self.verb == "fit" and TensorBoardLogger(
+                config.output_dir, name="", version="", default_hp_metric=False
+            )
         return super().instantiate_trainer(**kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Any:
