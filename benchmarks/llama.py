@@ -10,14 +10,10 @@ import argparse
 import gc
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +23,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.measure import facts, in_turn  # noqa: E402
 from zoo.llama import Llama, LlamaConfig, load_checkpoint, save_checkpoint  # noqa: E402
 from zoo.llama.decode import Decoder  # noqa: E402
 from zoo.optim import AdamW  # noqa: E402
@@ -39,20 +36,6 @@ SHAPES = {
 }
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense 16-bit, from NVIDIA's data sheets
 Row = dict[str, Any]
-
-
-def in_turn(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each candidate over rounds of one call each, after one unmeasured round."""
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for measured in (False, *[True] * repeats):
-        for name, run in candidates.items():
-            start = time.perf_counter()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if measured:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def build(shape: str) -> Llama:
@@ -266,14 +249,6 @@ def row(benchmark: str, ours: float, peer: float, unit: str, **more: Any) -> Row
     return {"benchmark": benchmark, "ours": ours, "peer": peer, "ratio": ours / peer, "unit": unit, **more}
 
 
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def main() -> None:
     parts = {
         "decode-260K": lambda: decode("260K", args.repeats, args.compile),
@@ -294,19 +269,14 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.memory_of:
         return memory_of(args.memory_of)
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    facts = {
-        "repeats": args.repeats, "threads": args.threads, "cpu": cpu_name(), "torch": torch.__version__,
-        "commit": git.stdout.strip() or None, "date": date.today().isoformat(),
-        "command": " ".join(["python benchmarks/llama.py", *sys.argv[1:]]),
-    }  # fmt: skip
+    about = {"repeats": args.repeats, "threads": args.threads, **facts()}
     rows = []
     for name in args.only:
         if name == "gpu" and not torch.cuda.is_available():
             print("gpu: left out, for there is no CUDA device")
             continue
         for result in parts[name]():
-            rows.append({**result, **facts})
+            rows.append({**result, **about})
             more = f"{result['share_of_floor']:.0%} of the floor" if "share_of_floor" in result else ""
             print(
                 f"{result['benchmark']:<48} {result['ours']:>10.5g} {result['peer']:>10.5g} {result['unit']:<9}"

@@ -8,19 +8,15 @@ Each tokenizer packs the whole text into a fresh cache, once; `bpe` is learnt fr
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
-
-import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.llama import cpu_name  # noqa: E402
+from benchmarks.measure import facts  # noqa: E402
 from datamodules import TextLM  # noqa: E402
 
 
@@ -36,7 +32,6 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("tokenizers", nargs="+", help='"bytes", "bpe", or paths')
     args = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     names = [Path(tokenizer).name for tokenizer in args.tokenizers]
     rows = []
     for name, tokenizer in zip(names, args.tokenizers, strict=True):
@@ -44,14 +39,8 @@ def main() -> None:
             cold, data = seconds(args.data_dir, tokenizer, cache)
             warm, _ = seconds(args.data_dir, tokenizer, cache)
         megabytes = sum(data.stats(split)["bytes"] for split in ("train", "val", "test")) / 1e6
-        rows.append(
-            {
-                "tokenizer": name, "vocab_size": data.vocab_size, "megabytes": megabytes,
-                "seconds_per_MB": cold / megabytes, "warm_seconds": warm, "cpu": cpu_name(), "torch": torch.__version__,
-                "commit": commit.stdout.strip(), "date": date.today().isoformat(),
-                "command": f"python benchmarks/packing.py --data_dir {args.data_dir.name}/ {' '.join(names)}",
-            }
-        )  # fmt: skip
+        row = {"tokenizer": name, "vocab_size": data.vocab_size, "megabytes": megabytes}
+        rows.append(row | {"seconds_per_MB": cold / megabytes, "warm_seconds": warm} | facts())
         print(f"{name:<24} {cold / megabytes:6.3f} s/MB, warm {warm:.2f} s", flush=True)
     (ROOT / "results" / "packing.json").write_text(json.dumps(rows, indent=1) + "\n")
 

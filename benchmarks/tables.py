@@ -76,7 +76,12 @@ def packing() -> str:
     return f"`{found[0]['command']}` ({found[0]['cpu']})\n\n" + markdown(header, lines)
 
 
-TABLES = {"llama-speed": lambda: speed("llama.json"), "llama-wikitext2": wikitext2, "packing": packing}
+TABLES = {
+    "llama-speed": lambda: speed("llama.json"),
+    "llama-wikitext2": wikitext2,
+    "packing": packing,
+    "startup": lambda: speed("startup.json"),
+}
 
 
 def filled(text: str) -> str:

@@ -13,7 +13,6 @@ import statistics
 import subprocess
 import sys
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.llama import cpu_name  # noqa: E402
+from benchmarks.measure import facts  # noqa: E402
 from datamodules import TextLM  # noqa: E402
 from zoo.baselines import NGram  # noqa: E402
 from zoo.cli import ZooCLI  # noqa: E402
@@ -96,7 +95,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "wikitext2-llama")
     parser.add_argument("options", nargs="*", help="further options of `zoo fit`, after --")
     args = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    about = facts()
     folders = [args.output_dir / f"seed {seed}" for seed in args.seeds]
     rows = [train(seed, args.data_dir.resolve(), f, args.options) for seed, f in zip(args.seeds, folders, strict=True)]
     names = ("val_ppl", "val_word_ppl", "test_ppl", "test_word_ppl", "seconds")
@@ -105,14 +104,10 @@ def main() -> None:
     rows.append({"model": f"LlamaLM, mean of {len(rows)} seeds", **mean, **spread, "parameters": rows[0]["parameters"]})
     data = ZooCLI(["validate", f"--ckpt_path={folders[0] / 'best.ckpt'}", "--trainer.fast_dev_run=1"]).datamodule
     rows += counting(data)
-    facts = {
-        "tokens_per_split": {split: data.stats(split)["tokens"] for split in ("train", "val", "test")},
-        "cpu": cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "commit": commit.stdout.strip(), "date": date.today().isoformat(),
-        "command": " ".join(["python benchmarks/wikitext2.py", *sys.argv[1:]]),
-    }  # fmt: skip
+    tokens = {split: data.stats(split)["tokens"] for split in ("train", "val", "test")}
+    about |= {"tokens_per_split": tokens, "threads": torch.get_num_threads()}
     path = ROOT / "results" / "llama_wikitext2.json"
-    path.write_text(json.dumps([{**row, **facts} for row in rows], indent=1) + "\n")
+    path.write_text(json.dumps([{**row, **about} for row in rows], indent=1) + "\n")
     plot(folders, data, path.with_suffix(".png"))
     for row in rows:
         print(f"{row['model']:<24} val {row['val_ppl']:7.2f} test {row['test_ppl']:7.2f} per token")

@@ -39,7 +39,8 @@ def run(argv: list[str]) -> int:
     """Run a verb through LightningCLI, and turn what goes wrong into a sentence and an exit code."""
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-    from zoo.cli import ZooCLI, one_sentence
+    from zoo.cli import ZooCLI
+    from zoo.parser import one_sentence
 
     warnings.formatwarning = lambda message, *_, **__: f"zoo: {message}\n"
     try:

@@ -24,10 +24,8 @@ import zoo.llama.module  # noqa: F401 - imported so that a config can say `class
 from callbacks.progress import Progress
 from zoo.memory import remembered
 from zoo.module import ZooModule
-from zoo.parser import ZooParser, one_sentence
+from zoo.parser import ZooParser
 from zoo.trainer import ZooTrainer
-
-__all__ = ["ZooCLI", "one_sentence"]
 
 METHOD_SKIPS = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule", "weights_only"}
 

@@ -1,0 +1,50 @@
+"""What every benchmark here needs: turns taken in one run, and the facts that each row carries."""
+
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def in_turn(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each candidate over rounds of one call each, after one unmeasured round."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for measured in (False, *[True] * repeats):
+        for name, run in candidates.items():
+            start = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if measured:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def facts() -> dict[str, Any]:
+    """Machine, versions, commit, day and command of this run; paths in the command are cut to their names."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    arguments = [Path(word).name if Path(word).exists() else word for word in sys.argv[1:]]
+    return {
+        "cpu": cpu_name(),
+        "torch": torch.__version__,
+        "commit": commit.stdout.strip() or None,
+        "date": date.today().isoformat(),
+        "command": " ".join([f"python benchmarks/{Path(sys.argv[0]).name}", *arguments]),
+    }
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
