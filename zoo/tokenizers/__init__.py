@@ -1,4 +1,4 @@
-"""Text to ids and back: bytes, SentencePiece, llama2.c, byte-level BPE (GPT-2's, or our own), Hugging Face.
+"""Text to ids and back: bytes, characters, SentencePiece, llama2.c, byte-level BPE (GPT-2's, or our own), Hugging Face.
 
     tokenizer = load_tokenizer("bytes")
     tokenizer.decode(tokenizer.encode("héllo"))  # "héllo"
@@ -7,7 +7,7 @@ Each library is imported only when a tokenizer of its kind is made.
 """
 
 from zoo.tokenizers.base import TextStream, Tokenizer, stream_decode
-from zoo.tokenizers.hugging_face import train_bpe
+from zoo.tokenizers.hugging_face import train_bpe, train_words
 from zoo.tokenizers.load import from_state, load_tokenizer
 
-__all__ = ["TextStream", "Tokenizer", "from_state", "load_tokenizer", "stream_decode", "train_bpe"]
+__all__ = ["TextStream", "Tokenizer", "from_state", "load_tokenizer", "stream_decode", "train_bpe", "train_words"]

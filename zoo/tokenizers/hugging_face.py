@@ -11,6 +11,7 @@ from pathlib import Path
 from zoo.tokenizers.base import State, Tokenizer
 
 DOCUMENT = "<|endoftext|>"  # GPT-2's one special token, and ours: it opens a document and ends it
+_UNKNOWN = "<unk>"
 # The names of BOS and EOS where no configuration tells them.
 _BOS_NAMES = ("<s>", "<|begin_of_text|>", "<bos>", "[BOS]", DOCUMENT)
 _EOS_NAMES = ("</s>", "<|end_of_text|>", "<eos>", "[EOS]", DOCUMENT)
@@ -68,6 +69,16 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return HuggingFaceTokenizer(tokenizer.to_str(), bos_id=0, eos_id=0)
+
+
+def train_words(texts: Iterable[str]) -> HuggingFaceTokenizer:
+    """A token for each word of `texts`, words being what stands between spaces; any other word is token 0, <unk>."""
+    library = _library()
+    words = sorted({word for text in texts for word in text.split()} - {_UNKNOWN})
+    vocabulary = {word: i for i, word in enumerate([_UNKNOWN, *words])}
+    tokenizer = library.Tokenizer(library.models.WordLevel(vocabulary, unk_token=_UNKNOWN))
+    tokenizer.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
+    return HuggingFaceTokenizer(tokenizer.to_str(), bos_id=None, eos_id=None)
 
 
 def read_gpt2(vocab: Path, merges: Path) -> HuggingFaceTokenizer:

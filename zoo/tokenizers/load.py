@@ -6,18 +6,22 @@ from pathlib import Path
 
 from zoo.tokenizers.base import State, Tokenizer
 from zoo.tokenizers.byte_level import ByteTokenizer
+from zoo.tokenizers.characters import CharacterTokenizer
 from zoo.tokenizers.hugging_face import HuggingFaceTokenizer, read_gpt2, read_tokenizer_json
 from zoo.tokenizers.llama2c import Llama2cTokenizer
 from zoo.tokenizers.sentence_piece import SentencePieceTokenizer
 
 # What GPT-2's vocabulary and merges are called, by OpenAI and by Hugging Face; a prefix may come before both.
 _PARTNERS = {"encoder.json": "vocab.bpe", "vocab.json": "merges.txt"}
-_KINDS = "'bytes', a SentencePiece model, llama2.c's tok*.bin, GPT-2's vocabulary, a Hugging Face folder"
+_NAMED: dict[str, type[Tokenizer]] = {kind.kind: kind for kind in (ByteTokenizer, CharacterTokenizer)}
+_KINDS = (
+    "'bytes', 'characters', a SentencePiece model, llama2.c's tok*.bin, GPT-2's vocabulary, a Hugging Face folder"
+)
 _UNKNOWN = "it is not a tokenizer of any known kind, or was cut short"
 
 
 def load_tokenizer(path_or_name: str | Path) -> Tokenizer:
-    """The tokenizer called "bytes", or the one that a file or folder holds.
+    """The tokenizer called "bytes" or "characters", or the one that a file or folder holds.
 
     Files: a SentencePiece `.model`, llama2.c's `tok*.bin`, either of GPT-2's two files (the other is looked
     for beside it), a `tokenizer.json`, a checkpoint of ours that carries its tokenizer. Folders: Hugging
@@ -27,8 +31,8 @@ def load_tokenizer(path_or_name: str | Path) -> Tokenizer:
         FileNotFoundError: nothing is there.
         ValueError: what is there is no tokenizer, or is damaged.
     """
-    if str(path_or_name) == ByteTokenizer.kind:
-        return ByteTokenizer()
+    if str(path_or_name) in _NAMED:
+        return _NAMED[str(path_or_name)]()
     path = Path(path_or_name)
     if not path.exists():
         raise FileNotFoundError(f"no tokenizer is at {path}: give {_KINDS}, or a checkpoint of ours")
@@ -47,8 +51,8 @@ def from_state(state: State) -> Tokenizer:
         ValueError: it is no tokenizer's state.
     """
     kind, model = state.get("kind"), str(state.get("model"))
-    if kind == ByteTokenizer.kind:
-        return ByteTokenizer()
+    if kind in _NAMED:
+        return _NAMED[kind]()
     if kind == SentencePieceTokenizer.kind:
         return SentencePieceTokenizer(base64.b64decode(model))
     if kind == Llama2cTokenizer.kind:
