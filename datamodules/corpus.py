@@ -13,7 +13,7 @@ import re
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 Row = tuple[bool, str]
 Rows = Callable[[], Iterable[Row]]
 
-_SPLIT_NAMES = {
+SPLIT_NAMES = {
     "train": {"train", "training"},
     "val": {"val", "valid", "validation", "dev"},
     "test": {"test"},
@@ -61,12 +61,12 @@ def open_corpus(
     if data == "pydoc":
         digest, given = _pydoc()
     elif path.exists():
-        files = _files(path)
+        files = split_files(path, _TEXTS | _TABLES.keys())
         digest = _digest(file for group in files.values() for file in group)
         tables = cache_dir / digest[:32]  # datasets goes by a file's time, not by what it holds
         given = {s: _file_rows(group, text_column, join_rows, tables) for s, group in files.items()}
     else:
-        digest, given = _hub(data, path, text_column, join_rows, cache_dir)
+        digest, given = _hub(data, text_column, join_rows, cache_dir)
     given = _complete(given, val_fraction, test_fraction)
     settings = repr((sorted(given), text_column, join_rows, val_fraction, test_fraction))
     return Corpus(hashlib.blake2b((digest + settings).encode(), digest_size=16).hexdigest(), given)
@@ -84,21 +84,27 @@ def _pydoc() -> tuple[str, dict[str, Rows]]:
     return digest, {"train": lambda: ((True, text) for text in documents)}
 
 
-def _files(path: Path) -> dict[str, list[Path]]:
+def data_label(data: str) -> str:
+    """What runs on `data` are filed under: the name of its folder, or of its file, or on the hub."""
+    path = Path(os.path.abspath(Path(data).expanduser()))
+    if path.exists():
+        return path.name if path.is_dir() else path.stem
+    return re.sub(r"[^\w.-]+", "-", data.rpartition("/")[2])
+
+
+def split_files(path: Path, suffixes: Set[str]) -> dict[str, list[Path]]:
     """The files of each split. A folder's go by their names, if one of them is for training."""
     if path.is_file():
         return {"train": [path]}
-    files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in _TEXTS | _TABLES.keys()]
+    files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in suffixes]
     if not files:
-        kinds = ", ".join(sorted(_TEXTS | _TABLES.keys()))
+        kinds = ", ".join(sorted(suffixes))
         raise ValueError(f"the folder {path} holds no text: none of its files ends in {kinds}")
     splits: dict[str, list[Path]] = {}
     for file in files:
         words = set(re.split(r"[^a-z]+", file.name.lower()))
-        for split, names in _SPLIT_NAMES.items():
-            if words & names:
-                splits.setdefault(split, []).append(file)
-                break
+        if named := next((split for split, names in SPLIT_NAMES.items() if words & names), None):
+            splits.setdefault(named, []).append(file)
     return splits if "train" in splits else {"train": files}
 
 
@@ -158,7 +164,7 @@ def _open_table(builder: str, file: Path, cache_dir: Path) -> Any:
     try:
         return load_dataset(builder, data_files=str(file), split="train", cache_dir=str(cache_dir), **options)
     except Exception as error:  # datasets wraps what its parsers raise in errors of its own
-        reason = _first_line(error.__cause__ or error)
+        reason = first_line(error.__cause__ or error)
         raise ValueError(f"{file} cannot be read as a table ({reason})") from error
 
 
@@ -177,19 +183,34 @@ def _table_rows(table: Any, column: str, join_rows: bool, name: str) -> Iterator
             opens = False
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
 
 
-def _hub(
-    data: str, path: Path, text_column: str, join_rows: bool, cache_dir: Path
-) -> tuple[str, dict[str, Rows]]:
+def _hub(data: str, text_column: str, join_rows: bool, cache_dir: Path) -> tuple[str, dict[str, Rows]]:
+    tables = hub_tables(data, _TEXTS | _TABLES.keys(), "'pydoc'", cache_dir)
+    digest = repr([(split, table._fingerprint) for split, table in tables.items()])
+
+    def rows(table: Any) -> Rows:
+        return lambda: _table_rows(table, text_column, join_rows, data)
+
+    return digest, {split: rows(table) for split, table in tables.items()}
+
+
+def hub_tables(data: str, suffixes: Set[str], embedded: str, cache_dir: Path) -> dict[str, Any]:
+    """The splits of the hub data set "name" or "name:config"; `suffixes` tell what can only be a file's name.
+
+    Raises:
+        FileNotFoundError: it is neither here nor on the hub; `embedded` is then a default to be offered.
+        ValueError: it has no split for training.
+    """
+    path = Path(data).expanduser()
     missing = f"no text is at {path}"
     if path.parent.is_dir():
         near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], n=1)
         missing += f" (did you mean {path.with_name(near[0])}?)" if near else ""
-    if path.is_absolute() or data[:1] in ".~" or path.suffix.lower() in _TEXTS | _TABLES.keys():
-        raise FileNotFoundError(f"{missing}: give a text file, a folder, a hub data set's name, or 'pydoc'")
+    if path.is_absolute() or data[:1] in ".~" or path.suffix.lower() in suffixes:
+        raise FileNotFoundError(f"{missing}: give a text file, a folder, a hub data set's name, or {embedded}")
     name, _, config = data.partition(":")
     import datasets
     from huggingface_hub import constants
@@ -199,17 +220,12 @@ def _hub(
     try:
         found = datasets.load_dataset(name, config or None, cache_dir=str(cache_dir))
     except Exception as error:  # no network, no such data set, no such config: there are many ways to say no
-        reason = f"the hub gave no data set {name!r} ({_first_line(error)})"
+        reason = f"the hub gave no data set {name!r} ({first_line(error)})"
         raise FileNotFoundError(f"{missing}, and {reason}") from error
-    tables = {s: found[given] for s, names in _SPLIT_NAMES.items() for given in found if given in names}
+    tables = {s: found[given] for s, names in SPLIT_NAMES.items() for given in found if given in names}
     if "train" not in tables:
         raise ValueError(f"the data set {data!r} has no train split; it has {', '.join(found)}")
-    digest = repr([(split, table._fingerprint) for split, table in tables.items()])
-
-    def rows(table: Any) -> Rows:
-        return lambda: _table_rows(table, text_column, join_rows, data)
-
-    return digest, {split: rows(table) for split, table in tables.items()}
+    return tables
 
 
 def _online() -> bool:

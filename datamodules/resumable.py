@@ -9,6 +9,9 @@ Where a run stands is read from the batches that the trainer has finished: neith
 ahead nor a batch that Ctrl-C cut short counts. Gradients that wait for the rest of their accumulation window
 are in no checkpoint, so a run that stops inside a window goes back to its first batch.
 
+Where samples differ in length, those of like length share a step: the permutation is rearranged by `bucketed`,
+for the size of a step, and a run resumed with another size sees another order.
+
 With `limit_train_batches` the next epoch goes on in the permutation; with `overfit_batches` every epoch is
 the beginning of the dataset, in its own order.
 """
@@ -23,6 +26,7 @@ from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.streams import global_seed, stream
+from zoo.text_batch import bucketed
 
 # Opens a DataLoader on batches of dataset indices.
 Opener = Callable[[Iterable[Sequence[int]]], DataLoader]
@@ -57,6 +61,10 @@ class ZooDataModule(LightningDataModule):
     def dataset(self, split: str) -> Dataset:
         """The map-style dataset of "train", "val", "test" or "predict"."""
 
+    def train_lengths(self) -> torch.Tensor | None:
+        """(samples,) the length of each training sample, where those of like length are to share a step."""
+        return None
+
     @property
     def seed(self) -> int:
         return global_seed() if self._given_seed is None else self._given_seed
@@ -73,6 +81,7 @@ class ZooDataModule(LightningDataModule):
             seed=self.seed,
             shuffle=self.shuffle,
             trainer=self.trainer,
+            lengths=self.train_lengths(),
         )
 
     def val_dataloader(self) -> "EvalLoader":
@@ -157,10 +166,11 @@ class TrainLoader:
         seed: int = 0,
         shuffle: bool = True,
         trainer: Trainer | None = None,
+        lengths: torch.Tensor | None = None,
     ) -> None:
         self._samples, self._open, self._seed, self._shuffle = samples, open_loader, seed, shuffle
         self._batch_size, self._rank, self._step = batch_size, rank, batch_size * ranks
-        self._trainer = trainer
+        self._trainer, self._lengths = trainer, lengths
         self._start = (0, 0)  # epoch and offset, when the trainer had finished `_finished_before` batches
         self._finished_before = 0
         if not len(self):
@@ -240,4 +250,7 @@ class TrainLoader:
         """(samples,) the dataset's indices in this epoch's order."""
         if self._overfits or not self._shuffle:
             return torch.arange(self._samples)
-        return torch.randperm(self._samples, generator=stream(self._seed, "order", epoch))
+        order = torch.randperm(self._samples, generator=stream(self._seed, "order", epoch))
+        if self._lengths is None:
+            return order
+        return bucketed(order, self._lengths, self._step, stream(self._seed, "buckets", epoch))

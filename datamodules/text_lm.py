@@ -2,23 +2,18 @@
 
 import hashlib
 import json
-import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from datamodules.corpus import Corpus, open_corpus
 from datamodules.packing import Windows, once, pack, parts, token_dtype
-from datamodules.resumable import ZooDataModule
-from zoo.tokenizers import Tokenizer, from_state, load_tokenizer, train_bpe
-
-# What each of the trainer's verbs evaluates or trains on.
-_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+from datamodules.text_data import SPLITS, TextData
+from zoo.tokenizers import Tokenizer, from_state, train_bpe
 
 
-class TextLM(ZooDataModule):
+class TextLM(TextData):
     """Batches of (inputs (B, T), targets (B, T), index (B,)), the targets one token ahead of the inputs.
 
     Training windows stand side by side, and those that are not whole are left out. Evaluation predicts every
@@ -74,19 +69,6 @@ class TextLM(ZooDataModule):
                 " and both together less than 1"
             )
         self.seq_len = seq_len
-        default = os.environ.get("ZOO_CACHE", "~/.cache/zoo")
-        self._cache = Path(default if cache_dir is None else cache_dir).expanduser()
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """Loaded, or learnt from the training split, when it is first asked for."""
-        if self.hparams["tokenizer"] == "bpe":
-            return self._learn_bpe(self.hparams["bpe_vocab_size"])
-        return load_tokenizer(self.hparams["tokenizer"])
-
-    @property
-    def vocab_size(self) -> int:
-        return self.tokenizer.vocab_size
 
     def stats(self, split: str) -> dict[str, int]:
         """How many tokens, words and bytes a split has; words count as on WikiText, line ends included.
@@ -106,13 +88,8 @@ class TextLM(ZooDataModule):
     def prepare_data(self) -> None:
         """Pack, once per machine, what the trainer's verb needs; without a trainer, all splits but "predict"."""
         verb = self.trainer.state.fn if self.trainer else None
-        for split in _SPLITS[verb] if verb else [split for split in self._corpus.splits if split != "predict"]:
+        for split in SPLITS[verb] if verb else [split for split in self._corpus.splits if split != "predict"]:
             self.stats(self._named(split))
-
-    def setup(self, stage: str) -> None:
-        """Refuse what is too short before anything else begins, on every rank alike."""
-        for split in _SPLITS[stage]:
-            self.dataset(split)
 
     def dataset(self, split: str) -> Windows:
         split = self._named(split)
@@ -126,21 +103,10 @@ class TextLM(ZooDataModule):
         stride = None if split == "train" else self.hparams["eval_stride"] or self.seq_len
         return Windows(self._file(split), token_dtype(self.vocab_size), self.seq_len, stride)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"tokenizer": self.tokenizer.fingerprint}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict["tokenizer"] != self.tokenizer.fingerprint:
-            raise ValueError(
-                f"the checkpoint was trained with another tokenizer ({state_dict['tokenizer']}) than"
-                f" {self.hparams['tokenizer']!r} gives here ({self.tokenizer.fingerprint}):"
-                " give the checkpoint's own path as the tokenizer"
-            )
-
     @cached_property
     def _corpus(self) -> Corpus:
         names = ("data", "text_column", "join_rows", "val_fraction", "test_fraction")
-        return open_corpus(**{name: self.hparams[name] for name in names}, cache_dir=self._cache / "datasets")
+        return open_corpus(**{name: self.hparams[name] for name in names}, cache_dir=self.cache / "datasets")
 
     def _named(self, split: str) -> str:
         """The name that "predict" has in this corpus; every other split has its own."""
@@ -148,13 +114,15 @@ class TextLM(ZooDataModule):
 
     def _file(self, split: str) -> Path:
         key = f"{self._corpus.digest} {self.tokenizer.fingerprint}"
-        return self._cache / "tokens" / hashlib.blake2b(key.encode(), digest_size=16).hexdigest() / f"{split}.bin"
+        return self.cache / "tokens" / hashlib.blake2b(key.encode(), digest_size=16).hexdigest() / f"{split}.bin"
 
-    def _learn_bpe(self, vocab_size: int) -> Tokenizer:
-        def learn(half: Path) -> None:
+    def learn(self, kind: str) -> Tokenizer:
+        vocab_size = self.hparams["bpe_vocab_size"]
+
+        def write(half: Path) -> None:
             learnt = train_bpe((text for _, text in parts(self._corpus.splits["train"]())), vocab_size)
             half.write_text(json.dumps(learnt.state()))
 
-        file = self._cache / "bpe" / f"{self._corpus.digest}-{vocab_size}.json"
-        once(file, learn)
+        file = self.cache / "bpe" / f"{self._corpus.digest}-{vocab_size}.json"
+        once(file, write)
         return from_state(json.loads(file.read_text()))

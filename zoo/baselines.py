@@ -1,9 +1,11 @@
-"""The counting language models that stand beside every neural one: unigram, and interpolated Kneser-Ney n-grams.
+"""What stands beside every neural model: unigram and interpolated Kneser-Ney n-grams, and the law of numbers alone.
 
 Kneser & Ney 1995; the interpolated form of Chen & Goodman 1999, https://doi.org/10.1006/csla.1999.0128, with one
 discount per order, n1 / (n1 + 2 n2). Counting is a sort of n-grams coded as integers, so that millions of tokens
 take seconds.
 """
+
+from collections import Counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,3 +84,19 @@ def _find(table: NDArray[np.int64], keys: NDArray[np.int64]) -> tuple[NDArray[np
     """Where each key stands in a sorted table, and whether it does."""
     at = np.minimum(np.searchsorted(table, keys), len(table) - 1)
     return at, table[at] == keys
+
+
+def marginal_nll(train: np.ndarray, held_out: np.ndarray, vocab_size: int) -> float:
+    """Nats per row of `held_out` (M, L) under the law of `train`'s rows (N, L), which knows nothing of the inputs.
+
+    Token by token after the row's beginning: the share of training rows that went on so, with one row more that is
+    spread evenly over the vocabulary. What a number costs whoever ignores the text.
+    """
+    nats = np.zeros(len(held_out))
+    for position in range(train.shape[1]):
+        seen = Counter(map(bytes, train[:, :position].astype(np.int32)))
+        seen_on = Counter(map(bytes, train[:, : position + 1].astype(np.int32)))
+        before = map(bytes, held_out[:, :position].astype(np.int32))
+        after = map(bytes, held_out[:, : position + 1].astype(np.int32))
+        nats -= np.log([(seen_on[a] + 1 / vocab_size) / (seen[b] + 1) for b, a in zip(before, after, strict=True)])
+    return float(nats.mean())

@@ -1,0 +1,112 @@
+"""Augmented copies: seeded, equal in meaning where that can be checked, and a sentence for a file that is no help."""
+
+import re
+from decimal import Decimal
+from pathlib import Path
+from random import Random
+
+import pytest
+import yaml
+
+from datamodules import augment
+from datamodules.augment import Augmentation, number_forms
+
+NUMBERS = ["1000", "-1000", "0", "0.07", "-12.50", "1234567.891", "1e-3", "6.02E23", "007", "+3", ".5", "99999", "1e99"]
+_WRITTEN = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+|)(?:\.\d+)?(?:[eE][-+]?\d+)?")
+
+
+def parsed(form: str) -> Decimal:
+    assert _WRITTEN.fullmatch(form), form
+    return Decimal(form.replace(",", ""))
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_every_form_of_a_number_has_its_value(number: str):
+    forms = number_forms(number)
+    assert all(parsed(form) == Decimal(number) for form in forms)
+    assert number not in forms
+    assert not any("," in form for form in number_forms(number, thousands=False))
+
+
+def test_the_forms_of_a_thousand():
+    assert set(number_forms("1000")) == {"1,000", "1e3", "1000.0"}
+    assert number_forms("1" * 40) == []
+
+
+def test_random_numbers_in_a_text_keep_their_values():
+    change, random = Augmentation(None, None, number_formats=True), Random(0)
+    changed = 0
+    for _ in range(500):
+        values = [round(random.uniform(-1e6, 1e6), random.randint(0, 4)) for _ in range(3)]
+        text = "from {} to {} or {}.".format(*(repr(v).removesuffix(".0") for v in values))
+        copy = change(text, random)
+        changed += copy != text
+        found = re.findall(r"-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?", copy)
+        assert [float(number.replace(",", "")) for number in found] == values
+    assert changed == 500
+
+
+def test_what_only_looks_like_a_number_is_left_alone():
+    change = Augmentation(None, None, number_formats=True)
+    for text in ("X1 is 3x as fast on GPT2", "at 1.2.3", "1,000 and 24,96,3000"):
+        assert {change(text, Random(seed)) for seed in range(20)} == {text}
+    assert not any("1,000" in change('{"a": 1000, "b": 2}', Random(seed)) for seed in range(30))
+
+
+def test_synonyms_keep_capitals_and_replace_whole_words(tmp_path):
+    file = tmp_path / "words.yaml"
+    file.write_text("profit: [gain]\nno: [zero]\nfell: [sank, 'went down']\n")
+    change = Augmentation(str(file), None, False)
+    copies = {change("Profit fell; PROFIT, profitable. No!", Random(seed)) for seed in range(200)}
+    assert "Gain sank; GAIN, profitable. Zero!" in copies
+    assert "Gain went down; GAIN, profitable. Zero!" in copies
+    assert "Profit fell; PROFIT, profitable. No!" not in copies  # at least one word is replaced
+    assert change("nothing here", Random(0)) == "nothing here"
+
+
+def test_background_comes_before_or_after(tmp_path):
+    file = tmp_path / "background.txt"
+    file.write_text("It rained.\n\nMarkets were calm.\n")
+    change = Augmentation(None, str(file), False)
+    copies = {change("Up 3 %.", Random(seed)) for seed in range(50)}
+    sentences = ("It rained.", "Markets were calm.")
+    assert copies == {f"{s} Up 3 %." for s in sentences} | {f"Up 3 %. {s}" for s in sentences}
+
+
+def test_a_copy_is_a_function_of_its_seed():
+    change = Augmentation("english", None, True)
+    text = "Shares rose 1000 points after the company announced earnings of 2.5 million."
+    assert change(text, Random(3)) == change(text, Random(3)) != text
+    assert len({change(text, Random(seed)) for seed in range(20)}) > 10
+
+
+def test_the_list_that_is_here_maps_words_to_other_words():
+    words = yaml.load(Path(augment.__file__).with_name("synonyms.yaml").read_text(), yaml.BaseLoader)
+    assert len(words) > 60
+    assert list(words) == sorted(words)
+    for word, others in words.items():
+        assert augment._WORD.fullmatch(word), word
+        assert word not in others
+        assert len(set(others)) == len(others)
+
+
+BAD = {
+    "no list": ("synonyms", b"good: fine\n", "the synonyms of 'good' are not a list of words"),
+    "no mapping": ("synonyms", b"- good\n", "holds no synonyms: it must map each word"),
+    "no YAML": ("synonyms", b"good: [fine\n", "is not valid YAML"),
+    "no UTF-8": ("background", b"caf\xe9\n", "is not UTF-8 text: byte at offset 3"),
+    "empty": ("background", b"\n", "holds no background"),
+    "missing": ("background", None, "no file is at .*words: set background to one that is there"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_file_that_is_no_help_gets_one_sentence(name: str, tmp_path):
+    option, content, reason = BAD[name]
+    file = tmp_path / "words"
+    if content is not None:
+        file.write_bytes(content)
+    options = {"synonyms": None, "background": None, option: str(file)}
+    with pytest.raises((ValueError, FileNotFoundError), match=reason) as error:
+        Augmentation(**options, number_formats=False)
+    assert "\n" not in str(error.value)
