@@ -3,8 +3,9 @@
 from callbacks.checkpoint import Checkpoint
 from callbacks.early_stopping import EarlyStopping
 from callbacks.half import Half
+from callbacks.plots import Plots
 from callbacks.predictions import Predictions
 from callbacks.samples import Samples
 from callbacks.throughput import Throughput
 
-__all__ = ["Checkpoint", "EarlyStopping", "Half", "Predictions", "Samples", "Throughput"]
+__all__ = ["Checkpoint", "EarlyStopping", "Half", "Plots", "Predictions", "Samples", "Throughput"]

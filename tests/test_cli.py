@@ -43,10 +43,19 @@ def test_list_shows_every_config_with_its_true_size(capsys):
 
 @pytest.mark.parametrize("row", overview.configs(), ids=lambda row: row["config"])
 def test_a_config_states_its_true_size_and_needs(row):
+    from datamodules import TextRegression
     from zoo.llama import Llama, LlamaConfig
+    from zoo.regress_lm import RegressLM
 
     assert row["needs"]
     settings = yaml.safe_load((ROOT / row["config"]).read_text())
+    if row["model"] == "RegressLM":
+        architecture = settings["model"]["init_args"]
+        data = TextRegression(**settings["data"]["init_args"] | {"data": "integers"}).hparams
+        sizes = {"bytes": 257, "bpe": data["bpe_vocab_size"], "words": 128}  # words: so many in scan_bench's rows
+        with torch.device("meta"):
+            model = RegressLM(vocab_size=sizes[data["tokenizer"]], **architecture)
+        assert row["size"] == f"{sum(p.numel() for p in model.parameters()) / 1e6:.3g}M"
     if row["model"] == "LlamaLM" and row["size"]:
         names = LlamaConfig.__dataclass_fields__
         sizes = {k: v for k, v in settings["model"]["init_args"].items() if k in names}

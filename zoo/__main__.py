@@ -7,6 +7,7 @@ see where they came from. Anything else is a defect of ours and keeps its traceb
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from difflib import get_close_matches
 
 from zoo import __version__, overview
@@ -36,15 +37,21 @@ def did_you_mean(near: list[str]) -> str:
 
 
 def run(argv: list[str]) -> int:
-    """Run a verb through LightningCLI, and turn what goes wrong into a sentence and an exit code."""
+    """Run a verb through LightningCLI."""
+    from zoo.cli import ZooCLI
+
+    return guarded(lambda: ZooCLI(argv))
+
+
+def guarded(action: Callable[[], object]) -> int:
+    """Do it, and turn what goes wrong into a sentence and an exit code."""
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-    from zoo.cli import ZooCLI
     from zoo.parser import one_sentence
 
     warnings.formatwarning = lambda message, *_, **__: f"zoo: {message}\n"
     try:
-        ZooCLI(argv)
+        action()
     except (ValueError, OSError, MisconfigurationException, ModuleNotFoundError) as error:
         if os.environ.get("ZOO_DEBUG"):
             raise

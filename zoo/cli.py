@@ -6,23 +6,29 @@ everywhere; the shared callbacks are top-level keys; a run's folder is never ove
 """
 
 import logging
+import os
 import sys
 import tempfile
+import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import callbacks
 import datamodules
-import zoo.llama.module  # noqa: F401 - imported so that a config can say `class_path: LlamaLM`
+import zoo.llama.module  # these three so that a config can say `class_path: LlamaLM`
+import zoo.mini_rlm.module
+import zoo.regress_lm.module  # noqa: F401
 from callbacks.progress import Progress
-from zoo.memory import remembered
+from datamodules.corpus import data_label
+from zoo.memory import Memory, remembered
 from zoo.module import ZooModule
 from zoo.parser import ZooParser
 from zoo.trainer import ZooTrainer
@@ -31,14 +37,16 @@ METHOD_SKIPS = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", 
 
 
 class ZooCLI(LightningCLI):
-    """Parse `argv` (verb first), build model, data and trainer, and run the verb."""
+    """Parse `argv` (verb first), build model, data and trainer, with more `callbacks` if given, and run the verb."""
 
-    def __init__(self, argv: list[str]) -> None:
+    def __init__(self, argv: list[str], callbacks: Sequence[Callback] = ()) -> None:
         self.verb = argv[0]
+        self.callbacks = callbacks
         # Lightning's chatter would drown the one sentence that matters, and `generate` prints nothing but text.
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="You have overridden `on_before_batch_transfer`")  # on purpose
         super().__init__(
             ZooModule,
             datamodules.ZooDataModule,
@@ -60,13 +68,21 @@ class ZooCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         parser.add_argument("--data_dir", type=str | None, help="your data, instead of the config's")
-        parser.add_argument("--output_dir", type=str | None, help="the run's folder (default: runs/<model>)")
+        parser.add_argument(
+            "--output_dir",
+            type=str | None,
+            help="the run's folder (default: runs/<model>); {data} is the data's label, {time} the time of the start",
+        )
+        parser.add_argument(
+            "--allow_other_data", type=bool, default=False, help="fit --ckpt_path may go on with data of another label"
+        )
         parser.add_lightning_class_args(callbacks.Checkpoint, "checkpoint")
         parser.add_lightning_class_args(callbacks.EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(callbacks.Half, "half")
         parser.add_lightning_class_args(callbacks.Throughput, "throughput")
         parser.add_lightning_class_args(callbacks.Samples, "samples")
         parser.add_lightning_class_args(callbacks.Predictions, "predictions")
+        parser.add_lightning_class_args(callbacks.Plots, "plots")
         parser.link_arguments("data.vocab_size", "model.init_args.vocab_size", apply_on="instantiate")
 
     # ---- parsing
@@ -91,12 +107,25 @@ class ZooCLI(LightningCLI):
             if "data" not in config.data.init_args:
                 raise ValueError(f"{config.data.class_path} draws its own data and reads none: drop --data_dir")
             config.data.init_args.data, config.data_dir = config.data_dir, None  # one place, for the saved config
-        config.output_dir = config.output_dir or self._default_output_dir(config, ckpt_path)
+        if self.memory and self.verb == "fit" and not config.allow_other_data:
+            _same_label(self.memory, config.data.init_args.get("data"))
+        config.output_dir = self._output_dir(config, ckpt_path)
 
-    def _default_output_dir(self, config: Any, ckpt_path: str | None) -> str:
-        if ckpt_path and not (self.memory and self.memory.foreign):
+    def _output_dir(self, config: Any, ckpt_path: str | None) -> str:
+        """The run's own folder: as typed or configured, else the checkpoint's, else one named after the model."""
+        pattern = config.output_dir
+        ours = not (self.memory and self.memory.foreign)
+        if ckpt_path and ours and (pattern is None or "{time}" in pattern):
             return str(Path(ckpt_path).parent)
-        return f"runs/{config.model.class_path.rsplit('.', 1)[-1].lower()}"
+        if pattern is None:
+            return f"runs/{config.model.class_path.rsplit('.', 1)[-1].lower()}"
+        if "{time}" in pattern and "TORCHELASTIC_RUN_ID" in os.environ:
+            raise ValueError(f"under torchrun every process has its own time: give another --output_dir than {pattern}")
+        now = time.strftime("%Y%m%d-%H%M%S")
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes of this machine inherit it
+            os.environ["ZOO_STARTED"] = now
+        label = data_label(config.data.init_args.get("data") or config.data.class_path.rsplit(".", 1)[-1].lower())
+        return pattern.replace("{data}", label).replace("{time}", os.environ.get("ZOO_STARTED", now))
 
     def _parse_ckpt_path(self) -> None:
         """Lightning's own would let the checkpoint's settings override, silently, what the user typed."""
@@ -135,6 +164,7 @@ class ZooCLI(LightningCLI):
             callbacks.append(LearningRateMonitor())
         if config["enable_progress_bar"] is not False and self.verb != "generate":
             callbacks.append(Progress())
+        callbacks += self.callbacks
         return super()._instantiate_trainer(config, callbacks)
 
     # ---- running
@@ -208,20 +238,31 @@ def _typed(argv: list[str], *names: str) -> dict[str, str]:
 def _flags(argv: list[str]) -> list[str]:
     """`--compile` alone means true, as a flag should; jsonargparse wants the word."""
     alone = [following.startswith("--") for following in [*argv[1:], "--"]]
-    return [f"{word}=true" if word == "--compile" and a else word for word, a in zip(argv, alone, strict=True)]
+    flags = ("--compile", "--allow_other_data")
+    return [f"{word}=true" if word in flags and a else word for word, a in zip(argv, alone, strict=True)]
 
 
 def _checkpoint_file(ckpt_path: str | None, output_dir: str | None) -> str | None:
     """The file that `--ckpt_path` means: `last` and `best` are the output folder's."""
     if ckpt_path in ("last", "best"):
-        if not output_dir:
-            raise ValueError(f"--ckpt_path {ckpt_path} needs to know the run's folder: add --output_dir")
+        if not output_dir or "{" in output_dir:
+            where = f"which run of {output_dir} is meant" if output_dir else "the run's folder"
+            raise ValueError(f"--ckpt_path {ckpt_path} needs to know {where}: add --output_dir, or name the file")
         ckpt_path = str(Path(output_dir) / f"{ckpt_path}.ckpt")
     if ckpt_path and not Path(ckpt_path).exists():
         beside = sorted(str(p) for p in Path(ckpt_path).parent.glob("*.ckpt"))
         hint = f"; there is {' and '.join(beside)}" if beside else ""
         raise FileNotFoundError(f"there is no checkpoint {ckpt_path}{hint}")
     return ckpt_path
+
+
+def _same_label(memory: Memory, data: str | None) -> None:
+    before = (memory.data or {}).get("init_args", {}).get("data")
+    if before and data and data_label(before) != data_label(data):
+        raise ValueError(
+            f"{memory.path} was trained on {data_label(before)!r}, and this is {data_label(data)!r}: "
+            "give its own data, or add --allow_other_data"
+        )
 
 
 def _inside(ckpt_path: str | None, folder: Path) -> bool:

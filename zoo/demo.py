@@ -8,8 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 from zoo.baselines import NGram
 from zoo.cli import ZooCLI
+from zoo.language_model import LanguageModel
 from zoo.overview import ROOT, table
 
 
@@ -21,6 +24,17 @@ def language_row(cli: ZooCLI) -> dict[str, str]:
     return {
         "metric": f"val nats/token {cli.trainer.callback_metrics['val_loss'].item():.3f}",
         "baseline": f"unigram {unigram:.3f}, Kneser-Ney trigram {trigram:.3f}",
+    }
+
+
+def regression_row(cli: ZooCLI) -> dict[str, str]:
+    """Validation error of a regression model beside that of the training targets' median."""
+    data = cli.datamodule
+    error = np.abs(data.targets("val") - np.median(data.targets("train"), axis=0)).mean()
+    metrics = cli.trainer.callback_metrics
+    return {
+        "metric": f"val MAE {metrics['val_mae'].item():.4g}, Spearman {metrics['val_spearman'].item():.3f}",
+        "baseline": f"the median's MAE {error:.4g}",
     }
 
 
@@ -36,7 +50,7 @@ def run(config: Path, output_dir: Path) -> dict[str, str]:
     return {
         "model": type(cli.model).__name__,
         "parameters": f"{parameters:,}",
-        **language_row(cli),
+        **(language_row if isinstance(cli.model, LanguageModel) else regression_row)(cli),
         "seconds": f"{seconds:.0f}",
     }
 

@@ -15,12 +15,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor
 from torchmetrics.aggregation import MeanMetric
 
 from zoo.module import ZooModule
-from zoo.optim import AdamW, warmup_cosine
 from zoo.streams import derive, global_seed
 
 
@@ -57,26 +55,6 @@ class LanguageModel(ZooModule):
         loss = self.training_loss(batch[0], batch[1])
         self.log("train_loss", loss, prog_bar=True)
         return loss
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        # Here gradients are whole (accumulated, averaged over ranks, unscaled) and not yet clipped.
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            grads = [p.grad for p in self.parameters() if p.grad is not None]
-            self.log("grad_norm", nn.utils.get_total_norm(grads))
-
-    def configure_optimizers(self) -> Any:
-        """AdamW on all parameters, weight decay on matrices only; linear warm-up, then cosine, step by step."""
-        h: Any = self.hparams
-        matrices = [p for p in self.model.parameters() if p.requires_grad and p.ndim >= 2]
-        vectors = [p for p in self.model.parameters() if p.requires_grad and p.ndim < 2]
-        optimizer = AdamW(
-            [{"params": matrices, "weight_decay": h.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-            lr=h.lr,
-            betas=(h.beta1, h.beta2),
-        )
-        total = int(self.trainer.estimated_stepping_batches)
-        schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, h.warmup_steps, total, h.min_lr_ratio))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def count(self, batch: tuple[Tensor, ...]) -> int:
         """Tokens of a training batch."""

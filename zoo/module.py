@@ -5,21 +5,64 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from torch import nn
+from torch.optim import Adafactor
+from torch.optim.lr_scheduler import LambdaLR
 
+from zoo.optim import AdamW, MuonAdamW, warmup_cosine
 from zoo.streams import derive, global_seed
 
 
 class ZooModule(LightningModule):
-    """Base of the zoo's LightningModules: a checkpoint that explains itself, and randomness that can be resumed.
+    """Base of the zoo's LightningModules: a checkpoint that explains itself, randomness that can be resumed, and the
+    optimizer that its settings name.
 
     A subclass calls `self.save_hyperparameters()` with scalars only, so that its checkpoints load under
-    `torch.load(weights_only=True)`.
+    `torch.load(weights_only=True)`; among them `lr`, `warmup_steps`, `min_lr_ratio`, `weight_decay`, and if it likes
+    `beta1`, `beta2` and `optimizer` ("adamw", "adafactor", or with `muon_lr` "muon").
     """
+
+    # ---- training
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Start dropout and its like from (seed, rank, batch): a resumed run then needs no generator's state."""
         assert self.trainer is not None
         torch.manual_seed(derive(global_seed(), "step", self.global_rank, self.trainer.fit_loop.total_batch_idx))
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # Here gradients are whole (accumulated, averaged over ranks, unscaled) and not yet clipped.
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            grads = [p.grad for p in self.parameters() if p.grad is not None]
+            self.log("grad_norm", nn.utils.get_total_norm(grads))
+
+    def configure_optimizers(self) -> Any:
+        """Weight decay on matrices only; linear warm-up, then cosine, step by step.
+
+        With "muon" the matrices inside layers are Muon's, at `muon_lr`; all else is AdamW's.
+        """
+        h: Any = self.hparams
+        kind, betas = h.get("optimizer", "adamw"), (h.get("beta1", 0.9), h.get("beta2", 0.95))
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        hidden = [p for name, p in trained.items() if kind == "muon" and ".layers." in name and p.ndim == 2]
+        others = [p for p in trained.values() if not any(p is q for q in hidden)]
+        groups = [
+            {"params": [p for p in others if p.ndim >= 2], "weight_decay": h.weight_decay},
+            {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer: torch.optim.Optimizer
+        if kind == "adafactor":
+            optimizer = Adafactor(groups, lr=h.lr)
+        elif kind == "muon":
+            optimizer = MuonAdamW(hidden, groups, muon_lr=h.muon_lr, lr=h.lr, betas=betas)
+        elif kind == "adamw":
+            optimizer = AdamW(groups, lr=h.lr, betas=betas)
+        else:
+            raise ValueError(f"optimizer is adamw, adafactor or muon, not {kind!r}")
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, h.warmup_steps, total, h.min_lr_ratio))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # ---- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the classes, so that `--ckpt_path FILE` alone rebuilds model and data; keep the tokenizer."""
@@ -27,7 +70,6 @@ class ZooModule(LightningModule):
         checkpoint["zoo"] = {"model": class_path(self), "data": class_path(data) if data is not None else None}
         if (tokenizer := getattr(data, "tokenizer", None)) is not None:
             checkpoint["tokenizer"] = tokenizer.state()
-
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As torch's; a tensor of another shape, or one too many or too few, is a ValueError of one sentence."""

@@ -1,0 +1,103 @@
+"""What a regression model's numbers are worth, seen at a glance: predictions over targets, and their calibration."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+if TYPE_CHECKING:  # half a second that only those who draw should wait
+    from matplotlib.figure import Figure
+
+
+class Plots(Callback):
+    """Draw predictions over targets, and the calibration of predicted distributions.
+
+    Test and predict write `test-scatter.png`, `test-calibration.png` and so on into the run's folder; each validation
+    of a fit puts its figures into TensorBoard.
+    A step's output says what there is to draw: "prediction" and "target", and for the calibration "pit", each target's
+    place in its predicted distribution; as tensors (B, K), or in a list of rows. Rows without a target are left out,
+    and with several processes each process's rows but the first's.
+
+    Args:
+        enabled: draw at all.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
+        self._columns: dict[str, list[np.ndarray]] = {}
+
+    def _collect(self, outputs: Any) -> None:
+        rows = outputs if isinstance(outputs, list) else [outputs]
+        for row in rows if self.enabled else []:
+            if isinstance(row, dict) and {"prediction", "target"} <= row.keys():
+                for name in {"prediction", "target", "pit"} & row.keys():
+                    values = torch.as_tensor(row[name]).detach().double().cpu().flatten()
+                    self._columns.setdefault(name, []).append(values.numpy())
+
+    def _figures(self) -> "dict[str, Figure]":
+        columns = {name: np.concatenate(parts) for name, parts in self._columns.items()}
+        self._columns = {}
+        figures = {}
+        if columns:
+            figures["scatter"] = scatter(columns["prediction"], columns["target"])
+        if "pit" in columns:
+            figures["calibration"] = calibration(columns["pit"])
+        return figures
+
+    def _write(self, trainer: Trainer) -> None:
+        assert trainer.state.fn is not None
+        for name, figure in self._figures().items():
+            if trainer.is_global_zero:
+                figure.savefig(Path(trainer.default_root_dir) / f"{trainer.state.fn.value}-{name}.png", dpi=120)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        figures = self._figures()
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        if isinstance(trainer.logger, TensorBoardLogger):
+            for name, figure in figures.items():
+                trainer.logger.experiment.add_figure(name, figure, trainer.global_step)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer)
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        self._collect(outputs)
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        self._collect(outputs)
+
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        self._collect(outputs)
+
+
+def scatter(predictions: np.ndarray, targets: np.ndarray) -> "Figure":
+    """Predictions (N,) over targets (N,), with the line on which they would be right."""
+    figure, axes = _square()
+    axes.scatter(targets, predictions, s=6, alpha=0.4, linewidths=0)
+    axes.axline((0, 0), slope=1, color="black", linewidth=0.8)
+    axes.set(xlabel="target", ylabel="prediction", title=f"{len(targets):,} predictions")
+    return figure
+
+
+def calibration(pit: np.ndarray) -> "Figure":
+    """How often targets lie below each predicted quantile, from their places (N,) in the predicted distributions."""
+    figure, axes = _square()
+    levels = np.linspace(0, 1, 101)
+    axes.plot(levels, [(pit <= level).mean() for level in levels])
+    axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
+    axes.set(xlabel="predicted quantile", ylabel="share of targets below it", title="calibration")
+    return figure
+
+
+def _square() -> tuple["Figure", Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5, 4.5), layout="constrained")
+    return figure, figure.subplots()

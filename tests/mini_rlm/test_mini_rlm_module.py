@@ -1,0 +1,214 @@
+"""MiniRLM: it learns, resumes to the bit, keeps its scales, tells classes apart, answers from its checkpoint alone."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Trainer
+
+from datamodules.synthetic_configs import SyntheticConfigs
+from datamodules.text_regression import TextRegression
+from tests.commands import ROOT
+from tests.resume import VALIDATION_END, assert_resume_is_bitwise
+from zoo.__main__ import main
+from zoo.mini_rlm import MiniRLM
+from zoo.text_batch import Row, collate
+
+SIZES = {"vocab_size": 99, "dim": 16, "hidden_dim": 16, "n_layers": 1, "n_heads": 2}
+KINDS = {"lstm": {}, "transformer": {"pooling": "cls"}, "mlp": {"n_features": 4}}
+
+
+def module(encoder="lstm", **options):
+    torch.manual_seed(0)
+    return MiniRLM(**{"encoder": encoder, **SIZES, **KINDS[encoder], **options})
+
+
+def data(encoder="lstm", **options):
+    return SyntheticConfigs(**{"n_rows": 40, "batch_size": 8, "features": encoder == "mlp", **options})
+
+
+def quiet(**options):
+    defaults = {
+        "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+        "enable_model_summary": False, "num_sanity_val_steps": 0, "max_epochs": -1, "limit_val_batches": 0,
+    }  # fmt: skip
+    return Trainer(**{**defaults, **options})
+
+
+@pytest.mark.parametrize("encoder", KINDS)
+def test_it_learns_a_batch_by_heart(encoder):
+    model, rows = module(encoder, lr=2e-2, warmup_steps=5, weight_decay=0.0), data(encoder, n_rows=20)
+    trainer = quiet(max_steps=80, overfit_batches=1)
+    trainer.fit(model, rows)
+    batch = collate([rows.dataset("train")[i] for i in range(8)])
+    error = (model.eval().estimate(batch) - batch.targets).abs()
+    assert error.median() < 0.1 * rows.targets("train").std()
+
+
+@pytest.mark.parametrize(("encoder", "devices"), [("lstm", 1), ("transformer", 1), ("mlp", 1), ("transformer", 2)])
+def test_resume_is_bitwise(encoder, devices, tmp_path):
+    assert_resume_is_bitwise(
+        lambda: module(encoder, dropout=0.1, warmup_steps=2), lambda: data(encoder, batch_size=8 // devices),
+        tmp_path, max_steps=8, max_epochs=-1, devices=devices, every=4, val_check_interval=2,
+        check_val_every_n_epoch=None, hooks=(VALIDATION_END,),
+    )  # fmt: skip
+
+
+def test_scales_are_of_the_training_rows_and_travel_in_the_checkpoint(tmp_path):
+    model, rows = module("mlp", targets="standard"), data("mlp")
+    trainer = quiet(max_steps=1)
+    trainer.fit(model, rows)
+    expected = rows.configs("train")
+    np.testing.assert_allclose(model.feature_scale.centre, expected.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(model.target_scale.centre, rows.targets("train").mean(0))
+    trainer.save_checkpoint(tmp_path / "m.ckpt")
+    again = MiniRLM.load_from_checkpoint(tmp_path / "m.ckpt", weights_only=True)
+    batch = collate([rows.dataset("test")[i] for i in range(3)])
+    assert torch.equal(again.eval().estimate(batch), model.eval().estimate(batch))
+
+
+@pytest.mark.parametrize("encoder", KINDS)
+def test_an_estimate_does_not_depend_on_its_neighbours(encoder):
+    model, rows = module(encoder).eval(), data(encoder)
+    model.fit_scales(rows.targets("train"), rows.features("train"))
+    test = [rows.dataset("test")[i] for i in range(8)]
+    together = model.estimate(collate(test))  # (8, 1)
+    for row, expected in zip(test, together, strict=True):
+        alone = model.estimate(collate([row]))
+        assert alone.shape == (1, 1)  # the seed's squeeze() lost a batch of one
+        torch.testing.assert_close(alone[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_configs_train_for_more_than_the_seeds_five_updates():
+    for name in ("mini_rlm.yaml", "tiny/mini_rlm.yaml"):
+        settings = yaml.safe_load((ROOT / "configs" / name).read_text())
+        assert settings["trainer"]["max_steps"] >= 300
+        assert settings["trainer"]["gradient_clip_val"] == 1.0
+
+
+def test_three_servers(tmp_path):
+    """Three rows of CPU, RAM and DISK, and a fourth between the last two, where a straight line would say 6.8."""
+    rows = "CPU,RAM,DISK,efficiency\n8,32,1000,2.5\n16,64,2000,4.7\n32,128,4000,8.9\n"
+    for name in ("train.csv", "valid.csv"):
+        (tmp_path / name).write_text(rows)
+    servers = TextRegression(
+        str(tmp_path), tokenizer="characters", target_columns="efficiency", features=True, batch_size=3
+    )
+    torch.manual_seed(0)
+    model = MiniRLM("mlp", targets="standard", loss="mse", n_features=3, dim=64, n_layers=1, lr=0.01, warmup_steps=1)
+    trainer = quiet(max_steps=200, limit_val_batches=1, val_check_interval=200, check_val_every_n_epoch=None)
+    trainer.fit(model, servers)
+    assert trainer.callback_metrics["val_mae"] < 0.01
+    fourth = Row(tokens=[1], targets=(float("nan"),), index=0, text="", features=(24.0, 96.0, 3000.0))
+    assert model.eval().estimate(collate([fourth])).item() == pytest.approx(6.8, abs=0.1)
+
+
+def test_several_objectives(tmp_path):
+    lines = [json.dumps({"x": f"a{i}", "p": i, "q": -100 * i}) for i in range(30)]
+    (tmp_path / "two.jsonl").write_text("\n".join(lines))
+    options = {"text_column": "x", "target_columns": "p,q", "tokenizer": "characters", "batch_size": 8}
+    two = TextRegression(str(tmp_path / "two.jsonl"), **options)
+    with pytest.raises(ValueError, match="the data has 2 target columns, but the model n_objectives 1"):
+        quiet(max_steps=1).fit(module(), two)
+    model = module(n_objectives=2)
+    trainer = quiet(max_steps=1, limit_val_batches=1, val_check_interval=1, check_val_every_n_epoch=None)
+    trainer.fit(model, two)
+    assert model.target_scale.centre.shape == (2,)
+    [[row, *_]] = trainer.predict(model, two)[:1]
+    assert len(row["prediction"]) == len(row["target"]) == 2
+
+
+def test_the_data_must_give_what_the_perceptron_reads():
+    with pytest.raises(ValueError, match="the data gives 0 numbers for a text, but the model has n_features 4"):
+        quiet(max_steps=1).fit(module("mlp"), data())
+    with pytest.raises(ValueError, match=r"data\.max_input_len 128 needs 129 positions, .* has max_positions 128"):
+        quiet(max_steps=1).fit(module("transformer", max_positions=128), data())
+    with pytest.raises(ValueError, match="encoder mlp reads no tokens"):
+        module("mlp", freeze_embeddings=True)
+    with pytest.raises(ValueError, match="loss is huber, with a positive huber_delta, or mse, not mae"):
+        module(loss="mae")
+
+
+def test_subwords_in_place_of_characters():
+    rows = data(tokenizer="bpe", bpe_vocab_size=300)
+    quiet(max_steps=1).fit(module(vocab_size=rows.vocab_size), rows)
+    assert rows.lengths("train").max() < 40 < min(map(len, rows.texts("train")))
+
+
+# ---- classes
+
+
+def moods(tmp_path, strange=""):
+    words = ["awful", "so so", "great"]
+    lines = [json.dumps({"text": f"{words[i % 3]} {i}", "mood": i % 3}) for i in range(60)] + [strange]
+    (tmp_path / "moods.jsonl").write_text("\n".join(lines))
+    return TextRegression(
+        str(tmp_path / "moods.jsonl"), text_column="text", target_columns="mood", tokenizer="characters", batch_size=8
+    )
+
+
+def test_classes(tmp_path):
+    model, texts = module(n_classes=3, lr=1e-2, warmup_steps=5), moods(tmp_path)
+    trainer = quiet(max_steps=60, limit_val_batches=None, val_check_interval=60, check_val_every_n_epoch=None)
+    trainer.fit(model, texts)
+    assert trainer.callback_metrics["val_accuracy"] == 1
+    assert "val_mae" not in trainer.callback_metrics
+    row = trainer.predict(model, texts)[0][0]
+    assert row["prediction"] == int(row["target"])
+    assert sum(row["probabilities"]) == pytest.approx(1)
+    assert len(row["probabilities"]) == 3
+
+
+@pytest.mark.parametrize("strange", [3, 1.5, -1])
+def test_a_target_that_is_no_class_is_refused(strange, tmp_path):
+    texts = moods(tmp_path, "\n".join([json.dumps({"text": "?", "mood": strange})] * 30))
+    with pytest.raises(ValueError, match=f"a target is {strange}, but n_classes 3 means one of 0 ... 2"):
+        quiet(max_steps=1).fit(module(n_classes=3), texts)
+    with pytest.raises(ValueError, match="n_classes needs one target column, not 2"):
+        module(n_classes=3, n_objectives=2)
+
+
+# ---- embeddings
+
+
+def test_it_starts_from_embeddings_that_are_given(tmp_path):
+    matrix = torch.randn(99, 16)
+    torch.save(matrix, tmp_path / "e.pt")
+    model = module(embeddings=str(tmp_path / "e.pt"), freeze_embeddings=True)
+    trainer = quiet(max_steps=2)
+    trainer.fit(model, data())
+    assert torch.equal(model.model.embedding.weight, matrix)  # frozen
+    trainer.save_checkpoint(tmp_path / "m.ckpt")
+    (tmp_path / "e.pt").unlink()
+    again = MiniRLM.load_from_checkpoint(tmp_path / "m.ckpt", weights_only=True)
+    assert torch.equal(again.model.embedding.weight, matrix)
+
+
+# ---- the command line
+
+
+def test_fit_then_answer_from_the_checkpoint_alone(tmp_path, capfd):
+    out = tmp_path / "run"
+    argv = [
+        "fit", f"--config={ROOT / 'configs' / 'tiny' / 'mini_rlm.yaml'}", f"--output_dir={out}", "--model.dim=16",
+        "--model.hidden_dim=16", "--model.n_layers=1", "--data.n_rows=100", "--data.batch_size=8",
+        "--trainer.max_steps=4", "--trainer.val_check_interval=2", "--trainer.log_every_n_steps=1",
+        "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
+    ]  # fmt: skip
+    assert main(argv) == 0, capfd.readouterr().err
+    alone = [f"--ckpt_path={out / 'best.ckpt'}", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    assert main(["predict", *alone]) == 0, capfd.readouterr().err
+    rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert [row["index"] for row in rows] == list(range(20))
+    assert rows[0].keys() == {"index", "input", "prediction", "target"}
+    assert main(["test", *alone, "--data.test_on=layers"]) == 0, capfd.readouterr().err
+    assert "test_spearman" in capfd.readouterr().out
+    mine = tmp_path / "mine.csv"  # configurations of one's own, without scores
+    mine.write_text("lr,batch_size,layers,dropout\n0.01,32,4,0.25\n")
+    argv = ["predict", *alone, f"--data_dir={mine}", f"--predictions.path={tmp_path / 'mine.jsonl'}"]
+    assert main(argv) == 0, capfd.readouterr().err
+    [row] = [json.loads(line) for line in (tmp_path / "mine.jsonl").read_text().splitlines()]
+    assert row["input"] == '{"lr": 0.01, "batch_size": 32, "layers": 4, "dropout": 0.25}'
+    assert "target" not in row

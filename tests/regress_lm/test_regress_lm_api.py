@@ -1,0 +1,205 @@
+"""RegressLM from Python: the seed's calls, and what users would expect of them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from zoo.regress_lm import Example, ExampleInput, RegressLM
+from zoo.regress_lm.estimates import summary
+from zoo.tokenizers import load_tokenizer
+
+SMALL = {"dim": 32, "n_heads": 2, "n_encoder_layers": 1, "n_decoder_layers": 1}
+
+
+@pytest.fixture
+def small() -> RegressLM:
+    return RegressLM.from_scratch(max_input_len=64, **SMALL)
+
+
+def words(n: int) -> list[Example]:
+    """Texts whose number is how often they say "a"."""
+    return [Example(x="a" * (i % 5) + "b" * (i % 3 + 1), y=float(i % 5)) for i in range(n)]
+
+
+def loss(model: RegressLM, examples: list[Example]) -> float:
+    [batch] = model.batches(examples, len(examples))
+    return model.losses(batch).mean().item()
+
+
+def test_the_seeds_own_calls(small):
+    small.fine_tune([Example(x="hello", y=0.3), Example(x="world", y=-0.3)], max_epochs=40, lr=3e-3, progress=False)
+    samples1, samples2 = small.sample([ExampleInput(x="hello"), ExampleInput(x="world")], num_samples=128)
+    assert samples1.shape == samples2.shape == (128,)
+    assert samples1.dtype == np.float64
+    assert np.median(samples1) == 0.3
+    assert np.median(samples2) == -0.3
+    assert RegressLM.from_default(max_input_len=8, **SMALL).model.config.max_input_len == 8
+
+
+def test_arguments_that_do_not_exist_are_refused(small):
+    with pytest.raises(TypeError, match="max_input_length"):
+        RegressLM.from_scratch(max_input_length=2048)
+    with pytest.raises(TypeError, match="epochs"):
+        small.fine_tune(words(4), epochs=3)
+
+
+def test_fine_tuning_learns_and_leaves_the_best_weights(small):
+    losses = small.fine_tune(words(64), words(15), max_epochs=30, batch_size=16, lr=3e-3, progress=False)
+    assert losses[-1] < 0.3 * losses[0]
+    assert not small.training
+    assert loss(small, words(15)) == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_fine_tuning_stops_when_patience_ends_and_restores_what_was_best(small):
+    never_seen = [Example(x="b", y=7.0)]
+    losses = small.fine_tune(words(20), never_seen, max_epochs=50, lr=1e-2, patience=5, progress=False)
+    assert len(losses) < 50
+    assert len(losses) - 1 - int(np.argmin(losses)) == 5
+    assert loss(small, never_seen) == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_without_validation_examples_a_tenth_is_held_out(small, monkeypatch):
+    seen = {True: set(), False: set()}
+    own = RegressLM.losses
+
+    def losses(self, batch):
+        seen[self.training].update(batch.index.tolist())
+        return own(self, batch)
+
+    monkeypatch.setattr(RegressLM, "losses", losses)
+    small.fine_tune(words(40), max_epochs=2, batch_size=8, progress=False)
+    assert len(seen[False]) == 4
+    assert len(seen[True]) == 36
+    assert not seen[True] & seen[False]
+
+
+def test_one_seed_is_one_result(monkeypatch):
+    drawn = []
+    for seed in (3, 3, 4):
+        model = RegressLM.from_scratch(max_input_len=64, dropout=0.1, seed=1, **SMALL)
+        before = torch.random.get_rng_state()
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(len(drawn)))  # is not ours to go by
+        model.fine_tune(words(32), seed=seed, max_epochs=2, batch_size=8, lora_rank=2, progress=False)
+        assert torch.equal(before, torch.random.get_rng_state())
+        drawn.append(model.sample([ExampleInput("aab")], num_samples=50, seed=0)[0])
+    assert np.array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
+
+
+def test_an_inputs_samples_do_not_depend_on_its_neighbours(small):
+    texts = [ExampleInput("a"), ExampleInput("a much longer text")]
+    together = small.sample(texts, num_samples=20, seed=5)
+    assert np.array_equal(together[0], small.sample(texts[:1], num_samples=20, seed=5)[0])
+
+
+def test_low_rank_updates_are_merged_into_weights_of_the_same_names(small):
+    names, embedding = set(small.state_dict()), small.model.encoder.embedding.weight.clone()
+    losses = small.fine_tune(words(64), words(15), lora_rank=4, max_epochs=15, lr=1e-2, batch_size=16, progress=False)
+    assert losses[-1] < losses[0]
+    assert set(small.state_dict()) == names
+    assert all(p.requires_grad for p in small.parameters())
+    assert torch.equal(small.model.encoder.embedding.weight, embedding)
+    assert loss(small, words(15)) == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_several_objectives_are_drawn_and_scored_together():
+    model = RegressLM.from_scratch(max_input_len=64, n_objectives=2, numbers="p10", **SMALL)
+    examples = [Example(x="a", y=[1.0, -2.0]), Example(x="b", y=(3.5, 40.0))]
+    model.fine_tune(examples, max_epochs=60, lr=5e-3, progress=False)
+    a, b = model.sample([ExampleInput("a"), ExampleInput("b")], num_samples=9, temperature=0)
+    assert a.shape == (9, 2)
+    assert a.tolist() == [[1.0, -2.0]] * 9
+    assert b.tolist() == [[3.5, 40.0]] * 9
+    assert model.log_prob([Example("a", [1.0, -2.0]), Example("a", [3.5, 40.0])]).diff().item() < -1
+    with pytest.raises(ValueError, match="example 1 has 1 numbers, but the model 2 objectives"):
+        model.fine_tune([Example("a", [1.0, 2.0]), Example("b", 1.0)])
+
+
+def test_the_exact_mean_is_what_many_samples_tend_to():
+    model = RegressLM.from_scratch(max_input_len=8, numbers="normalized", digits=2, seed=2, **SMALL)
+    exact = model.exact_mean([ExampleInput("a"), ExampleInput("bc")])
+    drawn = model.sample([ExampleInput("a"), ExampleInput("bc")], num_samples=20_000, seed=0)
+    for i in range(2):
+        assert exact[i, 0] == pytest.approx(drawn[i].mean(), abs=4 * drawn[i].std() / math.sqrt(20_000))
+    with pytest.raises(ValueError, match="too many to enumerate"):
+        RegressLM.from_scratch(max_input_len=8, numbers="p10", digits=8, **SMALL).exact_mean([ExampleInput("a")])
+
+
+def test_special_values_are_targets_only_where_they_were_asked_for(small):
+    for bad in ([Example("a", 1.0), Example("a", math.nan)], [Example("a", 1.0), Example("a", math.inf)]):
+        with pytest.raises(ValueError, match=r"example 1 has (nan|inf) for a number"):
+            small.fine_tune(bad, progress=False)
+        with pytest.raises(ValueError, match=r"example 1 has (nan|inf) for a number"):
+            small.fine_tune([Example("a", 1.0)], bad, progress=False)
+    model = RegressLM.from_scratch(max_input_len=8, special_values=True, **SMALL)
+    model.fine_tune([Example("a", math.inf), Example("b", 2.0)], max_epochs=60, lr=5e-3, progress=False)
+    a, b = model.sample([ExampleInput("a"), ExampleInput("b")], num_samples=5, temperature=0)
+    assert np.isposinf(a).all()
+    assert (b == 2.0).all()
+
+
+def test_bad_examples_are_named(small):
+    with pytest.raises(ValueError, match="no examples"):
+        small.fine_tune([])
+    with pytest.raises(ValueError, match="no validation examples"):
+        small.fine_tune([Example("a", 1.0)], [])
+    with pytest.raises(ValueError, match="example 1 has no text"):
+        small.sample([ExampleInput("a"), ExampleInput("")], num_samples=1)
+    with pytest.raises(ValueError, match="example 0 has 65 tokens, beyond max_input_len 64"):
+        small.log_prob([Example("a" * 65, 1.0)])
+    with pytest.warns(UserWarning, match="clamp"):
+        small.fine_tune([Example("a", 1e30)], max_epochs=1, progress=False)
+
+
+def test_a_saved_model_comes_back_whole(small, tmp_path):
+    small.save(tmp_path / "model.ckpt")
+    again = RegressLM.load(tmp_path / "model.ckpt")
+    inputs = [ExampleInput("some text")]
+    assert np.array_equal(small.sample(inputs, 30, seed=1)[0], again.sample(inputs, 30, seed=1)[0])
+    assert again.tokenizer.fingerprint == small.tokenizer.fingerprint
+    assert torch.load(tmp_path / "model.ckpt", weights_only=True)["zoo"]["model"] == "zoo.regress_lm.module.RegressLM"
+
+
+def test_an_adapted_model_is_saved_and_not_adapted_twice(tmp_path):
+    model = RegressLM.from_scratch(max_input_len=8, lora_rank=2, **SMALL)
+    model.save(tmp_path / "model.ckpt")
+    again = RegressLM.load(tmp_path / "model.ckpt")
+    [before], [after] = (m.sample([ExampleInput("a")], num_samples=9, seed=0) for m in (model, again))
+    assert np.array_equal(before, after)
+    with pytest.raises(ValueError, match="has low-rank updates already"):
+        model.fine_tune(words(4), lora_rank=2, progress=False)
+
+
+def test_infinities_among_the_samples_leave_quantiles_in_order():
+    samples = torch.tensor([1.0, math.inf, math.inf, math.inf, math.nan, 2.0]).view(1, 6, 1)
+    found = summary(samples, torch.zeros(1, 6))
+    assert found["median"].item() == math.inf
+    assert found["quantiles"].flatten().tolist() == sorted(found["quantiles"].flatten().tolist())
+
+
+def test_any_tokenizer_of_the_zoo_will_do(zoo_data):
+    for name in ("characters", str(zoo_data / "tokenizers" / "t5_spiece.model")):
+        tokenizer = load_tokenizer(name)
+        model = RegressLM.from_scratch(max_input_len=16, tokenizer=tokenizer, **SMALL)
+        assert model.model.config.vocab_size == tokenizer.vocab_size
+        assert model.sample([ExampleInput("hello")], num_samples=3)[0].shape == (3,)
+
+
+def test_z_loss_is_averaged_as_the_loss_is(small):
+    [batch] = small.batches(words(3), 8)
+    plain = small.losses(batch)
+    logits = small.model(batch.tokens, batch.numbers, batch.real)
+    small.hparams["z_loss"] = 0.1
+    assert torch.allclose(small.losses(batch), plain + 0.1 * logits.logsumexp(-1).square().mean(1), atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_it_learns_and_samples_on_a_gpu():
+    model = RegressLM.from_scratch(max_input_len=64, **SMALL)
+    assert model.device.type == "cuda"
+    model.fine_tune(words(64), words(15), max_epochs=30, batch_size=16, lr=3e-3, progress=False)
+    assert model.device.type == "cuda"
+    [samples] = model.sample([ExampleInput("aab")], num_samples=64)
+    assert np.median(samples) == 2.0

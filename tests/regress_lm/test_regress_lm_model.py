@@ -1,0 +1,263 @@
+"""The encoder-decoder against upstream's answers, and what any reader of padded texts must hold."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.regress_lm.make_golden import draw
+from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig, load_upstream
+
+# What upstream's model answers with the weights that `draw` draws, written by make_golden.py.
+GOLDEN = json.loads((Path(__file__).parent / "golden_model.json").read_text())
+PREFIX = "encoder_decoder."
+
+
+def upstream_state(golden):
+    """A state dict with upstream's names and shapes, its tables included, and the golden weights."""
+    state = {}
+    for name, shape in golden["shapes"].items():
+        state[name] = torch.from_numpy(draw(name.removeprefix(PREFIX), tuple(shape)))
+    return state
+
+
+def build(**changes):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 30, "number_vocab_size": 13, "number_len": 7, "dim": 32, "max_input_len": 40}
+    return EncoderDecoder(RegressLMConfig(**sizes | changes)).eval()
+
+
+@pytest.fixture
+def texts():
+    """Four rows of tokens (4, 12), of 12, 5, 1 and 9; what pads them; and their numbers (4, 7)."""
+    generator = torch.Generator().manual_seed(1)
+    real = torch.arange(12) < torch.tensor([12, 5, 1, 9])[:, None]
+    tokens = torch.randint(30, (4, 12), generator=generator) * real
+    return tokens, real, torch.randint(1, 13, (4, 7), generator=generator)
+
+
+@pytest.mark.parametrize("golden", GOLDEN, ids=["ieee", "two-objectives"])
+def test_upstreams_weights_give_upstreams_answers(golden):
+    model = load_upstream(upstream_state(golden), max_input_len=24).eval()
+    tokens, numbers = torch.tensor(golden["tokens"]), torch.tensor(golden["numbers"])
+    assert model.config.number_len == numbers.shape[1]
+    with torch.no_grad():
+        logits = model(tokens, numbers, tokens != 0)
+    close = {"rtol": 0, "atol": 1e-5}
+    torch.testing.assert_close(logits, torch.tensor(golden["logits"]), **close)
+    counts = numbers != 0  # neither side's loss counts separators
+    log_probs = -F.cross_entropy(logits.mT, numbers, reduction="none", ignore_index=0)
+    torch.testing.assert_close(log_probs.sum(1), torch.tensor(golden["log_probs"]), rtol=0, atol=2e-5)
+    torch.testing.assert_close(-log_probs.sum(1) / counts.sum(1), torch.tensor(golden["losses"]), **close)
+    z_loss = 0.01 * (logits.logsumexp(-1).square() * counts).sum(1)  # upstream's is a sum, beside an average
+    torch.testing.assert_close(z_loss, torch.tensor(golden["z_losses"]), **close)
+
+
+def test_upstreams_weights_come_with_or_without_prefix_and_from_files(tmp_path):
+    state = upstream_state(GOLDEN[0])
+    bare = {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
+    torch.save({"model_state": state, "global_step": 3}, tmp_path / "trainer.pt")
+    torch.save(bare, tmp_path / "bare.pt")
+    expected = load_upstream(state, max_input_len=24).state_dict()
+    for source in (bare, tmp_path / "trainer.pt", str(tmp_path / "bare.pt")):
+        for name, tensor in load_upstream(source, max_input_len=24).state_dict().items():
+            assert torch.equal(tensor, expected[name])
+    assert expected.keys() == {name for name in bare if not name.endswith(("pe", "inv_freq"))}
+
+
+def test_foreign_weights_are_refused_in_a_sentence(tmp_path):
+    state = upstream_state(GOLDEN[0])
+    lacking = {name: tensor for name, tensor in state.items() if not name.endswith("encoder.norm.weight")}
+    torch.save({"weights": state, "code": Path}, tmp_path / "code.pt")
+    (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04")
+    for source, word in (
+        (lacking, "encoder.norm.weight"),
+        ({"lm_head.weight": torch.zeros(2, 2)}, "not the weights of a RegressLM"),
+        (tmp_path / "code.pt", "more than tensors"),
+        (tmp_path / "cut.pt", "damaged"),
+    ):
+        with pytest.raises(ValueError, match=word) as caught:
+            load_upstream(source)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        load_upstream(tmp_path / "none.pt")
+
+
+def test_a_row_does_not_depend_on_how_it_is_padded(texts):
+    tokens, real, numbers = texts
+    model = build()
+    wide = F.pad(tokens, (0, 20), value=7)
+    with torch.no_grad():
+        together = model(tokens, numbers, real)
+        widened = model(wide, numbers, F.pad(real, (0, 20)))
+        torch.testing.assert_close(widened, together, rtol=0, atol=1e-5)
+        for row, length in enumerate(real.sum(1)):
+            alone = model(tokens[row : row + 1, :length], numbers[row : row + 1])
+            torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-5)
+
+
+def test_padding_gets_no_gradient_and_an_empty_text_no_nan(texts):
+    tokens, real, numbers = texts
+    real[2] = False
+    model = build()
+    tokens = tokens.masked_fill(~real, 29)  # an id that no text holds
+    tokens[real] = tokens[real] % 29
+    logits = model(tokens, numbers, real)
+    logits.square().sum().backward()
+    assert logits.isfinite().all()
+    gradient = model.encoder.embedding.weight.grad
+    assert not gradient[29].any()
+    assert gradient.isfinite().all()
+
+
+def test_the_decoder_sees_the_text_and_only_what_was_spelt(texts):
+    tokens, real, numbers = texts
+    model = build()
+    later, other = numbers.clone(), tokens.clone()
+    later[:, 4:] = 1
+    other[:, 0] = (other[:, 0] + 1) % 30
+    with torch.no_grad():
+        logits = model(tokens, numbers, real)
+        torch.testing.assert_close(model(tokens, later, real)[:, :5], logits[:, :5], rtol=0, atol=1e-6)
+        torch.testing.assert_close(model(tokens, numbers[:, :3], real), logits[:, :3], rtol=0, atol=1e-6)
+        assert (model(other, numbers, real) - logits).abs().amax((1, 2)).min() > 1e-3
+
+
+def test_each_layer_starts_on_its_own():
+    model = build(n_encoder_layers=3, n_decoder_layers=3)
+    for layers in (model.encoder.layers, model.decoder.layers):
+        for name, first in layers[0].named_parameters():
+            if first.ndim == 2:
+                assert not torch.equal(first, dict(layers[1].named_parameters())[name]), name
+
+
+def test_at_upstreams_sizes_there_are_as_many_parameters():
+    config = RegressLMConfig(vocab_size=32100, number_vocab_size=13, number_len=7, dim=512)
+    with torch.device("meta"):
+        model = EncoderDecoder(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 31_162_381
+
+
+def test_overfits_one_batch(texts):
+    tokens, real, numbers = texts
+    model = build().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(80):
+        loss = F.cross_entropy(model(tokens, numbers, real).mT, numbers)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.05
+
+
+def test_dropout_acts_in_training_only(texts):
+    tokens, real, numbers = texts
+    model = build(dropout=0.5)
+    assert torch.equal(model(tokens, numbers, real), model(tokens, numbers, real))
+    model.train()
+    assert not torch.equal(model(tokens, numbers, real), model(tokens, numbers, real))
+
+
+def test_bf16_follows_fp32(texts):
+    tokens, real, numbers = texts
+    model = build()
+    with torch.no_grad():
+        expected = model(tokens, numbers, real)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed = model(tokens, numbers, real)
+        low = model.bfloat16()(tokens, numbers, real)
+    for logits in (mixed, low):
+        assert logits.dtype == torch.bfloat16
+        torch.testing.assert_close(logits.float(), expected, rtol=0.05, atol=0.1)
+
+
+def test_flops_are_those_that_torch_counts(texts):
+    """Of the plain way: keys and values of every token, the first layer as the others."""
+    tokens, _, numbers = texts
+    model = build(n_encoder_layers=1, n_decoder_layers=3, hidden_mult=2, vocab_size=100).train()
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.spell(numbers, model.read(model.encode(tokens)))[0].sum().backward()
+    assert counter.get_total_flops() == len(tokens) * model.flops(tokens.shape[1])
+
+
+def test_wrong_settings_and_long_texts_are_refused():
+    for changes, word in (
+        ({"dim": 36}, "dim 36"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"n_encoder_layers": 0}, "n_encoder_layers"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            build(**changes)
+    with pytest.raises(ValueError, match="41 tokens are more than the model's max_input_len of 40"):
+        build()(torch.zeros(1, 41, dtype=torch.int64), torch.zeros(1, 7, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_cheaper_ways_give_the_same_answers_and_gradients(texts, padded):
+    tokens, real, numbers = texts
+    real = real if padded else None
+    answers = []
+    for vocab_size in (30, 100):  # fewer and more than there are tokens
+        model = build(vocab_size=100, dim=64)
+        model.encoder.embedding.num_embeddings = vocab_size
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.1)
+        if vocab_size == 30:
+            logits = model(tokens, numbers, real)  # 56 queries ask the memory of 64 numbers a token
+        else:
+            logits, _ = model.spell(F.pad(numbers[:, :-1], (1, 0)), model.read(model.encode(tokens, real)), real)
+        F.cross_entropy(logits.mT, numbers).backward()
+        answers.append((logits, {name: parameter.grad for name, parameter in model.named_parameters()}))
+    torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-5)
+
+
+def test_compiles_in_one_graph(texts):
+    tokens, real, numbers = texts
+    model = build()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for mask in (real, None):
+        torch.testing.assert_close(compiled(tokens, numbers, mask), model(tokens, numbers, mask))
+
+
+def test_padded_texts_keep_the_fused_kernel(texts):
+    tokens, real, numbers = texts
+    model = build()
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        model(tokens, numbers, real)
+    called = {event.key for event in profile.key_averages() if "scaled_dot_product" in event.key}
+    assert "aten::_scaled_dot_product_flash_attention_for_cpu" in called
+    assert "aten::_scaled_dot_product_attention_math" not in called
+
+
+MEMORY = """
+import sys, torch
+from pathlib import Path
+from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
+
+def peak():
+    return int(next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM")).split()[1])
+
+torch.set_num_threads(1)
+model = EncoderDecoder(RegressLMConfig(30, 13, 7, dim=32, n_heads=4, n_encoder_layers=1, max_input_len=8192)).eval()
+tokens = torch.zeros(2, 8192, dtype=torch.int64)
+real = torch.arange(8192) < torch.tensor([8192, 6000])[:, None]
+with torch.no_grad():
+    model.encode(tokens[:, :64], real[:, :64])
+    before = peak()
+    model.encode(tokens, real)
+print((peak() - before) / 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_8192_padded_tokens_take_no_square_of_memory():
+    """One attention matrix of two rows and four heads would take 2 GB."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 150

@@ -1,0 +1,53 @@
+"""The hyperparameter search: a few trials of a micro model, a second call that goes on."""
+
+import csv
+
+import pytest
+
+from tests.commands import MICRO, TINY
+
+optuna = pytest.importorskip("optuna", reason="the search is an extra: pip install 'zoo[search]'")
+
+from zoo.search import Prune, main, search, suggest  # noqa: E402
+
+
+def test_spaces_are_read(monkeypatch):
+    trial = optuna.trial.FixedTrial({"model.lr": 1e-3, "model.dim": 64, "data.batch_size": "16"})
+    assert suggest(trial, "model.lr=log:1e-4:1e-2") == "--model.lr=0.001"
+    assert suggest(trial, "model.dim=16:128") == "--model.dim=64"
+    assert suggest(trial, "data.batch_size=8,16") == "--data.batch_size=16"
+    for bad in ("model.lr", "model.lr=1e-4", "model.lr=lin:1:2", "model.lr=a:b"):
+        with pytest.raises(ValueError, match="write name=low:high"):
+            suggest(trial, bad)
+
+
+def test_a_second_call_goes_on_with_the_study(text_file, tmp_path, capsys, monkeypatch):
+    fit = [f"--config={TINY}", *MICRO, f"--data_dir={text_file}", "--trainer.max_steps=2"]
+    [row] = search(fit, ["model.lr=log:1e-4:1e-2"], 1, tmp_path)
+    assert row["state"] == "complete"
+    assert 1e-4 <= float(row["model.lr"]) <= 1e-2
+    argv = [*fit, "--space", "model.lr=log:1e-4:1e-2", "--trials", "1", "--output_dir", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["search", *argv])
+    main()
+    with (tmp_path / "trials.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["trial"] for row in rows} == {"0", "1"}
+    assert float(rows[0]["best"]) <= float(rows[1]["best"])
+    assert rows[0]["model.lr"] != rows[1]["model.lr"]
+    assert (tmp_path / "trial-001" / "best.ckpt").exists()
+    assert "model.lr" in capsys.readouterr().out
+
+
+def test_a_trial_that_falls_behind_is_stopped(text_file, tmp_path):
+    from zoo.cli import ZooCLI
+
+    study = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(upper=0.01))
+
+    def objective(trial):
+        fit = ["fit", f"--config={TINY}", *MICRO, f"--data_dir={text_file}", f"--output_dir={tmp_path / 'run'}"]
+        ZooCLI([*fit, "--trainer.max_steps=4"], callbacks=[Prune(trial)])
+
+    study.optimize(objective, n_trials=1)
+    [trial] = study.trials
+    assert trial.state == optuna.trial.TrialState.PRUNED
+    assert list(trial.intermediate_values) == [2]

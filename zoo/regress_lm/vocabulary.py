@@ -1,0 +1,69 @@
+"""The decoder's vocabulary: ids for the tokens of numbers, and which may follow which."""
+
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from zoo.regress_lm.numbers import PAD, NumberTokenizer
+from zoo.regress_lm.rounding import Floats
+
+
+class NumberVocabulary:
+    """A tokenizer's tokens with upstream's ids: 0 is `<pad>`, which also begins every row, then the others, sorted.
+
+    A row's `n_objectives` numbers stand one after another: `length` tokens in all, of a vocabulary of `size`.
+    """
+
+    def __init__(self, tokenizer: NumberTokenizer, n_objectives: int = 1) -> None:
+        if n_objectives < 1:
+            raise ValueError(f"n_objectives must be at least 1, not {n_objectives}")
+        self.tokenizer, self.n_objectives = tokenizer, n_objectives
+        self.tokens = [PAD, *sorted(set(tokenizer.tokens) - {PAD})]
+        self.size = len(self.tokens)
+        self.length = n_objectives * tokenizer.num_tokens
+        self._ids = np.array([self.tokens.index(token) for token in tokenizer.tokens])  # by local id
+        self._local = np.zeros(self.size, dtype=np.int64)
+        self._local[self._ids] = np.arange(len(self._ids))
+
+    def encode(self, values: ArrayLike) -> Tensor:
+        """Numbers (B, K) to ids (B, length), int64."""
+        ids = self._ids[self.tokenizer.encode(values)]  # (B, K, num_tokens)
+        if ids.shape[1] != self.n_objectives:
+            raise ValueError(f"a row holds {self.n_objectives} numbers here, not {ids.shape[1]}")
+        return torch.from_numpy(ids.reshape(len(ids), self.length))
+
+    def decode(self, ids: Tensor | ArrayLike) -> Floats:
+        """Ids (..., length), as the grammar allows them, to numbers (..., K)."""
+        array = np.asarray(ids.cpu() if isinstance(ids, Tensor) else ids)
+        return self.tokenizer.decode(self._local[array].reshape(*array.shape[:-1], self.n_objectives, -1))
+
+    @cached_property
+    def allowed(self) -> Tensor:
+        """(S, V) bool: the tokens that may come in each state; state 0 begins."""
+        allowed = torch.zeros(len(self.tokenizer.allowed), self.size, dtype=torch.bool)
+        allowed[:, self._ids] = torch.from_numpy(self.tokenizer.allowed)
+        return allowed
+
+    @cached_property
+    def next_state(self) -> Tensor:
+        """(S, V) int64: the state after each token; after the last one of a number, 0 again."""
+        states = len(self.tokenizer.allowed)
+        following = torch.zeros(states, self.size, dtype=torch.int64)
+        following[:, self._ids] = torch.from_numpy(self.tokenizer.next_state % states)
+        return following
+
+    @property
+    def count(self) -> int:
+        """How many whole sequences the grammar allows."""
+        at = {0: 1}  # the sequences that have led to each state
+        for _ in range(self.tokenizer.num_tokens):
+            following: dict[int, int] = {}
+            for state, ways in at.items():
+                for token in self.allowed[state].nonzero().flatten().tolist():
+                    after = int(self.next_state[state, token])
+                    following[after] = following.get(after, 0) + ways
+            at = following
+        return at[0] ** self.n_objectives
