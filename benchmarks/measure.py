@@ -32,7 +32,7 @@ def in_turn(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str,
 def facts() -> dict[str, Any]:
     """Machine, versions, commit, day and command of this run; paths in the command are cut to their names."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    arguments = [Path(word).name if Path(word).exists() else word for word in sys.argv[1:]]
+    arguments = [Path(w).name if Path(w).exists() or Path(w).is_absolute() else w for w in sys.argv[1:]]
     return {
         "cpu": cpu_name(),
         "torch": torch.__version__,

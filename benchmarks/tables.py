@@ -7,6 +7,7 @@
 import argparse
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,27 @@ def speed(name: str) -> str:
     return f"`{facts['command']}` ({about}; {how})\n\n{table}"
 
 
+def faster(name: str) -> str:
+    """Ours beside the peer where less is better, a line per benchmark row, with how many times less it is."""
+    found = rows(name)
+    if not found:
+        return ""
+    lines = []
+    for r in found:
+        sides = [f"{figure(r[side])} {r['unit']}" for side in ("ours", "peer")]
+        share = f"{r['attention_share']:.0%}" if "attention_share" in r else ""
+        lines.append([r["benchmark"], *sides, f"{figure(r['peer'] / r['ours'])}x", share])
+    facts = found[0]
+    about = f"{facts['cpu']}, {facts['threads']} thread, torch {facts['torch']}, commit {facts['commit']}"
+    table = markdown(["benchmark", "ours", "upstream", "times less", "of ours in attention"], lines)
+    return f"{commands(found)} ({about}; median of {facts['repeats']} rounds in turn)\n\n{table}"
+
+
+def commands(found: list[Row]) -> str:
+    """The command, or commands, that made the rows."""
+    return ", ".join(dict.fromkeys(f"`{r['command']}`" for r in found))
+
+
 def wikitext2() -> str:
     """Perplexities on WikiText-2, the mean of the seeds with their spread, the counting models below."""
     found = rows("llama_wikitext2.json")
@@ -76,9 +98,91 @@ def packing() -> str:
     return f"`{found[0]['command']}` ({found[0]['cpu']})\n\n" + markdown(header, lines)
 
 
+def mini_rlm() -> str:
+    """Mini-RLM's encoders and the baselines on the test rows."""
+    found = rows("mini_rlm.json")
+    if not found:
+        return ""
+    digits = {"median_error": 2, "spearman": 4, "mae": 1, "r2": 2}
+    lines = []
+    for r in found:
+        spread = {c: f" ± {r[c + '_sd']:.{n}f}" if c + "_sd" in r else "" for c, n in digits.items()}
+        cells = ["" if r[c] is None else f"{r[c]:.{n}f}{spread[c]}" for c, n in digits.items()]
+        parameters = f"{r['parameters']:,}" if "parameters" in r else ""
+        lines.append([r["model"], parameters, *cells, f"{r['seconds']:.0f}"])
+    header = ["model", "parameters", "median error", "Spearman", "MAE", "R2", "seconds"]
+    return f"`{found[0]['command']}` ({found[0]['cpu']}, {found[0]['threads']} threads)\n\n" + markdown(header, lines)
+
+
+def mini_rlm_elsewhere() -> str:
+    """The same models on test rows from outside the training rows: median error and Spearman."""
+    found = [r for r in rows("mini_rlm.json") if "seed " not in r["model"] and "draw" not in r["model"]]
+    if not found:
+        return ""
+    places = [key for key in found[0] if key.startswith("on_")]
+    lines = []
+    for r in found:
+        here = [(r[p]["median_error"], r[p]["spearman"]) for p in places]
+        lines.append([r["model"], *(f"{e:.1f}" + ("" if s is None else f", {s:.3f}") for e, s in here)])
+    header = ["model", *(p.removeprefix("on_") for p in places)]
+    return markdown(header, lines)
+
+
+def study(name: str, keys: dict[str, str], columns: dict[str, tuple[str, str]]) -> str:
+    """A line per model and value of `keys`, the mean of its seeds and their standard deviation.
+
+    `keys` and `columns` are header -> field of the row, for columns with the format of their numbers.
+    """
+    found = rows(f"regress_lm_{name}.json")
+    if not found:
+        return ""
+    groups: dict[tuple, list[Row]] = {}
+    for r in found:
+        groups.setdefault(tuple(str(r.get(field, "")) for field in keys.values()), []).append(r)
+    lines = []
+    for values, group in groups.items():
+        cells = []
+        for field, form in columns.values():
+            numbers = [r[field] for r in group if field in r]
+            spread = f" ± {statistics.stdev(numbers):{form}}" if len(numbers) > 1 else ""
+            cells.append(f"{statistics.mean(numbers):{form}}{spread}" if numbers else "")
+        lines.append([*values, str(len(group)) if "seed" in group[0] else "", *cells])
+    facts = found[0]
+    table = markdown([*keys, "seeds", *columns], lines)
+    return f"{commands(found)} ({facts['cpu']}, {facts['threads']} thread, commit {facts['commit']})\n\n{table}"
+
+
+SCORES = {"Spearman": ("spearman", ".3f"), "MAE": ("mae", ".3f")}
+STEPS = {"steps": ("steps", ".0f")}
+STUDIES = {
+    "integers": (
+        {"task": "task", "model": "model"},
+        {"exact": ("exact", ".2%"), "MAE": ("mae", ".3g"), "nats": ("nll", ".4f")}
+        | {"nats, x ignored": ("marginal_nll", ".2f"), "epochs": ("epochs", ".0f"), "seconds": ("seconds", ".0f")},
+    ),
+    "scan_bench": (
+        {"training rows": "rows", "model": "model"},
+        SCORES | {"Pearson": ("pearson", ".3f"), "within the 90% interval": ("coverage_90", ".0%")} | STEPS,
+    ),
+    "vader": (
+        {"trained on": "trained_on", "tested on": "tested_on", "model": "model"},
+        {"Pearson": ("pearson", ".3f"), "MAE": ("mae", ".3f"), "CRPS": ("crps", ".3f")} | STEPS,
+    ),
+    "timm": (
+        {"model": "model"},
+        {"Spearman": ("spearman", ".3f"), "MAE of log10": ("log10_mae", ".3f")}
+        | {"Pearson of log10": ("log10_pearson", ".3f")}
+        | STEPS,
+    ),
+}
+
 TABLES = {
+    **{f"regress-lm-{name}": (lambda name=name: study(name, *STUDIES[name])) for name in STUDIES},
+    "regress-lm-speed": lambda: faster("regress_lm.json"),
     "llama-speed": lambda: speed("llama.json"),
     "llama-wikitext2": wikitext2,
+    "mini-rlm": mini_rlm,
+    "mini-rlm-elsewhere": mini_rlm_elsewhere,
     "packing": packing,
     "startup": lambda: speed("startup.json"),
 }

@@ -1,0 +1,348 @@
+"""Our RegressLM beside google-deepmind/regress-lm: the same weights, in one run, measured in turn.
+
+    python benchmarks/regress_lm.py --upstream PATH     # a checkout; it needs transformers, sentencepiece, ordered-set
+
+Training steps, sampling, peak memory, texts of 8,192 tokens, and, on a machine with CUDA, fp16. The model is
+upstream's default, d = 512 with 2 + 2 layers, over a vocabulary of characters; the optimizer is the same on both
+sides; the peer pads to its max_input_len, as it does, and each row names that length. Each figure is the median of
+`--repeats` rounds in which both have their turn. Rows go to `--output` as JSON, and to the terminal as a table.
+"""
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.measure import facts, in_turn  # noqa: E402
+from zoo.optim import AdamW  # noqa: E402
+from zoo.regress_lm.decode import sample  # noqa: E402
+from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig, load_upstream  # noqa: E402
+from zoo.regress_lm.numbers import IEEEFloatTokenizer  # noqa: E402
+from zoo.regress_lm.vocabulary import NumberVocabulary  # noqa: E402
+
+VOCABULARY = NumberVocabulary(IEEEFloatTokenizer())
+CHARACTERS = 99  # ids 2 ... 98 are upstream's, after <pad> and <unk>
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense 16-bit, from NVIDIA's data sheets
+SIZES = {"dim": 512, "short": 8, "full": 2048, "long": 8192, "middle": 512, "inputs": 8, "samples": 128, "rows": 4}
+TINY = {"dim": 64, "short": 8, "full": 64, "long": 128, "middle": 32, "inputs": 2, "samples": 16, "rows": 2}
+Row = dict[str, Any]
+
+
+def peer_of(max_input_len: int, encoder: str = "VANILLA") -> Any:
+    """Upstream's model for texts of that length."""
+    from regress_lm import tokenizers, vocabs
+    from regress_lm.pytorch.encoders import EncoderType
+    from regress_lm.pytorch.model import PyTorchModelConfig
+
+    torch.manual_seed(0)
+    architecture = {"d_model": SIZES["dim"], "num_encoder_layers": 2, "num_decoder_layers": 2}
+    return PyTorchModelConfig(
+        encoder_vocab=vocabs.CharacterVocab(),
+        decoder_vocab=vocabs.DecoderVocab(tokenizers.IEEEFloatTokenizer()),
+        max_input_len=max_input_len,
+        architecture_kwargs=architecture | {"encoder_type": EncoderType[encoder]},
+        num_workers=0,
+    ).make_model()
+
+
+def ours_of(max_input_len: int) -> EncoderDecoder:
+    """Our model of the same sizes, without upstream."""
+    torch.manual_seed(0)
+    return EncoderDecoder(
+        RegressLMConfig(
+            CHARACTERS, VOCABULARY.size, VOCABULARY.length, dim=SIZES["dim"], n_encoder_layers=2,
+            n_decoder_layers=2, n_heads=8, hidden_mult=4, max_input_len=max_input_len,
+        )
+    )  # fmt: skip
+
+
+def texts(rows: int, length: int) -> tuple[Tensor, Tensor]:
+    """Tokens (rows, length), none of them upstream's padding, and numbers (rows, 7)."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(2, CHARACTERS, (rows, length), generator=generator)
+    values = torch.randn(rows, 1, generator=generator, dtype=torch.float64)
+    return tokens, VOCABULARY.encode(values.numpy())
+
+
+def padded(tokens: Tensor, numbers: Tensor, max_input_len: int) -> dict[str, Tensor]:
+    """The same as upstream's converter makes it: every row as wide as max_input_len."""
+    return {
+        "encoder_input": F.pad(tokens, (0, max_input_len - tokens.shape[1])),
+        "input_token_lens": torch.full((len(tokens),), tokens.shape[1]),
+        "decoder_input": F.pad(numbers, (1, 0)),
+        "decoder_target": F.pad(numbers, (0, 1)),
+    }
+
+
+def stepping(model: torch.nn.Module, loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """A training step: forward, backward, AdamW."""
+    model.train()
+    optimizer = AdamW(model.parameters(), lr=1e-4)
+
+    def step() -> Tensor:
+        value = loss()
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return value.detach()
+
+    return step
+
+
+def our_step(model: EncoderDecoder, tokens: Tensor, numbers: Tensor) -> Callable[[], Tensor]:
+    return stepping(model, lambda: F.cross_entropy(model(tokens, numbers).mT, numbers))
+
+
+def their_step(peer: Any, tokens: Tensor, numbers: Tensor) -> Callable[[], Tensor]:
+    batch = padded(tokens, numbers, peer.cfg.max_input_len)
+    return stepping(peer, lambda: peer.compute_losses_and_metrics(batch)[0].mean())
+
+
+def train(rows: int, length: int, max_input_len: int, repeats: int) -> list[Row]:
+    """A training step of both, at equal weights."""
+    peer = peer_of(max_input_len)
+    model = load_upstream(peer.state_dict(), max_input_len=max_input_len)
+    batch = texts(rows, length)
+    steps = {"ours": our_step(model, *batch), "peer": their_step(peer, *batch)}
+    first = {name: float(step()) for name, step in steps.items()}
+    assert abs(first["ours"] - first["peer"]) < 1e-4, f"the two disagree, {first}: nothing to compare"
+    seconds = in_turn(steps, repeats)
+    what = f"train step, {rows} x {length} characters, max_input_len {max_input_len}"
+    return [row(what, seconds["ours"], seconds["peer"], "s", parameters=sum(p.numel() for p in model.parameters()))]
+
+
+def independence(repeats: int) -> list[Row]:
+    """Our own step on short texts: what a larger max_input_len costs. The peer of this row is ours at 64."""
+    batch = texts(SIZES["inputs"], SIZES["short"])
+    seconds = in_turn({str(n): our_step(ours_of(n), *batch) for n in (64, 2048)}, 5 * repeats)
+    what = f"our train step, {SIZES['inputs']} x {SIZES['short']}, at max_input_len 2048 / at 64"
+    return [row(what, seconds["2048"], seconds["64"], "s")]
+
+
+def sampling(model: EncoderDecoder, tokens: Tensor, num_samples: int) -> Callable[[], Any]:
+    return lambda: VOCABULARY.decode(sample(model, VOCABULARY, tokens, None, num_samples).ids)
+
+
+def their_sampling(peer: Any, tokens: Tensor, num_samples: int) -> Callable[[], Any]:
+    batch = padded(tokens, torch.zeros(len(tokens), 7, dtype=torch.int64), peer.cfg.max_input_len)
+    inputs = {name: batch[name] for name in ("encoder_input", "input_token_lens")}
+    return lambda: peer.decode(inputs, num_samples)
+
+
+def samples(length: int, max_input_len: int, num_samples: int, repeats: int) -> list[Row]:
+    """Floats drawn by both, at equal weights: random ones, so that few samples share a prefix."""
+    peer = peer_of(max_input_len).eval()
+    model = load_upstream(peer.state_dict(), max_input_len=max_input_len).eval()
+    tokens, _ = texts(SIZES["inputs"], length)
+    seconds = in_turn(
+        {"ours": sampling(model, tokens, num_samples), "peer": their_sampling(peer, tokens, num_samples)}, repeats
+    )
+    what = f"sample {len(tokens)} x {num_samples}, {length} characters, max_input_len {max_input_len}"
+    return [row(what, seconds["ours"], seconds["peer"], "s")]
+
+
+def long(repeats: int) -> list[Row]:
+    """One text of 8,192 tokens: our exact attention beside upstream's Performer, which approximates another."""
+    rows, peaks = [], {who: peak("long", who) for who in ("ours", "performer", "peer")}
+    for length in (SIZES["full"], SIZES["long"]):
+        batch = texts(1, length)
+        model, peer = ours_of(length), peer_of(length, "PERFORMER")
+        steps = {"ours": our_step(model, *batch), "peer": their_step(peer, *batch)}
+        seconds = in_turn(steps, repeats)
+        more = {"attention_share": attention_share(steps["ours"]), "attention_flops": attention_flops(model, length)}
+        what = f"train step, 1 x {length} characters / with its Performer"
+        rows.append(row(what, seconds["ours"], seconds["peer"], "s", **more))
+    what = f"peak memory of a train step, 1 x {SIZES['long']} characters"
+    rows.append(row(f"{what} / with its Performer", peaks["ours"], peaks["performer"], "MB"))
+    rows.append(row(what, peaks["ours"], peaks["peer"], "MB"))
+    return rows
+
+
+def attention_share(step: Callable[[], Any]) -> float:
+    """The share of a step's time that goes into the attention kernels, forward and backward."""
+    with torch.profiler.profile() as profile:
+        step()
+    events = profile.key_averages()
+    kernels = sum(event.self_cpu_time_total for event in events if "attention" in event.key)
+    return round(kernels / sum(event.self_cpu_time_total for event in events), 3)
+
+
+def attention_flops(model: EncoderDecoder, length: int) -> float:
+    """The share of a step's arithmetic that grows with the square of the length."""
+    square = 12 * model.config.n_encoder_layers * model.config.dim * length**2
+    return round(square / model.flops(length), 3)
+
+
+def memory(repeats: int) -> list[Row]:
+    """Peak memory, beyond what the process held before the model, of each side in a process of its own."""
+    whats = {
+        "train-short": f"train steps, {SIZES['inputs']} x {SIZES['short']} characters, max_input_len {SIZES['full']}",
+        "train-full": f"train steps, {SIZES['rows']} x {SIZES['full']} characters",
+        "sample": f"sampling {SIZES['inputs']} x {SIZES['samples']}, {SIZES['middle']} characters",
+    }
+    return [
+        row(f"peak memory of {what}", peak(name, "ours"), peak(name, "peer"), "MB") for name, what in whats.items()
+    ]
+
+
+def peak(what: str, who: str) -> float:
+    arguments = [arg for arg in sys.argv[1:] if arg not in ("--only", *PARTS)]
+    command = [sys.executable, __file__, *arguments, "--memory-of", what, who]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def memory_of(what: str, who: str) -> None:
+    import regress_lm.pytorch.model  # noqa: F401 - in both processes, so that it counts in neither
+
+    def megabytes(kind: str) -> float:
+        """This process's memory now (VmRSS) or at its highest (VmHWM); getrusage would count the parent's."""
+        status = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith(kind))
+
+    before = megabytes("VmRSS")
+    lengths = {"train-short": "short", "train-full": "full", "sample": "middle", "long": "long"}
+    length = SIZES[lengths[what]]
+    max_input_len = SIZES["full"] if what == "train-short" else length
+    batch = texts({"train-full": SIZES["rows"], "long": 1}.get(what, SIZES["inputs"]), length)
+    if who == "ours":
+        model = ours_of(max_input_len)
+        run = sampling(model, batch[0], SIZES["samples"]) if what == "sample" else our_step(model, *batch)
+    else:
+        peer = peer_of(max_input_len, "PERFORMER" if who == "performer" else "VANILLA")
+        run = their_sampling(peer, batch[0], SIZES["samples"]) if what == "sample" else their_step(peer, *batch)
+    for _ in range(1 if what == "sample" else 2):
+        run()
+    print(megabytes("VmHWM") - before)
+
+
+def gpu(repeats: int) -> list[Row]:
+    """fp16 by autocast on a GPU: training at full length, compiled, and sampling."""
+    device, name = "cuda", torch.cuda.get_device_name()
+    found = next((flops for chip, flops in PEAK_FLOPS.items() if chip in name), float("nan"))
+    rows, rates, flops = [], {}, 0
+    batch = [part.to(device) for part in texts(32, SIZES["full"])]
+    for who in ("ours", "peer"):
+        torch._dynamo.reset()
+        if who == "ours":
+            model: Any = ours_of(SIZES["full"]).to(device)
+            flops = model.flops(SIZES["full"])
+            forward = torch.compile(model)
+
+            def loss() -> Tensor:
+                return F.cross_entropy(forward(*batch).float().mT, batch[1])  # noqa: B023
+        else:
+            model = peer_of(SIZES["full"]).to(device)
+            inputs = {key: tensor.to(device) for key, tensor in padded(*batch, SIZES["full"]).items()}
+            losses = torch.compile(model.compute_losses_and_metrics)
+
+            def loss() -> Tensor:
+                return losses(inputs)[0].mean()  # noqa: B023
+        rates[who] = half_precision(model, loss, repeats) * batch[0].numel()
+        del model
+        gc.collect()
+        torch.cuda.empty_cache()
+    per_token = flops / SIZES["full"]
+    mfu = {"MFU": round(rates["ours"] * per_token / found, 3), "peer_MFU": round(rates["peer"] * per_token / found, 3)}
+    what = f"train, 32 x {SIZES['full']} characters, fp16, compiled, {name}"
+    rows.append(row(what, rates["ours"], rates["peer"], "tokens/s", **mfu))
+    tokens, count = texts(64, 128)[0].to(device), SIZES["samples"]
+    peer = peer_of(128).to(device).eval()
+    model = load_upstream(peer.state_dict(), max_input_len=128).to(device).eval()
+    with torch.autocast(device, dtype=torch.float16):
+        runs = {"ours": sampling(model, tokens, count), "peer": their_sampling(peer, tokens, count)}
+        seconds = in_turn(runs, repeats)
+    drawn = len(tokens) * count
+    what = f"sample {len(tokens)} x {count}, 128 characters, fp16, {name}"
+    rows.append(row(what, drawn / seconds["ours"], drawn / seconds["peer"], "samples/s"))
+    return rows
+
+
+def half_precision(model: torch.nn.Module, loss: Callable[[], Tensor], repeats: int) -> float:
+    """Steps a second, with loss scaling."""
+    optimizer, scaler = AdamW(model.train().parameters(), lr=1e-4), torch.amp.GradScaler("cuda")
+
+    def step() -> None:
+        with torch.autocast("cuda", dtype=torch.float16):
+            value = loss()
+        scaler.scale(value).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+    for _ in range(3):
+        step()
+    return 5 / in_turn({"it": lambda: [step() for _ in range(5)]}, repeats)["it"]
+
+
+def row(benchmark: str, ours: float, peer: float, unit: str, **more: Any) -> Row:
+    return {"benchmark": benchmark, "ours": ours, "peer": peer, "ratio": ours / peer, "unit": unit, **more}
+
+
+PARTS: dict[str, Callable[[int], list[Row]]] = {
+    "train-short": lambda repeats: train(SIZES["inputs"], SIZES["short"], SIZES["full"], repeats),
+    "train-full": lambda repeats: train(SIZES["rows"], SIZES["full"], SIZES["full"], repeats),
+    "independence": independence,
+    "sample-short": lambda repeats: [
+        *samples(SIZES["short"], 64, SIZES["samples"], repeats),
+        # At 2048 the peer's copies of the memory for all 128 samples would not fit into 16 GB.
+        *samples(SIZES["short"], SIZES["full"], SIZES["samples"] // 16, repeats),
+    ],
+    "sample-middle": lambda repeats: samples(SIZES["middle"], SIZES["middle"], SIZES["samples"], repeats),
+    "memory": memory,
+    "long": long,
+    "gpu": gpu,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--upstream", type=Path, help="upstream's checkout (default: the installed regress_lm)")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run (default: all)")
+    parser.add_argument("--repeats", type=int, default=5, help="measured rounds of each part (default: 5)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
+    parser.add_argument("--tiny", action="store_true", help="sizes that only show that everything runs; stores nothing")
+    parser.add_argument("--output", type=Path, default=ROOT / "results" / "regress_lm.json", help="file of the rows")
+    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.upstream:
+        sys.path.insert(0, str(args.upstream))
+    torch.set_num_threads(args.threads)
+    if args.tiny:
+        SIZES.update(TINY)
+    if args.memory_of:
+        return memory_of(*args.memory_of)
+    about = {"repeats": args.repeats, "threads": args.threads, **facts()}
+    rows = []
+    for name in args.only:
+        if name == "gpu" and not torch.cuda.is_available():
+            print("gpu: left out, for there is no CUDA device")
+            continue
+        for result in PARTS[name](args.repeats):
+            rows.append({**result, **about})
+            share = f"{result['attention_share']:.0%} in attention" if "attention_share" in result else ""
+            print(
+                f"{result['benchmark']:<72} {result['ours']:>10.4g} {result['peer']:>10.4g} {result['unit']:<9}"
+                f"{result['peer'] / result['ours']:>8.2f}x  {share}",
+                flush=True,
+            )
+    if rows and not args.tiny:
+        # A part measured again takes the place of its old rows; the others stay.
+        again = {r["benchmark"] for r in rows}
+        old = json.loads(args.output.read_text()) if args.output.exists() else []
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps([r for r in old if r["benchmark"] not in again] + rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
