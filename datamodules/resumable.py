@@ -65,6 +65,9 @@ class ZooDataModule(LightningDataModule):
         """(samples,) the length of each training sample, where those of like length are to share a step."""
         return None
 
+    def __str__(self) -> str:  # Lightning's opens every loader; jsonargparse asks for it in passing
+        return type(self).__name__
+
     @property
     def seed(self) -> int:
         return global_seed() if self._given_seed is None else self._given_seed

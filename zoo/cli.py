@@ -23,7 +23,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import callbacks
 import datamodules
-import zoo.llama.module  # these three so that a config can say `class_path: LlamaLM`
+import zoo.icr.module  # these four so that a config can say `class_path: LlamaLM`
+import zoo.llama.module
 import zoo.mini_rlm.module
 import zoo.regress_lm.module  # noqa: F401
 from callbacks.progress import Progress
@@ -83,7 +84,8 @@ class ZooCLI(LightningCLI):
         parser.add_lightning_class_args(callbacks.Samples, "samples")
         parser.add_lightning_class_args(callbacks.Predictions, "predictions")
         parser.add_lightning_class_args(callbacks.Plots, "plots")
-        parser.link_arguments("data.vocab_size", "model.init_args.vocab_size", apply_on="instantiate")
+        for setting in ("vocab_size", "D", "K", "sigma2", "M", "max_M", "task_seed"):  # where model and data have it
+            parser.link_arguments(f"data.{setting}", f"model.init_args.{setting}", apply_on="instantiate")
 
     # ---- parsing
 

@@ -2,6 +2,6 @@
 
 from zoo.optim.adamw import AdamW
 from zoo.optim.muon import MuonAdamW
-from zoo.optim.schedule import warmup_cosine
+from zoo.optim.schedule import triangle, warmup_cosine
 
-__all__ = ["AdamW", "MuonAdamW", "warmup_cosine"]
+__all__ = ["AdamW", "MuonAdamW", "triangle", "warmup_cosine"]

@@ -1,0 +1,28 @@
+"""The room's pictures; matplotlib is imported when one is drawn, for it takes half a second."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLES = {"pretrain": "tasks of the pool", "true": "new tasks"}
+
+
+def errors_by_place(curves: dict[str, dict[str, list[float]]], title: str) -> "Figure":
+    """Squared error against the number of examples seen, of each predictor (K values), a panel for each kind."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    for axes, (kind, lines) in zip(panels, curves.items(), strict=True):
+        for name, errors in lines.items():
+            ours = name == "transformer"
+            style = {"linewidth": 2.5, "color": "black"} if ours else {"linewidth": 1.2, "linestyle": "--"}
+            axes.plot(range(len(errors)), errors, label=name.replace("_", " "), **style)
+        shown = [error for name, errors in lines.items() if name != "least_squares" for error in errors]
+        axes.set(xlabel="examples in the context", title=TITLES.get(kind, kind), yscale="log")
+        axes.set_ylim(top=1.5 * max(shown))  # least squares has no bound where there are as many examples as D
+    panels[0].set_ylabel("mean squared error")
+    panels[0].legend()
+    figure.suptitle(title)
+    return figure

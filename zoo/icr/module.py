@@ -1,0 +1,216 @@
+"""The ICR transformer in Lightning: its training, how far it is from the exact estimators, and its answers to prompts."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import Metric
+
+from zoo.icr.evaluation import KINDS, MEASURES
+from zoo.icr.figures import errors_by_place
+from zoo.icr.model import ICRegConfig, Network
+from zoo.icr.predict import predict_from_prompt, ridge_from_prompt
+from zoo.module import ZooModule
+from zoo.optim import AdamW, triangle
+from zoo.streams import global_seed, stream
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class ErrorsByPlace(Metric):
+    """The means over prompts of squared errors (..., B, K), by name and place: (MEASURES, ..., K)."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros(len(MEASURES), *shape, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, errors: dict[str, Tensor]) -> None:
+        self.sums += torch.stack([errors[name].double().sum(-2) for name in MEASURES])
+        self.count += errors["mse"].shape[-2]
+
+    def compute(self) -> Tensor:
+        return self.sums / self.count
+
+
+class ICRTransformer(ZooModule):
+    """A transformer that learns linear regression from the examples in its context.
+
+    A Lightning batch is a block of steps (see `LinearRegressionTasks`), each its own update of the weights. Logged are
+    `train_loss`, and for `val` and `test` and the prompts `pretrain` (tasks of the pool) and `true` (new tasks), as
+    means over all places: `<split>_<kind>_mse`, `_noise_free` (sigma2 less in expectation), and the distances
+    `_to_ridge`, `_to_dmmse` and `_to_least_squares`; all are squares in y's unit, to be divided by D for the paper's.
+    `val_loss` is `val_pretrain_mse`. TensorBoard has them by place, too.
+
+    Args:
+        config: in Python, an ICRegConfig in place of its fields as keywords.
+        lr: peak learning rate.
+        warmup_steps: the rate rises for so many steps, then falls to 0 at max_steps; None: it is constant.
+        grad_clip: gradients are cut to this norm; None: they are not.
+        beta1, beta2: Adam's decay rates.
+        weight_decay: decoupled decay of the weights.
+        compile: compile the network.
+        **architecture: the fields of ICRegConfig; those of the task follow the data.
+    """
+
+    item = "prompts"  # what Throughput counts
+    automatic_optimization = False
+
+    def __init__(
+        self,
+        config: ICRegConfig | None = None,
+        lr: float = 1e-3,
+        warmup_steps: int | None = None,
+        grad_clip: float | None = 1.0,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        weight_decay: float = 0.0,
+        compile: bool = False,
+        **architecture: Any,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["config"])
+        if config is None:
+            config = ICRegConfig(**architecture)
+        elif architecture:
+            raise ValueError(f"give a config or {', '.join(architecture)}, not both")
+        self.hparams.update(asdict(config))
+        self.config = config
+        self.model = self._network()
+        self.model.initialize(stream(global_seed(), "weights"))
+        if compile:
+            self.model.compile()
+        shape = self.model.positions.shape[:-2] + (config.K,)  # members first, where there are any
+        names = [f"{split}_{kind}" for split in ("val", "test") for kind in KINDS]
+        self.errors = nn.ModuleDict({name: ErrorsByPlace(*shape) for name in names})
+
+    def _network(self) -> Network:
+        return Network(self.config)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x (B, k, D), y (B, k), k at most K -> (B, k): every y predicted from the pairs before it."""
+        return self.model(x, y)
+
+    # ---- training
+
+    def configure_optimizers(self) -> Any:
+        h: Any = self.hparams
+        betas = (h.beta1, h.beta2)
+        optimizer = AdamW(self.model.parameters(), lr=h.lr, betas=betas, eps=1e-8, weight_decay=h.weight_decay)
+        total, warmup = int(self.trainer.estimated_stepping_batches), h.warmup_steps
+        schedule = LambdaLR(optimizer, lambda step: 1.0 if warmup is None else triangle(step, warmup, total))
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def training_step(self, steps: Tensor, batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        schedule: Any = self.lr_schedulers()
+        losses = []
+        for step in steps.tolist():
+            x, y, _ = self.data.draw(step)
+
+            def descend(x: Tensor = x, y: Tensor = y) -> None:
+                optimizer.zero_grad()
+                loss = (self(x, y) - y).square().mean((-2, -1))  # () or, with members, (S,)
+                self.manual_backward(loss.sum())
+                losses.append(loss.detach())
+
+            optimizer.step(descend)
+            schedule.step()
+        self._log_losses(torch.stack(losses).mean(0))
+
+    def _log_losses(self, loss: Tensor) -> None:
+        if not loss.isfinite():
+            raise ValueError(f"the loss is {loss.item()} after {self.global_step} steps: lower lr, or set grad_clip")
+        self.log("train_loss", loss, prog_bar=True, batch_size=1)
+        self.log("step", float(self.global_step))
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)
+        if self.hparams["grad_clip"] is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.hparams["grad_clip"])
+
+    def count(self, steps: Tensor) -> int:
+        """Prompts of a block of steps."""
+        return len(steps) * self.data.batch_size
+
+    def flops_per_item(self, steps: Tensor) -> float:
+        """Floating-point operations of one training prompt, forward and backward."""
+        return self.model.flops()
+
+    # ---- evaluation
+
+    @property
+    def data(self) -> Any:
+        """The DataModule of the running trainer."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def validation_step(self, rows: Tensor, batch_idx: int) -> None:
+        self._measure("val", rows)
+
+    def test_step(self, rows: Tensor, batch_idx: int) -> None:
+        self._measure("test", rows)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_errors("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_errors("test")
+
+    def _measure(self, split: str, rows: Tensor) -> None:
+        for kind, whole in self.data.evaluation(split).items():
+            some = whole.rows(rows)
+            self.errors[f"{split}_{kind}"].update(some.errors(self(some.prompts.x, some.prompts.y)))  # type: ignore[operator]
+
+    def _reached(self, split: str) -> dict[str, dict[str, Tensor]]:
+        """Errors (..., K) by kind and measure, over all prompts and processes."""
+        reached = {}
+        for kind in KINDS:
+            metric: Any = self.errors[f"{split}_{kind}"]
+            reached[kind] = dict(zip(MEASURES, metric.compute(), strict=True))
+            metric.reset()
+        return reached
+
+    def _log_errors(self, split: str) -> None:
+        reached = self._reached(split)  # equal on all processes: the metric has synced
+        means = {f"{kind}_{name}": e.mean().item() for kind, errors in reached.items() for name, e in errors.items()}
+        means["loss"] = means["pretrain_mse"]
+        self.log_dict({f"{split}_{name}": mean for name, mean in means.items() if not math.isnan(mean)})
+        if self.trainer.sanity_checking or not self.trainer.is_global_zero:
+            return
+        if self.trainer.state.fn != "fit":
+            if split == "test":
+                self._figure(split, reached).savefig(Path(self.trainer.default_root_dir) / "test-errors.png", dpi=120)
+        elif isinstance(self.logger, TensorBoardLogger):
+            self.log("step", float(self.global_step))
+            self.logger.experiment.add_figure(f"{split}_errors", self._figure(split, reached), self.global_step)
+            by_place = {
+                f"{split}_{kind}_{name}_by_place/{k:02d}": error
+                for kind, errors in reached.items() for name in ("mse", "noise_free")
+                for k, error in enumerate(errors[name].tolist(), 1)
+            }  # fmt: skip
+            self.logger.log_metrics(by_place, self.global_step)
+
+    def _figure(self, split: str, reached: dict[str, dict[str, Tensor]]) -> "Figure":
+        curves = {}
+        for kind, whole in self.data.evaluation(split).items():
+            of = {"transformer": reached[kind]["mse"]}
+            of |= {name: whole.errors(answer)["mse"].mean(-2) for name, answer in whole.answers.items()}
+            curves[kind] = {name: error.tolist() for name, error in of.items()}
+        return errors_by_place(curves, f"M = {self.config.M}, {self.global_step} steps")
+
+    # ---- use
+
+    def predict_step(self, prompts: list[dict[str, Any]], batch_idx: int) -> list[dict[str, Any]]:
+        """One row for every prompt: its place in the file, the predictions of its queries, and ridge's."""
+        rows = []
+        for prompt in prompts:
+            parts = [prompt[name] for name in ("x_context", "y_context", "x_query")]
+            answers = {"prediction": predict_from_prompt(self, *parts), "ridge": ridge_from_prompt(self, *parts)}
+            rows.append({"index": prompt["index"]} | {name: answer.tolist() for name, answer in answers.items()})
+        return rows

@@ -1,0 +1,71 @@
+"""A trained model at work: load it, ask it, and measure it on new tasks."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from zoo.icr.references import ridge
+from zoo.icr.task import check_prompt
+from zoo.memory import load
+
+if TYPE_CHECKING:
+    from zoo.icr.model import ICRegConfig
+    from zoo.icr.module import ICRTransformer
+
+BATCH = 1024  # prompts at a time
+
+
+def load_model(path: str, config: "ICRegConfig | None" = None) -> "ICRTransformer":
+    """The model of a checkpoint of `zoo fit` or of a sweep, ready to predict, on a GPU where there is one.
+
+    Raises:
+        ValueError: the file is no checkpoint of an ICRTransformer, or not of this `config`.
+    """
+    from zoo.icr.module import ICRTransformer
+
+    checkpoint = load(str(path))
+    if checkpoint.get("zoo", {}).get("model") != f"{ICRTransformer.__module__}.{ICRTransformer.__qualname__}":
+        raise ValueError(f"{path} is no checkpoint of an ICRTransformer")
+    settings = {k: v for k, v in checkpoint["hyper_parameters"].items() if not k.startswith("_")}
+    model = ICRTransformer(**(settings | {"compile": False}))
+    if config is not None and config != model.config:
+        raise ValueError(f"{path} was trained as {model.config}, not as {config}")
+    model.load_state_dict(checkpoint["state_dict"])
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _sequences(x_context: Tensor, y_context: Tensor, x_query: Tensor) -> tuple[Tensor, Tensor]:
+    """x (q, n + 1, D) and y (q, n + 1): the context before each query, whose y nobody reads."""
+    x = torch.cat([x_context.expand(len(x_query), *x_context.shape), x_query[:, None]], 1)
+    y = torch.cat([y_context, y_context.new_zeros(1)]).expand(len(x_query), -1)
+    return x, y
+
+
+@torch.no_grad()
+def predict_from_prompt(model: "ICRTransformer", x_context: Tensor, y_context: Tensor, x_query: Tensor) -> Tensor:
+    """Predict the y of each query (q, D) from the same examples (n, D), (n,), n < K; no query sees another.
+
+    Returns (q,), on the device of the context. Raises ValueError where sizes do not fit, or the context is full.
+    """
+    check_prompt(x_context, y_context, x_query, model.config)
+    x, y = _sequences(x_context, y_context, x_query)
+    batches = zip(x.split(BATCH), y.split(BATCH), strict=True)
+    answers = [model(some_x.to(model.device), some_y.to(model.device))[:, -1] for some_x, some_y in batches]
+    return torch.cat(answers).to(x_context.device)
+
+
+def ridge_from_prompt(model: "ICRTransformer", x_context: Tensor, y_context: Tensor, x_query: Tensor) -> Tensor:
+    """(q,) what the best estimator for new tasks answers to the same prompt."""
+    return ridge(*_sequences(x_context, y_context, x_query), model.config.sigma2)[:, -1]
+
+
+@torch.no_grad()
+def evaluate_ood_score(model: "ICRTransformer", n_samples: int = 10000, seed: int = 0) -> float:
+    """The mean squared error, noise included and over all places, on new tasks from N(0, I); ridge's is the best."""
+    if n_samples < 1:
+        raise ValueError(f"n_samples must be at least 1, not {n_samples}")
+    x, y, _ = model.config.with_diversity("inf").draw(n_samples, seed, "ood", device=model.device)
+    batches = zip(x.split(BATCH), y.split(BATCH), strict=True)
+    errors = [(model(some_x, some_y) - some_y).square().mean(-1) for some_x, some_y in batches]
+    return torch.cat(errors).double().mean().item()
