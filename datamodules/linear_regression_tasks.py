@@ -14,6 +14,7 @@ from zoo.icr.evaluation import KINDS, Evaluation, evaluation
 from zoo.icr.task import Diversity, Prompts, Task, check_prompt
 
 DRAWN = "drawn"
+PROMPT = ("x_context", "y_context", "x_query")
 
 
 class LinearRegressionTasks(ZooDataModule):
@@ -125,19 +126,17 @@ def read_prompts(path: str, task: Task) -> list[dict[str, Any]]:
                 continue
             try:
                 row = json.loads(line)
-                prompt: dict[str, Any] = {
-                    name: torch.tensor(row[name], dtype=torch.float32) for name in ("x_context", "y_context", "x_query")
-                }
+                parts = [torch.tensor(row[name], dtype=torch.float32) for name in PROMPT]
             except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
                 raise ValueError(
-                    f"{path} line {number} is no prompt: it must be a JSON object with x_context, y_context and x_query,"
+                    f"{path} line {number} is no prompt, a JSON object with x_context, y_context and x_query that are"
                     f" lists of numbers ({error})"
                 ) from error
             try:
-                check_prompt(*prompt.values(), task)
+                check_prompt(*parts, task=task)
             except ValueError as error:
                 raise ValueError(f"{path} line {number}: {error}") from error
-            prompts.append({"index": len(prompts), **prompt})
+            prompts.append({"index": len(prompts), **dict(zip(PROMPT, parts, strict=True))})
     if not prompts:
         raise ValueError(f"{path} holds no prompts")
     return prompts

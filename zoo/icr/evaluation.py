@@ -13,7 +13,7 @@ from zoo.icr.references import dmmse, least_squares, ridge
 from zoo.icr.task import Prompts, Task
 
 KINDS = ("pretrain", "true")
-MEASURES = ("mse", "noise_free", "to_ridge", "to_dmmse", "to_least_squares")
+MEASURES = ("mse", "noise_free", "to_ridge", "to_dmmse")
 
 
 class Evaluation(NamedTuple):
@@ -28,14 +28,12 @@ class Evaluation(NamedTuple):
         return Evaluation(self.prompts.rows(rows), answers)
 
     def errors(self, predictions: Tensor) -> dict[str, Tensor]:
-        """Squared errors (..., B, K) of predictions (..., B, K).
+        """The MEASURES of predictions (..., B, K), each (..., B, K): how far they are, squared, from what is meant.
 
-        `mse` is from y, `noise_free` from w . x, sigma2 less in expectation; `to_ridge` and so on are the distances to
-        the estimators' predictions.
+        `mse` is from y, `noise_free` from w . x (sigma2 less in expectation), `to_ridge` and `to_dmmse` from theirs.
         """
-        targets = {"mse": self.prompts.y, "noise_free": self.prompts.clean}
-        targets |= {f"to_{name}": answer for name, answer in self.answers.items()}
-        return {name: (predictions - target).square() for name, target in targets.items()}
+        targets = self.prompts.y, self.prompts.clean, self.answers["ridge"], self.answers["dmmse"]
+        return {name: (predictions - target).square() for name, target in zip(MEASURES, targets, strict=True)}
 
 
 def evaluation(kind: str, task: Task, n: int, split: str, device: str | torch.device = "cpu") -> Evaluation:

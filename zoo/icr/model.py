@@ -1,8 +1,8 @@
 """A transformer that reads examples (x, y) of a linear regression and predicts each y from the examples before it.
 
 Raventós et al. 2023, https://arxiv.org/abs/2306.15063: GPT-2 (Radford et al. 2019) over tokens of D + 1 numbers,
-x_k as [0, x_k] and y_k as [y_k, 0]; the prediction of y_k is read where x_k stands. Learned positions; the maps into and
-out of the transformer have no bias. Departures, none of which changes a prediction:
+x_k as [0, x_k] and y_k as [y_k, 0]; the prediction of y_k is read where x_k stands. Positions are learned; the maps into
+and out of the transformer have no bias. Departures, none of which changes a prediction:
 - the last token, y_K, is not computed, for nobody reads it;
 - nor is the last layer, but for its keys and values, where a y stands.
 
@@ -126,10 +126,9 @@ class Network(nn.Module):
     def initialize(self, generator: torch.Generator) -> None:
         """GPT-2's: N(0, 0.02^2), branches' last matrices narrower by sqrt(2 n_layers). Members start out equal."""
         for name, p in self.named_parameters():
-            if name.endswith("weight") and "norm" not in name or name == "positions":
+            if "norm" not in name and "bias" not in name:
                 std = 0.02 / math.sqrt(2 * self.config.n_layers) if "proj" in name or "down" in name else 0.02
-                one = torch.randn(p.shape[-2:], generator=generator, dtype=torch.float32)
-                p.copy_(std * one)
+                p.copy_(std * torch.randn(p.shape[-2:], generator=generator))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x (B, k, D) and y (..., B, k), k at most K -> (..., B, k): every y predicted from the pairs before it."""

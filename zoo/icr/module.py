@@ -1,9 +1,9 @@
-"""The ICR transformer in Lightning: its training, how far it is from the exact estimators, and its answers to prompts."""
+"""The ICR transformer in Lightning: its training, its distances to the exact estimators, its answers to prompts."""
 
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
-from zoo.icr.evaluation import KINDS, MEASURES
+from zoo.icr.evaluation import KINDS, MEASURES, Evaluation
 from zoo.icr.figures import errors_by_place
 from zoo.icr.model import ICRegConfig, Network
 from zoo.icr.predict import predict_from_prompt, ridge_from_prompt
@@ -19,12 +19,14 @@ from zoo.module import ZooModule
 from zoo.optim import AdamW, triangle
 from zoo.streams import global_seed, stream
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+ByPlace = dict[str, dict[str, Tensor]]  # errors (..., K) by kind of prompts and by measure
 
 
 class ErrorsByPlace(Metric):
     """The means over prompts of squared errors (..., B, K), by name and place: (MEASURES, ..., K)."""
+
+    sums: Tensor
+    count: Tensor
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
@@ -39,13 +41,44 @@ class ErrorsByPlace(Metric):
         return self.sums / self.count
 
 
+def means(split: str, reached: ByPlace) -> dict[str, float]:
+    """What is logged of errors (K,): each one's mean over places, and `<split>_loss`; NaN is left out."""
+    logged = {f"{split}_{kind}_{name}": e.mean().item() for kind, of in reached.items() for name, e in of.items()}
+    logged[f"{split}_loss"] = logged[f"{split}_pretrain_mse"]
+    return {name: mean for name, mean in logged.items() if not math.isnan(mean)}
+
+
+def curves(reached: ByPlace, evaluations: dict[str, Evaluation]) -> dict[str, dict[str, list[float]]]:
+    """By kind, the errors by place of the model and of each reference."""
+    drawn = {}
+    for kind, whole in evaluations.items():
+        of = {"transformer": reached[kind]["mse"]}
+        of |= {name: whole.errors(answer)["mse"].mean(-2) for name, answer in whole.answers.items()}
+        drawn[kind] = {name: error.tolist() for name, error in of.items()}
+    return drawn
+
+
+def write(
+    logger: TensorBoardLogger, split: str, step: int, reached: ByPlace, evaluations: dict[str, Evaluation], title: str
+) -> None:
+    """Errors by place into TensorBoard, as numbers and as a figure beside the references'."""
+    places = {
+        f"{split}_{kind}_{name}_by_place/{k:02d}": error
+        for kind, of in reached.items()
+        for name in ("mse", "noise_free")
+        for k, error in enumerate(of[name].tolist(), 1)
+    }
+    logger.log_metrics(places, step)
+    logger.experiment.add_figure(f"{split}_errors", errors_by_place(curves(reached, evaluations), title), step)
+
+
 class ICRTransformer(ZooModule):
     """A transformer that learns linear regression from the examples in its context.
 
     A Lightning batch is a block of steps (see `LinearRegressionTasks`), each its own update of the weights. Logged are
     `train_loss`, and for `val` and `test` and the prompts `pretrain` (tasks of the pool) and `true` (new tasks), as
     means over all places: `<split>_<kind>_mse`, `_noise_free` (sigma2 less in expectation), and the distances
-    `_to_ridge`, `_to_dmmse` and `_to_least_squares`; all are squares in y's unit, to be divided by D for the paper's.
+    `_to_ridge` and `_to_dmmse`; all are squares in y's unit, to be divided by D for the paper's.
     `val_loss` is `val_pretrain_mse`. TensorBoard has them by place, too.
 
     Args:
@@ -86,7 +119,7 @@ class ICRTransformer(ZooModule):
         self.model.initialize(stream(global_seed(), "weights"))
         if compile:
             self.model.compile()
-        shape = self.model.positions.shape[:-2] + (config.K,)  # members first, where there are any
+        shape = (*self.model.positions.shape[:-2], config.K)  # members first, where there are any
         names = [f"{split}_{kind}" for split in ("val", "test") for kind in KINDS]
         self.errors = nn.ModuleDict({name: ErrorsByPlace(*shape) for name in names})
 
@@ -167,7 +200,7 @@ class ICRTransformer(ZooModule):
             some = whole.rows(rows)
             self.errors[f"{split}_{kind}"].update(some.errors(self(some.prompts.x, some.prompts.y)))  # type: ignore[operator]
 
-    def _reached(self, split: str) -> dict[str, dict[str, Tensor]]:
+    def _reached(self, split: str) -> ByPlace:
         """Errors (..., K) by kind and measure, over all prompts and processes."""
         reached = {}
         for kind in KINDS:
@@ -178,31 +211,17 @@ class ICRTransformer(ZooModule):
 
     def _log_errors(self, split: str) -> None:
         reached = self._reached(split)  # equal on all processes: the metric has synced
-        means = {f"{kind}_{name}": e.mean().item() for kind, errors in reached.items() for name, e in errors.items()}
-        means["loss"] = means["pretrain_mse"]
-        self.log_dict({f"{split}_{name}": mean for name, mean in means.items() if not math.isnan(mean)})
+        self.log_dict(means(split, reached))
+        if self.trainer.state.fn == "fit":
+            self.log("step", float(self.global_step))  # Lightning would count blocks
         if self.trainer.sanity_checking or not self.trainer.is_global_zero:
             return
-        if self.trainer.state.fn != "fit":
-            if split == "test":
-                self._figure(split, reached).savefig(Path(self.trainer.default_root_dir) / "test-errors.png", dpi=120)
-        elif isinstance(self.logger, TensorBoardLogger):
-            self.log("step", float(self.global_step))
-            self.logger.experiment.add_figure(f"{split}_errors", self._figure(split, reached), self.global_step)
-            by_place = {
-                f"{split}_{kind}_{name}_by_place/{k:02d}": error
-                for kind, errors in reached.items() for name in ("mse", "noise_free")
-                for k, error in enumerate(errors[name].tolist(), 1)
-            }  # fmt: skip
-            self.logger.log_metrics(by_place, self.global_step)
-
-    def _figure(self, split: str, reached: dict[str, dict[str, Tensor]]) -> "Figure":
-        curves = {}
-        for kind, whole in self.data.evaluation(split).items():
-            of = {"transformer": reached[kind]["mse"]}
-            of |= {name: whole.errors(answer)["mse"].mean(-2) for name, answer in whole.answers.items()}
-            curves[kind] = {name: error.tolist() for name, error in of.items()}
-        return errors_by_place(curves, f"M = {self.config.M}, {self.global_step} steps")
+        title = f"M = {self.config.M}, {self.global_step} steps"
+        if isinstance(self.logger, TensorBoardLogger):
+            write(self.logger, split, self.global_step, reached, self.data.evaluation(split), title)
+        elif split == "test":
+            figure = errors_by_place(curves(reached, self.data.evaluation(split)), title)
+            figure.savefig(Path(self.trainer.default_root_dir) / "test-errors.png", dpi=120)
 
     # ---- use
 

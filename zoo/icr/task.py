@@ -2,7 +2,7 @@
 
     x_k ~ N(0, I_D),  y_k = w . x_k + e_k,  e_k ~ N(0, sigma2)
 
-where w is one of a pool of M tasks, each equally likely and itself drawn from N(0, I_D), or ("inf") fresh from N(0, I_D).
+where w is one of a pool of M tasks, each equally likely and itself drawn from N(0, I_D), or ("inf") a new one from there.
 Raventós et al. 2023, https://arxiv.org/abs/2306.15063. Every draw is a function of (seed, purpose, step) alone.
 """
 
@@ -72,7 +72,7 @@ class Task:
             return
         if not isinstance(self.M, int) or self.M < 1:
             raise ValueError(f'M must be a number of tasks, at least 1, or "inf", not {self.M!r}')
-        if self.M > self.max_M:
+        if self.max_M < self.M:
             raise ValueError(f"M {self.M} is more tasks than the pool holds: raise max_M, which is {self.max_M}")
 
     def with_diversity(self, M: Diversity) -> Self:
