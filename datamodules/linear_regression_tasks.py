@@ -119,7 +119,7 @@ def read_prompts(path: str, task: Task) -> list[dict[str, Any]]:
     Raises:
         ValueError: a line is no such prompt, or does not fit the task; the sentence names it.
     """
-    prompts = []
+    prompts: list[dict[str, Any]] = []
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -133,7 +133,7 @@ def read_prompts(path: str, task: Task) -> list[dict[str, Any]]:
                     f" lists of numbers ({error})"
                 ) from error
             try:
-                check_prompt(*parts, task=task)
+                check_prompt(task, *parts)
             except ValueError as error:
                 raise ValueError(f"{path} line {number}: {error}") from error
             prompts.append({"index": len(prompts), **dict(zip(PROMPT, parts, strict=True))})

@@ -1,8 +1,8 @@
 """A transformer that reads examples (x, y) of a linear regression and predicts each y from the examples before it.
 
 Raventós et al. 2023, https://arxiv.org/abs/2306.15063: GPT-2 (Radford et al. 2019) over tokens of D + 1 numbers,
-x_k as [0, x_k] and y_k as [y_k, 0]; the prediction of y_k is read where x_k stands. Positions are learned; the maps into
-and out of the transformer have no bias. Departures, none of which changes a prediction:
+x_k as [0, x_k] and y_k as [y_k, 0]; the prediction of y_k is read where x_k stands. Positions are learned; the maps
+into and out of the transformer have no bias. Departures, none of which changes a prediction:
 - the last token, y_K, is not computed, for nobody reads it;
 - nor is the last layer, but for its keys and values, where a y stands.
 
@@ -91,8 +91,8 @@ class Block(nn.Module):
         """h (..., B, T, d) -> (..., B, T, d), causal; with a mask (K, T) only at every second place."""
         q, k, v = self.qkv(h).unflatten(-1, (3, self.n_heads, -1)).unbind(-3)  # (..., B, T, H, hd)
         q = q if mask is None else q[..., ::2, :, :]
-        flat = [part.flatten(0, -4).transpose(1, 2) for part in (q, k, v)]  # (... B, H, T, hd)
-        mixed = F.scaled_dot_product_attention(*flat, attn_mask=mask, is_causal=mask is None)
+        query, key, value = (part.flatten(0, -4).transpose(1, 2) for part in (q, k, v))  # (... B, H, T, hd)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
         return self.proj(mixed.transpose(1, 2).reshape(*q.shape[:-2], -1))
 
     def mlp(self, h: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def predict_from_prompt(model: "ICRTransformer", x_context: Tensor, y_context: T
 
     Returns (q,), on the device of the context. Raises ValueError where sizes do not fit, or the context is full.
     """
-    check_prompt(x_context, y_context, x_query, model.config)
+    check_prompt(model.config, x_context, y_context, x_query)
     x, y = _sequences(x_context, y_context, x_query)
     batches = zip(x.split(BATCH), y.split(BATCH), strict=True)
     answers = [model(some_x.to(model.device), some_y.to(model.device))[:, -1] for some_x, some_y in batches]

@@ -2,7 +2,8 @@
 
     x_k ~ N(0, I_D),  y_k = w . x_k + e_k,  e_k ~ N(0, sigma2)
 
-where w is one of a pool of M tasks, each equally likely and itself drawn from N(0, I_D), or ("inf") a new one from there.
+where w is one of a pool of M tasks, each equally likely and itself drawn from N(0, I_D), or ("inf") one
+drawn anew from there.
 Raventós et al. 2023, https://arxiv.org/abs/2306.15063. Every draw is a function of (seed, purpose, step) alone.
 """
 
@@ -119,7 +120,7 @@ def _pool(M: int, D: int, seed: int, device: str) -> Tensor:
     return torch.cat(blocks)[:M].contiguous().to(device)
 
 
-def check_prompt(x_context: Tensor, y_context: Tensor, x_query: Tensor, task: Task) -> None:
+def check_prompt(task: Task, x_context: Tensor, y_context: Tensor, x_query: Tensor) -> None:
     """Raise ValueError where contexts (n, D), (n,) and queries (q, D) do not fit one another or the task."""
     for name, x in (("x_context", x_context), ("x_query", x_query)):
         if x.shape[1:] != (task.D,) and not (name == "x_context" and x.numel() == 0):
