@@ -28,7 +28,12 @@ def ridge(x: Tensor, y: Tensor, sigma2: float) -> Tensor:
 
 def least_squares(x: Tensor, y: Tensor) -> Tensor:
     """w_k = X^+ y: of the weights that fit best, the shortest."""
-    return _linear(x, y, lambda gram, product: (torch.linalg.pinv(gram, hermitian=True) @ product[..., None])[..., 0])
+
+    def weights(gram: Tensor, product: Tensor) -> Tensor:
+        inverse = torch.linalg.pinv(gram, rtol=1e-12, hermitian=True)  # torch's rtol takes rounding for directions seen
+        return (inverse @ product[..., None])[..., 0]
+
+    return _linear(x, y, weights)
 
 
 def gradient_step(x: Tensor, y: Tensor, sigma2: float) -> Tensor:
