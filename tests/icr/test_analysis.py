@@ -1,0 +1,376 @@
+"""The analyses of a sweep: scores against a plain loop, gradients against three other ways to them, PCA, regression."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import RidgeCV
+
+from datamodules.linear_regression_tasks import LinearRegressionTasks
+from tests.resume import BATCH_END, train
+from zoo.__main__ import guarded
+from zoo.icr import ICRegConfig, ICRTransformer, analysis, explained, gradients, load_model, ridge, scores
+from zoo.icr.gradients import PARTS, losses, normals, parts, prior, reparameterised, score_function
+from zoo.icr.model import Network
+from zoo.icr.task import Task
+
+TASK = {"D": 2, "K": 3, "sigma2": 0.25}
+SIZES = {"d_model": 16, "d_mlp": 16, "n_heads": 2, "n_layers": 1}
+
+
+def save_member(folder, M, steps=4, **task):
+    """Train a member of a sweep, and leave its checkpoints after every second step where a sweep leaves them."""
+    task = {**TASK, "M": M, **task}
+    member = folder / f"checkpoints_M{M}"
+    train(
+        ICRTransformer(**task, **SIZES, lr=3e-2), LinearRegressionTasks(**task, batch_size=32, steps_per_batch=2),
+        member, hooks=(BATCH_END,), max_steps=steps, limit_val_batches=0,
+    )  # fmt: skip
+    for file in member.glob("*.ckpt"):
+        file.rename(file.with_name(f"checkpoint_step_{2 * int(file.stem[-3:])}.ckpt"))
+    (member / "weights.pt").rename(member / "best.ckpt")  # no checkpoint at all: nobody may open it
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "sweep"
+    for M in ("inf", 2, 16):
+        save_member(folder, M)
+    return folder
+
+
+ORDER = [(M, step) for M in (2, 16, "inf") for step in (2, 4)]
+
+
+def run(*argv):
+    """The command's exit code."""
+    return guarded(lambda: analysis.main([str(a) for a in argv]))
+
+
+def read(file):
+    return json.loads(file.read_text())
+
+
+# ---- scores
+
+
+@pytest.fixture(scope="module")
+def scored(sweep, tmp_path_factory):
+    out = tmp_path_factory.mktemp("scores")
+    assert run("scores", sweep, "--n_prompts", 40, "--output", out) == 0
+    assert (out / "scores.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(file.name for file in out.iterdir()) == ["scores.json", "scores.png"]
+    return read(out / "scores.json")
+
+
+def test_scores_are_those_of_a_plain_loop(sweep, scored):
+    assert [(row["M"], row["step"]) for row in scored["checkpoints"]] == ORDER
+    for row in scored["checkpoints"]:
+        model = load_model(sweep / f"checkpoints_M{row['M']}" / f"checkpoint_step_{row['step']}.ckpt")
+        for kind, M in (("true", "inf"), ("pretrain", row["M"])):
+            x, y, w = Task(**TASK, M=M).draw(40, 0, "analysis", kind, device=model.device)
+            best = ridge(x, y, 0.25)
+            with torch.no_grad():
+                answer = torch.stack([model(x[i : i + 1], y[i : i + 1])[0] for i in range(40)])
+            clean = (w[:, None] * x).sum(-1)
+            for measure, target in (("mse", y), ("noise_free", clean), ("to_ridge", best)):
+                expected = (answer - target).square().mean(0).tolist()
+                assert row[kind][measure]["by_place"] == pytest.approx(expected, rel=1e-4)
+                assert row[kind][measure]["mean"] == pytest.approx(sum(expected) / 3, rel=1e-4)
+
+
+def test_references_are_exact_and_infinite_pools_have_no_dmmse(scored):
+    by_M = {row["M"]: row for row in scored["references"]}
+    assert list(by_M) == [2, 16, "inf"]
+    x, y, _ = Task(**TASK, M="inf").draw(40, 0, "analysis", "true")
+    expected = (ridge(x, y, 0.25) - y).square().mean().item()
+    for M, row in by_M.items():
+        assert row["ridge"]["true"]["mse"]["mean"] == pytest.approx(expected, rel=1e-5)  # the same new tasks for all M
+        assert row["ridge"]["true"]["to_ridge"]["mean"] == 0
+        assert (row["dmmse"]["true"]["mse"] is None) == (M == "inf")
+    assert by_M[2]["dmmse"]["pretrain"]["mse"]["mean"] < by_M[2]["ridge"]["pretrain"]["mse"]["mean"]
+    assert by_M[2]["dmmse"]["true"]["mse"]["mean"] > by_M[2]["ridge"]["true"]["mse"]["mean"]
+    assert by_M[2]["ridge"]["true"]["to_dmmse"] == by_M[2]["dmmse"]["true"]["to_ridge"]
+    assert all((row["true"]["to_dmmse"] is None) == (row["M"] == "inf") for row in scored["checkpoints"])
+
+
+def test_dmmse_is_computed_once_for_each_pool(sweep, monkeypatch):
+    made = []
+    evaluation = scores.evaluation
+    monkeypatch.setattr(
+        scores, "evaluation", lambda kind, task, *rest: made.append((kind, task.M)) or evaluation(kind, task, *rest)
+    )
+    scores.scores(analysis.saved(sweep), 4)
+    assert made == [(kind, M) for M in (2, 16, "inf") for kind in ("pretrain", "true")]
+
+
+# ---- gradients
+
+ELSEWHERE = torch.tensor([0.3, -0.5, 1.2, 0.7, 0.8, -0.4, 0.6, 1.1, 0.2, 0.5])  # D = 2, in the order of PARTS
+task2 = Task(**TASK)
+
+
+def within(estimate, expected, errors=4.0):
+    assert ((estimate.value - expected).abs() <= errors * estimate.error + 1e-6).all(), (estimate, expected)
+
+
+def zero_loss(parameters):
+    """The loss of who always answers 0, and its gradient, as worked out by hand: E[(w . x + e)^2]."""
+    mx, sx, mw, sw, me, se = (part.double() for part in parts(parameters).values())
+    both = mw @ mx + me  # E[w . x + e]
+    loss = both**2 + (mw**2 * sx**2 + sw**2 * mx**2 + sw**2 * sx**2).sum() + se**2
+    by_x = 2 * both * mw + 2 * sw**2 * mx, 2 * sx * (mw**2 + sw**2)
+    by_task = 2 * both * mx + 2 * sx**2 * mw, 2 * sw * (mx**2 + sx**2)
+    return loss, torch.cat([*by_x, *by_task, 2 * both, 2 * se])
+
+
+@pytest.mark.parametrize("estimator", [reparameterised, score_function])
+@pytest.mark.parametrize("parameters", [prior(task2), ELSEWHERE])
+def test_closed_forms_of_always_answering_0(estimator, parameters):
+    loss, gradient = estimator(lambda x, y: torch.zeros_like(y), parameters, normals(task2, 20000, 0))
+    expected = zero_loss(parameters)
+    within(loss, expected[0])
+    within(gradient, expected[1])
+    assert (gradient.error < 0.2).all()  # or anything would lie within them
+
+
+@pytest.mark.parametrize("estimator", [reparameterised, score_function])
+def test_closed_forms_of_a_model_that_reads_x(estimator):
+    """Who answers v . x errs as who answers 0 to tasks of another mean."""
+    v = torch.tensor([0.9, -0.3])
+    loss, gradient = estimator(lambda x, y: x @ v, ELSEWHERE, normals(task2, 20000, 1))
+    shifted = ELSEWHERE.clone()
+    shifted[4:6] -= v
+    expected = zero_loss(shifted)
+    within(loss, expected[0])
+    within(gradient, expected[1])
+
+
+def test_the_score_function_agrees_where_the_context_is_read():
+    def model(x, y):
+        return ridge(x, y, 0.25)
+
+    for parameters in (prior(task2), ELSEWHERE):
+        loss, gradient = reparameterised(model, parameters, normals(task2, 20000, 0))
+        other_loss, other = score_function(model, parameters, normals(task2, 20000, 1))
+        assert abs(loss.value - other_loss.value) < 4 * math.hypot(loss.error, other_loss.error)
+        apart = (gradient.value - other.value) / (gradient.error**2 + other.error**2).sqrt()
+        assert apart.abs().max() < 4
+        assert gradient.error.mean() < 0.7 * other.error.mean()  # why it is the one that is used
+
+
+def test_finite_differences_of_a_transformer():
+    config = ICRegConfig(**TASK, **SIZES, M="inf")
+    network = Network(config).double()
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.mul_(10)
+    network.requires_grad_(False)
+    draws = gradients.Normals(*(part.double() for part in normals(config, 50, 0)))
+    at, h = ELSEWHERE.double(), 1e-5
+
+    def loss(parameters):
+        return losses(network, parameters.expand(50, -1), draws).mean().item()
+
+    expected = [(loss(at + h * e) - loss(at - h * e)) / (2 * h) for e in torch.eye(10, dtype=torch.float64)]
+    value, _ = reparameterised(network, at, draws)[1]
+    assert value.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    answer = reparameterised(lambda x, y: 0 * y, at, draws)[1].value
+    assert (value - answer).abs().max() > 0.1  # the transformer's answers matter
+
+
+def test_standard_errors_are_the_spread_of_repeated_estimates():
+    repeated = [reparameterised(lambda x, y: 0 * y, ELSEWHERE, normals(task2, 100, seed))[1] for seed in range(200)]
+    values, errors = (torch.stack(column) for column in zip(*repeated, strict=True))
+    assert (values.std(0) / errors.mean(0)).tolist() == pytest.approx([1.0] * 10, abs=0.2)
+
+
+def test_batches_change_nothing(monkeypatch):
+    def measure():
+        return reparameterised(lambda x, y: ridge(x, y, 0.25), ELSEWHERE, normals(task2, 50, 0))
+
+    whole = measure()
+    monkeypatch.setattr(gradients, "BATCH", 7)
+    torch.testing.assert_close(measure(), whole)
+
+
+def test_a_prompt_has_one_task():
+    """x does not vary, nor is there noise: then all y of a prompt are its task's one value."""
+    seen = []
+    fixed = torch.tensor([1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0])
+    losses(lambda x, y: seen.append(y) or y, fixed.expand(5, -1), normals(task2, 5, 0))
+    assert torch.equal(seen[0], seen[0][:, :1].expand(5, 3))
+    assert len(seen[0][:, 0].unique()) == 5
+
+
+@pytest.fixture(scope="module")
+def measured(sweep, tmp_path_factory):
+    out = tmp_path_factory.mktemp("gradients")
+    assert run("gradients", sweep, "--n_prompts", 300, "--n_ood_samples", 300, "--output", out) == 0
+    assert (out / "gradients.png").read_bytes().startswith(b"\x89PNG")
+    return out / "gradients.json"
+
+
+def test_gradients_of_every_checkpoint(sweep, measured):
+    content = read(measured)
+    assert [(row["M"], row["step"]) for row in content["checkpoints"]] == ORDER
+    for row in content["checkpoints"]:
+        model = load_model(sweep / f"checkpoints_M{row['M']}" / f"checkpoint_step_{row['step']}.ckpt")
+        assert row["ood_score"] == pytest.approx(scores.summary({"": _ood_errors(model)})[""]["mean"], rel=1e-5)
+        assert row["expected_loss"] == pytest.approx(row["ood_score"], rel=0.4)  # the same expectation, other draws
+        at = [0, 0, 1, 1, 0, 0, 1, 1, 0, 0.5]
+        assert [number for part in PARTS for number in row["parameters"][part]] == at
+        _, gradient = score_function(model, torch.tensor(at), normals(task2, 20000, 5))
+        ours = [np.concatenate([row[name][part] for part in PARTS]) for name in ("gradients", "standard_errors")]
+        assert (abs(ours[0] - gradient.value.numpy()) < 4.5 * np.hypot(ours[1], gradient.error.numpy())).all()
+    assert content["ridge"]["expected_loss"] < min(row["expected_loss"] for row in content["checkpoints"])
+
+
+def _ood_errors(model):
+    x, y, _ = Task(**TASK, M="inf").draw(300, 0, "ood")
+    with torch.no_grad():
+        return (model(x, y) - y).square()
+
+
+# ---- what is made of the gradients
+
+
+def made_up(tmp_path, gradient, score, Ms=None):
+    """A gradients.json with rows of 10 numbers."""
+    table = [dict(zip(PARTS, np.split(row, [2, 4, 6, 8, 9]), strict=True)) for row in gradient]
+    rows = [
+        {"M": M, "step": i, "ood_score": float(s), "gradients": {part: values.tolist() for part, values in row.items()}}
+        for i, (row, s, M) in enumerate(zip(table, score, Ms or [4] * len(table), strict=True))
+    ]
+    (tmp_path / "gradients.json").write_text(json.dumps({"checkpoints": rows}))
+    return tmp_path / "gradients.json"
+
+
+def test_pca_finds_the_one_direction_that_varies(tmp_path):
+    line = np.linspace(-1, 1, 9)[:, None] * np.logspace(-4, 4, 10) + 3.0  # the columns' units do not matter
+    found = explained.pca(explained.read(made_up(tmp_path, line, range(9))))
+    assert found["explained"][0] == pytest.approx(1)
+    assert found["explained_if_even"] == 1 / 8
+    assert [abs(weight) for weight in found["components"][0].values()] == pytest.approx([10**-0.5] * 10)
+    first = np.array([row["place"][0] for row in found["checkpoints"]])
+    assert abs(np.diff(first)) == pytest.approx(np.full(8, abs(first[0]) / 4))
+    assert list(found["components"][0])[:3] == ["x_mean[0]", "x_mean[1]", "x_sd[0]"]
+
+
+def test_pca_shares_are_the_eigenvalues_of_the_correlations(tmp_path):
+    gradient = np.random.default_rng(0).normal(size=(30, 10)) @ np.diag(np.arange(1, 11))
+    found = explained.pca(explained.read(made_up(tmp_path, gradient, range(30))))
+    eigenvalues = np.linalg.eigvalsh(np.corrcoef(gradient.T))[::-1]
+    assert found["explained"] == pytest.approx(eigenvalues / eigenvalues.sum())
+
+
+def test_regression_finds_what_is_there(tmp_path):
+    rng = np.random.default_rng(0)
+    gradient = rng.normal(size=(24, 10))
+    file = made_up(tmp_path, gradient, gradient @ np.arange(10.0) + 5, [1, 2, 4] * 8)
+    found = explained.regression(explained.read(file))
+    assert min(found[f"r2_{name}"] for name in ("in_sample", "leave_one_out", "leave_one_M_out")) > 0.99
+    spread = gradient.std(0) * np.arange(10.0)
+    assert list(found["coefficients"].values()) == pytest.approx(spread, abs=0.1)
+
+
+def test_regression_on_noise_is_found_out(tmp_path):
+    rng = np.random.default_rng(1)
+    found = explained.regression(explained.read(made_up(tmp_path, rng.normal(size=(14, 10)), rng.normal(size=14))))
+    assert found["r2_constant"] == pytest.approx(1 - (14 / 13) ** 2)
+    assert found["r2_leave_one_out"] < 0.2
+    assert found["r2_in_sample"] > found["r2_leave_one_out"]
+    assert found["r2_leave_one_M_out"] is None  # of a single M
+
+
+def test_what_is_left_out_is_seen_neither_by_the_scales_nor_by_the_penalty(tmp_path):
+    rng = np.random.default_rng(2)
+    X = rng.normal(size=(8, 10))
+    y = X[:, 0] + 0.3 * rng.normal(size=8)
+    found = explained.regression(explained.read(made_up(tmp_path, X, y)))
+    for i, row in enumerate(found["checkpoints"]):
+        others = np.delete(np.arange(8), i)
+        centre, spread = X[others].mean(0), X[others].std(0)
+        model = RidgeCV(explained.ALPHAS).fit((X[others] - centre) / spread, y[others])
+        assert row["predicted"] == pytest.approx(model.predict((X[[i]] - centre) / spread)[0])
+    press = sum((row["predicted"] - row["ood_score"]) ** 2 for row in found["checkpoints"])
+    assert found["r2_leave_one_out"] == pytest.approx(1 - press / ((y - y.mean()) ** 2).sum())
+
+
+@pytest.mark.parametrize("command", ["pca", "regression"])
+def test_a_command_takes_the_file_or_its_folder(measured, command, tmp_path):
+    assert run(command, measured, "--output", tmp_path / "a") == 0
+    assert run(command, measured.parent) == 0  # written beside its input
+    one, other = tmp_path / "a" / f"{command}.json", measured.with_name(f"{command}.json")
+    assert read(one) == read(other)
+    assert [(row["M"], row["step"]) for row in read(one)["checkpoints"]] == ORDER
+    assert one.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+# ---- what can go wrong
+
+
+def refused(capsys, *argv):
+    capsys.readouterr()
+    assert run(*argv) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_folders_that_cannot_be_analysed_are_refused(sweep, tmp_path, capsys):
+    for command in ("scores", "gradients"):
+        assert "holds no checkpoints_M*/checkpoint_step_*.ckpt: give the folder" in refused(capsys, command, tmp_path)
+    shutil.copytree(sweep / "checkpoints_M2", tmp_path / "checkpoints_M2")
+    save_member(tmp_path, 16, steps=2, sigma2=0.5)
+    sentence = refused(capsys, "scores", tmp_path)
+    assert "'sigma2': 0.5, 'task_seed': 0}, but" in sentence
+    assert "'sigma2': 0.25, 'task_seed': 0}: give each sweep a folder of its own" in sentence
+    file = tmp_path / "checkpoints_M16" / "checkpoint_step_2.ckpt"
+    file.write_bytes(file.read_bytes()[:2000])
+    assert "checkpoint_step_2.ckpt cannot be read as a checkpoint; it is damaged" in refused(capsys, "scores", tmp_path)
+    assert not list(tmp_path.glob("*.json"))
+    assert "n_prompts must be at least 1, not 0" in refused(capsys, "scores", sweep, "--n_prompts", 0)
+    assert "n_prompts must be at least 2" in refused(capsys, "gradients", sweep, "--n_prompts", 1)
+    assert "n_samples must be at least 1" in refused(capsys, "gradients", sweep, "--n_ood_samples", 0)
+
+
+def test_a_model_whose_training_failed_is_named(sweep, tmp_path, capsys):
+    shutil.copytree(sweep / "checkpoints_M2", tmp_path / "checkpoints_M2")
+    file = tmp_path / "checkpoints_M2" / "checkpoint_step_4.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["state_dict"]["model.readout.weight"].fill_(float("nan"))
+    torch.save(checkpoint, file)
+    assert "checkpoint_step_4.ckpt answers nan: its training has failed" in refused(capsys, "gradients", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"checkpoints": []}', '{"checkpoints": [{"M": 2}]}', "\x00"])
+@pytest.mark.parametrize("command", ["pca", "regression"])
+def test_what_is_no_gradients_json_is_refused(command, text, tmp_path, capsys):
+    (tmp_path / "scores.json").write_text(text)
+    assert "scores.json is no gradients.json: make one" in refused(capsys, command, tmp_path / "scores.json")
+
+
+@pytest.mark.parametrize("command", ["pca", "regression"])
+def test_too_few_checkpoints_and_all_alike_are_refused(command, tmp_path, capsys):
+    assert "No such file" in refused(capsys, command, tmp_path / "nowhere.json")
+    made_up(tmp_path, np.eye(2, 10), range(2))
+    assert "has 2 of the at least 3 checkpoints that this takes" in refused(capsys, command, tmp_path)
+    made_up(tmp_path, np.ones((3, 10)), [1, 1, 1])
+    assert "all the same: there is nothing to explain" in refused(capsys, command, tmp_path)
+
+
+def test_three_checkpoints_are_enough(tmp_path):
+    made_up(tmp_path, np.random.default_rng(0).normal(size=(3, 10)), [1, 2, 4])
+    assert run("pca", tmp_path) == run("regression", tmp_path) == 0
+
+
+def test_a_result_is_written_whole_or_not_at_all(scored, tmp_path):
+    figure = analysis.analysis_figures.scores(scored)
+    analysis.write("scores", tmp_path, scored, figure)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        analysis.write("scores", tmp_path, scored | {"n_prompts": float("nan")}, figure)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
