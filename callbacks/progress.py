@@ -1,5 +1,6 @@
 """One line of progress: the epoch, its ETA, and the metrics that matter."""
 
+import math
 import sys
 from typing import Any
 
@@ -11,6 +12,12 @@ class Progress(TQDMProgressBar):
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=1 if sys.stdout.isatty() else 100)
+
+    @property
+    def total_train_batches(self) -> int | float:
+        """Lightning takes a batch for a step; a model may take several at once, and says how many."""
+        steps = super().total_train_batches
+        return steps if math.isinf(steps) else math.ceil(steps / getattr(self.trainer.lightning_module, "steps_per_batch", 1))
 
     def on_exception(self, *_: Any) -> None:
         print(file=sys.stderr)

@@ -58,7 +58,7 @@ class LinearRegressionTasks(ZooDataModule):
         self.task = Task(D, K, sigma2, M, max_M, task_seed)
         for field in fields(Task):
             setattr(self, field.name, self.hparams[field.name])  # for the command line, which hands them to the model
-        self._evaluations: dict[str, dict[str, Evaluation]] = {}
+        self._made: dict[tuple[Diversity, str], dict[str, Evaluation]] = {}
 
     def setup(self, stage: str) -> None:
         if stage == "predict" and self.hparams["data"] == DRAWN:
@@ -78,12 +78,14 @@ class LinearRegressionTasks(ZooDataModule):
 
     def evaluation(self, split: str) -> dict[str, Evaluation]:
         """The prompts of each kind to evaluate on, with their references, made once."""
-        if split not in self._evaluations:
-            self._evaluations[split] = {kind: self._evaluation(kind, split) for kind in KINDS}
-        return self._evaluations[split]
+        return self.evaluation_of(self.task, split)
 
-    def _evaluation(self, kind: str, split: str) -> Evaluation:
-        return evaluation(kind, self.task, self.hparams[f"n_{split}"], split, self.device)
+    def evaluation_of(self, task: Task, split: str) -> dict[str, Evaluation]:
+        """The same for a task with another M."""
+        if (task.M, split) not in self._made:
+            n, device = self.hparams[f"n_{split}"], self.device
+            self._made[task.M, split] = {kind: evaluation(kind, task, n, split, device) for kind in KINDS}
+        return self._made[task.M, split]
 
     def train_dataloader(self) -> "Blocks":  # type: ignore[override]
         return Blocks(self.trainer, self.hparams["steps_per_batch"])

@@ -84,6 +84,7 @@ class ZooModule(LightningModule):
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
 
-def class_path(instance: object) -> str:
-    """`package.module.Class` of an object: how a config names it."""
-    return f"{type(instance).__module__}.{type(instance).__qualname__}"
+def class_path(of: object) -> str:
+    """`package.module.Class` of a class or of an object: how a config names it."""
+    cls = of if isinstance(of, type) else type(of)
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -119,12 +119,15 @@ class ICRTransformer(ZooModule):
         self.model.initialize(stream(global_seed(), "weights"))
         if compile:
             self.model.compile()
-        shape = (*self.model.positions.shape[:-2], config.K)  # members first, where there are any
-        names = [f"{split}_{kind}" for split in ("val", "test") for kind in KINDS]
-        self.errors = nn.ModuleDict({name: ErrorsByPlace(*shape) for name in names})
+        self.errors = self._metrics()
 
     def _network(self) -> Network:
         return Network(self.config)
+
+    def _metrics(self) -> nn.ModuleDict:
+        shape = (*self.model.positions.shape[:-2], self.config.K)  # members first, where there are any
+        names = [f"{split}_{kind}" for split in ("val", "test") for kind in KINDS]
+        return nn.ModuleDict({name: ErrorsByPlace(*shape) for name in names})
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x (B, k, D), y (B, k), k at most K -> (B, k): every y predicted from the pairs before it."""
@@ -167,6 +170,11 @@ class ICRTransformer(ZooModule):
         super().on_before_optimizer_step(optimizer)
         if self.hparams["grad_clip"] is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.hparams["grad_clip"])
+
+    @property
+    def steps_per_batch(self) -> int:
+        """Optimizer steps of a block, for the progress bar."""
+        return self.data.hparams["steps_per_batch"]
 
     def count(self, steps: Tensor) -> int:
         """Prompts of a block of steps."""

@@ -23,9 +23,10 @@ def load_model(path: str, config: "ICRegConfig | None" = None) -> "ICRTransforme
         ValueError: the file is no checkpoint of an ICRTransformer, or not of this `config`.
     """
     from zoo.icr.module import ICRTransformer
+    from zoo.module import class_path
 
     checkpoint = load(str(path))
-    if checkpoint.get("zoo", {}).get("model") != f"{ICRTransformer.__module__}.{ICRTransformer.__qualname__}":
+    if checkpoint.get("zoo", {}).get("model") != class_path(ICRTransformer):
         raise ValueError(f"{path} is no checkpoint of an ICRTransformer")
     settings = {k: v for k, v in checkpoint["hyper_parameters"].items() if not k.startswith("_")}
     model = ICRTransformer(**(settings | {"compile": False}))
@@ -37,7 +38,8 @@ def load_model(path: str, config: "ICRegConfig | None" = None) -> "ICRTransforme
 
 def _sequences(x_context: Tensor, y_context: Tensor, x_query: Tensor) -> tuple[Tensor, Tensor]:
     """x (q, n + 1, D) and y (q, n + 1): the context before each query, whose y nobody reads."""
-    x = torch.cat([x_context.expand(len(x_query), *x_context.shape), x_query[:, None]], 1)
+    x_context = x_context.reshape(len(x_context), x_query.shape[1])  # an empty list has but one axis
+    x = torch.cat([x_context.expand(len(x_query), -1, -1), x_query[:, None]], 1)
     y = torch.cat([y_context, y_context.new_zeros(1)]).expand(len(x_query), -1)
     return x, y
 

@@ -1,0 +1,262 @@
+"""The sweep: members that equal their own single runs, however they are stacked, shared out, killed and resumed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from datamodules import LinearRegressionTasks
+from tests.resume import train
+from zoo.__main__ import guarded, main
+from zoo.icr import ICRegConfig, ICRTransformer, load_model
+from zoo.icr import sweep as sweep_module
+from zoo.icr.stack import StackedICR, StackedTasks
+from zoo.memory import load
+
+SIZES = {"D": 2, "K": 4, "d_model": 8, "d_mlp": 16, "n_heads": 2, "n_layers": 2}
+TRAINING = {"num_steps": 60, "eval_every": 20, "checkpoint_every": 30, "batch_size": 8, "warmup_steps": 25, "n_val": 16}
+HARD = {"learning_rate": 0.003, "grad_clip": 0.2}  # so that most gradients are clipped
+
+
+def sweep(folder: Path, tasks: str = "2,8,inf", **settings: object) -> dict[str, dict]:
+    """Run a sweep in this process; returns what its metadata says of the members."""
+    options = SIZES | TRAINING | HARD | {"tasks": tasks, "output_dir": folder, "accelerator": "cpu"} | settings
+    sweep_module.main([f"--{name}={value}" for name, value in options.items()])
+    return json.loads((folder / "experiment_metadata.json").read_text())["members"]
+
+
+def weights(folder: Path, M: int | str, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
+    return load(str(folder / f"checkpoints_M{M}" / name))["state_dict"]
+
+
+def assert_close(folder: Path, other: Path, *members: int | str, atol: float = 1e-4) -> None:
+    for M in members:
+        expected = weights(folder, M)
+        for name, tensor in weights(other, M).items():
+            torch.testing.assert_close(tensor, expected[name], atol=atol, rtol=0, msg=f"M {M}: {name}")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished sweep of three members in one stack."""
+    folder = tmp_path_factory.mktemp("sweep")
+    assert {of["status"] for of in sweep(folder).values()} == {"done"}
+    return folder
+
+
+@pytest.mark.parametrize("M", [2, 8, "inf"])
+def test_a_member_equals_its_own_single_run(whole, M, tmp_path, monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    settings = {name: TRAINING[name] for name in ("warmup_steps",)} | SIZES
+    task = {name: SIZES[name] for name in ("D", "K")} | {"M": M, "batch_size": 8, "steps_per_batch": 1}
+
+    def single(**options) -> dict[str, torch.Tensor]:
+        module = ICRTransformer(lr=HARD["learning_rate"], **settings, **options)
+        return train(module, LinearRegressionTasks(**task), tmp_path, max_steps=60, limit_val_batches=0)
+
+    expected = single(grad_clip=HARD["grad_clip"])
+    for name, tensor in weights(whole, M).items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-4, rtol=0)
+    unclipped = single(grad_clip=None)
+    assert any((unclipped[name] - expected[name]).abs().max() > 1e-3 for name in expected), "clipping was not active"
+
+
+def test_members_differ_in_their_pools_alone(whole):
+    two, eight = weights(whole, 2), weights(whole, 8)
+    assert any(not torch.equal(two[name], eight[name]) for name in two)
+    start = [StackedICR([2, 8], config=ICRegConfig(**SIZES)), ICRTransformer(**SIZES)]
+    stacked, single = (dict(module.model.named_parameters()) for module in start)
+    for name, tensor in stacked.items():
+        assert torch.equal(tensor[0], tensor[1])
+        assert torch.equal(tensor[0], single[name])
+    x, y, w = StackedTasks([2, 8], D=2, K=4, batch_size=8).draw(3)
+    for place, M in enumerate((2, 8)):
+        alone = LinearRegressionTasks(D=2, K=4, M=M, batch_size=8).draw(3)
+        assert torch.equal(alone.x, x)
+        assert torch.equal(alone.y, y[place])
+        assert torch.equal(alone.w, w[place])
+
+
+def test_one_by_one_and_in_shares(whole, tmp_path):
+    sweep(tmp_path / "single", stack=1)
+    assert_close(whole, tmp_path / "single", 2, 8, "inf")
+    first = sweep(tmp_path / "shared", share="1/2")
+    assert [first[M]["status"] for M in ("2", "8", "inf")] == ["done", "waiting", "done"]
+    second = sweep(tmp_path / "shared", share="2/2")
+    assert {of["status"] for of in second.values()} == {"done"}
+    assert_close(whole, tmp_path / "shared", 2, 8, "inf")
+
+
+def test_two_processes_share_the_list(whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    reached = sweep(tmp_path, processes=2)
+    assert {of["status"] for of in reached.values()} == {"done"}
+    assert_close(whole, tmp_path, 2, 8, "inf")
+
+
+@pytest.mark.parametrize("stack", [0, 2])
+def test_a_killed_sweep_goes_on_where_it_was(whole, stack, tmp_path, monkeypatch):
+    """Killed between two checkpoints, twice, and at last stacked in another way."""
+    log_losses = StackedICR._log_losses
+    for killed_at in (30, 50):  # with --stack 2 the third member is not yet begun
+
+        def killed(self, loss, killed_at=killed_at):
+            if self.global_step >= killed_at:
+                raise KeyboardInterrupt
+            log_losses(self, loss)
+
+        monkeypatch.setattr(StackedICR, "_log_losses", killed)
+        assert guarded(lambda: sweep(tmp_path, stack=stack)) == 130
+        monkeypatch.undo()
+        statuses = json.loads((tmp_path / "experiment_metadata.json").read_text())["members"]
+        assert statuses["2"]["status"] == "running"
+    assert load(str(tmp_path / "checkpoints_M2" / "last.ckpt"))["global_step"] == 40
+    reached = sweep(tmp_path, stack=0)
+    assert {of["status"] for of in reached.values()} == {"done"}
+    assert_close(whole, tmp_path, 2, 8, "inf", atol=1e-6)
+    for M in (2, 8, "inf"):
+        assert {p.name for p in (tmp_path / f"checkpoints_M{M}").glob("*.ckpt")} == {
+            "best.ckpt", "last.ckpt", "checkpoint_step_30.ckpt", "checkpoint_step_60.ckpt",
+        }  # fmt: skip
+
+
+def test_a_resumed_stack_is_bitwise_the_unbroken_one(whole, tmp_path, monkeypatch):
+    log_losses = StackedICR._log_losses
+
+    def killed(self, loss):
+        if self.global_step >= 50:
+            raise KeyboardInterrupt
+        log_losses(self, loss)
+
+    monkeypatch.setattr(StackedICR, "_log_losses", killed)
+    assert guarded(lambda: sweep(tmp_path)) == 130
+    monkeypatch.undo()
+    sweep(tmp_path)
+    assert_close(whole, tmp_path, 2, 8, "inf", atol=0)
+
+
+def test_a_finished_sweep_is_left_alone_and_can_grow(tmp_path, capsys):
+    sweep(tmp_path, tasks="2")
+    before = (tmp_path / "checkpoints_M2" / "last.ckpt").stat().st_mtime_ns
+    reached = sweep(tmp_path, tasks="2,4")
+    assert (tmp_path / "checkpoints_M2" / "last.ckpt").stat().st_mtime_ns == before
+    assert list(reached) == ["2", "4"]
+    assert "true_to_ridge" in capsys.readouterr().out
+
+
+def test_a_failed_member_is_reported_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    sweep(tmp_path / "without", tasks="2,inf")
+    draw = StackedTasks.draw
+
+    def poisoned(self, step):
+        prompts = draw(self, step)
+        if step >= 30 and 8 in self.members:
+            prompts.y[self.members.index(8)] = torch.nan
+        return prompts
+
+    monkeypatch.setattr(StackedTasks, "draw", poisoned)
+    assert guarded(lambda: sweep(tmp_path / "with")) == 1
+    told = capsys.readouterr().err
+    assert "M 8 failed: the loss became nan" in told
+    assert "1 of 3 members failed, M 8: see" in told
+    members = json.loads((tmp_path / "with" / "experiment_metadata.json").read_text())["members"]
+    assert [members[M]["status"] for M in ("2", "8", "inf")] == ["done", "failed", "done"]
+    assert_close(tmp_path / "without", tmp_path / "with", 2, "inf", atol=1e-5)
+    monkeypatch.undo()
+    assert sweep(tmp_path / "with")["8"]["status"] == "done"  # called again, it tries again
+
+
+def test_a_stack_that_breaks_does_not_stop_the_next(tmp_path, monkeypatch):
+    evaluation = StackedTasks.evaluation
+
+    def broken(self, split):
+        if 8 in self.members:
+            raise RuntimeError("out of memory\nand more")
+        return evaluation(self, split)
+
+    monkeypatch.setattr(StackedTasks, "evaluation", broken)
+    assert guarded(lambda: sweep(tmp_path, stack=1)) == 1
+    members = json.loads((tmp_path / "experiment_metadata.json").read_text())["members"]
+    assert [members[M]["status"] for M in ("2", "8", "inf")] == ["done", "failed", "done"]
+    assert members["8"]["error"].startswith("RuntimeError: out of memory")
+
+
+def test_each_member_stops_early_by_itself(whole, tmp_path):
+    """A min_delta between the members' falls in error makes those that fall by less stop, and leaves the others alone."""
+    losses = {}
+    for M in ("2", "8", "inf"):
+        events = EventAccumulator(str(whole / f"checkpoints_M{M}")).Reload().Scalars("val_loss")
+        losses[M] = [event.value for event in events]
+        assert [event.step for event in events] == [20, 40, 60]
+    falls = {M: first - second for M, (first, second, _) in losses.items()}
+    slow, middle, _ = sorted(falls, key=falls.__getitem__)
+    delta = (falls[slow] + falls[middle]) / 2
+    reached = sweep(tmp_path, early_stopping_patience=1, early_stopping_min_delta=delta)
+    assert (reached[slow]["status"], reached[slow]["step"]) == ("stopped early", 40)
+    assert (tmp_path / f"checkpoints_M{slow}" / "checkpoint_step_40.ckpt").exists()
+    going_on = [M for M in falls if M != slow]
+    assert {reached[M]["status"] for M in going_on} <= {"done"}
+    assert_close(whole, tmp_path, *going_on, atol=1e-5)
+
+
+def test_metadata_is_there_from_the_start(tmp_path, monkeypatch):
+    seen = {}
+
+    def look(members, step, args, report):
+        seen.update(json.loads((tmp_path / "experiment_metadata.json").read_text()))
+        for M in members:
+            report(M, "done", step=60)
+
+    monkeypatch.setattr(sweep_module, "train", look)
+    sweep(tmp_path)
+    assert {of["status"] for of in seen["members"].values()} == {"waiting"}
+    assert seen["settings"]["batch_size"] == 8
+    assert seen["settings"]["D"] == 2
+
+
+def test_a_members_checkpoint_is_one_of_zoo_fit(whole, tmp_path, capsys):
+    path = whole / "checkpoints_M8" / "checkpoint_step_60.ckpt"
+    model = load_model(str(path))
+    assert (model.config.M, model.config.D, model.config.K) == (8, 2, 4)
+    score = json.loads((whole / "experiment_metadata.json").read_text())["members"]["8"]["val_true_mse"]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", "--trainer.logger=false"]
+    assert main(["validate", f"--ckpt_path={path}", f"--output_dir={tmp_path}", *quiet]) == 0
+    assert f"{score:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"tasks": "0"}, 'M must be a number of tasks, at least 1, or "inf", not 0'),
+        ({"tasks": "-2"}, "at least 1"),
+        ({"K": 1}, "K must be at least 2"),
+        ({"sigma2": 0}, "sigma2, the variance of the noise, must be positive"),
+        ({"n_heads": 3}, "d_model 8 does not divide into n_heads 3"),
+        ({"batch_size": 16}, "is a sweep with batch_size 8, not 16"),
+        ({"D": 3}, "is a sweep with D 2, not 3"),
+    ],
+)
+def test_settings_that_make_no_sense(whole, options, sentence, capsys):
+    before = (whole / "experiment_metadata.json").read_bytes()
+    assert guarded(lambda: sweep(whole, **options)) == 1
+    told = capsys.readouterr().err
+    assert sentence in told
+    assert told.count("\n") == 1
+    assert (whole / "experiment_metadata.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("options", [{"tasks": "2,many"}, {"share": "3/2"}, {"num_steps": 0}, {"seed": "x"}])
+def test_slips_of_usage(options, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        sweep(tmp_path / "new", **options)
+    assert stopped.value.code == 2
+    assert f"--{next(iter(options))}" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_damaged_metadata(tmp_path, capsys):
+    (tmp_path / "experiment_metadata.json").write_text("{")
+    assert guarded(lambda: sweep(tmp_path)) == 1
+    assert "experiment_metadata.json is damaged" in capsys.readouterr().err
