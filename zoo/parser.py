@@ -71,12 +71,16 @@ def one_sentence(message: str) -> str:
     """The telling line of a message of several, as jsonargparse nests them."""
     key = re.search(r'Parser key "([^"]+)"', message)
     lines = [re.sub(r"^\s*- ", "", line).strip() for line in message.splitlines() if line.strip()]
-    noise = re.compile(r"^(Parser key|Does not validate|Subtypes:|Errors:|Expected a <class|Given value|Problem with)")
+    types = r"Expected a (?:<class|typing\.Literal)"
+    noise = re.compile(rf"^(Parser key|Does not validate|Subtypes:|Errors:|{types}|Given value|Problem with)")
     telling = [line for line in lines if not noise.match(line)]
     if telling:
         return telling[0]
     if expected := re.search(r"Expected an? (?:<class '(\w+)'>|([^.]+))\.? Got value: (.*)", message):
         return f"{key[1] if key else 'a value'} must be {expected[1] or expected[2]}, not {expected[3]!r}"
+    if union := re.search(r'.*Parser key "([^"]+)":(.*?)Given value: (.*?)$', message, re.DOTALL | re.MULTILINE):
+        kinds = re.findall(r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.+?)\]$)", union[2], re.MULTILINE)
+        return f"{union[1]} must be {' or '.join(map(''.join, kinds)).replace('NoneType', 'null')}, not {union[3]!r}"
     return " ".join(lines)
 
 
