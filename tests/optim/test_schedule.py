@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from zoo.optim import warmup_cosine
+from zoo.optim import triangle, warmup_cosine
 
 
 def test_rises_to_the_peak_falls_to_the_floor_and_stays():
@@ -28,3 +28,15 @@ def test_drives_lambda_lr():
         optimizer.step()
         schedule.step()
     assert rates == pytest.approx([1.0, 2.0, 1.0, 0.0])
+
+
+def test_a_triangle():
+    values = [triangle(step, 4, 8) for step in range(10)]
+    assert values == pytest.approx([0.25, 0.5, 0.75, 1, 0.8, 0.6, 0.4, 0.2, 0, 0])
+    assert sum(triangle(step, 250, 500) for step in range(500)) == pytest.approx(250.5)  # half of a run at the peak
+
+
+def test_a_triangles_edges():
+    assert [triangle(step, 0, 2) for step in range(3)] == pytest.approx([2 / 3, 1 / 3, 0])
+    assert triangle(3, 5, 2) == pytest.approx(0.8)  # a run shorter than its warm-up
+    assert triangle(7, 5, 5) == 1  # nothing left to fall through

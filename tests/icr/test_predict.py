@@ -1,0 +1,143 @@
+"""A trained model at work: every query alone with the context, and refusals of one sentence."""
+
+import pytest
+import torch
+
+from tests.resume import train
+from zoo.icr import ICRegConfig, ICRTransformer, evaluate_ood_score, load_model, predict, predict_from_prompt
+from zoo.icr.predict import ridge_from_prompt
+
+CONFIG = ICRegConfig(D=3, K=6, M=4, sigma2=0.25, d_model=16, d_mlp=32, n_heads=2, n_layers=2)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """One that minds everything it reads: its weights are large."""
+    model = ICRTransformer(CONFIG).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=generator))
+    return model
+
+
+def prompt(n=4, q=5):
+    generator = torch.Generator().manual_seed(1)
+    sizes = ((n, 3), (n,), (q, 3))
+    return [torch.randn(size, generator=generator) for size in sizes]
+
+
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_each_query_is_alone_with_the_context(model, n, monkeypatch):
+    monkeypatch.setattr(predict, "BATCH", 2)
+    x, y, queries = prompt(n)
+    together = predict_from_prompt(model, x, y, queries)
+    assert together.shape == (5,)
+    assert together.std() > 0.01
+    one_by_one = [predict_from_prompt(model, x, y, query[None]) for query in queries]
+    torch.testing.assert_close(together, torch.cat(one_by_one), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        predict_from_prompt(model, x, y, queries.flip(0)), together.flip(0), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_it_is_the_models_own_prediction(model):
+    x, y, queries = prompt(4, 1)
+    whole = model(torch.cat([x, queries])[None], torch.cat([y, torch.tensor([123.0])])[None])
+    torch.testing.assert_close(predict_from_prompt(model, x, y, queries), whole[:, -1].detach(), rtol=1e-5, atol=1e-5)
+    after = predict_from_prompt(model, x, y + 1, queries)
+    assert not torch.allclose(after, predict_from_prompt(model, x, y, queries))
+
+
+def test_ridge_beside_it(model):
+    x, y, queries = prompt()
+    w = torch.linalg.solve(x.T @ x + 0.25 * torch.eye(3), x.T @ y)
+    torch.testing.assert_close(ridge_from_prompt(model, x, y, queries), queries @ w)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda x, y, q: (torch.zeros(6, 3), torch.zeros(6), q), "6 examples leave no room .* holds K - 1 = 5"),
+        (lambda x, y, q: (x[:, :2], y, q), r"x_context has shape \(4, 2\), and must be rows of D = 3 numbers"),
+        (lambda x, y, q: (x, y, q[:, :2]), r"x_query has shape \(5, 2\), and must be rows of D = 3"),
+        (lambda x, y, q: (x, y, q[0]), r"x_query has shape \(3,\), and must be rows"),
+        (lambda x, y, q: (x, y[:3], q), r"y_context has shape \(3,\), and must have a number for each x_context"),
+        (lambda x, y, q: (x, y[:, None], q), r"y_context has shape \(4, 1\)"),
+        (lambda x, y, q: (x, y, q[:0]), "x_query is empty: there is nothing to predict"),
+        (lambda x, y, q: (x, y * torch.nan, q), "a number is NaN or infinite"),
+        (lambda x, y, q: (x / 0, y, q), "a number is NaN or infinite"),
+        (lambda x, y, q: (x, y, q * torch.inf), "a number is NaN or infinite"),
+    ],
+)
+def test_a_prompt_that_does_not_fit_is_refused(model, change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        predict_from_prompt(model, *change(*prompt()))
+
+
+def test_the_score_on_new_tasks():
+    fresh = ICRTransformer(CONFIG).eval()  # it answers nearly 0
+    score = evaluate_ood_score(fresh, n_samples=5000)
+    assert score == pytest.approx(3 + 0.25, rel=0.05)
+    assert evaluate_ood_score(fresh, n_samples=5000) == score
+    assert evaluate_ood_score(fresh, n_samples=5000, seed=1) != score
+    pool = CONFIG.pool().square().sum(-1).mean().item() + 0.25  # what it would be on the model's own pool
+    assert abs(pool - 3.25) > 0.5
+    with pytest.raises(ValueError, match="n_samples must be at least 1, not 0"):
+        evaluate_ood_score(fresh, n_samples=0)
+
+
+def test_the_score_is_of_all_samples(model, monkeypatch):
+    expected = evaluate_ood_score(model, n_samples=100)
+    monkeypatch.setattr(predict, "BATCH", 33)
+    assert evaluate_ood_score(model, n_samples=100) == pytest.approx(expected, rel=1e-6)
+
+
+# ---- files
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    from datamodules import LinearRegressionTasks
+
+    folder = tmp_path_factory.mktemp("icr")
+    tasks = LinearRegressionTasks(D=3, K=6, M=4, sigma2=0.25, batch_size=4)
+    train(ICRTransformer(CONFIG), tasks, folder, hooks=("on_train_batch_end",), max_steps=10, limit_val_batches=0)
+    [path] = folder.glob("*.ckpt")
+    return path
+
+
+def test_a_model_comes_back_from_its_file(checkpoint):
+    model = load_model(checkpoint)
+    weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert all(torch.equal(weights[name], p) for name, p in model.named_parameters())
+    assert model.config == CONFIG
+    assert not model.training
+    assert load_model(str(checkpoint), CONFIG).config == CONFIG
+    with pytest.raises(ValueError, match=r"was trained as ICRegConfig\(.*M=4.*, not as ICRegConfig\(.*M=64"):
+        load_model(checkpoint, ICRegConfig())
+
+
+def test_another_file_is_refused(checkpoint, tmp_path):
+    other = torch.load(checkpoint, weights_only=True) | {"zoo": {"model": "zoo.llama.module.LlamaLM", "data": None}}
+    path = tmp_path / "other.ckpt"
+    torch.save(other, path)
+    with pytest.raises(ValueError, match="is no checkpoint of an ICRTransformer"):
+        load_model(path)
+    torch.save({"weight": torch.zeros(3)}, path)
+    with pytest.raises(ValueError, match="is no checkpoint of an ICRTransformer"):
+        load_model(path)
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match="holds a list, not a checkpoint"):
+        load_model(path)
+    path.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+        load_model(path)
+    with pytest.raises((ValueError, OSError), match=r"no\.ckpt"):
+        load_model(tmp_path / "no.ckpt")
+
+
+def test_a_config_or_its_fields():
+    with pytest.raises(ValueError, match="give a config or K, not both"):
+        ICRTransformer(CONFIG, K=4)
+    assert ICRTransformer(**vars(CONFIG)).config == CONFIG
