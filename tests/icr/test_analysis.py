@@ -1,7 +1,6 @@
-"""The analyses of a sweep: scores against a plain loop, gradients against three other ways to them, PCA, regression."""
+"""The analyses of a sweep: scores against a plain loop, gradients of its models, their PCA, the regression on them."""
 
 import json
-import math
 import shutil
 
 import numpy as np
@@ -12,9 +11,8 @@ from sklearn.linear_model import RidgeCV
 from datamodules.linear_regression_tasks import LinearRegressionTasks
 from tests.resume import BATCH_END, train
 from zoo.__main__ import guarded
-from zoo.icr import ICRegConfig, ICRTransformer, analysis, explained, gradients, load_model, ridge, scores
-from zoo.icr.gradients import PARTS, losses, normals, parts, prior, reparameterised, score_function
-from zoo.icr.model import Network
+from zoo.icr import ICRTransformer, analysis, explained, load_model, ridge, scores
+from zoo.icr.gradients import PARTS, normals, score_function
 from zoo.icr.task import Task
 
 TASK = {"D": 2, "K": 3, "sigma2": 0.25}
@@ -97,6 +95,13 @@ def test_references_are_exact_and_infinite_pools_have_no_dmmse(scored):
     assert all((row["true"]["to_dmmse"] is None) == (row["M"] == "inf") for row in scored["checkpoints"])
 
 
+def test_a_single_checkpoint_without_a_pool_has_its_scores(sweep, tmp_path):
+    shutil.copytree(sweep / "checkpoints_Minf", tmp_path / "checkpoints_Minf")
+    (tmp_path / "checkpoints_Minf" / "checkpoint_step_2.ckpt").unlink()
+    assert run("scores", tmp_path, "--n_prompts", 10) == run("gradients", tmp_path, "--n_prompts", 10) == 0
+    assert (tmp_path / "scores.png").exists()
+
+
 def test_dmmse_is_computed_once_for_each_pool(sweep, monkeypatch):
     made = []
     evaluation = scores.evaluation
@@ -108,102 +113,6 @@ def test_dmmse_is_computed_once_for_each_pool(sweep, monkeypatch):
 
 
 # ---- gradients
-
-ELSEWHERE = torch.tensor([0.3, -0.5, 1.2, 0.7, 0.8, -0.4, 0.6, 1.1, 0.2, 0.5])  # D = 2, in the order of PARTS
-task2 = Task(**TASK)
-
-
-def within(estimate, expected, errors=4.0):
-    assert ((estimate.value - expected).abs() <= errors * estimate.error + 1e-6).all(), (estimate, expected)
-
-
-def zero_loss(parameters):
-    """The loss of who always answers 0, and its gradient, as worked out by hand: E[(w . x + e)^2]."""
-    mx, sx, mw, sw, me, se = (part.double() for part in parts(parameters).values())
-    both = mw @ mx + me  # E[w . x + e]
-    loss = both**2 + (mw**2 * sx**2 + sw**2 * mx**2 + sw**2 * sx**2).sum() + se**2
-    by_x = 2 * both * mw + 2 * sw**2 * mx, 2 * sx * (mw**2 + sw**2)
-    by_task = 2 * both * mx + 2 * sx**2 * mw, 2 * sw * (mx**2 + sx**2)
-    return loss, torch.cat([*by_x, *by_task, 2 * both, 2 * se])
-
-
-@pytest.mark.parametrize("estimator", [reparameterised, score_function])
-@pytest.mark.parametrize("parameters", [prior(task2), ELSEWHERE])
-def test_closed_forms_of_always_answering_0(estimator, parameters):
-    loss, gradient = estimator(lambda x, y: torch.zeros_like(y), parameters, normals(task2, 20000, 0))
-    expected = zero_loss(parameters)
-    within(loss, expected[0])
-    within(gradient, expected[1])
-    assert (gradient.error < 0.2).all()  # or anything would lie within them
-
-
-@pytest.mark.parametrize("estimator", [reparameterised, score_function])
-def test_closed_forms_of_a_model_that_reads_x(estimator):
-    """Who answers v . x errs as who answers 0 to tasks of another mean."""
-    v = torch.tensor([0.9, -0.3])
-    loss, gradient = estimator(lambda x, y: x @ v, ELSEWHERE, normals(task2, 20000, 1))
-    shifted = ELSEWHERE.clone()
-    shifted[4:6] -= v
-    expected = zero_loss(shifted)
-    within(loss, expected[0])
-    within(gradient, expected[1])
-
-
-def test_the_score_function_agrees_where_the_context_is_read():
-    def model(x, y):
-        return ridge(x, y, 0.25)
-
-    for parameters in (prior(task2), ELSEWHERE):
-        loss, gradient = reparameterised(model, parameters, normals(task2, 20000, 0))
-        other_loss, other = score_function(model, parameters, normals(task2, 20000, 1))
-        assert abs(loss.value - other_loss.value) < 4 * math.hypot(loss.error, other_loss.error)
-        apart = (gradient.value - other.value) / (gradient.error**2 + other.error**2).sqrt()
-        assert apart.abs().max() < 4
-        assert gradient.error.mean() < 0.7 * other.error.mean()  # why it is the one that is used
-
-
-def test_finite_differences_of_a_transformer():
-    config = ICRegConfig(**TASK, **SIZES, M="inf")
-    network = Network(config).double()
-    with torch.no_grad():
-        for weight in network.parameters():
-            weight.mul_(10)
-    network.requires_grad_(False)
-    draws = gradients.Normals(*(part.double() for part in normals(config, 50, 0)))
-    at, h = ELSEWHERE.double(), 1e-5
-
-    def loss(parameters):
-        return losses(network, parameters.expand(50, -1), draws).mean().item()
-
-    expected = [(loss(at + h * e) - loss(at - h * e)) / (2 * h) for e in torch.eye(10, dtype=torch.float64)]
-    value, _ = reparameterised(network, at, draws)[1]
-    assert value.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-7)
-    answer = reparameterised(lambda x, y: 0 * y, at, draws)[1].value
-    assert (value - answer).abs().max() > 0.1  # the transformer's answers matter
-
-
-def test_standard_errors_are_the_spread_of_repeated_estimates():
-    repeated = [reparameterised(lambda x, y: 0 * y, ELSEWHERE, normals(task2, 100, seed))[1] for seed in range(200)]
-    values, errors = (torch.stack(column) for column in zip(*repeated, strict=True))
-    assert (values.std(0) / errors.mean(0)).tolist() == pytest.approx([1.0] * 10, abs=0.2)
-
-
-def test_batches_change_nothing(monkeypatch):
-    def measure():
-        return reparameterised(lambda x, y: ridge(x, y, 0.25), ELSEWHERE, normals(task2, 50, 0))
-
-    whole = measure()
-    monkeypatch.setattr(gradients, "BATCH", 7)
-    torch.testing.assert_close(measure(), whole)
-
-
-def test_a_prompt_has_one_task():
-    """x does not vary, nor is there noise: then all y of a prompt are its task's one value."""
-    seen = []
-    fixed = torch.tensor([1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0])
-    losses(lambda x, y: seen.append(y) or y, fixed.expand(5, -1), normals(task2, 5, 0))
-    assert torch.equal(seen[0], seen[0][:, :1].expand(5, 3))
-    assert len(seen[0][:, 0].unique()) == 5
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +132,7 @@ def test_gradients_of_every_checkpoint(sweep, measured):
         assert row["expected_loss"] == pytest.approx(row["ood_score"], rel=0.4)  # the same expectation, other draws
         at = [0, 0, 1, 1, 0, 0, 1, 1, 0, 0.5]
         assert [number for part in PARTS for number in row["parameters"][part]] == at
-        _, gradient = score_function(model, torch.tensor(at), normals(task2, 20000, 5))
+        _, gradient = score_function(model, torch.tensor(at), normals(model.config, 20000, 5))
         ours = [np.concatenate([row[name][part] for part in PARTS]) for name in ("gradients", "standard_errors")]
         assert (abs(ours[0] - gradient.value.numpy()) < 4.5 * np.hypot(ours[1], gradient.error.numpy())).all()
     assert content["ridge"]["expected_loss"] < min(row["expected_loss"] for row in content["checkpoints"])
@@ -355,7 +264,7 @@ def test_what_is_no_gradients_json_is_refused(command, text, tmp_path, capsys):
 
 @pytest.mark.parametrize("command", ["pca", "regression"])
 def test_too_few_checkpoints_and_all_alike_are_refused(command, tmp_path, capsys):
-    assert "No such file" in refused(capsys, command, tmp_path / "nowhere.json")
+    assert "nowhere.json is no gradients.json: make one" in refused(capsys, command, tmp_path / "nowhere.json")
     made_up(tmp_path, np.eye(2, 10), range(2))
     assert "has 2 of the at least 3 checkpoints that this takes" in refused(capsys, command, tmp_path)
     made_up(tmp_path, np.ones((3, 10)), [1, 1, 1])

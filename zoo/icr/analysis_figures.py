@@ -28,9 +28,10 @@ def scores(result: Result) -> "Figure":
     colours: Any = ScalarMappable(Normalize(steps[0], max(steps[-1], steps[0] + 1)), "viridis_r")
     after = {step: {row["M"]: row for row in rows if row["step"] == step} for step in steps}
     last = {row["M"]: row for row in rows}  # rows go by M and step
-    figure, panels = _panels(2, 3, sharex=True)
+    measures = [name for name in MEASURES if any(row["true"][name] for row in rows)]  # infinite pools have no dmmse
+    figure, panels = _panels(2, len(measures), sharex=True)
     for kind, across in zip(("true", "pretrain"), panels, strict=True):
-        for (measure, title), axes in zip(MEASURES.items(), across, strict=True):
+        for measure, axes in zip(measures, across, strict=True):
 
             def curve(of: dict[Any, Result], kind: str = kind, measure: str = measure) -> list[float]:
                 return [mean(of[M], kind, measure) if M in of else float("nan") for M in diversities]
@@ -43,7 +44,7 @@ def scores(result: Result) -> "Figure":
                     exact = curve({reference["M"]: reference[name] for reference in references})
                     axes.plot(exact, color="tab:red", linestyle=dashes, label=name)
             axes.set_xticks(range(len(diversities)), [str(M) for M in diversities])
-            axes.set(title=f"{TITLES[kind]}: {title}", xlabel="M, tasks in the pool", yscale="log")
+            axes.set(title=f"{TITLES[kind]}: {MEASURES[measure]}", xlabel="M, tasks in the pool", yscale="log")
             axes.legend(fontsize="small")
         across[0].set_ylabel("mean square")
     figure.colorbar(colours, ax=panels, label="steps")

@@ -33,7 +33,7 @@ def read(path: Path) -> Table:
         gradients = np.array([[row["gradients"][part][i] for part, i in columns.values()] for row in rows], float)
         scores = np.array([row["ood_score"] for row in rows], float)
         rows = [{"M": row["M"], "step": row["step"]} for row in rows]
-    except (ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         command = "python -m zoo.icr.analysis gradients"
         raise ValueError(f"{path} is no gradients.json: make one from a sweep with `{command}`") from error
     if len(rows) < 3:
