@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,8 @@ def test_list_shows_every_config_with_its_true_size(capsys):
 
 @pytest.mark.parametrize("row", overview.configs(), ids=lambda row: row["config"])
 def test_a_config_states_its_true_size_and_needs(row):
-    from datamodules import TextRegression
+    from datamodules import LinearRegressionTasks, TextRegression
+    from zoo.icr import ICRTransformer, Task
     from zoo.llama import Llama, LlamaConfig
     from zoo.regress_lm import RegressLM
 
@@ -55,6 +57,11 @@ def test_a_config_states_its_true_size_and_needs(row):
         sizes = {"bytes": 257, "bpe": data["bpe_vocab_size"], "words": 128}  # words: so many in scan_bench's rows
         with torch.device("meta"):
             model = RegressLM(vocab_size=sizes[data["tokenizer"]], **architecture)
+        assert row["size"] == f"{sum(p.numel() for p in model.parameters()) / 1e6:.3g}M"
+    if row["model"] == "ICRTransformer":
+        data = LinearRegressionTasks(**settings["data"]["init_args"])
+        task = {field.name: getattr(data, field.name) for field in fields(Task)}
+        model = ICRTransformer(**task, **settings["model"]["init_args"])
         assert row["size"] == f"{sum(p.numel() for p in model.parameters()) / 1e6:.3g}M"
     if row["model"] == "LlamaLM" and row["size"]:
         names = LlamaConfig.__dataclass_fields__

@@ -12,6 +12,7 @@ import numpy as np
 
 from zoo.baselines import NGram
 from zoo.cli import ZooCLI
+from zoo.icr import ICRTransformer
 from zoo.language_model import LanguageModel
 from zoo.overview import ROOT, table
 
@@ -38,6 +39,25 @@ def regression_row(cli: ZooCLI) -> dict[str, str]:
     }
 
 
+def icr_row(cli: ZooCLI) -> dict[str, str]:
+    """Distances to the best estimators per dimension: to ridge on new tasks, to dMMSE on those of the pool."""
+    reached, data, model = cli.trainer.callback_metrics, cli.datamodule, cli.model
+    assert isinstance(model, ICRTransformer)
+    ours, zero = [], []
+    for kind, best in (("true", "ridge"), ("pretrain", "dmmse")):
+        if (name := f"val_{kind}_to_{best}") in reached:
+            where = f"{best} on {'new tasks' if kind == 'true' else 'its pool'}"
+            ours.append(f"{reached[name].item() / model.config.D:.3f} from {where}")
+            zero.append(f"{data.evaluation('val')[kind].answers[best].square().mean() / model.config.D:.3f}")
+    return {"metric": f"M = {model.config.M}: {', '.join(ours)}", "baseline": f"answering 0: {', '.join(zero)}"}
+
+
+def row_of(cli: ZooCLI) -> dict[str, str]:
+    if isinstance(cli.model, LanguageModel):
+        return language_row(cli)
+    return icr_row(cli) if isinstance(cli.model, ICRTransformer) else regression_row(cli)
+
+
 def run(config: Path, output_dir: Path) -> dict[str, str]:
     """Train one config, evaluate its best checkpoint on the whole validation split, and describe the result."""
     print(f"\n{config}", file=sys.stderr)
@@ -50,7 +70,7 @@ def run(config: Path, output_dir: Path) -> dict[str, str]:
     return {
         "model": type(cli.model).__name__,
         "parameters": f"{parameters:,}",
-        **(language_row if isinstance(cli.model, LanguageModel) else regression_row)(cli),
+        **row_of(cli),
         "seconds": f"{seconds:.0f}",
     }
 
@@ -65,6 +85,8 @@ def main() -> None:
     rows = [run(config, args.output_dir) for config in args.configs]
     print("\n" + table(rows))
     print(f"\nThe runs are in {args.output_dir}; `make tensorboard` shows them.")
+    for plot in sorted(args.output_dir.glob("*/*.png")):
+        print(f"A plot: {plot}")
 
 
 if __name__ == "__main__":

@@ -227,9 +227,9 @@ class ICRTransformer(ZooModule):
         title = f"M = {self.config.M}, {self.global_step} steps"
         if isinstance(self.logger, TensorBoardLogger):
             write(self.logger, split, self.global_step, reached, self.data.evaluation(split), title)
-        elif split == "test":
+        elif self.trainer.state.fn != "fit":
             figure = errors_by_place(curves(reached, self.data.evaluation(split)), title)
-            figure.savefig(Path(self.trainer.default_root_dir) / "test-errors.png", dpi=120)
+            figure.savefig(Path(self.trainer.default_root_dir) / f"{split}-errors.png", dpi=120)
 
     # ---- use
 
