@@ -1,0 +1,187 @@
+"""The ICR transformer's data and steps beside the plain ways to have them, and eight small members beside eight runs.
+
+    python benchmarks/icr.py [--only data step members gpu] [--threads 1]
+
+Every row is a ratio of two things measured in turn in one process: results/icr_speed.json. The last part needs a GPU:
+it prints the steps per second of the paper's base model beside what its arithmetic would allow.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.measure import facts, in_turn  # noqa: E402
+from datamodules import LinearRegressionTasks  # noqa: E402
+from zoo.icr import ICRegConfig, ICRTransformer, Task  # noqa: E402
+from zoo.icr.model import Network  # noqa: E402
+from zoo.optim import AdamW  # noqa: E402
+
+SMALL: dict[str, Any] = {"D": 4, "K": 8, "M": 64, "d_model": 64, "d_mlp": 256, "n_heads": 2, "n_layers": 2}
+BASE: dict[str, Any] = {"D": 8, "K": 16, "M": 64, "d_model": 128, "d_mlp": 512, "n_heads": 2, "n_layers": 8}
+Row = dict[str, Any]
+
+
+class Items(Dataset):
+    """Prompts made one at a time, each with its own x, task and noise."""
+
+    def __init__(self, task: Task, n: int) -> None:
+        self.task, self.n, self.pool = task, n, task.pool()
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.randn(self.task.K, self.task.D)
+        w = self.pool[torch.randint(len(self.pool), ())]
+        return x, x @ w + self.task.sigma2**0.5 * torch.randn(self.task.K)
+
+
+def data(repeats: int) -> list[Row]:
+    """A batch of 2048 prompts of the paper's size, by items and at once."""
+    task = Task()
+    loader = DataLoader(Items(task, 2048), batch_size=2048)
+    ways = {"peer": lambda: next(iter(loader)), "ours": lambda: task.draw(2048, 0, "bench")}
+    return [row("a batch of 2048 prompts: at once, against item by item", in_turn(ways, repeats))]
+
+
+def trainer(steps: int, **options: Any) -> Trainer:
+    return Trainer(
+        max_steps=steps, max_epochs=-1, limit_val_batches=0, num_sanity_val_steps=0, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, devices=1, **options,
+    )  # fmt: skip
+
+
+def fit(sizes: Row, batch: int, steps: int, block: int, compile: bool = False, **options: Any) -> Callable[[], None]:
+    """Training as `zoo fit` does it, `steps` further at every call."""
+    model = ICRTransformer(**sizes, compile=compile)
+    tasks = LinearRegressionTasks(**{k: sizes[k] for k in "DKM"}, batch_size=batch, steps_per_batch=block)
+    return lambda: trainer(steps, **options).fit(model, tasks)
+
+
+def loop(sizes: Row, batch: int, steps: int) -> Callable[[], None]:
+    """The same in a plain loop: eager, torch's Adam, the loss read now and then."""
+    task, model = ICRegConfig(**sizes), Network(ICRegConfig(**sizes))
+
+    def run() -> None:
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for step in range(steps):
+            x, y, _ = task.draw(batch, 0, step)
+            loss = (model(x, y) - y).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            if step % 10 == 0:
+                assert loss.isfinite()
+
+    return run
+
+
+def step(repeats: int) -> list[Row]:
+    """Steps of training, data included, through Lightning and in a plain loop."""
+    steps, rows = 150, []
+    ways = {"peer": loop(SMALL, 128, steps)}
+    ways |= {f"blocks of {block}": fit(SMALL, 128, steps, block, accelerator="cpu") for block in (10, 50)}
+    if which("c++"):
+        ways["blocks of 50, compiled"] = fit(SMALL, 128, steps, 50, compile=True, accelerator="cpu")
+    seconds = {name: value / steps for name, value in in_turn(ways, repeats).items()}
+    for name in list(ways)[1:]:
+        pair = {"peer": seconds["peer"], "ours": seconds[name]}
+        rows.append(row(f"a training step, {name}: Trainer.fit against a plain eager loop", pair))
+    return rows
+
+
+def members(repeats: int) -> list[Row]:
+    """One update of eight networks: stacked, and one after another."""
+    rows = []
+    for width in (32, 64):
+        config = ICRegConfig(**SMALL | {"d_model": width, "d_mlp": 4 * width})
+        x, y, _ = config.draw(128, 0, "bench")
+        stacked = updater(Network(config, members=8), x, y.expand(8, -1, -1))
+        singles = [updater(Network(config), x, y) for _ in range(8)]
+        pair = in_turn({"peer": lambda singles=singles: [one() for one in singles], "ours": stacked}, 4 * repeats)
+        rows.append(row(f"a step of 8 members of width {width}: stacked, against one by one", pair))
+    return rows
+
+
+def updater(network: Network, x: torch.Tensor, y: torch.Tensor) -> Callable[[], None]:
+    """A function that trains the network, or the members in it, one step further."""
+    optimizer = AdamW(network.parameters(), eps=1e-8)
+
+    def update() -> None:
+        optimizer.zero_grad()
+        (network(x, y) - y).square().mean((-2, -1)).sum().backward()
+        optimizer.step()
+
+    return update
+
+
+def gpu(repeats: int) -> list[Row]:
+    """Steps per second of the paper's base model with batch 256, beside the arithmetic's own limit; no row."""
+    if not torch.cuda.is_available():
+        print("no GPU here: nothing to measure on one")
+        return []
+    torch.set_float32_matmul_precision("high")
+    work = 256 * Network(ICRegConfig(**BASE)).flops()
+    peak = get_available_flops(torch.device("cuda"), torch.float32) or float("nan")
+    print(f"{torch.cuda.get_device_name()}: the arithmetic alone would allow {peak / work:.0f} steps/s")
+    network = Network(ICRegConfig(**BASE)).cuda()
+    x, y, _ = network.config.draw(256, 0, "bench", device="cuda")
+    for mode in (None, "default", "reduce-overhead"):
+        if mode:
+            network.compile(mode=mode)
+        update = updater(network, x, y)
+        seconds = in_turn({"ours": lambda update=update: [update() for _ in range(100)]}, repeats)["ours"] / 100
+        print(f"{mode or 'eager'}: {1 / seconds:.0f} steps/s, {work / seconds / peak:.1%} of the peak")
+    for compile in (False, True):
+        run = fit(BASE, 256, 500, 50, compile=compile, accelerator="gpu")
+        print(f"zoo fit, {'compiled' if compile else 'eager'}: {500 / in_turn({'ours': run}, 3)['ours']:.0f} steps/s")
+    return []
+
+
+def row(name: str, seconds: dict[str, float]) -> Row:
+    """`ratio` is how many times as fast ours is."""
+    return {"benchmark": name, **seconds, "ratio": seconds["peer"] / seconds["ours"], "unit": "s"}
+
+
+PARTS = {"data": data, "step": step, "members": members, "gpu": gpu}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    path = ROOT / "results" / "icr_speed.json"
+    rows = {r["benchmark"]: r for r in json.loads(path.read_text())} if path.exists() else {}
+    about = {"repeats": args.repeats, "threads": args.threads} | facts()
+    for part in args.only:
+        for measured in PARTS[part](args.repeats):
+            rows[measured["benchmark"]] = measured | about
+            name, ours, ratio = (measured[key] for key in ("benchmark", "ours", "ratio"))
+            print(f"{name:<80} {1e3 * ours:8.2f} ms, {ratio:5.2f} times as fast", flush=True)
+    if rows:
+        path.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
