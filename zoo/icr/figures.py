@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLES = {"pretrain": "tasks of the pool", "true": "new tasks"}
+LABELS = {"dmmse": "dMMSE", "least_squares": "least squares"}
 
 
 def errors_by_place(curves: dict[str, dict[str, list[float]]], title: str) -> "Figure":
@@ -18,7 +19,7 @@ def errors_by_place(curves: dict[str, dict[str, list[float]]], title: str) -> "F
         for name, errors in lines.items():
             ours = name == "transformer"
             style = {"linewidth": 2.5, "color": "black"} if ours else {"linewidth": 1.2, "linestyle": "--"}
-            axes.plot(range(len(errors)), errors, label=name.replace("_", " "), **style)
+            axes.plot(range(len(errors)), errors, label=LABELS.get(name, name), **style)
         shown = [error for name, errors in lines.items() if name != "least_squares" for error in errors]
         axes.set(xlabel="examples in the context", title=TITLES.get(kind, kind), yscale="log")
         axes.set_ylim(top=1.5 * max(shown))  # least squares has no bound where there are as many examples as D

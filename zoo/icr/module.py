@@ -69,7 +69,8 @@ def write(
         for k, error in enumerate(of[name].tolist(), 1)
     }
     logger.log_metrics(places, step)
-    logger.experiment.add_figure(f"{split}_errors", errors_by_place(curves(reached, evaluations), title), step)
+    figure = errors_by_place(curves(reached, evaluations), f"{title}, {step:,} steps")
+    logger.experiment.add_figure(f"{split}_errors", figure, step)
 
 
 class ICRTransformer(ZooModule):
@@ -224,7 +225,7 @@ class ICRTransformer(ZooModule):
             self.log("step", float(self.global_step))  # Lightning would count blocks
         if self.trainer.sanity_checking or not self.trainer.is_global_zero:
             return
-        title = f"M = {self.config.M}, {self.global_step} steps"
+        title = f"M = {self.config.M}"
         if isinstance(self.logger, TensorBoardLogger):
             write(self.logger, split, self.global_step, reached, self.data.evaluation(split), title)
         elif self.trainer.state.fn != "fit":

@@ -235,5 +235,5 @@ class Members(Checkpoint):
         logger, step, reached = self._loggers[M], trainer.global_step, stack.reached[M]
         logger.log_metrics(means("val", reached), step)
         evaluations = trainer.datamodule.evaluation_of(stack.config.with_diversity(M), "val")  # type: ignore[attr-defined]
-        write(logger, "val", step, reached, evaluations, f"M = {M}, {step} steps")
+        write(logger, "val", step, reached, evaluations, f"M = {M}")
         logger.save()
