@@ -3,8 +3,8 @@
     python benchmarks/icr_sweep.py
 
 A sweep for each length, all members as one stack, then the distances of every member to the exact estimators: rows in
-results/icr_sweep.json, and a picture beside it. Stopped, it goes on where it was. The paper's setting (D = 8, K = 16, 1.6M
-parameters, 500,000 steps) needs a GPU: see the model card.
+results/icr_sweep.json, and a picture beside it. Stopped, it goes on where it was. The paper's setting (D = 8, K = 16,
+1.6M parameters, 500,000 steps) needs a GPU: see the model card.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def draw(rows: list[Row], path: Path) -> None:
     figure = Figure(figsize=(9, 4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     order = [str(row["M"]) for row in rows if row["steps"] == rows[0]["steps"]]
-    parts = (("true_to_ridge", "dmmse", "to ridge on new tasks"), ("pretrain_to_dmmse", "ridge", "to dMMSE on the pool"))
+    parts = ("true_to_ridge", "dmmse", "to ridge on new tasks"), ("pretrain_to_dmmse", "ridge", "to dMMSE on the pool's")
     for axes, (name, other, title) in zip(panels, parts, strict=True):
         for steps in sorted({row["steps"] for row in rows}):
             some = {str(row["M"]): row[name] for row in rows if row["steps"] == steps and name in row}
