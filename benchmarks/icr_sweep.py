@@ -63,7 +63,7 @@ def draw(rows: list[Row], path: Path) -> None:
     figure = Figure(figsize=(9, 4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     order = [str(row["M"]) for row in rows if row["steps"] == rows[0]["steps"]]
-    parts = [("true_to_ridge", "dmmse", "to ridge on new tasks"), ("pretrain_to_dmmse", "ridge", "to dMMSE on its pool")]
+    parts = ("true_to_ridge", "dmmse", "to ridge on new tasks"), ("pretrain_to_dmmse", "ridge", "to dMMSE on its pool")
     for axes, (name, other, title) in zip(panels, parts, strict=True):
         for steps in sorted({row["steps"] for row in rows}):
             some = {str(row["M"]): row[name] for row in rows if row["steps"] == steps and name in row}

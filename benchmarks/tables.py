@@ -61,7 +61,8 @@ def faster(name: str) -> str:
         lines.append([r["benchmark"], *sides, f"{figure(r['peer'] / r['ours'])}x", share])
     facts = found[0]
     about = f"{facts['cpu']}, {facts['threads']} thread, torch {facts['torch']}, commit {facts['commit']}"
-    table = markdown(["benchmark", "ours", "upstream", "times less", "of ours in attention"], lines)
+    header = ["benchmark", "ours", "peer", "times less"] + ["of ours in attention"] * any(line[-1] for line in lines)
+    table = markdown(header, [line[: len(header)] for line in lines])
     return f"{commands(found)} ({about}; median of {facts['repeats']} rounds in turn)\n\n{table}"
 
 
@@ -128,12 +129,33 @@ def mini_rlm_elsewhere() -> str:
     return markdown(header, lines)
 
 
+def icr_sweep() -> str:
+    """Distances per dimension of the members of a sweep, for each length of training, beside the exact estimators'."""
+    found = rows("icr_sweep.json")
+    if not found:
+        return ""
+    lengths = sorted({r["steps"] for r in found})
+    lines = []
+    for M in dict.fromkeys(str(r["M"]) for r in found):
+        of = {r["steps"]: r for r in found if str(r["M"]) == M}
+        some = next(iter(of.values()))
+        near = [[of[n].get(name) for n in lengths] for name in ("true_to_ridge", "pretrain_to_dmmse")]
+        exact = some.get("dmmse", {}).get("true_to_ridge"), some["ridge"].get("pretrain_to_dmmse")
+        lines.append([M, *("" if v is None else f"{v:.3f}" for v in (*near[0], exact[0], *near[1], exact[1]))])
+    header = ["M"]
+    for where, other in (("new tasks, from ridge", "dMMSE"), ("its pool, from dMMSE", "ridge")):
+        header += [f"{where}: {n:,} steps" for n in lengths] + [other]
+    facts = found[0]
+    about = f"{facts['cpu']}, {facts['threads']} thread, commit {facts['commit']}"
+    return f"{commands(found)} ({about})\n\n{markdown(header, lines)}"
+
+
 def study(name: str, keys: dict[str, str], columns: dict[str, tuple[str, str]]) -> str:
     """A line per model and value of `keys`, the mean of its seeds and their standard deviation.
 
     `keys` and `columns` are header -> field of the row, for columns with the format of their numbers.
     """
-    found = rows(f"regress_lm_{name}.json")
+    found = rows(f"{name}.json")
     if not found:
         return ""
     groups: dict[tuple, list[Row]] = {}
@@ -155,30 +177,37 @@ def study(name: str, keys: dict[str, str], columns: dict[str, tuple[str, str]]) 
 SCORES = {"Spearman": ("spearman", ".3f"), "MAE": ("mae", ".3f")}
 STEPS = {"steps": ("steps", ".0f")}
 STUDIES = {
-    "integers": (
+    "regress_lm_integers": (
         {"task": "task", "model": "model"},
         {"exact": ("exact", ".2%"), "MAE": ("mae", ".3g"), "nats": ("nll", ".4f")}
         | {"nats, x ignored": ("marginal_nll", ".2f"), "epochs": ("epochs", ".0f"), "seconds": ("seconds", ".0f")},
     ),
-    "scan_bench": (
+    "regress_lm_scan_bench": (
         {"training rows": "rows", "model": "model"},
         SCORES | {"Pearson": ("pearson", ".3f"), "within the 90% interval": ("coverage_90", ".0%")} | STEPS,
     ),
-    "vader": (
+    "regress_lm_vader": (
         {"trained on": "trained_on", "tested on": "tested_on", "model": "model"},
         {"Pearson": ("pearson", ".3f"), "MAE": ("mae", ".3f"), "CRPS": ("crps", ".3f")} | STEPS,
     ),
-    "timm": (
+    "regress_lm_timm": (
         {"model": "model"},
         {"Spearman": ("spearman", ".3f"), "MAE of log10": ("log10_mae", ".3f")}
         | {"Pearson of log10": ("log10_pearson", ".3f")}
         | STEPS,
     ),
+    "icr_contrast": (
+        {"M": "M", "answers of": "model"},
+        {name: (name, ".3f") for name in ("new tasks, from ridge", "its pool, from dMMSE")}
+        | {"seconds": ("seconds", ".0f")},
+    ),
 }
 
 TABLES = {
-    **{f"regress-lm-{name}": (lambda name=name: study(name, *STUDIES[name])) for name in STUDIES},
+    **{name.replace("_", "-", 2): (lambda name=name: study(name, *STUDIES[name])) for name in STUDIES},
     "regress-lm-speed": lambda: faster("regress_lm.json"),
+    "icr-speed": lambda: faster("icr_speed.json"),
+    "icr-sweep": icr_sweep,
     "llama-speed": lambda: speed("llama.json"),
     "llama-wikitext2": wikitext2,
     "mini-rlm": mini_rlm,

@@ -34,8 +34,9 @@ class ErrorsByPlace(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, errors: dict[str, Tensor]) -> None:
-        self.sums += torch.stack([errors[name].double().sum(-2) for name in MEASURES])
-        self.count += errors["mse"].shape[-2]
+        # Not in place: the state may have been made in inference mode, and this be another.
+        self.sums = self.sums + torch.stack([errors[name].double().sum(-2) for name in MEASURES])
+        self.count = self.count + errors["mse"].shape[-2]
 
     def compute(self) -> Tensor:
         return self.sums / self.count
@@ -89,7 +90,7 @@ class ICRTransformer(ZooModule):
         grad_clip: gradients are cut to this norm; None: they are not.
         beta1, beta2: Adam's decay rates.
         weight_decay: decoupled decay of the weights.
-        compile: compile the network.
+        compile: compile the network; on a GPU its passes are captured as CUDA graphs.
         **architecture: the fields of ICRegConfig; those of the task follow the data.
     """
 
@@ -118,8 +119,6 @@ class ICRTransformer(ZooModule):
         self.config = config
         self.model = self._network()
         self.model.initialize(stream(global_seed(), "weights"))
-        if compile:
-            self.model.compile()
         self.errors = self._metrics()
 
     def _network(self) -> Network:
@@ -129,6 +128,11 @@ class ICRTransformer(ZooModule):
         shape = (*self.model.positions.shape[:-2], self.config.K)  # members first, where there are any
         names = [f"{split}_{kind}" for split in ("val", "test") for kind in KINDS]
         return nn.ModuleDict({name: ErrorsByPlace(*shape) for name in names})
+
+    def setup(self, stage: str) -> None:
+        if self.hparams["compile"]:
+            on_gpu = self.trainer.strategy.root_device.type == "cuda"
+            self.model.compile(mode="reduce-overhead" if on_gpu else None)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x (B, k, D), y (B, k), k at most K -> (B, k): every y predicted from the pairs before it."""
