@@ -13,10 +13,10 @@ if TYPE_CHECKING:  # half a second that only those who draw should wait
 
 
 class Plots(Callback):
-    """Draw predictions over targets, and the calibration of predicted distributions.
+    """Draw predictions over targets, the calibration of predicted distributions, and what the model has to show.
 
-    Test and predict write `test-scatter.png`, `test-calibration.png` and so on into the run's folder; each validation
-    of a fit puts its figures into TensorBoard.
+    Validate, test and predict write `test-scatter.png`, `test-calibration.png` and so on into the run's folder; each
+    validation of a fit puts its figures into TensorBoard. A model's own are those of its `figures()`, if it has one.
     A step's output says what there is to draw: "prediction" and "target", and for the calibration "pit", each target's
     place in its predicted distribution; as tensors (B, K), or in a list of rows. Rows without a target are left out,
     and with several processes each process's rows but the first's.
@@ -37,35 +37,35 @@ class Plots(Callback):
                     values = torch.as_tensor(row[name]).detach().double().cpu().flatten()
                     self._columns.setdefault(name, []).append(values.numpy())
 
-    def _figures(self) -> "dict[str, Figure]":
+    def _figures(self, model: Any) -> "dict[str, Figure]":
         columns = {name: np.concatenate(parts) for name, parts in self._columns.items()}
         self._columns = {}
-        figures = {}
+        figures: dict[str, Figure] = model.figures() if self.enabled and hasattr(model, "figures") else {}
         if columns:
             figures["scatter"] = scatter(columns["prediction"], columns["target"])
         if "pit" in columns:
             figures["calibration"] = calibration(columns["pit"])
         return figures
 
-    def _write(self, trainer: Trainer) -> None:
+    def _write(self, trainer: Trainer, model: Any) -> None:
         assert trainer.state.fn is not None
-        for name, figure in self._figures().items():
+        for name, figure in self._figures(model).items():
             if trainer.is_global_zero:
                 figure.savefig(Path(trainer.default_root_dir) / f"{trainer.state.fn.value}-{name}.png", dpi=120)
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        figures = self._figures()
-        if trainer.state.fn != "fit" or trainer.sanity_checking or not trainer.is_global_zero:
-            return
-        if isinstance(trainer.logger, TensorBoardLogger):
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            return self._write(trainer, pl_module)
+        figures = self._figures(pl_module)
+        if not trainer.sanity_checking and trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
             for name, figure in figures.items():
                 trainer.logger.experiment.add_figure(name, figure, trainer.global_step)
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(trainer)
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer, pl_module)
 
-    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(trainer)
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer, pl_module)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         self._collect(outputs)

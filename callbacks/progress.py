@@ -17,7 +17,8 @@ class Progress(TQDMProgressBar):
     def total_train_batches(self) -> int | float:
         """Lightning takes a batch for a step; a model may take several at once, and says how many."""
         steps = super().total_train_batches
-        return steps if math.isinf(steps) else math.ceil(steps / getattr(self.trainer.lightning_module, "steps_per_batch", 1))
+        at_once = getattr(self.trainer.lightning_module, "steps_per_batch", 1)
+        return steps if math.isinf(steps) else math.ceil(steps / at_once)
 
     def on_exception(self, *_: Any) -> None:
         print(file=sys.stderr)

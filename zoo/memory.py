@@ -51,6 +51,8 @@ def remembered(path: str) -> Memory:
 
 def load(path: str) -> dict[str, Any]:
     """A torch file's dictionary, tensors left on disk; never runs code from it."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises half a dozen types for a broken file

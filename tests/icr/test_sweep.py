@@ -184,7 +184,7 @@ def test_a_stack_that_breaks_does_not_stop_the_next(tmp_path, monkeypatch):
 
 
 def test_each_member_stops_early_by_itself(whole, tmp_path):
-    """A min_delta between the members' falls in error makes those that fall by less stop, and leaves the others alone."""
+    """A min_delta between the members' falls in error stops those that fall by less, and leaves the others alone."""
     losses = {}
     for M in ("2", "8", "inf"):
         events = EventAccumulator(str(whole / f"checkpoints_M{M}")).Reload().Scalars("val_loss")
@@ -196,7 +196,7 @@ def test_each_member_stops_early_by_itself(whole, tmp_path):
     reached = sweep(tmp_path, early_stopping_patience=1, early_stopping_min_delta=delta)
     assert (reached[slow]["status"], reached[slow]["step"]) == ("stopped early", 40)
     assert (tmp_path / f"checkpoints_M{slow}" / "checkpoint_step_40.ckpt").exists()
-    going_on = [M for M in falls if M != slow]
+    going_on = [M for M in falls if slow != M]
     assert {reached[M]["status"] for M in going_on} <= {"done"}
     assert_close(whole, tmp_path, *going_on, atol=1e-5)
 

@@ -1,12 +1,11 @@
 """The ICR transformer in Lightning: its training, its distances to the exact estimators, its answers to prompts."""
 
 import math
+import warnings
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
@@ -18,6 +17,9 @@ from zoo.icr.predict import predict_from_prompt, ridge_from_prompt
 from zoo.module import ZooModule
 from zoo.optim import AdamW, triangle
 from zoo.streams import global_seed, stream
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ByPlace = dict[str, dict[str, Tensor]]  # errors (..., K) by kind of prompts and by measure
 
@@ -59,19 +61,14 @@ def curves(reached: ByPlace, evaluations: dict[str, Evaluation]) -> dict[str, di
     return drawn
 
 
-def write(
-    logger: TensorBoardLogger, split: str, step: int, reached: ByPlace, evaluations: dict[str, Evaluation], title: str
-) -> None:
-    """Errors by place into TensorBoard, as numbers and as a figure beside the references'."""
-    places = {
+def by_place(split: str, reached: ByPlace) -> dict[str, float]:
+    """What TensorBoard has besides: the errors at each place."""
+    return {
         f"{split}_{kind}_{name}_by_place/{k:02d}": error
         for kind, of in reached.items()
         for name in ("mse", "noise_free")
         for k, error in enumerate(of[name].tolist(), 1)
     }
-    logger.log_metrics(places, step)
-    figure = errors_by_place(curves(reached, evaluations), f"{title}, {step:,} steps")
-    logger.experiment.add_figure(f"{split}_errors", figure, step)
 
 
 class ICRTransformer(ZooModule):
@@ -120,6 +117,7 @@ class ICRTransformer(ZooModule):
         self.model = self._network()
         self.model.initialize(stream(global_seed(), "weights"))
         self.errors = self._metrics()
+        self.split, self.reached = "", ByPlace()  # of the last evaluation
 
     def _network(self) -> Network:
         return Network(self.config)
@@ -144,8 +142,12 @@ class ICRTransformer(ZooModule):
         h: Any = self.hparams
         betas = (h.beta1, h.beta2)
         optimizer = AdamW(self.model.parameters(), lr=h.lr, betas=betas, eps=1e-8, weight_decay=h.weight_decay)
-        total, warmup = int(self.trainer.estimated_stepping_batches), h.warmup_steps
+        total, warmup = self.trainer.max_steps, h.warmup_steps
+        if warmup is not None and total < 0:
+            raise ValueError("warmup_steps needs an end at which the rate is 0: give --trainer.max_steps")
         schedule = LambdaLR(optimizer, lambda step: 1.0 if warmup is None else triangle(step, warmup, total))
+        # Where fp16's scaler skips the very first step, torch would warn of the order of the two.
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def training_step(self, steps: Tensor, batch_idx: int) -> None:
@@ -223,18 +225,20 @@ class ICRTransformer(ZooModule):
         return reached
 
     def _log_errors(self, split: str) -> None:
-        reached = self._reached(split)  # equal on all processes: the metric has synced
-        self.log_dict(means(split, reached))
+        self.split, self.reached = split, self._reached(split)
+        self.log_dict(means(split, self.reached), sync_dist=True)
         if self.trainer.state.fn == "fit":
-            self.log("step", float(self.global_step))  # Lightning would count blocks
-        if self.trainer.sanity_checking or not self.trainer.is_global_zero:
-            return
-        title = f"M = {self.config.M}"
-        if isinstance(self.logger, TensorBoardLogger):
-            write(self.logger, split, self.global_step, reached, self.data.evaluation(split), title)
-        elif self.trainer.state.fn != "fit":
-            figure = errors_by_place(curves(reached, self.data.evaluation(split)), title)
-            figure.savefig(Path(self.trainer.default_root_dir) / f"{split}-errors.png", dpi=120)
+            self.log("step", float(self.global_step), sync_dist=True)  # Lightning would count blocks
+            if self.logger and not self.trainer.sanity_checking:
+                self.logger.log_metrics(by_place(split, self.reached), self.global_step)
+
+    def figures(self) -> "dict[str, Figure]":
+        """Of the last evaluation, for the callback that draws: errors by place beside the references'."""
+        if not self.reached:
+            return {}
+        after = f", {self.global_step:,} steps" if self.trainer.state.fn == "fit" else ""
+        drawn = curves(self.reached, self.data.evaluation(self.split))
+        return {"errors": errors_by_place(drawn, f"M = {self.config.M}{after}")}
 
     # ---- use
 

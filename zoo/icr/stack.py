@@ -19,8 +19,9 @@ from callbacks import Checkpoint
 from callbacks.checkpoint import AtomicCheckpointIO
 from datamodules import LinearRegressionTasks
 from zoo.icr.evaluation import KINDS, Evaluation
+from zoo.icr.figures import errors_by_place
 from zoo.icr.model import Network
-from zoo.icr.module import ByPlace, ICRTransformer, means, write
+from zoo.icr.module import ByPlace, ICRTransformer, by_place, curves, means
 from zoo.icr.task import Diversity, Prompts, draw
 from zoo.memory import load
 from zoo.module import class_path
@@ -65,7 +66,7 @@ class StackedICR(ICRTransformer):
     def __init__(self, members: list[Diversity], **settings: Any) -> None:
         self.members = members
         super().__init__(**settings)
-        self.reached: dict[Diversity, ByPlace] = {}  # by the last evaluation
+        self.members_reached: dict[Diversity, ByPlace] = {}  # by the last evaluation
         self.losses = torch.zeros(len(members))  # (S,) of the last block
 
     def _network(self) -> Network:
@@ -86,7 +87,7 @@ class StackedICR(ICRTransformer):
     def _log_errors(self, split: str) -> None:
         whole = self._reached(split)
         for place, M in enumerate(self.members):
-            self.reached[M] = {k: {name: e[place] for name, e in of.items()} for k, of in whole.items()}
+            self.members_reached[M] = {k: {name: e[place] for name, e in of.items()} for k, of in whole.items()}
 
     @torch.no_grad()
     def drop(self, gone: list[Diversity]) -> None:
@@ -204,7 +205,7 @@ class Members(Checkpoint):
         better: list[Diversity] = []
         ended: dict[Diversity, str] = {}
         for M in pl_module.members:
-            score = means("val", pl_module.reached[M])["val_loss"]
+            score = means("val", pl_module.members_reached[M])["val_loss"]
             record = self.records.setdefault(str(M), {"best": math.inf, "waited": 0})
             if score < record["best"] - self.min_delta:
                 record |= {"best": score, "waited": 0}
@@ -222,7 +223,7 @@ class Members(Checkpoint):
             self._keep(trainer, list(ended))
         self._save(trainer, "last.ckpt")
         for M, status in ended.items():
-            self.report(M, status, step=trainer.global_step, **means("val", pl_module.reached[M]))
+            self.report(M, status, step=trainer.global_step, **means("val", pl_module.members_reached[M]))
         pl_module.drop(list(ended))
 
     def _keep(self, trainer: Trainer, members: list[Diversity]) -> None:
@@ -232,8 +233,9 @@ class Members(Checkpoint):
     def _log(self, trainer: Trainer, stack: StackedICR, M: Diversity) -> None:
         if M not in self._loggers:
             self._loggers[M] = TensorBoardLogger(str(folder_of(self.folder, M)), name="", version="")
-        logger, step, reached = self._loggers[M], trainer.global_step, stack.reached[M]
-        logger.log_metrics(means("val", reached), step)
+        logger, step, reached = self._loggers[M], trainer.global_step, stack.members_reached[M]
         evaluations = trainer.datamodule.evaluation_of(stack.config.with_diversity(M), "val")  # type: ignore[attr-defined]
-        write(logger, "val", step, reached, evaluations, f"M = {M}")
+        figure = errors_by_place(curves(reached, evaluations), f"M = {M}, {step:,} steps")
+        logger.log_metrics(means("val", reached) | by_place("val", reached), step)
+        logger.experiment.add_figure("errors", figure, step)
         logger.save()
