@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2Model
 
 from zoo.icr import ICRegConfig
 from zoo.icr.model import Network
+from zoo.layers import linear
 
 SMALL = {"D": 3, "K": 5, "d_model": 16, "d_mlp": 40, "n_heads": 2, "n_layers": 3}
 
@@ -159,12 +160,13 @@ def test_a_shorter_prompt_has_the_same_predictions():
 
 @pytest.mark.parametrize("use_prenorm", [True, False])
 @pytest.mark.parametrize("k", [5, 2])
-def test_members_are_networks_side_by_side(use_prenorm, k):
-    singles = [network(seed=seed, use_prenorm=use_prenorm) for seed in range(3)]
-    stack = network(members=3, use_prenorm=use_prenorm)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # by oneDNN, and as batches of products
+def test_members_are_networks_side_by_side(use_prenorm, k, dtype):
+    singles = [network(seed=seed, use_prenorm=use_prenorm).to(dtype) for seed in range(3)]
+    stack = network(members=3, use_prenorm=use_prenorm).to(dtype)
     stack.load_state_dict({n: torch.stack([one.state_dict()[n] for one in singles]) for n in stack.state_dict()})
     x, y = prompts(3, 6)
-    x, y = x[:, :k], y[..., :k]
+    x, y = x[:, :k].to(dtype), y[..., :k].to(dtype)
     together = stack(x, y)
     assert together.shape == (3, 6, k)
     (together - y).square().mean((-2, -1)).sum().backward()
@@ -195,7 +197,8 @@ def test_it_starts_small_and_members_start_equal():
     assert net(x, y).abs().max() < 1
 
 
-def test_the_arithmetic_is_counted():
+def test_the_arithmetic_is_counted(monkeypatch):
+    monkeypatch.setattr(linear, "ONEDNN", None)  # the counter does not know its products
     net = Network(ICRegConfig(d_model=64, d_mlp=256, n_layers=4))
     x, y = prompts(2, D=8, K=16)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

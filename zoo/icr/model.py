@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.icr.task import Task
+from zoo.layers.linear import by_onednn, linear
 
 
 @dataclass
@@ -61,7 +62,10 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.weight.ndim == 2:
-            return F.linear(x, self.weight, self.bias)
+            return linear(x, self.weight, self.bias)
+        if by_onednn(x):  # it has no batches of products, nor would a CPU gain by one
+            biases = self.bias if self.bias is not None else [None] * len(x)
+            return torch.stack([linear(*member) for member in zip(x, self.weight, biases, strict=True)])
         rows, weight = x.flatten(1, -2), self.weight.mT  # (S, B T, n), (S, n, m)
         out = rows @ weight if self.bias is None else torch.baddbmm(self.bias[:, None], rows, weight)
         return out.unflatten(1, x.shape[1:-1])

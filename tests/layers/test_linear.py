@@ -1,0 +1,38 @@
+"""The linear map by oneDNN is F.linear, forward and backward."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from zoo.layers import linear as module
+from zoo.layers.linear import by_onednn, linear
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(7, 5), (3, 4, 5), (2, 3, 4, 5)])
+def test_it_is_f_linear(shape, bias):
+    torch.manual_seed(0)
+    x, weight = torch.randn(shape, requires_grad=True), torch.randn(6, 5, requires_grad=True)
+    parts = [x, weight, *([torch.randn(6, requires_grad=True)] if bias else [])]
+    ours, theirs = linear(*parts), F.linear(*parts)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    upstream = torch.randn_like(ours)
+    gradients = [torch.autograd.grad(out, parts, upstream) for out in (ours, theirs)]
+    for mine, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-5)
+
+
+def test_only_what_is_asked_for_has_a_gradient():
+    x, weight = torch.randn(3, 5), torch.randn(6, 5, requires_grad=True)
+    linear(x, weight).sum().backward()
+    assert x.grad is None
+    torch.testing.assert_close(weight.grad, x.sum(0).expand(6, -1))
+
+
+def test_other_types_and_autocast_go_to_torch(monkeypatch):
+    x, weight = torch.randn(3, 5), torch.randn(6, 5)
+    assert not by_onednn(x.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, weight).dtype == torch.bfloat16
+    monkeypatch.setattr(module, "ONEDNN", None)
+    assert torch.equal(linear(x, weight), F.linear(x, weight))
