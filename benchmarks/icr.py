@@ -17,6 +17,7 @@ from shutil import which
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Trainer
 from torch import nn
@@ -56,7 +57,8 @@ def data(repeats: int) -> list[Row]:
     task = Task()
     loader = DataLoader(Items(task, 2048), batch_size=2048)
     ways = {"peer": lambda: next(iter(loader)), "ours": lambda: task.draw(2048, 0, "bench")}
-    return [row("a batch of 2048 prompts: at once, against item by item", in_turn(ways, repeats))]
+    seconds = in_turn(ways, repeats)
+    return [row("a batch of 2048 prompts at once, beside item by item", seconds["peer"], seconds["ours"])]
 
 
 def trainer(steps: int, **options: Any) -> Trainer:
@@ -73,9 +75,29 @@ def fit(sizes: Row, batch: int, steps: int, block: int, compile: bool = False, *
     return lambda: trainer(steps, **options).fit(model, tasks)
 
 
-def loop(sizes: Row, batch: int, steps: int) -> Callable[[], None]:
+class GPT2(nn.Module):
+    """The same network around transformers' GPT-2."""
+
+    def __init__(self, config: ICRegConfig) -> None:
+        super().__init__()
+        from transformers import GPT2Config, GPT2Model
+
+        self.embed = nn.Linear(config.D + 1, config.d_model, bias=False)
+        self.body = GPT2Model(
+            GPT2Config(
+                vocab_size=1, n_positions=2 * config.K, n_embd=config.d_model, n_layer=config.n_layers,
+                n_head=config.n_heads, n_inner=config.d_mlp, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, use_cache=False,
+            )
+        )  # fmt: skip
+        self.readout = nn.Linear(config.d_model, 1, bias=False)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        tokens = torch.stack([F.pad(x, (1, 0)), F.pad(y[..., None], (0, x.shape[-1]))], -2).flatten(-3, -2)
+        return self.readout(self.body(inputs_embeds=self.embed(tokens)).last_hidden_state[:, ::2])[..., 0]
+
+
+def loop(task: ICRegConfig, model: nn.Module, batch: int, steps: int) -> Callable[[], None]:
     """The same in a plain loop: eager, torch's Adam, the loss read now and then."""
-    task, model = ICRegConfig(**sizes), Network(ICRegConfig(**sizes))
 
     def run() -> None:
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -94,16 +116,17 @@ def loop(sizes: Row, batch: int, steps: int) -> Callable[[], None]:
 
 def step(repeats: int) -> list[Row]:
     """Steps of training, data included, through Lightning and in a plain loop."""
-    steps, rows = 150, []
-    ways = {"peer": loop(SMALL, 128, steps)}
-    ways |= {f"blocks of {block}": fit(SMALL, 128, steps, block, accelerator="cpu") for block in (10, 50)}
-    if which("c++"):
-        ways["blocks of 50, compiled"] = fit(SMALL, 128, steps, 50, compile=True, accelerator="cpu")
+    steps, config = 150, ICRegConfig(**SMALL)
+    peers = {"the same network": Network(config), "transformers' GPT-2": GPT2(config)}
+    ways = {name: loop(config, model, 128, steps) for name, model in peers.items()}
+    ours = {"": False} | ({", compiled": True} if which("c++") else {})
+    ways |= {name: fit(SMALL, 128, steps, 50, compile=compile, accelerator="cpu") for name, compile in ours.items()}
     seconds = {name: value / steps for name, value in in_turn(ways, repeats).items()}
-    for name in list(ways)[1:]:
-        pair = {"peer": seconds["peer"], "ours": seconds[name]}
-        rows.append(row(f"a training step, {name}: Trainer.fit against a plain eager loop", pair))
-    return rows
+    return [
+        row(f"a training step{name}, data included, beside a plain eager loop of {peer}", seconds[peer], seconds[name])
+        for name in ours
+        for peer in peers
+    ]
 
 
 def members(repeats: int) -> list[Row]:
@@ -114,8 +137,10 @@ def members(repeats: int) -> list[Row]:
         x, y, _ = config.draw(128, 0, "bench")
         stacked = updater(Network(config, members=8), x, y.expand(8, -1, -1))
         singles = [updater(Network(config), x, y) for _ in range(8)]
-        pair = in_turn({"peer": lambda singles=singles: [one() for one in singles], "ours": stacked}, 4 * repeats)
-        rows.append(row(f"a step of 8 members of width {width}: stacked, against one by one", pair))
+        ways = {"peer": lambda singles=singles: [one() for one in singles], "ours": stacked}
+        seconds = in_turn(ways, 4 * repeats)
+        name = f"a step of 8 members of width {width} as a stack, beside 8 runs"
+        rows.append(row(name, seconds["peer"], seconds["ours"]))
     return rows
 
 
@@ -154,9 +179,9 @@ def gpu(repeats: int) -> list[Row]:
     return []
 
 
-def row(name: str, seconds: dict[str, float]) -> Row:
-    """`ratio` is how many times as fast ours is."""
-    return {"benchmark": name, **seconds, "ratio": seconds["peer"] / seconds["ours"], "unit": "s"}
+def row(name: str, peer: float, ours: float) -> Row:
+    """Seconds; `ratio` is how many times as fast ours is."""
+    return {"benchmark": name, "peer": peer, "ours": ours, "ratio": peer / ours, "unit": "s"}
 
 
 PARTS = {"data": data, "step": step, "members": members, "gpu": gpu}

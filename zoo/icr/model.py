@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from zoo.icr.task import Task
 from zoo.layers.linear import by_onednn, linear
@@ -63,9 +64,6 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.weight.ndim == 2:
             return linear(x, self.weight, self.bias)
-        if by_onednn(x):  # it has no batches of products, nor would a CPU gain by one
-            biases = self.bias if self.bias is not None else [None] * len(x)
-            return torch.stack([linear(*member) for member in zip(x, self.weight, biases, strict=True)])
         rows, weight = x.flatten(1, -2), self.weight.mT  # (S, B T, n), (S, n, m)
         out = rows @ weight if self.bias is None else torch.baddbmm(self.bias[:, None], rows, weight)
         return out.unflatten(1, x.shape[1:-1])
@@ -124,6 +122,8 @@ class Network(nn.Module):
         super().__init__()
         self.config = config
         axis = () if members is None else (members,)
+        with torch.device("meta"):
+            self._one: list[nn.Module] = [] if members is None else [Network(config)]  # in a list: not a part of this
         self.embed = Linear(config.D + 1, config.d_model, axis, bias=False)
         self.positions = nn.Parameter(torch.empty(*axis, 2 * config.K, config.d_model))
         self.layers = nn.ModuleList(Block(config, axis) for _ in range(config.n_layers))
@@ -142,6 +142,11 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x (B, k, D) and y (..., B, k), k at most K -> (..., B, k): every y predicted from the pairs before it."""
+        if self._one and by_onednn(x):  # one member keeps a CPU busy, and oneDNN has no batches of products
+            names, weights = zip(*self.named_parameters(), strict=True)
+            each = zip(y, *(weight.unbind() for weight in weights), strict=True)
+            one = self._one[0]
+            return torch.stack([functional_call(one, dict(zip(names, of, strict=True)), (x, own)) for own, *of in each])
         x = x.expand(*y.shape, -1)
         tokens = torch.stack([F.pad(x, (1, 0)), F.pad(y[..., None], (0, x.shape[-1]))], -2)  # (..., B, k, 2, D + 1)
         tokens = tokens.flatten(-3, -2)[..., :-1, :]  # (..., B, T = 2k - 1, D + 1)

@@ -1,6 +1,5 @@
 """The ICR transformer in Lightning: its training, its distances to the exact estimators, its answers to prompts."""
 
-import math
 import warnings
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -8,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import Metric
 
-from zoo.icr.evaluation import KINDS, MEASURES, Evaluation
+from zoo.icr.errors import ByPlace, ErrorsByPlace, by_place, curves, means
+from zoo.icr.evaluation import KINDS, MEASURES
 from zoo.icr.figures import errors_by_place
 from zoo.icr.model import ICRegConfig, Network
 from zoo.icr.predict import predict_from_prompt, ridge_from_prompt
@@ -20,55 +19,6 @@ from zoo.streams import global_seed, stream
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-ByPlace = dict[str, dict[str, Tensor]]  # errors (..., K) by kind of prompts and by measure
-
-
-class ErrorsByPlace(Metric):
-    """The means over prompts of squared errors (..., B, K), by name and place: (MEASURES, ..., K)."""
-
-    sums: Tensor
-    count: Tensor
-
-    def __init__(self, *shape: int) -> None:
-        super().__init__()
-        self.add_state("sums", torch.zeros(len(MEASURES), *shape, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, errors: dict[str, Tensor]) -> None:
-        # Not in place: the state may have been made in inference mode, and this be another.
-        self.sums = self.sums + torch.stack([errors[name].double().sum(-2) for name in MEASURES])
-        self.count = self.count + errors["mse"].shape[-2]
-
-    def compute(self) -> Tensor:
-        return self.sums / self.count
-
-
-def means(split: str, reached: ByPlace) -> dict[str, float]:
-    """What is logged of errors (K,): each one's mean over places, and `<split>_loss`; NaN is left out."""
-    logged = {f"{split}_{kind}_{name}": e.mean().item() for kind, of in reached.items() for name, e in of.items()}
-    logged[f"{split}_loss"] = logged[f"{split}_pretrain_mse"]
-    return {name: mean for name, mean in logged.items() if not math.isnan(mean)}
-
-
-def curves(reached: ByPlace, evaluations: dict[str, Evaluation]) -> dict[str, dict[str, list[float]]]:
-    """By kind, the errors by place of the model and of each reference."""
-    drawn = {}
-    for kind, whole in evaluations.items():
-        of = {"transformer": reached[kind]["mse"]}
-        of |= {name: whole.errors(answer)["mse"].mean(-2) for name, answer in whole.answers.items()}
-        drawn[kind] = {name: error.tolist() for name, error in of.items()}
-    return drawn
-
-
-def by_place(split: str, reached: ByPlace) -> dict[str, float]:
-    """What TensorBoard has besides: the errors at each place."""
-    return {
-        f"{split}_{kind}_{name}_by_place/{k:02d}": error
-        for kind, of in reached.items()
-        for name in ("mse", "noise_free")
-        for k, error in enumerate(of[name].tolist(), 1)
-    }
 
 
 class ICRTransformer(ZooModule):

@@ -18,10 +18,11 @@ from torch import Tensor
 from callbacks import Checkpoint
 from callbacks.checkpoint import AtomicCheckpointIO
 from datamodules import LinearRegressionTasks
+from zoo.icr.errors import ByPlace, by_place, curves, means
 from zoo.icr.evaluation import KINDS, Evaluation
 from zoo.icr.figures import errors_by_place
 from zoo.icr.model import Network
-from zoo.icr.module import ByPlace, ICRTransformer, by_place, curves, means
+from zoo.icr.module import ICRTransformer
 from zoo.icr.task import Diversity, Prompts, draw
 from zoo.memory import load
 from zoo.module import class_path
