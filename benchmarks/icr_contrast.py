@@ -45,7 +45,8 @@ def beside(M: Any, evaluations: dict[str, Evaluation], D: int) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "icr-contrast")
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / f"icr-contrast-{stamp}")
     args = parser.parse_args()
     about, quiet = facts() | {"threads": torch.get_num_threads()}, "--trainer.enable_progress_bar=false"
     rows: list[Row] = []

@@ -11,7 +11,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.measure import facts  # noqa: E402
 
 TINY = {
-    "D": 4, "K": 8, "sigma2": 0.25, "d_model": 64, "d_mlp": 128, "n_heads": 2, "n_layers": 3, "init_std": 0.1,
+    "D": 4, "K": 8, "sigma2": 0.25, "d_model": 64, "d_mlp": 128, "n_heads": 4, "n_layers": 3, "init_std": 0.1,
     "batch_size": 128, "learning_rate": 4e-3, "warmup_steps": 300, "eval_every": 500, "n_val": 512,
 }  # fmt: skip
 Row = dict[str, Any]
@@ -33,10 +32,8 @@ Row = dict[str, Any]
 def study(steps: int, tasks: str, folder: Path, seed: int) -> list[Row]:
     """Train and analyse the members of one length; distances are squares per dimension, means over all places."""
     options = TINY | {"tasks": tasks, "num_steps": steps, "output_dir": folder, "seed": seed}
-    start = time.perf_counter()
     words = [f"--{name}={value}" for name, value in options.items()]
     subprocess.run([sys.executable, "-m", "zoo.icr.sweep", *words], cwd=ROOT, check=True)
-    seconds = time.perf_counter() - start
     subprocess.run([sys.executable, "-m", "zoo.icr.analysis", "scores", str(folder)], cwd=ROOT, check=True)
     found = json.loads((folder / "scores.json").read_text())
     exact = {of["M"]: of for of in found["references"]}
@@ -49,7 +46,7 @@ def study(steps: int, tasks: str, folder: Path, seed: int) -> list[Row]:
 
     last = {row["M"]: row for row in found["checkpoints"]}
     return [
-        {"M": M, "steps": steps, "seed": seed, "seconds_of_all": seconds, **distances(row)}
+        {"M": M, "steps": steps, "seed": seed, **distances(row)}
         | {name: distances(exact[M][name]) for name in ("ridge", "dmmse") if exact[M][name]["true"]["mse"]}
         for M, row in last.items()
     ]

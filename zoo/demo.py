@@ -46,7 +46,7 @@ def icr_row(cli: ZooCLI) -> dict[str, str]:
     ours, zero = [], []
     for kind, best in (("true", "ridge"), ("pretrain", "dmmse")):
         if (name := f"val_{kind}_to_{best}") in reached:
-            where = f"{best} on {'new tasks' if kind == 'true' else 'its pool'}"
+            where = "ridge on new tasks" if best == "ridge" else "dMMSE on its pool"
             ours.append(f"{reached[name].item() / model.config.D:.3f} from {where}")
             zero.append(f"{data.evaluation('val')[kind].answers[best].square().mean() / model.config.D:.3f}")
     return {"metric": f"M = {model.config.M}: {', '.join(ours)}", "baseline": f"answering 0: {', '.join(zero)}"}

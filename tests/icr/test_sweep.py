@@ -1,6 +1,10 @@
 """The sweep: members that equal their own single runs, however they are stacked, shared out, killed and resumed."""
 
+import fcntl
 import json
+import os
+import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,7 @@ from zoo.__main__ import guarded, main
 from zoo.icr import ICRegConfig, ICRTransformer, load_model
 from zoo.icr import sweep as sweep_module
 from zoo.icr.stack import StackedICR, StackedTasks
+from zoo.icr.task import Prompts
 from zoo.memory import load
 
 SIZES = {"D": 2, "K": 4, "d_model": 8, "d_mlp": 16, "n_heads": 2, "n_layers": 2}
@@ -159,8 +164,8 @@ def test_a_failed_member_is_reported_and_the_others_go_on(tmp_path, monkeypatch,
     monkeypatch.setattr(StackedTasks, "draw", poisoned)
     assert guarded(lambda: sweep(tmp_path / "with")) == 1
     told = capsys.readouterr().err
-    assert "M 8 failed: the loss became nan" in told
-    assert "1 of 3 members failed, M 8: see" in told
+    assert "M 8 failed: the loss is no longer finite" in told
+    assert "1 of 3 members have not ended, M 8 (failed): see" in told
     members = json.loads((tmp_path / "with" / "experiment_metadata.json").read_text())["members"]
     assert [members[M]["status"] for M in ("2", "8", "inf")] == ["done", "failed", "done"]
     assert_close(tmp_path / "without", tmp_path / "with", 2, "inf", atol=1e-5)
@@ -223,7 +228,8 @@ def test_a_members_checkpoint_is_one_of_zoo_fit(whole, tmp_path, capsys):
     score = json.loads((whole / "experiment_metadata.json").read_text())["members"]["8"]["val_true_mse"]
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", "--trainer.logger=false"]
     assert main(["validate", f"--ckpt_path={path}", f"--output_dir={tmp_path}", *quiet]) == 0
-    assert f"{score:.4f}" in capsys.readouterr().out
+    shown = re.search(r"val_true_mse\W+([\d.]+)", capsys.readouterr().out)
+    assert float(shown[1]) == pytest.approx(score, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +253,13 @@ def test_settings_that_make_no_sense(whole, options, sentence, capsys):
     assert (whole / "experiment_metadata.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("options", [{"tasks": "2,many"}, {"share": "3/2"}, {"num_steps": 0}, {"seed": "x"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tasks": "2,many"}, {"share": "3/2"}, {"num_steps": 0}, {"seed": "x"}, {"stack": -1}, {"grad_clip": 0},
+        {"learning_rate": 0}, {"early_stopping_patience": 0}, {"processes": 2, "share": "1/2"},
+    ],
+)  # fmt: skip
 def test_slips_of_usage(options, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         sweep(tmp_path / "new", **options)
@@ -260,3 +272,84 @@ def test_damaged_metadata(tmp_path, capsys):
     (tmp_path / "experiment_metadata.json").write_text("{")
     assert guarded(lambda: sweep(tmp_path)) == 1
     assert "experiment_metadata.json is damaged" in capsys.readouterr().err
+
+
+def test_a_kill_between_evaluations_loses_no_more_than_checkpoint_every(tmp_path, monkeypatch):
+    log_losses = StackedICR._log_losses
+
+    def killed(self, loss):
+        if self.global_step >= 50:
+            raise KeyboardInterrupt
+        log_losses(self, loss)
+
+    monkeypatch.setattr(StackedICR, "_log_losses", killed)
+    assert guarded(lambda: sweep(tmp_path, tasks="2", eval_every=60, checkpoint_every=15)) == 130
+    assert load(str(tmp_path / "checkpoints_M2" / "last.ckpt"))["global_step"] == 45
+
+
+def test_a_stop_at_an_evaluation_waits_for_it(tmp_path, monkeypatch):
+    """Else the last block's stop would leave a member that is done, but was never evaluated."""
+    log_losses = StackedICR._log_losses
+
+    def told_to_stop(self, loss):
+        log_losses(self, loss)
+        if self.global_step == 60:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(StackedICR, "_log_losses", told_to_stop)
+    assert guarded(lambda: sweep(tmp_path, tasks="2")) in (0, 130)
+    member = json.loads((tmp_path / "experiment_metadata.json").read_text())["members"]["2"]
+    assert member["status"] == "done"
+    assert member["val_true_mse"] > 0
+    assert (tmp_path / "checkpoints_M2" / "checkpoint_step_60.ckpt").exists()
+
+
+def test_an_evaluation_that_is_not_finite_is_its_members_alone(tmp_path, monkeypatch, capsys):
+    step = StackedICR.validation_step
+
+    def poisoned(self, rows, batch_idx):
+        step(self, rows, batch_idx)
+        if self.global_step == 40 and 8 in self.members:
+            for metric in self.errors.values():
+                metric.sums[:, self.members.index(8)] = torch.nan
+
+    monkeypatch.setattr(StackedICR, "validation_step", poisoned)
+    assert guarded(lambda: sweep(tmp_path)) == 1
+    assert "M 8 failed: the error is no longer finite" in capsys.readouterr().err
+    members = json.loads((tmp_path / "experiment_metadata.json").read_text())["members"]
+    assert [members[M]["status"] for M in ("2", "8", "inf")] == ["done", "failed", "done"]
+
+
+def test_all_members_may_fail(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_DEBUG", "1")  # anything but the sentence would be raised
+    monkeypatch.setattr(StackedTasks, "draw", lambda self, step: draw_nan(self))
+
+    def draw_nan(data):
+        x = torch.zeros(8, 4, 2)
+        return Prompts(x, torch.full((len(data.members), 8, 4), torch.nan), torch.zeros(len(data.members), 8, 2))
+
+    with pytest.raises(ValueError, match="3 of 3 members have not ended"):
+        guarded(lambda: sweep(tmp_path))
+
+
+def test_a_member_that_another_process_trains_is_left_to_it(tmp_path, capsys):
+    folder = tmp_path / "checkpoints_M8"
+    folder.mkdir()
+    with open(folder / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert guarded(lambda: sweep(tmp_path)) == 1
+    told = capsys.readouterr().err
+    assert "another process trains M 8" in told
+    assert "1 of 3 members have not ended, M 8 (waiting)" in told
+
+
+def test_a_share_answers_for_its_own_members(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_module, "train", lambda members, *_: (_ for _ in ()).throw(RuntimeError("broken")))
+    assert guarded(lambda: sweep(tmp_path, share="2/2")) == 1  # 8, which failed
+    monkeypatch.undo()
+    assert guarded(lambda: sweep(tmp_path, share="1/2")) == 0  # 2 and inf
+
+
+def test_without_clipping(tmp_path):
+    sweep(tmp_path, tasks="2", grad_clip="none", num_steps=20)
+    assert json.loads((tmp_path / "experiment_metadata.json").read_text())["settings"]["grad_clip"] is None

@@ -66,13 +66,15 @@ def test_numbers_are_spread_as_they_should(M):
 
 def test_pools_share_x_and_noise_and_the_place_of_the_task():
     tasks = [Task(M=M) for M in (2, 16, "inf")]
-    some = draw(tasks, 50, 0, 9)
-    for task, prompts in zip(tasks, some, strict=True):
-        for part, alone in zip(prompts, task.draw(50, 0, 9), strict=True):
-            assert torch.equal(part, alone)
-        assert torch.equal(prompts.x, some[0].x)
-        torch.testing.assert_close(prompts.y - prompts.clean, some[0].y - some[0].clean, atol=1e-5, rtol=0)
-    where = [(p.w[:, None] == task.pool()).all(-1).int().argmax(-1) for task, p in zip(tasks[:2], some, strict=False)]
+    x, y, w = together = draw(tasks, 50, 0, 9)
+    noise = y - together.clean
+    for i, task in enumerate(tasks):
+        alone = task.draw(50, 0, 9)
+        assert torch.equal(alone.x, x)
+        assert torch.equal(alone.w, w[i])
+        torch.testing.assert_close(y[i], alone.y, atol=1e-5, rtol=0)
+        torch.testing.assert_close(noise[i], noise[0], atol=1e-5, rtol=0)
+    where = [(w[i][:, None] == tasks[i].pool()).all(-1).int().argmax(-1) for i in (0, 1)]
     assert torch.equal(where[0], where[1] // 8)
 
 

@@ -1,7 +1,8 @@
 """The ICR transformer in Lightning: its training, its distances to the exact estimators, its answers to prompts."""
 
+import math
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,9 +79,20 @@ class ICRTransformer(ZooModule):
         return nn.ModuleDict({name: ErrorsByPlace(*shape) for name in names})
 
     def setup(self, stage: str) -> None:
+        device = self.trainer.strategy.root_device.type
+        if device == "mps":
+            raise ValueError("the exact estimators need fp64, which MPS has not: add --trainer.accelerator cpu")
+        if device == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32
         if self.hparams["compile"]:
-            on_gpu = self.trainer.strategy.root_device.type == "cuda"
-            self.model.compile(mode="reduce-overhead" if on_gpu else None)
+            self.model.compile(mode="reduce-overhead" if device == "cuda" else None)
+        task = vars(self.data.task)
+        for name in ("D", "K") if stage != "predict" else ():
+            if task[name] != (own := getattr(self.config, name)):
+                raise ValueError(f"the data has {name} {task[name]}, but the model {own}: make them equal")
+        if stage == "fit":  # what it is trained on is what its checkpoints say
+            self.config = replace(self.config, **task)
+            self.hparams.update(task)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x (B, k, D), y (B, k), k at most K -> (B, k): every y predicted from the pairs before it."""
@@ -121,12 +133,13 @@ class ICRTransformer(ZooModule):
         if not loss.isfinite():
             raise ValueError(f"the loss is {loss.item()} after {self.global_step} steps: lower lr, or set grad_clip")
         self.log("train_loss", loss, prog_bar=True, batch_size=1)
+        self.log("grad_norm", self.grad_norm, batch_size=1)  # of the last step, before clipping
         self.log("step", float(self.global_step))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        super().on_before_optimizer_step(optimizer)
-        if self.hparams["grad_clip"] is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.hparams["grad_clip"])
+        # The base class would log the norm here, at every step of a block.
+        largest = math.inf if self.hparams["grad_clip"] is None else self.hparams["grad_clip"]
+        self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), largest)
 
     @property
     def steps_per_batch(self) -> int:
@@ -176,6 +189,8 @@ class ICRTransformer(ZooModule):
 
     def _log_errors(self, split: str) -> None:
         self.split, self.reached = split, self._reached(split)
+        if not self.reached["pretrain"]["mse"].isfinite().all():
+            raise ValueError(f"the errors are not finite after {self.global_step} steps: lower lr, or set grad_clip")
         self.log_dict(means(split, self.reached), sync_dist=True)
         if self.trainer.state.fn == "fit":
             self.log("step", float(self.global_step), sync_dist=True)  # Lightning would count blocks

@@ -1,37 +1,48 @@
 """A trained model at work: load it, ask it, and measure it on new tasks."""
 
-from typing import TYPE_CHECKING
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from zoo.icr.model import ICRegConfig
 from zoo.icr.references import ridge
 from zoo.icr.task import check_prompt
 from zoo.memory import load
 
 if TYPE_CHECKING:
-    from zoo.icr.model import ICRegConfig
     from zoo.icr.module import ICRTransformer
 
 BATCH = 1024  # prompts at a time
 
 
-def load_model(path: str, config: "ICRegConfig | None" = None) -> "ICRTransformer":
-    """The model of a checkpoint of `zoo fit` or of a sweep, ready to predict, on a GPU where there is one.
+def read(path: str | Path) -> "tuple[ICRegConfig, dict[str, Any]]":
+    """The config of a checkpoint of `zoo fit` or of a sweep, and all that it holds.
+
+    Raises:
+        ValueError: the file is no checkpoint of an ICRTransformer.
+    """
+    checkpoint = load(str(path))
+    if not str(checkpoint.get("zoo", {}).get("model")).endswith(".ICRTransformer"):
+        raise ValueError(f"{path} is no checkpoint of an ICRTransformer")
+    settings = checkpoint["hyper_parameters"]
+    return ICRegConfig(**{field.name: settings[field.name] for field in fields(ICRegConfig)}), checkpoint
+
+
+def load_model(path: str | Path, config: ICRegConfig | None = None) -> "ICRTransformer":
+    """The model of a checkpoint, ready to predict, on a GPU where there is one.
 
     Raises:
         ValueError: the file is no checkpoint of an ICRTransformer, or not of this `config`.
     """
     from zoo.icr.module import ICRTransformer
-    from zoo.module import class_path
 
-    checkpoint = load(str(path))
-    if checkpoint.get("zoo", {}).get("model") != class_path(ICRTransformer):
-        raise ValueError(f"{path} is no checkpoint of an ICRTransformer")
-    settings = {k: v for k, v in checkpoint["hyper_parameters"].items() if not k.startswith("_")}
-    model = ICRTransformer(**(settings | {"compile": False}))
-    if config is not None and config != model.config:
-        raise ValueError(f"{path} was trained as {model.config}, not as {config}")
+    trained, checkpoint = read(path)
+    if config is not None and config != trained:
+        raise ValueError(f"{path} was trained as {trained}, not as {config}")
+    model = ICRTransformer(trained)
     model.load_state_dict(checkpoint["state_dict"])
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
@@ -48,13 +59,12 @@ def _sequences(x_context: Tensor, y_context: Tensor, x_query: Tensor) -> tuple[T
 def predict_from_prompt(model: "ICRTransformer", x_context: Tensor, y_context: Tensor, x_query: Tensor) -> Tensor:
     """Predict the y of each query (q, D) from the same examples (n, D), (n,), n < K; no query sees another.
 
-    Returns (q,), on the device of the context. Raises ValueError where sizes do not fit, or the context is full.
+    Returns (q,), on the device of the queries. Raises ValueError where sizes do not fit, or the context is full.
     """
     check_prompt(model.config, x_context, y_context, x_query)
-    x, y = _sequences(x_context, y_context, x_query)
+    x, y = (part.to(model.device, torch.float32) for part in _sequences(x_context, y_context, x_query))
     batches = zip(x.split(BATCH), y.split(BATCH), strict=True)
-    answers = [model(some_x.to(model.device), some_y.to(model.device))[:, -1] for some_x, some_y in batches]
-    return torch.cat(answers).to(x_context.device)
+    return torch.cat([model(some_x, some_y)[:, -1] for some_x, some_y in batches]).to(x_query.device)
 
 
 def ridge_from_prompt(model: "ICRTransformer", x_context: Tensor, y_context: Tensor, x_query: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from zoo.icr.model import ICRegConfig
-from zoo.icr.predict import load_model
+from zoo.icr.predict import load_model, read
 
 if TYPE_CHECKING:
     from zoo.icr.module import ICRTransformer
@@ -40,7 +40,7 @@ def saved(folder: Path) -> list[Saved]:
     found = []
     for path in sorted(folder.glob("checkpoints_M*/checkpoint_step_*.ckpt")):
         if step := re.fullmatch(r"checkpoint_step_(\d+)", path.stem):
-            found.append(Saved(path, int(step[1]), load_model(str(path)).config))
+            found.append(Saved(path, int(step[1]), read(path)[0]))
     if not found:
         raise ValueError(f"{folder} holds no checkpoints_M*/checkpoint_step_*.ckpt: give the folder of a sweep")
     for other in found:

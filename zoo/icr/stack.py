@@ -1,8 +1,8 @@
 """Several ICR transformers trained as one: the same x and noise for all, each with its own pool, loss and updates.
 
 A member of the stack is a run of its own in all but the kernels: it clips its own gradients, stops early by itself, and
-has its own checkpoints, which are those that `zoo fit` would have written. A stack is resumed from its members' files,
-so that a member may go on beside any others that have come as far.
+has its own checkpoints, which are an ICRTransformer's. A stack is resumed from its members' files, so that a member may
+go on beside any others that have come as far.
 """
 
 import math
@@ -48,7 +48,7 @@ class StackedTasks(LinearRegressionTasks):
 
     def draw(self, step: int) -> Prompts:
         tasks = [self.task.with_diversity(M) for M in self.members]
-        return side_by_side(draw(tasks, self.batch_size, self.seed, step, device=self.device))
+        return draw(tasks, self.batch_size, self.seed, step, device=self.device)
 
     def evaluation(self, split: str) -> dict[str, Evaluation]:
         if self._stacked is None or self._stacked[:2] != (self.members, split):
@@ -73,6 +73,10 @@ class StackedICR(ICRTransformer):
     def _network(self) -> Network:
         return Network(self.config, len(self.members))
 
+    def validation_step(self, rows: Tensor, batch_idx: int) -> None:
+        if self.members:  # when none is left Lightning validates once more
+            super().validation_step(rows, batch_idx)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if (largest := self.hparams["grad_clip"]) is not None:
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -86,13 +90,15 @@ class StackedICR(ICRTransformer):
         self.log("train_loss", loss.nanmean(), prog_bar=True, logger=False, batch_size=1)
 
     def _log_errors(self, split: str) -> None:
-        whole = self._reached(split)
+        whole = self._reached(split) if self.members else {}
         for place, M in enumerate(self.members):
             self.members_reached[M] = {k: {name: e[place] for name, e in of.items()} for k, of in whole.items()}
 
     @torch.no_grad()
     def drop(self, gone: list[Diversity]) -> None:
         """Go on without some members: their weights, and the optimizer's memory of them, leave the stack."""
+        if not gone:
+            return
         keep = [place for place, M in enumerate(self.members) if M not in gone]
         self.members[:] = [self.members[place] for place in keep]
         if not keep:
@@ -103,6 +109,7 @@ class StackedICR(ICRTransformer):
             parameter.data, parameter.grad = parameter.data[keep], None
             state[parameter] = _members(state[parameter], lambda t: t[keep])
         self.losses, self.errors = self.losses[keep], self._metrics().to(self.device)
+        torch.compiler.reset()  # or a few sizes on it would give up compiling
 
 
 def _members(state: dict[Any, Any], change: Callable[[Tensor], Tensor]) -> dict[Any, Any]:
@@ -136,7 +143,8 @@ class MemberFiles(AtomicCheckpointIO):
             (optimizer,) = checkpoint["optimizer_states"]
             state = {i: _members(of, pick) for i, of in optimizer["state"].items()}
             one["optimizer_states"] = [optimizer | {"state": state}]
-            one["callbacks"] = {"Members": {str(M): checkpoint["callbacks"]["Members"].get(str(M), {})}}
+            record = checkpoint["callbacks"]["Members"]["records"].get(str(M))
+            one["callbacks"] = {"Members": {"records": {str(M): record} if record else {}}}
         task = vars(self.stack.config.with_diversity(M))
         for hparams in ("hyper_parameters", "datamodule_hyper_parameters"):
             one[hparams] = {k: task.get(k, v) for k, v in checkpoint[hparams].items() if k != "members"}
@@ -148,7 +156,8 @@ class MemberFiles(AtomicCheckpointIO):
         each = [load(str(folder_of(path.parent, M) / path.name)) for M in self.stack.members]
         whole = dict(each[0])
         whole["state_dict"] = {n: torch.stack([one["state_dict"][n] for one in each]) for n in whole["state_dict"]}
-        whole["callbacks"] = {"Members": {M: of for one in each for M, of in one["callbacks"]["Members"].items()}}
+        records = [one["callbacks"]["Members"]["records"] for one in each]
+        whole["callbacks"] = {"Members": {"records": {M: of for some in records for M, of in some.items()}}}
         optimizers = [one["optimizer_states"][0] for one in each]
         state = {}
         for i, first in optimizers[0]["state"].items():
@@ -167,6 +176,7 @@ class Members(Checkpoint):
             kept. None: only that one.
         patience: a member stops after so many evaluations in a row without a new best; None: none does.
         min_delta: by how much an error on the pool's tasks must fall to be a new best.
+        eval_every: steps between two evaluations. What is to happen at such a step happens after it.
         report: called with a member, its status and what is known of it, whenever these change.
     """
 
@@ -176,9 +186,11 @@ class Members(Checkpoint):
         checkpoint_every: int | None,
         patience: int | None,
         min_delta: float,
+        eval_every: int,
         report: Callable[..., None],
     ) -> None:
         super().__init__(dirpath=str(folder))
+        self.eval_every = eval_every
         self.folder, self.checkpoint_every, self.report = folder, checkpoint_every, report
         self.patience, self.min_delta = patience, min_delta
         self.records: dict[str, dict[str, Any]] = {}  # the best error of each member, and evaluations since
@@ -188,25 +200,26 @@ class Members(Checkpoint):
         trainer.strategy.checkpoint_io = MemberFiles(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.records
+        return {"records": self.records}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.records = state_dict
+        self.records = state_dict["records"]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        for M, loss in zip(list(pl_module.members), pl_module.losses.tolist(), strict=True):
-            if not math.isfinite(loss):
-                self.report(M, "failed", step=trainer.global_step, error=f"the loss became {loss}: lower learning_rate")
-                pl_module.drop([M])
-        if self.checkpoint_every and trainer.global_step % self.checkpoint_every == 0:
-            self._keep(trainer, pl_module.members)
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        losses = zip(pl_module.members, pl_module.losses.tolist(), strict=True)
+        pl_module.drop(self._failed(trainer, [M for M, loss in losses if not math.isfinite(loss)], "loss"))
+        if trainer.global_step % self.eval_every and trainer.global_step != trainer.max_steps:
+            self._save_what_is_due(trainer, pl_module.members)
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)  # where a signal is obeyed
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         better: list[Diversity] = []
         ended: dict[Diversity, str] = {}
         for M in pl_module.members:
-            score = means("val", pl_module.members_reached[M])["val_loss"]
+            score = means("val", pl_module.members_reached[M]).get("val_loss", math.nan)
+            if not math.isfinite(score):
+                ended[M] = "failed"
+                continue
             record = self.records.setdefault(str(M), {"best": math.inf, "waited": 0})
             if score < record["best"] - self.min_delta:
                 record |= {"best": score, "waited": 0}
@@ -220,16 +233,35 @@ class Members(Checkpoint):
             self._log(trainer, pl_module, M)
         if better:
             trainer.save_checkpoint(self.folder / "best.ckpt", storage_options=better)
-        if ended:
-            self._keep(trainer, list(ended))
+        pl_module.drop(self._failed(trainer, [M for M, status in ended.items() if status == "failed"], "error"))
+        if kept := [M for M in ended if M in pl_module.members]:
+            self._keep(trainer, kept)
         self._save(trainer, "last.ckpt")
-        for M, status in ended.items():
-            self.report(M, status, step=trainer.global_step, **means("val", pl_module.members_reached[M]))
-        pl_module.drop(list(ended))
+        for M in kept:
+            self.report(M, ended[M], step=trainer.global_step, **means("val", pl_module.members_reached[M]))
+        pl_module.drop(kept)
+        self._save_what_is_due(trainer, pl_module.members)
+        super().on_train_batch_end(trainer, pl_module, None, None, 0)
+
+    def _failed(self, trainer: Trainer, members: list[Diversity], what: str) -> list[Diversity]:
+        for M in members:
+            why = f"the {what} is no longer finite: lower learning_rate"
+            self.report(M, "failed", step=trainer.global_step, error=why)
+        return members
+
+    def _save_what_is_due(self, trainer: Trainer, members: list[Diversity]) -> None:
+        if self.checkpoint_every and trainer.global_step % self.checkpoint_every == 0 and members:
+            self._keep(trainer, members)
+            self._save(trainer, "last.ckpt")
 
     def _keep(self, trainer: Trainer, members: list[Diversity]) -> None:
         path = self.folder / f"checkpoint_step_{trainer.global_step}.ckpt"
         trainer.save_checkpoint(path, weights_only=True, storage_options=members)
+
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        for logger in self._loggers.values():
+            logger.finalize("")
 
     def _log(self, trainer: Trainer, stack: StackedICR, M: Diversity) -> None:
         if M not in self._loggers:

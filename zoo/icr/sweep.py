@@ -1,6 +1,6 @@
 """How many tasks must a transformer have seen to learn regression, rather than the tasks? Train one for each M.
 
-    python -m zoo.icr.sweep --max_power 10 --num_steps 20000 --output_dir runs/icr-sweep
+    python -m zoo.icr.sweep --max_power 10 --num_steps 20000 --output_dir runs/icr-sweep      # of a size for a GPU
 
 Members are trained side by side as one stacked model, `--stack` at a time; `--processes 4` shares the list among four
 processes, each on a GPU of its own where there are any, and `--share 2/4` is one such share, for a cluster's job array.
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -96,22 +96,24 @@ def config(args: argparse.Namespace, M: Diversity = 1) -> ICRegConfig:
 def train(members: list[Diversity], step: int, args: argparse.Namespace, report: Callable[..., None]) -> None:
     """Train some members, all `step` steps old, as one stack to their end."""
     seed_everything(args.seed, verbose=False)
-    eval_every = min(args.eval_every or args.num_steps, args.num_steps)
+    eval_every = min(args.eval_every or max(1, args.num_steps // 20), args.num_steps)
     every = math.gcd(eval_every, args.checkpoint_every or eval_every)
     block = max(size for size in range(1, min(50, every) + 1) if every % size == 0)
-    task = {field.name: getattr(args, field.name) for field in fields(Task) if hasattr(args, field.name)}
+    model = config(args)
+    task = {field.name: getattr(model, field.name) for field in fields(Task)}
     data = StackedTasks(members, **task, batch_size=args.batch_size, steps_per_batch=block, n_val=args.n_val)
     stack = StackedICR(
-        members, config=config(args), lr=args.learning_rate, warmup_steps=args.warmup_steps, grad_clip=args.grad_clip,
+        members, config=model, lr=args.learning_rate, warmup_steps=args.warmup_steps, grad_clip=args.grad_clip,
         compile=args.compile,
     )  # fmt: skip
     keeper = Members(
-        args.output_dir, args.checkpoint_every, args.early_stopping_patience, args.early_stopping_min_delta, report
-    )
+        args.output_dir, args.checkpoint_every, args.early_stopping_patience, args.early_stopping_min_delta, eval_every,
+        report,
+    )  # fmt: skip
     gpus = torch.cuda.device_count() if args.accelerator in ("auto", "gpu", "cuda") else 0
     trainer = ZooTrainer(
         max_steps=args.num_steps, accelerator=args.accelerator, callbacks=[keeper, Progress()],
-        devices=[(args.share[0] - 1) % gpus] if gpus else 1,
+        devices=[(args.share[0] - 1 if args.share else 0) % gpus] if gpus else 1,
         val_check_interval=eval_every // block, check_val_every_n_epoch=None, num_sanity_val_steps=0, logger=False,
         enable_model_summary=False, use_distributed_sampler=False, default_root_dir=args.output_dir,
     )  # fmt: skip
@@ -121,46 +123,72 @@ def train(members: list[Diversity], step: int, args: argparse.Namespace, report:
 
 
 def sweep(members: list[Diversity], args: argparse.Namespace, metadata: Metadata) -> None:
-    """Bring this process's share of the members to their end; a stack that fails does not stop the next."""
-    waiting: dict[int, list[Diversity]] = {}  # by the step that they have reached
-    for M in members[args.share[0] - 1 :: args.share[1]]:
+    """Bring the members to their end; a stack that fails does not stop the next."""
+    with ExitStack() as locks:
+        for step, alike in waiting(members, args, metadata, locks).items():
+            size = args.stack or len(alike)
+            for stack in (alike[i : i + size] for i in range(0, len(alike), size)):
+                try:
+                    train(list(stack), step, args, metadata.report)
+                except Exception as error:  # whatever it was: the others are not to suffer
+                    if os.environ.get("ZOO_DEBUG"):
+                        raise
+                    for M in stack:
+                        if metadata.read()["members"][str(M)]["status"] == "running":
+                            why = f"{type(error).__name__}: {one_sentence(str(error))}"
+                            metadata.report(M, "failed", step=step, error=why)
+
+
+def waiting(
+    members: list[Diversity], args: argparse.Namespace, metadata: Metadata, locks: ExitStack
+) -> dict[int, list[Diversity]]:
+    """The members that have not ended, by the step that they have reached; they are now this process's alone."""
+    alike: dict[int, list[Diversity]] = {}
+    for M in members:
         if metadata.read()["members"][str(M)]["status"] not in ENDED:
             last = folder_of(args.output_dir, M) / "last.ckpt"
+            if not locked(last.with_name("lock"), locks):
+                print(f"zoo: another process trains M {M}: it is left to that", file=sys.stderr)
+                continue
             step = load(str(last))["global_step"] if last.exists() else 0
             if step == args.num_steps:  # it was killed after its last checkpoint
                 metadata.report(M, "done", step=step)
             else:
-                waiting.setdefault(step, []).append(M)
-    for step, alike in waiting.items():
-        size = args.stack or len(alike)
-        for stack in (alike[i : i + size] for i in range(0, len(alike), size)):
-            try:
-                train(list(stack), step, args, metadata.report)
-            except Exception as error:  # whatever it was: the others are not to suffer
-                if os.environ.get("ZOO_DEBUG"):
-                    raise
-                for M in stack:
-                    if metadata.read()["members"][str(M)]["status"] == "running":
-                        why = f"{type(error).__name__}: {one_sentence(str(error))}"
-                        metadata.report(M, "failed", step=step, error=why)
+                alike.setdefault(step, []).append(M)
+    return alike
 
 
 def spread(argv: list[str], processes: int) -> None:
     """Run a share in each of several processes, and wait for all."""
     me = [sys.executable, "-m", "zoo.icr.sweep", *argv, "--processes=1"]
-    children = [subprocess.Popen([*me, f"--share={i}/{processes}"]) for i in range(1, processes + 1)]
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+    shares = [f"--share={i}/{processes}" for i in range(1, processes + 1)]
+    children = [subprocess.Popen([*me, share], env=threads | os.environ) for share in shares]
 
     def end(*_: Any) -> None:
         for child in children:
             child.terminate()
+        raise SystemExit(143)
 
     signal.signal(signal.SIGTERM, end)
     try:
-        codes = [child.wait() for child in children]
-    except KeyboardInterrupt:  # the terminal has told the children, too
-        codes = [child.wait() for child in children]
-    if any(codes):
-        sys.exit(max(codes))
+        for child in children:
+            child.wait()
+    finally:  # on Ctrl-C the terminal has told the children, too
+        for child in children:
+            child.wait()
+
+
+def locked(path: Path, locks: ExitStack) -> bool:
+    """Hold the file `path` until `locks` are closed; False where another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_CREAT | os.O_RDWR)
+    locks.callback(os.close, file)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def diversity(word: str) -> Diversity:
@@ -170,6 +198,15 @@ def diversity(word: str) -> Diversity:
 def tasks(words: str) -> list[Diversity]:
     """"2,8,inf" as a list; argparse makes a sentence of a ValueError."""
     return [diversity(word) for word in words.split(",")]
+
+
+def norm(word: str) -> float | None:
+    """A positive number, or "none"."""
+    if word == "none":
+        return None
+    if not float(word) > 0:
+        raise ValueError
+    return float(word)
 
 
 def share(words: str) -> tuple[int, int]:
@@ -195,16 +232,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--batch_size", type=int, default=2048, help="prompts of an update (%(default)s)")
     add("--learning_rate", type=float, default=1e-3, help="at its peak (%(default)s)")
     add("--warmup_steps", type=int, help="to the peak, from where it falls to 0 (default: a constant rate)")
-    add("--grad_clip", type=float, default=1.0, help="largest norm of a member's gradient (%(default)s)")
+    add("--grad_clip", type=norm, default=1.0, help="largest norm of a member's gradient, or none (%(default)s)")
     add("--checkpoint_every", type=int, help="steps between two checkpoints that are kept (default: the last only)")
-    add("--eval_every", type=int, help="steps between two evaluations (default: at the end only)")
+    add("--eval_every", type=int, help="steps between two evaluations (default: a twentieth of num_steps)")
     add("--n_val", type=int, default=1024, help="prompts of each kind to evaluate on (%(default)s)")
     add("--early_stopping_patience", type=int, help="evaluations without a new best (default: never stop early)")
     add("--early_stopping_min_delta", type=float, default=1e-6, help="by which a new best is lower (%(default)s)")
     add("--seed", type=int, default=0, help="of the weights and of the training prompts (%(default)s)")
     add("--stack", type=int, default=0, help="members trained side by side, 1 for one by one (default: all)")
     add("--processes", type=int, default=1, help="share the members among so many processes (%(default)s)")
-    add("--share", type=share, default=(1, 1), metavar="I/N", help="be the I-th of N processes")
+    add("--share", type=share, metavar="I/N", help="train the I-th of N shares of the list")
     add("--accelerator", default="auto", help="as in Lightning: cpu, gpu, auto")
     add("--compile", action="store_true", help="compile the network")
     for field in fields(ICRegConfig):
@@ -213,30 +250,38 @@ def parse(argv: list[str]) -> argparse.Namespace:
             kind = {"action": argparse.BooleanOptionalAction, "default": True} if field.default is True else kind
             add(f"--{field.name}", **kind, help="as in ICRegConfig (%(default)s)")
     args = parser.parse_args(argv)
-    for name in ("max_power", "num_steps", "batch_size", "checkpoint_every", "eval_every", "n_val", "processes"):
+    counts = ("max_power", "num_steps", "batch_size", "checkpoint_every", "eval_every", "n_val", "processes")
+    for name in (*counts, "early_stopping_patience"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, not {getattr(args, name)}")
+    if args.stack < 0:
+        parser.error(f"--stack must be at least 1, or 0 for all, not {args.stack}")
+    if not args.learning_rate > 0:
+        parser.error(f"--learning_rate must be positive, not {args.learning_rate}")
+    if args.processes > 1 and args.share:
+        parser.error("--processes makes the shares itself: drop --share")
     return args
 
 
 def main(argv: list[str]) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its chatter would drown what matters
     args = parse(argv)
-    members = args.tasks or [2**power for power in range(1, args.max_power + 1)]
+    members = list(dict.fromkeys(args.tasks or [2**power for power in range(1, args.max_power + 1)]))
     for M in members:
         config(args, M)  # a setting that makes no sense is to be known before the first stack is trained
     metadata = Metadata(args.output_dir)
     metadata.start({n: v for n, v in vars(args).items() if n not in HOW}, members)
+    first, shares = args.share or (1, 1)
+    mine = members[first - 1 :: shares]
     if args.processes > 1:
         spread(argv, args.processes)
     else:
-        sweep(members, args, metadata)
+        sweep(mine, args, metadata)
     reached = metadata.read()["members"]
-    if args.share == (1, 1):
-        print(table([row(M, reached[str(M)]) for M in members]))
-    failed = [str(M) for M in members if reached[str(M)]["status"] == "failed"]
-    if failed:
-        raise ValueError(f"{len(failed)} of {len(members)} members failed, M {', '.join(failed)}: see {metadata.path}")
+    print(table([row(M, reached[str(M)]) for M in mine]))
+    left = [f"{M} ({reached[str(M)]['status']})" for M in mine if reached[str(M)]["status"] not in ENDED]
+    if left:
+        raise ValueError(f"{len(left)} of {len(mine)} members have not ended, M {', '.join(left)}: see {metadata.path}")
 
 
 def row(M: Diversity, of: dict[str, Any]) -> dict[str, str]:

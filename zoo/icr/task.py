@@ -86,32 +86,41 @@ class Task:
             raise ValueError('M "inf" has no pool: every prompt has a task of its own')
         return _pool(self.M, self.D, self.task_seed, str(device))
 
-    def tasks(self, n: int, seed: int, *purpose: str | int, device: str | torch.device = "cpu") -> Tensor:
-        """(n, D) a task for each prompt; the same draw falls, for every M, at the same place of its pool."""
-        generator = stream(seed, *purpose, device=device)
-        if self.M == "inf":
-            return torch.randn(n, self.D, generator=generator, device=device)
-        place = torch.rand(n, generator=generator, device=device, dtype=torch.float64)
-        return self.pool(device)[(place * self.M).long()]
-
     def draw(self, n: int, seed: int, *purpose: str | int, device: str | torch.device = "cpu") -> Prompts:
         """n prompts."""
-        return draw([self], n, seed, *purpose, device=device)[0]
+        x, y, w = draw([self], n, seed, *purpose, device=device)
+        return Prompts(x, y[0], w[0])
 
 
 def draw(
     tasks: Sequence[Task], n: int, seed: int, *purpose: str | int, device: str | torch.device = "cpu"
-) -> list[Prompts]:
-    """n prompts for each of the tasks, which differ in M alone: the same x and noise, each from a stream of its own."""
-    first = tasks[0]
-    x = torch.randn(n, first.K, first.D, generator=stream(seed, "x", *purpose, device=device), device=device)
-    noise = torch.randn(n, first.K, generator=stream(seed, "noise", *purpose, device=device), device=device)
-    noise *= first.sigma2**0.5
-    drawn = []
-    for task in tasks:
-        w = task.tasks(n, seed, "task", *purpose, device=device)
-        drawn.append(Prompts(x, torch.einsum("bd,bkd->bk", w, x) + noise, w))
-    return drawn
+) -> Prompts:
+    """n prompts for each of S tasks that differ in M alone: y (S, n, K), w (S, n, D).
+
+    They share x and noise, and each prompt's place in its pool: the draw u in [0, 1) is task floor(u M). x, tasks and
+    noise each have a stream of their own.
+    """
+    K, D = tasks[0].K, tasks[0].D
+
+    def normal(name: str, *shape: int) -> Tensor:
+        return torch.randn(n, *shape, generator=stream(seed, name, *purpose, device=device), device=device)
+
+    x, noise = normal("x", K, D), normal("noise", K)
+    pools = [task for task in tasks if task.M != "inf"]
+    w = x.new_empty(len(tasks), n, D)
+    if len(pools) < len(tasks):
+        w[:] = normal("new task", D)
+    if pools:
+        sizes = torch.tensor([task.M for task in pools], dtype=torch.float64, device=device)
+        generator = stream(seed, "task", *purpose, device=device)
+        u = torch.rand(n, generator=generator, device=device, dtype=torch.float64)
+        largest = max(pools, key=lambda task: task.M)
+        chosen = largest.pool(device)[(sizes[:, None] * u).long()]
+        if len(pools) == len(tasks):
+            w = chosen
+        else:
+            w[[i for i, task in enumerate(tasks) if task.M != "inf"]] = chosen
+    return Prompts(x, torch.einsum("snd,nkd->snk", w, x) + tasks[0].sigma2**0.5 * noise, w)
 
 
 @lru_cache(maxsize=64)
@@ -123,7 +132,7 @@ def _pool(M: int, D: int, seed: int, device: str) -> Tensor:
 def check_prompt(task: Task, x_context: Tensor, y_context: Tensor, x_query: Tensor) -> None:
     """Raise ValueError where contexts (n, D), (n,) and queries (q, D) do not fit one another or the task."""
     for name, x in (("x_context", x_context), ("x_query", x_query)):
-        if x.shape[1:] != (task.D,) and not (name == "x_context" and x.numel() == 0):
+        if x.shape[1:] != (task.D,) and not (name == "x_context" and len(x) == 0):
             raise ValueError(f"{name} has shape {tuple(x.shape)}, and must be rows of D = {task.D} numbers")
     if y_context.shape != x_context.shape[:1]:
         raise ValueError(f"y_context has shape {tuple(y_context.shape)}, and must have a number for each x_context")
