@@ -198,8 +198,7 @@ STUDIES = {
     ),
     "icr_contrast": (
         {"M": "M", "answers of": "model"},
-        {name: (name, ".3f") for name in ("new tasks, from ridge", "its pool, from dMMSE")}
-        | {"seconds": ("seconds", ".0f")},
+        {name: (name, ".3f") for name in ("new tasks, from ridge", "its pool, from dMMSE")},
     ),
 }
 

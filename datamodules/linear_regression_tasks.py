@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -122,6 +123,8 @@ def read_prompts(path: str, task: Task) -> list[dict[str, Any]]:
         ValueError: a line is no such prompt, or does not fit the task; the sentence names it.
     """
     prompts: list[dict[str, Any]] = []
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file of prompts {path}")
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():

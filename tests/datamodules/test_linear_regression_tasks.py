@@ -163,3 +163,9 @@ def test_an_empty_file_is_refused(tmp_path):
     path.write_text("\n")
     with pytest.raises(ValueError, match=r"prompts\.jsonl holds no prompts"):
         read_prompts(str(path), Task(D=3, K=5))
+
+
+@pytest.mark.parametrize("path", ["none.jsonl", "."])
+def test_a_file_that_is_none(path):
+    with pytest.raises(FileNotFoundError, match=f"there is no file of prompts {path}"):
+        read_prompts(path, Task())

@@ -10,9 +10,9 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from callbacks import Checkpoint, Half
-from datamodules import LinearRegressionTasks
+from datamodules import LinearRegressionTasks, SyntheticConfigs
 from tests.commands import ROOT, complaint
-from tests.resume import assert_resume_is_bitwise, assert_same_weights, train
+from tests.resume import BATCH_END, assert_resume_is_bitwise, assert_same_weights, train
 from zoo.__main__ import main
 from zoo.icr import ICRTransformer, dmmse, load_model, predict_from_prompt, ridge
 from zoo.optim import triangle
@@ -303,3 +303,19 @@ def test_there_must_be_something_to_predict(trained, tmp_path, capsys):
     assert "prompts.jsonl line 1: x_query has shape (1, 2), and must be rows of D = 3 numbers" in said
     assert "no/such.jsonl" in complaint(capsys, 1, "predict", *alone, "--data_dir=no/such.jsonl")
     assert "drop --data_dir" in complaint(capsys, 1, "test", *alone[:-1], f"--data_dir={path}")
+
+
+def test_other_data_is_refused_in_a_sentence(tmp_path):
+    options = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu", "max_epochs": 1}
+    trainer = Trainer(default_root_dir=tmp_path, **options)
+    with pytest.raises(ValueError, match="learns from LinearRegressionTasks, not from SyntheticConfigs"):
+        trainer.fit(ICRTransformer(D=2, K=3, d_model=8, d_mlp=8), SyntheticConfigs())
+    with pytest.raises(ValueError, match="the data has D 3, but the model 2: make them equal"):
+        trainer.fit(ICRTransformer(D=2, K=3, d_model=8, d_mlp=8), LinearRegressionTasks(D=3, K=3))
+
+
+def test_what_it_is_trained_on_is_what_its_checkpoint_says(tmp_path):
+    model = ICRTransformer(D=2, K=3, d_model=8, d_mlp=8)
+    train(model, LinearRegressionTasks(D=2, K=3, M=5, sigma2=0.5), tmp_path, hooks=(BATCH_END,), max_steps=2)
+    (path,) = tmp_path.glob("*.ckpt")
+    assert (load_model(path).config.M, load_model(path).config.sigma2) == (5, 0.5)

@@ -86,6 +86,8 @@ class ICRTransformer(ZooModule):
             torch.set_float32_matmul_precision("high")  # TF32
         if self.hparams["compile"]:
             self.model.compile(mode="reduce-overhead" if device == "cuda" else None)
+        if not hasattr(self.data, "task"):
+            raise ValueError(f"ICRTransformer learns from LinearRegressionTasks, not from {type(self.data).__name__}")
         task = vars(self.data.task)
         for name in ("D", "K") if stage != "predict" else ():
             if task[name] != (own := getattr(self.config, name)):

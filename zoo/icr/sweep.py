@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
@@ -265,6 +266,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its chatter would drown what matters
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
     args = parse(argv)
     members = list(dict.fromkeys(args.tasks or [2**power for power in range(1, args.max_power + 1)]))
     for M in members:
