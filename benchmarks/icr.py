@@ -7,7 +7,6 @@ it prints the steps per second of the paper's base model beside what its arithme
 """
 
 import argparse
-import json
 import logging
 import sys
 import warnings
@@ -26,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts, in_turn  # noqa: E402
+from benchmarks.measure import facts, in_turn, store  # noqa: E402
 from datamodules import LinearRegressionTasks  # noqa: E402
 from zoo.icr import ICRegConfig, ICRTransformer, Task  # noqa: E402
 from zoo.icr.model import Network  # noqa: E402
@@ -196,16 +195,15 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    path = ROOT / "results" / "icr_speed.json"
-    rows = {r["benchmark"]: r for r in json.loads(path.read_text())} if path.exists() else {}
+    rows: list[Row] = []
     about = {"repeats": args.repeats, "threads": args.threads} | facts()
     for part in args.only:
         for measured in PARTS[part](args.repeats):
-            rows[measured["benchmark"]] = measured | about
+            rows.append(measured | about)
             name, ours, ratio = (measured[key] for key in ("benchmark", "ours", "ratio"))
             print(f"{name:<80} {1e3 * ours:8.2f} ms, {ratio:5.2f} times as fast", flush=True)
     if rows:
-        path.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
+        store(rows, ROOT / "results" / "icr_speed.json")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ to `--output` as JSON, and to the terminal as a table.
 
 import argparse
 import gc
-import json
 import os
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts, in_turn  # noqa: E402
+from benchmarks.measure import facts, in_turn, store  # noqa: E402
 from zoo.llama import Llama, LlamaConfig, load_checkpoint, save_checkpoint  # noqa: E402
 from zoo.llama.decode import Decoder  # noqa: E402
 from zoo.optim import AdamW  # noqa: E402
@@ -284,11 +283,7 @@ def main() -> None:
                 flush=True,
             )
     if rows:
-        # A part measured again takes the place of its old rows; the others stay.
-        again = {r["benchmark"] for r in rows}
-        old = json.loads(args.output.read_text()) if args.output.exists() else []
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps([r for r in old if r["benchmark"] not in again] + rows, indent=1) + "\n")
+        store(rows, args.output)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What every benchmark here needs: turns taken in one run, and the facts that each row carries."""
 
+import json
 import platform
 import statistics
 import subprocess
@@ -40,6 +41,14 @@ def facts() -> dict[str, Any]:
         "date": date.today().isoformat(),
         "command": " ".join([f"python benchmarks/{Path(sys.argv[0]).name}", *arguments]),
     }
+
+
+def store(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write the rows; a benchmark measured again takes the place of its old row, and the others stay."""
+    again = {row["benchmark"] for row in rows}
+    old = json.loads(path.read_text()) if path.exists() else []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([row for row in old if row["benchmark"] not in again] + rows, indent=1) + "\n")
 
 
 def cpu_name() -> str:

@@ -10,7 +10,6 @@ sides; the peer pads to its max_input_len, as it does, and each row names that l
 
 import argparse
 import gc
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts, in_turn  # noqa: E402
+from benchmarks.measure import facts, in_turn, store  # noqa: E402
 from zoo.optim import AdamW  # noqa: E402
 from zoo.regress_lm.decode import sample  # noqa: E402
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig, load_upstream  # noqa: E402
@@ -337,11 +336,7 @@ def main() -> None:
                 flush=True,
             )
     if rows and not args.tiny:
-        # A part measured again takes the place of its old rows; the others stay.
-        again = {r["benchmark"] for r in rows}
-        old = json.loads(args.output.read_text()) if args.output.exists() else []
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps([r for r in old if r["benchmark"] not in again] + rows, indent=1) + "\n")
+        store(rows, args.output)
 
 
 if __name__ == "__main__":

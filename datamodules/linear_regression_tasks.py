@@ -93,8 +93,9 @@ class LinearRegressionTasks(ZooDataModule):
 
     def dataset(self, split: str) -> Dataset:
         """The places of the prompts in `evaluation(split)`; for predictions the prompts of the file."""
-        rows: Any = read_prompts(self.hparams["data"], self.task) if split == "predict" else None
-        return range(self.hparams[f"n_{split}"]) if rows is None else rows  # type: ignore[return-value]
+        if split == "predict":
+            return read_prompts(self.hparams["data"], self.task)  # type: ignore[return-value]
+        return range(self.hparams[f"n_{split}"])  # type: ignore[return-value]
 
     def predict_dataloader(self) -> Any:
         self.collate = list

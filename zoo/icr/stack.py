@@ -209,16 +209,19 @@ class Members(Checkpoint):
         losses = zip(pl_module.members, pl_module.losses.tolist(), strict=True)
         pl_module.drop(self._failed(trainer, [M for M, loss in losses if not math.isfinite(loss)], "loss"))
         if trainer.global_step % self.eval_every and trainer.global_step != trainer.max_steps:
-            self._save_what_is_due(trainer, pl_module.members)
+            if self._due(trainer):
+                self._keep(trainer, pl_module.members)
+                self._save(trainer, "last.ckpt")
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)  # where a signal is obeyed
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         better: list[Diversity] = []
+        broken: list[Diversity] = []
         ended: dict[Diversity, str] = {}
         for M in pl_module.members:
             score = means("val", pl_module.members_reached[M]).get("val_loss", math.nan)
             if not math.isfinite(score):
-                ended[M] = "failed"
+                broken.append(M)
                 continue
             record = self.records.setdefault(str(M), {"best": math.inf, "waited": 0})
             if score < record["best"] - self.min_delta:
@@ -233,14 +236,13 @@ class Members(Checkpoint):
             self._log(trainer, pl_module, M)
         if better:
             trainer.save_checkpoint(self.folder / "best.ckpt", storage_options=better)
-        pl_module.drop(self._failed(trainer, [M for M, status in ended.items() if status == "failed"], "error"))
-        if kept := [M for M in ended if M in pl_module.members]:
+        pl_module.drop(self._failed(trainer, broken, "error"))
+        if kept := pl_module.members if self._due(trainer) else list(ended):
             self._keep(trainer, kept)
         self._save(trainer, "last.ckpt")
-        for M in kept:
-            self.report(M, ended[M], step=trainer.global_step, **means("val", pl_module.members_reached[M]))
-        pl_module.drop(kept)
-        self._save_what_is_due(trainer, pl_module.members)
+        for M, status in ended.items():
+            self.report(M, status, step=trainer.global_step, **means("val", pl_module.members_reached[M]))
+        pl_module.drop(list(ended))
         super().on_train_batch_end(trainer, pl_module, None, None, 0)
 
     def _failed(self, trainer: Trainer, members: list[Diversity], what: str) -> list[Diversity]:
@@ -249,10 +251,9 @@ class Members(Checkpoint):
             self.report(M, "failed", step=trainer.global_step, error=why)
         return members
 
-    def _save_what_is_due(self, trainer: Trainer, members: list[Diversity]) -> None:
-        if self.checkpoint_every and trainer.global_step % self.checkpoint_every == 0 and members:
-            self._keep(trainer, members)
-            self._save(trainer, "last.ckpt")
+    def _due(self, trainer: Trainer) -> bool:
+        """Whether this step's weights are to be kept."""
+        return self.checkpoint_every is not None and trainer.global_step % self.checkpoint_every == 0
 
     def _keep(self, trainer: Trainer, members: list[Diversity]) -> None:
         path = self.folder / f"checkpoint_step_{trainer.global_step}.ckpt"
