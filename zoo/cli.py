@@ -23,10 +23,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import callbacks
 import datamodules
-import zoo.icr.module  # these four so that a config can say `class_path: LlamaLM`
+import zoo.icr.module  # these so that a config can say `class_path: LlamaLM`
 import zoo.llama.module
 import zoo.mini_rlm.module
-import zoo.regress_lm.module  # noqa: F401
+import zoo.regress_lm.module
+import zoo.revdeq.module  # noqa: F401
 from callbacks.progress import Progress
 from datamodules.corpus import data_label
 from zoo.memory import Memory, remembered

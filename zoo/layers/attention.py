@@ -4,10 +4,12 @@ softmax(q k^T / sqrt(hd) + mask) v, Vaswani et al. 2017, https://arxiv.org/abs/1
 share one key-value head, Ainslie et al. 2023, https://arxiv.org/abs/2305.13245.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.kv_cache import KVCache
+from zoo.layers.linear import Linear
 from zoo.layers.rotary import RotaryEmbedding
 
 
@@ -24,14 +26,28 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) ->
     return mixed.view(batch, heads, length, head_dim)
 
 
+def visible(start: int, end: int, shift: Tensor | None = None, device: torch.device | None = None) -> Tensor:
+    """What the columns start ... end - 1 see of the columns before `end`: (B or 1, 1, T, end), boolean.
+
+    All up to themselves, but for the first `shift` (B,) of a row, which are padding; padding sees itself, lest its
+    softmax be over nothing.
+    """
+    column = torch.arange(end, device=device)
+    row = column[start:, None]  # (T, 1)
+    mask = (column <= row)[None, None]  # (1, 1, T, end)
+    if shift is None:
+        return mask
+    return mask & (column >= shift[:, None, None, None]) | (column == row)
+
+
 class Attention(nn.Module):
     """Self-attention without biases; the three input projections are one matrix `wqkv`, rows q, k, v."""
 
     def __init__(self, dim: int, n_heads: int, n_kv_heads: int) -> None:
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, dim // n_heads
-        self.wqkv = nn.Linear(dim, (n_heads + 2 * n_kv_heads) * self.head_dim, bias=False)
-        self.wo = nn.Linear(n_heads * self.head_dim, dim, bias=False)
+        self.wqkv = Linear(dim, (n_heads + 2 * n_kv_heads) * self.head_dim, bias=False)
+        self.wo = Linear(n_heads * self.head_dim, dim, bias=False)
 
     def forward(
         self,

@@ -3,14 +3,16 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.layers.linear import Linear
+
 
 class FeedForward(nn.Module):
     """SwiGLU over the last axis, (..., dim) -> (..., dim); `w13` holds gate w1 and up w3, in this order."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.w13 = nn.Linear(dim, 2 * hidden_dim, bias=False)
-        self.w2 = nn.Linear(hidden_dim, dim, bias=False)
+        self.w13 = Linear(dim, 2 * hidden_dim, bias=False)
+        self.w2 = Linear(hidden_dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.w13(x).chunk(2, dim=-1)  # (..., hidden_dim) each

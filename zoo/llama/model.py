@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.layers import Attention, FeedForward, KVCache, RMSNorm, RotaryEmbedding
+from zoo.layers.attention import visible
 from zoo.layers.linear_nll import linear_nll
 
 SCALING_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -148,12 +149,7 @@ class Llama(nn.Module):
             raise ValueError(f"{end} tokens are more than the model's context of {self.config.max_seq_len}")
         past: dict[str, Any] = {}
         if start or shift is not None:
-            column = torch.arange(end, device=tokens.device)
-            row = column[start:, None]  # (T, 1)
-            mask = (column <= row)[None, None]  # (1, 1, T, end)
-            if shift is not None:  # padding sees itself, lest its softmax be over nothing
-                mask = mask & (column >= shift[:, None, None, None]) | (column == row)  # (B, 1, T, end)
-            past = {"shift": shift, "mask": mask}
+            past = {"shift": shift, "mask": visible(start, end, shift, tokens.device)}
         x = self.dropout(self.tok_embeddings(tokens))  # (B, T, dim)
         for number, layer in enumerate(self.layers):
             if cache is not None:

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from zoo.generation import left_pad
 from zoo.language_model import LanguageModel
 from zoo.llama.checkpoint import load_checkpoint
-from zoo.llama.generate import left_pad, stream_tokens
+from zoo.llama.generate import stream_tokens
 from zoo.llama.model import Llama, LlamaConfig
 
 

@@ -1,0 +1,77 @@
+"""One token at a time through the equilibrium, with what earlier tokens need not have computed again.
+
+The n-th evaluation of f at a token attends to the n-th evaluations at the tokens before it. So each evaluation keeps
+its own keys and values, 2N slots a token, and what is decoded equals what is computed anew (a cache of the last states
+alone does not). Where the iteration truly comes to rest all evaluations end at one state, and one slot is enough: the
+model's `warm_start`.
+"""
+
+from collections.abc import Iterable
+from itertools import count, repeat
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoo.layers import KVCache
+from zoo.layers.attention import visible
+from zoo.revdeq.model import RevDEQ
+
+
+class Decoder:
+    """`model` at work on `batch` rows of at most `max_len` columns: first `prefill`, then `step` by step.
+
+    An iteration that ends by tolerance makes other numbers of evaluations at every length, so without `warm_start` it
+    is computed anew for every token; so is one by Anderson's or Broyden's method, which mix all positions. `precision`,
+    fp32 or bf16, is that of the products.
+    """
+
+    def __init__(self, model: RevDEQ, batch: int, max_len: int, precision: str = "fp32") -> None:
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision must be one of fp32, bf16, not {precision!r}")
+        c = model.config
+        self.model, self.precision = model, precision
+        self.anew = not c.warm_start and (c.fixed_point_tol is not None or c.solver in ("anderson", "broyden"))
+        slots = 1 if c.warm_start else c.num_fixed_point_iterations * (1 if c.solver == "plain" else 2)
+        head_dim, weight = c.hidden_size // c.num_heads, model.tok_embeddings.weight
+        shape = c.num_heads, 0 if self.anew else max_len, head_dim
+        dtype = torch.bfloat16 if precision == "bf16" else weight.dtype
+        self.cache = KVCache(slots * c.num_layers, batch, *shape, dtype, weight.device)
+
+    def prefill(self, tokens: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Logits (B, V) after prompts (B, T), of which the first `shift` (B,) columns are padding."""
+        self.text, self.column, self.shift = tokens, 0, shift
+        self.z: Tensor | None = None
+        return self._read(tokens)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Logits (B, V) after one more token in each row, tokens (B,)."""
+        if self.anew:
+            return self.prefill(torch.cat([self.text, tokens[:, None]], 1), self.shift)
+        return self._read(tokens[:, None])
+
+    def _read(self, tokens: Tensor) -> Tensor:
+        model, start, end = self.model, self.column, self.column + tokens.shape[1]
+        layers = model.config.num_layers
+        slots: Iterable[int] = repeat(0) if model.config.warm_start or self.anew else count(step=layers)
+        which = iter(slots)
+        past: dict[str, Any] = {"shift": self.shift}
+        if start or self.shift is not None:
+            past["mask"] = visible(start, end, self.shift, tokens.device)
+
+        def f(z: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
+            cache = None if self.anew else (self.cache, next(which), start)
+            return model.cell(z, inputs, cache=cache, **past)
+
+        training = [module for module in model.modules() if module.training]
+        model.eval()
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            solution = model.solve(tokens, f, start, self.shift, z0=self.z)
+            logits = F.linear(model.norm(solution.z[:, -1]), model.output_weight)  # (B, V)
+        for module in training:
+            module.training = True
+        self.column = end
+        if model.config.warm_start:
+            self.z = solution.z[:, -1:]  # (B, 1, d)
+        return logits.float()

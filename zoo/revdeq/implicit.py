@@ -1,0 +1,39 @@
+"""Gradients of a fixed point, whatever way led to it.
+
+At z = f(z, x) the implicit function theorem gives dL/dtheta = u df/dtheta with u = u df/dz + dL/dz, a linear
+fixed-point problem of its own (Bai et al. 2019, https://arxiv.org/abs/1909.01377). Only as exact as both fixed points.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from zoo.revdeq.fixed_point import find
+from zoo.revdeq.iteration import Function, Iteration
+from zoo.revdeq.pullback import Autocast, Pullback
+
+
+class Implicit(torch.autograd.Function):
+    """apply(f, solver, iteration, how many inputs, z, *inputs, *parameters) -> z, a fixed point found before.
+
+    Solver and iteration are those of the backward pass's own fixed point.
+    """
+
+    @staticmethod
+    def forward(ctx, f: Function, solver: str, adjoint: Iteration, n: int, z: Tensor, *leaves: Tensor) -> Tensor:
+        ctx.f, ctx.solver, ctx.adjoint, ctx.n, ctx.autocast = f, solver, adjoint, n, Autocast(z.device.type)
+        ctx.save_for_backward(z, *leaves)
+        return z.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        z, *leaves = ctx.saved_tensors
+        pullback = Pullback(ctx.f, leaves[: ctx.n], leaves[ctx.n :], ctx.autocast)
+        leaf, value = pullback.at(z)
+
+        def adjoint(u: Tensor) -> Tensor:
+            return grad + torch.autograd.grad(value, leaf, u, retain_graph=True)[0]
+
+        pullback.pull(leaf, value, find(ctx.solver, adjoint, grad, ctx.adjoint))
+        return None, None, None, None, None, *pullback.gradients
