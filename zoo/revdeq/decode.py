@@ -51,6 +51,7 @@ class Decoder:
             return self.prefill(torch.cat([self.text, tokens[:, None]], 1), self.shift)
         return self._read(tokens[:, None])
 
+    @torch.no_grad()
     def _read(self, tokens: Tensor) -> Tensor:
         model, start, end = self.model, self.column, self.column + tokens.shape[1]
         layers = model.config.num_layers

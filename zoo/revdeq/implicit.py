@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from zoo.revdeq.fixed_point import find
-from zoo.revdeq.iteration import Function, Iteration
-from zoo.revdeq.pullback import Autocast, Pullback
+from zoo.revdeq.iteration import Autocast, Function, Iteration
+from zoo.revdeq.pullback import Pullback
 
 
 class Implicit(torch.autograd.Function):

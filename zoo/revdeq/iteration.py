@@ -19,9 +19,28 @@ Function = Callable[[Tensor, tuple[Tensor, ...]], Tensor]  # f(z, inputs)
 Evaluate = Callable[[Tensor], Tensor]  # a state to f of it, in the state's dtype
 
 
-def evaluator(f: Function, inputs: tuple[Tensor, ...]) -> Evaluate:
+class Autocast:
+    """The autocast of the moment when this is made, to be entered again: a backward pass runs without.
+
+    But without its cache of weights, in whose 16 bits the gradients of all evaluations would be added up.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device, self.enabled = device, torch.is_autocast_enabled(device)
+        self.dtype = torch.get_autocast_dtype(device)
+
+    def __call__(self) -> torch.autocast:
+        return torch.autocast(self.device, self.dtype, self.enabled, cache_enabled=False)
+
+
+def evaluator(f: Function, inputs: tuple[Tensor, ...], autocast: Autocast) -> Evaluate:
     """f(., inputs) on states: it computes in the first input's dtype, whatever the state's."""
-    return lambda state: f(state.to(inputs[0].dtype), inputs).to(state.dtype)
+
+    def evaluate(state: Tensor) -> Tensor:
+        with autocast():
+            return f(state.to(inputs[0].dtype), inputs).to(state.dtype)
+
+    return evaluate
 
 
 def relative_residual(z: Tensor, fz: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,8 @@ from zoo.layers.linear import Linear
 from zoo.layers.linear_nll import linear_nll
 from zoo.revdeq.solver import Backward, Solution, Solver, check, solve
 
+Positions = Literal["learned", "rotary"]
+Block = Literal["paper", "post_norm"]
 Past = tuple[KVCache, int, int]  # keys and values, the first layer's slot in it, the column where z begins
 
 
@@ -60,8 +62,8 @@ class RevDEQConfig:
     mlp_layers: int = 2
     num_layers: int = 1
     max_position_embeddings: int = 448
-    positions: Literal["learned", "rotary"] = "learned"
-    block: Literal["paper", "post_norm"] = "paper"
+    positions: Positions = "learned"
+    block: Block = "paper"
     num_fixed_point_iterations: int = 4
     fixed_point_tol: float | None = None
     beta: float = 0.5
@@ -76,6 +78,9 @@ class RevDEQConfig:
         for name in (*sizes, "max_position_embeddings", "num_fixed_point_iterations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name, value, known in (("positions", self.positions, Positions), ("block", self.block, Block)):
+            if value not in get_args(known):
+                raise ValueError(f"{name} is one of {', '.join(get_args(known))}, not {value!r}")
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} does not divide into num_heads {self.num_heads}")
         head_dim = self.hidden_size // self.num_heads

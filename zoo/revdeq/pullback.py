@@ -5,18 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zoo.revdeq.iteration import Function, evaluator
-
-
-class Autocast:
-    """The autocast of the moment when this is made, to be entered again: a backward pass runs without."""
-
-    def __init__(self, device: str) -> None:
-        self.device, self.enabled = device, torch.is_autocast_enabled(device)
-        self.dtype = torch.get_autocast_dtype(device)
-
-    def __call__(self) -> torch.autocast:
-        return torch.autocast(self.device, self.dtype, self.enabled)
+from zoo.revdeq.iteration import Autocast, Function, evaluator
 
 
 class Pullback:
@@ -26,13 +15,13 @@ class Pullback:
         self, f: Function, inputs: Sequence[Tensor], parameters: Sequence[Tensor], autocast: Autocast
     ) -> None:
         detached = tuple(t.detach().requires_grad_(t.requires_grad) for t in inputs)
-        self.evaluate, self.autocast = evaluator(f, detached), autocast
+        self.evaluate = evaluator(f, detached, autocast)
         self.leaves = (*detached, *parameters)
         self.gradients: list[Tensor | None] = [None] * len(self.leaves)
 
     def at(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """The state as a leaf, and f of it, from which `pull` goes back."""
-        with torch.enable_grad(), self.autocast():
+        with torch.enable_grad():
             leaf = state.detach().requires_grad_()
             return leaf, self.evaluate(leaf)
 

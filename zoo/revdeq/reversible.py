@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from zoo.revdeq.iteration import Function, Iteration
-from zoo.revdeq.pullback import Autocast, Pullback
+from zoo.revdeq.iteration import Autocast, Function, Iteration
+from zoo.revdeq.pullback import Pullback
 
 
 class ReconstructionError(ArithmeticError):

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from zoo.revdeq.fixed_point import find
 from zoo.revdeq.implicit import Implicit
-from zoo.revdeq.iteration import Iteration, evaluator, relative_residual
-from zoo.revdeq.pullback import Autocast
+from zoo.revdeq.iteration import Autocast, Iteration, evaluator, relative_residual
 from zoo.revdeq.reversible import Reversible
 
 Backward = Literal["reversible", "unroll", "checkpoint", "implicit", "phantom"]
@@ -95,7 +94,7 @@ def solve(
         raise ValueError(f"z0 has the shape {tuple(z0.shape)}, but x {tuple(inputs[0].shape)}: they must be the same")
     parameters = [p for p in f.parameters() if p.requires_grad] if torch.is_grad_enabled() else []
     tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (z0, *inputs, *parameters))
-    evaluate, autocast = evaluator(call, inputs), Autocast(z0.device.type)
+    evaluate = evaluator(call, inputs, Autocast(z0.device.type))
     iteration = Iteration(beta, max_steps, tol, checkpointed=tracked and backward == "checkpoint")
 
     if tracked and backward == "reversible":
@@ -118,8 +117,7 @@ def solve(
 
     @torch.no_grad()
     def residual() -> Tensor:
-        with autocast():
-            return relative_residual(final, evaluate(final)) if known is None else known
+        return relative_residual(final, evaluate(final)) if known is None else known
 
     found = z.to(inputs[0].dtype)
     return Solution(found, iteration.steps, iteration.evaluations, iteration.reconstruction_error, residual)

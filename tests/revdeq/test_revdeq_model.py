@@ -1,0 +1,240 @@
+"""RevDEQ: gradients, causality, neighbours, the cache against none, and where the iteration comes to rest."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from zoo.generation import appended, left_pad, stream_tokens
+from zoo.revdeq import RevDEQ, RevDEQConfig
+from zoo.revdeq.decode import Decoder
+
+SIZES = {"vocab_size": 50, "hidden_size": 32, "num_heads": 4, "intermediate_size": 64, "mlp_layers": 1}
+KINDS = [
+    {},
+    {"block": "post_norm", "positions": "rotary", "num_layers": 2},
+    {"tie_embeddings": True, "mlp_layers": 2, "positions": "rotary"},
+]
+
+
+def build(**options):
+    torch.manual_seed(0)
+    return RevDEQ(RevDEQConfig(**{**SIZES, "max_position_embeddings": 24, **options}))
+
+
+def tokens(*shape):
+    return torch.randint(50, shape, generator=torch.Generator().manual_seed(3))
+
+
+def gradients(**options):
+    model, text = build(**options).double(), tokens(3, 13)
+    torch.manual_seed(1)  # of the dropout masks
+    loss = model.loss(text[:, :-1], text[:, 1:])
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+
+
+@pytest.mark.parametrize("kind", [*KINDS, {"dropout": 0.3}])
+@pytest.mark.parametrize(("steps", "bound"), [(4, 1e-12), (8, 1e-10)])
+def test_gradients_are_those_of_unrolling(kind, steps, bound):
+    kind = {**kind, "num_fixed_point_iterations": steps}
+    expected, got = (gradients(**kind, backward=backward) for backward in ("unroll", "reversible"))
+    assert (got - expected).norm() / expected.norm() <= bound
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_under_autocast_are_those_of_unrolling(dtype):
+    got = {}
+    for backward in ("unroll", "reversible"):
+        model, text = build(backward=backward, dropout=0.2, num_fixed_point_iterations=8), tokens(3, 13)
+        torch.manual_seed(1)
+        with torch.autocast("cpu", dtype):
+            loss = model.loss(text[:, :-1], text[:, 1:])
+        got[backward] = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+    assert (got["reversible"] - got["unroll"]).norm() / got["unroll"].norm() <= 1e-6
+
+
+def test_dropout_has_one_mask_a_pass_and_none_in_evaluation():
+    model = build(dropout=0.5)
+    text = tokens(2, 8)
+    torch.manual_seed(0)
+    first = model(text)[0]
+    assert not torch.equal(first, model(text)[0])
+    torch.manual_seed(0)
+    assert torch.equal(first, model(text)[0])
+    model.eval()
+    assert torch.equal(model(text)[0], model(text)[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_and_evaluation_give_the_same_logits(kind):
+    model, text = build(**kind), tokens(3, 9)
+    trained = model.train()(text)[0]
+    with torch.no_grad():
+        evaluated = model.eval()(text)[0]
+    torch.testing.assert_close(evaluated, trained, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_future_changes_nothing(kind):
+    model, text = build(**kind).eval(), tokens(2, 12)
+    other = text.clone()
+    other[:, 7:] = (other[:, 7:] + 1) % 50
+    assert torch.equal(model(text)[0][:, :7], model(other)[0][:, :7])
+    assert not torch.equal(model(text)[0][:, 7:], model(other)[0][:, 7:])
+
+
+@torch.no_grad()
+def test_a_tolerance_lets_the_future_through():
+    """Why a fixed number of steps is the default: see `solve`."""
+    model, text = build(block="post_norm").eval(), tokens(1, 12).repeat(9, 1)
+    text[:, 7:] = (text[:, 7:] + torch.arange(9)[:, None]) % 50  # nine futures of one past
+    tol = model.solve(text).residual.mean().item()
+    z = model.solve(text, tol=tol, max_steps=30).z[:, :7]
+    assert (z - z[0]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_neighbours_change_nothing(kind):
+    model, text = build(**kind).eval(), tokens(4, 11)
+    together = model(text)[0]
+    for row in range(4):
+        torch.testing.assert_close(model(text[row : row + 1])[0][0], together[row], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_post_norm_block_comes_to_rest_and_the_papers_does_not():
+    text, residuals = tokens(4, 16), {}
+    for block in ("paper", "post_norm"):
+        model = build(block=block).eval()
+        residuals[block] = [model.solve(text, max_steps=n).residual.mean().item() for n in (2, 8, 32)]
+    first, second, third = residuals["post_norm"]
+    assert third < second / 10 < first / 100
+    assert residuals["paper"][2] > 0.02
+
+
+def test_the_defaults_have_the_papers_94_million_parameters():
+    with torch.device("meta"):
+        model = RevDEQ(RevDEQConfig())
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6) == 94
+
+
+def test_flops_count_every_evaluation_of_the_cell():
+    model = build(num_fixed_point_iterations=3)
+    cell = sum(p.numel() for p in model.cell.parameters())
+    assert model.flops_per_token(16) == 6 * (6 * cell + 12 * 32 * 16) + 6 * 50 * 32
+
+
+# ---- generation
+
+
+def continued(model, text, n, **options):
+    """Greedy by the cache: tokens (B, T + n)."""
+    sizes = {"context": model.config.max_seq_len, "vocab_size": 50, "temperature": 0, "slide": True}
+    return appended(text, stream_tokens(lambda *shape: Decoder(model, *shape), text, n, **sizes, **options))
+
+
+def uncached(model, text, n):
+    """The same, every token computed anew from all before it; beyond the context, from its last half on."""
+    context, kept = model.config.max_seq_len, text
+    with torch.no_grad():
+        for _ in range(n):
+            if kept.shape[1] > context:
+                kept = kept[:, -(context // 2) :]
+            following = model(kept)[0][:, -1].argmax(-1)[:, None]
+            kept, text = torch.cat([kept, following], 1), torch.cat([text, following], 1)
+    return text
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *KINDS,
+        {"backward": "implicit", "solver": "plain"},
+        {"backward": "implicit", "solver": "broyden"},
+        {"fixed_point_tol": 0.3, "block": "post_norm"},
+    ],
+)
+def test_cached_tokens_are_the_uncached_ones_beyond_the_context_too(kind):
+    model, text = build(**kind).eval(), tokens(2, 5)
+    assert torch.equal(continued(model, text, 40), uncached(model, text, 40))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_cache_is_exact(kind):
+    model, text = build(**kind).double().eval(), tokens(2, 12)
+    decoder = Decoder(model, 2, 12)
+    with torch.inference_mode():
+        logits = [decoder.prefill(text[:, :4]), *(decoder.step(text[:, i]) for i in range(4, 12))]
+        torch.testing.assert_close(torch.stack(logits, 1).double(), model(text)[0][:, 3:], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ragged_prompts_go_on_as_each_alone(kind):
+    model = build(**kind).eval()
+    prompts = [[1, 2, 3, 4, 5, 6, 7], [8, 9], [10, 11, 12, 13]]
+    text, lengths = left_pad(prompts)
+    together = continued(model, text, 9, lengths=lengths)
+    for row, prompt in enumerate(prompts):
+        alone = continued(model, torch.tensor([prompt]), 9)
+        assert torch.equal(together[row, text.shape[1] :], alone[0, len(prompt) :])
+
+
+def test_ragged_prompts_slide():
+    model = build().eval()
+    text, lengths = left_pad([list(range(20)), [3, 4]])
+    assert continued(model, text, 60, lengths=lengths).shape == (2, 80)
+
+
+def test_a_warm_start_keeps_one_slot_and_comes_to_the_same_logits():
+    kind = {"block": "post_norm", "num_fixed_point_iterations": 60}
+    cold, warm = build(**kind).eval(), build(**kind, warm_start=True, fixed_point_tol=1e-6).eval()
+    text = tokens(2, 14)
+    decoder = Decoder(warm, 2, 14)
+    assert len(decoder.cache.layers) == 1
+    with torch.inference_mode():
+        logits = [decoder.prefill(text[:, :4]), *(decoder.step(text[:, i]) for i in range(4, 14))]
+        torch.testing.assert_close(torch.stack(logits, 1), cold(text)[0][:, 3:], rtol=0, atol=1e-4)
+
+
+def test_bf16_decoding_comes_close_and_leaves_no_trace():
+    model, text = build().train(), tokens(2, 8)
+    low, high = (Decoder(model, 2, 9, precision).prefill(text) for precision in ("bf16", "fp32"))
+    assert 0 < (low - high).norm() / high.norm() < 0.03
+    assert all(module.training for module in model.modules())
+
+
+# ---- what it refuses
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"hidden_size": 30}, "hidden_size 30 does not divide into num_heads 4"),
+        ({"hidden_size": 12, "positions": "rotary"}, "hidden_size / num_heads must be even, not 3"),
+        ({"num_fixed_point_iterations": 0}, "num_fixed_point_iterations must be at least 1, not 0"),
+        ({"beta": 1.0}, "beta must lie in"),
+        ({"fixed_point_tol": 1e-3, "backward": "unroll"}, "a tolerance does not go with backward=unroll"),
+        ({"warm_start": True}, "warm_start needs a fixed_point_tol"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), not 1.0"),
+        ({"block": "pre"}, "block is one of paper, post_norm, not 'pre'"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        RevDEQConfig(**{**SIZES, **options})
+
+
+def test_a_text_beyond_the_context_is_refused():
+    with pytest.raises(ValueError, match="25 tokens are more than the model's context of 24"):
+        build()(tokens(1, 25))
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="precision must be one of fp32, bf16, not 'int4'"):
+        Decoder(build(), 1, 4, "int4")
+
+
+def test_the_room_needs_no_lightning():
+    program = "import sys; import zoo.revdeq; sys.exit('lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

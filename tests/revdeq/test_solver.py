@@ -1,0 +1,276 @@
+"""`solve`: gradients against unrolling, what is kept, where it stops, and what it refuses."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from zoo.revdeq import ReconstructionError, solve
+from zoo.revdeq.fixed_point import SOLVERS
+
+
+class Function(nn.Module):
+    """A small f that mixes nothing between samples; `gain` above 1 and it need not contract."""
+
+    def __init__(self, dtype=torch.float64, gain=1.0, dim=6):
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down = nn.Linear(dim, 16, dtype=dtype), nn.Linear(16, dim, dtype=dtype)
+        self.gain = gain
+
+    def forward(self, z, x):
+        return self.gain * self.down(torch.tanh(self.up(z + x)))
+
+
+def gradients(backward, steps, dtype=torch.float64, autocast=None, f=None, rows=3, **options):
+    """The solution, and the gradients of z0, x and all parameters."""
+    f = Function(dtype) if f is None else f
+    draw = torch.Generator().manual_seed(1)
+    x, weight = (torch.randn(rows, 6, generator=draw, dtype=torch.float64).to(dtype) for _ in range(2))
+    z0 = torch.randn(rows, 6, generator=draw, dtype=torch.float64)
+    leaves = [x.requires_grad_(), z0.requires_grad_(), *f.parameters()]
+    with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+        solution = solve(f, x, z0, max_steps=steps, backward=backward, **options)
+    unused = backward in ("implicit", "phantom")  # z0, of which a fixed point knows nothing
+    return solution, torch.autograd.grad((solution.z * weight).sum(), leaves, allow_unused=unused)
+
+
+def off(got, expected):
+    """The relative difference of all gradients together."""
+    return (flat(got) - flat(expected)).norm() / flat(expected).norm()
+
+
+def flat(gradients):
+    return torch.cat([g.double().flatten() for g in gradients])
+
+
+@pytest.mark.parametrize(("steps", "beta", "bound"), [(4, 0.5, 1e-12), (8, 0.5, 1e-10), (8, 1.5, 1e-10)])
+def test_gradients_are_those_of_unrolling(steps, beta, bound):
+    unrolled, expected = gradients("unroll", steps, beta=beta)
+    walked, got = gradients("reversible", steps, beta=beta)
+    assert torch.equal(walked.z, unrolled.z)
+    assert off(got, expected) <= bound
+    assert walked.reconstruction_error < 1e-6
+    assert unrolled.reconstruction_error.isnan()
+
+
+@pytest.mark.parametrize("steps", [4, 8, 16])
+@pytest.mark.parametrize(
+    ("dtype", "autocast"), [(torch.float32, None), (torch.float32, torch.bfloat16), (torch.bfloat16, None)]
+)
+def test_low_precision_costs_nothing_while_the_state_is_fp64(steps, dtype, autocast):
+    _, expected = gradients("unroll", steps, dtype, autocast)
+    walked, got = gradients("reversible", steps, dtype, autocast)
+    assert walked.z.dtype == dtype
+    assert off(got, expected) <= 1e-6
+    assert walked.reconstruction_error < 1e-6
+
+
+def test_a_state_of_fewer_digits_loses_the_way_and_says_so():
+    single = {"dtype": torch.float32, "state_dtype": torch.float32}
+    with pytest.warns(UserWarning, match=r"16 steps of beta 0\.5 may lose more digits .* about 8 steps are safe"):
+        solution, got = gradients("reversible", 16, **single, max_reconstruction_error=9)
+    _, expected = gradients("unroll", 16, **single)
+    assert 1e-6 < solution.reconstruction_error < 9
+    assert off(got, expected) > 1e-7
+
+
+class Bare(nn.Module):
+    """The same function with its parameters among the inputs, for torch's gradcheck wants functions of tensors."""
+
+    def forward(self, z, inputs):
+        x, up, up_bias, down, down_bias = inputs
+        return F.linear(torch.tanh(F.linear(z + x, up, up_bias)), down, down_bias)
+
+
+@pytest.mark.parametrize("options", [{}, {"tol": 0.3, "max_steps": 9}, {"backward": "phantom"}])
+def test_gradcheck(options):
+    draw = torch.Generator().manual_seed(0)
+    x, z0 = (torch.randn(2, 6, generator=draw, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    z0.requires_grad_(options.get("backward") != "phantom")  # whose gradients know nothing of where z came from
+    steps = {"max_steps": 60} if "backward" in options else {"max_steps": 3}
+    inputs = (z0, x, *Function().parameters())
+    more = {"backward_steps": 60} if "backward" in options else {}
+    assert torch.autograd.gradcheck(
+        lambda z0, *inputs: solve(Bare(), inputs, z0, **(steps | options | more)).z, inputs, rtol=1e-4
+    )
+
+
+def test_checkpointing_is_unrolling():
+    _, expected = gradients("unroll", 5)
+    _, got = gradients("checkpoint", 5)
+    assert off(got, expected) < 1e-15
+
+
+def test_the_implicit_and_the_phantom_gradient_are_the_fixed_points_own():
+    _, expected = gradients("unroll", 100)
+    for solver in ("reversible", *SOLVERS):
+        for backward in ("implicit", "phantom"):
+            _, got = gradients(backward, 100, tol=1e-12, solver=solver, backward_steps=60)
+            assert off(got[2:], expected[2:]) < 1e-9, (solver, backward)
+
+
+def test_solvers_agree_and_the_clever_ones_are_quicker():
+    found = {solver: gradients("implicit", 100, tol=1e-10, solver=solver)[0] for solver in ("reversible", *SOLVERS)}
+    for solver, solution in found.items():
+        torch.testing.assert_close(solution.z, found["plain"].z, rtol=0, atol=1e-8, msg=solver)
+        assert (solution.residual <= 1e-10).all()
+    assert found["broyden"].evaluations < found["anderson"].evaluations < found["plain"].evaluations / 1.5
+
+
+# ---- what it costs
+
+
+class Kept:
+    """A tensor that a backward pass waits for; `alive` knows those whose graphs have not been dropped."""
+
+    def __init__(self, tensor, alive):
+        self.tensor = tensor
+        alive.add(self)
+
+
+def kept_bytes(backward, steps):
+    alive = weakref.WeakSet()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: Kept(t.detach(), alive), lambda kept: kept.tensor):
+        solution = solve(Function(), torch.ones(3, 6, dtype=torch.float64), max_steps=steps, backward=backward)
+    assert solution.z.requires_grad
+    return sum(kept.tensor.nbytes for kept in alive)
+
+
+def test_the_reversible_pass_keeps_no_more_for_more_steps():
+    assert kept_bytes("reversible", 4) == kept_bytes("reversible", 16)
+    assert kept_bytes("unroll", 16) > 3 * kept_bytes("unroll", 4)
+    assert kept_bytes("reversible", 4) < kept_bytes("unroll", 4) / 3
+
+
+def test_nothing_is_kept_alive_by_a_cycle():
+    gc.collect()
+    gc.disable()
+    try:
+        solution, _ = gradients("reversible", 3)
+        node = weakref.ref(solution.z)
+        del solution
+        assert node() is None
+    finally:
+        gc.enable()
+
+
+class Counted(Function):
+    calls = 0
+
+    def forward(self, z, x):
+        self.calls += 1
+        return super().forward(z, x)
+
+
+def test_evaluations_are_counted_and_the_residual_costs_one_when_asked_for():
+    f = Counted()
+    solution, _ = gradients("reversible", 4, f=f)
+    assert f.calls == 8 + 8  # forward, and again on the way back
+    assert solution.evaluations == 8
+    assert solution.steps == 4
+    x = torch.randn(3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    z, fz = solution.z, f(solution.z, x)
+    f.calls = 0
+    expected = (z - fz).norm(dim=1) / (1e-5 + fz.norm(dim=1))
+    torch.testing.assert_close(solution.residual, expected, rtol=1e-12, atol=0)
+    assert torch.equal(solution.residual, solution.residual)
+    assert f.calls == 1
+
+
+# ---- stopping by tolerance
+
+
+def test_a_tolerance_stops_each_sample_by_itself():
+    together, got = gradients("reversible", 15, tol=0.05, rows=5)
+    assert together.steps.unique().numel() > 1, "all samples stopped at once: the test shows nothing"
+    assert (together.residual <= 0.05).all()
+    assert together.evaluations == 2 * together.steps.max() + 1
+    f, draw = Function(), torch.Generator().manual_seed(1)
+    x, weight, z0 = (torch.randn(5, 6, generator=draw, dtype=torch.float64) for _ in range(3))
+    x.requires_grad_(), z0.requires_grad_()
+    rows = []
+    for i, steps in enumerate(together.steps.tolist()):
+        rows.append(solve(f, x[i : i + 1], z0[i : i + 1], max_steps=steps, backward="unroll"))
+        assert rows[i].residual <= 0.05
+        assert solve(f, x[i : i + 1], z0[i : i + 1], max_steps=max(steps - 1, 1)).residual > 0.05 or steps == 1
+    z = torch.cat([row.z for row in rows])
+    torch.testing.assert_close(together.z, z, rtol=0, atol=1e-12)
+    expected = torch.autograd.grad((z * weight).sum(), [x, z0, *f.parameters()])
+    assert off(got, expected) < 1e-9
+
+
+def test_a_tolerance_out_of_reach_ends_after_max_steps():
+    solution, _ = gradients("reversible", 3, tol=1e-12)
+    assert (solution.steps == 3).all()
+    assert (solution.residual > 1e-12).all()
+
+
+# ---- what receives gradients
+
+
+def test_only_what_wants_gradients_gets_them():
+    f = Function()
+    f.up.requires_grad_(False)
+    x = torch.randn(3, 6, dtype=torch.float64)
+    solve(f, x).z.sum().backward()
+    assert f.up.weight.grad is None
+    assert f.down.weight.grad is not None
+    f.requires_grad_(False)
+    assert not solve(f, x).z.requires_grad
+
+
+def test_without_gradients_the_state_is_the_same():
+    f, x = Function(), torch.randn(3, 6, dtype=torch.float64)
+    with torch.no_grad():
+        bare = solve(f, x)
+    assert torch.equal(bare.z, solve(f, x).z)
+    assert torch.equal(bare.residual, solve(f, x).residual)
+
+
+def test_an_input_that_f_ignores_gets_none():
+    class Deaf(Function):
+        def forward(self, z, inputs):
+            return super().forward(z, inputs[0])
+
+    x = [torch.ones(2, 6, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    solve(Deaf(), tuple(x)).z.sum().backward()
+    assert x[0].grad is not None
+    assert x[1].grad is None
+
+
+# ---- what it refuses
+
+
+def test_randomness_inside_f_is_found_out():
+    class Noisy(Function):
+        def forward(self, z, x):
+            return F.dropout(super().forward(z, x), 0.5)
+
+    with pytest.raises(ReconstructionError, match=r"missed the start by .* no randomness of its own, such as dropout"):
+        gradients("reversible", 4, f=Noisy())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"beta": 1}, "beta must lie in"),
+        ({"beta": 0}, "beta must lie in"),
+        ({"beta": 2.5}, "beta must lie in"),
+        ({"max_steps": 0}, "max_steps must be at least 1, not 0"),
+        ({"tol": 0.0}, "the tolerance must be positive"),
+        ({"tol": 1e-3, "backward": "unroll"}, "a tolerance does not go with backward=unroll"),
+        ({"tol": 1e-3, "backward": "checkpoint"}, "a tolerance does not go with backward=checkpoint"),
+        ({"backward": "adjoint"}, "backward is one of reversible, unroll"),
+        ({"backward": "implicit", "solver": "newton"}, "solver is one of reversible, plain"),
+        ({"solver": "anderson"}, "solver=anderson needs backward=implicit or phantom"),
+        ({"backward": "implicit", "backward_steps": 0}, "backward_steps must be at least 1"),
+        ({"z0": torch.zeros(2, 5)}, r"z0 has the shape \(2, 5\), but x \(3, 6\)"),
+    ],
+)
+def test_what_does_not_go_is_one_sentence(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        solve(Function(), torch.ones(3, 6, dtype=torch.float64), **options)
