@@ -33,7 +33,7 @@ class Implicit(torch.autograd.Function):
         leaf, value = pullback.at(z)
 
         def adjoint(u: Tensor) -> Tensor:
-            return grad + torch.autograd.grad(value, leaf, u, retain_graph=True)[0]
+            return grad + torch.autograd.grad(value, leaf, u, retain_graph=True)[0].to(u.dtype)
 
         pullback.pull(leaf, value, find(ctx.solver, adjoint, grad, ctx.adjoint))
         return None, None, None, None, None, *pullback.gradients

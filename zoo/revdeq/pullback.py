@@ -20,10 +20,10 @@ class Pullback:
         self.gradients: list[Tensor | None] = [None] * len(self.leaves)
 
     def at(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """The state as a leaf, and f of it, from which `pull` goes back."""
+        """The state as a leaf in f's dtype, and f of it, from which `pull` goes back."""
         with torch.enable_grad():
-            leaf = state.detach().requires_grad_()
-            return leaf, self.evaluate(leaf)
+            leaf = state.detach().to(self.leaves[0].dtype).requires_grad_()
+            return leaf, self.evaluate(leaf).to(state.dtype)
 
     def value(self, state: Tensor) -> Tensor:
         """f of the state alone, by the very kernels of `at`: without gradients torch may choose others, of other
@@ -39,4 +39,4 @@ class Pullback:
         for i, gradient in zip(wanted, of_leaves, strict=True):
             before = self.gradients[i]
             self.gradients[i] = gradient if before is None or gradient is None else before + gradient
-        return torch.zeros_like(leaf) if of_state is None else of_state
+        return torch.zeros_like(cotangent) if of_state is None else of_state.to(cotangent.dtype)
