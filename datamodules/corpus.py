@@ -10,13 +10,12 @@ import difflib
 import hashlib
 import os
 import re
-import socket
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from zoo.hub import online
 
 Row = tuple[bool, str]
 Rows = Callable[[], Iterable[Row]]
@@ -215,7 +214,7 @@ def hub_tables(data: str, suffixes: Set[str], embedded: str, cache_dir: Path) ->
     import datasets
     from huggingface_hub import constants
 
-    if not _online():  # look in the cache at once, without half a minute of retries
+    if not online():  # look in the cache at once, without half a minute of retries
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         found = datasets.load_dataset(name, config or None, cache_dir=str(cache_dir))
@@ -226,17 +225,6 @@ def hub_tables(data: str, suffixes: Set[str], embedded: str, cache_dir: Path) ->
     if "train" not in tables:
         raise ValueError(f"the data set {data!r} has no train split; it has {', '.join(found)}")
     return tables
-
-
-def _online() -> bool:
-    if urllib.request.getproxies():
-        return True
-    host = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    try:
-        socket.create_connection((host.hostname, host.port or 443), timeout=5).close()
-    except OSError:
-        return False
-    return True
 
 
 def _complete(given: dict[str, Rows], val_fraction: float, test_fraction: float) -> dict[str, Rows]:

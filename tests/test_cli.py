@@ -44,34 +44,34 @@ def test_list_shows_every_config_with_its_true_size(capsys):
 
 @pytest.mark.parametrize("row", overview.configs(), ids=lambda row: row["config"])
 def test_a_config_states_its_true_size_and_needs(row):
-    from datamodules import LinearRegressionTasks, TextRegression
+    from datamodules import LinearRegressionTasks
     from zoo.icr import ICRTransformer, Task
     from zoo.llama import Llama, LlamaConfig
     from zoo.regress_lm import RegressLM
+    from zoo.revdeq import RevDEQLM
 
     assert row["needs"]
     settings = yaml.safe_load((ROOT / row["config"]).read_text())
-    if row["model"] == "RegressLM":
-        architecture = settings["model"]["init_args"]
-        data = TextRegression(**settings["data"]["init_args"] | {"data": "integers"}).hparams
-        sizes = {"bytes": 257, "bpe": data["bpe_vocab_size"], "words": 128}  # words: so many in scan_bench's rows
-        with torch.device("meta"):
-            model = RegressLM(vocab_size=sizes[data["tokenizer"]], **architecture)
-        assert row["size"] == f"{sum(p.numel() for p in model.parameters()) / 1e6:.3g}M"
-    if row["model"] == "ICRTransformer":
-        data = LinearRegressionTasks(**settings["data"]["init_args"])
-        task = {field.name: getattr(data, field.name) for field in fields(Task)}
-        model = ICRTransformer(**task, **settings["model"]["init_args"])
-        assert row["size"] == f"{sum(p.numel() for p in model.parameters()) / 1e6:.3g}M"
-    if row["model"] == "LlamaLM" and row["size"]:
-        names = LlamaConfig.__dataclass_fields__
-        sizes = {k: v for k, v in settings["model"]["init_args"].items() if k in names}
-        base = yaml.safe_load((ROOT / "configs" / "llama.yaml").read_text())  # what an overlay lies on
-        data = base["data"]["init_args"] | settings["data"]["init_args"]
-        sizes["vocab_size"] = 257 if data["tokenizer"] == "bytes" else data["bpe_vocab_size"]
-        with torch.device("meta"):
-            count = sum(p.numel() for p in Llama(LlamaConfig(**sizes)).parameters())
-        assert row["size"] == f"{count / 1e6:.3g}M"
+    base = yaml.safe_load((ROOT / "configs" / "llama.yaml").read_text())  # what an overlay lies on
+    data = (base if row["model"] == "LlamaLM" else settings).get("data", {}).get("init_args", {})
+    data = data | settings.get("data", {}).get("init_args", {})
+    sizes = settings.get("model", {}).get("init_args", {})
+    vocabularies = {"bytes": 257, "gpt2": 50257, "words": 128}  # words: so many in scan_bench's rows
+    vocab_size = vocabularies.get(data.get("tokenizer", "bytes")) or data.get("bpe_vocab_size", 4096)
+    with torch.device("meta"):
+        if row["model"] == "RegressLM":
+            model = RegressLM(vocab_size=vocab_size, **sizes)
+        elif row["model"] == "ICRTransformer":
+            task = LinearRegressionTasks(**data)
+            model = ICRTransformer(**{field.name: getattr(task, field.name) for field in fields(Task)}, **sizes)
+        elif row["model"] == "RevDEQLM":
+            model = RevDEQLM(vocab_size=vocab_size, **sizes)
+        elif row["model"] == "LlamaLM" and row["size"]:
+            sizes = {name: size for name, size in sizes.items() if name in LlamaConfig.__dataclass_fields__}
+            model = Llama(LlamaConfig(vocab_size=vocab_size, **sizes))
+        else:
+            return
+    assert row["size"] == f"{sum(p.numel() for p in model.parameters()) / 1e6:.3g}M"
 
 
 def test_help_and_import_are_cheap():

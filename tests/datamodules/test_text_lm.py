@@ -121,7 +121,7 @@ def test_a_hub_data_set_goes_by_its_own_splits(make, monkeypatch):
         return datasets.DatasetDict({s: datasets.Dataset.from_dict({"text": r}) for s, r in rows.items()})
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(corpus, "_online", lambda: True)
+    monkeypatch.setattr(corpus, "online", lambda: True)
     data = make("some/text:small")
     assert text(data, "train") == "onetwo" * 20
     assert tokens(data, "val") == [256, *b"three"]
@@ -135,7 +135,7 @@ def test_a_name_that_is_nowhere_is_told_both_ways(make, monkeypatch):
         raise ConnectionError("no network\nand more")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(corpus, "_online", lambda: True)
+    monkeypatch.setattr(corpus, "online", lambda: True)
     with pytest.raises(FileNotFoundError, match=r"no text is at some/text, and the hub gave .*\(no network\)"):
         make("some/text").prepare_data()
 

@@ -179,7 +179,7 @@ def test_a_hub_data_set(monkeypatch):
         return datasets.DatasetDict({"train": rows("train", 20), "validation": rows("validation", 3)})
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(corpus, "_online", lambda: True)
+    monkeypatch.setattr(corpus, "online", lambda: True)
     data = TextRegression("some/scores:small", target_columns="y")
     assert [len(data.texts(split)) for split in ("train", "val")] == [20, 3]
     assert data.texts("predict")[2] == "validation 2"

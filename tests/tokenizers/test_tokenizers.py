@@ -197,6 +197,23 @@ def test_what_is_not_there_is_named(tmp_path):
         load_tokenizer(tmp_path / "nowhere.model")
 
 
+def test_a_name_is_looked_up_on_the_hub(monkeypatch, tmp_path):
+    """With a stand-in for the hub, whose one model has the tokenizer.json of a BPE of ours."""
+
+    def download(name, file, local_files_only):
+        if (name, file, local_files_only) != ("gpt2", "tokenizer.json", True):
+            raise OSError("404")
+        return tmp_path / "tokenizer.json"
+
+    bpe = train_bpe(["the cat sat on the mat"] * 9, 270)
+    (tmp_path / "tokenizer.json").write_text(bpe.state()["model"])
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("zoo.tokenizers.load.online", lambda: False)
+    assert load_tokenizer("gpt2").encode("the cat") == bpe.encode("the cat")
+    with pytest.raises(FileNotFoundError, match="no tokenizer is at gpt3, and the hub gave none of that name"):
+        load_tokenizer("gpt3")
+
+
 WRONG = {
     "empty.model": (b"", "the file is empty"),
     "noise.model": (bytes(range(256)) * 9, "not a tokenizer of any known kind"),

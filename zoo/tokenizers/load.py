@@ -2,8 +2,10 @@
 
 import base64
 import json
+import re
 from pathlib import Path
 
+from zoo.hub import online
 from zoo.tokenizers.base import State, Tokenizer
 from zoo.tokenizers.byte_level import ByteTokenizer
 from zoo.tokenizers.characters import CharacterTokenizer
@@ -17,25 +19,26 @@ _NAMED: dict[str, type[Tokenizer]] = {kind.kind: kind for kind in (ByteTokenizer
 _KINDS = (
     "'bytes', 'characters', a SentencePiece model, llama2.c's tok*.bin, GPT-2's vocabulary, a Hugging Face folder"
 )
+_SUFFIXES = {".model", ".bin", ".json", ".bpe", ".txt", ".ckpt", ".pt"}  # of files, not of names on the hub
 _UNKNOWN = "it is not a tokenizer of any known kind, or was cut short"
 
 
 def load_tokenizer(path_or_name: str | Path) -> Tokenizer:
-    """The tokenizer called "bytes" or "characters", or the one that a file or folder holds.
+    """The tokenizer called "bytes" or "characters", the one that a file or folder holds, or a model's on the hub.
 
     Files: a SentencePiece `.model`, llama2.c's `tok*.bin`, either of GPT-2's two files (the other is looked
     for beside it), a `tokenizer.json`, a checkpoint of ours that carries its tokenizer. Folders: Hugging
     Face's, by their `tokenizer.json`, else `tokenizer.model`, else vocabulary and merges.
 
     Raises:
-        FileNotFoundError: nothing is there.
+        FileNotFoundError: nothing is there, nor on the hub.
         ValueError: what is there is no tokenizer, or is damaged.
     """
     if str(path_or_name) in _NAMED:
         return _NAMED[str(path_or_name)]()
     path = Path(path_or_name)
     if not path.exists():
-        raise FileNotFoundError(f"no tokenizer is at {path}: give {_KINDS}, or a checkpoint of ours")
+        path = _from_hub(str(path_or_name))
     try:
         return _load_folder(path) if path.is_dir() else _load_file(path)
     except ValueError as error:
@@ -61,6 +64,20 @@ def from_state(state: State) -> Tokenizer:
         bos, eos = (None if (i := state[key]) is None else int(i) for key in ("bos_id", "eos_id"))
         return HuggingFaceTokenizer(model, bos, eos)
     raise ValueError(f"the saved tokenizer is of a kind that this zoo does not know: {kind!r}")
+
+
+def _from_hub(name: str) -> Path:
+    """The `tokenizer.json` of a model on the hub, "gpt2" or "owner/name", downloaded once."""
+    missing = f"no tokenizer is at {name}"
+    kinds = f"give {_KINDS}, a checkpoint of ours, or a model's name on the hub"
+    if not re.fullmatch(r"[\w-]+(/[\w.-]+)?", name) or Path(name).suffix in _SUFFIXES:
+        raise FileNotFoundError(f"{missing}: {kinds}")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, "tokenizer.json", local_files_only=not online()))
+    except Exception as error:  # no network, no such model, no such file: there are many ways to say no
+        raise FileNotFoundError(f"{missing}, and the hub gave none of that name: {kinds}") from error
 
 
 def _load_folder(folder: Path) -> Tokenizer:
