@@ -9,6 +9,7 @@ training). The runs stay in --output_dir, for TensorBoard.
 import argparse
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -50,11 +51,14 @@ def counting(data: TextLM) -> list[Row]:
     return rows
 
 
-def train(seed: int, data_dir: Path, folder: Path, options: list[str]) -> Row:
+def train(config: Path, seed: int, data_dir: Path, folder: Path, options: list[str]) -> Row:
     """Train one seed through the command line, and measure its best checkpoint on both whole splits."""
-    argv = [f"--config={CONFIG}", f"--data_dir={data_dir}", f"--seed_everything={seed}", f"--output_dir={folder}"]
+    argv = [f"--config={config}", f"--data_dir={data_dir}", f"--seed_everything={seed}", f"--output_dir={folder}"]
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "zoo", "fit", *argv, *options], cwd=ROOT, check=True)
+    process = subprocess.Popen([sys.executable, "-m", "zoo", "fit", *argv, *options], cwd=ROOT)
+    _, status, usage = os.wait4(process.pid, 0)  # this child's own peak
+    if status:
+        raise subprocess.CalledProcessError(status, "zoo fit")
     seconds = time.perf_counter() - start
     scores = {}
     for verb, split in (("validate", "val"), ("test", "test")):
@@ -62,7 +66,17 @@ def train(seed: int, data_dir: Path, folder: Path, options: list[str]) -> Row:
         scores |= perplexities(cli.trainer.callback_metrics[f"{split}_loss"].item(), cli.datamodule, split)
     step = torch.load(folder / "best.ckpt", weights_only=True, mmap=True)["global_step"]
     parameters = sum(p.numel() for p in cli.model.parameters())
-    return {"model": f"LlamaLM, seed {seed}", **scores, "seconds": seconds, "steps": step, "parameters": parameters}
+    about = {"seconds": seconds, "steps": step, "parameters": parameters, "peak_MB": usage.ru_maxrss / 1024}
+    return {"model": f"{type(cli.model).__name__}, seed {seed}", **scores, **about}
+
+
+def mean(rows: list[Row], name: str) -> Row:
+    """The rows of several seeds as one, with the spread of their perplexities."""
+    scores = [key for key in rows[0] if key.endswith("_ppl")]
+    means = {key: statistics.mean(row[key] for row in rows) for key in (*scores, "seconds", "peak_MB")}
+    spread = {f"{key}_sd": statistics.stdev(row[key] for row in rows) for key in scores} if len(rows) > 1 else {}
+    fixed = {key: rows[0][key] for key in ("steps", "parameters")}
+    return {"model": f"{name}, mean of {len(rows)} seeds", **means, **spread, **fixed}
 
 
 def plot(folders: list[Path], data: TextLM, path: Path) -> None:
@@ -97,11 +111,9 @@ def main() -> None:
     args = parser.parse_args()
     about = facts()
     folders = [args.output_dir / f"seed {seed}" for seed in args.seeds]
-    rows = [train(seed, args.data_dir.resolve(), f, args.options) for seed, f in zip(args.seeds, folders, strict=True)]
-    names = ("val_ppl", "val_word_ppl", "test_ppl", "test_word_ppl", "seconds")
-    mean = {name: statistics.mean(row[name] for row in rows) for name in names}
-    spread = {f"{name}_sd": statistics.stdev(row[name] for row in rows) for name in names[:-1]}
-    rows.append({"model": f"LlamaLM, mean of {len(rows)} seeds", **mean, **spread, "parameters": rows[0]["parameters"]})
+    runs = zip(args.seeds, folders, strict=True)
+    rows = [train(CONFIG, seed, args.data_dir.resolve(), folder, args.options) for seed, folder in runs]
+    rows.append(mean(rows, "LlamaLM"))
     data = ZooCLI(["validate", f"--ckpt_path={folders[0] / 'best.ckpt'}", "--trainer.fast_dev_run=1"]).datamodule
     rows += counting(data)
     tokens = {split: data.stats(split)["tokens"] for split in ("train", "val", "test")}

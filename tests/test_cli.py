@@ -125,6 +125,16 @@ def test_generate_prints_the_prompt_and_nothing_but_text(run, capfd):
     assert capfd.readouterr().out == first
 
 
+def test_max_length_counts_the_prompt_too(run, capsys):
+    argv = ["generate", f"--ckpt_path={run / 'best.ckpt'}", "--prompt=The ", "--temperature=0"]
+    texts = []
+    for length in ("--max_length=10", "--max_new_tokens=5"):  # four bytes and the mark before them
+        assert main([*argv, length]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert "max_length 3 is less than the prompt's 5 tokens" in complaint(capsys, 1, *argv, "--max_length=3")
+
+
 @pytest.mark.slow
 def test_generate_compiled_says_the_same(run, capfd):
     argv = ["generate", f"--ckpt_path={run / 'best.ckpt'}", "--prompt=The ", "--max_new_tokens=5", "--temperature=0"]

@@ -22,6 +22,7 @@ class ZooTrainer(Trainer):
         prompt: str = "",
         prompts: list[str] | None = None,
         max_new_tokens: int = 200,
+        max_length: int | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -42,6 +43,7 @@ class ZooTrainer(Trainer):
             prompt: the text to continue; empty starts a text.
             prompts: several texts instead, as a JSON list.
             max_new_tokens: how many tokens to add at most.
+            max_length: how many tokens prompt and continuation may have together, instead of max_new_tokens.
             temperature: 0 for the likeliest text, 1 for the model's own distribution.
             top_k: draw from the k likeliest tokens only.
             top_p: draw from the fewest tokens that hold this much probability.
@@ -62,6 +64,11 @@ class ZooTrainer(Trainer):
         ids = [tokenizer.encode(text) for text in ([prompt] if prompts is None else prompts)]
         if not all(ids):
             raise ValueError("this tokenizer has no token that starts a text, so --prompt must not be empty")
+        if max_length is not None:
+            longest = max(map(len, ids))
+            if max_length < longest:
+                raise ValueError(f"max_length {max_length} is less than the prompt's {longest} tokens: raise it")
+            max_new_tokens = max_length - longest
         if stop_tokens is None:
             stop_tokens = [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None]
         steps = model.stream(

@@ -1,0 +1,80 @@
+"""RevDEQ and a Llama of as many parameters on WikiText-2: equal steps, equal tokens, several seeds, one table.
+
+    python benchmarks/revdeq_wikitext2.py --data_dir wikitext-2/    # a folder with train.txt, valid.txt, test.txt
+
+Both are trained by their own configs of configs/wikitext2, the Llama cut down to RevDEQ's size. Rows go to
+results/revdeq_wikitext2.json; the runs stay in --output_dir.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.measure import facts  # noqa: E402
+from benchmarks.wikitext2 import counting, mean, train  # noqa: E402
+from zoo.cli import ZooCLI  # noqa: E402
+
+CONFIGS = ROOT / "configs" / "wikitext2"
+STEPS = ["--trainer.max_steps=600", "--trainer.val_check_interval=200", "--model.warmup_steps=100"]
+STEPS_TO_REST = (1, 2, 4, 8, 16, 32)
+SMALL_LLAMA = ["--model.dim=128", "--model.hidden_dim=288"]
+# The name of a row, its config, its options, and the evaluations of a block or layer that a token passes through.
+MODELS = {
+    "RevDEQ, post_norm block": ("revdeq.yaml", [], 8),
+    "RevDEQ, the paper's block": ("revdeq.yaml", ["--model.block=paper"], 8),
+    "LlamaLM": ("llama.yaml", SMALL_LLAMA, 4),
+}
+
+
+def residuals(checkpoint: Path) -> dict[str, list[float]]:
+    """The relative residual after N steps on the first validation batch, and the perplexity that z then gives."""
+    cli = ZooCLI(["validate", f"--ckpt_path={checkpoint}", "--trainer.fast_dev_run=1"])
+    model = cli.model.model.eval()
+    inputs, targets, _ = next(iter(cli.datamodule.val_dataloader()))
+    found: dict[str, list[float]] = {"residual": [], "batch_ppl": []}
+    with torch.no_grad():
+        for steps in STEPS_TO_REST:
+            solution = model.solve(inputs, max_steps=steps)
+            found["residual"].append(solution.residual.mean().item())
+            found["batch_ppl"].append(model.loss(inputs, targets, solution).exp().item())
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, required=True, help="WikiText-2's folder")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "wikitext2-revdeq")
+    parser.add_argument("options", nargs="*", help="further options of `zoo fit`, after --")
+    args = parser.parse_args()
+    path = ROOT / "results" / "revdeq_wikitext2.json"
+    about = facts() | {"threads": torch.get_num_threads()}
+    rows = [r for r in json.loads(path.read_text()) if r["of"] not in args.models] if path.exists() else []
+    for name in args.models:
+        config, sizes, evaluations = MODELS[name]
+        found = []
+        for seed in args.seeds:
+            folder = args.output_dir / f"{name.replace(',', '').replace(' ', '-')}-{seed}"
+            options = [*STEPS, *sizes, *args.options]
+            found.append(train(CONFIGS / config, seed, args.data_dir.resolve(), folder, options))
+            if config == "revdeq.yaml":
+                found[-1] |= residuals(folder / "best.ckpt")
+            print(f"{name}, seed {seed}: val {found[-1]['val_ppl']:.2f}, test {found[-1]['test_ppl']:.2f}", flush=True)
+        for row in (*found, mean(found, name)):
+            rows.append({**row, "of": name, "evaluations": evaluations, **about})
+        path.write_text(json.dumps(rows, indent=1) + "\n")
+    cli = ZooCLI(["validate", f"--ckpt_path={folder / 'best.ckpt'}", "--trainer.fast_dev_run=1"])
+    rows = [r for r in rows if r["of"] != "counting"]
+    rows += [{**row, "of": "counting", **about} for row in counting(cli.datamodule)]
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
