@@ -1,0 +1,96 @@
+"""Writes golden_jax.json: what the JAX original answers on a small function in fp64.
+
+    python tests/revdeq/make_golden.py --upstream PATH     # a checkout of sammccallum/reversible-deq (a1bd296)
+
+It needs jax and equinox (0.10.2 and 0.13.8 made the file), which the suite does without. Beside the answers the file
+holds the weights and inputs that both sides take.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+TINY = 1e-300  # a tolerance that nothing meets; at 0 the original makes no step at all
+# beta, N and whether it begins at z0 rather than at 0. The inverse loses a factor of (1 - beta)^-2 a step: a beta far
+# from .5 can be compared to 1e-12 for a few steps only.
+REVERSIBLE = [
+    (0.5, 1, False), (0.5, 4, False), (0.5, 4, True), (0.5, 8, False), (0.3, 8, True), (0.8, 2, True), (1.5, 4, False)
+]  # fmt: skip
+
+
+def function() -> dict[str, np.ndarray]:
+    """Weights of f(z, x) = C tanh(A z + B x + b), a contraction, and what goes in and comes back, for 3 samples."""
+    rng = np.random.default_rng(0)
+    shapes = {"A": (6, 4), "B": (6, 4), "b": (6,), "C": (4, 6), "x": (3, 4), "z0": (3, 4), "cotangent": (3, 4)}
+    drawn = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    for name in ("A", "C"):
+        drawn[name] *= 0.8 / np.linalg.norm(drawn[name], 2)
+    drawn["z0"] *= np.array([[0.1], [1.0], [10.0]])  # so that samples differ in how soon they rest
+    return drawn
+
+
+def answers(jax, eqx, rdeq) -> list[dict]:
+    jnp, data = jax.numpy, function()
+    zeros = np.zeros_like(data["z0"])
+
+    class F(eqx.Module):
+        A: jax.Array
+        B: jax.Array
+        b: jax.Array
+        C: jax.Array
+
+        def __call__(self, z, x):
+            return self.C @ jnp.tanh(self.A @ z + self.B @ x + self.b)
+
+    def answer(solver, adjoint, tol: float, max_steps: int, z0: np.ndarray) -> dict:
+        def loss(arguments):
+            f, x = arguments
+            each = jax.vmap(lambda z, x: rdeq.solve(f, z, x, solver, adjoint, tol=tol, max_steps=max_steps))
+            solution = each(jnp.asarray(z0), x)
+            return (solution.z1 * data["cotangent"]).sum(), solution
+
+        f = F(*(jnp.asarray(data[name]) for name in "ABbC"))
+        (_, solution), (of_f, of_x) = eqx.filter_value_and_grad(loss, has_aux=True)((f, jnp.asarray(data["x"])))
+        return {
+            "z": solution.z1.tolist(),
+            "steps": solution.steps.tolist(),
+            "residual": solution.error.tolist(),
+            "gradients": {name: getattr(of_f, name).tolist() for name in "ABbC"} | {"x": of_x.tolist()},
+        }
+
+    cases = []
+    for beta, n, begins in REVERSIBLE:
+        z0 = data["z0"] if begins else zeros
+        made = answer(rdeq.Reversible(beta), rdeq.ReversibleAdjoint(), TINY, n, z0)
+        cases.append({"adjoint": "reversible", "beta": beta, "N": n, "z0": z0.tolist(), **made})
+    made = answer(rdeq.Reversible(0.5), rdeq.ReversibleAdjoint(), 0.05, 20, data["z0"])
+    cases.append({"adjoint": "tolerance", "beta": 0.5, "N": 20, "tol": 0.05, "z0": data["z0"].tolist(), **made})
+    made = answer(rdeq.Relaxed(0.8), rdeq.ImplicitAdjoint(1e-14, 300), 1e-14, 300, zeros)
+    cases.append({"adjoint": "implicit", "beta": 0.8, "N": 300, "tol": 1e-14, "z0": zeros.tolist(), **made})
+    made = answer(rdeq.Relaxed(0.5), rdeq.PhantomAdjoint(0.5, 5), TINY, 6, zeros)
+    cases.append({"adjoint": "phantom", "beta": 0.5, "N": 6, "z0": zeros.tolist(), **made})
+    return cases
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--upstream", type=Path, required=True, help="the checkout")
+    parser.add_argument("--output", type=Path, default=HERE / "golden_jax.json", help="file of the answers")
+    args = parser.parse_args()
+    sys.path.insert(0, str(args.upstream))
+    import equinox
+    import jax
+    import reversible_deq
+
+    jax.config.update("jax_enable_x64", True)  # without it jax makes every number fp32
+    data = {name: array.tolist() for name, array in function().items() if name != "z0"}
+    content = data | {"cases": answers(jax, equinox, reversible_deq)}
+    args.output.write_text(json.dumps(content) + "\n")
+
+
+if __name__ == "__main__":
+    main()
