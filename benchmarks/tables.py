@@ -174,6 +174,21 @@ def study(name: str, keys: dict[str, str], columns: dict[str, tuple[str, str]]) 
     return f"{commands(found)} ({facts['cpu']}, {facts['threads']} thread, commit {facts['commit']})\n\n{table}"
 
 
+def revdeq(line: str, forms: dict[str, str]) -> str:
+    """What rows of the parts `forms` found at each N: a line per value of the field `line`, cells by the forms."""
+    found = [r for r in rows("revdeq.json") if r["part"] in forms]
+    if not found:
+        return ""
+    cells: dict[str, dict[int, list[str]]] = {}
+    for r in found:
+        cells.setdefault(r[line], {}).setdefault(r["N"], []).append(forms[r["part"]].format(**r))
+    columns = sorted({r["N"] for r in found})
+    lines = [[name, *(", ".join(of.get(n, [])) for n in columns)] for name, of in cells.items()]
+    facts = found[0]
+    about = f"{facts['cpu']}, {facts['threads']} thread, torch {facts['torch']}, commit {facts['commit']}"
+    return f"{commands(found)} ({about})\n\n{markdown(['', *(f'N = {n}' for n in columns)], lines)}"
+
+
 SCORES = {"Spearman": ("spearman", ".3f"), "MAE": ("mae", ".3f")}
 STEPS = {"steps": ("steps", ".0f")}
 STUDIES = {
@@ -212,6 +227,9 @@ TABLES = {
     "mini-rlm": mini_rlm,
     "mini-rlm-elsewhere": mini_rlm_elsewhere,
     "packing": packing,
+    "revdeq-memory": lambda: revdeq("way", {"memory": "{value:.0f} MB", "time": "{value:.2f} s"}),
+    "revdeq-gradients": lambda: revdeq("of", {"gradients": "{error:.1g}"}),
+    "revdeq-gpu": lambda: revdeq("of", {"gpu": "{tokens_per_s:,.0f} tokens/s, {MB:,.0f} MB"}),
     "startup": lambda: speed("startup.json"),
 }
 

@@ -1,0 +1,287 @@
+"""RevDEQ's ways to its gradients: the memory and the time of a training step against N, and how exact they are.
+
+    python benchmarks/revdeq.py [--only memory time gradients gpu] [--threads 1]
+
+The same network throughout, its backward pass reversible, plain (unrolled), checkpointing each step, or implicit (2N
+evaluations each way); and torchdeq, where that package is installed, on the same block and weights: implicit too, 2N
+evaluations each way, its default solver. Every peak of memory is of a fresh process. Rows go to results/revdeq.json,
+memory and time into a plot beside it, results/revdeq_memory.png.
+"""
+
+import argparse
+import gc
+import importlib.util
+import itertools
+import json
+import math
+import statistics
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.measure import facts, in_turn, store  # noqa: E402
+from zoo.revdeq import ReconstructionError, RevDEQ, RevDEQConfig  # noqa: E402
+
+SMALL: dict[str, Any] = {"vocab_size": 256, "hidden_size": 256, "num_heads": 4, "intermediate_size": 1024}
+LENGTH, STEPS = 256, (1, 2, 4, 8, 16)
+WAYS = {"reversible": "reversible", "plain": "unroll", "checkpoint": "checkpoint", "implicit": "implicit"}
+PEER = "torchdeq"
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
+# Dtypes of f and of the state, beta, dropout. "bf16 autocast" is over fp32 weights and without autocast's cache of cast
+# weights: through that, unrolling adds up a weight's gradients from all evaluations in bf16; "cached" shows how far.
+EXACTNESS = [
+    ("fp64", "fp64", 0.5, 0.0),
+    ("fp32", "fp64", 0.5, 0.0),
+    ("fp32", "fp64", 0.5, 0.1),
+    ("bf16 autocast", "fp64", 0.5, 0.0),
+    ("bf16 autocast", "fp64", 0.5, 0.1),
+    ("bf16 autocast cached", "fp64", 0.5, 0.0),
+    ("fp32", "fp64", 0.8, 0.0),
+    ("fp32", "fp32", 0.5, 0.0),
+    ("bf16", "bf16", 0.5, 0.0),
+]
+Row = dict[str, Any]
+
+
+def build(**sizes: Any) -> RevDEQ:
+    torch.manual_seed(0)
+    return RevDEQ(RevDEQConfig(**sizes))
+
+
+def text(model: RevDEQ, batch: int, length: int, device: str = "cpu") -> Tensor:
+    """Tokens (batch, length + 1)."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(model.config.vocab_size, (batch, length + 1), generator=generator).to(device)
+
+
+def ways() -> list[str]:
+    return [*WAYS, *[PEER] * (importlib.util.find_spec(PEER) is not None)]
+
+
+def solved(model: RevDEQ, tokens: Tensor, way: str, n: int) -> Any:
+    """The state, as a solution, at 2N evaluations of the cell."""
+    if way == PEER:
+        import torchdeq
+
+        x = model.tok_embeddings(tokens) + model.pos_embeddings.weight[: tokens.shape[1]]
+        limits = {"f_max_iter": 2 * n, "b_max_iter": 2 * n, "f_tol": -1.0, "b_tol": -1.0}  # never ends sooner
+        states, _ = torchdeq.get_deq(ift=True, **limits)(lambda z: model.cell(z, (x,)), torch.zeros_like(x))
+        return SimpleNamespace(z=states[-1])
+    ahead: Row = {"max_steps": n}
+    if way == "implicit":
+        ahead = {"solver": "plain", "max_steps": 2 * n, "backward_steps": 2 * n}
+    return model.solve(tokens, backward=WAYS[way], **ahead)
+
+
+def stepping(model: RevDEQ, tokens: Tensor, way: str, n: int) -> Callable[[], None]:
+    """Forward and backward of a training step."""
+
+    def step() -> None:
+        inputs = tokens[:, :-1]
+        model.loss(inputs, tokens[:, 1:], solved(model, inputs, way, n)).backward()
+        model.zero_grad()
+
+    return step
+
+
+def memory(repeats: int) -> list[Row]:
+    """Peak memory of a step beyond what the process held before it, the median of three processes."""
+    rows = []
+    for n, way in itertools.product(STEPS, ways()):
+        command = [sys.executable, __file__, "--threads", str(torch.get_num_threads()), "--memory-of", way, str(n)]
+        runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(3)]
+        rows.append(row("memory", way, n, statistics.median(float(out) for out in runs), "MB"))
+    return rows
+
+
+def memory_of(way: str, n: int) -> None:
+    def megabytes(kind: str) -> float:
+        """This process's memory now (VmRSS) or at its highest (VmHWM); getrusage would count the parent's."""
+        status = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith(kind))
+
+    model = build(**SMALL, max_position_embeddings=LENGTH)
+    stepping(model, text(model, 1, 8), way, 1)()  # what is loaded at first use counts in no way
+    tokens = text(model, 4, LENGTH)
+    before = megabytes("VmRSS")
+    stepping(model, tokens, way, n)()
+    print(megabytes("VmHWM") - before)
+
+
+def time(repeats: int) -> list[Row]:
+    rows = []
+    model = build(**SMALL, max_position_embeddings=LENGTH)
+    tokens = text(model, 4, LENGTH)
+    for n in STEPS:
+        seconds = in_turn({way: stepping(model, tokens, way, n) for way in ways()}, repeats)
+        rows += [row("time", way, n, value, "s") for way, value in seconds.items()]
+    return rows
+
+
+def row(what: str, way: str, n: int, value: float, unit: str) -> Row:
+    return {"benchmark": f"{what}, {way}, N {n}", "part": what, "way": way, "N": n, "value": value, "unit": unit}
+
+
+def gradients_of(model: RevDEQ, tokens: Tensor, autocast: torch.autocast, **settings: Any) -> dict[str, Tensor]:
+    """Gradients of a weighted sum of the hidden states by x and by the parameters, under one mask of dropout."""
+    torch.manual_seed(2)
+    model.zero_grad()
+    seen: list[Tensor] = []
+
+    def keep(module: Any, inputs: Any, x: Tensor) -> None:
+        x.register_hook(seen.append)
+
+    hook = model.tok_embeddings.register_forward_hook(keep)
+    # A first state that wants a gradient, as all others do: what is compiled for them then serves it too.
+    z0 = torch.zeros(*tokens.shape, model.config.hidden_size, device=tokens.device, requires_grad=True)
+    with warnings.catch_warnings(), autocast:
+        warnings.filterwarnings("ignore", message=".*may lose more digits")  # how many is what is measured
+        hidden = model.norm(model.solve(tokens, z0=z0, max_reconstruction_error=math.inf, **settings).z)
+        weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(3)).to(hidden)
+        loss = (hidden * weights).sum()
+    loss.backward()
+    hook.remove()
+    return {"x": seen[0]} | {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def exactness(model: RevDEQ, tokens: Tensor, autocast: Callable[[], torch.autocast], of: str, **settings: Any) -> Row:
+    """How far the reversible gradients are from the unrolled: |difference| / |unrolled| of the worst tensor."""
+    exact = gradients_of(model, tokens, autocast(), backward="unroll", **settings)
+    found = gradients_of(model, tokens, autocast(), backward="reversible", **settings)
+    error = float(torch.stack([(found[name] - exact[name]).norm() / exact[name].norm() for name in exact]).max())
+    n = settings["max_steps"]
+    return {"benchmark": f"gradients, {of}, N {n}", "part": "gradients", "of": of, "N": n, "error": error}
+
+
+def gradients(repeats: int) -> list[Row]:
+    rows = []
+    for (f, state, beta, dropout), n in itertools.product(EXACTNESS, (4, 8, 16)):
+        kind, *low = f.split()
+        autocast = partial(torch.autocast, "cpu", torch.bfloat16, bool(low), cache_enabled="cached" in low)
+        model = build(**SMALL, max_position_embeddings=64, dropout=dropout).to(torch.float32 if low else DTYPES[kind])
+        of = f"f in {f}, state in {state}, beta {beta:g}" + f", dropout {dropout:g}" * bool(dropout)
+        settings = {"max_steps": n, "beta": beta, "state_dtype": DTYPES[state]}
+        rows.append(exactness(model, text(model, 4, 63), autocast, of, **settings))
+    return rows
+
+
+def gpu(repeats: int, device: str = "cuda", batch: int = 32, **sizes: Any) -> list[Row]:
+    """The paper's model (94M parameters) with its block compiled: exactness, tokens/s and peak memory."""
+    rows = []
+    name = torch.cuda.get_device_name() if device == "cuda" else device
+    for dtype, n in itertools.product((torch.float16, torch.bfloat16), (4, 8, 16, 32)):
+        of = f"{str(dtype).removeprefix('torch.')} autocast, compiled, {name}"
+        model = compiled(device, sizes)
+        few = text(model, max(1, batch // 8), model.config.max_position_embeddings - 1, device)
+        autocast = partial(torch.autocast, device, dtype, cache_enabled=False)
+        rows.append(exactness(model, few, autocast, of, max_steps=n))
+        for way in ("reversible", "plain"):
+            model = compiled(device, sizes)
+            benchmark = f"training, {way}, {of}, N {n}"
+            try:
+                figures = half_precision(model, dtype, way, n, batch, repeats)
+            except (torch.cuda.OutOfMemoryError, ReconstructionError) as error:
+                print(f"{benchmark}: left out: {error}")
+                continue
+            rows.append({"benchmark": benchmark, "part": "gpu", "of": f"{way}, {of}", "N": n, **figures})
+    return rows
+
+
+def compiled(device: str, sizes: Row) -> RevDEQ:
+    torch._dynamo.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
+    model = build(**sizes).to(device)
+    model.cell.compile()
+    return model
+
+
+def half_precision(model: RevDEQ, dtype: torch.dtype, way: str, n: int, batch: int, repeats: int) -> Row:
+    """Tokens/s and peak MB of forward, backward and AdamW, with loss scaling in fp16."""
+    device = model.tok_embeddings.weight.device.type
+    tokens = text(model, batch, model.config.max_position_embeddings, device)
+    inputs = tokens[:, :-1]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+
+    def step() -> None:
+        with torch.autocast(device, dtype):
+            loss = model.loss(inputs, tokens[:, 1:], solved(model, inputs, way, n))
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+    for _ in range(3):
+        step()
+    torch.cuda.reset_peak_memory_stats()
+    seconds = in_turn({way: lambda: [step() for _ in range(3)]}, repeats)[way] / 3
+    return {"tokens_per_s": inputs.numel() / seconds, "MB": torch.cuda.max_memory_allocated() / 2**20}
+
+
+def plot(path: Path, into: Path) -> None:
+    """Memory and time against N, a line for each way."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    rows = json.loads(path.read_text())
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, part, unit in zip(figure.subplots(1, 2), ("memory", "time"), ("MB", "seconds"), strict=True):
+        for way in (*WAYS, PEER):
+            points = {r["N"]: r["value"] for r in rows if r["part"] == part and r["way"] == way}
+            if points:
+                axes.plot(list(points), list(points.values()), marker="o", label=way)
+        axes.set_xscale("log", base=2)
+        axes.set(xlabel="N, steps of two evaluations", ylabel=f"{unit} of a training step", ylim=0, xticks=STEPS)
+        axes.set_xticklabels([str(n) for n in STEPS])
+        axes.legend()
+    figure.savefig(into, dpi=120)
+
+
+PARTS = {"memory": memory, "time": time, "gradients": gradients, "gpu": gpu}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run (default: all)")
+    parser.add_argument("--repeats", type=int, default=5, help="measured rounds of each time (default: 5)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
+    parser.add_argument("--output", type=Path, default=ROOT / "results" / "revdeq.json", help="file of the rows")
+    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.memory_of:
+        return memory_of(args.memory_of[0], int(args.memory_of[1]))
+    about = {"repeats": args.repeats, "threads": args.threads, **facts()}
+    if PEER not in ways():
+        print(f"{PEER}: left out, for it is not installed (pip install --no-deps torchdeq)")
+    rows = []
+    for part in args.only:
+        if part == "gpu" and not torch.cuda.is_available():
+            print("gpu: left out, for there is no CUDA device")
+            continue
+        for result in PARTS[part](args.repeats):
+            rows.append(result | about)
+            figures = (f"{key} {result[key]:.4g}" for key in ("value", "error", "tokens_per_s", "MB") if key in result)
+            print(f"{result['benchmark']:<72} {', '.join(figures)} {result.get('unit', '')}", flush=True)
+    if rows:
+        store(rows, args.output)
+    if {"memory", "time"} & set(args.only):
+        plot(args.output, args.output.with_name("revdeq_memory.png"))
+
+
+if __name__ == "__main__":
+    main()
