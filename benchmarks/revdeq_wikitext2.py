@@ -37,7 +37,7 @@ def residuals(checkpoint: Path) -> dict[str, list[float]]:
     cli = ZooCLI(["validate", f"--ckpt_path={checkpoint}", "--trainer.fast_dev_run=1"])
     model = cli.model.model.eval()
     inputs, targets, _ = next(iter(cli.datamodule.val_dataloader()))
-    found: dict[str, list[float]] = {"residual": [], "batch_ppl": []}
+    found: dict[str, list[float]] = {"N": list(STEPS_TO_REST), "residual": [], "batch_ppl": []}
     with torch.no_grad():
         for steps in STEPS_TO_REST:
             solution = model.solve(inputs, max_steps=steps)
