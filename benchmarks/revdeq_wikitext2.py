@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import facts  # noqa: E402
-from benchmarks.wikitext2 import counting, mean, train  # noqa: E402
+from benchmarks.wikitext2 import COUNTING, counting, train  # noqa: E402
 from zoo.cli import ZooCLI  # noqa: E402
 
 CONFIGS = ROOT / "configs" / "wikitext2"
@@ -56,23 +56,21 @@ def main() -> None:
     args = parser.parse_args()
     path = ROOT / "results" / "revdeq_wikitext2.json"
     about = facts() | {"threads": torch.get_num_threads()}
-    rows = [r for r in json.loads(path.read_text()) if r["of"] not in args.models] if path.exists() else []
+    again = [*args.models, *COUNTING]
+    rows = [r for r in json.loads(path.read_text()) if r["model"] not in again] if path.exists() else []
     for name in args.models:
         config, sizes, evaluations = MODELS[name]
-        found = []
         for seed in args.seeds:
             folder = args.output_dir / f"{name.replace(',', '').replace(' ', '-')}-{seed}"
-            options = [*STEPS, *sizes, *args.options]
-            found.append(train(CONFIGS / config, seed, args.data_dir.resolve(), folder, options))
+            row = train(CONFIGS / config, seed, args.data_dir.resolve(), folder, [*STEPS, *sizes, *args.options])
+            row |= {"model": name, "evaluations": evaluations, "million_parameters": row["parameters"] / 1e6}
             if config == "revdeq.yaml":
-                found[-1] |= residuals(folder / "best.ckpt")
-            print(f"{name}, seed {seed}: val {found[-1]['val_ppl']:.2f}, test {found[-1]['test_ppl']:.2f}", flush=True)
-        for row in (*found, mean(found, name)):
-            rows.append({**row, "of": name, "evaluations": evaluations, **about})
-        path.write_text(json.dumps(rows, indent=1) + "\n")
-    cli = ZooCLI(["validate", f"--ckpt_path={folder / 'best.ckpt'}", "--trainer.fast_dev_run=1"])
-    rows = [r for r in rows if r["of"] != "counting"]
-    rows += [{**row, "of": "counting", **about} for row in counting(cli.datamodule)]
+                row |= residuals(folder / "best.ckpt")
+            rows.append(row | about)
+            path.write_text(json.dumps(rows, indent=1) + "\n")
+            print(f"{name}, seed {seed}: val {row['val_ppl']:.2f}, test {row['test_ppl']:.2f}", flush=True)
+    data = ZooCLI(["validate", f"--ckpt_path={folder / 'best.ckpt'}", "--trainer.fast_dev_run=1"]).datamodule
+    rows += [row | about for row in counting(data)]
     path.write_text(json.dumps(rows, indent=1) + "\n")
 
 

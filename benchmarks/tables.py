@@ -189,33 +189,14 @@ def revdeq(line: str, forms: dict[str, str]) -> str:
     return f"{commands(found)} ({about})\n\n{markdown(['', *(f'N = {n}' for n in columns)], lines)}"
 
 
-def revdeq_wikitext2() -> str:
-    """Perplexities of RevDEQ and of a Llama of its size, the means of the seeds; the counting models below."""
-    found = [r for r in rows("revdeq_wikitext2.json") if "seed " not in r["model"]]
-    if not found:
-        return ""
-    lines = []
-    for r in found:
-        scores = ("val_ppl", "test_ppl", "val_word_ppl", "test_word_ppl")
-        cells = [f"{r[c]:.1f}" + (f" ± {r[c + '_sd']:.1f}" if c + "_sd" in r else "") for c in scores]
-        shape = ["", "", ""]
-        if "parameters" in r:
-            shape = [f"{r['parameters'] / 1e6:.2f}M", str(r["evaluations"]), f"{r['peak_MB']:.0f}"]
-        lines.append([r["model"], *shape[:2], *cells, f"{r['seconds']:.0f}", shape[2]])
-    header = ["model", "parameters", "blocks a token passes", "val /token", "test /token", "val /word", "test /word"]
-    facts = found[0]
-    about = f"{facts['cpu']}, {facts['threads']} thread, commit {facts['commit']}; {facts['steps']} steps of 2,048"
-    return f"{commands(found)} ({about} tokens)\n\n" + markdown([*header, "seconds", "peak MB of the process"], lines)
-
-
 def revdeq_residuals() -> str:
     """Residual and perplexity of a validation batch after N steps, the mean over the seeds."""
     found = [r for r in rows("revdeq_wikitext2.json") if "residual" in r]
     if not found:
         return ""
     lines = []
-    for name in dict.fromkeys(r["of"] for r in found):
-        seeds = [r for r in found if r["of"] == name]
+    for name in dict.fromkeys(r["model"] for r in found):
+        seeds = [r for r in found if r["model"] == name]
         for key, form in (("residual", ".2g"), ("batch_ppl", ".1f")):
             means = [format(statistics.mean(column), form) for column in zip(*(r[key] for r in seeds), strict=True)]
             lines.append([f"{name}: {'residual' if key == 'residual' else 'perplexity'}", *means])
@@ -244,6 +225,17 @@ STUDIES = {
         | {"Pearson of log10": ("log10_pearson", ".3f")}
         | STEPS,
     ),
+    "revdeq_wikitext2": (
+        {"model": "model"},
+        {"million parameters": ("million_parameters", ".2f"), "blocks a token passes": ("evaluations", ".0f")}
+        | {"val /token": ("val_ppl", ".1f"), "test /token": ("test_ppl", ".1f")}
+        | {"val /word": ("val_word_ppl", ".1f"), "test /word": ("test_word_ppl", ".1f")}
+        | {"seconds": ("seconds", ".0f"), "peak MB of the process": ("peak_MB", ".0f")},
+    ),
+    "revdeq_tiny": (
+        {"block": "block", "model": "model"},
+        {"nats per byte": ("nats", ".3f"), "seconds": ("seconds", ".0f")},
+    ),
     "icr_contrast": (
         {"M": "M", "answers of": "model"},
         {name: (name, ".3f") for name in ("new tasks, from ridge", "its pool, from dMMSE")},
@@ -263,7 +255,6 @@ TABLES = {
     "revdeq-memory": lambda: revdeq("way", {"memory": "{value:.0f} MB", "time": "{value:.2f} s"}),
     "revdeq-gradients": lambda: revdeq("of", {"gradients": "{error:.1g}"}),
     "revdeq-residuals": revdeq_residuals,
-    "revdeq-wikitext2": revdeq_wikitext2,
     "revdeq-gpu": lambda: revdeq("of", {"gpu": "{tokens_per_s:,.0f} tokens/s, {MB:,.0f} MB"}),
     "startup": lambda: speed("startup.json"),
 }

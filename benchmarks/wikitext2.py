@@ -29,6 +29,7 @@ from zoo.baselines import NGram  # noqa: E402
 from zoo.cli import ZooCLI  # noqa: E402
 
 CONFIG = ROOT / "configs" / "wikitext2" / "llama.yaml"
+COUNTING = {"unigram": 1, "Kneser-Ney bigram": 2, "Kneser-Ney trigram": 3, "Kneser-Ney 5-gram": 5}
 Row = dict[str, Any]
 
 
@@ -41,7 +42,7 @@ def perplexities(loss: float, data: TextLM, split: str) -> Row:
 def counting(data: TextLM) -> list[Row]:
     """One row for each n-gram model."""
     rows = []
-    for name, order in (("unigram", 1), ("Kneser-Ney bigram", 2), ("Kneser-Ney trigram", 3), ("Kneser-Ney 5-gram", 5)):
+    for name, order in COUNTING.items():
         start = time.perf_counter()
         model = NGram(data.tokens("train"), data.vocab_size, order)
         losses = {split: model.nll(data.tokens(split)) for split in ("val", "test")}
@@ -67,16 +68,7 @@ def train(config: Path, seed: int, data_dir: Path, folder: Path, options: list[s
     step = torch.load(folder / "best.ckpt", weights_only=True, mmap=True)["global_step"]
     parameters = sum(p.numel() for p in cli.model.parameters())
     about = {"seconds": seconds, "steps": step, "parameters": parameters, "peak_MB": usage.ru_maxrss / 1024}
-    return {"model": f"{type(cli.model).__name__}, seed {seed}", **scores, **about}
-
-
-def mean(rows: list[Row], name: str) -> Row:
-    """The rows of several seeds as one, with the spread of their perplexities."""
-    scores = [key for key in rows[0] if key.endswith("_ppl")]
-    means = {key: statistics.mean(row[key] for row in rows) for key in (*scores, "seconds", "peak_MB")}
-    spread = {f"{key}_sd": statistics.stdev(row[key] for row in rows) for key in scores} if len(rows) > 1 else {}
-    fixed = {key: rows[0][key] for key in ("steps", "parameters")}
-    return {"model": f"{name}, mean of {len(rows)} seeds", **means, **spread, **fixed}
+    return {"model": f"{type(cli.model).__name__}, seed {seed}", "seed": seed, **scores, **about}
 
 
 def plot(folders: list[Path], data: TextLM, path: Path) -> None:
@@ -113,7 +105,10 @@ def main() -> None:
     folders = [args.output_dir / f"seed {seed}" for seed in args.seeds]
     runs = zip(args.seeds, folders, strict=True)
     rows = [train(CONFIG, seed, args.data_dir.resolve(), folder, args.options) for seed, folder in runs]
-    rows.append(mean(rows, "LlamaLM"))
+    names = ("val_ppl", "val_word_ppl", "test_ppl", "test_word_ppl", "seconds")
+    mean = {name: statistics.mean(row[name] for row in rows) for name in names}
+    spread = {f"{name}_sd": statistics.stdev(row[name] for row in rows) for name in names[:-1]}
+    rows.append({"model": f"LlamaLM, mean of {len(rows)} seeds", **mean, **spread, "parameters": rows[0]["parameters"]})
     data = ZooCLI(["validate", f"--ckpt_path={folders[0] / 'best.ckpt'}", "--trainer.fast_dev_run=1"]).datamodule
     rows += counting(data)
     tokens = {split: data.stats(split)["tokens"] for split in ("train", "val", "test")}
