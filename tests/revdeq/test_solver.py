@@ -78,6 +78,29 @@ def test_a_state_of_fewer_digits_loses_the_way_and_says_so():
     assert off(got, expected) > 1e-7
 
 
+@pytest.mark.parametrize(
+    ("steps", "every", "options", "bound"),
+    [
+        (32, 8, {}, 1e-10),
+        (13, 3, {"beta": 0.8}, 1e-10),
+        (16, 1, {"dtype": torch.float32, "state_dtype": torch.float32}, 1e-6),
+    ],
+)
+def test_states_kept_on_the_way_bound_what_is_lost(steps, every, options, bound):
+    _, expected = gradients("unroll", steps, **options)
+    walked, got = gradients("reversible", steps, keep_every=every, **options)
+    assert off(got, expected) <= bound
+    assert walked.reconstruction_error < 1e-6
+
+
+def test_states_kept_on_the_way_to_a_tolerance():
+    whole, expected = gradients("reversible", 15, tol=0.05, rows=5)
+    parts, got = gradients("reversible", 15, tol=0.05, rows=5, keep_every=2)
+    assert len(set(whole.steps.tolist())) > 1
+    assert parts.steps.tolist() == whole.steps.tolist()
+    assert off(got, expected) <= 1e-12
+
+
 class Bare(nn.Module):
     """The same function with its parameters among the inputs, for torch's gradcheck wants functions of tensors."""
 

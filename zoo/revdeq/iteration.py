@@ -57,6 +57,8 @@ class Iteration:
     max_steps: int
     tol: float | None = None
     checkpointed: bool = False  # keep each step's states only, and compute it again in the backward pass
+    keep_every: int | None = None  # keep y and z before the first step and before every so many further
+    kept: list[Tensor] = field(default_factory=list)
     steps: Tensor = field(default_factory=lambda: torch.tensor(0))
     evaluations: int = 0
     residual: Tensor | None = None  # where a tolerance asked for it
@@ -79,12 +81,21 @@ class Iteration:
             return new
         return torch.where((self.steps >= number).view(-1, *[1] * (new.ndim - 1)), new, old)
 
+    def begins_at(self, number: int) -> bool:
+        """Whether the states before step `number` are kept."""
+        return self.keep_every is not None and (number - 1) % self.keep_every == 0
+
+    def keep(self, number: int, y: Tensor, z: Tensor) -> None:
+        if self.begins_at(number):
+            self.kept += y, z
+
     def run(self, evaluate: Evaluate, z0: Tensor) -> tuple[Tensor, Tensor]:
         """y and z after max_steps steps from z0 (B, ...), or after as many as each sample needs to reach tol."""
         y = z = z0
         if self.tol is not None:
             return self._to_tolerance(evaluate, y, z, self.tol)
-        for _ in range(self.max_steps):
+        for number in range(1, self.max_steps + 1):
+            self.keep(number, y, z)
             if self.checkpointed:
                 y, z = checkpoint(self.step, evaluate, y, z, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -96,6 +107,7 @@ class Iteration:
         self.steps = torch.ones(len(z), dtype=torch.long, device=z.device)
         fz = evaluate(z)
         for number in range(1, self.max_steps + 1):
+            self.keep(number, y, z)
             # All samples are evaluated, also those at rest, so that the way back meets the same batch.
             ahead = self.step(evaluate, y, z, fz)
             y, z = self.where(number, ahead[0], y), self.where(number, ahead[1], z)

@@ -48,6 +48,7 @@ class RevDEQConfig:
             later in a sequence then changes what comes before; None makes all N steps.
         beta: share of f in every half-step, in (0, 2), not 1.
         backward: how gradients are had: reversible, unroll, checkpoint, implicit or phantom (see solver.py).
+        keep_every: reversible: keep the states of every so many steps, where N or beta would lose the way back.
         solver: for implicit and phantom: reversible, plain, anderson or broyden.
         warm_start: generation begins each token at the state of the one before and ends at fixed_point_tol; right for
             an iteration that comes to rest.
@@ -68,6 +69,7 @@ class RevDEQConfig:
     fixed_point_tol: float | None = None
     beta: float = 0.5
     backward: Backward = "reversible"
+    keep_every: int | None = None
     solver: Solver = "reversible"
     warm_start: bool = False
     tie_embeddings: bool = False
@@ -81,6 +83,8 @@ class RevDEQConfig:
         for name, value, known in (("positions", self.positions, Positions), ("block", self.block, Block)):
             if value not in get_args(known):
                 raise ValueError(f"{name} is one of {', '.join(get_args(known))}, not {value!r}")
+        if self.keep_every is not None and self.keep_every < 1:
+            raise ValueError(f"keep_every must be at least 1, or null, not {self.keep_every}")
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} does not divide into num_heads {self.num_heads}")
         head_dim = self.hidden_size // self.num_heads
@@ -198,7 +202,7 @@ class RevDEQ(nn.Module):
             masks = [torch.rand_like(x) >= p for _ in range(2 * self.config.num_layers)]
         c = self.config
         ways: dict[str, Any] = {"beta": c.beta, "max_steps": c.num_fixed_point_iterations, "tol": c.fixed_point_tol}
-        ways |= {"backward": c.backward, "solver": c.solver, **settings}
+        ways |= {"backward": c.backward, "keep_every": c.keep_every, "solver": c.solver, **settings}
         return solve(self.cell if f is None else f, (x, *masks), **ways)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

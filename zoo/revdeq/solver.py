@@ -57,6 +57,7 @@ def solve(
     state_dtype: torch.dtype = torch.float64,
     solver: Solver = "reversible",
     backward_steps: int | None = None,
+    keep_every: int | None = None,
     max_reconstruction_error: float = 1e-3,
 ) -> Solution:
     """Iterate f(z, x) from z0 towards its fixed point.
@@ -77,13 +78,15 @@ def solve(
         state_dtype: of z on the way. fp32 where the device has no fp64.
         solver: the way to z for "implicit" and "phantom"; the others take the reversible iteration.
         backward_steps: of "implicit" (50, at most) and "phantom" (5).
+        keep_every: of "reversible": keep the states before every so many steps, so that no way back is longer, for an N
+            that would lose its digits otherwise; memory then grows by these. By default the start alone is kept.
         max_reconstruction_error: the reversible backward pass raises ReconstructionError beyond this.
 
     Raises:
         ValueError: settings that are out of range or do not go together.
     """
     check(beta, tol, backward, solver)
-    for name, value in (("max_steps", max_steps), ("backward_steps", backward_steps)):
+    for name, value in (("max_steps", max_steps), ("backward_steps", backward_steps), ("keep_every", keep_every)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
     inputs = x if isinstance(x, tuple) else (x,)
@@ -98,7 +101,8 @@ def solve(
     iteration = Iteration(beta, max_steps, tol, checkpointed=tracked and backward == "checkpoint")
 
     if tracked and backward == "reversible":
-        _warn_of_rounding(beta, max_steps, state_dtype)
+        iteration.keep_every = min(keep_every or max_steps, max_steps)
+        _warn_of_rounding(beta, iteration.keep_every, state_dtype)
         z = Reversible.apply(call, iteration, max_reconstruction_error, len(inputs), z0, *inputs, *parameters)
     elif tracked and backward in ("unroll", "checkpoint"):
         _, z = iteration.run(evaluate, z0)
