@@ -23,12 +23,12 @@ from zoo.cli import ZooCLI  # noqa: E402
 CONFIGS = ROOT / "configs" / "wikitext2"
 STEPS = ["--trainer.max_steps=600", "--trainer.val_check_interval=200", "--model.warmup_steps=100"]
 STEPS_TO_REST = (1, 2, 4, 8, 16, 32)
-SMALL_LLAMA = ["--model.dim=128", "--model.hidden_dim=288"]
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--samples.max_new_tokens=0"]
 # The name of a row, its config, its options, and the evaluations of a block or layer that a token passes through.
 MODELS = {
-    "RevDEQ, post_norm block": ("revdeq.yaml", [], 8),
-    "RevDEQ, the paper's block": ("revdeq.yaml", ["--model.block=paper"], 8),
-    "LlamaLM": ("llama.yaml", SMALL_LLAMA, 4),
+    "RevDEQ-post_norm": ("revdeq.yaml", ["--model.block=post_norm"], 8),
+    "RevDEQ-paper": ("revdeq.yaml", ["--model.block=paper"], 8),
+    "Llama": ("llama.yaml", ["--model.dim=128", "--model.hidden_dim=288"], 4),
 }
 
 
@@ -52,7 +52,6 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "wikitext2-revdeq")
-    parser.add_argument("options", nargs="*", help="further options of `zoo fit`, after --")
     args = parser.parse_args()
     path = ROOT / "results" / "revdeq_wikitext2.json"
     about = facts() | {"threads": torch.get_num_threads()}
@@ -61,8 +60,8 @@ def main() -> None:
     for name in args.models:
         config, sizes, evaluations = MODELS[name]
         for seed in args.seeds:
-            folder = args.output_dir / f"{name.replace(',', '').replace(' ', '-')}-{seed}"
-            row = train(CONFIGS / config, seed, args.data_dir.resolve(), folder, [*STEPS, *sizes, *args.options])
+            folder = args.output_dir / f"{name}-{seed}"
+            row = train(CONFIGS / config, seed, args.data_dir.resolve(), folder, [*STEPS, *QUIET, *sizes])
             row |= {"model": name, "evaluations": evaluations, "million_parameters": row["parameters"] / 1e6}
             if config == "revdeq.yaml":
                 row |= residuals(folder / "best.ckpt")
