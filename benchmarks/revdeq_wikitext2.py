@@ -9,6 +9,7 @@ results/revdeq_wikitext2.json; the runs stay in --output_dir.
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts  # noqa: E402
+from benchmarks.measure import facts, in_turn  # noqa: E402
 from benchmarks.wikitext2 import COUNTING, counting, train  # noqa: E402
 from zoo.cli import ZooCLI  # noqa: E402
 
@@ -46,10 +47,27 @@ def residuals(checkpoint: Path) -> dict[str, list[float]]:
     return found
 
 
+def step_seconds(checkpoints: dict[str, Path]) -> dict[str, float]:
+    """Forward and backward of a training step of each model, in turn: the seconds of the trainings are not."""
+
+    def step(checkpoint: Path) -> Callable[[], None]:
+        model = ZooCLI(["validate", f"--ckpt_path={checkpoint}", "--trainer.fast_dev_run=1"]).model.model.train()
+        tokens = torch.randint(model.config.vocab_size, (8, 257))
+
+        def run() -> None:
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model.loss(tokens[:, :-1], tokens[:, 1:])
+            loss.backward()
+
+        return run
+
+    return in_turn({name: step(checkpoint) for name, checkpoint in checkpoints.items()}, 5)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True, help="WikiText-2's folder")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS), help="to train")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "wikitext2-revdeq")
     args = parser.parse_args()
@@ -68,7 +86,12 @@ def main() -> None:
             rows.append(row | about)
             path.write_text(json.dumps(rows, indent=1) + "\n")
             print(f"{name}, seed {seed}: val {row['val_ppl']:.2f}, test {row['test_ppl']:.2f}", flush=True)
-    data = ZooCLI(["validate", f"--ckpt_path={folder / 'best.ckpt'}", "--trainer.fast_dev_run=1"]).datamodule
+    trained = {name: args.output_dir / f"{name}-{args.seeds[0]}" / "best.ckpt" for name in MODELS}
+    trained = {name: checkpoint for name, checkpoint in trained.items() if checkpoint.exists()}
+    seconds = step_seconds(trained)
+    rows = [row | {"step_seconds": seconds[row["model"]]} if row["model"] in seconds else row for row in rows]
+    last = [*trained.values()][-1]
+    data = ZooCLI(["validate", f"--ckpt_path={last}", "--trainer.fast_dev_run=1"]).datamodule
     rows += [row | about for row in counting(data)]
     path.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -230,7 +230,7 @@ STUDIES = {
         {"million parameters": ("million_parameters", ".2f"), "blocks a token passes": ("evaluations", ".0f")}
         | {"val /token": ("val_ppl", ".1f"), "test /token": ("test_ppl", ".1f")}
         | {"val /word": ("val_word_ppl", ".1f"), "test /word": ("test_word_ppl", ".1f")}
-        | {"seconds": ("seconds", ".0f"), "peak MB of the process": ("peak_MB", ".0f")},
+        | {"seconds a step, in turn": ("step_seconds", ".2f"), "peak MB of the process": ("peak_MB", ".0f")},
     ),
     "revdeq_tiny": (
         {"block": "block", "model": "model"},
