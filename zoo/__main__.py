@@ -52,7 +52,7 @@ def guarded(action: Callable[[], object]) -> int:
     warnings.formatwarning = lambda message, *_, **__: f"zoo: {message}\n"
     try:
         action()
-    except (ValueError, OSError, ArithmeticError, MisconfigurationException, ModuleNotFoundError) as error:
+    except (ValueError, OSError, MisconfigurationException, ModuleNotFoundError) as error:
         if os.environ.get("ZOO_DEBUG"):
             raise
         print(f"zoo: {one_sentence(str(error))}", file=sys.stderr)

@@ -6,10 +6,11 @@ https://arxiv.org/abs/1904.09751. With both, top-k comes first and top-p sees wh
 
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.streams import stream
 
@@ -22,6 +23,18 @@ class Decoder(Protocol):
 
     def step(self, tokens: Tensor) -> Tensor:
         """Logits (B, V) after one more token in each row, tokens (B,)."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation, and each of its parts afterwards as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def left_pad(prompts: Sequence[Sequence[int]], pad: int = 0) -> tuple[Tensor, Tensor]:
@@ -64,7 +77,7 @@ def stream_tokens(
         context: the longest text that the model can see.
         vocab_size: of the model.
         lengths: of the prompts (B,), where shorter ones are padded on the left (see `left_pad`). Each row
-            continues as its prompt alone would.
+            continues as its prompt alone would, until the longest comes to the context's edge.
         stop: ids that end a row; from then on it yields `pad`. When all rows have ended, so does the stream.
         seed: of the draws, which depend on it and the row's number only; None draws one from torch's generator.
         slide: at the context's edge, go on from the last half of it, read anew; else the stream ends there.

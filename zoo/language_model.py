@@ -47,11 +47,12 @@ class LanguageModel(ZooModule):
         longest, seq_len = self.model.config.max_seq_len, self.data.hparams.seq_len
         if seq_len > longest:
             raise ValueError(f"data.seq_len {seq_len} is beyond the model's max_seq_len {longest}: lower the first")
-        self.training_loss = self.compiled_loss() if self.hparams["compile"] else self.model.loss
+        self.training_loss = self.model.loss
+        if stage == "fit" and self.hparams["compile"]:
+            self.compile_training()
 
-    def compiled_loss(self) -> Any:
-        """The model's loss as `compile` has it."""
-        return torch.compile(self.model.loss)
+    def compile_training(self) -> None:
+        self.training_loss = torch.compile(self.model.loss)
 
     # ---- training
 

@@ -29,9 +29,15 @@ class ZooModule(LightningModule):
         assert self.trainer is not None
         torch.manual_seed(derive(global_seed(), "step", self.global_rank, self.trainer.fit_loop.total_batch_idx))
 
+    @property
+    def logs_this_step(self) -> bool:
+        """Whether what is logged in the step at hand will be seen."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and (self.global_step + 1) % every == 0
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Here gradients are whole (accumulated, averaged over ranks, unscaled) and not yet clipped.
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if self.logs_this_step:
             grads = [p.grad for p in self.parameters() if p.grad is not None]
             self.log("grad_norm", nn.utils.get_total_norm(grads))
 

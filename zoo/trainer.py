@@ -33,8 +33,8 @@ class ZooTrainer(Trainer):
     ) -> list[str]:
         """Let a language model continue a prompt.
 
-        One prompt is streamed to the terminal as it grows; several are continued together, each as it would be alone,
-        and printed in their order.
+        One prompt is streamed to the terminal as it grows; several are continued together, each as it would be alone
+        (until the longest comes to the context's edge), and printed in their order.
 
         Args:
             model: a language model of the zoo.
@@ -43,7 +43,8 @@ class ZooTrainer(Trainer):
             prompt: the text to continue; empty starts a text.
             prompts: several texts instead, as a JSON list.
             max_new_tokens: how many tokens to add at most.
-            max_length: how many tokens prompt and continuation may have together, instead of max_new_tokens.
+            max_length: how many tokens prompt and continuation may have together, instead of max_new_tokens; of several
+                prompts the longest counts.
             temperature: 0 for the likeliest text, 1 for the model's own distribution.
             top_k: draw from the k likeliest tokens only.
             top_p: draw from the fewest tokens that hold this much probability.
@@ -61,7 +62,10 @@ class ZooTrainer(Trainer):
             model.load_state_dict(load(ckpt_path)["state_dict"])
         model.to(self.strategy.root_device).eval()
         tokenizer = datamodule.tokenizer
-        ids = [tokenizer.encode(text) for text in ([prompt] if prompts is None else prompts)]
+        texts = [prompt] if prompts is None else prompts
+        if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):  # what Python makes of such bytes
+            raise ValueError("the prompt holds bytes that are not UTF-8 text: give it in UTF-8")
+        ids = [tokenizer.encode(text) for text in texts]
         if not all(ids):
             raise ValueError("this tokenizer has no token that starts a text, so --prompt must not be empty")
         if max_length is not None:

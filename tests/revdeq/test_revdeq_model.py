@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from zoo.generation import appended, left_pad, stream_tokens
+from zoo.generation import left_pad
 from zoo.revdeq import RevDEQ, RevDEQConfig
 from zoo.revdeq.decode import Decoder
 
@@ -42,11 +42,12 @@ def test_gradients_are_those_of_unrolling(kind, steps, bound):
     assert (got - expected).norm() / expected.norm() <= bound
 
 
+@pytest.mark.parametrize("steps", [4, 8, 16])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_gradients_under_autocast_are_those_of_unrolling(dtype):
+def test_gradients_under_autocast_are_those_of_unrolling(dtype, steps):
     got = {}
     for backward in ("unroll", "reversible"):
-        model, text = build(backward=backward, dropout=0.2, num_fixed_point_iterations=8), tokens(3, 13)
+        model, text = build(backward=backward, dropout=0.2, num_fixed_point_iterations=steps), tokens(3, 13)
         torch.manual_seed(1)
         with torch.autocast("cpu", dtype):
             loss = model.loss(text[:, :-1], text[:, 1:])
@@ -66,7 +67,7 @@ def test_dropout_has_one_mask_a_pass_and_none_in_evaluation():
     assert torch.equal(model(text)[0], model(text)[0])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, {"backward": "phantom"}, {"backward": "implicit", "solver": "anderson"}])
 def test_training_and_evaluation_give_the_same_logits(kind):
     model, text = build(**kind), tokens(3, 9)
     trained = model.train()(text)[0]
@@ -128,12 +129,6 @@ def test_flops_count_every_evaluation_of_the_cell():
 # ---- generation
 
 
-def continued(model, text, n, **options):
-    """Greedy by the cache: tokens (B, T + n)."""
-    sizes = {"context": model.config.max_seq_len, "vocab_size": 50, "temperature": 0, "slide": True}
-    return appended(text, stream_tokens(lambda *shape: Decoder(model, *shape), text, n, **sizes, **options))
-
-
 def uncached(model, text, n):
     """The same, every token computed anew from all before it; beyond the context, from its last half on."""
     context, kept = model.config.max_seq_len, text
@@ -157,7 +152,7 @@ def uncached(model, text, n):
 )
 def test_cached_tokens_are_the_uncached_ones_beyond_the_context_too(kind):
     model, text = build(**kind).eval(), tokens(2, 5)
-    assert torch.equal(continued(model, text, 40), uncached(model, text, 40))
+    assert torch.equal(model.generate(text, 40, temperature=0), uncached(model, text, 40))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -174,16 +169,12 @@ def test_ragged_prompts_go_on_as_each_alone(kind):
     model = build(**kind).eval()
     prompts = [[1, 2, 3, 4, 5, 6, 7], [8, 9], [10, 11, 12, 13]]
     text, lengths = left_pad(prompts)
-    together = continued(model, text, 9, lengths=lengths)
+    together = model.generate(text, 60, temperature=0, lengths=lengths)
+    assert together.shape == (3, 67)
     for row, prompt in enumerate(prompts):
-        alone = continued(model, torch.tensor([prompt]), 9)
-        assert torch.equal(together[row, text.shape[1] :], alone[0, len(prompt) :])
-
-
-def test_ragged_prompts_slide():
-    model = build().eval()
-    text, lengths = left_pad([list(range(20)), [3, 4]])
-    assert continued(model, text, 60, lengths=lengths).shape == (2, 80)
+        alone = model.generate(torch.tensor([prompt]), 60, temperature=0)[0, len(prompt) :]
+        same = 60 if row == 0 else 24 - 7 + 1  # until the longest comes to the context's edge
+        assert torch.equal(together[row, 7 : 7 + same], alone[:same])
 
 
 def test_a_warm_start_keeps_one_slot_and_comes_to_the_same_logits():
@@ -198,10 +189,20 @@ def test_a_warm_start_keeps_one_slot_and_comes_to_the_same_logits():
 
 
 def test_bf16_decoding_comes_close_and_leaves_no_trace():
-    model, text = build().train(), tokens(2, 8)
-    low, high = (Decoder(model, 2, 9, precision).prefill(text) for precision in ("bf16", "fp32"))
-    assert 0 < (low - high).norm() / high.norm() < 0.03
+    model, text = build().train(), tokens(2, 9)
+    low, high = (Decoder(model, 2, 9, precision) for precision in ("bf16", "fp32"))
+    logits = [torch.stack([decoder.prefill(text[:, :8]), decoder.step(text[:, 8])]) for decoder in (low, high)]
+    assert 0 < (logits[0] - logits[1]).norm() / logits[1].norm() < 0.03
     assert all(module.training for module in model.modules())
+
+
+def test_decoding_does_not_go_through_the_compiler():
+    model, calls = build(), []
+    model.cell.compile(backend=lambda graph, inputs: calls.append(graph) or graph.forward)
+    model.generate(tokens(1, 3), 4)
+    assert not calls
+    model(tokens(1, 3))
+    assert calls
 
 
 # ---- what it refuses
@@ -216,6 +217,8 @@ def test_bf16_decoding_comes_close_and_leaves_no_trace():
         ({"beta": 1.0}, "beta must lie in"),
         ({"fixed_point_tol": 1e-3, "backward": "unroll"}, "a tolerance does not go with backward=unroll"),
         ({"warm_start": True}, "warm_start needs a fixed_point_tol"),
+        ({"warm_start": True, "fixed_point_tol": 1e-3}, "warm_start needs a block that comes to rest"),
+        ({"keep_every": 0}, "keep_every must be at least 1, or null, not 0"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), not 1.0"),
         ({"block": "pre"}, "block is one of paper, post_norm, not 'pre'"),
     ],

@@ -161,10 +161,43 @@ def test_a_checkpoint_alone_is_enough(run, tmp_path, capsys):
     assert main(["generate", best, "--prompts=['The quick', 'f']", "--temperature=0", "--max_new_tokens=9"]) == 0
 
 
+def test_a_warm_start_is_an_option_of_generation(run, tmp_path, capsys):
+    argv = ["fit", f"--config={TINY}", *MICRO, f"--data_dir={run.parent / 'fox.txt'}", f"--output_dir={tmp_path}"]
+    assert main([*argv, "--model.block=post_norm"]) == 0
+    texts = []
+    more = ["--model.num_fixed_point_iterations=60", "--model.fixed_point_tol=1e-6", "--model.warm_start=true"]
+    for options in (more[:1], more):
+        capsys.readouterr()
+        best = f"--ckpt_path={tmp_path / 'best.ckpt'}"
+        assert main(["generate", best, "--prompt=The quick", "--temperature=0", "--max_new_tokens=15", *options]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+
+
+def test_several_batches_a_step_are_one_large_one(text_file, tmp_path):
+    weights = {}
+    for batches in (1, 2):
+        torch.manual_seed(0)
+        model, text = module(lr=1e-3), data(text_file, tmp_path, batch_size=8 // batches)
+        options = {"max_steps": 4, "max_epochs": -1, "limit_val_batches": 0, "accumulate_grad_batches": batches}
+        weights[batches] = train(model, text, tmp_path / str(batches), **options)
+    for name, one in weights[1].items():
+        torch.testing.assert_close(one, weights[2][name], rtol=0, atol=2e-6, msg=lambda m, name=name: name + m)
+
+
+def test_logging_may_be_off(text_file, tmp_path):
+    quiet(max_steps=2, limit_val_batches=0, log_every_n_steps=0).fit(module(), data(text_file, tmp_path))
+
+
+def test_a_prompt_of_unknown_bytes_is_one_sentence(run, capsys):
+    sentence = complaint(capsys, 1, "generate", f"--ckpt_path={run / 'best.ckpt'}", "--prompt=caf\udce9")
+    assert "the prompt holds bytes that are not UTF-8 text" in sentence
+
+
 def test_a_way_back_that_is_lost_stops_the_training_with_a_sentence(run, tmp_path, capsys):
     argv = ["fit", f"--config={TINY}", *MICRO, f"--data_dir={run.parent / 'fox.txt'}", f"--output_dir={tmp_path}"]
     options = ["--model.beta=0.9", "--model.num_fixed_point_iterations=12"]
-    with pytest.warns(UserWarning, match=r"12 steps of beta 0\.9 may lose .* about 6 steps are safe"):
+    with pytest.warns(UserWarning, match=r"12 steps of beta 0\.9 may lose .* about 6 are safe"):
         sentence = complaint(capsys, 1, *argv, *options)
     assert "walking back 12 steps of beta 0.9 missed the start by" in sentence
 

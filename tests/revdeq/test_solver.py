@@ -71,7 +71,7 @@ def test_low_precision_costs_nothing_while_the_state_is_fp64(steps, dtype, autoc
 
 def test_a_state_of_fewer_digits_loses_the_way_and_says_so():
     single = {"dtype": torch.float32, "state_dtype": torch.float32}
-    with pytest.warns(UserWarning, match=r"16 steps of beta 0\.5 may lose more digits .* about 8 steps are safe"):
+    with pytest.warns(UserWarning, match=r"16 steps of beta 0\.5 may lose more digits .* about 13 are safe"):
         solution, got = gradients("reversible", 16, **single, max_reconstruction_error=9)
     _, expected = gradients("unroll", 16, **single)
     assert 1e-6 < solution.reconstruction_error < 9
@@ -142,6 +142,56 @@ def test_solvers_agree_and_the_clever_ones_are_quicker():
         torch.testing.assert_close(solution.z, found["plain"].z, rtol=0, atol=1e-8, msg=solver)
         assert (solution.residual <= 1e-10).all()
     assert found["broyden"].evaluations < found["anderson"].evaluations < found["plain"].evaluations / 1.5
+
+
+def test_a_phantom_gradient_leaves_the_state_where_it_was():
+    solution, _ = gradients("phantom", 3)
+    with torch.no_grad():
+        draw = torch.Generator().manual_seed(1)
+        x, _, z0 = (torch.randn(3, 6, generator=draw, dtype=torch.float64) for _ in range(3))
+        assert torch.equal(solution.z, solve(Function(), x, z0, max_steps=3).z)
+
+
+def test_an_implicit_gradient_scales_with_its_loss():
+    f, x = Function(), torch.randn(3, 6, dtype=torch.float64)
+    solution = solve(f, x, backward="implicit", solver="plain", max_steps=100)
+    whole, tiny = (
+        torch.autograd.grad(scale * solution.z.sum(), list(f.parameters()), retain_graph=True) for scale in (1, 1e-12)
+    )
+    assert off([g * 1e12 for g in tiny], whole) < 1e-9
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_solvers_work_in_fp32(solver):
+    solution, _ = gradients("implicit", 60, torch.float32, state_dtype=torch.float32, solver=solver)
+    assert solution.residual.max() < 1e-5
+
+
+def test_many_steps_to_a_tolerance_are_no_trouble():
+    solution, _ = gradients("reversible", 1000, tol=0.05)
+    assert solution.steps.max() < 30
+
+
+def test_a_state_that_is_not_finite_is_left_to_the_loss():
+    solution, got = gradients("reversible", 4, f=Function(gain=float("inf")))
+    assert not solution.z.isfinite().all()
+    assert not flat(got).isfinite().all()
+
+
+def test_z_may_have_another_width_than_x():
+    class Narrowing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.of_x, self.of_z = nn.Linear(6, 4, dtype=torch.float64), nn.Linear(4, 4, dtype=torch.float64)
+
+        def forward(self, z, x):
+            return torch.tanh(self.of_x(x) + self.of_z(z))
+
+    x, f = torch.randn(3, 6, dtype=torch.float64), Narrowing()
+    solution = solve(f, x, torch.zeros(3, 4))
+    solution.z.sum().backward()
+    assert solution.z.shape == (3, 4)
+    assert f.of_x.weight.grad.norm() > 0
 
 
 # ---- what it costs
@@ -254,6 +304,24 @@ def test_without_gradients_the_state_is_the_same():
     assert torch.equal(bare.residual, solve(f, x).residual)
 
 
+class Routed(Function):
+    """f that uses one of its two maps, by what it meets; both get their share."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = nn.Linear(6, 6, dtype=torch.float64)
+
+    def forward(self, z, x):
+        return super().forward(z, x) if z.abs().mean() > 0.5 else torch.tanh(self.other(z + x))
+
+
+def test_a_parameter_that_only_some_evaluations_use_keeps_its_gradient():
+    _, expected = gradients("unroll", 6, f=Routed())
+    _, got = gradients("reversible", 6, f=Routed())
+    assert all(gradient.norm() > 0 for gradient in expected)
+    assert off(got, expected) < 1e-12
+
+
 def test_an_input_that_f_ignores_gets_none():
     class Deaf(Function):
         def forward(self, z, inputs):
@@ -277,6 +345,11 @@ def test_randomness_inside_f_is_found_out():
         gradients("reversible", 4, f=Noisy())
 
 
+class Narrow(Function):
+    def forward(self, z, x):
+        return super().forward(z, x)[:, :1]
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -291,9 +364,14 @@ def test_randomness_inside_f_is_found_out():
         ({"backward": "implicit", "solver": "newton"}, "solver is one of reversible, plain"),
         ({"solver": "anderson"}, "solver=anderson needs backward=implicit or phantom"),
         ({"backward": "implicit", "backward_steps": 0}, "backward_steps must be at least 1"),
-        ({"z0": torch.zeros(2, 5)}, r"z0 has the shape \(2, 5\), but x \(3, 6\)"),
+        ({"backward": "implicit", "keep_every": 2}, "keep_every needs backward=reversible, not implicit"),
+        ({"backward_steps": 2}, "backward_steps needs backward=implicit or phantom, not reversible"),
+        ({"z0": torch.zeros(2, 6)}, "z0 has 2 samples, but x 3"),
+        ({"x": torch.ones(3, 6, dtype=torch.long)}, "x must be of a floating-point dtype"),
+        ({"f": torch.tanh}, "f must be an nn.Module"),
+        ({"f": Narrow()}, r"f gave a value of the shape \(3, 1\) for a state of \(3, 6\)"),
     ],
 )
 def test_what_does_not_go_is_one_sentence(options, sentence):
     with pytest.raises(ValueError, match=sentence):
-        solve(Function(), torch.ones(3, 6, dtype=torch.float64), **options)
+        solve(**{"f": Function(), "x": torch.ones(3, 6, dtype=torch.float64), **options})

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.generation import evaluating
 from zoo.layers import KVCache, RMSNorm
 from zoo.layers.rotary import rotate
 from zoo.llama.model import Llama
@@ -57,11 +58,8 @@ class Decoder:
 
     def prefill(self, tokens: Tensor, shift: Tensor | None = None) -> Tensor:
         """Logits (B, V) after prompts (B, T), of which the first `shift` (B,) columns are padding."""
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
-        hidden = self.model.hidden(tokens, self.cache, shift=shift)[:, -1]  # (B, dim)
-        for module in training:
-            module.training = True
+        with evaluating(self.model):
+            hidden = self.model.hidden(tokens, self.cache, shift=shift)[:, -1]  # (B, dim)
         self.column, self.shift = tokens.shape[1], shift
         self.past = [layer.float() for layer in self.cache.layers]  # (B, 2, KV, max_len, hd) each
         if self.compile:

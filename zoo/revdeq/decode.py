@@ -6,7 +6,8 @@ alone does not). Where the iteration truly comes to rest all evaluations end at 
 model's `warm_start`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import count, repeat
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.generation import appended, evaluating
+from zoo.generation import stream_tokens as stream_any
 from zoo.layers import KVCache
 from zoo.layers.attention import visible
 from zoo.revdeq.model import RevDEQ
@@ -63,16 +66,34 @@ class Decoder:
 
         def f(z: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
             cache = None if self.anew else (self.cache, next(which), start)
-            return model.cell(z, inputs, cache=cache, **past)
+            # Past what `compile` may have made of the cell: it would compile again for every length.
+            return model.cell.forward(z, inputs, cache=cache, **past)
 
-        training = [module for module in model.modules() if module.training]
-        model.eval()
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        autocast = torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with evaluating(model), autocast:
             solution = model.solve(tokens, f, start, self.shift, z0=self.z)
             logits = F.linear(model.norm(solution.z[:, -1]), model.output_weight)  # (B, V)
-        for module in training:
-            module.training = True
         self.column = end
         if model.config.warm_start:
             self.z = solution.z[:, -1:]  # (B, 1, d)
         return logits.float()
+
+
+def generate(model: RevDEQ, tokens: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
+    """tokens (B, T) with up to max_new_tokens more, (B, T + n): `stream_tokens`, collected."""
+    return appended(tokens, stream_tokens(model, tokens, max_new_tokens, **options))
+
+
+def stream_tokens(
+    model: RevDEQ, tokens: Tensor, max_new_tokens: int, precision: str = "fp32", compile: bool = False, **options: Any
+) -> Iterator[Tensor]:
+    """The next token of each row, (B,), max_new_tokens times; the options are `zoo.generation.stream_tokens`'.
+
+    At the context's edge it goes on from the last half. `precision` is the Decoder's.
+    """
+    if compile:
+        raise ValueError("RevDEQ decodes eagerly: drop --compile")
+    options = {"slide": True} | options
+    options |= {"context": model.config.max_seq_len, "vocab_size": model.config.vocab_size}
+    tokens = tokens.to(model.tok_embeddings.weight.device)
+    return stream_any(partial(Decoder, model, precision=precision), tokens, max_new_tokens, **options)

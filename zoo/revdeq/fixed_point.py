@@ -13,7 +13,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from zoo.revdeq.iteration import Evaluate, Iteration, relative_residual
+from zoo.revdeq.iteration import Evaluate, Iteration, Report, relative_residual, relax
 
 MEMORY = 6  # states that Anderson's method combines, and corrections that Broyden's keeps
 Points = Iterator[tuple[Tensor, Tensor]]
@@ -24,7 +24,7 @@ def plain(f: Evaluate, z: Tensor, beta: float) -> Points:
     while True:
         fz = f(z)
         yield z, fz
-        z = (1 - beta) * z + beta * fz
+        z = relax(beta, z, fz)
 
 
 def anderson(f: Evaluate, z: Tensor, beta: float) -> Points:
@@ -38,11 +38,12 @@ def anderson(f: Evaluate, z: Tensor, beta: float) -> Points:
         gaps = ahead - past
         gram = gaps @ gaps.mT  # (B, m, m)
         # Of the weights that sum to 1, those of the least gap solve gram w ~ 1; the ridge is for gaps that repeat.
-        ridge = 1e-10 * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + torch.finfo(z.dtype).tiny
+        digits = torch.finfo(z.dtype)
+        ridge = 100 * digits.eps * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + digits.tiny
         gram = gram + ridge * torch.eye(len(states), dtype=z.dtype, device=z.device)
         weights = torch.linalg.solve(gram, torch.ones_like(gram[..., :1]))  # (B, m, 1)
         weights = weights / weights.sum(1, keepdim=True)
-        z = (weights * ((1 - beta) * past + beta * ahead)).sum(1)
+        z = (weights * relax(beta, past, ahead)).sum(1)
 
 
 def broyden(f: Evaluate, z: Tensor, beta: float) -> Points:
@@ -75,24 +76,24 @@ SOLVERS: dict[str, Callable[[Evaluate, Tensor, float], Points]] = {
 }  # fmt: skip
 
 
-def find(solver: str, f: Evaluate, z0: Tensor, iteration: Iteration) -> Tensor:
+def find(solver: str, f: Evaluate, z0: Tensor, iteration: Iteration, report: Report) -> Tensor:
     """The best state, sample by sample, that `solver` meets from z0 (B, ...) in the iteration's max_steps evaluations,
-    or until every residual is within its tolerance. The iteration receives what there is to report."""
+    or until every residual is within its tolerance."""
 
     def flat(rows: Tensor) -> Tensor:
-        return f(rows.view_as(z0)).reshape(len(z0), -1)
+        return f(rows.view_as(z0))[:, None].flatten(1)
 
-    best = z0.reshape(len(z0), -1)  # (B, n)
+    best = z0[:, None].flatten(1)  # (B, n)
     residual = torch.full_like(best[:, 0], torch.inf)
     steps = torch.zeros_like(residual, dtype=torch.long)
     tol = -1.0 if iteration.tol is None else iteration.tol
     for z, fz in islice(SOLVERS[solver](flat, best, iteration.beta), iteration.max_steps):
-        iteration.evaluations += 1
+        report.evaluations += 1
         steps += ~(residual <= tol)
         now = relative_residual(z, fz)
         better = now < residual.masked_fill(residual <= tol, 0)  # a sample within the tolerance stays
         best, residual = torch.where(better[:, None], z, best), torch.where(better, now, residual)
         if (residual <= tol).all():
             break
-    iteration.steps, iteration.residual = steps, residual
+    report.steps, report.residual = steps, residual
     return best.view_as(z0)

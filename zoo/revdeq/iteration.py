@@ -33,88 +33,99 @@ class Autocast:
         return torch.autocast(self.device, self.dtype, self.enabled, cache_enabled=False)
 
 
-def evaluator(f: Function, inputs: tuple[Tensor, ...], autocast: Autocast) -> Evaluate:
-    """f(., inputs) on states: it computes in the first input's dtype, whatever the state's."""
+def evaluator(f: Function, inputs: tuple[Tensor, ...], autocast: Autocast, dtype: torch.dtype) -> Evaluate:
+    """f(., inputs) on states: it computes in the first input's dtype, and its values come out in `dtype`."""
 
     def evaluate(state: Tensor) -> Tensor:
         with autocast():
-            return f(state.to(inputs[0].dtype), inputs).to(state.dtype)
+            value = f(state.to(inputs[0].dtype), inputs)
+        if value.shape != state.shape:
+            shapes = f"{tuple(value.shape)} for a state of {tuple(state.shape)}"
+            raise ValueError(f"f gave a value of the shape {shapes}: they must be the same")
+        return value.to(dtype)
 
     return evaluate
 
 
 def relative_residual(z: Tensor, fz: Tensor) -> Tensor:
     """|z - f(z)| / (1e-5 + |f(z)|) of each sample of z (B, ...): (B,)."""
-    gap, size = (t.reshape(len(t), -1).norm(dim=1) for t in (z - fz, fz))
+    gap, size = (per_sample_norm(t) for t in (z - fz, fz))
     return gap / (1e-5 + size)
 
 
+def per_sample_norm(of: Tensor) -> Tensor:
+    return of[:, None].flatten(1).norm(dim=1)
+
+
+def relax(beta: float, old: Tensor, new: Tensor) -> Tensor:
+    return (1 - beta) * old + beta * new
+
+
+def undo(beta: float, now: Tensor, new: Tensor) -> Tensor:
+    """What was `old` when `relax(beta, old, new)` gave `now`."""
+    return (now - beta * new) / (1 - beta)
+
+
+def step(beta: float, evaluate: Evaluate, y: Tensor, z: Tensor, fz: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    y = relax(beta, y, evaluate(z) if fz is None else fz)
+    return y, relax(beta, z, evaluate(y))
+
+
 @dataclass
+class Report:
+    """What an iteration tells of itself: how many steps each sample made, (B,), or all, (); how often f was evaluated;
+    the residual (B,), where a tolerance asked for it; how far the way back missed the start, once it was walked."""
+
+    steps: Tensor = field(default_factory=lambda: torch.tensor(0))
+    evaluations: int = 0
+    residual: Tensor | None = None
+    reconstruction_error: Tensor = field(default_factory=lambda: torch.tensor(torch.nan))
+
+
+@dataclass(frozen=True)
 class Iteration:
-    """How f is iterated, and what there is to report of it afterwards."""
+    """How f is iterated: max_steps steps, or with a tolerance as many as each sample needs, at most max_steps.
+
+    With `checkpointed` the backward pass of autograd keeps each step's states only, and computes the rest again.
+    """
 
     beta: float
     max_steps: int
     tol: float | None = None
-    checkpointed: bool = False  # keep each step's states only, and compute it again in the backward pass
-    keep_every: int | None = None  # keep y and z before the first step and before every so many further
-    kept: list[Tensor] = field(default_factory=list)
-    steps: Tensor = field(default_factory=lambda: torch.tensor(0))
-    evaluations: int = 0
-    residual: Tensor | None = None  # where a tolerance asked for it
-    reconstruction_error: Tensor = field(default_factory=lambda: torch.tensor(torch.nan))
+    checkpointed: bool = False
 
-    def relax(self, old: Tensor, new: Tensor) -> Tensor:
-        return (1 - self.beta) * old + self.beta * new
+    def run(
+        self, evaluate: Evaluate, z0: Tensor, report: Report, keep: Callable[[int, Tensor, Tensor], None] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """y and z after the steps from z0 (B, ...). `keep` is shown each step's number, from 1, and y and z before."""
+        y = z = z0
+        if self.tol is not None:
+            report.steps, fz = torch.ones(len(z), dtype=torch.long, device=z.device), evaluate(z)
+        for number in range(1, self.max_steps + 1):
+            if keep is not None:
+                keep(number, y, z)
+            if self.tol is None:
+                y, z = self._step(evaluate, y, z)
+                continue
+            # All samples are evaluated, also those at rest: the way back, too, meets batches of one shape.
+            ahead = step(self.beta, evaluate, y, z, fz)
+            y, z = self.where(report, number, ahead[0], y), self.where(report, number, ahead[1], z)
+            fz = evaluate(z)  # what the next step begins with
+            report.residual, report.evaluations = relative_residual(z, fz), 2 * number + 1
+            going = (report.steps == number) & ~(report.residual <= self.tol)
+            if number == self.max_steps or not going.any():
+                return y, z
+            report.steps += going
+        report.steps, report.evaluations = torch.tensor(self.max_steps), 2 * self.max_steps
+        return y, z
 
-    def undo(self, now: Tensor, new: Tensor) -> Tensor:
-        """What was `old` when `relax(old, new)` gave `now`."""
-        return (now - self.beta * new) / (1 - self.beta)
+    def _step(self, evaluate: Evaluate, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        if self.checkpointed:
+            return checkpoint(step, self.beta, evaluate, y, z, use_reentrant=False, preserve_rng_state=False)
+        return step(self.beta, evaluate, y, z)
 
-    def step(self, evaluate: Evaluate, y: Tensor, z: Tensor, fz: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        y = self.relax(y, evaluate(z) if fz is None else fz)
-        return y, self.relax(z, evaluate(y))
-
-    def where(self, number: int, new: Tensor, old: Tensor | float) -> Tensor:
+    def where(self, report: Report, number: int, new: Tensor, old: Tensor | float) -> Tensor:
         """`new` for the samples that made step `number`, `old` for those at rest before it."""
         if self.tol is None:
             return new
-        return torch.where((self.steps >= number).view(-1, *[1] * (new.ndim - 1)), new, old)
-
-    def begins_at(self, number: int) -> bool:
-        """Whether the states before step `number` are kept."""
-        return self.keep_every is not None and (number - 1) % self.keep_every == 0
-
-    def keep(self, number: int, y: Tensor, z: Tensor) -> None:
-        if self.begins_at(number):
-            self.kept += y, z
-
-    def run(self, evaluate: Evaluate, z0: Tensor) -> tuple[Tensor, Tensor]:
-        """y and z after max_steps steps from z0 (B, ...), or after as many as each sample needs to reach tol."""
-        y = z = z0
-        if self.tol is not None:
-            return self._to_tolerance(evaluate, y, z, self.tol)
-        for number in range(1, self.max_steps + 1):
-            self.keep(number, y, z)
-            if self.checkpointed:
-                y, z = checkpoint(self.step, evaluate, y, z, use_reentrant=False, preserve_rng_state=False)
-            else:
-                y, z = self.step(evaluate, y, z)
-        self.steps, self.evaluations = torch.tensor(self.max_steps), 2 * self.max_steps
-        return y, z
-
-    def _to_tolerance(self, evaluate: Evaluate, y: Tensor, z: Tensor, tol: float) -> tuple[Tensor, Tensor]:
-        self.steps = torch.ones(len(z), dtype=torch.long, device=z.device)
-        fz = evaluate(z)
-        for number in range(1, self.max_steps + 1):
-            self.keep(number, y, z)
-            # All samples are evaluated, also those at rest, so that the way back meets the same batch.
-            ahead = self.step(evaluate, y, z, fz)
-            y, z = self.where(number, ahead[0], y), self.where(number, ahead[1], z)
-            fz = evaluate(z)  # what the next step begins with
-            self.residual, self.evaluations = relative_residual(z, fz), 2 * number + 1
-            going = (self.steps == number) & ~(self.residual <= tol)
-            if number == self.max_steps or not going.any():
-                break
-            self.steps += going
-        return y, z
+        return torch.where((report.steps >= number).view(-1, *[1] * (new.ndim - 1)), new, old)

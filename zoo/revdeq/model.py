@@ -50,8 +50,8 @@ class RevDEQConfig:
         backward: how gradients are had: reversible, unroll, checkpoint, implicit or phantom (see solver.py).
         keep_every: reversible: keep the states of every so many steps, where N or beta would lose the way back.
         solver: for implicit and phantom: reversible, plain, anderson or broyden.
-        warm_start: generation begins each token at the state of the one before and ends at fixed_point_tol; right for
-            an iteration that comes to rest.
+        warm_start: generation begins each token at the state of the one before, and keeps the states at rest only;
+            for the post_norm block, and as exact as its fixed_point_tol.
         tie_embeddings: the head is the embedding.
         dropout: on the embeddings and both branches of a block; one mask for all evaluations of a pass.
     """
@@ -83,8 +83,6 @@ class RevDEQConfig:
         for name, value, known in (("positions", self.positions, Positions), ("block", self.block, Block)):
             if value not in get_args(known):
                 raise ValueError(f"{name} is one of {', '.join(get_args(known))}, not {value!r}")
-        if self.keep_every is not None and self.keep_every < 1:
-            raise ValueError(f"keep_every must be at least 1, or null, not {self.keep_every}")
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} does not divide into num_heads {self.num_heads}")
         head_dim = self.hidden_size // self.num_heads
@@ -94,7 +92,9 @@ class RevDEQConfig:
             raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
         if self.warm_start and self.fixed_point_tol is None:
             raise ValueError("warm_start needs a fixed_point_tol, at which a token's iteration may end")
-        check(self.beta, self.fixed_point_tol, self.backward, self.solver)
+        if self.warm_start and self.block == "paper":
+            raise ValueError("warm_start needs a block that comes to rest: block=post_norm")
+        check(self.beta, self.fixed_point_tol, self.backward, self.solver, self.keep_every)
 
     @property
     def max_seq_len(self) -> int:
@@ -215,11 +215,18 @@ class RevDEQ(nn.Module):
         hidden = self.norm((solution or self.solve(tokens)).z)  # (B, T, d)
         return linear_nll(hidden.flatten(0, 1), self.output_weight, targets.flatten())
 
+    def generate(self, tokens: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
+        """Tokens (B, T) continued to (B, T + max_new_tokens), or less after a stop: zoo.revdeq.decode.generate."""
+        from zoo.revdeq.decode import generate
+
+        return generate(self, tokens, max_new_tokens, **options)
+
     def flops_per_token(self, seq_len: int) -> int:
         """Floating-point operations of training on one token, what is computed twice counted once: 6 for every weight
-        of the head, and of the cell at each of its 2N evaluations; and attention's, without the causal mask's saving.
+        of the head, and of the cell at each of its evaluations; and attention's, without the causal mask's saving.
         """
         c = self.config
-        evaluations, cell = 2 * c.num_fixed_point_iterations, sum(p.numel() for p in self.cell.parameters())
+        evaluations = c.num_fixed_point_iterations * (2 if c.solver == "reversible" else 1)
+        cell = sum(p.numel() for p in self.cell.parameters())
         attention = 12 * c.num_layers * c.hidden_size * seq_len
         return evaluations * (6 * cell + attention) + 6 * self.output_weight.numel()

@@ -1,14 +1,14 @@
 """The reversible equilibrium language model in Lightning: `RevDEQLM`."""
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from zoo.generation import left_pad, stream_tokens
+from zoo.generation import left_pad
 from zoo.language_model import LanguageModel
-from zoo.revdeq.decode import Decoder
+from zoo.revdeq.decode import stream_tokens
 from zoo.revdeq.model import RevDEQ, RevDEQConfig
 
 
@@ -44,10 +44,9 @@ class RevDEQLM(LanguageModel):
         self.save_hyperparameters()
         self.model = RevDEQ(RevDEQConfig(**architecture))
 
-    def compiled_loss(self) -> Any:
+    def compile_training(self) -> None:
         # The block alone, for forward and backward pass must run the same kernels.
         self.model.cell.compile()
-        return self.model.loss
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         self.solution = self.model.solve(batch[0])
@@ -55,19 +54,14 @@ class RevDEQLM(LanguageModel):
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
-    def on_after_backward(self) -> None:
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)
+        if self.logs_this_step:
             self.log("residual", self.solution.residual.mean())
             self.log("evaluations", float(self.solution.evaluations))
             self.log("reconstruction_error", self.solution.reconstruction_error)
         del self.solution  # and the state with it
 
-    def stream(
-        self, prompts: list[list[int]], max_new_tokens: int, precision: str = "fp32", compile: bool = False, **more: Any
-    ) -> Iterator[Tensor]:
-        if compile:
-            raise ValueError("RevDEQLM decodes eagerly: drop --compile")
+    def stream(self, prompts: list[list[int]], max_new_tokens: int, **options: Any) -> Iterator[Tensor]:
         tokens, lengths = left_pad(prompts)
-        more |= {"context": self.model.config.max_seq_len, "vocab_size": self.model.config.vocab_size}
-        decoder = partial(Decoder, self.model, precision=precision)
-        return stream_tokens(decoder, tokens.to(self.device), max_new_tokens, lengths=lengths, slide=True, **more)
+        return stream_tokens(self.model, tokens.to(self.device), max_new_tokens, lengths=lengths, **options)

@@ -9,13 +9,18 @@ from zoo.revdeq.iteration import Autocast, Function, evaluator
 
 
 class Pullback:
-    """What a backward pass needs of f; the gradients of inputs and parameters add up in `gradients`."""
+    """f of states of `dtype`, and its products; those with inputs and parameters add up in `gradients`."""
 
     def __init__(
-        self, f: Function, inputs: Sequence[Tensor], parameters: Sequence[Tensor], autocast: Autocast
+        self,
+        f: Function,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        autocast: Autocast,
+        dtype: torch.dtype,
     ) -> None:
         detached = tuple(t.detach().requires_grad_(t.requires_grad) for t in inputs)
-        self.evaluate = evaluator(f, detached, autocast)
+        self.evaluate = evaluator(f, detached, autocast, dtype)
         self.leaves = (*detached, *parameters)
         self.gradients: list[Tensor | None] = [None] * len(self.leaves)
 
@@ -23,7 +28,7 @@ class Pullback:
         """The state as a leaf in f's dtype, and f of it, from which `pull` goes back."""
         with torch.enable_grad():
             leaf = state.detach().to(self.leaves[0].dtype).requires_grad_()
-            return leaf, self.evaluate(leaf).to(state.dtype)
+            return leaf, self.evaluate(leaf)
 
     def value(self, state: Tensor) -> Tensor:
         """f of the state alone, by the very kernels of `at`: without gradients torch may choose others, of other
@@ -37,6 +42,7 @@ class Pullback:
             value, [leaf, *(self.leaves[i] for i in wanted)], cotangent, allow_unused=True
         )
         for i, gradient in zip(wanted, of_leaves, strict=True):
-            before = self.gradients[i]
-            self.gradients[i] = gradient if before is None or gradient is None else before + gradient
+            if gradient is not None:
+                before = self.gradients[i]
+                self.gradients[i] = gradient if before is None else before + gradient
         return torch.zeros_like(cotangent) if of_state is None else of_state.to(cotangent.dtype)

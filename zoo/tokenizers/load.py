@@ -74,10 +74,12 @@ def _from_hub(name: str) -> Path:
         raise FileNotFoundError(f"{missing}: {kinds}")
     from huggingface_hub import hf_hub_download
 
+    reachable = online()
     try:
-        return Path(hf_hub_download(name, "tokenizer.json", local_files_only=not online()))
-    except Exception as error:  # no network, no such model, no such file: there are many ways to say no
-        raise FileNotFoundError(f"{missing}, and the hub gave none of that name: {kinds}") from error
+        return Path(hf_hub_download(name, "tokenizer.json", local_files_only=not reachable))
+    except Exception as error:  # no such model, no such file, no leave: there are many ways to say no
+        reason = "the hub gave none of that name" if reachable else "the hub cannot be reached"
+        raise FileNotFoundError(f"{missing}, and {reason}: {kinds}") from error
 
 
 def _load_folder(folder: Path) -> Tokenizer:
