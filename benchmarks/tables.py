@@ -179,6 +179,8 @@ def revdeq(line: str, forms: dict[str, str]) -> str:
     found = [r for r in rows("revdeq.json") if r["part"] in forms]
     if not found:
         return ""
+    ours = {(r["part"], r["N"]): r["value"] for r in found if r.get("way") == "reversible"}
+    found = [r | {"share": ours[r["part"], r["N"]] / r["value"]} if "way" in r else r for r in found]
     cells: dict[str, dict[int, list[str]]] = {}
     for r in found:
         cells.setdefault(r[line], {}).setdefault(r["N"], []).append(forms[r["part"]].format(**r))
@@ -252,7 +254,8 @@ TABLES = {
     "mini-rlm": mini_rlm,
     "mini-rlm-elsewhere": mini_rlm_elsewhere,
     "packing": packing,
-    "revdeq-memory": lambda: revdeq("way", {"memory": "{value:.0f} MB", "time": "{value:.2f} s"}),
+    "revdeq-memory": lambda: revdeq("way", {"memory": "{value:.0f} MB ({share:.2f})"}),
+    "revdeq-time": lambda: revdeq("way", {"time": "{value:.2f} s ({share:.2f})"}),
     "revdeq-gradients": lambda: revdeq("of", {"gradients": "{error:.1g}"}),
     "revdeq-residuals": revdeq_residuals,
     "revdeq-gpu": lambda: revdeq("of", {"gpu": "{tokens_per_s:,.0f} tokens/s, {MB:,.0f} MB"}),
