@@ -8,7 +8,7 @@ McCallum et al. 2025, https://arxiv.org/abs/2509.12917. From y = z = z0, N times
 where it comes to rest, y = z = f(z, x). Each line can be solved for what it replaced: see reversible.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 Function = Callable[[Tensor, tuple[Tensor, ...]], Tensor]  # f(z, inputs)
 Evaluate = Callable[[Tensor], Tensor]  # a state to f of it, in the state's dtype
+States = Iterator[tuple[Tensor, Tensor]]  # y and z after each step
 
 
 class Autocast:
@@ -99,30 +100,38 @@ class Iteration:
     ) -> tuple[Tensor, Tensor]:
         """y and z after the steps from z0 (B, ...). `keep` is shown each step's number, from 1, and y and z before."""
         y = z = z0
-        if self.tol is not None:
-            report.steps, fz = torch.ones(len(z), dtype=torch.long, device=z.device), evaluate(z)
-        for number in range(1, self.max_steps + 1):
+        if self.tol is None:
+            steps = self._fixed(evaluate, y, z, report)
+        else:
+            steps = self._to_tolerance(evaluate, y, z, report, self.tol)
+        for number, following in enumerate(steps, start=1):
             if keep is not None:
                 keep(number, y, z)
-            if self.tol is None:
-                y, z = self._step(evaluate, y, z)
-                continue
+            y, z = following
+        return y, z
+
+    def _fixed(self, evaluate: Evaluate, y: Tensor, z: Tensor, report: Report) -> States:
+        report.steps, report.evaluations = torch.tensor(self.max_steps), 2 * self.max_steps
+        for _ in range(self.max_steps):
+            if self.checkpointed:
+                y, z = checkpoint(step, self.beta, evaluate, y, z, use_reentrant=False, preserve_rng_state=False)
+            else:
+                y, z = step(self.beta, evaluate, y, z)
+            yield y, z
+
+    def _to_tolerance(self, evaluate: Evaluate, y: Tensor, z: Tensor, report: Report, tol: float) -> States:
+        report.steps, fz = torch.ones(len(z), dtype=torch.long, device=z.device), evaluate(z)
+        for number in range(1, self.max_steps + 1):
             # All samples are evaluated, also those at rest: the way back, too, meets batches of one shape.
             ahead = step(self.beta, evaluate, y, z, fz)
             y, z = self.where(report, number, ahead[0], y), self.where(report, number, ahead[1], z)
+            yield y, z
             fz = evaluate(z)  # what the next step begins with
             report.residual, report.evaluations = relative_residual(z, fz), 2 * number + 1
-            going = (report.steps == number) & ~(report.residual <= self.tol)
+            going = (report.steps == number) & ~(report.residual <= tol)
             if number == self.max_steps or not going.any():
-                return y, z
+                return
             report.steps += going
-        report.steps, report.evaluations = torch.tensor(self.max_steps), 2 * self.max_steps
-        return y, z
-
-    def _step(self, evaluate: Evaluate, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        if self.checkpointed:
-            return checkpoint(step, self.beta, evaluate, y, z, use_reentrant=False, preserve_rng_state=False)
-        return step(self.beta, evaluate, y, z)
 
     def where(self, report: Report, number: int, new: Tensor, old: Tensor | float) -> Tensor:
         """`new` for the samples that made step `number`, `old` for those at rest before it."""
