@@ -91,11 +91,23 @@ def data_label(data: str) -> str:
     return re.sub(r"[^\w.-]+", "-", data.rpartition("/")[2])
 
 
+def is_local(path: Path) -> bool:
+    """Whether `path` is a file, a folder, or what the names of files begin with: `sst` for sst-train.txt."""
+    return path.exists() or bool(_begun(path))
+
+
+def _begun(path: Path) -> list[Path]:
+    """The files beside `path` whose names go on from its own with a -, _ or dot."""
+    found = path.parent.glob(f"{path.name}[-_.]*") if path.name and path.parent.is_dir() else ()
+    return sorted(file for file in found if file.is_file())
+
+
 def split_files(path: Path, suffixes: Set[str]) -> dict[str, list[Path]]:
     """The files of each split. A folder's go by their names, if one of them is for training."""
     if path.is_file():
         return {"train": [path]}
-    files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in suffixes]
+    files = sorted(path.iterdir()) if path.is_dir() else _begun(path)
+    files = [file for file in files if file.suffix.lower() in suffixes]
     if not files:
         kinds = ", ".join(sorted(suffixes))
         raise ValueError(f"the folder {path} holds no text: none of its files ends in {kinds}")

@@ -1,7 +1,6 @@
 """Numbers to be read from text: rows of any table, hub data set or folder of YAML files, as (text, targets)."""
 
-import re
-import sys
+from collections.abc import Set
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -10,25 +9,20 @@ from typing import Literal
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from datamodules import tables
 from datamodules.augment import Augmentation
-from datamodules.corpus import hub_tables, split_files
+from datamodules.row_data import RowData, listed
 from datamodules.row_text import Layout, RowFormat, Rows, TextRows, numbers_in
-from datamodules.tables import BadRows, Table, hub_table, read_table
-from datamodules.text_data import TextData
+from datamodules.tables import Table, read_table
 from zoo.streams import derive, stream
-from zoo.text_batch import collate
-from zoo.tokenizers import Tokenizer, train_bpe, train_words
 from zoo.tokenizers.numerals import rounded
 
 INTEGERS = "integers"
 _YAML_TEXT, _YAML_TARGET = "news", "change_rate"  # the names that YAML files have by default
-_UNLABELLED = re.compile(r"(?<![a-z])(test|predict)(?![a-z])", re.IGNORECASE)
 
 
-class TextRegression(TextData):
+class TextRegression(RowData):
     """Batches of `zoo.text_batch.TextBatch`, those of like length together in training.
 
     "predict" is the files of a folder that have no target and are named so, such as test_target.yml; else all rows,
@@ -71,7 +65,7 @@ class TextRegression(TextData):
         seed: of the training order and the augmentation; by default the run's own.
     """
 
-    collate = staticmethod(collate)
+    embedded = f"'{INTEGERS}'"
 
     def __init__(
         self,
@@ -104,14 +98,8 @@ class TextRegression(TextData):
         cache_dir: str | None = None,
         seed: int | None = None,
     ) -> None:
-        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
+        super().__init__(batch_size, num_workers, seed, max_input_len, bad_rows, val_fraction, test_fraction)
         self.save_hyperparameters(logger=False)  # a logger would have none of these differ from the model's: digits
-        if not (val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction <= 1):
-            raise ValueError(
-                f"val_fraction {val_fraction} and test_fraction {test_fraction} must be shares, together at most 1"
-            )
-        if max_input_len < 1:
-            raise ValueError(f"max_input_len must be at least 1, not {max_input_len}")
         if digits is not None and not 1 <= digits <= 17:
             raise ValueError(f"digits must lie between 1 and 17, not at {digits}")
         if text_column and (columns or row_format not in (None, "text")):
@@ -123,18 +111,14 @@ class TextRegression(TextData):
             raise ValueError(
                 f"augment_copies is {augment_copies}: set it above 0 with synonyms, background, number_formats, jitter"
             )
-        self.max_input_len = max_input_len
-        self._bad = BadRows(bad_rows)
         self._count: dict[str, int] = {}  # "numbers": the features of every row, once one is seen
-        self._read: dict[str, Rows] = {}
-        self._encoded: dict[str, TextRows] = {}
 
     # ---- what the models ask for
 
     @property
     def n_objectives(self) -> int:
         """K, the numbers to be predicted for each text."""
-        return len(_listed(self.hparams["target_columns"]) or [_YAML_TARGET])
+        return len(listed(self.hparams["target_columns"]) or [_YAML_TARGET])
 
     @property
     def n_features(self) -> int:
@@ -145,101 +129,31 @@ class TextRegression(TextData):
             self.dataset("train")
         return self._count["numbers"]
 
-    @property
-    def skipped(self) -> int:
-        """How many rows have been left out, so far, for what was wrong with them."""
-        return len(self._bad.reasons)
-
-    def targets(self, split: str) -> np.ndarray:
-        """(N, K) float64, NaN where unknown; as everywhere here, the training split's augmented copies included."""
-        return self.dataset(split).targets
-
-    def texts(self, split: str) -> list[str]:
-        """The N texts."""
-        return self.dataset(split).texts
-
-    def lengths(self, split: str) -> np.ndarray:
-        """(N,) tokens in each text."""
-        return np.diff(self.dataset(split).starts)
-
     def features(self, split: str) -> np.ndarray | None:
         """(N, F) float32, the numbers in each text; None where they were not asked for."""
         return self.dataset(split).features
 
-    def train_lengths(self) -> torch.Tensor:
-        return torch.from_numpy(self.lengths("train"))
-
-    def dataset(self, split: str) -> TextRows:
-        """The split's rows, tokenized when it is first asked for.
-
-        Raises:
-            ValueError: there is no such split, or a row in it cannot be used.
-        """
-        if split not in self._encoded:
-            self._encoded[split] = self._encode(split)
-        return self._encoded[split]
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if self.skipped:
-            count = "1 row was" if self.skipped == 1 else f"{self.skipped} rows were"
-            rank_zero_only(print)(f"zoo: {count} left out{self._bad.first()}", file=sys.stderr)
-
-    learnt = ("bpe", "words")
-
-    def learn(self, kind: str) -> Tokenizer:
-        texts = self._rounded(self._rows("train").texts)
-        return train_bpe(texts, self.hparams["bpe_vocab_size"]) if kind == "bpe" else train_words(texts)
-
     # ---- where rows come from
 
     def rows(self, split: str) -> Rows:
-        """The texts and targets of a split, before anything is done to them: what a subclass may override.
+        return _integers(split) if self.hparams["data"] == INTEGERS else super().rows(split)
 
-        Raises:
-            ValueError: there is no such split, or it has a bad row.
-        """
-        if self.hparams["data"] == INTEGERS:
-            return _integers(split)
-        given = self._given
-        if split == "predict":
-            whole = () if {"val", "test"} & given.keys() else ("train",)
-            split = next(s for s in ("predict", *whole, "test", "val") if s in given)
-            return self._layout.read(given[split], self._bad, need_targets=False)
-        if "train" not in given and split not in given:
-            raise ValueError(f"{self.hparams['data']} has no row with a target: it can only be predicted")
-        if split in given and (split != "train" or "val" in given):
-            return self._layout.read(given[split], self._bad)
-        if split == "test" and "val" in given:
-            raise ValueError(f"{self.hparams['data']} has no test split, only {', '.join(given)}")
-        return self._parts[split]
+    def _table(self, file: Path) -> Table:
+        return read_table(file, listed(self.hparams["column_names"]) or None, self._bad)
 
-    @cached_property
-    def _given(self) -> dict[str, list[Table]]:
-        """The tables of each split that is given, and those to predict: files named so that have no targets."""
-        data, names = self.hparams["data"], _listed(self.hparams["column_names"]) or None
-        path = Path(data).expanduser()
-        if not path.exists():
-            found = hub_tables(data, tables.SUFFIXES, f"'{INTEGERS}'", self.cache / "datasets")
-            return {split: [hub_table(f"{data} ({split})", table)] for split, table in found.items()}
-        files = split_files(path, tables.SUFFIXES)
+    def _files(self, path: Path, suffixes: Set[str]) -> dict[str, list[Path]]:
+        files = super()._files(path, suffixes)
         taken = set(chain(*files.values()))
         texts = [file for file in sorted(path.iterdir()) if file.suffix in tables.YAML] if path.is_dir() else []
         if left := [file for file in texts if file not in taken]:  # a news item called "train" is no training split
             raise ValueError(
                 f"{path} has files for training by their names, and {left[0].name}, which names no split: rename either"
             )
-        given: dict[str, list[Table]] = {}
-        for split, group in files.items():
-            for file in group:
-                table = read_table(file, names, self._bad)
-                unlabelled = path.is_dir() and _UNLABELLED.search(file.stem) and not self._labelled(table)
-                given.setdefault("predict" if unlabelled else split, []).append(table)
-        return given
+        return files
 
     def _labelled(self, table: Table) -> bool:
         known = chain(table.columns or (), *(cells for _, cells in table.rows))
-        return not {*known}.isdisjoint(_listed(self.hparams["target_columns"]) or [_YAML_TARGET])
+        return not {*known}.isdisjoint(listed(self.hparams["target_columns"]) or [_YAML_TARGET])
 
     @cached_property
     def _layout(self) -> Layout:
@@ -247,8 +161,8 @@ class TextRegression(TextData):
         h, table = self.hparams, next(chain(*self._given.values()))
         names = table.columns if table.columns is not None else list(table.rows[0][1]) if table.rows else []
         yaml = table.columns is None and Path(table.name).suffix.lower() in tables.YAML
-        targets = _listed(h["target_columns"]) or ([_YAML_TARGET] if yaml else [])
-        inputs = _listed(h["columns"]) or [n for n in names if n not in {*targets, h["group_column"]}]
+        targets = listed(h["target_columns"]) or ([_YAML_TARGET] if yaml else [])
+        inputs = listed(h["columns"]) or [n for n in names if n not in {*targets, h["group_column"]}]
         if h["text_column"] or (yaml and not h["columns"] and h["row_format"] in (None, "text")):
             inputs = [h["text_column"] or _YAML_TEXT]
         row_format: RowFormat = h["row_format"] or ("text" if len(inputs) == 1 else "key_value")
@@ -262,27 +176,11 @@ class TextRegression(TextData):
             h["columns"], h["row_format"] = ",".join(inputs), row_format
         return Layout(inputs, targets, row_format, h["group_column"])
 
-    @cached_property
-    def _parts(self) -> dict[str, Rows]:
-        """The training rows without, and those for, validation and test."""
-        rows = self._layout.read(self._given["train"], self._bad)
-        val, test = (0.0 if s in self._given else self.hparams[f"{s}_fraction"] for s in ("val", "test"))
-        return rows.cut({"val": val, "test": test}, stream(self.hparams["split_seed"], "split"))
-
     # ---- tokens
-
-    def _rows(self, split: str) -> Rows:
-        """`rows`, read once and not empty."""
-        if split not in self._read:
-            self._read[split] = rows = self.rows(split)
-            if not rows.texts:
-                remedy = "lower val_fraction and test_fraction" if split == "train" else f"raise {split}_fraction"
-                raise ValueError(f"the {split} split of {self.hparams['data']} has no rows: {remedy}")
-        return self._read[split]
 
     def _encode(self, split: str) -> TextRows:
         rows, limit = self._rows(split), self.max_input_len
-        ids = self.tokenizer.encode_batch(self._rounded(rows.texts))
+        ids = self.tokenizer.encode_batch(self._spelt(rows.texts))
         features = [numbers_in(text) for text in rows.texts] if self.hparams["features"] else None
         kept = [i for i in range(len(ids)) if self._usable(rows.places[i], ids[i], features[i] if features else None)]
         if not kept:
@@ -297,8 +195,7 @@ class TextRegression(TextData):
 
     def _usable(self, place: str, ids: list[int], features: list[float] | None) -> bool:
         """Whether a row can be used; all rows of all splits must have as many features as the first."""
-        if not ids:
-            self._bad.refuse(place, "the tokenizer finds nothing in its text")
+        if not self._fits(place, ids):
             return False
         if features and max(map(abs, features)) > float(np.finfo(np.float32).max):
             self._bad.refuse(place, "a number in its text is too large for a feature")
@@ -306,13 +203,7 @@ class TextRegression(TextData):
         if features is not None and len(features) != self._count.setdefault("numbers", len(features)):
             self._bad.refuse(place, f"its text has {len(features)} numbers, the first row's {self._count['numbers']}")
             return False
-        if len(ids) <= self.max_input_len or self.hparams["long_rows"] == "truncate":
-            return True
-        reason = f"its text has {len(ids)} tokens, more than max_input_len {self.max_input_len}"
-        if self.hparams["long_rows"] == "stop":
-            raise ValueError(f"{place}: {reason}; raise that, or set long_rows to truncate or skip")
-        self._bad.leave_out(place, reason)
-        return False
+        return True
 
     def _with_copies(self, texts: list[str], ids: list[list[int]], copies: int) -> tuple[list[str], list[list[int]]]:
         """All rows, then the first copies of all, and so on; a copy that would be too long is left unchanged."""
@@ -321,7 +212,7 @@ class TextRegression(TextData):
         all_texts, all_ids = [*texts], [*ids]
         for copy in range(copies):
             new = [change(text, Random(derive(self.seed, "augment", row, copy))) for row, text in enumerate(texts)]
-            new_ids = self.tokenizer.encode_batch(self._rounded(new))
+            new_ids = self.tokenizer.encode_batch(self._spelt(new))
             for row, tokens in enumerate(new_ids):
                 if len(tokens) > self.max_input_len:
                     new[row], new_ids[row] = texts[row], ids[row]
@@ -335,8 +226,8 @@ class TextRegression(TextData):
         jittered = targets * np.exp(self.hparams["target_jitter"] * noise.numpy())
         return np.concatenate([targets, jittered.reshape(-1, targets.shape[1])])
 
-    def _rounded(self, texts: list[str]) -> list[str]:
-        """The texts as the tokenizer is given them, their numbers rounded where that was asked for."""
+    def _spelt(self, texts: list[str]) -> list[str]:
+        """The texts, their numbers rounded where that was asked for."""
         digits, powers = self.hparams["digits"], self.hparams["powers"]
         return [rounded(text, digits, powers) for text in texts] if digits else texts
 
@@ -347,7 +238,3 @@ def _integers(split: str) -> Rows:
     x = np.random.default_rng(42).permutation(np.arange(-3000, 3001))[parts[split]]
     texts = [f"X1: {value}" for value in x]
     return Rows(texts, x[:, None].astype(np.float64), texts, texts)
-
-
-def _listed(names: str | None) -> list[str]:
-    return [name.strip() for name in (names or "").split(",") if name.strip()]
