@@ -113,10 +113,15 @@ def split_files(path: Path, suffixes: Set[str]) -> dict[str, list[Path]]:
         raise ValueError(f"the folder {path} holds no text: none of its files ends in {kinds}")
     splits: dict[str, list[Path]] = {}
     for file in files:
-        words = set(re.split(r"[^a-z]+", file.name.lower()))
-        if named := next((split for split, names in SPLIT_NAMES.items() if words & names), None):
+        if named := split_named(file.name):
             splits.setdefault(named, []).append(file)
     return splits if "train" in splits else {"train": files}
+
+
+def split_named(name: str) -> str | None:
+    """The split that a file's name speaks of, if any."""
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    return next((split for split, names in SPLIT_NAMES.items() if words & names), None)
 
 
 def _digest(files: Iterable[Path]) -> str:

@@ -134,15 +134,17 @@ class RowData(TextData):
         given = self._given
         if split == "predict":
             whole = () if {"val", "test"} & given.keys() else ("train",)
-            split = next(s for s in ("predict", *whole, "test", "val") if s in given)
-            return self._layout.read(given[split], self._bad, need_targets=False)
+            return self._read_split(next(s for s in ("predict", *whole, "test", "val") if s in given), False)
         if "train" not in given and split not in given:
             raise ValueError(f"{self.hparams['data']} has no row with a target: it can only be predicted")
         if split in given and (split != "train" or "val" in given):
-            return self._layout.read(given[split], self._bad)
+            return self._read_split(split)
         if split == "test" and "val" in given:
             raise ValueError(f"{self.hparams['data']} has no test split, only {', '.join(given)}")
         return self._parts[split]
+
+    def _read_split(self, split: str, need_targets: bool = True) -> Rows:
+        return self._layout.read(self._given[split], self._bad, need_targets)
 
     @cached_property
     def _given(self) -> dict[str, list[Table]]:
@@ -166,7 +168,7 @@ class RowData(TextData):
     @cached_property
     def _parts(self) -> dict[str, Rows]:
         """The training rows without, and those for, validation and test."""
-        rows = self._layout.read(self._given["train"], self._bad)
+        rows = self._read_split("train")
         val, test = (0.0 if s in self._given else self.hparams[f"{s}_fraction"] for s in ("val", "test"))
         return rows.cut({"val": val, "test": test}, stream(self.hparams["split_seed"], "split"))
 

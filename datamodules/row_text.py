@@ -47,12 +47,13 @@ class Rows(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Which columns make the text, and how, and which are the targets."""
+    """Which columns make the text, and how, and which are the targets: numbers, or labels of these classes."""
 
     columns: list[str]
     targets: list[str]
     row_format: RowFormat
     group: str | None = None
+    classes: dict[str, int] | None = None
 
     def read(self, tables: Sequence[Table], bad: BadRows, need_targets: bool = True) -> Rows:
         """All rows of the tables.
@@ -83,7 +84,8 @@ class Layout(NamedTuple):
         """Every row of a table lacks what its header lacks: that is no bad row, but a wrong setting."""
         options = {"text_column" if self.row_format == "text" else "columns": self.columns}
         if need_targets:
-            options |= {"target_columns": self.targets, "group_column": [self.group] if self.group else []}
+            target = "target_columns" if self.classes is None else "label_column"
+            options |= {target: self.targets, "group_column": [self.group] if self.group else []}
         given = ", ".join(table.columns or table.rows[0][1] if table.rows else [])
         if need_targets and not self.targets:
             raise ValueError(f"the numbers to be predicted are not named: set target_columns to some of {given}")
@@ -105,13 +107,18 @@ class Layout(NamedTuple):
         """The number in column `name`; where none is needed, NaN for a cell that is empty or missing.
 
         Raises:
-            ValueError: there is none, or it is not finite.
+            ValueError: there is none, or it is not finite, or is the label of no class.
         """
         cell = self._cell(cells, name) if needed else cells.get(name)
         if cell is None or (isinstance(cell, str) and not cell.strip()):
             if not needed:
                 return math.nan
-            raise ValueError(f"its target {name!r} is empty")
+            raise ValueError(f"its {'target' if self.classes is None else 'label'} {name!r} is empty")
+        if self.classes is not None:
+            label = written(cell)
+            if label not in self.classes:
+                raise ValueError(f"its label {_shown(label)} is none of {', '.join(self.classes)}")
+            return float(self.classes[label])
         try:
             if isinstance(cell, bool) or (isinstance(cell, str) and "_" in cell):  # which Python would take for numbers
                 raise ValueError
@@ -161,6 +168,11 @@ def _literal(word: str) -> str:
 
 def _quoted(word: str | None) -> str:
     return json.dumps(word, ensure_ascii=False)
+
+
+def written(cell: Any) -> str:
+    """A label as it stands in a file: the 1.0 of a column of floats is a 1."""
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
 
 
 def _shown(cell: Any) -> str:

@@ -76,6 +76,32 @@ def hub_table(name: str, table: Any) -> Table:
     return Table(name, list(table.column_names), list(rows))
 
 
+def read_labelled(file: Path, bad: BadRows) -> Table:
+    """The lines `label ||| text` of a file, as a table of the columns "label" and "text".
+
+    Raises:
+        ValueError: the file is empty, or a line is bad.
+    """
+    rows: list[tuple[str, Cells]] = []
+    for line, content in enumerate(_text(file).split("\n"), start=1):
+        label, bar, text = content.partition("|||")
+        if not content.strip():
+            continue
+        if reason := _not_utf8(content) or (not bar and "it has no ||| between a label and a text"):
+            bad.refuse(f"{file}, line {line}", reason)
+        else:
+            rows.append((f"{file}, line {line}", {"label": label.strip(), "text": text.strip()}))
+    return Table(str(file), ["label", "text"], rows)
+
+
+def _text(file: Path) -> str:
+    """What stands in a file, bytes that are not UTF-8 as surrogates."""
+    text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    if not text.strip():
+        raise ValueError(f"{file} is empty")
+    return text
+
+
 def _separated(file: Path, separator: str, names: list[str] | None, bad: BadRows) -> Table:
     raw = file.suffix.lower() == ".txt"
     rows: list[tuple[str, Cells]] = []
@@ -117,9 +143,7 @@ def _header(fields: list[str]) -> list[str]:
 
 def _json(file: Path, bad: BadRows) -> Iterator[tuple[str, Cells]]:
     """One object a line; or one list of objects, which may go over many lines."""
-    text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    if not text.strip():
-        raise ValueError(f"{file} is empty")
+    text = _text(file)
     if text.lstrip().startswith("["):
         try:
             items = json.loads(text)
