@@ -17,36 +17,49 @@ class Predictions(Callback):
 
     Args:
         path: the file; None for `predictions.jsonl` in the Trainer's `default_root_dir`.
+        text_path: beside it, a file of lines `label ||| text`, as CMU's minllama course has them, for models that
+            predict a "label".
     """
 
-    def __init__(self, path: str | None = None) -> None:
-        self.path = path
-        self.file: TextIO | None = None
+    def __init__(self, path: str | None = None, text_path: str | None = None) -> None:
+        self.path, self.text_path = path, text_path
+        self.files: dict[Path, TextIO] = {}
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.target = Path(self.path or Path(trainer.default_root_dir) / "predictions.jsonl")
-        if trainer.world_size > 1:
-            self.target = self.target.with_stem(f"{self.target.stem}-rank{trainer.global_rank}")
-        if self.target.exists():
-            raise ValueError(f"{self.target} is there already: move it away, or give another --predictions.path")
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        self.partial = self.target.with_name(self.target.name + ".tmp")
-        self.file = open(self.partial, "w", encoding="utf-8")  # noqa: SIM115 - closed when prediction ends
+        wanted = [self.path or f"{trainer.default_root_dir}/predictions.jsonl", self.text_path]
+        for path in (Path(name) for name in wanted if name):
+            if trainer.world_size > 1:
+                path = path.with_stem(f"{path.stem}-rank{trainer.global_rank}")
+            if path.exists():
+                option = "predictions.text_path" if self.files else "predictions.path"
+                raise ValueError(f"{path} is there already: move it away, or give another --{option}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.files[path] = open(_partial(path), "w", encoding="utf-8")  # noqa: SIM115 - closed when prediction ends
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        assert self.file is not None
-        for line in outputs:
-            self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        lines, *texts = self.files.values()
+        for row in outputs:
+            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+            for file in texts:
+                if "label" not in row:
+                    raise ValueError(f"{type(pl_module).__name__} predicts no label: drop --predictions.text_path")
+                file.write(f"{row['label']} ||| {' '.join(row['input'].split())}\n")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self.file is not None
-        self.file.close()
-        self.partial.replace(self.target)
-        print(f"\n{self.target}", file=sys.stderr)
+        print(file=sys.stderr)
+        for path, file in self.files.items():
+            file.close()
+            _partial(path).replace(path)
+            print(path, file=sys.stderr)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self.file is not None and not self.file.closed:
-            self.file.close()
-            self.partial.unlink()
+        for path, file in self.files.items():
+            if not file.closed:
+                file.close()
+                _partial(path).unlink()
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")

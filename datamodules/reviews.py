@@ -55,7 +55,7 @@ class Reviews(RowData):
 
     def __init__(
         self,
-        data: str,
+        data: str = "reviews",
         label_names: str | None = None,
         unlabelled: str | None = None,
         prompt: str | None = None,

@@ -24,6 +24,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 import callbacks
 import datamodules
 import zoo.icr.module  # these so that a config can say `class_path: LlamaLM`
+import zoo.llama.classifier
 import zoo.llama.module
 import zoo.mini_rlm.module
 import zoo.regress_lm.module
@@ -85,7 +86,7 @@ class ZooCLI(LightningCLI):
         parser.add_lightning_class_args(callbacks.Samples, "samples")
         parser.add_lightning_class_args(callbacks.Predictions, "predictions")
         parser.add_lightning_class_args(callbacks.Plots, "plots")
-        for setting in ("vocab_size", "D", "K", "sigma2", "M", "max_M", "task_seed"):  # where model and data have it
+        for setting in ("vocab_size", "label_names", "D", "K", "sigma2", "M", "max_M", "task_seed"):  # where both
             parser.link_arguments(f"data.{setting}", f"model.init_args.{setting}", apply_on="instantiate")
 
     # ---- parsing

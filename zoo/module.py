@@ -41,6 +41,10 @@ class ZooModule(LightningModule):
             grads = [p.grad for p in self.parameters() if p.grad is not None]
             self.log("grad_norm", nn.utils.get_total_norm(grads))
 
+    def lr_scale(self, name: str) -> float:
+        """What a parameter's learning rate is multiplied by."""
+        return 1.0
+
     def configure_optimizers(self) -> Any:
         """Weight decay on matrices only; linear warm-up, then cosine, step by step.
 
@@ -51,9 +55,12 @@ class ZooModule(LightningModule):
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
         hidden = [p for name, p in trained.items() if kind == "muon" and ".layers." in name and p.ndim == 2]
         others = [p for p in trained.values() if not any(p is q for q in hidden)]
+        scale = {id(p): self.lr_scale(name) for name, p in trained.items()}
         groups = [
-            {"params": [p for p in others if p.ndim >= 2], "weight_decay": h.weight_decay},
-            {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in others if (p.ndim >= 2) == matrix and scale[id(p)] == part], "lr": h.lr * part}
+            | {"weight_decay": h.weight_decay if matrix else 0.0}
+            for part in sorted({*scale.values()}, reverse=True)
+            for matrix in (True, False)
         ]
         optimizer: torch.optim.Optimizer
         if kind == "adafactor":

@@ -19,7 +19,7 @@ VERBS = {
 def models() -> dict[str, str]:
     """Class name -> first sentence of its docstring, for every LightningModule with a config-able name."""
     found = {}
-    for path in sorted((ROOT / "zoo").glob("*/module.py")):
+    for path in sorted(p for name in ("classifier", "module") for p in (ROOT / "zoo").glob(f"*/{name}.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 found[node.name] = (ast.get_docstring(node) or "").split("\n")[0]

@@ -322,6 +322,16 @@ def test_two_processes_share_the_predictions(tmp_path):
     assert ranks == [[0, 2, 4, 6], [1, 3, 5]]
 
 
+def test_labels_are_wanted_of_models_that_predict_them(tmp_path):
+    with pytest.raises(ValueError, match=r"Plane predicts no label: drop --predictions\.text_path"):
+        trainer(tmp_path, Predictions(text_path=str(tmp_path / "out.txt"))).predict(Plane(), Points(7))
+    assert not list(tmp_path.glob("*.tmp"))
+    (tmp_path / "out.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"give another --predictions\.text_path"):
+        trainer(tmp_path, Predictions(text_path=str(tmp_path / "out.txt"))).predict(Plane(), Points(7))
+    assert [path.name for path in tmp_path.iterdir()] == ["out.txt"]
+
+
 def test_a_failed_prediction_leaves_no_file(tmp_path):
     class Fail(Plane):
         def predict_step(self, batch, batch_idx):

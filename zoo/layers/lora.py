@@ -4,6 +4,7 @@ A is drawn as `nn.Linear` draws its weight, B starts at zero, so that an adapted
 """
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -25,24 +26,34 @@ class LowRank(nn.Module):
         return weight + self.scale * (self.b @ self.a)  # (out, in)
 
 
-def add_lora(model: nn.Module, rank: int, alpha: float) -> None:
-    """Freeze `model` and put a trained low-rank update on every weight matrix of it that is no embedding.
+def add_lora(model: nn.Module, rank: int, alpha: float, targets: Collection[str] | None = None) -> None:
+    """Freeze `model` and put a trained low-rank update on weight matrices of it.
+
+    Args:
+        model: adapted in place.
+        rank, alpha: of each update.
+        targets: the modules whose matrices are adapted, by the last part of their names; by default all that are no
+            embeddings.
 
     Raises:
-        ValueError: the rank is not positive, or the model has such updates already.
+        ValueError: the rank is not positive, the model has such updates already, or no module has a target's name.
     """
     if rank < 1:
         raise ValueError(f"lora_rank must be at least 1, not {rank}")
     if any(parametrize.is_parametrized(module) for module in model.modules()):
         raise ValueError("the model has low-rank updates already: drop one of the two lora_rank")
-    model.requires_grad_(False)
-    matrices = [
-        (module, name)
-        for module in model.modules()
+    found = [
+        (path.rpartition(".")[2], module, name)
+        for path, module in model.named_modules()
         if not isinstance(module, nn.Embedding)
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.ndim == 2
     ]
+    known = {last for last, _, _ in found}
+    if strange := sorted({*targets} - known) if targets is not None else []:
+        raise ValueError(f"lora_targets names no {strange[0]!r} of this model, which has {', '.join(sorted(known))}")
+    model.requires_grad_(False)
+    matrices = [(module, name) for last, module, name in found if targets is None or last in targets]
     for module, name in matrices:
         parametrize.register_parametrization(module, name, LowRank(getattr(module, name), rank, alpha))
 

@@ -1,4 +1,4 @@
-"""Llama, from scratch: the model, its checkpoints, and (lazily, for it needs Lightning) its module."""
+"""Llama, from scratch: the model, its checkpoints, and (lazily, for they need Lightning) its modules."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,9 +6,10 @@ from zoo.llama.checkpoint import load_checkpoint, save_checkpoint
 from zoo.llama.model import Llama, LlamaConfig
 
 if TYPE_CHECKING:
+    from zoo.llama.classifier import LlamaClassifier
     from zoo.llama.module import LlamaLM
 
-__all__ = ["Llama", "LlamaConfig", "LlamaLM", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Llama", "LlamaClassifier", "LlamaConfig", "LlamaLM", "load_checkpoint", "save_checkpoint"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,4 +17,8 @@ def __getattr__(name: str) -> Any:
         from zoo.llama.module import LlamaLM
 
         return LlamaLM
+    if name == "LlamaClassifier":
+        from zoo.llama.classifier import LlamaClassifier
+
+        return LlamaClassifier
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,7 +16,7 @@ import pickle
 import struct
 import tempfile
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,26 @@ def load_checkpoint(path: str | os.PathLike) -> Llama:
             raise ValueError(f"{path}: the tensor {name} is {found}, but the settings ask for {shape}")
     model = Llama(config).eval()
     model.load_state_dict(_joined(weights, config))
+    return model
+
+
+def new_or_loaded(config: LlamaConfig, weights: str | None, vocab_size: int | None = None) -> Llama:
+    """A new model of these settings, or the one in the file `weights`, with their dropout and gradient checkpointing.
+
+    ValueError where the file's model has another vocabulary than the tokenizer, whose size is `vocab_size`.
+    """
+    if not weights:
+        return Llama(config)
+    loaded = load_checkpoint(weights)
+    if vocab_size not in (None, loaded.config.vocab_size):
+        raise ValueError(
+            f"the tokenizer has {vocab_size} tokens, but the model in {weights} {loaded.config.vocab_size}: "
+            "give its own with --data.tokenizer"
+        )
+    model = Llama(
+        replace(loaded.config, dropout=config.dropout, gradient_checkpointing=config.gradient_checkpointing)
+    )
+    model.load_state_dict(loaded.state_dict())
     return model
 
 
@@ -207,6 +227,8 @@ def _read_torch(path: Path) -> tuple[LlamaConfig, Weights]:
             settings["tie_embeddings"] = torch.equal(weights["tok_embeddings.weight"], weights["output.weight"])
         if "layers.0.feed_forward.w1.weight" in weights:  # llama2.c leaves it to multiple_of and a version's default
             settings["hidden_dim"] = len(weights["layers.0.feed_forward.w1.weight"])
+    elif "base_digest" in keys:
+        raise ValueError(f"{path} holds only what was trained beside {content['hyper_parameters']['base']}: export it")
     elif {"state_dict", "hyper_parameters"} <= keys:
         settings, weights = content["hyper_parameters"], _cleaned(content["state_dict"], "model.")
     else:

@@ -1,16 +1,16 @@
 """Llama in Lightning: `LlamaLM` trains it as a language model."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
 
 from zoo.generation import left_pad
 from zoo.language_model import LanguageModel
-from zoo.llama.checkpoint import load_checkpoint
+from zoo.llama.checkpoint import new_or_loaded
 from zoo.llama.generate import stream_tokens
-from zoo.llama.model import Llama, LlamaConfig
+from zoo.llama.model import LlamaConfig
 
 
 class LlamaLM(LanguageModel):
@@ -42,21 +42,9 @@ class LlamaLM(LanguageModel):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        config = LlamaConfig(**architecture)
-        if not weights:
-            self.model = Llama(config)
-            return
-        loaded = load_checkpoint(weights)
-        if "vocab_size" in architecture and config.vocab_size != loaded.config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {config.vocab_size} tokens, but the model in {weights} {loaded.config.vocab_size}: "
-                "give its own with --data.tokenizer"
-            )
-        config = replace(loaded.config, dropout=config.dropout, gradient_checkpointing=config.gradient_checkpointing)
-        self.model = Llama(config)
-        self.model.load_state_dict(loaded.state_dict())
-        # A checkpoint of this module must not need the file it started from.
-        self.hparams.update(asdict(config) | {"weights": None})
+        self.model = new_or_loaded(LlamaConfig(**architecture), weights, architecture.get("vocab_size"))
+        if weights:  # a checkpoint of this module must not need the file it started from
+            self.hparams.update(asdict(self.model.config) | {"weights": None})
 
     def stream(self, prompts: list[list[int]], max_new_tokens: int, **options: Any) -> Iterator[Tensor]:
         tokens, lengths = left_pad(prompts)
