@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from zoo.baselines import NGram
+from zoo.baselines import NGram, bag_of_words
 
 TEXT = np.random.default_rng(0).integers(0, 5, 400) ** 2 // 4  # 5 tokens, unevenly frequent
 
@@ -54,3 +54,19 @@ def test_longer_context_helps_on_text_with_structure():
 def test_too_large_an_order_is_refused():
     with pytest.raises(ValueError, match="62 bits"):
         NGram(TEXT, vocab_size=2**21, order=3)
+
+
+@pytest.mark.parametrize("kind", ["naive Bayes", "logistic regression"])
+def test_a_bag_of_words_is_chosen_on_held_out_texts(kind):
+    texts = [f"a {'fine' if i % 2 else 'dull'} film, number {i}" for i in range(40)]
+    classes = np.array([i % 2 for i in range(40)])
+    model, setting = bag_of_words(kind, texts[:30], classes[:30], (texts[30:], classes[30:]))
+    assert model.predict(["very dull", "fine, very fine"]).tolist() == [0, 1]
+    assert setting.startswith("words, ")  # the first of equals
+
+
+def test_pairs_of_words_tell_what_words_do_not():
+    texts = ["not good but bad", "not bad but good"] * 20
+    classes = np.array([0, 1] * 20)
+    model, _ = bag_of_words("logistic regression", texts, classes, (texts, classes))
+    assert model.score(texts, classes) == 1

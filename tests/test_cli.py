@@ -46,7 +46,7 @@ def test_list_shows_every_config_with_its_true_size(capsys):
 def test_a_config_states_its_true_size_and_needs(row):
     from datamodules import LinearRegressionTasks
     from zoo.icr import ICRTransformer, Task
-    from zoo.llama import Llama, LlamaConfig
+    from zoo.llama import Llama, LlamaClassifier, LlamaConfig
     from zoo.regress_lm import RegressLM
     from zoo.revdeq import RevDEQLM
 
@@ -66,6 +66,8 @@ def test_a_config_states_its_true_size_and_needs(row):
             model = ICRTransformer(**{field.name: getattr(task, field.name) for field in fields(Task)}, **sizes)
         elif row["model"] == "RevDEQLM":
             model = RevDEQLM(vocab_size=vocab_size, **sizes)
+        elif row["model"] == "LlamaClassifier" and row["size"]:
+            model = LlamaClassifier(data["label_names"].split(","), vocab_size=vocab_size, **sizes)
         elif row["model"] == "LlamaLM" and row["size"]:
             sizes = {name: size for name, size in sizes.items() if name in LlamaConfig.__dataclass_fields__}
             model = Llama(LlamaConfig(vocab_size=vocab_size, **sizes))

@@ -1,4 +1,5 @@
-"""What stands beside every neural model: unigram and interpolated Kneser-Ney n-grams, and the law of numbers alone.
+"""What stands beside every neural model: unigram and interpolated Kneser-Ney n-grams, the law of numbers alone, and
+bags of words.
 
 Kneser & Ney 1995; the interpolated form of Chen & Goodman 1999, https://doi.org/10.1006/csla.1999.0128, with one
 discount per order, n1 / (n1 + 2 n2). Counting is a sort of n-grams coded as integers, so that millions of tokens
@@ -6,6 +7,8 @@ take seconds.
 """
 
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,3 +103,48 @@ def marginal_nll(train: np.ndarray, held_out: np.ndarray, vocab_size: int) -> fl
         after = map(bytes, held_out[:, : position + 1].astype(np.int32))
         nats -= np.log([(seen_on[a] + 1 / vocab_size) / (seen[b] + 1) for b, a in zip(before, after, strict=True)])
     return float(nats.mean())
+
+
+def bag_of_words(
+    kind: Literal["naive Bayes", "logistic regression"],
+    texts: Sequence[str],
+    classes: Ids,
+    held_out: tuple[Sequence[str], Ids],
+) -> tuple[Any, str]:
+    """The scikit-learn pipeline on words and pairs of words that does best on `held_out`, of a small grid; and which.
+
+    Args:
+        kind: the classifier; words, or all between spaces, weigh by presence or by TF-IDF, plain or sublinear.
+        texts, classes: to learn from, N of each.
+        held_out: texts and classes that choose weights, smoothing and penalty; on these the score flatters.
+    """
+    from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.naive_bayes import MultinomialNB
+    from sklearn.pipeline import make_pipeline
+
+    words: dict[str, Any] = {"words": {"ngram_range": (1, 2)}}
+    words["all between spaces"] = words["words"] | {"token_pattern": r"\S+"}
+    weights = {
+        f"{which}, {name}": weigh(**options, **words[which])
+        for which in words
+        for name, weigh, options in (
+            ("presence", CountVectorizer, {"binary": True}),
+            ("TF-IDF", TfidfVectorizer, {}),
+            ("sublinear TF-IDF", TfidfVectorizer, {"sublinear_tf": True}),
+        )
+        if (kind, name) != ("logistic regression", "presence")
+    }
+    best = (-1.0, None, "")
+    for name, weigh in weights.items():
+        features = weigh.fit_transform(texts)
+        if kind == "naive Bayes":
+            tried = {f"alpha {a}": MultinomialNB(alpha=a) for a in (0.03, 0.1, 0.3, 1.0)}
+        else:
+            tried = {f"C {c}": LogisticRegression(C=c, max_iter=300) for c in (1, 3, 10, 100)}
+        for setting, model in tried.items():
+            model.fit(features, classes)
+            score = model.score(weigh.transform(held_out[0]), held_out[1])
+            if score > best[0]:
+                best = (score, make_pipeline(weigh, model), f"{name}, {setting}")
+    return best[1:]
