@@ -238,6 +238,12 @@ STUDIES = {
         {"block": "block", "model": "model"},
         {"nats per byte": ("nats", ".3f"), "seconds": ("seconds", ".0f")},
     ),
+    "reviews": (
+        {"task": "task", "model": "model"},
+        {"dev": ("dev_accuracy", ".3f"), "test": ("test_accuracy", ".3f"), "elsewhere": ("elsewhere_accuracy", ".3f")}
+        | {"dev, macro F1": ("dev_macro_f1", ".3f"), "test, macro F1": ("test_macro_f1", ".3f")}
+        | {"elsewhere, macro F1": ("elsewhere_macro_f1", ".3f"), "seconds": ("seconds", ".0f")},
+    ),
     "icr_contrast": (
         {"M": "M", "answers of": "model"},
         {name: (name, ".3f") for name in ("new tasks, from ridge", "its pool, from dMMSE")},
