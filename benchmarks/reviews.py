@@ -55,7 +55,8 @@ class Task:
         if name == "products":
             self.places["elsewhere"] = args.data_dir / "cfimdb-dev.txt"
         self.config = ROOT / "configs" / ("sst" if name == "sst" else "cfimdb") / "llama.yaml"
-        self.options = [f"--data.label_names={self.names}"]
+        placeholders = "test" if name == "cfimdb" else "null"
+        self.options = [f"--data.label_names={self.names}", f"--data.unlabelled={placeholders}"]
 
     def file(self, split: str) -> Path:
         return self.folder / f"{self.name}-{split}.txt"
