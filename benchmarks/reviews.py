@@ -38,7 +38,7 @@ Row = dict[str, Any]
 FILMS = {"sst": "awful,bad,average,good,excellent", "cfimdb": "negative,positive"}
 STARS = '{"1": "negative", "2": "negative", "4": "positive", "5": "positive"}'
 QUESTION = "{text} Is this movie {choices}? This movie is"
-BAG = {"sst": 3, "cfimdb": 100, "products": 100}
+BAG = {"sst": ("tfidf", 3), "cfimdb": ("naive_bayes", 0.1), "products": ("naive_bayes", 0.1)}
 
 
 class Task:
@@ -143,7 +143,9 @@ ZERO_SHOT = {
 
 def trained(name: str, task: Task, args: argparse.Namespace) -> Iterator[Row]:
     model, start_from, options, bag = TRAINED[name]
-    options = [*(start_from(args) if start_from else []), *options, *([f"--model.bag_c={BAG[task.name]}"] * bag)]
+    weigh, inverse_penalty = BAG[task.name]
+    options = [*(start_from(args) if start_from else []), *options]
+    options += [f"--model.bag={weigh}", f"--model.bag_c={inverse_penalty}"] if bag else []
     together: dict[str, list[np.ndarray]] = {}
     for seed in args.seeds:
         folder = args.output_dir / f"{task.name}-{name}-{seed}"

@@ -89,7 +89,7 @@ def test_it_learns(reviews, pooling):
 @pytest.mark.parametrize(("method", "devices"), [("full", 2), ("lora", 1), ("head", 1)])
 def test_resume_is_bitwise(reviews, weights, tmp_path, method, devices):
     assert_resume_is_bitwise(
-        lambda: classifier(method, weights, dropout=0.1, bag_c=1.0 if method == "head" else None),
+        lambda: classifier(method, weights, dropout=0.1, bag="naive_bayes" if method == "head" else None),
         lambda: Reviews(reviews, "bad,good", batch_size=4, max_input_len=40),
         tmp_path / "runs", max_steps=6, max_epochs=-1, devices=devices, every=4, val_check_interval=4,
         check_val_every_n_epoch=None, limit_val_batches=1, hooks=(VALIDATION_END,),
@@ -192,7 +192,7 @@ def test_calibration_takes_away_what_the_names_score_without_a_text(reviews, wei
         (lambda w: classifier("head", w, lora_targets="wqkv"), {"label_names": "a,b"}, "the data's classes are"),
         (lambda w: classifier("lora", w, lora_targets="w9"), {}, "lora_targets names no 'w9' of this model"),
         (lambda w: classifier("zero_shot", w), {"prompt": "{text} is"}, "method zero_shot trains nothing"),
-        (lambda w: classifier("zero_shot", w, bag_c=1.0), {}, "so it has no bag of words"),
+        (lambda w: classifier("zero_shot", w, bag="tfidf"), {}, "so it has no bag of words"),
         (lambda w: classifier("full", w), {"max_input_len": 65}, "needs 65 positions, but the model has max_seq_len"),
         (lambda w: classifier("full", w, layer_decay=0.0), {}, "layer_decay must be a share"),
         (lambda w: LlamaClassifier(NAMES, weights=w, vocab_size=300), {}, "the tokenizer has 300 tokens, but"),
@@ -223,7 +223,7 @@ def test_zero_shot_must_be_given_a_question(reviews, weights):
 
 
 def test_the_best_checkpoint_is_enough(reviews, tmp_path, capsys):
-    best = fit(tmp_path / "run", f"{reviews}/film", "--model.bag_c=1", "--model.pooling=mean")
+    best = fit(tmp_path / "run", f"{reviews}/film", "--model.bag=tfidf", "--model.pooling=mean")
     assert main(["test", f"--ckpt_path={best}", *QUIET]) == 0
     assert "test_macro_f1" in capsys.readouterr().out
     assert (tmp_path / "run" / "test-confusion.png").exists()

@@ -4,14 +4,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
 from zoo.llama import Llama, LlamaConfig
-from zoo.llama.bag import BagOfWords
+from zoo.llama.bag import WORDS, BagOfWords
 from zoo.llama.classify import Head, continuations, course_scores, left_padded, word_scores
 from zoo.text_batch import Row, collate
 from zoo.tokenizers import load_tokenizer
 
-WORDS = [[3], [5, 9, 2], [7, 7]]
+NAMES = [[3], [5, 9, 2], [7, 7]]
 
 
 @pytest.fixture
@@ -42,11 +45,11 @@ def by_definition(llama, prompt, word):
 @pytest.mark.parametrize("normalize", [False, True])
 def test_words_score_as_by_definition_in_ragged_batches(llama, normalize):
     rows, tokens, real = ragged(5, 12, 1, 9)
-    scores = word_scores(llama, tokens, real, WORDS, normalize)
+    scores = word_scores(llama, tokens, real, NAMES, normalize)
     for row, found in zip(rows, scores, strict=True):
-        wanted = torch.tensor([by_definition(llama, row, w) / (len(w) if normalize else 1) for w in WORDS])
+        wanted = torch.tensor([by_definition(llama, row, w) / (len(w) if normalize else 1) for w in NAMES])
         assert torch.allclose(found, wanted, atol=1e-5)
-        assert torch.allclose(word_scores(llama, row, None, WORDS, normalize)[0], found, atol=1e-5)
+        assert torch.allclose(word_scores(llama, row, None, NAMES, normalize)[0], found, atol=1e-5)
 
 
 def test_padding_moves_to_the_left():
@@ -59,11 +62,11 @@ def test_padding_moves_to_the_left():
 
 def test_the_course_reads_the_last_column_and_sums_as_if_each_token_were_the_next(llama):
     rows, tokens, _ = ragged(3, 6)
-    found = course_scores(llama, tokens, WORDS)
+    found = course_scores(llama, tokens, NAMES)
     padded = F.pad(rows[0], (0, 3))  # what it takes for the prompt of the short row
     for prompt, scores in ((padded, found[0]), (rows[1], found[1])):
         log_probs = llama(prompt)[0][0, -1].log_softmax(-1)
-        assert torch.allclose(scores, torch.stack([log_probs[word].sum() for word in WORDS]), atol=1e-5)
+        assert torch.allclose(scores, torch.stack([log_probs[word].sum() for word in NAMES]), atol=1e-5)
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean", "attention"])
@@ -102,21 +105,38 @@ TEXTS = [f"a {'fine' if i % 2 else 'dull'} film number {i}" for i in range(40)]
 CLASSES = np.array([i % 2 for i in range(40)])
 
 
-def test_the_bag_learns_words_and_tells_held_out_texts():
-    bag = BagOfWords(3, inverse_penalty=10.0)
+@pytest.mark.parametrize("weigh", ["tfidf", "naive_bayes"])
+def test_the_bag_learns_words_and_tells_held_out_texts(weigh):
+    bag = BagOfWords(3, weigh, inverse_penalty=10.0)
     held_out = bag.fit(TEXTS, CLASSES)
     assert (held_out.argmax(1).numpy() == CLASSES).all()
     logits = bag(["dull , dull", "FINE !", "unseen"])
     assert logits[:2].argmax(1).tolist() == [0, 1]
     assert (logits[:, 2] < logits[:, :2].min(1).values).all()  # of a class without a row
-    again = BagOfWords(3, 10.0)
+    again = BagOfWords(3, weigh, 10.0)
     again.load_state_dict(bag.state_dict())
     assert torch.equal(again(TEXTS), bag(TEXTS))
 
 
-def test_the_bags_held_out_logits_do_not_know_their_text():
-    texts, classes = [f"word{i}" for i in range(40)], CLASSES.copy()
-    bag = BagOfWords(2, 1e4)
-    held_out = bag.fit(texts, classes)
-    assert (bag(texts).argmax(1).numpy() == classes).all()  # learnt by heart
-    assert held_out.diff(dim=1).abs().max() < 1  # but a word that stands nowhere else says nothing
+@pytest.mark.parametrize("weigh", ["tfidf", "naive_bayes"])
+def test_the_bags_held_out_logits_do_not_know_their_text(weigh):
+    texts = [f"word{i}" for i in range(40)]
+    bag = BagOfWords(2, weigh, 1e4)
+    held_out = bag.fit(texts, CLASSES)
+    assert (bag(texts).argmax(1).numpy() == CLASSES).all()  # learnt by heart
+    assert (held_out.argmax(1).numpy() == CLASSES).mean() < 0.7  # but a word that stands nowhere else says nothing
+
+
+def test_the_bag_of_three_classes_is_scikit_learns_own_regression():
+    classes = np.array([i % 3 for i in range(40)])
+    bag = BagOfWords(3, "tfidf", 10.0)
+    bag.fit(TEXTS, classes)
+    theirs = make_pipeline(TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=WORDS))
+    model = LogisticRegression(C=10.0, max_iter=300).fit(theirs.fit_transform(TEXTS), classes)
+    wanted = model.predict_log_proba(theirs.transform(TEXTS))
+    assert np.allclose(bag(TEXTS).log_softmax(1), wanted, atol=1e-3)
+
+
+def test_bags_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="bag is tfidf or naive_bayes, and bag_c positive"):
+        BagOfWords(2, "tfidf", 0.0)

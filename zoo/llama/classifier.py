@@ -55,8 +55,9 @@ class LlamaClassifier(ZooModule):
         lora_targets: the adapted matrices, with commas between, of wqkv, wo, w13, w2 (and output, where it is untied).
         lm_weight: add so much of the next-token loss on the same texts: pretraining goes on while the classes are
             learnt.
-        bag_c: add the logits of a logistic regression on words and pairs of words, times a learnt number; this is its
-            inverse penalty. It is fitted when training starts (see zoo.llama.bag).
+        bag: add the logits of a logistic regression on words and pairs of words, times a learnt number; they weigh by
+            "tfidf" or "naive_bayes". It is fitted when training starts (see zoo.llama.bag).
+        bag_c: its inverse penalty.
         normalize: zero-shot: the mean over the tokens of a name, not the sum.
         calibrate: zero-shot: subtract what the names score after the prompt without a text.
         compat: zero-shot as CMU's minllama course scores it, padding and all; its prompt ends with a space.
@@ -86,7 +87,8 @@ class LlamaClassifier(ZooModule):
         lora_alpha: float = 16.0,
         lora_targets: str = "wqkv,wo,w13,w2",
         lm_weight: float = 0.0,
-        bag_c: float | None = None,
+        bag: Literal["tfidf", "naive_bayes"] | None = None,
+        bag_c: float = 3.0,
         normalize: bool = False,
         calibrate: bool = False,
         compat: bool = False,
@@ -104,8 +106,8 @@ class LlamaClassifier(ZooModule):
         if not label_names:
             raise ValueError("these data name no classes: give the classifier data such as Reviews, with label_names")
         self.label_names, classes = label_names, len(label_names)
-        if method == "zero_shot" and bag_c is not None:
-            raise ValueError("method zero_shot learns nothing, so it has no bag of words: drop bag_c")
+        if method == "zero_shot" and bag is not None:
+            raise ValueError("method zero_shot learns nothing, so it has no bag of words: drop bag")
         if not 0 < layer_decay <= 1:
             raise ValueError(f"layer_decay must be a share above 0, not {layer_decay}")
         self.beside = method in ("head", "lora")
@@ -127,7 +129,7 @@ class LlamaClassifier(ZooModule):
             add_lora(self.model, lora_rank, lora_alpha, [name.strip() for name in lora_targets.split(",")])
         if not self.model.config.tie_embeddings and not lm_weight:
             self.model.output.requires_grad_(False)  # takes no part, and would keep several processes waiting
-        self.bag = None if bag_c is None else _bag(classes, bag_c)
+        self.bag = None if bag is None else _bag(classes, bag, bag_c)
         if self.bag is not None:
             self.trust = nn.Parameter(torch.ones(()))
         self.held_out: Tensor | None = None  # (N, C) the bag's logits of training texts, by fits without them
@@ -308,10 +310,10 @@ class LlamaClassifier(ZooModule):
         return {name: p.detach() for name, p in self.named_parameters() if not p.requires_grad}
 
 
-def _bag(n_classes: int, inverse_penalty: float) -> "BagOfWords":
+def _bag(n_classes: int, weigh: Literal["tfidf", "naive_bayes"], inverse_penalty: float) -> "BagOfWords":
     from zoo.llama.bag import BagOfWords  # and with it scikit-learn, only for those who ask for it
 
-    return BagOfWords(n_classes, inverse_penalty)
+    return BagOfWords(n_classes, weigh, inverse_penalty)
 
 
 def export(path: str | Path, target: str | Path) -> None:
