@@ -46,7 +46,7 @@ def weights(tmp_path):
 
 def quiet(**options):
     off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    return Trainer(accelerator="cpu", num_sanity_val_steps=0, max_epochs=-1, **{**off, **options})
+    return Trainer(**{"accelerator": "cpu", "num_sanity_val_steps": 0, "max_epochs": -1, **off, **options})
 
 
 def data(reviews, **options):
@@ -285,3 +285,19 @@ def test_zero_shot_on_the_real_checkpoint(zoo_data, tmp_path, capsys):
     ]  # fmt: skip
     assert main(argv) == 0
     assert "test_accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["full", "lora", "zero_shot"])
+def test_half_precision_on_a_gpu(reviews, weights, method):
+    from callbacks import Half
+
+    asks = method == "zero_shot"
+    film = data(reviews, prompt="{text} It is" if asks else None)
+    module = classifier(method, weights, calibrate=asks, bag=None if asks else "tfidf")
+    trainer = quiet(max_steps=20, limit_val_batches=0, accelerator="gpu", devices=1, callbacks=[Half("fp16")])
+    if not asks:
+        trainer.fit(module, film)
+    trainer.test(module, film, verbose=False)
+    assert 0 <= trainer.callback_metrics["test_accuracy"] <= 1
+    assert len(trainer.predict(module, film)[0]) == 7
