@@ -78,8 +78,10 @@ def solved(model: RevDEQ, tokens: Tensor, way: str, n: int) -> Any:
         limits = {"f_max_iter": 2 * n, "b_max_iter": 2 * n, "f_tol": -1.0, "b_tol": -1.0}  # never ends sooner
         states, _ = torchdeq.get_deq(ift=True, **limits)(lambda z: model.cell(z, (x,)), torch.zeros_like(x))
         return SimpleNamespace(z=states[-1])
-    ahead: Row = {"max_steps": n, "keep_every": KEEP}
-    if way == "implicit":
+    ahead: Row = {"max_steps": n}
+    if way == "reversible":
+        ahead |= {"keep_every": KEEP}
+    if way == "implicit":  # backward_steps are its evaluations on the way back
         ahead = {"solver": "plain", "max_steps": 2 * n, "backward_steps": 2 * n}
     return model.solve(tokens, backward=WAYS[way], **ahead)
 
@@ -161,8 +163,9 @@ def gradients_of(model: RevDEQ, tokens: Tensor, autocast: torch.autocast, **sett
 
 def exactness(model: RevDEQ, tokens: Tensor, autocast: Callable[[], torch.autocast], of: str, **settings: Any) -> Row:
     """How far the reversible gradients are from the unrolled: |difference| / |unrolled| of the worst tensor."""
+    keep_every = settings.pop("keep_every", None)
     exact = gradients_of(model, tokens, autocast(), backward="unroll", **settings)
-    found = gradients_of(model, tokens, autocast(), backward="reversible", **settings)
+    found = gradients_of(model, tokens, autocast(), backward="reversible", keep_every=keep_every, **settings)
     error = float(torch.stack([(found[name] - exact[name]).norm() / exact[name].norm() for name in exact]).max())
     n = settings["max_steps"]
     return {"benchmark": f"gradients, {of}, N {n}", "part": "gradients", "of": of, "N": n, "error": error}

@@ -174,10 +174,10 @@ def _held(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 def _warn_of_rounding(beta: float, steps: int, dtype: torch.dtype, bound: float) -> None:
     """Every step back multiplies rounding by up to 1 / (1 - beta)^2."""
-    most = int(math.log(torch.finfo(dtype).eps / bound) / (2 * math.log(abs(1 - beta))))
-    if steps > most:
+    a_step, room = -2 * math.log(abs(1 - beta)), math.log(bound / torch.finfo(dtype).eps)
+    if steps * a_step > room:
         warnings.warn(
-            f"{steps} steps of beta {beta} may lose more digits on the way back than {dtype} has: about {most} are "
-            "safe, and keep_every makes the ways shorter; the reconstruction error tells",
+            f"{steps} steps of beta {beta} may lose more digits on the way back than {dtype} has: about "
+            f"{int(room / a_step)} are safe, and keep_every makes the ways shorter; the reconstruction error tells",
             stacklevel=3,
         )
