@@ -49,9 +49,11 @@ class Plots(Callback):
 
     def _write(self, trainer: Trainer, model: Any) -> None:
         assert trainer.state.fn is not None
+        folder = Path(trainer.default_root_dir)
         for name, figure in self._figures(model).items():
             if trainer.is_global_zero:
-                figure.savefig(Path(trainer.default_root_dir) / f"{trainer.state.fn.value}-{name}.png", dpi=120)
+                folder.mkdir(parents=True, exist_ok=True)  # an evaluation without a run before it has none yet
+                figure.savefig(folder / f"{trainer.state.fn.value}-{name}.png", dpi=120)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":

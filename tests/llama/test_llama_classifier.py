@@ -281,10 +281,11 @@ def test_zero_shot_on_the_real_checkpoint(zoo_data, tmp_path, capsys):
         "test", "--model=LlamaClassifier", "--model.method=zero_shot", f"--model.weights={stories / 'stories260K.bin'}",
         "--data=Reviews", f"--data_dir={tmp_path / 'film.txt'}", f"--data.tokenizer={stories / 'tok512.bin'}",
         "--data.label_names=bad,good", "--data.prompt={text} This movie is", "--data.test_fraction=1",
-        "--data.val_fraction=0", "--data.max_input_len=128", f"--output_dir={tmp_path}", *QUIET,
+        "--data.val_fraction=0", "--data.max_input_len=128", f"--output_dir={tmp_path / 'asked'}", *QUIET,
     ]  # fmt: skip
     assert main(argv) == 0
     assert "test_accuracy" in capsys.readouterr().out
+    assert (tmp_path / "asked" / "test-confusion.png").exists()
 
 
 @pytest.mark.gpu
