@@ -127,6 +127,14 @@ def test_the_bags_held_out_logits_do_not_know_their_text(weigh):
     assert (held_out.argmax(1).numpy() == CLASSES).mean() < 0.7  # but a word that stands nowhere else says nothing
 
 
+@pytest.mark.parametrize("weigh", ["tfidf", "naive_bayes"])
+def test_a_fold_without_the_rare_class_chooses_the_other(weigh):
+    bag = BagOfWords(2, weigh)
+    held_out = bag.fit(TEXTS[:7], np.array([1, 1, 1, 0, 1, 1, 1]))
+    assert held_out[3].argmax() == 1  # of the one text of its class, by a fit that never saw that class
+    assert bag(TEXTS[:7]).isfinite().all()
+
+
 def test_the_bag_of_three_classes_is_scikit_learns_own_regression():
     classes = np.array([i % 3 for i in range(40)])
     bag = BagOfWords(3, "tfidf", 10.0)

@@ -85,8 +85,12 @@ class BagOfWords(nn.Module):
         seen = np.unique(features.indices)
         features = features[:, seen]
         weight, bias = np.zeros((BUCKETS, len(self.bias)), np.float32), np.full(len(self.bias), -10, np.float32)
+        classes = np.unique(targets)
+        if len(classes) < 2:  # nothing to tell apart
+            bias[classes] = 0
+            return weight, bias
         if self.weigh == "naive_bayes":
-            for number in np.unique(targets):
+            for number in classes:
                 mine = targets == number
                 inside, outside = (1 + np.asarray(features[rows].sum(0)).ravel() for rows in (mine, ~mine))
                 ratio = np.log(inside / inside.sum()) - np.log(outside / outside.sum())
@@ -96,7 +100,6 @@ class BagOfWords(nn.Module):
         slope, offset = self._slope(features, targets)
         if len(slope) == 1:  # of two classes scikit-learn keeps the second's logit, less the first's
             slope, offset = np.concatenate([-slope, slope]) / 2, np.concatenate([-offset, offset]) / 2
-        classes = np.unique(targets)
         weight[np.ix_(seen, classes)], bias[classes] = slope.T, offset
         return weight, bias
 
