@@ -30,7 +30,7 @@ class Labels(NamedTuple):
 
 def found(labels: set[str]) -> Labels:
     """Labels that are their own names, in the order of their numbers or else of the alphabet."""
-    numbers = all(label.lstrip("-").isdecimal() for label in labels)
+    numbers = all(label.removeprefix("-").isdecimal() for label in labels)
     names = sorted(labels, key=int) if numbers else sorted(labels)
     return _checked({label: label for label in names}, "the training rows")
 
@@ -66,5 +66,6 @@ def read_labels(text: str) -> Labels:
 def _checked(by_label: dict[str, str], source: str) -> Labels:
     names = list(dict.fromkeys(by_label.values()))
     if len(names) < 2:
-        raise ValueError(f"{source}: there is {len(names)} class, but a choice needs two")
+        here = f"{names[0]!r} alone" if names else "none"
+        raise ValueError(f"{source}: a choice needs two classes, but here is {here}")
     return Labels(names, by_label)

@@ -89,7 +89,13 @@ class Reviews(RowData):
         given, column = self.hparams["label_names"], self.hparams["label_column"]
         if given is None:
             rows = chain.from_iterable(table.rows for table in self._given.get("train", []))
-            labels = found({written(cells[column]) for _, cells in rows if cells.get(column) not in (None, "")})
+            labelled = {written(cells[column]) for _, cells in rows if cells.get(column) is not None} - {""}
+            if not labelled:
+                raise ValueError(
+                    f"{self.hparams['data']} has no labels in a column {column!r} from which the classes could be "
+                    "learnt: set label_column to the one that has them, or label_names to what they are"
+                )
+            labels = found(labelled)
         else:
             labels = read_labels(given)
         self.hparams["label_names"] = str(labels)

@@ -148,7 +148,8 @@ def test_a_bad_line_is_named_or_skipped_and_counted(tmp_path, line, sentence):
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
-        ("only", "label_names: there is 1 class"),
+        ("only", "label_names: a choice needs two classes, but here is 'only' alone"),
+        (" ,", "label_names: a choice needs two classes, but here is none"),
         ('["a", 3]', "must be a list of names, or an object"),
         ("[broken", "label_names is not valid JSON"),
     ],
@@ -156,6 +157,18 @@ def test_a_bad_line_is_named_or_skipped_and_counted(tmp_path, line, sentence):
 def test_bad_label_names(names, sentence):
     with pytest.raises(ValueError, match=sentence):
         read_labels(names)
+
+
+@pytest.mark.parametrize("options", [{"label_column": "labl"}, {}])
+def test_classes_that_cannot_be_found_are_asked_for(tmp_path, options):
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\n" + ("a film,1\n" if options else "a film, \n") * 20)
+    with pytest.raises(ValueError, match=r"rows\.csv has no labels in a column 'labe?l' from which"):
+        _ = Reviews(str(file), **options).labels
+
+
+def test_labels_that_only_look_like_numbers_are_words(tmp_path):
+    assert Reviews(lines(tmp_path / "rows.txt", [("--5", "x"), ("-1", "y")])).label_names == ["--5", "-1"]
 
 
 def test_missing_label_names_are_a_missing_file():
