@@ -26,10 +26,13 @@ class Predictions(Callback):
         self.files: dict[Path, TextIO] = {}
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.files = {}
         wanted = [self.path or f"{trainer.default_root_dir}/predictions.jsonl", self.text_path]
         for path in (Path(name) for name in wanted if name):
             if trainer.world_size > 1:
                 path = path.with_stem(f"{path.stem}-rank{trainer.global_rank}")
+            if path in self.files:
+                raise ValueError(f"{path} cannot hold both kinds of lines: give another --predictions.text_path")
             if path.exists():
                 option = "predictions.text_path" if self.files else "predictions.path"
                 raise ValueError(f"{path} is there already: move it away, or give another --{option}")

@@ -329,6 +329,9 @@ def test_labels_are_wanted_of_models_that_predict_them(tmp_path):
     (tmp_path / "out.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"give another --predictions\.text_path"):
         trainer(tmp_path, Predictions(text_path=str(tmp_path / "out.txt"))).predict(Plane(), Points(7))
+    both = str(tmp_path / "both.txt")
+    with pytest.raises(ValueError, match=r"both\.txt cannot hold both kinds of lines"):
+        trainer(tmp_path, Predictions(both, both)).predict(Plane(), Points(7))
     assert [path.name for path in tmp_path.iterdir()] == ["out.txt"]
 
 
