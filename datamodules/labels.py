@@ -35,32 +35,38 @@ def found(labels: set[str]) -> Labels:
     return _checked({label: label for label in names}, "the training rows")
 
 
-def read_labels(text: str) -> Labels:
-    """What `label_names` says: names between commas, for the labels 0, 1, ...; or JSON, or the path of a JSON file.
+def read_labels(given: object) -> Labels:
+    """What `label_names` says: names for the labels 0, 1, ..., as a list or between commas; or {label: name}.
 
-    JSON is a list of names, for the labels 0, 1, ..., or an object {label: name}.
+    Both may be JSON, or the path of a JSON file.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is none of these, or names fewer than two classes.
     """
+    source = "label_names"
+    if isinstance(given, str):
+        source, given = _parsed(given)
+    if isinstance(given, list):
+        given = {str(i): name for i, name in enumerate(given)}
+    if not isinstance(given, dict) or not all(isinstance(name, str) and name for name in given.values()):
+        raise ValueError(f"{source} must be a list of names, or an object of names by their labels")
+    return _checked({str(label): name for label, name in given.items()}, source)
+
+
+def _parsed(text: str) -> tuple[str, object]:
+    """What a text says, and where it stands."""
     source, path = "label_names", Path(text).expanduser()
     if path.suffix.lower() == ".json":
         if not path.is_file():
             raise FileNotFoundError(f"no label names are at {path}: give a JSON file, or the names with commas between")
         source, text = str(path), path.read_text(encoding="utf-8-sig")
     if text.lstrip()[:1] not in ("[", "{") and source == "label_names":
-        given: object = [name.strip() for name in text.split(",") if name.strip()]
-    else:
-        try:
-            given = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"{source} is not valid JSON ({error})") from error
-    if isinstance(given, list):
-        given = {str(i): name for i, name in enumerate(given)}
-    if not isinstance(given, dict) or not all(isinstance(name, str) and name for name in given.values()):
-        raise ValueError(f"{source} must be a list of names, or an object of names by their labels")
-    return _checked(given, source)
+        return source, [name.strip() for name in text.split(",") if name.strip()]
+    try:
+        return source, json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{source} is not valid JSON ({error})") from error
 
 
 def _checked(by_label: dict[str, str], source: str) -> Labels:

@@ -27,9 +27,9 @@ class Reviews(RowData):
             lines and Parquet have columns. `reviews/sst` stands for all files whose names begin so. Or a hub data set,
             "name" or "name:config". Splits go by the names of files (train, dev, test) or by the hub's; the rest is cut
             from the training rows, at random.
-        label_names: what the labels 0, 1, ... are called, with commas between; or JSON, or the path of a JSON file: a
-            list of names, or an object {label: name}, in which several labels may share a name. By default the labels
-            of the training rows are their own names.
+        label_names: what the labels 0, 1, ... are called, with commas between or as a list; or {label: name}, in which
+            several labels may share a name; or the path of a JSON file of such a list or object. By default the labels
+            of the training rows are their own names. As a setting it is kept in JSON.
         unlabelled: splits, with commas between, whose labels are mere placeholders: they are not read, and no score is
             made of them.
         prompt: what a model is given instead of the bare text: {text} stands for it, {choices} for the label names.
@@ -56,7 +56,7 @@ class Reviews(RowData):
     def __init__(
         self,
         data: str = "reviews",
-        label_names: str | None = None,
+        label_names: str | list[str] | dict[str, str] | None = None,
         unlabelled: str | None = None,
         prompt: str | None = None,
         lowercase: bool = False,
