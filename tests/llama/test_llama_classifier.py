@@ -232,6 +232,10 @@ def test_the_best_checkpoint_is_enough(reviews, tmp_path, capsys):
     assert [row["index"] for row in rows] == list(range(7))
     assert (tmp_path / "out.txt").read_text() == "".join(f"{row['label']} ||| {row['input']}\n" for row in rows)
     assert torch.load(best, weights_only=True)["hyper_parameters"]["label_names"] == NAMES
+    swapped = ["--data.label_names", '{"1": "good", "0": "bad"}']  # which would call each class by the other's name
+    capsys.readouterr()
+    other = complaint(capsys, 1, "test", f"--ckpt_path={best}", *swapped, *QUIET)
+    assert "learnt the classes ['bad', 'good'], in this order, not ['good', 'bad']" in other
     llama = load_checkpoint(best)  # and the trained Llama can be gone on with
     assert llama.config.dim == 32
 
@@ -251,6 +255,9 @@ def test_a_lora_checkpoint_holds_what_was_trained_and_export_makes_it_whole(revi
     gone = complaint(capsys, 1, "test", f"--ckpt_path={best}", *QUIET)
     assert "base.bin: say where with --model.base" in gone
     assert main(["test", f"--ckpt_path={best}", f"--model.base={tmp_path / 'moved.bin'}", *QUIET]) == 0
+    export(best, tmp_path / "again.ckpt", base=tmp_path / "moved.bin")
+    whole, again = (torch.load(tmp_path / f"{name}.ckpt", weights_only=True) for name in ("whole", "again"))
+    assert all(torch.equal(tensor, again["state_dict"][name]) for name, tensor in whole["state_dict"].items())
     assert main(["predict", f"--ckpt_path={tmp_path / 'whole.ckpt'}", "--output_dir", str(tmp_path / "o"), *QUIET]) == 0
     assert torch.allclose(probabilities(tmp_path / "run"), probabilities(tmp_path / "o"), atol=1e-5)
     assert load_checkpoint(tmp_path / "whole.ckpt").config.dim == 32
@@ -267,6 +274,18 @@ def test_a_lora_checkpoint_is_small(reviews, tmp_path):
     options = ["--model.method=lora", f"--model.weights={tmp_path / 'base.bin'}", "--model.lora_rank=2"]
     best = fit(tmp_path / "run", reviews, *options, "--model.lora_targets=wqkv,wo", steps=1)
     assert best.stat().st_size < 0.02 * (tmp_path / "base.bin").stat().st_size
+
+
+@pytest.mark.parametrize("names", ["bad,good", '["bad", "good"]', "[bad, good]", '{"0": "bad", "1": "good"}', "file"])
+def test_names_of_labels_in_every_form(reviews, tmp_path, names):
+    if names == "file":
+        names = str(tmp_path / "names.json")
+        (tmp_path / "names.json").write_text('["bad", "good"]')
+    best = fit(tmp_path / "run", reviews, "--data.label_names", names, steps=1)
+    kept = torch.load(best, weights_only=True)
+    assert kept["hyper_parameters"]["label_names"] == NAMES
+    assert kept["datamodule_hyper_parameters"]["label_names"] == '{"0": "bad", "1": "good"}'
+    assert main(["test", f"--ckpt_path={best}", *QUIET]) == 0
 
 
 def test_data_without_labels_is_refused(text_file, capsys):

@@ -296,6 +296,12 @@ class LlamaClassifier(ZooModule):
             checkpoint["base_digest"] = self.digest
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        learnt = checkpoint["hyper_parameters"]["label_names"]
+        if learnt != self.label_names:
+            raise ValueError(
+                f"this checkpoint learnt the classes {learnt}, in this order, not {self.label_names}: drop "
+                "data.label_names, or name each label by one of those"
+            )
         if self.beside and checkpoint.get("base_digest", self.digest) != self.digest:
             raise ValueError(
                 f"the weights in {self.hparams['base']} are not those that this checkpoint was trained beside: "
@@ -316,9 +322,13 @@ def _bag(n_classes: int, weigh: Literal["tfidf", "naive_bayes"], inverse_penalty
     return BagOfWords(n_classes, weigh, inverse_penalty)
 
 
-def export(path: str | Path, target: str | Path) -> None:
-    """Write the checkpoint at `path`, its low-rank updates merged into the weights, as one that needs no other file."""
-    module = LlamaClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+def export(path: str | Path, target: str | Path, base: str | Path | None = None) -> None:
+    """Write the checkpoint at `path`, its low-rank updates merged into the weights, as one that needs no other file.
+
+    `base` says where the weights that it was trained beside lie now, if they have moved.
+    """
+    moved: Any = {} if base is None else {"base": str(base)}
+    module = LlamaClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True, **moved)
     merge_lora(module.model)
     module.hparams.update({"method": "full", "base": None} if module.beside else {})
     checkpoint = load(str(path))
