@@ -44,6 +44,8 @@ class LanguageModel(ZooModule):
         self.val_nll, self.test_nll = (MeanMetric(nan_strategy=float("nan")) for _ in range(2))
 
     def setup(self, stage: str) -> None:
+        if "seq_len" not in self.data.hparams:
+            raise ValueError(f"{type(self.data).__name__} has no running text for a language model: give --data=TextLM")
         longest, seq_len = self.model.config.max_seq_len, self.data.hparams.seq_len
         if seq_len > longest:
             raise ValueError(f"data.seq_len {seq_len} is beyond the model's max_seq_len {longest}: lower the first")
