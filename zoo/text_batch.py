@@ -1,4 +1,4 @@
-"""Batches of text with numbers to be read from it: padded to their longest row, rows of like length together."""
+"""Batches of text with answers, numbers or a class: padded to their longest row, rows of like length together."""
 
 from typing import NamedTuple
 
@@ -18,11 +18,11 @@ class Row(NamedTuple):
 
 
 class TextBatch(NamedTuple):
-    """What the regression models are given. Padding has no id of its own: `real` tells it."""
+    """What the models of texts with answers are given. Padding has no id of its own: `real` tells it."""
 
     tokens: Tensor  # (B, T) int64, each row's ids, then zeros
     real: Tensor | None  # (B, T) bool, True at tokens; None where no row is padded
-    targets: Tensor  # (B, K) float64, NaN where unknown
+    targets: Tensor  # (B, K) float64, numbers or the number of a class, NaN where unknown
     index: Tensor  # type: ignore[assignment]  # (B,) int64, the rows' places in their split
     texts: list[str]
     features: Tensor | None  # (B, F) float32

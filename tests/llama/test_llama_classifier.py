@@ -193,6 +193,7 @@ def test_calibration_takes_away_what_the_names_score_without_a_text(reviews, wei
         (lambda w: classifier("lora", w, lora_targets="w9"), {}, "lora_targets names no 'w9' of this model"),
         (lambda w: classifier("zero_shot", w), {"prompt": "{text} is"}, "method zero_shot trains nothing"),
         (lambda w: classifier("zero_shot", w, bag="tfidf"), {}, "so it has no bag of words"),
+        (lambda w: classifier("zero_shot", w, compat=True, calibrate=True), {}, "knows no normalize and no calibrate"),
         (lambda w: classifier("full", w), {"max_input_len": 65}, "needs 65 positions, but the model has max_seq_len"),
         (lambda w: classifier("full", w, layer_decay=0.0), {}, "layer_decay must be a share"),
         (lambda w: LlamaClassifier(NAMES, weights=w, vocab_size=300), {}, "the tokenizer has 300 tokens, but"),
@@ -215,6 +216,8 @@ def test_the_courses_file_scores_as_the_same_weights_elsewhere(reviews, weights,
 
 
 def test_zero_shot_must_be_given_a_question(reviews, weights):
+    with pytest.raises(ValueError, match="whose prompt ends with a space"):
+        quiet().test(classifier("zero_shot", weights, compat=True), data(reviews, prompt="{text} It is"))
     with pytest.raises(ValueError, match=r"give data\.prompt"):
         quiet().test(classifier("zero_shot", weights), data(reviews))
 
@@ -291,6 +294,12 @@ def test_names_of_labels_in_every_form(reviews, tmp_path, names):
 def test_data_without_labels_is_refused(text_file, capsys):
     argv = ["fit", "--model=LlamaClassifier", "--data=TextLM", f"--data_dir={text_file}", *QUIET]
     assert "these data name no classes" in complaint(capsys, 1, *argv)
+
+
+def test_a_language_model_is_refused_reviews(reviews, tmp_path, capsys):
+    argv = ["fit", "--model=LlamaLM", "--data=Reviews", f"--data_dir={reviews}", f"--output_dir={tmp_path}"]
+    argv += ["--trainer.max_steps=1", *QUIET]
+    assert "Reviews has no running text for a language model" in complaint(capsys, 1, *argv)
 
 
 def test_zero_shot_on_the_real_checkpoint(zoo_data, tmp_path, capsys):

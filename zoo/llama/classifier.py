@@ -106,6 +106,8 @@ class LlamaClassifier(ZooModule):
         if not label_names:
             raise ValueError("these data name no classes: give the classifier data such as Reviews, with label_names")
         self.label_names, classes = label_names, len(label_names)
+        if compat and (normalize or calibrate):
+            raise ValueError("compat scores as the course does, which knows no normalize and no calibrate: drop those")
         if method == "zero_shot" and bag is not None:
             raise ValueError("method zero_shot learns nothing, so it has no bag of words: drop bag")
         if not 0 < layer_decay <= 1:
@@ -192,6 +194,8 @@ class LlamaClassifier(ZooModule):
         if self.data.hparams["prompt"] is None:
             raise ValueError("method zero_shot asks for the class: give data.prompt, such as '{text} This movie is'")
         if self.hparams["compat"]:
+            if not self.data.prompts[1].endswith(" "):
+                raise ValueError("compat scores as the course does, whose prompt ends with a space: end data.prompt so")
             return [tokenizer.encode(name, bos=False) for name in self.label_names]
         return continuations(tokenizer, self.data.prompts[1], self.label_names)
 
