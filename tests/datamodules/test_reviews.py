@@ -167,6 +167,15 @@ def test_classes_that_cannot_be_found_are_asked_for(tmp_path, options):
         _ = Reviews(str(file), **options).labels
 
 
+def test_what_is_to_be_predicted_needs_no_labels(tmp_path):
+    (tmp_path / "rows.csv").write_text("text\nx\ny\n")
+    (tmp_path / "rows.txt").write_text("||| x\n ||| y\n")
+    for file in ("rows.csv", "rows.txt"):
+        data = Reviews(str(tmp_path / file), "bad,good")
+        assert data.texts("predict") == ["x", "y"]
+        assert np.isnan(data.targets("predict")).all()
+
+
 def test_labels_that_only_look_like_numbers_are_words(tmp_path):
     assert Reviews(lines(tmp_path / "rows.txt", [("--5", "x"), ("-1", "y")])).label_names == ["--5", "-1"]
 
