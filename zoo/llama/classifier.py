@@ -1,6 +1,5 @@
 """Llama in Lightning as a classifier of texts: `LlamaClassifier`."""
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from zoo.layers.linear_nll import linear_nll
 from zoo.layers.lora import add_lora, merge_lora
-from zoo.llama.checkpoint import new_or_loaded
+from zoo.llama.checkpoint import digest, new_or_loaded
 from zoo.llama.classify import Head, Pooling, continuations, course_scores, word_scores
 from zoo.llama.figures import confusion
 from zoo.llama.model import LlamaConfig
@@ -125,7 +124,7 @@ class LlamaClassifier(ZooModule):
             kept = {"base": os.path.abspath(source)} if self.beside else {}
             self.hparams.update(asdict(self.model.config) | {"weights": None} | kept)
         if self.beside:
-            self.digest = _digest(self.model)
+            self.digest = digest(self.model)
             self.model.requires_grad_(False)
         if method == "lora":
             add_lora(self.model, lora_rank, lora_alpha, [name.strip() for name in lora_targets.split(",")])
@@ -342,12 +341,3 @@ def export(path: str | Path, target: str | Path, base: str | Path | None = None)
         | {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)},
         target,
     )
-
-
-def _digest(model: nn.Module) -> str:
-    """16 hex digits that two models share if all their weights are equal."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()
