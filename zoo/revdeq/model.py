@@ -42,7 +42,7 @@ class RevDEQConfig:
         max_position_embeddings: the longest context.
         positions: "learned", added to the tokens, or "rotary", inside attention.
         block: "paper" is a pre-norm block, whose iteration is cut off after N steps, well before it rests;
-            "post_norm" normalizes after each branch, and comes to rest (measured, not proven: see the card).
+            "post_norm" normalizes after each branch, and more steps bring it to rest (measured, not proven: the card).
         num_fixed_point_iterations: N, the steps; each evaluates f twice.
         fixed_point_tol: end a sequence's iteration earlier where its relative residual is at most this. What comes
             later in a sequence then changes what comes before; None makes all N steps.
