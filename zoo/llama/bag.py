@@ -1,6 +1,6 @@
 """A bag of words beside the hidden state: the logits of a logistic regression on words and pairs of words.
 
-On a few thousand texts it is a strong rival of a small Llama, and may err elsewhere. Its logits on the texts that it was
+On a few thousand texts it is a strong rival of a small Llama, and may err elsewhere. Its logits on the texts it was
 fitted to say nothing of how far it can be trusted, so those for training come from fits without the text: stacked
 generalization, Wolpert 1992, https://doi.org/10.1016/S0893-6080(05)80023-1.
 
