@@ -166,7 +166,7 @@ def study(name: str, keys: dict[str, str], columns: dict[str, tuple[str, str]]) 
         cells = []
         for field, form in columns.values():
             numbers = [r[field] for r in group if field in r]
-            spread = f" ± {statistics.stdev(numbers):{form}}" if len(numbers) > 1 else ""
+            spread = f" ± {statistics.stdev(numbers):{form}}" if len({*numbers}) > 1 else ""
             cells.append(f"{statistics.mean(numbers):{form}}{spread}" if numbers else "")
         lines.append([*values, str(len(group)) if "seed" in group[0] else "", *cells])
     facts = found[0]
