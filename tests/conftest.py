@@ -15,6 +15,11 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _one_seed():
+    torch.manual_seed(0)  # a process of its own starts from a random one, and so would what a test trains
+
+
 @pytest.fixture(scope="session")
 def zoo_data() -> Path:
     """The folder of real data, $ZOO_DATA; the test is skipped where there is none."""
