@@ -37,6 +37,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def dtype_of(precision: str) -> torch.dtype:
+    """The dtype that a decoder's `precision` names.
+
+    Raises:
+        ValueError: it names none.
+    """
+    known = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    if precision not in known:
+        raise ValueError(f"precision must be one of {', '.join(known)}, not {precision!r}")
+    return known[precision]
+
+
 def left_pad(prompts: Sequence[Sequence[int]], pad: int = 0) -> tuple[Tensor, Tensor]:
     """Lists of ids to tokens (B, T), padded on the left, and their lengths (B,), as `stream_tokens` takes them."""
     width = max(map(len, prompts), default=0)

@@ -9,8 +9,7 @@ warm-up and cosine, samples and predictions. The network is `self.model`, a plai
 """
 
 import math
-from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.aggregation import MeanMetric
 
+from zoo.generation import left_pad
 from zoo.module import ZooModule
 from zoo.streams import derive, global_seed
 
@@ -32,6 +32,7 @@ class LanguageModel(ZooModule):
 
     item = "tokens"  # what Throughput counts
     model: Any
+    stream_tokens: Callable[..., Iterator[Tensor]]  # (model, prompts (B, T), max_new_tokens, **options): the room's own
 
     @property
     def data(self) -> Any:
@@ -112,9 +113,10 @@ class LanguageModel(ZooModule):
 
     # ---- text
 
-    @abstractmethod
     def stream(self, prompts: list[list[int]], max_new_tokens: int, **options: Any) -> Iterator[Tensor]:
         """The next token of every prompt, (B,), again and again; options as in `zoo generate`."""
+        tokens, lengths = left_pad(prompts)
+        return self.stream_tokens(self.model, tokens, max_new_tokens, lengths=lengths, **options)
 
     def sample_text(self, prompt: str, max_new_tokens: int, temperature: float) -> str:
         """`prompt` and what the model makes of it, with a draw that depends on seed and step only."""

@@ -64,13 +64,14 @@ def test_resume_is_bitwise(text_file, tmp_path, devices):
     )  # fmt: skip
 
 
-def test_two_processes_equal_one(text_file, tmp_path):
+@pytest.mark.parametrize("way", ["devices", "accumulate_grad_batches"])
+def test_a_batch_in_two_parts_is_the_whole_batch(text_file, tmp_path, way):
     weights = {}
-    for devices in (1, 2):
+    for parts in (1, 2):
         torch.manual_seed(0)
-        model, text = module(lr=1e-3), data(text_file, tmp_path, batch_size=8 // devices)
-        options = {"max_steps": 4, "max_epochs": -1, "limit_val_batches": 0, "devices": devices}
-        weights[devices] = train(model, text, tmp_path / str(devices), **options)
+        model, text = module(lr=1e-3), data(text_file, tmp_path, batch_size=8 // parts)
+        options = {"max_steps": 4, "max_epochs": -1, "limit_val_batches": 0, way: parts}
+        weights[parts] = train(model, text, tmp_path / str(parts), **options)
     for name, one in weights[1].items():
         torch.testing.assert_close(one, weights[2][name], rtol=0, atol=2e-6, msg=lambda m, name=name: name + m)
 
@@ -172,17 +173,6 @@ def test_a_warm_start_is_an_option_of_generation(run, tmp_path, capsys):
         assert main(["generate", best, "--prompt=The quick", "--temperature=0", "--max_new_tokens=15", *options]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
-
-
-def test_several_batches_a_step_are_one_large_one(text_file, tmp_path):
-    weights = {}
-    for batches in (1, 2):
-        torch.manual_seed(0)
-        model, text = module(lr=1e-3), data(text_file, tmp_path, batch_size=8 // batches)
-        options = {"max_steps": 4, "max_epochs": -1, "limit_val_batches": 0, "accumulate_grad_batches": batches}
-        weights[batches] = train(model, text, tmp_path / str(batches), **options)
-    for name, one in weights[1].items():
-        torch.testing.assert_close(one, weights[2][name], rtol=0, atol=2e-6, msg=lambda m, name=name: name + m)
 
 
 def test_logging_may_be_off(text_file, tmp_path):

@@ -20,12 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.generation import evaluating
+from zoo.generation import dtype_of, evaluating
 from zoo.layers import KVCache, RMSNorm
 from zoo.layers.rotary import rotate
 from zoo.llama.model import Llama
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Matrices = Sequence[Sequence[Tensor] | Tensor]  # wqkv, wo, w13, w2, each by layer
 
 
@@ -41,9 +40,7 @@ class Decoder:
     def __init__(
         self, model: Llama, batch: int, max_len: int, precision: str = "fp32", compile: bool = False
     ) -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
-        self.model, self.dtype = model, PRECISIONS[precision]
+        self.model, self.dtype = model, dtype_of(precision)
         self.embedding = model.tok_embeddings.weight.detach()
         config, device = model.config, self.embedding.device
         if compile:

@@ -1,12 +1,8 @@
 """Llama in Lightning: `LlamaLM` trains it as a language model."""
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from torch import Tensor
-
-from zoo.generation import left_pad
 from zoo.language_model import LanguageModel
 from zoo.llama.checkpoint import new_or_loaded
 from zoo.llama.generate import stream_tokens
@@ -28,6 +24,8 @@ class LlamaLM(LanguageModel):
         **architecture: the fields of `LlamaConfig`. `vocab_size` follows the data's tokenizer.
     """
 
+    stream_tokens = staticmethod(stream_tokens)
+
     def __init__(
         self,
         weights: str | None = None,
@@ -45,7 +43,3 @@ class LlamaLM(LanguageModel):
         self.model = new_or_loaded(LlamaConfig(**architecture), weights, architecture.get("vocab_size"))
         if weights:  # a checkpoint of this module must not need the file it started from
             self.hparams.update(asdict(self.model.config) | {"weights": None})
-
-    def stream(self, prompts: list[list[int]], max_new_tokens: int, **options: Any) -> Iterator[Tensor]:
-        tokens, lengths = left_pad(prompts)
-        return stream_tokens(self.model, tokens.to(self.device), max_new_tokens, lengths=lengths, **options)

@@ -6,7 +6,7 @@ alone does not). Where the iteration truly comes to rest all evaluations end at 
 model's `warm_start`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import count, repeat
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.generation import appended, evaluating
+from zoo.generation import appended, dtype_of, evaluating
 from zoo.generation import stream_tokens as stream_any
 from zoo.layers import KVCache
 from zoo.layers.attention import visible
@@ -31,15 +31,13 @@ class Decoder:
     """
 
     def __init__(self, model: RevDEQ, batch: int, max_len: int, precision: str = "fp32") -> None:
-        if precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision must be one of fp32, bf16, not {precision!r}")
         c = model.config
-        self.model, self.precision = model, precision
+        self.model, self.low = model, dtype_of(precision) == torch.bfloat16
         self.anew = not c.warm_start and (c.fixed_point_tol is not None or c.solver in ("anderson", "broyden"))
-        slots = 1 if c.warm_start else c.num_fixed_point_iterations * (1 if c.solver == "plain" else 2)
+        slots = 1 if c.warm_start else c.evaluations
         head_dim, weight = c.hidden_size // c.num_heads, model.tok_embeddings.weight
         shape = c.num_heads, 0 if self.anew else max_len, head_dim
-        dtype = torch.bfloat16 if precision == "bf16" else weight.dtype
+        dtype = torch.bfloat16 if self.low else weight.dtype
         self.cache = KVCache(slots * c.num_layers, batch, *shape, dtype, weight.device)
 
     def prefill(self, tokens: Tensor, shift: Tensor | None = None) -> Tensor:
@@ -57,19 +55,17 @@ class Decoder:
     @torch.no_grad()
     def _read(self, tokens: Tensor) -> Tensor:
         model, start, end = self.model, self.column, self.column + tokens.shape[1]
-        layers = model.config.num_layers
-        slots: Iterable[int] = repeat(0) if model.config.warm_start or self.anew else count(step=layers)
-        which = iter(slots)
+        slots: Iterator[int] = repeat(0) if model.config.warm_start else count(step=model.config.num_layers)
         past: dict[str, Any] = {"shift": self.shift}
         if start or self.shift is not None:
             past["mask"] = visible(start, end, self.shift, tokens.device)
 
         def f(z: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
-            cache = None if self.anew else (self.cache, next(which), start)
+            cache = None if self.anew else (self.cache, next(slots), start)
             # Past what `compile` may have made of the cell: it would compile again for every length.
             return model.cell.forward(z, inputs, cache=cache, **past)
 
-        autocast = torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        autocast = torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.low)
         with evaluating(model), autocast:
             solution = model.solve(tokens, f, start, self.shift, z0=self.z)
             logits = F.linear(model.norm(solution.z[:, -1]), model.output_weight)  # (B, V)

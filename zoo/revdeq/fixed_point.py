@@ -50,24 +50,21 @@ def broyden(f: Evaluate, z: Tensor, beta: float) -> Points:
     left: list[Tensor] = []
     right: list[Tensor] = []
 
-    def inverse_times(gap: Tensor) -> Tensor:
-        """The inverse Jacobian of f(z) - z, -1 + sum of left right^T, times gap (B, n)."""
-        return sum((u * (v * gap).sum(1, keepdim=True) for u, v in zip(left, right, strict=True)), -gap)
-
-    def times_inverse(step: Tensor) -> Tensor:
-        return sum((v * (u * step).sum(1, keepdim=True) for u, v in zip(left, right, strict=True)), -step)
+    def product(columns: list[Tensor], rows: list[Tensor], vector: Tensor) -> Tensor:
+        """(-1 + sum of columns rows^T) times vector (B, n): of left and right, the inverse Jacobian of f(z) - z."""
+        return sum((u * (v * vector).sum(1, keepdim=True) for u, v in zip(columns, rows, strict=True)), -vector)
 
     fz = f(z)
     while True:
         yield z, fz
         gap = fz - z
-        step = -inverse_times(gap)
+        step = -product(left, right, gap)
         z = z + step
         fz = f(z)
         turn = fz - z - gap
-        row = times_inverse(step)
+        row = product(right, left, step)
         scale = (row * turn).sum(1, keepdim=True)  # 0 where a sample is at rest: it then keeps its Jacobian
-        column = torch.where(scale == 0, 0, (step - inverse_times(turn)) / scale)
+        column = torch.where(scale == 0, 0, (step - product(left, right, turn)) / scale)
         left, right = [*left, column][-MEMORY:], [*right, row][-MEMORY:]
 
 

@@ -101,6 +101,11 @@ class RevDEQConfig:
         """The longest context, by the name that the zoo's language models share."""
         return self.max_position_embeddings
 
+    @property
+    def evaluations(self) -> int:
+        """Of the cell in a pass without a tolerance."""
+        return self.num_fixed_point_iterations * (2 if self.solver == "reversible" else 1)
+
 
 def unturned(query: Tensor, key: Tensor, start: int | Tensor = 0) -> tuple[Tensor, Tensor]:
     """What stands in for rotary embedding where positions are learned."""
@@ -226,7 +231,6 @@ class RevDEQ(nn.Module):
         of the head, and of the cell at each of its evaluations; and attention's, without the causal mask's saving.
         """
         c = self.config
-        evaluations = c.num_fixed_point_iterations * (2 if c.solver == "reversible" else 1)
         cell = sum(p.numel() for p in self.cell.parameters())
         attention = 12 * c.num_layers * c.hidden_size * seq_len
-        return evaluations * (6 * cell + attention) + 6 * self.output_weight.numel()
+        return c.evaluations * (6 * cell + attention) + 6 * self.output_weight.numel()

@@ -1,12 +1,10 @@
 """The reversible equilibrium language model in Lightning: `RevDEQLM`."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from zoo.generation import left_pad
 from zoo.language_model import LanguageModel
 from zoo.revdeq.decode import stream_tokens
 from zoo.revdeq.model import RevDEQ, RevDEQConfig
@@ -28,6 +26,8 @@ class RevDEQLM(LanguageModel):
         compile: run the iterated block through `torch.compile`.
         **architecture: the fields of `RevDEQConfig`. `vocab_size` follows the data's tokenizer.
     """
+
+    stream_tokens = staticmethod(stream_tokens)
 
     def __init__(
         self,
@@ -61,7 +61,3 @@ class RevDEQLM(LanguageModel):
             self.log("evaluations", float(self.solution.evaluations))
             self.log("reconstruction_error", self.solution.reconstruction_error)
         del self.solution  # and the state with it
-
-    def stream(self, prompts: list[list[int]], max_new_tokens: int, **options: Any) -> Iterator[Tensor]:
-        tokens, lengths = left_pad(prompts)
-        return stream_tokens(self.model, tokens.to(self.device), max_new_tokens, lengths=lengths, **options)
