@@ -38,7 +38,7 @@ Row = dict[str, Any]
 FILMS = {"sst": "awful,bad,average,good,excellent", "cfimdb": "negative,positive"}
 STARS = '{"1": "negative", "2": "negative", "4": "positive", "5": "positive"}'
 QUESTION = "{text} Is this movie {choices}? This movie is"
-BAG = {"sst": ("tfidf", 3), "cfimdb": ("naive_bayes", 0.1), "products": ("naive_bayes", 0.1)}
+BAG = {"sst": "tfidf", "cfimdb": "naive_bayes", "products": "naive_bayes"}
 
 
 class Task:
@@ -123,16 +123,19 @@ def own(args: argparse.Namespace) -> list[str]:
     return [f"--model.weights={best}", f"--data.tokenizer={best}"]
 
 
-TUNED = ["--model.lr=5e-4", "--model.layer_decay=0.8"]
-LORA = ["--model.method=lora", "--model.lr=3e-3"]
+GOES_ON = ["--model.lm_weight=0.5"]  # pretraining, beside the task
+SHORT = ["--model.dropout=0.1", "--model.lr=3e-3", "--data.max_input_len=256", "--trainer.max_epochs=2"]
+OWN = ["--model.dropout=0.2", "--model.lr=2e-3", "--trainer.max_epochs=2", "--trainer.precision=bf16-mixed"]
+LORA = ["--model.method=lora", "--model.lora_rank=16", "--model.dropout=0.1", "--model.lr=3e-3"]
 TRAINED: dict[str, tuple[str, Any, list[str], bool]] = {  # name on the command line -> model, start, options, a bag
     "scratch": ("from scratch", None, [], False),
     "scratch_bag": ("from scratch, with the bag", None, [], True),
-    "stories": ("from stories260K", stories, TUNED, False),
-    "stories_lora": ("from stories260K, LoRA", stories, LORA, False),
-    "pretrained": ("pretrained here", own, TUNED, False),
-    "pretrained_bag": ("pretrained here, with the bag", own, TUNED, True),
-    "pretrained_lora": ("pretrained here, LoRA", own, LORA, False),
+    "stories": ("from stories260K", stories, SHORT + GOES_ON, False),
+    "stories_lora": ("from stories260K, LoRA", stories, SHORT + GOES_ON + LORA, False),
+    "pretrained_alone": ("pretrained here, which ends there", own, OWN, False),
+    "pretrained": ("pretrained here", own, OWN + GOES_ON, False),
+    "pretrained_bag": ("pretrained here, with the bag", own, OWN + GOES_ON, True),
+    "pretrained_lora": ("pretrained here, LoRA", own, OWN + GOES_ON + LORA, False),
 }
 ZERO_SHOT = {
     "zero-shot, stories260K": ("", []),
@@ -143,9 +146,8 @@ ZERO_SHOT = {
 
 def trained(name: str, task: Task, args: argparse.Namespace) -> Iterator[Row]:
     model, start_from, options, bag = TRAINED[name]
-    weigh, inverse_penalty = BAG[task.name]
     options = [*(start_from(args) if start_from else []), *options]
-    options += [f"--model.bag={weigh}", f"--model.bag_c={inverse_penalty}"] if bag else []
+    options += [f"--model.bag={BAG[task.name]}"] if bag else []
     together: dict[str, list[np.ndarray]] = {}
     for seed in args.seeds:
         folder = args.output_dir / f"{task.name}-{name}-{seed}"

@@ -114,7 +114,8 @@ def bag_of_words(
     """The scikit-learn pipeline on words and pairs of words that does best on `held_out`, of a small grid; and which.
 
     Args:
-        kind: the classifier; words, or all between spaces, weigh by presence or by TF-IDF, plain or sublinear.
+        kind: the classifier; words, words and !?, or all between spaces weigh by presence or by TF-IDF, plain or
+            sublinear.
         texts, classes: to learn from, N of each.
         held_out: texts and classes that choose weights, smoothing and penalty; on these the score flatters.
     """
@@ -124,6 +125,7 @@ def bag_of_words(
     from sklearn.pipeline import make_pipeline
 
     words: dict[str, Any] = {"words": {"ngram_range": (1, 2)}}
+    words["words and !?"] = words["words"] | {"token_pattern": r"(?u)\b\w+\b|[!?]"}
     words["all between spaces"] = words["words"] | {"token_pattern": r"\S+"}
     weights = {
         f"{which}, {name}": weigh(**options, **words[which])
