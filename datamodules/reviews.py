@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from datamodules.corpus import split_named
 from datamodules.labels import Labels, found, read_labels
+from datamodules.opinions import OPINIONS, ROWS, opinions
 from datamodules.row_data import RowData, listed
 from datamodules.row_text import Layout, Rows, TextRows, written
 from datamodules.tables import Table, read_labelled, read_table
@@ -23,10 +24,10 @@ class Reviews(RowData):
     "predict" is all rows of a file, else the test split, or the validation split where there is no other.
 
     Args:
-        data: a file or a folder: `.txt` has lines `label ||| text`, as CMU's minllama course has them; CSV, TSV, JSON
-            lines and Parquet have columns. `reviews/sst` stands for all files whose names begin so. Or a hub data set,
-            "name" or "name:config". Splits go by the names of files (train, dev, test) or by the hub's; the rest is cut
-            from the training rows, at random.
+        data: "opinions", made-up ones (no download); a file or a folder: `.txt` has lines `label ||| text`, as CMU's
+            minllama course has them; CSV, TSV, JSON lines and Parquet have columns. `reviews/sst` stands for all files
+            whose names begin so. Or a hub data set, "name" or "name:config". Splits go by the names of files (train,
+            dev, test) or by the hub's; the rest is cut from the training rows, at random.
         label_names: what the labels 0, 1, ... are called, with commas between or as a list; or {label: name}, in which
             several labels may share a name; or the path of a JSON file of such a list or object. By default the labels
             of the training rows are their own names. As a setting it is kept in JSON.
@@ -50,12 +51,12 @@ class Reviews(RowData):
         seed: of the training order; by default the run's own.
     """
 
-    embedded = "some of your own"
+    embedded = f"'{OPINIONS}'"
     n_objectives = 1
 
     def __init__(
         self,
-        data: str = "reviews",
+        data: str = OPINIONS,
         label_names: str | list[str] | dict[str, str] | None = None,
         unlabelled: str | None = None,
         prompt: str | None = None,
@@ -124,6 +125,12 @@ class Reviews(RowData):
                 )
 
     # ---- where rows come from
+
+    @cached_property
+    def _given(self) -> dict[str, list[Table]]:
+        if self.hparams["data"] == OPINIONS:
+            return {split: [opinions(split)] for split in ROWS}
+        return super()._given
 
     def _table(self, file: Path) -> Table:
         return read_labelled(file, self._bad) if file.suffix.lower() == ".txt" else read_table(file, None, self._bad)

@@ -44,7 +44,7 @@ def test_list_shows_every_config_with_its_true_size(capsys):
 
 @pytest.mark.parametrize("row", overview.configs(), ids=lambda row: row["config"])
 def test_a_config_states_its_true_size_and_needs(row):
-    from datamodules import LinearRegressionTasks
+    from datamodules import LinearRegressionTasks, Reviews
     from zoo.icr import ICRTransformer, Task
     from zoo.llama import Llama, LlamaClassifier, LlamaConfig
     from zoo.regress_lm import RegressLM
@@ -58,6 +58,9 @@ def test_a_config_states_its_true_size_and_needs(row):
     sizes = settings.get("model", {}).get("init_args", {})
     vocabularies = {"bytes": 257, "gpt2": 50257, "words": 128}  # words: so many in scan_bench's rows
     vocab_size = vocabularies.get(data.get("tokenizer", "bytes")) or data.get("bpe_vocab_size", 4096)
+    names = data.get("label_names", "").split(",")
+    if data.get("data") == "opinions":
+        names, vocab_size = Reviews(**data).label_names, Reviews(**data).vocab_size
     with torch.device("meta"):
         if row["model"] == "RegressLM":
             model = RegressLM(vocab_size=vocab_size, **sizes)
@@ -67,7 +70,7 @@ def test_a_config_states_its_true_size_and_needs(row):
         elif row["model"] == "RevDEQLM":
             model = RevDEQLM(vocab_size=vocab_size, **sizes)
         elif row["model"] == "LlamaClassifier" and row["size"]:
-            model = LlamaClassifier(data["label_names"].split(","), vocab_size=vocab_size, **sizes)
+            model = LlamaClassifier(names, vocab_size=vocab_size, **sizes)
         elif row["model"] == "LlamaLM" and row["size"]:
             sizes = {name: size for name, size in sizes.items() if name in LlamaConfig.__dataclass_fields__}
             model = Llama(LlamaConfig(vocab_size=vocab_size, **sizes))

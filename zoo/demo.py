@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.baselines import NGram
+from zoo.baselines import NGram, bag_of_words
 from zoo.cli import ZooCLI
 from zoo.icr import ICRTransformer
 from zoo.language_model import LanguageModel
+from zoo.llama import LlamaClassifier
 from zoo.overview import ROOT, table
 
 
@@ -52,9 +53,23 @@ def icr_row(cli: ZooCLI) -> dict[str, str]:
     return {"metric": f"M = {model.config.M}: {', '.join(ours)}", "baseline": f"answering 0: {', '.join(zero)}"}
 
 
+def classifier_row(cli: ZooCLI) -> dict[str, str]:
+    """Validation accuracy of a classifier beside those of the commonest class and of a bag of words."""
+    data = cli.datamodule
+    train, held_out = ((data.texts(split), data.targets(split)[:, 0].astype(int)) for split in ("train", "val"))
+    bag, _ = bag_of_words("logistic regression", *train, held_out)
+    commonest = np.mean(held_out[1] == np.bincount(train[1]).argmax())
+    return {
+        "metric": f"val accuracy {cli.trainer.callback_metrics['val_accuracy'].item():.3f}",
+        "baseline": f"the commonest class {commonest:.3f}, words and pairs of words {bag.score(*held_out):.3f}",
+    }
+
+
 def row_of(cli: ZooCLI) -> dict[str, str]:
     if isinstance(cli.model, LanguageModel):
         return language_row(cli)
+    if isinstance(cli.model, LlamaClassifier):
+        return classifier_row(cli)
     return icr_row(cli) if isinstance(cli.model, ICRTransformer) else regression_row(cli)
 
 

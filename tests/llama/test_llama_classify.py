@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.naive_bayes import MultinomialNB
 from sklearn.pipeline import make_pipeline
 
 from zoo.llama import Llama, LlamaConfig
@@ -143,6 +144,19 @@ def test_the_bag_of_three_classes_is_scikit_learns_own_regression():
     model = LogisticRegression(C=10.0, max_iter=300).fit(theirs.fit_transform(TEXTS), classes)
     wanted = model.predict_log_proba(theirs.transform(TEXTS))
     assert np.allclose(bag(TEXTS).log_softmax(1), wanted, atol=1e-3)
+
+
+def test_naive_bayes_is_scikit_learns_own_at_the_temperature_that_fits_held_out_texts():
+    classes = np.where(np.arange(40) % 7 == 0, 1 - CLASSES, CLASSES)  # some that no word tells
+    bag = BagOfWords(2, "naive_bayes")
+    held_out = bag.fit(TEXTS, classes)
+    theirs = make_pipeline(CountVectorizer(binary=True, ngram_range=(1, 2), token_pattern=WORDS), MultinomialNB())
+    wanted = torch.from_numpy(theirs.fit(TEXTS, classes).predict_log_proba(TEXTS)).diff(dim=1).float()
+    certainty = bag(TEXTS).diff(dim=1) / wanted
+    assert 0 < certainty[0] < 0.9
+    assert torch.allclose(certainty, certainty[:1].expand_as(certainty), rtol=1e-3)
+    losses = [F.cross_entropy(share * held_out, torch.from_numpy(classes)).item() for share in (0.9, 1, 1.1)]
+    assert losses[1] == min(losses)
 
 
 def test_bags_out_of_range_are_refused():

@@ -54,9 +54,9 @@ class LlamaClassifier(ZooModule):
         lora_targets: the adapted matrices, with commas between, of wqkv, wo, w13, w2 (and output, where it is untied).
         lm_weight: add so much of the next-token loss on the same texts: pretraining goes on while the classes are
             learnt.
-        bag: add the logits of a logistic regression on words and pairs of words, times a learnt number; they weigh by
-            "tfidf" or "naive_bayes". It is fitted when training starts (see zoo.llama.bag).
-        bag_c: its inverse penalty.
+        bag: add the logits of a bag of words and pairs of words, times a learnt number: of logistic regression on
+            "tfidf", or of "naive_bayes". It is fitted when training starts (see zoo.llama.bag).
+        bag_c: the inverse penalty of that regression.
         normalize: zero-shot: the mean over the tokens of a name, not the sum.
         calibrate: zero-shot: subtract what the names score after the prompt without a text.
         compat: zero-shot as CMU's minllama course scores it, padding and all; its prompt ends with a space.
