@@ -45,10 +45,9 @@ def facts() -> dict[str, Any]:
 
 def store(rows: list[dict[str, Any]], path: Path) -> None:
     """Write the rows; a benchmark measured again takes the place of its old row, and the others stay."""
-    again = {row["benchmark"] for row in rows}
     old = json.loads(path.read_text()) if path.exists() else []
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([row for row in old if row["benchmark"] not in again] + rows, indent=1) + "\n")
+    path.write_text(json.dumps(list({row["benchmark"]: row for row in old + rows}.values()), indent=1) + "\n")
 
 
 def cpu_name() -> str:

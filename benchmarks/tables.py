@@ -153,6 +153,7 @@ def icr_sweep() -> str:
 def study(name: str, keys: dict[str, str], columns: dict[str, tuple[str, str]]) -> str:
     """A line per model and value of `keys`, the mean of its seeds and their standard deviation.
 
+    Lines of one value of the first key stand together.
     `keys` and `columns` are header -> field of the row, for columns with the format of their numbers.
     """
     found = rows(f"{name}.json")
@@ -161,8 +162,9 @@ def study(name: str, keys: dict[str, str], columns: dict[str, tuple[str, str]]) 
     groups: dict[tuple, list[Row]] = {}
     for r in found:
         groups.setdefault(tuple(str(r.get(field, "")) for field in keys.values()), []).append(r)
+    first = list(dict.fromkeys(values[0] for values in groups))
     lines = []
-    for values, group in groups.items():
+    for values, group in sorted(groups.items(), key=lambda item: first.index(item[0][0])):
         cells = []
         for field, form in columns.values():
             numbers = [r[field] for r in group if field in r]
