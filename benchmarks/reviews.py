@@ -126,16 +126,16 @@ def own(args: argparse.Namespace) -> list[str]:
 GOES_ON = ["--model.lm_weight=0.5"]  # pretraining, beside the task
 SHORT = ["--model.dropout=0.1", "--model.lr=3e-3", "--data.max_input_len=256", "--trainer.max_epochs=2"]
 OWN = ["--model.dropout=0.2", "--model.lr=2e-3", "--trainer.max_epochs=2", "--trainer.precision=bf16-mixed"]
-LORA = ["--model.method=lora", "--model.lora_rank=16", "--model.dropout=0.1", "--model.lr=3e-3"]
+LORA = ["--model.method=lora", "--model.lora_rank=16", "--model.dropout=0.1", "--model.lr=5e-3"]
 TRAINED: dict[str, tuple[str, Any, list[str], bool]] = {  # name on the command line -> model, start, options, a bag
     "scratch": ("from scratch", None, [], False),
     "scratch_bag": ("from scratch, with the bag", None, [], True),
     "stories": ("from stories260K", stories, SHORT + GOES_ON, False),
-    "stories_lora": ("from stories260K, LoRA", stories, SHORT + GOES_ON + LORA, False),
+    "stories_lora": ("from stories260K, LoRA", stories, SHORT + LORA, False),
     "pretrained_alone": ("pretrained here, which ends there", own, OWN, False),
     "pretrained": ("pretrained here", own, OWN + GOES_ON, False),
     "pretrained_bag": ("pretrained here, with the bag", own, OWN + GOES_ON, True),
-    "pretrained_lora": ("pretrained here, LoRA", own, OWN + GOES_ON + LORA, False),
+    "pretrained_lora": ("pretrained here, LoRA", own, OWN + LORA, False),
 }
 ZERO_SHOT = {
     "zero-shot, stories260K": ("", []),
