@@ -1,7 +1,8 @@
 """Llama as a classifier of reviews beside bags of words: several seeds, one JSON row each, on dev and on test.
 
     python benchmarks/reviews.py baselines zero_shot scratch stories --data_dir reviews --stories stories260K
-    python benchmarks/reviews.py pretrain pretrained --data_dir reviews --wikitext wikitext-2      # pretraining once
+    python benchmarks/reviews.py pretrain pretrained pretrained_bag pretrained_lora --data_dir reviews \\
+        --wikitext wikitext-2                                                                      # pretraining once
     python benchmarks/reviews.py scratch_bag --tasks cfimdb --seeds 0 --data_dir reviews --trainer.max_epochs=2
 
 --data_dir is the folder with sst-train.txt, ..., cfimdb-train.txt, ... and amazon_alexa.tsv. Tasks: sst; cfimdb, whose
@@ -132,7 +133,6 @@ TRAINED: dict[str, tuple[str, Any, list[str], bool]] = {  # name on the command 
     "scratch_bag": ("from scratch, with the bag", None, [], True),
     "stories": ("from stories260K", stories, SHORT + GOES_ON, False),
     "stories_lora": ("from stories260K, LoRA", stories, SHORT + LORA, False),
-    "pretrained_alone": ("pretrained here, which ends there", own, OWN, False),
     "pretrained": ("pretrained here", own, OWN + GOES_ON, False),
     "pretrained_bag": ("pretrained here, with the bag", own, OWN + GOES_ON, True),
     "pretrained_lora": ("pretrained here, LoRA", own, OWN + LORA, False),

@@ -67,8 +67,11 @@ def faster(name: str) -> str:
 
 
 def commands(found: list[Row]) -> str:
-    """The command, or commands, that made the rows."""
-    return ", ".join(dict.fromkeys(f"`{r['command']}`" for r in found))
+    """The command, or commands, that made the rows; of more than five only their script."""
+    distinct = list(dict.fromkeys(r["command"] for r in found))
+    if len(distinct) > 5:
+        return f"`{' '.join(distinct[0].split()[:2])}` with the arguments that each row in results/ names"
+    return ", ".join(f"`{command}`" for command in distinct)
 
 
 def wikitext2() -> str:
