@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.integer]
+WORDS = r"(?u)\b\w+\b|[!?]"  # words of any length, and what exclaims or asks
 
 
 class NGram:
@@ -125,7 +126,7 @@ def bag_of_words(
     from sklearn.pipeline import make_pipeline
 
     words: dict[str, Any] = {"words": {"ngram_range": (1, 2)}}
-    words["words and !?"] = words["words"] | {"token_pattern": r"(?u)\b\w+\b|[!?]"}
+    words["words and !?"] = words["words"] | {"token_pattern": WORDS}
     words["all between spaces"] = words["words"] | {"token_pattern": r"\S+"}
     weights = {
         f"{which}, {name}": weigh(**options, **words[which])

@@ -9,8 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import MultinomialNB
 from sklearn.pipeline import make_pipeline
 
+from zoo.baselines import WORDS
 from zoo.llama import Llama, LlamaConfig
-from zoo.llama.bag import WORDS, BagOfWords
+from zoo.llama.bag import BagOfWords
 from zoo.llama.classify import Head, continuations, course_scores, left_padded, word_scores
 from zoo.text_batch import Row, collate
 from zoo.tokenizers import load_tokenizer

@@ -23,10 +23,10 @@ from sklearn.naive_bayes import MultinomialNB
 from sklearn.preprocessing import normalize
 from torch import Tensor, nn
 
+from zoo.baselines import WORDS
 from zoo.streams import derive
 
 BUCKETS = 2**18
-WORDS = r"(?u)\b\w+\b|[!?]"
 Weigh = Literal["tfidf", "naive_bayes"]
 
 
