@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import facts, in_turn, store  # noqa: E402
-from datamodules import LinearRegressionTasks  # noqa: E402
+from zoo.datamodules import LinearRegressionTasks  # noqa: E402
 from zoo.icr import ICRegConfig, ICRTransformer, Task  # noqa: E402
 from zoo.icr.model import Network  # noqa: E402
 from zoo.optim import AdamW  # noqa: E402

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import facts  # noqa: E402
-from zoo.cli import ZooCLI  # noqa: E402
+from zoo.cli.command_line import ZooCLI  # noqa: E402
 from zoo.icr.evaluation import Evaluation  # noqa: E402
 
 Row = dict[str, Any]

@@ -33,8 +33,8 @@ def study(steps: int, tasks: str, folder: Path, seed: int) -> list[Row]:
     """Train and analyse the members of one length; distances are squares per dimension, means over all places."""
     options = TINY | {"tasks": tasks, "num_steps": steps, "output_dir": folder, "seed": seed}
     words = [f"--{name}={value}" for name, value in options.items()]
-    subprocess.run([sys.executable, "-m", "zoo.icr.sweep", *words], cwd=ROOT, check=True)
-    subprocess.run([sys.executable, "-m", "zoo.icr.analysis", "scores", str(folder)], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "zoo.icr.sweep.__main__", *words], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "zoo.icr.analysis.__main__", "scores", str(folder)], cwd=ROOT, check=True)
     found = json.loads((folder / "scores.json").read_text())
     exact = {of["M"]: of for of in found["references"]}
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import facts, in_turn, store  # noqa: E402
 from zoo.llama import Llama, LlamaConfig, load_checkpoint, save_checkpoint  # noqa: E402
-from zoo.llama.decode import Decoder  # noqa: E402
+from zoo.llama.decoder import Decoder  # noqa: E402
 from zoo.optim import AdamW  # noqa: E402
 
 STORIES = Path(os.environ.get("ZOO_DATA", ROOT.parent / "shared" / "data")) / "stories260K" / "stories260K.bin"

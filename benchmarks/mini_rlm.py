@@ -32,9 +32,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import facts  # noqa: E402
-from datamodules.synthetic_configs import ELSEWHERE, SyntheticConfigs  # noqa: E402
-from zoo.cli import ZooCLI  # noqa: E402
-from zoo.regression import scores  # noqa: E402
+from zoo.cli.command_line import ZooCLI  # noqa: E402
+from zoo.datamodules.synthetic_configs import ELSEWHERE, SyntheticConfigs  # noqa: E402
+from zoo.training.regressor import scores  # noqa: E402
 
 CONFIG = ROOT / "configs" / "mini_rlm.yaml"
 SCORES = ("mae", "median_error", "spearman", "r2")

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import facts  # noqa: E402
-from datamodules import TextLM  # noqa: E402
+from zoo.datamodules import TextLM  # noqa: E402
 
 
 def seconds(data_dir: Path, tokenizer: str, cache: str) -> tuple[float, TextLM]:

@@ -25,9 +25,9 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import facts, in_turn, store  # noqa: E402
 from zoo.optim import AdamW  # noqa: E402
-from zoo.regress_lm.decode import sample  # noqa: E402
+from zoo.regress_lm.decoding import sample  # noqa: E402
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig, load_upstream  # noqa: E402
-from zoo.regress_lm.numbers import IEEEFloatTokenizer  # noqa: E402
+from zoo.regress_lm.number_tokenizers import IEEEFloatTokenizer  # noqa: E402
 from zoo.regress_lm.vocabulary import NumberVocabulary  # noqa: E402
 
 VOCABULARY = NumberVocabulary(IEEEFloatTokenizer())

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import facts, in_turn  # noqa: E402
 from benchmarks.wikitext2 import COUNTING, counting, train  # noqa: E402
-from zoo.cli import ZooCLI  # noqa: E402
+from zoo.cli.command_line import ZooCLI  # noqa: E402
 
 CONFIGS = ROOT / "configs" / "wikitext2"
 STEPS = ["--trainer.max_steps=600", "--trainer.val_check_interval=200", "--model.warmup_steps=100"]

@@ -31,9 +31,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import facts, store  # noqa: E402
-from datamodules import Reviews  # noqa: E402
-from zoo.baselines import bag_of_words  # noqa: E402
-from zoo.cli import ZooCLI  # noqa: E402
+from zoo.baselines.baselines import bag_of_words  # noqa: E402
+from zoo.cli.command_line import ZooCLI  # noqa: E402
+from zoo.datamodules import Reviews  # noqa: E402
 
 Row = dict[str, Any]
 FILMS = {"sst": "awful,bad,average,good,excellent", "cfimdb": "negative,positive"}

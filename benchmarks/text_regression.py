@@ -25,10 +25,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import facts  # noqa: E402
-from zoo.baselines import marginal_nll  # noqa: E402
+from zoo.baselines.baselines import marginal_nll  # noqa: E402
 from zoo.regress_lm import Example, ExampleInput, RegressLM  # noqa: E402
-from zoo.regression import scores  # noqa: E402
-from zoo.streams import derive  # noqa: E402
+from zoo.training.random_streams import derive  # noqa: E402
+from zoo.training.regressor import scores  # noqa: E402
 
 Row = dict[str, Any]
 Table = list[dict[str, str]]
@@ -88,7 +88,7 @@ def test(checkpoint: Path, data: Path) -> tuple[dict[str, float], np.ndarray, np
     """What `zoo test` logs of the checkpoint on the data's test split, and its predictions and targets."""
     from lightning.pytorch import Callback
 
-    from zoo.cli import ZooCLI
+    from zoo.cli.command_line import ZooCLI
 
     class Keep(Callback):
         def __init__(self) -> None:

@@ -24,9 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import facts  # noqa: E402
-from datamodules import TextLM  # noqa: E402
-from zoo.baselines import NGram  # noqa: E402
-from zoo.cli import ZooCLI  # noqa: E402
+from zoo.baselines.baselines import NGram  # noqa: E402
+from zoo.cli.command_line import ZooCLI  # noqa: E402
+from zoo.datamodules import TextLM  # noqa: E402
 
 CONFIG = ROOT / "configs" / "wikitext2" / "llama.yaml"
 COUNTING = {"unigram": 1, "Kneser-Ney bigram": 2, "Kneser-Ney trigram": 3, "Kneser-Ney 5-gram": 5}

@@ -14,6 +14,8 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from zoo.errors import UserError
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write beside the target, fsync, rename: the name holds the old checkpoint or the new one, never half of one.
@@ -88,9 +90,9 @@ class Checkpoint(LightningCheckpoint):
         every_n_steps: int | None = None,
     ) -> None:
         if mode not in ("min", "max"):
-            raise ValueError(f'checkpoint.mode is "min" or "max", not {mode!r}')
+            raise UserError(f'checkpoint.mode is "min" or "max", not {mode!r}')
         if every_n_steps is not None and every_n_steps < 1:
-            raise ValueError(f"checkpoint.every_n_steps must be at least 1, not {every_n_steps}")
+            raise UserError(f"checkpoint.every_n_steps must be at least 1, not {every_n_steps}")
         self.dirpath = dirpath
         self.monitor = monitor
         self.mode = mode
@@ -185,7 +187,7 @@ def require_logged(trainer: Trainer, setting: str, metric: str) -> None:
     """Raise ValueError where `metric`, which `setting` names, is not among what the model logs."""
     if metric not in trainer.callback_metrics:
         logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
-        raise ValueError(f"{setting} {metric!r} is not logged by this model, which logs {logged}")
+        raise UserError(f"{setting} {metric!r} is not logged by this model, which logs {logged}")
 
 
 def _rehearsal(trainer: Any) -> bool:

@@ -5,7 +5,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
-from callbacks.checkpoint import require_logged
+from zoo.callbacks.checkpoint import require_logged
+from zoo.errors import UserError
 
 
 class EarlyStopping(LightningEarlyStopping):
@@ -22,9 +23,9 @@ class EarlyStopping(LightningEarlyStopping):
         self, monitor: str = "val_loss", patience: int | None = None, min_delta: float = 0.0, mode: str = "min"
     ) -> None:
         if mode not in ("min", "max"):
-            raise ValueError(f'early_stopping.mode is "min" or "max", not {mode!r}')
+            raise UserError(f'early_stopping.mode is "min" or "max", not {mode!r}')
         if patience is not None and patience < 1:
-            raise ValueError(f"early_stopping.patience must be at least 1, or null to never stop, not {patience}")
+            raise UserError(f"early_stopping.patience must be at least 1, or null to never stop, not {patience}")
         self.enabled = patience is not None
         super().__init__(
             monitor, patience=patience or 1, min_delta=min_delta, mode=mode, check_on_train_epoch_end=False

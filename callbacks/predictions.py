@@ -7,6 +7,8 @@ from typing import Any, TextIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from zoo.errors import UserError
+
 
 class Predictions(Callback):
     """Write what `predict_step` returns, a list of dictionaries per batch, one line each, in input order.
@@ -32,10 +34,10 @@ class Predictions(Callback):
             if trainer.world_size > 1:
                 path = path.with_stem(f"{path.stem}-rank{trainer.global_rank}")
             if path in self.files:
-                raise ValueError(f"{path} cannot hold both kinds of lines: give another --predictions.text_path")
+                raise UserError(f"{path} cannot hold both kinds of lines: give another --predictions.text_path")
             if path.exists():
                 option = "predictions.text_path" if self.files else "predictions.path"
-                raise ValueError(f"{path} is there already: move it away, or give another --{option}")
+                raise UserError(f"{path} is there already: move it away, or give another --{option}")
             path.parent.mkdir(parents=True, exist_ok=True)
             self.files[path] = open(_partial(path), "w", encoding="utf-8")  # noqa: SIM115 - closed when prediction ends
 
@@ -47,7 +49,7 @@ class Predictions(Callback):
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
             for file in texts:
                 if "label" not in row:
-                    raise ValueError(f"{type(pl_module).__name__} predicts no label: drop --predictions.text_path")
+                    raise UserError(f"{type(pl_module).__name__} predicts no label: drop --predictions.text_path")
                 file.write(f"{row['label']} ||| {' '.join(row['input'].split())}\n")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

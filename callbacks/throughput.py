@@ -7,6 +7,8 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from zoo.errors import UserError
+
 
 class Throughput(Callback):
     """Log `<item>_per_second` and, where the device's peak is known, `mfu` (model FLOPs utilisation).
@@ -21,7 +23,7 @@ class Throughput(Callback):
 
     def __init__(self, every_n_steps: int = 50) -> None:
         if every_n_steps < 1:
-            raise ValueError(f"throughput.every_n_steps must be at least 1, not {every_n_steps}")
+            raise UserError(f"throughput.every_n_steps must be at least 1, not {every_n_steps}")
         self.every_n_steps = every_n_steps
         self._restart()
 

@@ -12,6 +12,7 @@ from random import Random
 
 import yaml
 
+from zoo.errors import UserError
 from zoo.tokenizers.numerals import NUMBER
 
 ENGLISH = "english"  # the list of synonyms that comes with this file
@@ -91,19 +92,19 @@ def _read_synonyms(name: str) -> dict[str, list[str]]:
         # The base loader keeps "no" and "yes" what they are here, words.
         words = yaml.load(_read(file, "synonyms"), yaml.BaseLoader)
     except yaml.YAMLError as error:
-        raise ValueError(f"{file} is not valid YAML ({getattr(error, 'problem', error)})") from error
+        raise UserError(f"{file} is not valid YAML ({getattr(error, 'problem', error)})") from error
     if not isinstance(words, dict) or not words:
-        raise ValueError(f"{file} holds no synonyms: it must map each word to a list of words")
+        raise UserError(f"{file} holds no synonyms: it must map each word to a list of words")
     for word, others in words.items():
         if not (isinstance(others, list) and others and all(isinstance(other, str) and other for other in others)):
-            raise ValueError(f"{file}: the synonyms of {word!r} are not a list of words")
+            raise UserError(f"{file}: the synonyms of {word!r} are not a list of words")
     return {word.lower(): others for word, others in words.items()}
 
 
 def _read_background(name: str) -> list[str]:
     sentences = [line.strip() for line in _read(Path(name).expanduser(), "background").splitlines() if line.strip()]
     if not sentences:
-        raise ValueError(f"{name} holds no background: it must have a sentence on each line")
+        raise UserError(f"{name} holds no background: it must have a sentence on each line")
     return sentences
 
 
@@ -113,4 +114,4 @@ def _read(file: Path, option: str) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text: byte at offset {error.start} does not belong there") from error
+        raise UserError(f"{file} is not UTF-8 text: byte at offset {error.start} does not belong there") from error

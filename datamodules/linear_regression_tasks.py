@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.resumable import ZooDataModule
+from zoo.datamodules.resumable import ZooDataModule
+from zoo.errors import UserError
 from zoo.icr.evaluation import KINDS, Evaluation, evaluation
 from zoo.icr.task import Diversity, Prompts, Task, check_prompt
 
@@ -55,7 +56,7 @@ class LinearRegressionTasks(ZooDataModule):
         self.save_hyperparameters(logger=False)
         for name in ("steps_per_batch", "n_val", "n_test"):
             if self.hparams[name] < 1:
-                raise ValueError(f"{name} must be at least 1, not {self.hparams[name]}")
+                raise UserError(f"{name} must be at least 1, not {self.hparams[name]}")
         self.task = Task(D, K, sigma2, M, max_M, task_seed)
         for field in fields(Task):
             setattr(self, field.name, self.hparams[field.name])  # for the command line, which hands them to the model
@@ -63,9 +64,9 @@ class LinearRegressionTasks(ZooDataModule):
 
     def setup(self, stage: str) -> None:
         if stage == "predict" and self.hparams["data"] == DRAWN:
-            raise ValueError("there are no prompts to predict: give a file of them, --data_dir prompts.jsonl")
+            raise UserError("there are no prompts to predict: give a file of them, --data_dir prompts.jsonl")
         if stage != "predict" and self.hparams["data"] != DRAWN:
-            raise ValueError(f"the prompts of {stage} are drawn: drop --data_dir, which is for predict")
+            raise UserError(f"the prompts of {stage} are drawn: drop --data_dir, which is for predict")
 
     @property
     def device(self) -> torch.device:
@@ -134,15 +135,15 @@ def read_prompts(path: str, task: Task) -> list[dict[str, Any]]:
                 row = json.loads(line)
                 parts = [torch.tensor(row[name], dtype=torch.float32) for name in PROMPT]
             except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-                raise ValueError(
+                raise UserError(
                     f"{path} line {number} is no prompt, a JSON object with x_context, y_context and x_query that are"
                     f" lists of numbers ({error})"
                 ) from error
             try:
                 check_prompt(task, *parts)
             except ValueError as error:
-                raise ValueError(f"{path} line {number}: {error}") from error
+                raise UserError(f"{path} line {number}: {error}") from error
             prompts.append({"index": len(prompts), **dict(zip(PROMPT, parts, strict=True))})
     if not prompts:
-        raise ValueError(f"{path} holds no prompts")
+        raise UserError(f"{path} holds no prompts")
     return prompts

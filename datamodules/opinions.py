@@ -7,8 +7,8 @@ words cannot know which clause a word is in.
 
 from random import Random
 
-from datamodules.tables import Table
-from zoo.streams import derive
+from zoo.datamodules.sources.tables import Table
+from zoo.training.random_streams import derive
 
 OPINIONS = "opinions"
 ROWS = {"train": 3000, "val": 500, "test": 500}

@@ -11,10 +11,10 @@ import torch
 from filelock import FileLock
 from torch.utils.data import Dataset
 
-from datamodules.corpus import Row, Rows
+from zoo.datamodules.sources.corpus import Row, Rows
 from zoo.tokenizers import Tokenizer
+from zoo.training.batches import IGNORED, TokenBatch
 
-IGNORED = -100  # a target that is not scored; what torch's cross_entropy leaves out
 _PART, _BATCH = 1 << 16, 1 << 20  # characters: of a part of a document, and of what is encoded at a time
 
 
@@ -128,35 +128,50 @@ def _encode(batch: list[Row], tokenizer: Tokenizer) -> Iterator[list[int]]:
 
 
 class Windows(Dataset):
-    """Windows on a packed file; item i is (inputs (T,), targets (T,), i), int64, targets a token ahead.
+    """Windows of a packed file as `TokenBatch` items: tokens (T,), targets (T,) one token ahead, index, words.
 
-    Without `stride`, for training: whole windows, side by side. With it, for evaluation: a window starts
-    `stride` tokens after the one before it and scores only what that one has not (its other targets are -100),
-    so that each token but the very first is predicted exactly once; the last window is filled up with zeros.
+    Without `stride`, for training: whole windows side by side. With it, for evaluation: a window starts `stride`
+    tokens after the previous one and scores only what that one has not, so that each token but the first of the split
+    is predicted exactly once; the last window is padded with zeros.
+
+    Args:
+        file: packed token ids.
+        dtype: of the ids in the file.
+        seq_len: T.
+        stride: tokens from one evaluation window to the next; None for training.
+        n_words: words in the split, shared among windows in proportion to their scored tokens.
     """
 
     def __init__(
-        self, file: Path, dtype: type[np.unsignedinteger], seq_len: int, stride: int | None = None
+        self,
+        file: Path,
+        dtype: type[np.unsignedinteger],
+        seq_len: int,
+        stride: int | None = None,
+        n_words: int = 0,
     ) -> None:
         self._file, self._dtype, self.seq_len, self.stride = file, dtype, seq_len, stride
         self.n_tokens = file.stat().st_size // np.dtype(dtype).itemsize
+        self.words_per_token = n_words / max(self.n_tokens - 1, 1)  # the first token is never predicted
 
     def __len__(self) -> int:
         if self.stride is None:
             return (self.n_tokens - 1) // self.seq_len
         return 1 + max(0, -(-(self.n_tokens - 1 - self.seq_len) // self.stride))
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+    def __getitem__(self, index: int) -> TokenBatch:
         if not 0 <= index < len(self):
             raise IndexError(index)
         start = index * (self.stride or self.seq_len)
-        tokens = torch.from_numpy(self._tokens[start : start + self.seq_len + 1].astype(np.int64))
-        missing = self.seq_len + 1 - len(tokens)
-        inputs = torch.nn.functional.pad(tokens[:-1], (0, missing))  # (T,)
-        targets = torch.nn.functional.pad(tokens[1:], (0, missing), value=IGNORED)  # (T,)
+        window = torch.from_numpy(self._tokens[start : start + self.seq_len + 1].astype(np.int64))
+        missing = self.seq_len + 1 - len(window)
+        tokens = torch.nn.functional.pad(window[:-1], (0, missing))  # (T,)
+        targets = torch.nn.functional.pad(window[1:], (0, missing), value=IGNORED)  # (T,)
+        scored = self.seq_len - missing
         if self.stride is not None and index > 0:
             targets[: self.seq_len - self.stride] = IGNORED
-        return inputs, targets, index
+            scored -= self.seq_len - self.stride
+        return TokenBatch(tokens, targets, torch.tensor(index), torch.tensor(scored * self.words_per_token))
 
     @cached_property
     def _tokens(self) -> np.ndarray:

@@ -25,8 +25,10 @@ import torch
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
-from zoo.streams import global_seed, stream
-from zoo.text_batch import bucketed
+from zoo.errors import UserError
+from zoo.registry import registered_name
+from zoo.training.batches import bucketed
+from zoo.training.random_streams import global_seed, stream
 
 # Opens a DataLoader on batches of dataset indices.
 Opener = Callable[[Iterable[Sequence[int]]], DataLoader]
@@ -53,7 +55,7 @@ class ZooDataModule(LightningDataModule):
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have nothing to predict
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+            raise UserError(f"batch_size must be at least 1, not {batch_size}")
         self.batch_size, self.num_workers, self.shuffle = batch_size, num_workers, shuffle
         self._given_seed = seed
 
@@ -85,6 +87,7 @@ class ZooDataModule(LightningDataModule):
             shuffle=self.shuffle,
             trainer=self.trainer,
             lengths=self.train_lengths(),
+            dataset=dataset,
         )
 
     def val_dataloader(self) -> "EvalLoader":
@@ -101,10 +104,14 @@ class ZooDataModule(LightningDataModule):
         samples = len(dataset)  # type: ignore[arg-type]
         rank, ranks = self._place()
         if samples < ranks and split != "predict":  # an idle rank would not take part in the others' metrics
-            raise ValueError(f"the {split} split has {samples} samples for {ranks} processes: lower trainer.devices")
+            raise UserError(f"the {split} split has {samples} samples for {ranks} processes: lower trainer.devices")
         mine = range(rank, samples, ranks)
         batches = [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
-        return EvalLoader(self._opener(dataset), batches)
+        return EvalLoader(self._opener(dataset), batches, dataset)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Non-empty, so that Lightning stores the class's name in checkpoints."""
+        return {"class": registered_name(self)}
 
     def _place(self) -> tuple[int, int]:
         """This process's (rank, number of ranks), among those that see different data."""
@@ -139,8 +146,8 @@ def _ignore_ctrl_c(worker: int) -> None:
 class EvalLoader:
     """The given batches, in the given order, each time it is iterated."""
 
-    def __init__(self, open_loader: Opener, batches: Sequence[Sequence[int]]) -> None:
-        self._open, self._batches = open_loader, batches
+    def __init__(self, open_loader: Opener, batches: Sequence[Sequence[int]], dataset: Dataset) -> None:
+        self._open, self._batches, self.dataset = open_loader, batches, dataset
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -170,14 +177,16 @@ class TrainLoader:
         shuffle: bool = True,
         trainer: Trainer | None = None,
         lengths: torch.Tensor | None = None,
+        dataset: Dataset | None = None,
     ) -> None:
+        self.dataset = dataset  # as torch's DataLoader has it: modules read training statistics from it
         self._samples, self._open, self._seed, self._shuffle = samples, open_loader, seed, shuffle
         self._batch_size, self._rank, self._step = batch_size, rank, batch_size * ranks
         self._trainer, self._lengths = trainer, lengths
         self._start = (0, 0)  # epoch and offset, when the trainer had finished `_finished_before` batches
         self._finished_before = 0
         if not len(self):
-            raise ValueError(
+            raise UserError(
                 f"the training split has {samples} samples, fewer than the {self._step} of one step"
                 f" (batch_size {batch_size} on {ranks} process{'es' if ranks > 1 else ''}): lower batch_size"
             )

@@ -9,17 +9,18 @@ from typing import Literal
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from datamodules.corpus import split_named
-from datamodules.labels import Labels, found, read_labels
-from datamodules.opinions import OPINIONS, ROWS, opinions
-from datamodules.row_data import RowData, listed
-from datamodules.row_text import Layout, Rows, TextRows, written
-from datamodules.tables import Table, read_labelled, read_table
-from datamodules.text_data import SPLITS
+from zoo.datamodules.opinions import OPINIONS, ROWS, opinions
+from zoo.datamodules.row_data import RowData, listed
+from zoo.datamodules.row_text import Layout, Rows, TextRows, written
+from zoo.datamodules.sources.corpus import split_named
+from zoo.datamodules.sources.labels import Labels, found, read_labels
+from zoo.datamodules.sources.tables import Table, read_labelled, read_table
+from zoo.datamodules.text_data import SPLITS
+from zoo.errors import UserError
 
 
 class Reviews(RowData):
-    """Batches of `zoo.text_batch.TextBatch`, each target the number of a class; texts of like length in one step.
+    """Batches of `zoo.training.batches.TextBatch`, each target the number of a class; texts of like length in one step.
 
     "predict" is all rows of a file, else the test split, or the validation split where there is no other.
 
@@ -79,10 +80,10 @@ class Reviews(RowData):
         super().__init__(batch_size, num_workers, seed, max_input_len, bad_rows, val_fraction, test_fraction)
         self.save_hyperparameters(logger=False)
         if prompt is not None and "{text}" not in prompt:
-            raise ValueError(f"prompt must say with {{text}} where the text goes, not be {prompt!r}")
+            raise UserError(f"prompt must say with {{text}} where the text goes, not be {prompt!r}")
         self._placeholders = set(listed(unlabelled))
         if unknown := self._placeholders - {"train", "val", "test"}:
-            raise ValueError(f"unlabelled names some of train, val, test, with commas between, not {min(unknown)!r}")
+            raise UserError(f"unlabelled names some of train, val, test, with commas between, not {min(unknown)!r}")
 
     @cached_property
     def labels(self) -> Labels:
@@ -92,7 +93,7 @@ class Reviews(RowData):
             rows = chain.from_iterable(table.rows for table in self._given.get("train", []))
             labelled = {written(cells[column]) for _, cells in rows if cells.get(column) is not None} - {""}
             if not labelled:
-                raise ValueError(
+                raise UserError(
                     f"{self.hparams['data']} has no labels in a column {column!r} from which the classes could be "
                     "learnt: set label_column to the one that has them, or label_names to what they are"
                 )
@@ -109,7 +110,7 @@ class Reviews(RowData):
 
     def setup(self, stage: str) -> None:
         for split in self._placeholders & {*SPLITS[stage]} - {"predict"}:
-            raise ValueError(
+            raise UserError(
                 f"the {split} split of {self.hparams['data']} has no true labels (data.unlabelled names it): its rows "
                 "can be predicted, but no score can be made of them"
             )
@@ -175,9 +176,9 @@ class Reviews(RowData):
         ids = [[*bos, *some] if some else [] for some in self.tokenizer.encode_batch(self._spelt(rows.texts))]
         kept = [i for i in range(len(ids)) if self._fits(rows.places[i], ids[i])]
         if not kept:
-            raise ValueError(f"no row of the {split} split is left{self._bad.first()}")
+            raise UserError(f"no row of the {split} split is left{self._bad.first()}")
         end = len(self.tokenizer.encode(self.prompts[1], bos=False))  # which truncating leaves
         if end >= limit:
-            raise ValueError(f"the prompt alone has {end} tokens, as many as max_input_len {limit} has: raise that")
+            raise UserError(f"the prompt alone has {end} tokens, as many as max_input_len {limit} has: raise that")
         cut = [ids[i] if len(ids[i]) <= limit else ids[i][: limit - end] + ids[i][len(ids[i]) - end :] for i in kept]
         return TextRows([rows.texts[i] for i in kept], cut, rows.targets[kept])

@@ -14,20 +14,21 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from datamodules import tables
-from datamodules.corpus import hub_tables, is_local, split_files
-from datamodules.row_text import Layout, Rows, TextRows
-from datamodules.tables import BadRows, Table, hub_table
-from datamodules.text_data import TextData
-from zoo.streams import stream
-from zoo.text_batch import collate
+from zoo.datamodules.row_text import Layout, Rows, TextRows
+from zoo.datamodules.sources import tables
+from zoo.datamodules.sources.corpus import hub_tables, is_local, split_files
+from zoo.datamodules.sources.tables import BadRows, Table, hub_table
+from zoo.datamodules.text_data import TextData
+from zoo.errors import UserError
 from zoo.tokenizers import Tokenizer, train_bpe, train_words
+from zoo.training.batches import collate
+from zoo.training.random_streams import stream
 
 _UNLABELLED = re.compile(r"(?<![a-z])(test|predict)(?![a-z])", re.IGNORECASE)
 
 
 class RowData(TextData):
-    """Batches of `zoo.text_batch.TextBatch`, those of like length together in training.
+    """Batches of `zoo.training.batches.TextBatch`, those of like length together in training.
 
     A subclass has `data`, `bpe_vocab_size`, `val_fraction`, `test_fraction`, `split_seed` and `long_rows` among its
     hyperparameters, and says how a file is read, which of its columns are what, and how a text becomes tokens.
@@ -49,11 +50,11 @@ class RowData(TextData):
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         if not (val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction <= 1):
-            raise ValueError(
+            raise UserError(
                 f"val_fraction {val_fraction} and test_fraction {test_fraction} must be shares, together at most 1"
             )
         if max_input_len < 1:
-            raise ValueError(f"max_input_len must be at least 1, not {max_input_len}")
+            raise UserError(f"max_input_len must be at least 1, not {max_input_len}")
         self.max_input_len = max_input_len
         self._bad = BadRows(bad_rows)
         self._read: dict[str, Rows] = {}
@@ -136,11 +137,11 @@ class RowData(TextData):
             whole = () if {"val", "test"} & given.keys() else ("train",)
             return self._read_split(next(s for s in ("predict", *whole, "test", "val") if s in given), False)
         if "train" not in given and split not in given:
-            raise ValueError(f"{self.hparams['data']} has no row with a target: it can only be predicted")
+            raise UserError(f"{self.hparams['data']} has no row with a target: it can only be predicted")
         if split in given and (split != "train" or "val" in given):
             return self._read_split(split)
         if split == "test" and "val" in given:
-            raise ValueError(f"{self.hparams['data']} has no test split, only {', '.join(given)}")
+            raise UserError(f"{self.hparams['data']} has no test split, only {', '.join(given)}")
         return self._parts[split]
 
     def _read_split(self, split: str, need_targets: bool = True) -> Rows:
@@ -178,7 +179,7 @@ class RowData(TextData):
             self._read[split] = rows = self.rows(split)
             if not rows.texts:
                 remedy = "lower val_fraction and test_fraction" if split == "train" else f"raise {split}_fraction"
-                raise ValueError(f"the {split} split of {self.hparams['data']} has no rows: {remedy}")
+                raise UserError(f"the {split} split of {self.hparams['data']} has no rows: {remedy}")
         return self._read[split]
 
     def _fits(self, place: str, ids: list[int]) -> bool:
@@ -190,7 +191,7 @@ class RowData(TextData):
             return True
         reason = f"its text has {len(ids)} tokens, more than max_input_len {self.max_input_len}"
         if self.hparams["long_rows"] == "stop":
-            raise ValueError(f"{place}: {reason}; raise that, or set long_rows to truncate or skip")
+            raise UserError(f"{place}: {reason}; raise that, or set long_rows to truncate or skip")
         self._bad.leave_out(place, reason)
         return False
 

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datamodules.tables import BadRows, Cells, Table
-from zoo.text_batch import Row
+from zoo.datamodules.sources.tables import BadRows, Cells, Table
+from zoo.errors import UserError
 from zoo.tokenizers.numerals import NUMBER
+from zoo.training.batches import Row
 
 RowFormat = Literal["text", "key_value", "json", "values"]
 
@@ -77,7 +78,7 @@ class Layout(NamedTuple):
                 groups.append(str(group))
         if not texts:
             others = f", nor have the {len(tables) - 1} files beside it" if len(tables) > 1 else ""
-            raise ValueError(f"{tables[0].name} has no row that can be used{others}{bad.first()}")
+            raise UserError(f"{tables[0].name} has no row that can be used{others}{bad.first()}")
         return Rows(texts, np.array(targets, dtype=np.float64).reshape(-1, len(self.targets) or 1), places, groups)
 
     def _check(self, table: Table, need_targets: bool) -> None:
@@ -88,19 +89,19 @@ class Layout(NamedTuple):
             options |= {target: self.targets, "group_column": [self.group] if self.group else []}
         given = ", ".join(table.columns or table.rows[0][1] if table.rows else [])
         if need_targets and not self.targets:
-            raise ValueError(f"the numbers to be predicted are not named: set target_columns to some of {given}")
+            raise UserError(f"the numbers to be predicted are not named: set target_columns to some of {given}")
         for option, names in options.items():
             for name in names:
                 if table.columns is not None and name not in table.columns:
                     near = difflib.get_close_matches(name, table.columns, n=1)
                     hint = f" (did you mean {near[0]!r}?)" if near else ""
-                    raise ValueError(f"{table.name} has no column {name!r}{hint}: set {option} to what it has, {given}")
+                    raise UserError(f"{table.name} has no column {name!r}{hint}: set {option} to what it has, {given}")
 
     @staticmethod
     def _cell(cells: Cells, name: str) -> Any:
         if name not in cells:
             only = ", ".join(map(str, [*cells][:8])) or "nothing"
-            raise ValueError(f"it has no {name!r}, only {only}{' and more' if len(cells) > 8 else ''}")
+            raise UserError(f"it has no {name!r}, only {only}{' and more' if len(cells) > 8 else ''}")
         return cells[name]
 
     def target(self, cells: Cells, name: str, needed: bool = True) -> float:
@@ -113,20 +114,20 @@ class Layout(NamedTuple):
         if cell is None or (isinstance(cell, str) and not cell.strip()):
             if not needed:
                 return math.nan
-            raise ValueError(f"its {'target' if self.classes is None else 'label'} {name!r} is empty")
+            raise UserError(f"its {'target' if self.classes is None else 'label'} {name!r} is empty")
         if self.classes is not None:
             label = written(cell)
             if label not in self.classes:
-                raise ValueError(f"its label {_shown(label)} is none of {', '.join(self.classes)}")
+                raise UserError(f"its label {_shown(label)} is none of {', '.join(self.classes)}")
             return float(self.classes[label])
         try:
             if isinstance(cell, bool) or (isinstance(cell, str) and "_" in cell):  # which Python would take for numbers
                 raise ValueError
             value = float(cell)
         except (ValueError, TypeError, OverflowError):
-            raise ValueError(f"its target {name!r} is {_shown(cell)}, not a number") from None
+            raise UserError(f"its target {name!r} is {_shown(cell)}, not a number") from None
         if not math.isfinite(value):
-            raise ValueError(f"its target {name!r} is {value}, not a finite number")
+            raise UserError(f"its target {name!r} is {value}, not a finite number")
         return value
 
     def text(self, cells: Cells) -> str:
@@ -138,14 +139,14 @@ class Layout(NamedTuple):
         if self.row_format == "text":
             cell = self._cell(cells, self.columns[0])
             if isinstance(cell, list | dict):
-                raise ValueError(f"its {self.columns[0]!r} is {_shown(cell)}, not a text")
+                raise UserError(f"its {self.columns[0]!r} is {_shown(cell)}, not a text")
             text = "" if cell is None else str(cell)
             if not text.strip():
-                raise ValueError(f"its text, {self.columns[0]!r}, is empty")
+                raise UserError(f"its text, {self.columns[0]!r}, is empty")
             return text
         words = {name: self._word(cells.get(name)) for name in self.columns}
         if not any(words.values()):
-            raise ValueError(f"all of {', '.join(self.columns)} are empty in it")
+            raise UserError(f"all of {', '.join(self.columns)} are empty in it")
         if self.row_format == "values":
             return " ".join(word or "-" for word in words.values())
         if self.row_format == "json":
@@ -186,7 +187,7 @@ def numbers_in(text: str) -> list[float]:
 
 
 class TextRows(Dataset):
-    """Texts with their token ids, targets (N, K) and features (N, F), as `zoo.text_batch.Row`s.
+    """Texts with their token ids, targets (N, K) and features (N, F), as `zoo.training.batches.Row`s.
 
     The ids lie end to end in one array: loader processes then share it, which they would not share lists.
     """

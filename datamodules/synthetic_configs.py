@@ -14,9 +14,10 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from datamodules.row_text import Rows
-from datamodules.text_regression import TextRegression
-from zoo.streams import derive
+from zoo.datamodules.row_text import Rows
+from zoo.datamodules.text_regression import TextRegression
+from zoo.errors import UserError
+from zoo.training.random_streams import derive
 
 SYNTHETIC = "synthetic"
 TestOn = Literal["same", "lr", "batch_size", "layers", "dropout", "order"]
@@ -95,9 +96,9 @@ class SyntheticConfigs(TextRegression):
             max_input_len=max_input_len, **options,
         )  # fmt: skip
         if n_rows < 20:
-            raise ValueError(f"n_rows must be at least 20, for every split to have some, not {n_rows}")
+            raise UserError(f"n_rows must be at least 20, for every split to have some, not {n_rows}")
         if test_on not in get_args(TestOn):
-            raise ValueError(f"test_on is one of {', '.join(get_args(TestOn))}, not {test_on!r}")
+            raise UserError(f"test_on is one of {', '.join(get_args(TestOn))}, not {test_on!r}")
 
     def rows(self, split: str) -> Rows:
         if self.hparams["data"] != SYNTHETIC:

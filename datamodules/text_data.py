@@ -6,7 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from datamodules.resumable import ZooDataModule
+from zoo.datamodules.resumable import ZooDataModule
+from zoo.errors import UserError
 from zoo.tokenizers import Tokenizer, load_tokenizer
 
 # What each of the trainer's verbs evaluates or trains on.
@@ -44,11 +45,11 @@ class TextData(ZooDataModule):
             self.dataset(split)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tokenizer": self.tokenizer.fingerprint}
+        return super().state_dict() | {"tokenizer": self.tokenizer.fingerprint}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["tokenizer"] != self.tokenizer.fingerprint:
-            raise ValueError(
+            raise UserError(
                 f"the checkpoint was trained with another tokenizer ({state_dict['tokenizer']}) than"
                 f" {self.hparams['tokenizer']!r} gives here ({self.tokenizer.fingerprint}):"
                 " give the checkpoint's own path as the tokenizer"

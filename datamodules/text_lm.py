@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.corpus import Corpus, open_corpus
-from datamodules.packing import Windows, once, pack, parts, token_dtype
-from datamodules.text_data import SPLITS, TextData
+from zoo.datamodules.packing import Windows, once, pack, parts, token_dtype
+from zoo.datamodules.sources.corpus import Corpus, open_corpus
+from zoo.datamodules.text_data import SPLITS, TextData
+from zoo.errors import UserError
 from zoo.tokenizers import Tokenizer, from_state, train_bpe
 
 
@@ -60,11 +61,11 @@ class TextLM(TextData):
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         self.save_hyperparameters()
         if seq_len < 1:
-            raise ValueError(f"seq_len must be at least 1, not {seq_len}")
+            raise UserError(f"seq_len must be at least 1, not {seq_len}")
         if eval_stride is not None and not 1 <= eval_stride <= seq_len:
-            raise ValueError(f"eval_stride must lie between 1 and seq_len {seq_len}, not at {eval_stride}")
+            raise UserError(f"eval_stride must lie between 1 and seq_len {seq_len}, not at {eval_stride}")
         if not (val_fraction > 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):
-            raise ValueError(
+            raise UserError(
                 f"val_fraction {val_fraction} must be positive, test_fraction {test_fraction} not negative,"
                 " and both together less than 1"
             )
@@ -77,7 +78,7 @@ class TextLM(TextData):
         """
         splits = self._corpus.splits
         if split not in splits:
-            raise ValueError(f"{self.hparams['data']} has no {split} split, only {', '.join(splits)}")
+            raise UserError(f"{self.hparams['data']} has no {split} split, only {', '.join(splits)}")
         return pack(splits[split], self.tokenizer, self._file(split))
 
     def tokens(self, split: str) -> np.ndarray:
@@ -95,13 +96,13 @@ class TextLM(TextData):
         split = self._named(split)
         name, stats = f"the {split} split of {self.hparams['data']}", self.stats(split)
         if not stats["bytes"]:
-            raise ValueError(f"{name} has no text in it")
+            raise UserError(f"{name} has no text in it")
         needed = self.seq_len + 1 if split == "train" else 2
         if stats["tokens"] < needed:
             remedy = "lower seq_len" if split == "train" else "give a longer text"
-            raise ValueError(f"{name} has {stats['tokens']} tokens, but one window needs {needed}: {remedy}")
+            raise UserError(f"{name} has {stats['tokens']} tokens, but one window needs {needed}: {remedy}")
         stride = None if split == "train" else self.hparams["eval_stride"] or self.seq_len
-        return Windows(self._file(split), token_dtype(self.vocab_size), self.seq_len, stride)
+        return Windows(self._file(split), token_dtype(self.vocab_size), self.seq_len, stride, stats["words"])
 
     @cached_property
     def _corpus(self) -> Corpus:

@@ -10,20 +10,21 @@ from typing import Literal
 import numpy as np
 import torch
 
-from datamodules import tables
-from datamodules.augment import Augmentation
-from datamodules.row_data import RowData, listed
-from datamodules.row_text import Layout, RowFormat, Rows, TextRows, numbers_in
-from datamodules.tables import Table, read_table
-from zoo.streams import derive, stream
+from zoo.datamodules.augment import Augmentation
+from zoo.datamodules.row_data import RowData, listed
+from zoo.datamodules.row_text import Layout, RowFormat, Rows, TextRows, numbers_in
+from zoo.datamodules.sources import tables
+from zoo.datamodules.sources.tables import Table, read_table
+from zoo.errors import UserError
 from zoo.tokenizers.numerals import rounded
+from zoo.training.random_streams import derive, stream
 
 INTEGERS = "integers"
 _YAML_TEXT, _YAML_TARGET = "news", "change_rate"  # the names that YAML files have by default
 
 
 class TextRegression(RowData):
-    """Batches of `zoo.text_batch.TextBatch`, those of like length together in training.
+    """Batches of `zoo.training.batches.TextBatch`, those of like length together in training.
 
     "predict" is the files of a folder that have no target and are named so, such as test_target.yml; else all rows,
     where they were given without splits; else the test split, or the validation split where there is no other.
@@ -101,14 +102,14 @@ class TextRegression(RowData):
         super().__init__(batch_size, num_workers, seed, max_input_len, bad_rows, val_fraction, test_fraction)
         self.save_hyperparameters(logger=False)  # a logger would have none of these differ from the model's: digits
         if digits is not None and not 1 <= digits <= 17:
-            raise ValueError(f"digits must lie between 1 and 17, not at {digits}")
+            raise UserError(f"digits must lie between 1 and 17, not at {digits}")
         if text_column and (columns or row_format not in (None, "text")):
-            raise ValueError("text_column names the whole text: drop it, or drop columns and row_format")
+            raise UserError("text_column names the whole text: drop it, or drop columns and row_format")
         if features and jitter:
-            raise ValueError("features are the numbers as they stand: drop jitter, or features")
+            raise UserError("features are the numbers as they stand: drop jitter, or features")
         changes = bool(synonyms or background or number_formats or jitter or target_jitter)
         if augment_copies < 0 or changes != bool(augment_copies):
-            raise ValueError(
+            raise UserError(
                 f"augment_copies is {augment_copies}: set it above 0 with synonyms, background, number_formats, jitter"
             )
         self._count: dict[str, int] = {}  # "numbers": the features of every row, once one is seen
@@ -146,7 +147,7 @@ class TextRegression(RowData):
         taken = set(chain(*files.values()))
         texts = [file for file in sorted(path.iterdir()) if file.suffix in tables.YAML] if path.is_dir() else []
         if left := [file for file in texts if file not in taken]:  # a news item called "train" is no training split
-            raise ValueError(
+            raise UserError(
                 f"{path} has files for training by their names, and {left[0].name}, which names no split: rename either"
             )
         return files
@@ -167,9 +168,9 @@ class TextRegression(RowData):
             inputs = [h["text_column"] or _YAML_TEXT]
         row_format: RowFormat = h["row_format"] or ("text" if len(inputs) == 1 else "key_value")
         if row_format == "text" and len(inputs) != 1:
-            raise ValueError(f"row_format text needs to know the column: set text_column to one of {', '.join(inputs)}")
+            raise UserError(f"row_format text needs to know the column: set text_column to one of {', '.join(inputs)}")
         if not inputs:
-            raise ValueError(f"{table.name} has no column besides {', '.join(names)} to read: it needs a text")
+            raise UserError(f"{table.name} has no column besides {', '.join(names)} to read: it needs a text")
         if row_format == "text":
             h["text_column"], h["columns"] = inputs[0], None
         elif not any("," in name for name in inputs):
@@ -184,7 +185,7 @@ class TextRegression(RowData):
         features = [numbers_in(text) for text in rows.texts] if self.hparams["features"] else None
         kept = [i for i in range(len(ids)) if self._usable(rows.places[i], ids[i], features[i] if features else None)]
         if not kept:
-            raise ValueError(f"no row of the {split} split is left{self._bad.first()}")
+            raise UserError(f"no row of the {split} split is left{self._bad.first()}")
         texts, ids = [rows.texts[i] for i in kept], [ids[i][:limit] for i in kept]
         copies = self.hparams["augment_copies"] if split == "train" else 0
         return TextRows(

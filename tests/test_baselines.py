@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from zoo.baselines import NGram, bag_of_words
+from zoo.baselines.baselines import NGram, bag_of_words
 
 TEXT = np.random.default_rng(0).integers(0, 5, 400) ** 2 // 4  # 5 tokens, unevenly frequent
 

@@ -17,8 +17,8 @@ import torch
 import yaml
 
 from tests.commands import MICRO, ROOT, TEXT, TINY, complaint, fit
-from zoo import overview
 from zoo.__main__ import main
+from zoo.cli import overview
 
 
 def weights(path):
@@ -44,7 +44,7 @@ def test_list_shows_every_config_with_its_true_size(capsys):
 
 @pytest.mark.parametrize("row", overview.configs(), ids=lambda row: row["config"])
 def test_a_config_states_its_true_size_and_needs(row):
-    from datamodules import LinearRegressionTasks, Reviews
+    from zoo.datamodules import LinearRegressionTasks, Reviews
     from zoo.icr import ICRTransformer, Task
     from zoo.llama import Llama, LlamaClassifier, LlamaConfig
     from zoo.regress_lm import RegressLM
@@ -173,10 +173,10 @@ def test_generate_stops_each_of_several_prompts_where_it_would_stop_alone(run, c
 
 
 def test_what_is_typed_beats_what_the_checkpoint_remembers(run, capsys, monkeypatch):
-    import zoo.cli
+    import zoo.cli.command_line
 
     seen = {}
-    monkeypatch.setattr(zoo.cli.ZooTrainer, "validate", lambda self, model, datamodule, **_: seen.update(
+    monkeypatch.setattr(zoo.cli.command_line.ZooTrainer, "validate", lambda self, model, datamodule, **_: seen.update(
         seq_len=datamodule.hparams.seq_len, batch=datamodule.batch_size, dropout=model.hparams.dropout))  # fmt: skip
     assert main(["validate", f"--ckpt_path={run / 'best.ckpt'}", "--data.seq_len=24", "--model.dropout=0.3"]) == 0
     assert seen == {"seq_len": 24, "batch": 4, "dropout": 0.3}
@@ -249,7 +249,7 @@ def test_a_full_disk_is_one_sentence(text_file, tmp_path, capsys, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("callbacks.checkpoint.torch.save", full)
+    monkeypatch.setattr("zoo.callbacks.checkpoint.torch.save", full)
     argv = ["fit", f"--config={TINY}", *MICRO, f"--data_dir={text_file}", f"--output_dir={tmp_path}"]
     assert "(No space left on device); nothing was written: make room" in complaint(capsys, 1, *argv)
     assert not list(tmp_path.glob("*.ckpt*"))

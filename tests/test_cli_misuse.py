@@ -28,7 +28,7 @@ from zoo.tokenizers import train_bpe
         (["fit", "--config", TINY, "--early_stopping.mode=mni"], 1, 'early_stopping.mode is "min" or "max"'),
         (["fit", "--config", TINY, "--data_dir={empty}", "--output_dir={tmp}"], 1, "no text"),
         (["fit", "--config", TINY, "--data_dir={short}", "--output_dir={tmp}"], 1, "one window needs"),
-        (["fit", "--config", TINY, "--data.seq_len=512", "--output_dir={tmp}"], 1, "max_seq_len 256"),
+        (["fit", "--config", TINY, "--data.seq_len=512", "--output_dir={tmp}"], 1, "set --data.seq_len to at most 256"),
         (["fit", "--config", TINY, "--output_dir=/proc/zoo"], 1, "cannot write to /proc/zoo"),
         (["fit", "--config", TINY, "--ckpt_path={foreign}"], 1, "to start from its weights, --model.weights"),
         (["validate", "--config", TINY], 1, "add --ckpt_path FILE"),

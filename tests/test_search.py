@@ -8,7 +8,7 @@ from tests.commands import MICRO, TINY
 
 optuna = pytest.importorskip("optuna", reason="the search is an extra: pip install 'zoo[search]'")
 
-from zoo.search import Prune, main, search, suggest  # noqa: E402
+from zoo.search.__main__ import Prune, main, search, suggest  # noqa: E402
 
 
 def test_spaces_are_read(monkeypatch):
@@ -39,7 +39,7 @@ def test_a_second_call_goes_on_with_the_study(text_file, tmp_path, capsys, monke
 
 
 def test_a_trial_that_falls_behind_is_stopped(text_file, tmp_path):
-    from zoo.cli import ZooCLI
+    from zoo.cli.command_line import ZooCLI
 
     study = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(upper=0.01))
 

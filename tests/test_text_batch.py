@@ -2,14 +2,14 @@
 
 import torch
 
-from zoo.text_batch import Row, bucketed, collate
+from zoo.training.batches import Row, bucketed, collate
 
 
 def test_a_batch_is_as_wide_as_its_longest_row():
     rows = [Row([7, 0, 9], (0.1,), 4, "abc"), Row([5], (float("nan"),), 2, "d")]
     batch = collate(rows)
     assert batch.tokens.tolist() == [[7, 0, 9], [5, 0, 0]]
-    assert batch.real.tolist() == [[True, True, True], [True, False, False]]
+    assert batch.padding_mask.tolist() == [[True, True, True], [True, False, False]]
     assert batch.targets.dtype == torch.float64
     assert batch.targets[0, 0].item() == 0.1  # not its float32 neighbour
     assert batch.targets[1].isnan().all()
@@ -20,7 +20,7 @@ def test_a_batch_is_as_wide_as_its_longest_row():
 
 def test_rows_of_one_length_need_no_mask():
     batch = collate([Row([1, 2], (1.0, 2.0), i, "ab", (3.0,)) for i in range(3)])
-    assert batch.real is None
+    assert batch.padding_mask is None
     assert batch.targets.shape == (3, 2)
     assert batch.features.dtype == torch.float32
     assert batch.features.shape == (3, 1)

@@ -4,13 +4,13 @@ Errors that the user can mend (ValueError, OSError and the like) end in one sent
 see where they came from. Anything else is a defect of ours and keeps its traceback.
 """
 
-import os
 import sys
-import warnings
-from collections.abc import Callable
 from difflib import get_close_matches
 
-from zoo import __version__, overview
+from zoo import __version__
+from zoo.cli import overview
+from zoo.console.exit_codes import run_command
+from zoo.console.table import table
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     elif verb == "--version":
         print(f"zoo {__version__}")
     elif verb == "list":
-        print(overview.table(overview.configs()))
+        print(table(overview.configs()))
     elif verb not in overview.VERBS:
         near = get_close_matches(verb, overview.VERBS, n=1)
         print(f"zoo: there is no verb {verb!r}; {did_you_mean(near)}", file=sys.stderr)
@@ -38,34 +38,9 @@ def did_you_mean(near: list[str]) -> str:
 
 def run(argv: list[str]) -> int:
     """Run a verb through LightningCLI."""
-    from zoo.cli import ZooCLI
+    from zoo.cli.command_line import ZooCLI
 
-    return guarded(lambda: ZooCLI(argv))
-
-
-def guarded(action: Callable[[], object]) -> int:
-    """Do it, and turn what goes wrong into a sentence and an exit code."""
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
-    from zoo.parser import one_sentence
-
-    warnings.formatwarning = lambda message, *_, **__: f"zoo: {message}\n"
-    try:
-        action()
-    except (ValueError, OSError, MisconfigurationException, ModuleNotFoundError) as error:
-        if os.environ.get("ZOO_DEBUG"):
-            raise
-        print(f"zoo: {one_sentence(str(error))}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit code 1
-            return 130
-        if type(stop).__name__ == "SIGTERMException":
-            return 143
-        raise
-    return 0
+    return run_command(lambda: ZooCLI(argv))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
-from callbacks import Checkpoint, EarlyStopping, Half, Predictions, Samples, Throughput
-from callbacks.checkpoint import AtomicCheckpointIO
-from datamodules import ZooDataModule
+from zoo.callbacks import Checkpoint, EarlyStopping, Half, Predictions, Samples, Throughput
+from zoo.callbacks.checkpoint import AtomicCheckpointIO
+from zoo.datamodules import ZooDataModule
 
 
 class Points(ZooDataModule):
@@ -134,7 +134,7 @@ def test_a_failed_save_stops_all_processes(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("callbacks.checkpoint.os.fsync", full)
+    monkeypatch.setattr("zoo.callbacks.checkpoint.os.fsync", full)
     with pytest.raises(Exception, match=r"cannot save the checkpoint|another process could not save"):
         trainer(tmp_path, Checkpoint(), max_epochs=1, strategy="ddp_fork", devices=2).fit(Plane(), Points())
 
@@ -277,7 +277,7 @@ def test_throughput_counts_items_over_training_time_only(tmp_path, monkeypatch):
             nonlocal now
             now += 100
 
-    monkeypatch.setattr("callbacks.throughput.time.perf_counter", lambda: now)
+    monkeypatch.setattr("zoo.callbacks.throughput.time.perf_counter", lambda: now)
     t = trainer(tmp_path, Throughput(every_n_steps=4), Clock(), max_epochs=3, log_every_n_steps=1)
     t.fit(Plane(), Points())
     assert t.logged_metrics["samples_per_second"] == 2
@@ -285,7 +285,7 @@ def test_throughput_counts_items_over_training_time_only(tmp_path, monkeypatch):
 
 
 def test_mfu_is_the_models_arithmetic_over_the_devices_peak(tmp_path, monkeypatch):
-    monkeypatch.setattr("callbacks.throughput.get_available_flops", lambda device, dtype: 1e6)
+    monkeypatch.setattr("zoo.callbacks.throughput.get_available_flops", lambda device, dtype: 1e6)
     t = trainer(tmp_path, Throughput(every_n_steps=2), max_steps=6, log_every_n_steps=1)
     t.fit(Plane(), Points())
     assert t.logged_metrics["mfu"] == pytest.approx(t.logged_metrics["samples_per_second"] * 24 / 1e6)

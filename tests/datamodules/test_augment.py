@@ -8,8 +8,8 @@ from random import Random
 import pytest
 import yaml
 
-from datamodules import augment
-from datamodules.augment import Augmentation, number_forms
+from zoo.datamodules import augment
+from zoo.datamodules.augment import Augmentation, number_forms
 
 NUMBERS = ["1000", "-1000", "0", "0.07", "-12.50", "1234567.891", "1e-3", "6.02E23", "007", "+3", ".5", "99999", "1e99"]
 _WRITTEN = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+|)(?:\.\d+)?(?:[eE][-+]?\d+)?")

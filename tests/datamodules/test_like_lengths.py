@@ -8,9 +8,9 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 
-from datamodules import TextRegression
 from tests.resume import assert_resume_is_bitwise
-from zoo.streams import derive
+from zoo.datamodules import TextRegression
+from zoo.training.random_streams import derive
 
 
 @pytest.fixture

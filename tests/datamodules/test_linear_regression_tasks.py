@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from datamodules import LinearRegressionTasks
-from datamodules.linear_regression_tasks import Blocks, read_prompts
+from zoo.datamodules import LinearRegressionTasks
+from zoo.datamodules.linear_regression_tasks import Blocks, read_prompts
 from zoo.icr import Task, dmmse, least_squares, ridge
 
 SIZES = {"D": 3, "K": 5, "M": 6, "batch_size": 8, "n_val": 20, "n_test": 30}

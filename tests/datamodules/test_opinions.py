@@ -2,9 +2,9 @@
 
 import re
 
-from datamodules import Reviews
-from datamodules.opinions import ROWS
-from zoo.baselines import bag_of_words
+from zoo.baselines.baselines import bag_of_words
+from zoo.datamodules import Reviews
+from zoo.datamodules.opinions import ROWS
 
 GOOD = {"fine", "strong", "superb", "gripping", "clever", "moving", "good", "fresh"}
 

@@ -10,7 +10,6 @@ from lightning import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
-from datamodules.resumable import TrainLoader, ZooDataModule
 from tests.resume import (
     BATCH_END,
     EPOCH_END,
@@ -19,7 +18,8 @@ from tests.resume import (
     assert_same_weights,
     train,
 )
-from zoo.streams import derive
+from zoo.datamodules.resumable import TrainLoader, ZooDataModule
+from zoo.training.random_streams import derive
 
 QUIET = {
     "accelerator": "cpu",

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from datamodules import Reviews
-from datamodules.labels import read_labels
+from zoo.datamodules import Reviews
+from zoo.datamodules.sources.labels import read_labels
 
 SPLITS = ("train", "val", "test")
 

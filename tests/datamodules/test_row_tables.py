@@ -7,8 +7,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from datamodules.row_text import Layout, numbers_in
-from datamodules.tables import BadRows, read_table
+from zoo.datamodules.row_text import Layout, numbers_in
+from zoo.datamodules.sources.tables import BadRows, read_table
 from zoo.tokenizers.numerals import rounded
 
 ROWS = [("1", "two \"quoted\"\nlines", "0.5"), ("2", "日本, naïve", "-1e3"), ("3", "no", "7")]

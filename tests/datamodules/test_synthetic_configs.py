@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.synthetic_configs import Config, SyntheticConfigs
-from zoo.regression import scores
+from zoo.datamodules.synthetic_configs import Config, SyntheticConfigs
+from zoo.training.regressor import scores
 
 
 def data(**options):

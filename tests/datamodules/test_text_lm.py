@@ -9,10 +9,12 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 
-from datamodules import TextLM, corpus, packing
-from datamodules.packing import IGNORED, token_dtype
 from tests.resume import BATCH_END, assert_resume_is_bitwise
+from zoo.datamodules import TextLM, packing
+from zoo.datamodules.packing import token_dtype
+from zoo.datamodules.sources import corpus
 from zoo.tokenizers import load_tokenizer
+from zoo.training.batches import IGNORED
 
 LINES = [f"{i} naïve cats sat\r\n" if i % 3 else f"{i} 日本\n" for i in range(400)]
 TEXT = "".join(LINES)
@@ -59,7 +61,7 @@ def test_the_default_needs_nothing_but_python(make):
     assert all(topic in "".join(splits) for topic in topics.values())
     assert sum(tokens(data, split).count(256) for split in ("train", "val", "test")) == len(topics)
     assert 0.9 < len(splits[0]) / sum(map(len, splits)) < 0.96
-    inputs, targets, index = next(iter(data.train_dataloader()))
+    inputs, targets, index, _ = next(iter(data.train_dataloader()))
     assert inputs.shape == targets.shape == (4, 64)
     assert inputs.dtype == targets.dtype == index.dtype == torch.int64
 
@@ -145,7 +147,7 @@ def test_evaluation_predicts_every_token_but_the_first_exactly_once(stride, make
     data = make(text_file, eval_stride=stride)
     stream = tokens(data, "val")
     scored = []
-    for inputs, targets, index in data.dataset("val"):
+    for inputs, targets, index, _ in data.dataset("val"):
         start = index * (stride or 16)
         for position in (targets != IGNORED).nonzero().flatten().tolist():
             scored.append(start + position + 1)
@@ -159,10 +161,10 @@ def test_evaluation_predicts_every_token_but_the_first_exactly_once(stride, make
 def test_windows_at_the_edges(length: int, tmp_path):
     np.arange(length, dtype=np.uint16).tofile(tmp_path / "t.bin")
     evaluation = packing.Windows(tmp_path / "t.bin", np.uint16, 16, stride=16)
-    assert [t for _, targets, _ in evaluation for t in targets.tolist() if t >= 0] == list(range(1, length))
+    assert [t for _, targets, _, _ in evaluation for t in targets.tolist() if t >= 0] == list(range(1, length))
     training = packing.Windows(tmp_path / "t.bin", np.uint16, 16)
     assert len(training) == (length - 1) // 16
-    for inputs, targets, index in training:
+    for inputs, targets, index, _ in training:
         assert inputs.tolist() == list(range(16 * index, 16 * index + 16))
         assert targets.tolist() == list(range(16 * index + 1, 16 * index + 17))
 
@@ -245,7 +247,7 @@ def test_bpe_is_learnt_from_the_training_split_before_anything_is_packed(make, t
     data = make(text_file, "bpe", bpe_vocab_size=300)
     assert data.vocab_size == 300
     assert text(data, "train") + text(data, "val") + text(data, "test") == TEXT
-    monkeypatch.setattr("datamodules.text_lm.train_bpe", None)  # now it is in the cache
+    monkeypatch.setattr("zoo.datamodules.text_lm.train_bpe", None)  # now it is in the cache
     assert make(text_file, "bpe", bpe_vocab_size=300).tokenizer.fingerprint == data.tokenizer.fingerprint
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import TextRegression, corpus
-from datamodules.corpus import data_label
+from zoo.datamodules import TextRegression
+from zoo.datamodules.sources import corpus
+from zoo.datamodules.sources.corpus import data_label
 from zoo.tokenizers import load_tokenizer
 
 SPLITS = ("train", "val", "test")

@@ -8,11 +8,14 @@ import pytest
 import torch
 from sklearn.linear_model import RidgeCV
 
-from datamodules.linear_regression_tasks import LinearRegressionTasks
 from tests.resume import BATCH_END, train
-from zoo.__main__ import guarded
-from zoo.icr import ICRTransformer, analysis, explained, load_model, ridge, scores
-from zoo.icr.gradients import PARTS, normals, score_function
+from zoo.console.exit_codes import run_command
+from zoo.datamodules.linear_regression_tasks import LinearRegressionTasks
+from zoo.icr import ICRTransformer, load_model, ridge
+from zoo.icr.analysis import __main__ as analysis
+from zoo.icr.analysis import explain as explained
+from zoo.icr.analysis import scores
+from zoo.icr.analysis.gradients import PARTS, normals, score_function
 from zoo.icr.task import Task
 
 TASK = {"D": 2, "K": 3, "sigma2": 0.25}
@@ -46,7 +49,7 @@ ORDER = [(M, step) for M in (2, 16, "inf") for step in (2, 4)]
 
 def run(*argv):
     """The command's exit code."""
-    return guarded(lambda: analysis.main([str(a) for a in argv]))
+    return run_command(lambda: analysis.main([str(a) for a in argv]))
 
 
 def read(file):

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from zoo.icr import ICRegConfig, gradients, ridge
-from zoo.icr.gradients import losses, normals, parts, prior, reparameterised, score_function
+from zoo.icr import ICRegConfig, ridge
+from zoo.icr.analysis import gradients
+from zoo.icr.analysis.gradients import losses, normals, parts, prior, reparameterised, score_function
 from zoo.icr.model import Network
 from zoo.icr.task import Task
 

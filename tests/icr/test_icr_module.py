@@ -9,11 +9,11 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
-from callbacks import Checkpoint, Half
-from datamodules import LinearRegressionTasks, SyntheticConfigs
 from tests.commands import ROOT, complaint
 from tests.resume import BATCH_END, assert_resume_is_bitwise, assert_same_weights, train
 from zoo.__main__ import main
+from zoo.callbacks import Checkpoint, Half
+from zoo.datamodules import LinearRegressionTasks, SyntheticConfigs
 from zoo.icr import ICRTransformer, dmmse, load_model, predict_from_prompt, ridge
 from zoo.optim import triangle
 

@@ -98,7 +98,7 @@ def test_the_score_is_of_all_samples(model, monkeypatch):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    from datamodules import LinearRegressionTasks
+    from zoo.datamodules import LinearRegressionTasks
 
     folder = tmp_path_factory.mktemp("icr")
     tasks = LinearRegressionTasks(D=3, K=6, M=4, sigma2=0.25, batch_size=4)

@@ -11,14 +11,15 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from datamodules import LinearRegressionTasks
 from tests.resume import train
-from zoo.__main__ import guarded, main
+from zoo.__main__ import main
+from zoo.console.exit_codes import run_command
+from zoo.datamodules import LinearRegressionTasks
 from zoo.icr import ICRegConfig, ICRTransformer, load_model
-from zoo.icr import sweep as sweep_module
-from zoo.icr.stack import StackedICR, StackedTasks
+from zoo.icr.sweep import __main__ as sweep_module
+from zoo.icr.sweep.stack import StackedICR, StackedTasks
 from zoo.icr.task import Prompts
-from zoo.memory import load
+from zoo.training.checkpoint_file import read_checkpoint
 
 SIZES = {"D": 2, "K": 4, "d_model": 8, "d_mlp": 16, "n_heads": 2, "n_layers": 2}
 TRAINING = {"num_steps": 60, "eval_every": 20, "checkpoint_every": 30, "batch_size": 8, "warmup_steps": 25, "n_val": 16}
@@ -33,7 +34,7 @@ def sweep(folder: Path, tasks: str = "2,8,inf", **settings: object) -> dict[str,
 
 
 def weights(folder: Path, M: int | str, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
-    return load(str(folder / f"checkpoints_M{M}" / name))["state_dict"]
+    return read_checkpoint(str(folder / f"checkpoints_M{M}" / name))["state_dict"]
 
 
 def assert_close(folder: Path, other: Path, *members: int | str, atol: float = 1e-4) -> None:
@@ -113,11 +114,11 @@ def test_a_killed_sweep_goes_on_where_it_was(whole, stack, tmp_path, monkeypatch
             log_losses(self, loss)
 
         monkeypatch.setattr(StackedICR, "_log_losses", killed)
-        assert guarded(lambda: sweep(tmp_path, stack=stack)) == 130
+        assert run_command(lambda: sweep(tmp_path, stack=stack)) == 130
         monkeypatch.undo()
         statuses = json.loads((tmp_path / "experiment_metadata.json").read_text())["members"]
         assert statuses["2"]["status"] == "running"
-    assert load(str(tmp_path / "checkpoints_M2" / "last.ckpt"))["global_step"] == 40
+    assert read_checkpoint(str(tmp_path / "checkpoints_M2" / "last.ckpt"))["global_step"] == 40
     reached = sweep(tmp_path, stack=0)
     assert {of["status"] for of in reached.values()} == {"done"}
     assert_close(whole, tmp_path, 2, 8, "inf", atol=1e-6)
@@ -136,7 +137,7 @@ def test_a_resumed_stack_is_bitwise_the_unbroken_one(whole, tmp_path, monkeypatc
         log_losses(self, loss)
 
     monkeypatch.setattr(StackedICR, "_log_losses", killed)
-    assert guarded(lambda: sweep(tmp_path)) == 130
+    assert run_command(lambda: sweep(tmp_path)) == 130
     monkeypatch.undo()
     sweep(tmp_path)
     assert_close(whole, tmp_path, 2, 8, "inf", atol=0)
@@ -162,7 +163,7 @@ def test_a_failed_member_is_reported_and_the_others_go_on(tmp_path, monkeypatch,
         return prompts
 
     monkeypatch.setattr(StackedTasks, "draw", poisoned)
-    assert guarded(lambda: sweep(tmp_path / "with")) == 1
+    assert run_command(lambda: sweep(tmp_path / "with")) == 1
     told = capsys.readouterr().err
     assert "M 8 failed: the loss is no longer finite" in told
     assert "1 of 3 members have not ended, M 8 (failed): see" in told
@@ -182,7 +183,7 @@ def test_a_stack_that_breaks_does_not_stop_the_next(tmp_path, monkeypatch):
         return evaluation(self, split)
 
     monkeypatch.setattr(StackedTasks, "evaluation", broken)
-    assert guarded(lambda: sweep(tmp_path, stack=1)) == 1
+    assert run_command(lambda: sweep(tmp_path, stack=1)) == 1
     members = json.loads((tmp_path / "experiment_metadata.json").read_text())["members"]
     assert [members[M]["status"] for M in ("2", "8", "inf")] == ["done", "failed", "done"]
     assert members["8"]["error"].startswith("RuntimeError: out of memory")
@@ -246,7 +247,7 @@ def test_a_members_checkpoint_is_one_of_zoo_fit(whole, tmp_path, capsys):
 )
 def test_settings_that_make_no_sense(whole, options, sentence, capsys):
     before = (whole / "experiment_metadata.json").read_bytes()
-    assert guarded(lambda: sweep(whole, **options)) == 1
+    assert run_command(lambda: sweep(whole, **options)) == 1
     told = capsys.readouterr().err
     assert sentence in told
     assert told.count("\n") == 1
@@ -270,7 +271,7 @@ def test_slips_of_usage(options, tmp_path, capsys):
 
 def test_damaged_metadata(tmp_path, capsys):
     (tmp_path / "experiment_metadata.json").write_text("{")
-    assert guarded(lambda: sweep(tmp_path)) == 1
+    assert run_command(lambda: sweep(tmp_path)) == 1
     assert "experiment_metadata.json is damaged" in capsys.readouterr().err
 
 
@@ -283,8 +284,8 @@ def test_a_kill_between_evaluations_loses_no_more_than_checkpoint_every(tmp_path
         log_losses(self, loss)
 
     monkeypatch.setattr(StackedICR, "_log_losses", killed)
-    assert guarded(lambda: sweep(tmp_path, tasks="2", eval_every=60, checkpoint_every=15)) == 130
-    assert load(str(tmp_path / "checkpoints_M2" / "last.ckpt"))["global_step"] == 45
+    assert run_command(lambda: sweep(tmp_path, tasks="2", eval_every=60, checkpoint_every=15)) == 130
+    assert read_checkpoint(str(tmp_path / "checkpoints_M2" / "last.ckpt"))["global_step"] == 45
 
 
 def test_a_stop_at_an_evaluation_waits_for_it(tmp_path, monkeypatch):
@@ -297,7 +298,7 @@ def test_a_stop_at_an_evaluation_waits_for_it(tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(StackedICR, "_log_losses", told_to_stop)
-    assert guarded(lambda: sweep(tmp_path, tasks="2")) in (0, 130)
+    assert run_command(lambda: sweep(tmp_path, tasks="2")) in (0, 130)
     member = json.loads((tmp_path / "experiment_metadata.json").read_text())["members"]["2"]
     assert member["status"] == "done"
     assert member["val_true_mse"] > 0
@@ -314,7 +315,7 @@ def test_an_evaluation_that_is_not_finite_is_its_members_alone(tmp_path, monkeyp
                 metric.sums[:, self.members.index(8)] = torch.nan
 
     monkeypatch.setattr(StackedICR, "validation_step", poisoned)
-    assert guarded(lambda: sweep(tmp_path)) == 1
+    assert run_command(lambda: sweep(tmp_path)) == 1
     assert "M 8 failed: the error is no longer finite" in capsys.readouterr().err
     members = json.loads((tmp_path / "experiment_metadata.json").read_text())["members"]
     assert [members[M]["status"] for M in ("2", "8", "inf")] == ["done", "failed", "done"]
@@ -329,7 +330,7 @@ def test_all_members_may_fail(tmp_path, monkeypatch):
         return Prompts(x, torch.full((len(data.members), 8, 4), torch.nan), torch.zeros(len(data.members), 8, 2))
 
     with pytest.raises(ValueError, match="3 of 3 members have not ended"):
-        guarded(lambda: sweep(tmp_path))
+        run_command(lambda: sweep(tmp_path))
 
 
 def test_a_member_that_another_process_trains_is_left_to_it(tmp_path, capsys):
@@ -337,7 +338,7 @@ def test_a_member_that_another_process_trains_is_left_to_it(tmp_path, capsys):
     folder.mkdir()
     with open(folder / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert guarded(lambda: sweep(tmp_path)) == 1
+        assert run_command(lambda: sweep(tmp_path)) == 1
     told = capsys.readouterr().err
     assert "another process trains M 8" in told
     assert "1 of 3 members have not ended, M 8 (waiting)" in told
@@ -345,9 +346,9 @@ def test_a_member_that_another_process_trains_is_left_to_it(tmp_path, capsys):
 
 def test_a_share_answers_for_its_own_members(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep_module, "train", lambda members, *_: (_ for _ in ()).throw(RuntimeError("broken")))
-    assert guarded(lambda: sweep(tmp_path, share="2/2")) == 1  # 8, which failed
+    assert run_command(lambda: sweep(tmp_path, share="2/2")) == 1  # 8, which failed
     monkeypatch.undo()
-    assert guarded(lambda: sweep(tmp_path, share="1/2")) == 0  # 2 and inf
+    assert run_command(lambda: sweep(tmp_path, share="1/2")) == 0  # 2 and inf
 
 
 def test_without_clipping(tmp_path):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from zoo.llama import Llama, LlamaConfig, load_checkpoint, save_checkpoint
-from zoo.llama.checkpoint import _parted
+from zoo.llama.checkpoints.files import _parted
 
 TINY = {"vocab_size": 20, "dim": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 8}
 

@@ -9,11 +9,11 @@ import torch
 from lightning.pytorch import Trainer
 from sklearn.metrics import confusion_matrix, f1_score
 
-from datamodules import Reviews
 from tests.commands import complaint
 from tests.llama.test_llama_checkpoint import llama2c_pt
 from tests.resume import VALIDATION_END, assert_resume_is_bitwise
 from zoo.__main__ import main
+from zoo.datamodules import Reviews
 from zoo.layers.lora import merge_lora
 from zoo.llama import Llama, LlamaClassifier, LlamaConfig, load_checkpoint, save_checkpoint
 from zoo.llama.classifier import export
@@ -319,7 +319,7 @@ def test_zero_shot_on_the_real_checkpoint(zoo_data, tmp_path, capsys):
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", ["full", "lora", "zero_shot"])
 def test_half_precision_on_a_gpu(reviews, weights, method):
-    from callbacks import Half
+    from zoo.callbacks import Half
 
     asks = method == "zero_shot"
     film = data(reviews, prompt="{text} It is" if asks else None)

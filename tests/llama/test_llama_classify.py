@@ -9,12 +9,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import MultinomialNB
 from sklearn.pipeline import make_pipeline
 
-from zoo.baselines import WORDS
+from zoo.baselines.baselines import WORDS
+from zoo.baselines.bow_features import BagOfWords
 from zoo.llama import Llama, LlamaConfig
-from zoo.llama.bag import BagOfWords
-from zoo.llama.classify import Head, continuations, course_scores, left_padded, word_scores
-from zoo.text_batch import Row, collate
+from zoo.llama.class_scores import Head, continuations, course_scores, left_padded, word_scores
 from zoo.tokenizers import load_tokenizer
+from zoo.training.batches import Row, collate
 
 NAMES = [[3], [5, 9, 2], [7, 7]]
 
@@ -32,7 +32,7 @@ def ragged(*lengths):
     generator = torch.Generator().manual_seed(1)
     rows = [torch.randint(1, 50, (n,), generator=generator).tolist() for n in lengths]
     batch = collate([Row(row, (0.0,), i, "") for i, row in enumerate(rows)])
-    return [torch.tensor([row]) for row in rows], batch.tokens, batch.real
+    return [torch.tensor([row]) for row in rows], batch.tokens, batch.padding_mask
 
 
 def by_definition(llama, prompt, word):
@@ -46,8 +46,8 @@ def by_definition(llama, prompt, word):
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_words_score_as_by_definition_in_ragged_batches(llama, normalize):
-    rows, tokens, real = ragged(5, 12, 1, 9)
-    scores = word_scores(llama, tokens, real, NAMES, normalize)
+    rows, tokens, padding_mask = ragged(5, 12, 1, 9)
+    scores = word_scores(llama, tokens, padding_mask, NAMES, normalize)
     for row, found in zip(rows, scores, strict=True):
         wanted = torch.tensor([by_definition(llama, row, w) / (len(w) if normalize else 1) for w in NAMES])
         assert torch.allclose(found, wanted, atol=1e-5)
@@ -55,10 +55,10 @@ def test_words_score_as_by_definition_in_ragged_batches(llama, normalize):
 
 
 def test_padding_moves_to_the_left():
-    _, tokens, real = ragged(2, 4)
-    left, shift = left_padded(tokens, real)
-    assert shift is not None
-    assert shift.tolist() == [2, 0]
+    _, tokens, padding_mask = ragged(2, 4)
+    left, left_padding = left_padded(tokens, padding_mask)
+    assert left_padding is not None
+    assert left_padding.tolist() == [2, 0]
     assert left.tolist() == [[0, 0, *tokens[0, :2].tolist()], tokens[1].tolist()]
 
 
@@ -76,8 +76,8 @@ def test_a_row_is_pooled_as_if_it_were_alone(llama, pooling):
     head = Head(32, 3, pooling, dropout=0.5).eval()
     if pooling == "attention":
         torch.nn.init.normal_(head.query)
-    rows, tokens, real = ragged(5, 12, 1)
-    found = head(llama.hidden(tokens), real)
+    rows, tokens, padding_mask = ragged(5, 12, 1)
+    found = head(llama.hidden(tokens), padding_mask)
     for row, logits in zip(rows, found, strict=True):
         assert torch.allclose(head(llama.hidden(row))[0], logits, atol=1e-5)
     hidden = llama.hidden(rows[0])

@@ -6,12 +6,12 @@ from itertools import pairwise
 import pytest
 import torch
 
-from zoo.generation import left_pad, sample
+from zoo.generation.decoders import left_pad
+from zoo.generation.sampling import generate, sample, stream_tokens
 from zoo.layers import KVCache
 from zoo.llama import Llama, LlamaConfig, load_checkpoint, save_checkpoint
-from zoo.llama import decode as decode_module
-from zoo.llama.decode import Decoder
-from zoo.llama.generate import generate, stream_tokens
+from zoo.llama import decoder as decode_module
+from zoo.llama.decoder import Decoder
 
 # sha256 of the ids "1,403,407,..." that llama2.c's run.c prints for stories260K with -t 0 -n 200.
 STORY = "27f31a71c36379f0488bf5d85b79b460eab7bbcec70128f8520642b59864feb5"

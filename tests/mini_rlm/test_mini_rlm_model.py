@@ -9,7 +9,7 @@ from torch import nn
 from zoo.mini_rlm import Reader, ReaderConfig
 from zoo.mini_rlm.embeddings import read_embeddings
 from zoo.mini_rlm.scales import Scale
-from zoo.text_batch import Row, collate
+from zoo.training.batches import Row, collate
 
 SIZES = {"vocab_size": 20, "dim": 16, "hidden_dim": 8, "n_heads": 2, "outputs": 2}
 LENGTHS = (5, 1, 9, 3)
@@ -28,20 +28,20 @@ def texts(seed=0):
 
 def batch(rows):
     made = collate([Row(ids, (0.0,), i, "") for i, ids in enumerate(rows)])
-    return made.tokens, made.real
+    return made.tokens, made.padding_mask
 
 
 @pytest.mark.parametrize(("encoder", "pooling"), KINDS)
 def test_a_row_does_not_depend_on_padding_or_on_its_neighbours(encoder, pooling):
     model, rows = reader(encoder, pooling), texts()
-    tokens, real = batch(rows)
-    together = model(tokens, real)  # (4, 2)
+    tokens, padding_mask = batch(rows)
+    together = model(tokens, padding_mask)  # (4, 2)
     alone = torch.cat([model(*batch([row])) for row in rows])  # a batch of one is (1, 2): nothing is squeezed away
     assert together.shape == alone.shape == (4, 2)
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
-    wider = nn.functional.pad(tokens, (0, 7), value=3), nn.functional.pad(real, (0, 7))
+    wider = nn.functional.pad(tokens, (0, 7), value=3), nn.functional.pad(padding_mask, (0, 7))
     torch.testing.assert_close(model(*wider), alone, rtol=1e-5, atol=1e-6)
-    assert torch.equal(model(tokens.masked_fill(~real, 19), real), together)  # what stands in the padding is not read
+    assert torch.equal(model(tokens.masked_fill(~padding_mask, 19), padding_mask), together)  # what stands in the padding is not read
 
 
 @pytest.mark.parametrize(("encoder", "pooling"), KINDS)
@@ -78,10 +78,10 @@ def test_a_text_is_never_cut():
 
 def test_the_perceptron_reads_features_alone():
     model, features = reader("mlp", n_features=3), torch.randn(4, 3)
-    tokens, real = batch(texts())
-    assert model(tokens, real, features).shape == (4, 2)
-    assert torch.equal(model(tokens + 1, real, features), model(tokens, real, features))
-    torch.testing.assert_close(model(tokens[:1], None, features[:1]), model(tokens, real, features)[:1])
+    tokens, padding_mask = batch(texts())
+    assert model(tokens, padding_mask, features).shape == (4, 2)
+    assert torch.equal(model(tokens + 1, padding_mask, features), model(tokens, padding_mask, features))
+    torch.testing.assert_close(model(tokens[:1], None, features[:1]), model(tokens, padding_mask, features)[:1])
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 
-from datamodules.synthetic_configs import SyntheticConfigs
-from datamodules.text_regression import TextRegression
 from tests.commands import ROOT
 from tests.resume import VALIDATION_END, assert_resume_is_bitwise
 from zoo.__main__ import main
+from zoo.datamodules.synthetic_configs import SyntheticConfigs
+from zoo.datamodules.text_regression import TextRegression
 from zoo.mini_rlm import MiniRLM
-from zoo.text_batch import Row, collate
+from zoo.training.batches import Row, collate
 
 SIZES = {"vocab_size": 99, "dim": 16, "hidden_dim": 16, "n_layers": 1, "n_heads": 2}
 KINDS = {"lstm": {}, "transformer": {"pooling": "cls"}, "mlp": {"n_features": 4}}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zoo.regress_lm.numbers import (
+from zoo.regress_lm.number_tokenizers import (
     IEEEFloatTokenizer,
     NormalizedTokenizer,
     P10Tokenizer,

@@ -190,7 +190,7 @@ def test_any_tokenizer_of_the_zoo_will_do(zoo_data):
 def test_z_loss_is_averaged_as_the_loss_is(small):
     [batch] = small.batches(words(3), 8)
     plain = small.losses(batch)
-    logits = small.model(batch.tokens, batch.numbers, batch.real)
+    logits = small.model(batch.tokens, batch.numbers, batch.padding_mask)
     small.hparams["z_loss"] = 0.1
     assert torch.allclose(small.losses(batch), plain + 0.1 * logits.logsumexp(-1).square().mean(1), atol=1e-5)
 

@@ -5,9 +5,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from zoo.regress_lm.decode import enumerate_law, log_prob, sample
+from zoo.regress_lm.decoding import enumerate_law, log_prob, sample
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
-from zoo.regress_lm.numbers import IEEEFloatTokenizer, NormalizedTokenizer, P10Tokenizer, Separator, SpecialValues
+from zoo.regress_lm.number_tokenizers import (
+    IEEEFloatTokenizer,
+    NormalizedTokenizer,
+    P10Tokenizer,
+    Separator,
+    SpecialValues,
+)
 from zoo.regress_lm.vocabulary import NumberVocabulary
 
 DIGITS = NumberVocabulary(NormalizedTokenizer(length=2))
@@ -26,8 +32,8 @@ def build(vocabulary):
 @pytest.fixture
 def texts():
     """Tokens (3, 10) of rows of 10, 4 and 7."""
-    real = torch.arange(10) < torch.tensor([10, 4, 7])[:, None]
-    return torch.randint(30, (3, 10), generator=torch.Generator().manual_seed(2)) * real, real
+    padding_mask = torch.arange(10) < torch.tensor([10, 4, 7])[:, None]
+    return torch.randint(30, (3, 10), generator=torch.Generator().manual_seed(2)) * padding_mask, padding_mask
 
 
 def allowed_everywhere(vocabulary, ids):
@@ -41,52 +47,52 @@ def allowed_everywhere(vocabulary, ids):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_cache_agrees_with_the_full_forward(texts, dtype):
-    model, (tokens, real) = build(IEEE).to(dtype), texts
-    ids = sample(model, IEEE, tokens, real, 5).ids[:, 3]
+    model, (tokens, padding_mask) = build(IEEE).to(dtype), texts
+    ids = sample(model, IEEE, tokens, padding_mask, 5).ids[:, 3]
     with torch.no_grad():
-        logits = model(tokens, ids, real)
-        text, past, stepped = model.read(model.encode(tokens, real)), None, []
+        logits = model(tokens, ids, padding_mask)
+        text, past, stepped = model.read(model.encode(tokens, padding_mask)), None, []
         for token in F.pad(ids[:, :-1], (1, 0)).split(1, 1):
-            step, past = model.spell(token, text, real, past)
+            step, past = model.spell(token, text, padding_mask, past)
             stepped.append(step)
     torch.testing.assert_close(torch.cat(stepped, 1), logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("vocabulary", [DIGITS, SMALL, IEEE], ids=["digits", "two-special", "ieee"])
 def test_samples_obey_the_grammar_and_know_their_law(texts, vocabulary):
-    model, (tokens, real) = build(vocabulary), texts
-    drawn = sample(model, vocabulary, tokens, real, 200)
+    model, (tokens, padding_mask) = build(vocabulary), texts
+    drawn = sample(model, vocabulary, tokens, padding_mask, 200)
     assert drawn.ids.shape == (3, 200, vocabulary.length)
     assert drawn.log_prob.shape == (3, 200)
     assert allowed_everywhere(vocabulary, drawn.ids.flatten(0, 1))
     for row in range(3):
         expected = log_prob(
-            model, vocabulary, tokens[row].expand(200, -1), real[row].expand(200, -1), drawn.ids[row]
+            model, vocabulary, tokens[row].expand(200, -1), padding_mask[row].expand(200, -1), drawn.ids[row]
         )
         torch.testing.assert_close(drawn.log_prob[row], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("vocabulary", [DIGITS, SMALL], ids=["digits", "two-special"])
 def test_enumeration_is_the_whole_law(texts, vocabulary):
-    model, (tokens, real) = build(vocabulary), texts
-    ids, log_probs = enumerate_law(model, vocabulary, tokens, real, chunk=7)
+    model, (tokens, padding_mask) = build(vocabulary), texts
+    ids, log_probs = enumerate_law(model, vocabulary, tokens, padding_mask, chunk=7)
     assert ids.shape == (vocabulary.count, vocabulary.length)
     assert len(set(map(tuple, ids.tolist()))) == vocabulary.count
     assert allowed_everywhere(vocabulary, ids)
     torch.testing.assert_close(log_probs.exp().sum(1), torch.ones(3, dtype=torch.float64))
     some = torch.arange(0, vocabulary.count, 13)
     for row in range(3):
-        texts_of_row = tokens[row].expand(len(some), -1), real[row].expand(len(some), -1)
+        texts_of_row = tokens[row].expand(len(some), -1), padding_mask[row].expand(len(some), -1)
         expected = log_prob(model, vocabulary, *texts_of_row, ids[some])
         torch.testing.assert_close(log_probs[row, some], expected, rtol=0, atol=1e-5)
 
 
 def test_samples_follow_the_enumerated_law(texts):
     """1e5 samples of 100 numbers: total variation under .02, where about .01 is chance."""
-    model, (tokens, real) = build(DIGITS), texts
-    ids, log_probs = enumerate_law(model, DIGITS, tokens, real)
+    model, (tokens, padding_mask) = build(DIGITS), texts
+    ids, log_probs = enumerate_law(model, DIGITS, tokens, padding_mask)
     places = {tuple(spelling): place for place, spelling in enumerate(ids.tolist())}
-    drawn = sample(model, DIGITS, tokens, real, 100_000, seed=1).ids
+    drawn = sample(model, DIGITS, tokens, padding_mask, 100_000, seed=1).ids
     for row in range(3):
         counts = np.zeros(len(ids))
         spellings, times = drawn[row].unique(dim=0, return_counts=True)
@@ -95,9 +101,9 @@ def test_samples_follow_the_enumerated_law(texts):
 
 
 def test_temperature_and_top_k_sharpen_the_law(texts):
-    model, (tokens, real) = build(NumberVocabulary(NormalizedTokenizer(length=1))), texts
+    model, (tokens, padding_mask) = build(NumberVocabulary(NormalizedTokenizer(length=1))), texts
     vocabulary = NumberVocabulary(NormalizedTokenizer(length=1))
-    ids, log_probs = enumerate_law(model, vocabulary, tokens, real)
+    ids, log_probs = enumerate_law(model, vocabulary, tokens, padding_mask)
     for options, law in (
         ({"temperature": 0.5}, (log_probs / 0.5).softmax(1)),
         ({"temperature": 3.0}, (log_probs / 3.0).softmax(1)),
@@ -106,7 +112,7 @@ def test_temperature_and_top_k_sharpen_the_law(texts):
         ({"temperature": 0.0}, F.one_hot(log_probs.argmax(1), 10).double()),
         ({"top_k": 50}, log_probs.exp()),
     ):
-        drawn = sample(model, vocabulary, tokens, real, 20_000, seed=1, **options)
+        drawn = sample(model, vocabulary, tokens, padding_mask, 20_000, seed=1, **options)
         share = (drawn.ids == ids[:, 0]).double().mean(1)  # (3, 10): each of the ten ids
         assert (share - law).abs().max() < 0.02
         # Whatever is drawn, its log-probability is the model's.
@@ -115,11 +121,11 @@ def test_temperature_and_top_k_sharpen_the_law(texts):
 
 
 def test_greedy_takes_the_likeliest_token_at_each_position(texts):
-    model, (tokens, real) = build(SMALL), texts
-    ids = sample(model, SMALL, tokens, real, 3, temperature=0).ids
+    model, (tokens, padding_mask) = build(SMALL), texts
+    ids = sample(model, SMALL, tokens, padding_mask, 3, temperature=0).ids
     assert (ids == ids[:, :1]).all()
     with torch.no_grad():
-        logits = model(tokens, ids[:, 0], real)
+        logits = model(tokens, ids[:, 0], padding_mask)
     state = torch.zeros(3, dtype=torch.int64)
     for position, token in enumerate(ids[:, 0].unbind(1)):
         best = logits[:, position].masked_fill(~SMALL.allowed[state], -torch.inf).argmax(1)
@@ -128,34 +134,34 @@ def test_greedy_takes_the_likeliest_token_at_each_position(texts):
 
 
 def test_draws_depend_on_the_seed_and_the_row_only(texts):
-    model, (tokens, real) = build(IEEE), texts
-    drawn = sample(model, IEEE, tokens, real, 60, seed=5).ids
-    assert torch.equal(sample(model, IEEE, tokens, real, 60, seed=5).ids, drawn)
-    assert torch.equal(sample(model, IEEE, tokens, real, 20, seed=5).ids, drawn[:, :20])
-    wide = sample(model, IEEE, F.pad(tokens, (0, 9), value=3), F.pad(real, (0, 9)), 60, seed=5)
+    model, (tokens, padding_mask) = build(IEEE), texts
+    drawn = sample(model, IEEE, tokens, padding_mask, 60, seed=5).ids
+    assert torch.equal(sample(model, IEEE, tokens, padding_mask, 60, seed=5).ids, drawn)
+    assert torch.equal(sample(model, IEEE, tokens, padding_mask, 20, seed=5).ids, drawn[:, :20])
+    wide = sample(model, IEEE, F.pad(tokens, (0, 9), value=3), F.pad(padding_mask, (0, 9)), 60, seed=5)
     assert torch.equal(wide.ids, drawn)
     alone = sample(model, IEEE, tokens[1:2, :4], None, 60, seed=5, rows=torch.tensor([1]))
     assert torch.equal(alone.ids[0], drawn[1])
-    assert not torch.equal(sample(model, IEEE, tokens, real, 60, seed=6).ids, drawn)
+    assert not torch.equal(sample(model, IEEE, tokens, padding_mask, 60, seed=6).ids, drawn)
     same = sample(model, IEEE, tokens[:1].expand(2, -1), None, 60, seed=5).ids
     assert not torch.equal(same[0], same[1])
 
 
 def test_equal_prefixes_are_computed_once(texts, monkeypatch):
-    model, (tokens, real) = build(DIGITS), texts
+    model, (tokens, padding_mask) = build(DIGITS), texts
     widths = []
     spell = model.spell
     monkeypatch.setattr(model, "spell", lambda last, *rest: widths.append(len(last)) or spell(last, *rest))
-    sample(model, DIGITS, tokens, real, 500)
+    sample(model, DIGITS, tokens, padding_mask, 500)
     assert widths[0] == 3
     assert widths[1] <= 30
 
 
 def test_log_prob_is_the_models_renormalized_over_the_grammar(texts):
-    model, (tokens, real) = build(IEEE), texts
+    model, (tokens, padding_mask) = build(IEEE), texts
     ids = IEEE.encode([[0.57], [-123.0], [4e5]])
-    ours = log_prob(model, IEEE, tokens, real, ids)
-    logits = model(tokens, ids, real)
+    ours = log_prob(model, IEEE, tokens, padding_mask, ids)
+    logits = model(tokens, ids, padding_mask)
     theirs = -F.cross_entropy(logits.mT, ids, reduction="none").sum(1)  # upstream's: over all tokens
     assert (ours > theirs).all()
     lost = torch.stack([logits[:, p].log_softmax(-1)[:, IEEE.allowed[p]].logsumexp(-1) for p in range(7)], 1).sum(1)
@@ -163,46 +169,46 @@ def test_log_prob_is_the_models_renormalized_over_the_grammar(texts):
     ours.sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     ids[1, 0] = 5  # a digit where a sign belongs
-    assert log_prob(model, IEEE, tokens, real, ids)[1] == -torch.inf
+    assert log_prob(model, IEEE, tokens, padding_mask, ids)[1] == -torch.inf
 
 
 def test_separators_are_no_news(texts):
     with_pad, without = NumberVocabulary(Separator(P10Tokenizer(2, 1))), NumberVocabulary(P10Tokenizer(2, 1))
     model = build(with_pad)
-    tokens, real = texts
+    tokens, padding_mask = texts
     ids = with_pad.encode([[12.0], [-0.5], [99.0]])
     torch.testing.assert_close(
-        log_prob(model, with_pad, tokens, real, ids), log_prob(model, without, tokens, real, ids[:, :-1])
+        log_prob(model, with_pad, tokens, padding_mask, ids), log_prob(model, without, tokens, padding_mask, ids[:, :-1])
     )
 
 
 def test_a_training_model_samples_without_dropout_and_stays_in_training(texts):
-    tokens, real = texts
+    tokens, padding_mask = texts
     model = build(IEEE)
-    expected = sample(model, IEEE, tokens, real, 10).ids
+    expected = sample(model, IEEE, tokens, padding_mask, 10).ids
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.9
     model.train()
-    assert torch.equal(sample(model, IEEE, tokens, real, 10).ids, expected)
+    assert torch.equal(sample(model, IEEE, tokens, padding_mask, 10).ids, expected)
     assert all(module.training for module in model.modules())
 
 
 def test_bf16_samples_obey_the_grammar(texts):
-    tokens, real = texts
+    tokens, padding_mask = texts
     model = build(SMALL)
     for run in (model, model.bfloat16()):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            drawn = sample(run, SMALL, tokens, real, 50)
+            drawn = sample(run, SMALL, tokens, padding_mask, 50)
         assert allowed_everywhere(SMALL, drawn.ids.flatten(0, 1))
         assert drawn.log_prob.isfinite().all()
 
 
 def test_misuse_is_refused(texts):
-    tokens, real = texts
+    tokens, padding_mask = texts
     model = build(IEEE)
     for options, word in (({"temperature": -1.0}, "temperature"), ({"top_k": 0}, "top_k"), ({"num_samples": 0}, "num")):
         with pytest.raises(ValueError, match=word):
-            sample(model, IEEE, tokens, real, **({"num_samples": 2} | options))
+            sample(model, IEEE, tokens, padding_mask, **({"num_samples": 2} | options))
     with pytest.raises(ValueError, match="400,000 spellings are too many"):
-        enumerate_law(model, IEEE, tokens, real, limit=1000)
+        enumerate_law(model, IEEE, tokens, padding_mask, limit=1000)

@@ -36,9 +36,9 @@ def build(**changes):
 def texts():
     """Four rows of tokens (4, 12), of 12, 5, 1 and 9; what pads them; and their numbers (4, 7)."""
     generator = torch.Generator().manual_seed(1)
-    real = torch.arange(12) < torch.tensor([12, 5, 1, 9])[:, None]
-    tokens = torch.randint(30, (4, 12), generator=generator) * real
-    return tokens, real, torch.randint(1, 13, (4, 7), generator=generator)
+    padding_mask = torch.arange(12) < torch.tensor([12, 5, 1, 9])[:, None]
+    tokens = torch.randint(30, (4, 12), generator=generator) * padding_mask
+    return tokens, padding_mask, torch.randint(1, 13, (4, 7), generator=generator)
 
 
 @pytest.mark.parametrize("golden", GOLDEN, ids=["ieee", "two-objectives"])
@@ -89,25 +89,25 @@ def test_foreign_weights_are_refused_in_a_sentence(tmp_path):
 
 
 def test_a_row_does_not_depend_on_how_it_is_padded(texts):
-    tokens, real, numbers = texts
+    tokens, padding_mask, numbers = texts
     model = build()
     wide = F.pad(tokens, (0, 20), value=7)
     with torch.no_grad():
-        together = model(tokens, numbers, real)
-        widened = model(wide, numbers, F.pad(real, (0, 20)))
+        together = model(tokens, numbers, padding_mask)
+        widened = model(wide, numbers, F.pad(padding_mask, (0, 20)))
         torch.testing.assert_close(widened, together, rtol=0, atol=1e-5)
-        for row, length in enumerate(real.sum(1)):
+        for row, length in enumerate(padding_mask.sum(1)):
             alone = model(tokens[row : row + 1, :length], numbers[row : row + 1])
             torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-5)
 
 
 def test_padding_gets_no_gradient_and_an_empty_text_no_nan(texts):
-    tokens, real, numbers = texts
-    real[2] = False
+    tokens, padding_mask, numbers = texts
+    padding_mask[2] = False
     model = build()
-    tokens = tokens.masked_fill(~real, 29)  # an id that no text holds
-    tokens[real] = tokens[real] % 29
-    logits = model(tokens, numbers, real)
+    tokens = tokens.masked_fill(~padding_mask, 29)  # an id that no text holds
+    tokens[padding_mask] = tokens[padding_mask] % 29
+    logits = model(tokens, numbers, padding_mask)
     logits.square().sum().backward()
     assert logits.isfinite().all()
     gradient = model.encoder.embedding.weight.grad
@@ -116,16 +116,16 @@ def test_padding_gets_no_gradient_and_an_empty_text_no_nan(texts):
 
 
 def test_the_decoder_sees_the_text_and_only_what_was_spelt(texts):
-    tokens, real, numbers = texts
+    tokens, padding_mask, numbers = texts
     model = build()
     later, other = numbers.clone(), tokens.clone()
     later[:, 4:] = 1
     other[:, 0] = (other[:, 0] + 1) % 30
     with torch.no_grad():
-        logits = model(tokens, numbers, real)
-        torch.testing.assert_close(model(tokens, later, real)[:, :5], logits[:, :5], rtol=0, atol=1e-6)
-        torch.testing.assert_close(model(tokens, numbers[:, :3], real), logits[:, :3], rtol=0, atol=1e-6)
-        assert (model(other, numbers, real) - logits).abs().amax((1, 2)).min() > 1e-3
+        logits = model(tokens, numbers, padding_mask)
+        torch.testing.assert_close(model(tokens, later, padding_mask)[:, :5], logits[:, :5], rtol=0, atol=1e-6)
+        torch.testing.assert_close(model(tokens, numbers[:, :3], padding_mask), logits[:, :3], rtol=0, atol=1e-6)
+        assert (model(other, numbers, padding_mask) - logits).abs().amax((1, 2)).min() > 1e-3
 
 
 def test_each_layer_starts_on_its_own():
@@ -144,11 +144,11 @@ def test_at_upstreams_sizes_there_are_as_many_parameters():
 
 
 def test_overfits_one_batch(texts):
-    tokens, real, numbers = texts
+    tokens, padding_mask, numbers = texts
     model = build().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(80):
-        loss = F.cross_entropy(model(tokens, numbers, real).mT, numbers)
+        loss = F.cross_entropy(model(tokens, numbers, padding_mask).mT, numbers)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -156,21 +156,21 @@ def test_overfits_one_batch(texts):
 
 
 def test_dropout_acts_in_training_only(texts):
-    tokens, real, numbers = texts
+    tokens, padding_mask, numbers = texts
     model = build(dropout=0.5)
-    assert torch.equal(model(tokens, numbers, real), model(tokens, numbers, real))
+    assert torch.equal(model(tokens, numbers, padding_mask), model(tokens, numbers, padding_mask))
     model.train()
-    assert not torch.equal(model(tokens, numbers, real), model(tokens, numbers, real))
+    assert not torch.equal(model(tokens, numbers, padding_mask), model(tokens, numbers, padding_mask))
 
 
 def test_bf16_follows_fp32(texts):
-    tokens, real, numbers = texts
+    tokens, padding_mask, numbers = texts
     model = build()
     with torch.no_grad():
-        expected = model(tokens, numbers, real)
+        expected = model(tokens, numbers, padding_mask)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            mixed = model(tokens, numbers, real)
-        low = model.bfloat16()(tokens, numbers, real)
+            mixed = model(tokens, numbers, padding_mask)
+        low = model.bfloat16()(tokens, numbers, padding_mask)
     for logits in (mixed, low):
         assert logits.dtype == torch.bfloat16
         torch.testing.assert_close(logits.float(), expected, rtol=0.05, atol=0.1)
@@ -199,8 +199,8 @@ def test_wrong_settings_and_long_texts_are_refused():
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_the_cheaper_ways_give_the_same_answers_and_gradients(texts, padded):
-    tokens, real, numbers = texts
-    real = real if padded else None
+    tokens, padding_mask, numbers = texts
+    padding_mask = padding_mask if padded else None
     answers = []
     for vocab_size in (30, 100):  # fewer and more than there are tokens
         model = build(vocab_size=100, dim=64)
@@ -209,27 +209,27 @@ def test_the_cheaper_ways_give_the_same_answers_and_gradients(texts, padded):
             for parameter in model.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.1)
         if vocab_size == 30:
-            logits = model(tokens, numbers, real)  # 56 queries ask the memory of 64 numbers a token
+            logits = model(tokens, numbers, padding_mask)  # 56 queries ask the memory of 64 numbers a token
         else:
-            logits, _ = model.spell(F.pad(numbers[:, :-1], (1, 0)), model.read(model.encode(tokens, real)), real)
+            logits, _ = model.spell(F.pad(numbers[:, :-1], (1, 0)), model.read(model.encode(tokens, padding_mask)), padding_mask)
         F.cross_entropy(logits.mT, numbers).backward()
         answers.append((logits, {name: parameter.grad for name, parameter in model.named_parameters()}))
     torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-5)
 
 
 def test_compiles_in_one_graph(texts):
-    tokens, real, numbers = texts
+    tokens, padding_mask, numbers = texts
     model = build()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    for mask in (real, None):
+    for mask in (padding_mask, None):
         torch.testing.assert_close(compiled(tokens, numbers, mask), model(tokens, numbers, mask))
 
 
 def test_padded_texts_keep_the_fused_kernel(texts):
-    tokens, real, numbers = texts
+    tokens, padding_mask, numbers = texts
     model = build()
     with torch.no_grad(), torch.profiler.profile() as profile:
-        model(tokens, numbers, real)
+        model(tokens, numbers, padding_mask)
     called = {event.key for event in profile.key_averages() if "scaled_dot_product" in event.key}
     assert "aten::_scaled_dot_product_flash_attention_for_cpu" in called
     assert "aten::_scaled_dot_product_attention_math" not in called

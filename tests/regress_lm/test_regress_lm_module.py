@@ -9,7 +9,7 @@ import torch
 
 from tests.commands import ROOT, complaint
 from tests.resume import assert_resume_is_bitwise
-from zoo.cli import ZooCLI
+from zoo.cli.command_line import ZooCLI
 from zoo.regress_lm import ExampleInput, RegressLM
 from zoo.tokenizers.numerals import rounded
 
@@ -65,7 +65,7 @@ def test_which_last_is_meant_must_be_clear(capsys, tmp_path):
 
 @pytest.mark.parametrize(("optimizer", "devices"), [("adamw", 1), ("adafactor", 1), ("muon", 1), ("adamw", 2)])
 def test_the_optimizer_resumes_in_step(optimizer, devices, tmp_path):
-    from datamodules import TextRegression
+    from zoo.datamodules import TextRegression
 
     sizes = {"vocab_size": TextRegression().vocab_size, "dim": 16, "n_heads": 2, "n_encoder_layers": 1}
     options = {"max_steps": 6, "limit_val_batches": 0, "devices": devices}

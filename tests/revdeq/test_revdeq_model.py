@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from zoo.generation import left_pad
+from zoo.generation.decoders import left_pad
 from zoo.revdeq import RevDEQ, RevDEQConfig
-from zoo.revdeq.decode import Decoder
+from zoo.revdeq.decoder import Decoder
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "num_heads": 4, "intermediate_size": 64, "mlp_layers": 1}
 KINDS = [

@@ -8,11 +8,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from callbacks import Checkpoint, Half
-from datamodules import TextLM
 from tests.commands import ROOT, TEXT, complaint
 from tests.resume import VALIDATION_END, assert_resume_is_bitwise, train
 from zoo.__main__ import main
+from zoo.callbacks import Checkpoint, Half
+from zoo.datamodules import TextLM
 from zoo.revdeq import RevDEQLM
 
 TINY = ROOT / "configs" / "tiny" / "revdeq.yaml"
@@ -198,7 +198,7 @@ def test_a_way_back_that_is_lost_stops_the_training_with_a_sentence(run, tmp_pat
         (["--model.beta=1"], 1, "beta must lie in (0, 2) and not be 1"),
         (["--model.num_fixed_point_iterations=0"], 1, "num_fixed_point_iterations must be at least 1"),
         (["--model.backward=unroll", "--model.fixed_point_tol=1e-3"], 1, "tolerance does not go with backward=unroll"),
-        (["--data.seq_len=40"], 1, "data.seq_len 40 is beyond the model's max_seq_len 32"),
+        (["--data.seq_len=40"], 1, "set --data.seq_len to at most 32"),
         (["--model.hidden_sice=4"], 2, "did you mean"),
     ],
 )

@@ -7,7 +7,7 @@ from torch import nn
 
 from tests.revdeq.functions import Function, flat, gradients, off
 from zoo.revdeq import ReconstructionError, solve
-from zoo.revdeq.fixed_point import SOLVERS
+from zoo.revdeq.solver.fixed_point import SOLVERS
 
 
 @pytest.mark.parametrize(("steps", "beta", "bound"), [(4, 0.5, 1e-12), (8, 0.5, 1e-10), (8, 1.5, 1e-10)])

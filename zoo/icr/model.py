@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from zoo.errors import UserError
 from zoo.icr.task import Task
 from zoo.layers.linear import by_onednn, linear
 
@@ -46,11 +47,11 @@ class ICRegConfig(Task):
         super().__post_init__()
         for name in ("d_model", "d_mlp", "n_heads", "n_layers"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.d_model % self.n_heads:
-            raise ValueError(f"d_model {self.d_model} does not divide into n_heads {self.n_heads}")
+            raise UserError(f"d_model {self.d_model} does not divide into n_heads {self.n_heads}")
         if not 0 < self.init_std < float("inf"):
-            raise ValueError(f"init_std must be positive, not {self.init_std}")
+            raise UserError(f"init_std must be positive, not {self.init_std}")
 
 
 class Linear(nn.Module):

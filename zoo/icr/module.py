@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from zoo.icr.errors import ByPlace, ErrorsByPlace, by_place, curves, means
+from zoo.errors import UserError
+from zoo.icr.error_metrics import ByPlace, ErrorsByPlace, by_place, curves, means
 from zoo.icr.evaluation import KINDS, MEASURES
 from zoo.icr.figures import errors_by_place
 from zoo.icr.model import ICRegConfig, Network
 from zoo.icr.predict import predict_from_prompt, ridge_from_prompt
-from zoo.module import ZooModule
 from zoo.optim import AdamW, triangle
-from zoo.streams import global_seed, stream
+from zoo.training.module import ZooModule
+from zoo.training.random_streams import global_seed, stream
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,7 +63,7 @@ class ICRTransformer(ZooModule):
         if config is None:
             config = ICRegConfig(**architecture)
         elif architecture:
-            raise ValueError(f"give a config or {', '.join(architecture)}, not both")
+            raise UserError(f"give a config or {', '.join(architecture)}, not both")
         self.hparams.update(asdict(config))
         self.config = config
         self.model = self._network()
@@ -81,17 +82,17 @@ class ICRTransformer(ZooModule):
     def setup(self, stage: str) -> None:
         device = self.trainer.strategy.root_device.type
         if device == "mps":
-            raise ValueError("the exact estimators need fp64, which MPS has not: add --trainer.accelerator cpu")
+            raise UserError("the exact estimators need fp64, which MPS has not: add --trainer.accelerator cpu")
         if device == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32
         if self.hparams["compile"]:
             self.model.compile(mode="reduce-overhead" if device == "cuda" else None)
         if not hasattr(self.data, "task"):
-            raise ValueError(f"ICRTransformer learns from LinearRegressionTasks, not from {type(self.data).__name__}")
+            raise UserError(f"ICRTransformer learns from LinearRegressionTasks, not from {type(self.data).__name__}")
         task = vars(self.data.task)
         for name in ("D", "K") if stage != "predict" else ():
             if task[name] != (own := getattr(self.config, name)):
-                raise ValueError(f"the data has {name} {task[name]}, but the model {own}: make them equal")
+                raise UserError(f"the data has {name} {task[name]}, but the model {own}: make them equal")
         if stage == "fit":  # what it is trained on is what its checkpoints say
             self.config = replace(self.config, **task)
             self.hparams.update(task)
@@ -108,7 +109,7 @@ class ICRTransformer(ZooModule):
         optimizer = AdamW(self.model.parameters(), lr=h.lr, betas=betas, eps=1e-8, weight_decay=h.weight_decay)
         total, warmup = self.trainer.max_steps, h.warmup_steps
         if warmup is not None and total < 0:
-            raise ValueError("warmup_steps needs an end at which the rate is 0: give --trainer.max_steps")
+            raise UserError("warmup_steps needs an end at which the rate is 0: give --trainer.max_steps")
         schedule = LambdaLR(optimizer, lambda step: 1.0 if warmup is None else triangle(step, warmup, total))
         # Where fp16's scaler skips the very first step, torch would warn of the order of the two.
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
@@ -133,7 +134,7 @@ class ICRTransformer(ZooModule):
 
     def _log_losses(self, loss: Tensor) -> None:
         if not loss.isfinite():
-            raise ValueError(f"the loss is {loss.item()} after {self.global_step} steps: lower lr, or set grad_clip")
+            raise UserError(f"the loss is {loss.item()} after {self.global_step} steps: lower lr, or set grad_clip")
         self.log("train_loss", loss, prog_bar=True, batch_size=1)
         self.log("grad_norm", self.grad_norm, batch_size=1)  # of the last step, before clipping
         self.log("step", float(self.global_step))
@@ -192,7 +193,7 @@ class ICRTransformer(ZooModule):
     def _log_errors(self, split: str) -> None:
         self.split, self.reached = split, self._reached(split)
         if not self.reached["pretrain"]["mse"].isfinite().all():
-            raise ValueError(f"the errors are not finite after {self.global_step} steps: lower lr, or set grad_clip")
+            raise UserError(f"the errors are not finite after {self.global_step} steps: lower lr, or set grad_clip")
         self.log_dict(means(split, self.reached), sync_dist=True)
         if self.trainer.state.fn == "fit":
             self.log("step", float(self.global_step), sync_dist=True)  # Lightning would count blocks

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from zoo.errors import UserError
 from zoo.icr.model import ICRegConfig
 from zoo.icr.references import ridge
 from zoo.icr.task import check_prompt
-from zoo.memory import load
+from zoo.training.checkpoint_file import read_checkpoint
 
 if TYPE_CHECKING:
     from zoo.icr.module import ICRTransformer
@@ -24,9 +25,9 @@ def read(path: str | Path) -> "tuple[ICRegConfig, dict[str, Any]]":
     Raises:
         ValueError: the file is no checkpoint of an ICRTransformer.
     """
-    checkpoint = load(str(path))
+    checkpoint = read_checkpoint(str(path))
     if not str(checkpoint.get("zoo", {}).get("model")).endswith(".ICRTransformer"):
-        raise ValueError(f"{path} is no checkpoint of an ICRTransformer")
+        raise UserError(f"{path} is no checkpoint of an ICRTransformer")
     settings = checkpoint["hyper_parameters"]
     return ICRegConfig(**{field.name: settings[field.name] for field in fields(ICRegConfig)}), checkpoint
 
@@ -41,7 +42,7 @@ def load_model(path: str | Path, config: ICRegConfig | None = None) -> "ICRTrans
 
     trained, checkpoint = read(path)
     if config is not None and config != trained:
-        raise ValueError(f"{path} was trained as {trained}, not as {config}")
+        raise UserError(f"{path} was trained as {trained}, not as {config}")
     model = ICRTransformer(trained)
     model.load_state_dict(checkpoint["state_dict"])
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -76,7 +77,7 @@ def ridge_from_prompt(model: "ICRTransformer", x_context: Tensor, y_context: Ten
 def evaluate_ood_score(model: "ICRTransformer", n_samples: int = 10000, seed: int = 0) -> float:
     """The mean squared error, noise included and over all places, on new tasks from N(0, I); ridge's is the best."""
     if n_samples < 1:
-        raise ValueError(f"n_samples must be at least 1, not {n_samples}")
+        raise UserError(f"n_samples must be at least 1, not {n_samples}")
     x, y, _ = model.config.with_diversity("inf").draw(n_samples, seed, "ood", device=model.device)
     batches = zip(x.split(BATCH), y.split(BATCH), strict=True)
     errors = [(model(some_x, some_y) - some_y).square().mean(-1) for some_x, some_y in batches]

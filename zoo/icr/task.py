@@ -15,7 +15,8 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from zoo.streams import stream
+from zoo.errors import UserError
+from zoo.training.random_streams import stream
 
 BLOCK = 4096  # tasks of the pool that are drawn at a time, so that a smaller pool begins a larger one
 
@@ -64,17 +65,17 @@ class Task:
 
     def __post_init__(self) -> None:
         if self.D < 1:
-            raise ValueError(f"D must be at least 1, not {self.D}")
+            raise UserError(f"D must be at least 1, not {self.D}")
         if self.K < 2:
-            raise ValueError(f"K must be at least 2, for one example to learn from and one to predict, not {self.K}")
+            raise UserError(f"K must be at least 2, for one example to learn from and one to predict, not {self.K}")
         if not 0 < self.sigma2 < float("inf"):
-            raise ValueError(f"sigma2, the variance of the noise, must be positive, not {self.sigma2}")
+            raise UserError(f"sigma2, the variance of the noise, must be positive, not {self.sigma2}")
         if self.M == "inf":
             return
         if not isinstance(self.M, int) or self.M < 1:
-            raise ValueError(f'M must be a number of tasks, at least 1, or "inf", not {self.M!r}')
+            raise UserError(f'M must be a number of tasks, at least 1, or "inf", not {self.M!r}')
         if self.max_M < self.M:
-            raise ValueError(f"M {self.M} is more tasks than the pool holds: raise max_M, which is {self.max_M}")
+            raise UserError(f"M {self.M} is more tasks than the pool holds: raise max_M, which is {self.max_M}")
 
     def with_diversity(self, M: Diversity) -> Self:
         """The same with another M, of which max_M does not stand in the way."""
@@ -83,7 +84,7 @@ class Task:
     def pool(self, device: str | torch.device = "cpu") -> Tensor:
         """(M, D) the tasks; those of a smaller M come first among those of a larger one."""
         if self.M == "inf":
-            raise ValueError('M "inf" has no pool: every prompt has a task of its own')
+            raise UserError('M "inf" has no pool: every prompt has a task of its own')
         return _pool(self.M, self.D, self.task_seed, str(device))
 
     def draw(self, n: int, seed: int, *purpose: str | int, device: str | torch.device = "cpu") -> Prompts:
@@ -133,12 +134,12 @@ def check_prompt(task: Task, x_context: Tensor, y_context: Tensor, x_query: Tens
     """Raise ValueError where contexts (n, D), (n,) and queries (q, D) do not fit one another or the task."""
     for name, x in (("x_context", x_context), ("x_query", x_query)):
         if x.shape[1:] != (task.D,) and not (name == "x_context" and len(x) == 0):
-            raise ValueError(f"{name} has shape {tuple(x.shape)}, and must be rows of D = {task.D} numbers")
+            raise UserError(f"{name} has shape {tuple(x.shape)}, and must be rows of D = {task.D} numbers")
     if y_context.shape != x_context.shape[:1]:
-        raise ValueError(f"y_context has shape {tuple(y_context.shape)}, and must have a number for each x_context")
+        raise UserError(f"y_context has shape {tuple(y_context.shape)}, and must have a number for each x_context")
     if len(x_context) >= task.K:
-        raise ValueError(f"{len(x_context)} examples leave no room for a query: the context holds K - 1 = {task.K - 1}")
+        raise UserError(f"{len(x_context)} examples leave no room for a query: the context holds K - 1 = {task.K - 1}")
     if not len(x_query):
-        raise ValueError("x_query is empty: there is nothing to predict")
+        raise UserError("x_query is empty: there is nothing to predict")
     if not all(part.isfinite().all() for part in (x_context, y_context, x_query)):
-        raise ValueError("a number is NaN or infinite")
+        raise UserError("a number is NaN or infinite")

@@ -1,7 +1,7 @@
-"""Causal multi-head attention with grouped key-value heads.
+"""Multi-head attention with grouped key-value heads; causality is an argument.
 
-softmax(q k^T / sqrt(hd) + mask) v, Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; H / KV query heads
-share one key-value head, Ainslie et al. 2023, https://arxiv.org/abs/2305.13245.
+softmax(q k^T / sqrt(hd) + mask) v, Vaswani et al. 2017, https://arxiv.org/abs/1706.03762. H / KV query heads share one
+key-value head: Ainslie et al. 2023, https://arxiv.org/abs/2305.13245.
 """
 
 import torch
@@ -13,67 +13,88 @@ from zoo.layers.linear import Linear
 from zoo.layers.rotary import RotaryEmbedding
 
 
-def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Query (B, H, T, hd) over key and value (B, KV, S, hd) where the boolean mask (B or 1, 1, T, S) allows.
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False, mask: Tensor | None = None
+) -> Tensor:
+    """Query (B, H, T, hd) over key and value (B, KV, S, hd), H a multiple of KV -> (B, H, T, hd).
 
-    The heads of a group become further queries of the key-value head that they share: with a mask SDPA's
-    `enable_gqa` would leave the fused kernels. Returns (B, H, T, hd).
+    Args:
+        query, key, value: projected and, where wanted, rotated.
+        causal: position t sees positions 0 ... t; without a mask only, for T == S.
+        mask: boolean (B or 1, 1, T or 1, S), True where a query may see a key; it replaces `causal`.
     """
-    batch, heads, length, head_dim = query.shape
-    group = heads // key.shape[1]
-    query = query.reshape(batch, -1, group * length, head_dim)  # (B, KV, group T, hd)
+    n_heads, n_kv_heads = query.shape[1], key.shape[1]
+    if mask is None:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=n_heads != n_kv_heads)
+    if n_heads == n_kv_heads:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    # With a mask SDPA's enable_gqa would leave the fused kernels. So the heads of a group become additional queries of
+    # the key-value head that they share.
+    batch, _, length, head_dim = query.shape
+    group = n_heads // n_kv_heads
+    query = query.reshape(batch, n_kv_heads, group * length, head_dim)  # (B, KV, group T, hd)
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask.repeat(1, 1, group, 1))
-    return mixed.view(batch, heads, length, head_dim)
+    return mixed.view(batch, n_heads, length, head_dim)
 
 
-def visible(start: int, end: int, shift: Tensor | None = None, device: torch.device | None = None) -> Tensor:
-    """What the columns start ... end - 1 see of the columns before `end`: (B or 1, 1, T, end), boolean.
+def causal_mask(
+    start: int, end: int, left_padding: Tensor | None = None, device: torch.device | None = None
+) -> Tensor:
+    """Which of the columns before `end` the columns start ... end - 1 may see: boolean (B or 1, 1, T, end).
 
-    All up to themselves, but for the first `shift` (B,) of a row, which are padding; padding sees itself, lest its
-    softmax be over nothing.
+    A column sees all columns up to itself except the first `left_padding` (B,) of its row. A padding column sees itself,
+    so that no softmax row is fully masked.
     """
     column = torch.arange(end, device=device)
     row = column[start:, None]  # (T, 1)
     mask = (column <= row)[None, None]  # (1, 1, T, end)
-    if shift is None:
+    if left_padding is None:
         return mask
-    return mask & (column >= shift[:, None, None, None]) | (column == row)
+    return mask & (column >= left_padding[:, None, None, None]) | (column == row)
 
 
 class Attention(nn.Module):
-    """Self-attention without biases; the three input projections are one matrix `wqkv`, rows q, k, v."""
+    """Self-attention without biases; the three input projections are one matrix `wqkv` with rows q, k, v.
 
-    def __init__(self, dim: int, n_heads: int, n_kv_heads: int) -> None:
+    Args:
+        dim: width of the input and output.
+        n_heads: query heads H; they divide dim.
+        n_kv_heads: key-value heads KV, a divisor of n_heads.
+        causal: whether position t sees positions 0 ... t only.
+    """
+
+    def __init__(self, dim: int, n_heads: int, n_kv_heads: int, causal: bool = True) -> None:
         super().__init__()
-        self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, dim // n_heads
+        self.n_heads, self.n_kv_heads, self.head_dim, self.causal = n_heads, n_kv_heads, dim // n_heads, causal
         self.wqkv = Linear(dim, (n_heads + 2 * n_kv_heads) * self.head_dim, bias=False)
         self.wo = Linear(n_heads * self.head_dim, dim, bias=False)
 
     def forward(
         self,
         x: Tensor,
-        rotary: RotaryEmbedding,
+        rotary: RotaryEmbedding | None = None,
         cache: tuple[KVCache, int, int] | None = None,
-        shift: Tensor | None = None,
+        left_padding: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """x (B, T, dim) -> (B, T, dim); position t sees 0 ... t.
+        """x (B, T, dim) -> (B, T, dim).
 
-        With cache = (keys and values, this layer's number, start), x stands at columns start ... start + T - 1
-        of the cache, and `mask` (B or 1, 1, T, start + T) says what it sees (None: start is 0, all before it).
-        `shift` (B,) is the number of padding columns on the left, which positions do not count.
+        Args:
+            x: the input.
+            rotary: rotates queries and keys; None leaves them.
+            cache: (keys and values, number of this layer, start): x occupies columns start ... start + T - 1 of the
+                cache, and `mask` must cover start + T keys (None: start is 0).
+            left_padding: (B,) padding columns on the left, which positions do not count.
+            mask: as in `attend`.
         """
         heads = self.n_heads, self.n_kv_heads, self.n_kv_heads
         qkv = self.wqkv(x).unflatten(-1, (-1, self.head_dim))  # (B, T, H + 2 KV, hd)
         query, key, value = qkv.split(heads, dim=2)  # (B, T, H or KV, hd)
         start = 0 if cache is None else cache[2]
-        query, key = rotary(query, key, start if shift is None else start - shift)
+        if rotary is not None:
+            query, key = rotary(query, key, start if left_padding is None else start - left_padding)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)  # (B, H, T, hd)
         if cache is not None:
             key, value = cache[0].extend(cache[1], start, key, value)  # (B, KV, start + T, hd)
-        if mask is None:
-            gqa = self.n_heads != self.n_kv_heads
-            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=gqa)
-        else:
-            mixed = masked_attention(query, key, value, mask)
+        mixed = attend(query, key, value, causal=self.causal, mask=mask)  # (B, H, T, hd)
         return self.wo(mixed.transpose(1, 2).flatten(2))  # (B, T, dim)

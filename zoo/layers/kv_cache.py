@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from zoo.errors import UserError
+
 
 class KVCache:
     """Preallocated keys and values, filled from the left: one tensor (B, 2, KV, max_len, hd) a layer."""
@@ -25,7 +27,7 @@ class KVCache:
         """Writes key and value (B, KV, T, hd) at start; returns all so far, (B, KV, start + T, hd) each."""
         end = start + key.shape[2]
         if end > self.max_len:
-            raise ValueError(f"{end} positions do not fit a key-value cache of {self.max_len}")
+            raise UserError(f"{end} positions do not fit a key-value cache of {self.max_len}")
         self.layers[layer][:, 0, :, start:end] = key
         self.layers[layer][:, 1, :, start:end] = value
         keys, values = self.layers[layer][:, :, :, :end].unbind(1)

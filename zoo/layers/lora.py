@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from zoo.errors import UserError
+
 
 class LowRank(nn.Module):
     """Adds (alpha / r) B A to a matrix (out, in)."""
@@ -39,9 +41,9 @@ def add_lora(model: nn.Module, rank: int, alpha: float, targets: Collection[str]
         ValueError: the rank is not positive, the model has such updates already, or no module has a target's name.
     """
     if rank < 1:
-        raise ValueError(f"lora_rank must be at least 1, not {rank}")
+        raise UserError(f"lora_rank must be at least 1, not {rank}")
     if any(parametrize.is_parametrized(module) for module in model.modules()):
-        raise ValueError("the model has low-rank updates already: drop one of the two lora_rank")
+        raise UserError("the model has low-rank updates already: drop one of the two lora_rank")
     found = [
         (path.rpartition(".")[2], module, name)
         for path, module in model.named_modules()
@@ -51,7 +53,7 @@ def add_lora(model: nn.Module, rank: int, alpha: float, targets: Collection[str]
     ]
     known = {last for last, _, _ in found}
     if strange := sorted({*targets} - known) if targets is not None else []:
-        raise ValueError(f"lora_targets names no {strange[0]!r} of this model, which has {', '.join(sorted(known))}")
+        raise UserError(f"lora_targets names no {strange[0]!r} of this model, which has {', '.join(sorted(known))}")
     model.requires_grad_(False)
     matrices = [(module, name) for last, module, name in found if targets is None or last in targets]
     for module, name in matrices:

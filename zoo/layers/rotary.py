@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.errors import UserError
+
 
 def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any] | None = None) -> Tensor:
     """Radians per position of each pair, fp32 (hd/2,).
@@ -45,7 +47,7 @@ class RotaryEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         if head_dim % 2:
-            raise ValueError(f"rotary embedding turns pairs, so head_dim must be even, not {head_dim}")
+            raise UserError(f"rotary embedding turns pairs, so head_dim must be even, not {head_dim}")
         angles = torch.outer(torch.arange(max_seq_len).float(), frequencies(head_dim, theta, scaling))
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
@@ -66,7 +68,7 @@ class RotaryEmbedding(nn.Module):
         length = query.shape[1]
         if isinstance(start, int):
             if start + length > len(self.cos):
-                raise ValueError(
+                raise UserError(
                     f"position {start + length - 1} lies beyond the rotary table of {len(self.cos)} positions"
                 )
             cos, sin = self.cos[start : start + length, None], self.sin[start : start + length, None]

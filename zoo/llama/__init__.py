@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from zoo.llama.checkpoint import load_checkpoint, save_checkpoint
+from zoo.llama.checkpoints.files import load_checkpoint, save_checkpoint
 from zoo.llama.model import Llama, LlamaConfig
 
 if TYPE_CHECKING:

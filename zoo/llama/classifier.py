@@ -15,20 +15,21 @@ from torchmetrics import MetricCollection
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
+from zoo.errors import UserError
 from zoo.layers.linear_nll import linear_nll
 from zoo.layers.lora import add_lora, merge_lora
-from zoo.llama.checkpoint import digest, new_or_loaded
-from zoo.llama.classify import Head, Pooling, continuations, course_scores, word_scores
+from zoo.llama.checkpoints.files import digest, new_or_loaded
+from zoo.llama.class_scores import Head, Pooling, continuations, course_scores, word_scores
 from zoo.llama.figures import confusion
 from zoo.llama.model import LlamaConfig
-from zoo.memory import load
-from zoo.module import ZooModule
-from zoo.text_batch import TextBatch
+from zoo.training.batches import TextBatch
+from zoo.training.checkpoint_file import read_checkpoint
+from zoo.training.module import ZooModule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from zoo.llama.bag import BagOfWords
+    from zoo.baselines.bow_features import BagOfWords
 
 Method = Literal["full", "head", "lora", "zero_shot"]
 
@@ -55,7 +56,7 @@ class LlamaClassifier(ZooModule):
         lm_weight: add so much of the next-token loss on the same texts: pretraining goes on while the classes are
             learnt.
         bag: add the logits of a bag of words and pairs of words, times a learnt number: of logistic regression on
-            "tfidf", or of "naive_bayes". It is fitted when training starts (see zoo.llama.bag).
+            "tfidf", or of "naive_bayes". It is fitted when training starts (see zoo.baselines.bow_features).
         bag_c: the inverse penalty of that regression.
         normalize: zero-shot: the mean over the tokens of a name, not the sum.
         calibrate: zero-shot: subtract what the names score after the prompt without a text.
@@ -103,18 +104,18 @@ class LlamaClassifier(ZooModule):
         super().__init__()
         self.save_hyperparameters()
         if not label_names:
-            raise ValueError("these data name no classes: give the classifier data such as Reviews, with label_names")
+            raise UserError("these data name no classes: give the classifier data such as Reviews, with label_names")
         self.label_names, classes = label_names, len(label_names)
         if compat and (normalize or calibrate):
-            raise ValueError("compat scores as the course does, which knows no normalize and no calibrate: drop those")
+            raise UserError("compat scores as the course does, which knows no normalize and no calibrate: drop those")
         if method == "zero_shot" and bag is not None:
-            raise ValueError("method zero_shot learns nothing, so it has no bag of words: drop bag")
+            raise UserError("method zero_shot learns nothing, so it has no bag of words: drop bag")
         if not 0 < layer_decay <= 1:
-            raise ValueError(f"layer_decay must be a share above 0, not {layer_decay}")
+            raise UserError(f"layer_decay must be a share above 0, not {layer_decay}")
         self.beside = method in ("head", "lora")
         source = weights or (base if self.beside else None)
         if self.beside and not source:
-            raise ValueError(f"method {method} trains beside weights that stay: give some with --model.weights")
+            raise UserError(f"method {method} trains beside weights that stay: give some with --model.weights")
         if self.beside and not weights and not os.path.exists(source or ""):
             raise FileNotFoundError(
                 f"the weights that this model was trained beside are not at {source}: say where with --model.base"
@@ -155,14 +156,14 @@ class LlamaClassifier(ZooModule):
     def setup(self, stage: str) -> None:
         data, h = self.data, self.hparams
         if data.label_names != self.label_names:
-            raise ValueError(f"the data's classes are {data.label_names}, but the model's {self.label_names}")
+            raise UserError(f"the data's classes are {data.label_names}, but the model's {self.label_names}")
         longest, needed = self.model.config.max_seq_len, data.max_input_len
         if h["method"] == "zero_shot":
             if stage == "fit":
-                raise ValueError("method zero_shot trains nothing: use zoo validate, test or predict")
+                raise UserError("method zero_shot trains nothing: use zoo validate, test or predict")
             needed += max(map(len, self._words)) - 1
         if needed > longest:
-            raise ValueError(
+            raise UserError(
                 f"data.max_input_len {data.max_input_len} needs {needed} positions, but the model has max_seq_len "
                 f"{longest}: lower the first"
             )
@@ -179,7 +180,7 @@ class LlamaClassifier(ZooModule):
     def _trained(self, batch: TextBatch) -> tuple[Tensor, Tensor]:
         """Logits (B, C) and hidden states (B, T, dim)."""
         hidden = self.model.hidden(batch.tokens)
-        logits = self.head(hidden, batch.real).float()
+        logits = self.head(hidden, batch.padding_mask).float()
         if self.bag is not None:
             held_out = self.held_out if self.training else None
             words = self.bag(batch.texts) if held_out is None else held_out[batch.index.cpu()].to(logits)
@@ -191,10 +192,10 @@ class LlamaClassifier(ZooModule):
         """The tokens of the names of the classes."""
         tokenizer = self.data.tokenizer
         if self.data.hparams["prompt"] is None:
-            raise ValueError("method zero_shot asks for the class: give data.prompt, such as '{text} This movie is'")
+            raise UserError("method zero_shot asks for the class: give data.prompt, such as '{text} This movie is'")
         if self.hparams["compat"]:
             if not self.data.prompts[1].endswith(" "):
-                raise ValueError("compat scores as the course does, whose prompt ends with a space: end data.prompt so")
+                raise UserError("compat scores as the course does, whose prompt ends with a space: end data.prompt so")
             return [tokenizer.encode(name, bos=False) for name in self.label_names]
         return continuations(tokenizer, self.data.prompts[1], self.label_names)
 
@@ -202,7 +203,7 @@ class LlamaClassifier(ZooModule):
         h, words = self.hparams, self._words
         if h["compat"]:
             return course_scores(self.model, batch.tokens, words)
-        scores = word_scores(self.model, batch.tokens, batch.real, words, h["normalize"])
+        scores = word_scores(self.model, batch.tokens, batch.padding_mask, words, h["normalize"])
         if h["calibrate"]:
             if self._prior is None:
                 ids = self.data.tokenizer.encode("".join(self.data.prompts).strip())
@@ -219,8 +220,8 @@ class LlamaClassifier(ZooModule):
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch.index))
         if weight := self.hparams["lm_weight"]:
             following = batch.tokens[:, 1:]  # (B, T - 1)
-            if batch.real is not None:
-                following = following.masked_fill(~batch.real[:, 1:], -100)
+            if batch.padding_mask is not None:
+                following = following.masked_fill(~batch.padding_mask[:, 1:], -100)
             nll = linear_nll(hidden[:, :-1].flatten(0, 1), self.model.output_weight, following.flatten())
             self.log("train_lm_loss", nll, batch_size=len(batch.index))
             loss = loss + weight * nll
@@ -301,12 +302,12 @@ class LlamaClassifier(ZooModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         learnt = checkpoint["hyper_parameters"]["label_names"]
         if learnt != self.label_names:
-            raise ValueError(
+            raise UserError(
                 f"this checkpoint learnt the classes {learnt}, in this order, not {self.label_names}: drop "
                 "data.label_names, or name each label by one of those"
             )
         if self.beside and checkpoint.get("base_digest", self.digest) != self.digest:
-            raise ValueError(
+            raise UserError(
                 f"the weights in {self.hparams['base']} are not those that this checkpoint was trained beside: "
                 "say where they are with --model.base"
             )
@@ -320,7 +321,7 @@ class LlamaClassifier(ZooModule):
 
 
 def _bag(n_classes: int, weigh: Literal["tfidf", "naive_bayes"], inverse_penalty: float) -> "BagOfWords":
-    from zoo.llama.bag import BagOfWords  # and with it scikit-learn, only for those who ask for it
+    from zoo.baselines.bow_features import BagOfWords  # and with it scikit-learn, only for those who ask for it
 
     return BagOfWords(n_classes, weigh, inverse_penalty)
 
@@ -334,7 +335,7 @@ def export(path: str | Path, target: str | Path, base: str | Path | None = None)
     module = LlamaClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True, **moved)
     merge_lora(module.model)
     module.hparams.update({"method": "full", "base": None} if module.beside else {})
-    checkpoint = load(str(path))
+    checkpoint = read_checkpoint(str(path))
     left_out = ("optimizer_states", "lr_schedulers", "base_digest", "loops", "callbacks")
     torch.save(
         {name: value for name, value in checkpoint.items() if name not in left_out}

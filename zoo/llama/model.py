@@ -10,16 +10,20 @@ initialization as in https://github.com/karpathy/llama2.c. Departures:
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from zoo.errors import UserError
 from zoo.layers import Attention, FeedForward, KVCache, RMSNorm, RotaryEmbedding
-from zoo.layers.attention import visible
+from zoo.layers.attention import causal_mask
 from zoo.layers.linear_nll import linear_nll
+
+if TYPE_CHECKING:
+    from zoo.llama.decoder import Decoder
 
 SCALING_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
@@ -51,24 +55,24 @@ class LlamaConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "n_layers", "n_heads", "multiple_of", "max_seq_len"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("n_kv_heads", "hidden_dim"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, or null for its default, not {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, or null for its default, not {getattr(self, name)}")
         if self.dim % self.n_heads:
-            raise ValueError(f"dim {self.dim} does not divide into n_heads {self.n_heads}")
+            raise UserError(f"dim {self.dim} does not divide into n_heads {self.n_heads}")
         if self.head_dim % 2:
-            raise ValueError(
+            raise UserError(
                 f"dim / n_heads = {self.head_dim} is odd, but rotary embedding turns pairs: make it even"
             )
         if self.n_heads % self.kv_heads:
-            raise ValueError(f"n_heads {self.n_heads} does not divide into n_kv_heads {self.n_kv_heads}")
+            raise UserError(f"n_heads {self.n_heads} does not divide into n_kv_heads {self.n_kv_heads}")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
+            raise UserError(f"dropout must lie in [0, 1), not {self.dropout}")
         if not (self.norm_eps > 0 and self.rope_theta > 0):
-            raise ValueError("norm_eps and rope_theta must be positive")
+            raise UserError("norm_eps and rope_theta must be positive")
         if self.rope_scaling is not None and (lacking := [k for k in SCALING_KEYS if k not in self.rope_scaling]):
-            raise ValueError(f"rope_scaling lacks {', '.join(lacking)}: only Llama 3's scaling is known here")
+            raise UserError(f"rope_scaling lacks {', '.join(lacking)}: only Llama 3's scaling is known here")
 
     @property
     def head_dim(self) -> int:
@@ -137,19 +141,19 @@ class Llama(nn.Module):
         return linear_nll(self.hidden(tokens).flatten(0, 1), self.output_weight, targets.flatten())
 
     def hidden(
-        self, tokens: Tensor, cache: KVCache | None = None, start: int = 0, shift: Tensor | None = None
+        self, tokens: Tensor, cache: KVCache | None = None, start: int = 0, left_padding: Tensor | None = None
     ) -> Tensor:
         """The hidden states after the final norm, (B, T, dim), of tokens (B, T).
 
         With a cache, tokens stand at its columns start ... start + T - 1 and see all columns before; the first
-        `shift` (B,) columns of a row are padding, neither seen nor counted as positions.
+        `left_padding` (B,) columns of a row are padding, neither seen nor counted as positions.
         """
         end = start + tokens.shape[1]
         if end > self.config.max_seq_len:
-            raise ValueError(f"{end} tokens are more than the model's context of {self.config.max_seq_len}")
+            raise UserError(f"{end} tokens are more than the model's context of {self.config.max_seq_len}")
         past: dict[str, Any] = {}
-        if start or shift is not None:
-            past = {"shift": shift, "mask": visible(start, end, shift, tokens.device)}
+        if start or left_padding is not None:
+            past = {"left_padding": left_padding, "mask": causal_mask(start, end, left_padding, tokens.device)}
         x = self.dropout(self.tok_embeddings(tokens))  # (B, T, dim)
         for number, layer in enumerate(self.layers):
             if cache is not None:
@@ -160,11 +164,25 @@ class Llama(nn.Module):
                 x = layer(x, self.rotary)
         return self.norm(x)
 
-    def generate(self, tokens: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
-        """Tokens (B, T) continued to at most (B, T + max_new_tokens): zoo.llama.generate.generate."""
-        from zoo.llama.generate import generate
+    def generate(
+        self,
+        tokens: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Tokens (B, T) continued to at most (B, T + max_new_tokens); options as in zoo.generation.sampling."""
+        from zoo.generation.sampling import generate
 
-        return generate(self, tokens, max_new_tokens, **options)
+        return generate(self, tokens, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, **options)
+
+    def decoder(self, batch_size: int, max_len: int, precision: str = "fp32", compile: bool = False) -> "Decoder":
+        """A decoder with a key-value cache for `batch_size` rows of at most `max_len` tokens."""
+        from zoo.llama.decoder import Decoder
+
+        return Decoder(self, batch_size, max_len, precision, compile)
 
     def flops_per_token(self, seq_len: int) -> int:
         """Floating-point operations of training on one token: 6 N + 12 L d T, forward and backward.

@@ -1,45 +1,46 @@
-"""Llama in Lightning: `LlamaLM` trains it as a language model."""
+"""Llama in Lightning: LlamaLM trains it as a language model."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from zoo.language_model import LanguageModel
-from zoo.llama.checkpoint import new_or_loaded
-from zoo.llama.generate import stream_tokens
+from zoo.llama.checkpoints.files import new_or_loaded
 from zoo.llama.model import LlamaConfig
+from zoo.optim import OptimizerConfig
+from zoo.tokenizers import Tokenizer
+from zoo.training.language_model import LanguageModel, required_vocab_size
+from zoo.training.settings import part
+
+
+@dataclass
+class LlamaSettings(OptimizerConfig, LlamaConfig):
+    """All settings of a Llama and its training."""
 
 
 class LlamaLM(LanguageModel):
     """Llama from scratch as a language model: RoPE, RMSNorm, grouped-query attention, SwiGLU, its own AdamW.
 
     Args:
-        weights: start from these instead of from random ones: a llama2.c `.bin` or `.pt`, a Hugging Face folder or
-            a checkpoint of ours. The architecture is then the file's, but for dropout and gradient checkpointing.
-        lr: peak learning rate.
-        warmup_steps: optimizer steps of linear warm-up.
-        min_lr_ratio: the cosine ends at this share of `lr`.
-        beta1, beta2: AdamW's decay rates.
-        weight_decay: decoupled decay of the matrices.
-        compile: run training through `torch.compile`.
-        **architecture: the fields of `LlamaConfig`. `vocab_size` follows the data's tokenizer.
+        vocab_size: number of token ids; on the command line that of the data's tokenizer.
+        weights: file or folder of pretrained weights to start from: a llama2.c `.bin` or `.pt`, a Hugging Face folder or
+            a checkpoint of the zoo. Its architecture replaces the settings here, except dropout and
+            gradient_checkpointing. Default: random weights.
+        tokenizer: the tokenizer of the data, stored in checkpoints; on the command line the data's.
+        compile: train through `torch.compile`.
+        **settings: the fields of `LlamaConfig` and `OptimizerConfig`.
     """
-
-    stream_tokens = staticmethod(stream_tokens)
 
     def __init__(
         self,
+        vocab_size: int | None = None,
         weights: str | None = None,
-        lr: float = 1e-3,
-        warmup_steps: int = 100,
-        min_lr_ratio: float = 0.1,
-        beta1: float = 0.9,
-        beta2: float = 0.95,
-        weight_decay: float = 0.1,
+        tokenizer: Tokenizer | None = None,
         compile: bool = False,
-        **architecture: Any,
+        **settings: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.model = new_or_loaded(LlamaConfig(**architecture), weights, architecture.get("vocab_size"))
+        size = vocab_size if weights else required_vocab_size(vocab_size, tokenizer, "LlamaLM")
+        config = LlamaSettings(vocab_size=size or LlamaConfig.vocab_size, **settings)
+        network = new_or_loaded(part(config, LlamaConfig), weights, size)
+        super().__init__(network, config, tokenizer, compile)
+        self.save_hyperparameters(ignore=["tokenizer"])
         if weights:  # a checkpoint of this module must not need the file it started from
-            self.hparams.update(asdict(self.model.config) | {"weights": None})
+            self.hparams.update(asdict(network.config) | {"weights": None})

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from zoo.errors import UserError
 from zoo.layers import Attention, FeedForward, RMSNorm, RotaryEmbedding
 
 Encoder = Literal["lstm", "transformer", "mlp"]
@@ -48,18 +49,18 @@ class ReaderConfig:
     def __post_init__(self) -> None:
         for name, kinds in (("encoder", Encoder), ("pooling", Pooling)):
             if getattr(self, name) not in get_args(kinds):
-                raise ValueError(f"{name} is one of {', '.join(get_args(kinds))}, not {getattr(self, name)!r}")
+                raise UserError(f"{name} is one of {', '.join(get_args(kinds))}, not {getattr(self, name)!r}")
         for name in ("vocab_size", "outputs", "dim", "hidden_dim", "n_layers", "n_heads", "max_positions"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
+            raise UserError(f"dropout must lie in [0, 1), not {self.dropout}")
         if self.encoder == "transformer" and self.dim % (2 * self.n_heads):
-            raise ValueError(f"dim {self.dim} does not divide into n_heads {self.n_heads} of even width")
+            raise UserError(f"dim {self.dim} does not divide into n_heads {self.n_heads} of even width")
         if self.encoder == "lstm" and self.pooling == "cls" and not self.bidirectional:
-            raise ValueError("pooling cls stands before the text, where an LSTM has read nothing: set bidirectional")
+            raise UserError("pooling cls stands before the text, where an LSTM has read nothing: set bidirectional")
         if self.encoder == "mlp" and not self.n_features:
-            raise ValueError("encoder mlp reads the numbers in a text: set n_features to how many there are")
+            raise UserError("encoder mlp reads the numbers in a text: set n_features to how many there are")
 
 
 class Reader(nn.Module):
@@ -80,24 +81,24 @@ class Reader(nn.Module):
         hidden = [c.head_dim] if c.head_dim else []
         self.head = perceptron(self.encoder.width, *hidden, c.outputs)
 
-    def forward(self, tokens: Tensor, real: Tensor | None = None, features: Tensor | None = None) -> Tensor:
-        """(B, O). `real` (B, T) is True at tokens and False at the padding after them; None: there is none."""
+    def forward(self, tokens: Tensor, padding_mask: Tensor | None = None, features: Tensor | None = None) -> Tensor:
+        """(B, O). `padding_mask` (B, T) is True at tokens and False at the padding after them; None: there is none."""
         if self.config.encoder == "mlp":
             return self.mlp(features)
         x = self.embedding(tokens)  # (B, T, dim)
         if self.config.pooling == "cls":  # one more place, before the text
             x = torch.cat([self.cls.expand(len(x), 1, -1), x], dim=1)  # (B, 1 + T, dim)
-            real = None if real is None else nn.functional.pad(real, (1, 0), value=True)
-        lengths = tokens.new_full((len(x),), x.shape[1]) if real is None else real.sum(1)  # (B,)
-        states = self.encoder(x, real, lengths)  # (B, T, width)
-        return self.head(self.dropout(self.pool(states, real, lengths)))
+            padding_mask = None if padding_mask is None else nn.functional.pad(padding_mask, (1, 0), value=True)
+        lengths = tokens.new_full((len(x),), x.shape[1]) if padding_mask is None else padding_mask.sum(1)  # (B,)
+        states = self.encoder(x, padding_mask, lengths)  # (B, T, width)
+        return self.head(self.dropout(self.pool(states, padding_mask, lengths)))
 
-    def pool(self, states: Tensor, real: Tensor | None, lengths: Tensor) -> Tensor:
+    def pool(self, states: Tensor, padding_mask: Tensor | None, lengths: Tensor) -> Tensor:
         """States (B, T, width) to one vector a row (B, width)."""
         if self.config.pooling == "cls":
             return states[:, 0]
         if self.config.pooling == "mean":
-            kept = states if real is None else states * real[..., None]
+            kept = states if padding_mask is None else states * padding_mask[..., None]
             return kept.sum(1) / lengths[:, None]
         last = states[torch.arange(len(states), device=states.device), lengths - 1]
         if self.config.encoder == "lstm" and self.config.bidirectional:  # what reads backwards ends at the first token
@@ -132,8 +133,8 @@ class LSTM(nn.Module):
         )
         self.width = c.hidden_dim * (1 + c.bidirectional)
 
-    def forward(self, x: Tensor, real: Tensor | None, lengths: Tensor) -> Tensor:
-        if real is None:
+    def forward(self, x: Tensor, padding_mask: Tensor | None, lengths: Tensor) -> Tensor:
+        if padding_mask is None:
             return self.lstm(x)[0]
         packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
         return pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=x.shape[1])[0]
@@ -152,8 +153,8 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(TransformerLayer(c) for _ in range(c.n_layers))
         self.norm = RMSNorm(c.dim)
 
-    def forward(self, x: Tensor, real: Tensor | None, lengths: Tensor) -> Tensor:
-        seen = torch.ones(1, x.shape[1], dtype=torch.bool, device=x.device) if real is None else real
+    def forward(self, x: Tensor, padding_mask: Tensor | None, lengths: Tensor) -> Tensor:
+        seen = torch.ones(1, x.shape[1], dtype=torch.bool, device=x.device) if padding_mask is None else padding_mask
         for layer in self.layers:
             x = layer(x, self.rotary, seen[:, None, None])
         return self.norm(x)

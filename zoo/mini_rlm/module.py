@@ -6,11 +6,12 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.errors import UserError
 from zoo.mini_rlm.embeddings import read_embeddings
 from zoo.mini_rlm.model import Encoder, Pooling, Reader, ReaderConfig
 from zoo.mini_rlm.scales import Scale, ScaleKind
-from zoo.regression import Regressor, known
-from zoo.text_batch import TextBatch
+from zoo.training.batches import TextBatch
+from zoo.training.regressor import Regressor, known
 
 
 class MiniRLM(Regressor):
@@ -63,9 +64,9 @@ class MiniRLM(Regressor):
         super().__init__()
         self.save_hyperparameters()
         if n_classes and n_objectives != 1:
-            raise ValueError(f"n_classes needs one target column, not {n_objectives}: set n_objectives to 1")
+            raise UserError(f"n_classes needs one target column, not {n_objectives}: set n_objectives to 1")
         if loss not in ("huber", "mse") or not huber_delta > 0:
-            raise ValueError(f"loss is huber, with a positive huber_delta, or mse, not {loss} with {huber_delta}")
+            raise UserError(f"loss is huber, with a positive huber_delta, or mse, not {loss} with {huber_delta}")
         config = ReaderConfig(
             encoder=encoder, pooling=pooling, n_features=n_features, outputs=n_classes or n_objectives, **architecture
         )
@@ -73,7 +74,7 @@ class MiniRLM(Regressor):
         self.target_scale = Scale(n_objectives, "raw" if n_classes else targets)
         self.feature_scale = Scale(n_features)
         if encoder == "mlp" and (embeddings or freeze_embeddings):
-            raise ValueError("encoder mlp reads no tokens: drop embeddings and freeze_embeddings")
+            raise UserError("encoder mlp reads no tokens: drop embeddings and freeze_embeddings")
         if embeddings:
             self.model.embedding.weight.data.copy_(read_embeddings(embeddings, (config.vocab_size, config.dim)))
             self.hparams["embeddings"] = None  # a checkpoint of this module must not need the file it started from
@@ -85,12 +86,12 @@ class MiniRLM(Regressor):
         data, h, c = self.data, self.hparams, self.model.config
         places = data.max_input_len + (c.pooling == "cls")
         if c.encoder == "transformer" and places > c.max_positions:
-            raise ValueError(
+            raise UserError(
                 f"data.max_input_len {data.max_input_len} needs {places} positions, but the model has max_positions "
                 f"{c.max_positions}: raise the second"
             )
         if c.encoder == "mlp" and data.n_features != h["n_features"]:
-            raise ValueError(
+            raise UserError(
                 f"the data gives {data.n_features} numbers for a text, but the model has n_features {h['n_features']}: "
                 "set data.features to true, and n_features to how many there are"
             )
@@ -103,7 +104,7 @@ class MiniRLM(Regressor):
         classes = self.hparams["n_classes"]
         strange = targets[~np.isin(targets, range(classes))]
         if classes and len(strange):
-            raise ValueError(f"a target is {strange[0]:g}, but n_classes {classes} means one of 0 ... {classes - 1}")
+            raise UserError(f"a target is {strange[0]:g}, but n_classes {classes} means one of 0 ... {classes - 1}")
 
     def fit_scales(self, targets: np.ndarray, features: np.ndarray | None = None) -> None:
         """Learn the scales from the training targets (N, K) and, for the mlp, features (N, F)."""
@@ -114,7 +115,7 @@ class MiniRLM(Regressor):
     def forward(self, batch: TextBatch) -> Tensor:
         """(B, K) numbers on the targets' scale, or (B, n_classes) logits."""
         features = self.feature_scale(batch.features) if self.hparams["encoder"] == "mlp" else None
-        return self.model(batch.tokens, batch.real, features).float()
+        return self.model(batch.tokens, batch.padding_mask, features).float()
 
     def losses(self, batch: TextBatch) -> Tensor:
         return self._losses(self(batch), batch.targets)

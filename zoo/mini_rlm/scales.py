@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zoo.errors import UserError
+
 ScaleKind = Literal["asinh", "standard", "raw"]
 
 
@@ -23,7 +25,7 @@ class Scale(nn.Module):
     def __init__(self, columns: int, kind: ScaleKind = "standard") -> None:
         super().__init__()
         if kind not in get_args(ScaleKind):
-            raise ValueError(f"a scale is one of {', '.join(get_args(ScaleKind))}, not {kind!r}")
+            raise UserError(f"a scale is one of {', '.join(get_args(ScaleKind))}, not {kind!r}")
         self.kind = kind
         self.register_buffer("centre", torch.zeros(columns, dtype=torch.float64))
         self.register_buffer("spread", torch.ones(columns, dtype=torch.float64))

@@ -1,7 +1,8 @@
 """Optimizers and learning-rate schedules."""
 
 from zoo.optim.adamw import AdamW
+from zoo.optim.config import OptimizerConfig
 from zoo.optim.muon import MuonAdamW
 from zoo.optim.schedule import triangle, warmup_cosine
 
-__all__ = ["AdamW", "MuonAdamW", "triangle", "warmup_cosine"]
+__all__ = ["AdamW", "MuonAdamW", "OptimizerConfig", "triangle", "warmup_cosine"]

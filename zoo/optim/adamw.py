@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from zoo.errors import UserError
+
 Bucket = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]  # parameters, gradients, m, v
 
 
@@ -48,9 +50,9 @@ class AdamW(Optimizer):
         group = {**self.defaults, **param_group}
         for name in ("lr", "eps", "weight_decay"):
             if not group[name] >= 0:
-                raise ValueError(f"AdamW: {name} must be at least 0, not {group[name]}")
+                raise UserError(f"AdamW: {name} must be at least 0, not {group[name]}")
         if not all(0 <= beta < 1 for beta in group["betas"]):
-            raise ValueError(f"AdamW: betas must lie in [0, 1), not {group['betas']}")
+            raise UserError(f"AdamW: betas must lie in [0, 1), not {group['betas']}")
         super().add_param_group(param_group)
 
     @torch.no_grad()
@@ -76,7 +78,7 @@ class AdamW(Optimizer):
             if gradient is None:
                 continue
             if gradient.is_sparse:
-                raise ValueError("AdamW needs dense gradients: build the embedding with sparse=False")
+                raise UserError("AdamW needs dense gradients: build the embedding with sparse=False")
             state = self.state[parameter]
             if not state:
                 state["step"] = 0  # a plain int: reading it never waits for a GPU
@@ -84,7 +86,7 @@ class AdamW(Optimizer):
             state["step"] += 1
             fused = parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda")
             if group["fused"] and not fused:
-                raise ValueError(f"AdamW: fused=True has no kernel for {parameter.dtype} on {parameter.device}")
+                raise UserError(f"AdamW: fused=True has no kernel for {parameter.dtype} on {parameter.device}")
             # lr wd = 1 would set the weights to 0: the one case the fused kernel's terms cannot express.
             fused = fused and group["fused"] is not False and group["lr"] * group["weight_decay"] < 1
             bucket = buckets[state["step"], fused, parameter.device, parameter.dtype]

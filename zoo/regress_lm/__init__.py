@@ -2,6 +2,6 @@
 
 from zoo.regress_lm.example import Example, ExampleInput
 from zoo.regress_lm.module import RegressLM
-from zoo.regress_lm.numbers import IEEEFloatTokenizer, NormalizedTokenizer, P10Tokenizer
+from zoo.regress_lm.number_tokenizers import IEEEFloatTokenizer, NormalizedTokenizer, P10Tokenizer
 
 __all__ = ["Example", "ExampleInput", "IEEEFloatTokenizer", "NormalizedTokenizer", "P10Tokenizer", "RegressLM"]

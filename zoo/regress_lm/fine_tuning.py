@@ -12,11 +12,12 @@ from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from zoo.errors import UserError
 from zoo.layers.lora import add_lora, merge_lora
-from zoo.module import ZooModule
 from zoo.regress_lm.example import Example
-from zoo.streams import derive, stream
-from zoo.text_batch import Row, TextBatch, bucketed, collate
+from zoo.training.batches import Row, TextBatch, bucketed, collate
+from zoo.training.module import ZooModule
+from zoo.training.random_streams import derive, stream
 
 if TYPE_CHECKING:
     from zoo.regress_lm.module import RegressLM
@@ -69,7 +70,7 @@ def fine_tune(
         ValueError: no examples, or one that the model cannot read or spell.
     """
     if not examples or (validation_examples is not None and not validation_examples):
-        raise ValueError(f"there are no {'validation ' if examples else ''}examples to fine-tune on")
+        raise UserError(f"there are no {'validation ' if examples else ''}examples to fine-tune on")
     seed = seed or 0
     train = model.rows(examples)
     model.vocabulary.encode([row.targets for row in train])  # says, once, what it clamps or cannot spell

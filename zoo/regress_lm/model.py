@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.errors import UserError
 from zoo.layers import RotaryEmbedding
 from zoo.layers.rotary import rotate
 
@@ -56,11 +57,11 @@ class RegressLMConfig:
         for name, value in vars(self).items():
             if "dropout" in name:
                 if not 0 <= value < 1:
-                    raise ValueError(f"{name} must lie in [0, 1), not {value}")
+                    raise UserError(f"{name} must lie in [0, 1), not {value}")
             elif value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+                raise UserError(f"{name} must be at least 1, not {value}")
         if self.dim % (2 * self.n_heads):
-            raise ValueError(f"dim {self.dim} must divide into n_heads {self.n_heads} heads of even size")
+            raise UserError(f"dim {self.dim} must divide into n_heads {self.n_heads} heads of even size")
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -231,24 +232,24 @@ class EncoderDecoder(nn.Module):
         table = torch.stack((angles.sin(), angles.cos()), -1).flatten(1)  # (L, dim)
         self.register_buffer("positions", table, persistent=False)
 
-    def forward(self, tokens: Tensor, numbers: Tensor, real: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, numbers: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Logits (B, L, V): position l predicts numbers[:, l] from numbers[:, :l] and the text.
 
-        `numbers` (B, L) may be the beginning of the spelling only. `real` (B, T) is True at tokens, False at padding.
+        `numbers` (B, L) may be the beginning of the spelling only. `padding_mask` (B, T) is True at tokens, False at padding.
         """
-        memory = self.encode(tokens, real)  # (B, T, dim)
+        memory = self.encode(tokens, padding_mask)  # (B, T, dim)
         few = numbers.shape[1] * self.config.n_heads < self.config.dim  # queries, counted over the heads
         text = [memory] * self.config.n_decoder_layers if few else self.read(memory)
         shifted = F.pad(numbers[:, :-1], (1, 0))  # (B, L): 0 begins every row
-        return self.spell(shifted, text, real)[0]
+        return self.spell(shifted, text, padding_mask)[0]
 
-    def encode(self, tokens: Tensor, real: Tensor | None = None) -> Tensor:
+    def encode(self, tokens: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """The memory (B, T, dim) of tokens (B, T); what stands at padding is of no meaning."""
         if tokens.shape[1] > self.config.max_input_len:
-            raise ValueError(
+            raise UserError(
                 f"{tokens.shape[1]} tokens are more than the model's max_input_len of {self.config.max_input_len}"
             )
-        return self.encoder(tokens, _mask(real))
+        return self.encoder(tokens, _mask(padding_mask))
 
     def read(self, memory: Tensor) -> list[KeysValues]:
         """The keys and values (B, H, T, hd) of a memory (B, T, dim) for each decoder layer."""
@@ -259,7 +260,7 @@ class EncoderDecoder(nn.Module):
         self,
         inputs: Tensor,
         text: Sequence[Tensor | KeysValues],
-        real: Tensor | None = None,
+        padding_mask: Tensor | None = None,
         past: list[KeysValues] | None = None,
     ) -> tuple[Tensor, list[KeysValues]]:
         """Logits (N, L, V) of what follows each of `inputs` (N, L), and the keys and values so far, by layer.
@@ -271,7 +272,7 @@ class EncoderDecoder(nn.Module):
         x = self.tgt_tok_emb(inputs) + self.positions[start : start + inputs.shape[1]]  # (N, L, dim)
         so_far = []
         for number, layer in enumerate(self.decoder.layers):
-            x, present = layer(x, text[number], _mask(real), None if past is None else past[number])
+            x, present = layer(x, text[number], _mask(padding_mask), None if past is None else past[number])
             so_far.append(present)
         return self.generator(x), so_far
 
@@ -286,9 +287,9 @@ class EncoderDecoder(nn.Module):
         return 6 * multiplications  # each multiplied and added, once forward and twice backward
 
 
-def _mask(real: Tensor | None) -> Tensor | None:
+def _mask(padding_mask: Tensor | None) -> Tensor | None:
     """Which keys a query may see, as SDPA takes it."""
-    return None if real is None else real[:, None, None]  # (B, 1, 1, T)
+    return None if padding_mask is None else padding_mask[:, None, None]  # (B, 1, 1, T)
 
 
 def load_upstream(
@@ -306,7 +307,7 @@ def load_upstream(
         except FileNotFoundError:
             raise FileNotFoundError(f"there is no checkpoint at {source}") from None
         except (pickle.UnpicklingError, RuntimeError, EOFError):
-            raise ValueError(f"{source} is damaged, or holds more than tensors: torch cannot read it safely") from None
+            raise UserError(f"{source} is damaged, or holds more than tensors: torch cannot read it safely") from None
     state = content.get("model_state", content)  # its Trainer's files keep the optimizer beside it
     weights: dict[str, Tensor] = {name.removeprefix("encoder_decoder."): state[name] for name in state}
     positions = weights.pop("decoder_positional_encoding.pe", None)  # (1, number_len + 1, dim)
@@ -328,5 +329,5 @@ def load_upstream(
         model.load_state_dict(weights)
     except (KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"these are not the weights of a RegressLM with a plain encoder: {reason}") from None
+        raise UserError(f"these are not the weights of a RegressLM with a plain encoder: {reason}") from None
     return model

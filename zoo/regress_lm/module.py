@@ -16,19 +16,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.errors import UserError
 from zoo.layers.lora import add_lora
-from zoo.memory import load
-from zoo.module import class_path
-from zoo.regress_lm import decode, estimates, fine_tuning
+from zoo.registry import registered_name
+from zoo.regress_lm import decoding as decode
+from zoo.regress_lm import estimates, fine_tuning
 from zoo.regress_lm.example import Example, ExampleInput
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig, load_upstream
-from zoo.regress_lm.numbers import number_tokenizer
+from zoo.regress_lm.number_tokenizers import number_tokenizer
 from zoo.regress_lm.vocabulary import NumberVocabulary
-from zoo.regression import Regressor, known, plain
-from zoo.streams import derive, global_seed
-from zoo.text_batch import Row, TextBatch, collate
 from zoo.tokenizers import Tokenizer, from_state, load_tokenizer
 from zoo.tokenizers.numerals import rounded
+from zoo.training.batches import Row, TextBatch, collate
+from zoo.training.checkpoint_file import read_checkpoint
+from zoo.training.random_streams import derive, global_seed
+from zoo.training.regressor import Regressor, known, plain
 
 
 class RegressLM(Regressor):
@@ -112,7 +114,7 @@ class RegressLM(Regressor):
         super().setup(stage)
         longest, limit = self.data.max_input_len, self.model.config.max_input_len
         if longest > limit:
-            raise ValueError(f"data.max_input_len {longest} is beyond the model's max_input_len {limit}: raise that")
+            raise UserError(f"data.max_input_len {longest} is beyond the model's max_input_len {limit}: raise that")
         if stage == "fit":
             self.vocabulary.encode(self.data.targets("train"))  # says, once, what it clamps or cannot spell
 
@@ -129,14 +131,14 @@ class RegressLM(Regressor):
     def log_probs(self, batch: TextBatch) -> Tensor:
         """(B,) nats under the constrained law."""
         if batch.numbers is None:
-            raise ValueError("these rows have no numbers whose probability could be told")
-        return decode.log_prob(self.model, self.vocabulary, batch.tokens, batch.real, batch.numbers)
+            raise UserError("these rows have no numbers whose probability could be told")
+        return decode.log_prob(self.model, self.vocabulary, batch.tokens, batch.padding_mask, batch.numbers)
 
     def losses(self, batch: TextBatch) -> Tensor:
         """(B,) cross-entropy per number token in nats, and the z-loss; padding between objectives does not count."""
         numbers = batch.numbers
         assert numbers is not None
-        logits = self.model(batch.tokens, numbers, batch.real).float()  # (B, L, V)
+        logits = self.model(batch.tokens, numbers, batch.padding_mask).float()  # (B, L, V)
         losses = F.cross_entropy(logits.mT, numbers, ignore_index=0, reduction="none")  # (B, L)
         spoken = numbers != 0
         if z_loss := self.hparams["z_loss"]:
@@ -149,7 +151,7 @@ class RegressLM(Regressor):
         """Samples (B, S, K) in float64 and their log-probabilities (B, S); a row's own are drawn from its index."""
         h: Any = self.hparams
         ids, log_prob = decode.sample(
-            self.model, self.vocabulary, batch.tokens, batch.real, num_samples,
+            self.model, self.vocabulary, batch.tokens, batch.padding_mask, num_samples,
             temperature=h.temperature, seed=seed, rows=batch.index,
         )  # fmt: skip
         return torch.from_numpy(self.vocabulary.decode(ids.cpu())).to(ids.device), log_prob
@@ -241,7 +243,7 @@ class RegressLM(Regressor):
                 "hyper_parameters": dict(self.hparams),
                 "datamodule_hyper_parameters": data,
                 "tokenizer": self.tokenizer.state(),
-                "zoo": {"model": class_path(self), "data": "datamodules.text_regression.TextRegression"},
+                "zoo": {"model": registered_name(self), "data": "TextRegression"},
                 "pytorch-lightning_version": lightning.__version__,
             },
             path,
@@ -280,7 +282,7 @@ class RegressLM(Regressor):
         drawn = []
         for batch in self.batches(inputs, batch_size):
             ids, _ = decode.sample(
-                self.model, self.vocabulary, batch.tokens, batch.real, num_samples,
+                self.model, self.vocabulary, batch.tokens, batch.padding_mask, num_samples,
                 temperature=temperature, top_k=top_k, seed=seed, rows=batch.index,
             )  # fmt: skip
             drawn += list(self.vocabulary.decode(ids.cpu()))
@@ -300,7 +302,7 @@ class RegressLM(Regressor):
         """
         means = []
         for batch in self.batches(inputs, 1):
-            ids, log_probs = decode.enumerate_law(self.model, self.vocabulary, batch.tokens, batch.real)
+            ids, log_probs = decode.enumerate_law(self.model, self.vocabulary, batch.tokens, batch.padding_mask)
             means.append(log_probs.double().exp().cpu().numpy() @ self.vocabulary.decode(ids.cpu()))
         return np.concatenate(means)
 
@@ -325,20 +327,20 @@ class RegressLM(Regressor):
         for i, (example, ids) in enumerate(zip(examples, encoded, strict=True)):
             if not 0 < len(ids) <= limit:
                 what = f"{len(ids)} tokens, beyond max_input_len {limit}" if ids else "no text"
-                raise ValueError(f"example {i} has {what}: {example.x[:40]!r}")
+                raise UserError(f"example {i} has {what}: {example.x[:40]!r}")
             y = getattr(example, "y", (float("nan"),) * k)
             targets = tuple(map(float, y)) if isinstance(y, Sequence | np.ndarray) else (float(y),)
             if len(targets) != k:
-                raise ValueError(f"example {i} has {len(targets)} numbers, but the model {k} objectives")
+                raise UserError(f"example {i} has {len(targets)} numbers, but the model {k} objectives")
             if hasattr(example, "y") and not (self.hparams["special_values"] or np.isfinite(targets).all()):
-                raise ValueError(f"example {i} has {example.y} for a number: special_values=True makes a model of them")
+                raise UserError(f"example {i} has {example.y} for a number: special_values=True makes a model of them")
             rows.append(Row(ids, targets, i, example.x))
         return rows
 
 
 def _weights(path: str) -> dict[str, Tensor]:
     """The network's weights in a checkpoint of ours or of upstream's."""
-    checkpoint = load(path)
+    checkpoint = read_checkpoint(path)
     if "zoo" in checkpoint:
         return checkpoint["state_dict"]
     return {f"model.{name}": tensor for name, tensor in load_upstream(checkpoint).state_dict().items()}

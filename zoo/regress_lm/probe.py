@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from zoo.__main__ import guarded
-from zoo.overview import table
+from zoo.console.exit_codes import run_command
+from zoo.console.table import table
+from zoo.errors import UserError
 from zoo.regress_lm.example import ExampleInput
 from zoo.regress_lm.module import RegressLM
 
@@ -42,10 +43,10 @@ def changes(text: str) -> Iterator[tuple[str, str]]:
 
 def write_pairs(ckpt_path: str, path: Path) -> int:
     """Write the changed texts of the checkpoint's test split to `path`; returns how many pairs there are."""
-    from zoo.cli import ZooCLI
+    from zoo.cli.command_line import ZooCLI
 
     if path.exists():
-        raise ValueError(f"{path} is there already: move it away, or give another --write")
+        raise UserError(f"{path} is there already: move it away, or give another --write")
     data: Any = ZooCLI(["test", f"--ckpt_path={ckpt_path}", "--trainer.fast_dev_run=1"]).datamodule
     found = 0
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -67,16 +68,16 @@ def read_pairs(path: Path) -> list[dict[str, Any]]:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if missing := [name for name in COLUMNS if name not in (reader.fieldnames or [])]:
-            raise ValueError(f"{path} has no column {missing[0]!r}: it needs {', '.join(COLUMNS)}")
+            raise UserError(f"{path} has no column {missing[0]!r}: it needs {', '.join(COLUMNS)}")
         pairs: list[dict[str, Any]] = [row for row in reader if (row["changed_target"] or "").strip()]
     if not pairs:
-        raise ValueError(f"{path} has no row with a changed_target: fill in what is right for the changed texts")
+        raise UserError(f"{path} has no row with a changed_target: fill in what is right for the changed texts")
     for i, pair in enumerate(pairs, start=1):
         for name in ("target", "changed_target"):
             try:
                 pair[name] = float(pair[name])
             except ValueError:
-                raise ValueError(f"{path}, pair {i}: its {name} is {pair[name]!r}, not a number") from None
+                raise UserError(f"{path}, pair {i}: its {name} is {pair[name]!r}, not a number") from None
     return pairs
 
 
@@ -128,7 +129,7 @@ def main() -> None:
     if not Path(args.ckpt_path).exists():
         raise FileNotFoundError(f"there is no checkpoint {args.ckpt_path}")
     if (args.pairs is None) == (args.write is None):
-        raise ValueError("give either --pairs FILE or --write FILE")
+        raise UserError("give either --pairs FILE or --write FILE")
     if args.write:
         found = write_pairs(args.ckpt_path, args.write)
         print(f"{args.write}: {found} pairs; fill in changed_target, then give it as --pairs", file=sys.stderr)
@@ -137,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_command(main))

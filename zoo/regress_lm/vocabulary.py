@@ -7,7 +7,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from zoo.regress_lm.numbers import PAD, NumberTokenizer
+from zoo.errors import UserError
+from zoo.regress_lm.number_tokenizers import PAD, NumberTokenizer
 from zoo.regress_lm.rounding import Floats
 
 
@@ -19,7 +20,7 @@ class NumberVocabulary:
 
     def __init__(self, tokenizer: NumberTokenizer, n_objectives: int = 1) -> None:
         if n_objectives < 1:
-            raise ValueError(f"n_objectives must be at least 1, not {n_objectives}")
+            raise UserError(f"n_objectives must be at least 1, not {n_objectives}")
         self.tokenizer, self.n_objectives = tokenizer, n_objectives
         self.tokens = [PAD, *sorted(set(tokenizer.tokens) - {PAD})]
         self.size = len(self.tokens)
@@ -32,7 +33,7 @@ class NumberVocabulary:
         """Numbers (B, K) to ids (B, length), int64."""
         ids = self._ids[self.tokenizer.encode(values)]  # (B, K, num_tokens)
         if ids.shape[1] != self.n_objectives:
-            raise ValueError(f"a row holds {self.n_objectives} numbers here, not {ids.shape[1]}")
+            raise UserError(f"a row holds {self.n_objectives} numbers here, not {ids.shape[1]}")
         return torch.from_numpy(ids.reshape(len(ids), self.length))
 
     def decode(self, ids: Tensor | ArrayLike) -> Floats:

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from zoo.revdeq.model import RevDEQ, RevDEQConfig
-from zoo.revdeq.reversible import ReconstructionError
-from zoo.revdeq.solver import Solution, solve
+from zoo.revdeq.solver.reversible import ReconstructionError
+from zoo.revdeq.solver.solve import Solution, solve
 
 if TYPE_CHECKING:
     from zoo.revdeq.module import RevDEQLM

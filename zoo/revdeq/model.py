@@ -12,16 +12,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.errors import UserError
 from zoo.layers import Attention, KVCache, RotaryEmbedding
 from zoo.layers.linear import Linear
 from zoo.layers.linear_nll import linear_nll
-from zoo.revdeq.solver import Backward, Solution, Solver, check, solve
+from zoo.revdeq.solver.solve import Backward, Solution, Solver, check, solve
+
+if TYPE_CHECKING:
+    from zoo.revdeq.decoder import Decoder
 
 Positions = Literal["learned", "rotary"]
 Block = Literal["paper", "post_norm"]
@@ -79,21 +83,21 @@ class RevDEQConfig:
         sizes = ("vocab_size", "hidden_size", "num_heads", "intermediate_size", "mlp_layers", "num_layers")
         for name in (*sizes, "max_position_embeddings", "num_fixed_point_iterations"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name, value, known in (("positions", self.positions, Positions), ("block", self.block, Block)):
             if value not in get_args(known):
-                raise ValueError(f"{name} is one of {', '.join(get_args(known))}, not {value!r}")
+                raise UserError(f"{name} is one of {', '.join(get_args(known))}, not {value!r}")
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} does not divide into num_heads {self.num_heads}")
+            raise UserError(f"hidden_size {self.hidden_size} does not divide into num_heads {self.num_heads}")
         head_dim = self.hidden_size // self.num_heads
         if self.positions == "rotary" and head_dim % 2:
-            raise ValueError(f"rotary positions turn pairs: hidden_size / num_heads must be even, not {head_dim}")
+            raise UserError(f"rotary positions turn pairs: hidden_size / num_heads must be even, not {head_dim}")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
+            raise UserError(f"dropout must lie in [0, 1), not {self.dropout}")
         if self.warm_start and self.fixed_point_tol is None:
-            raise ValueError("warm_start needs a fixed_point_tol, at which a token's iteration may end")
+            raise UserError("warm_start needs a fixed_point_tol, at which a token's iteration may end")
         if self.warm_start and self.block == "paper":
-            raise ValueError("warm_start needs a block that comes to rest: block=post_norm")
+            raise UserError("warm_start needs a block that comes to rest: block=post_norm")
         check(self.beta, self.fixed_point_tol, self.backward, self.solver, self.keep_every)
 
     @property
@@ -190,17 +194,17 @@ class RevDEQ(nn.Module):
         return self.tok_embeddings.weight if self.config.tie_embeddings else self.output.weight
 
     def solve(
-        self, tokens: Tensor, f: Any = None, start: int = 0, shift: Tensor | None = None, **settings: Any
+        self, tokens: Tensor, f: Any = None, start: int = 0, left_padding: Tensor | None = None, **settings: Any
     ) -> Solution:
         """The state (B, T, d) that the iteration comes to for tokens (B, T), which stand at positions start ... less
-        `shift` (B,) where their row is padded on the left. `f` in place of the cell, other settings of `solve`."""
+        `left_padding` (B,) where their row is padded on the left. `f` in place of the cell, other settings of `solve`."""
         end = start + tokens.shape[1]
         if end > self.config.max_position_embeddings:
-            raise ValueError(f"{end} tokens are more than the model's context of {self.config.max_position_embeddings}")
+            raise UserError(f"{end} tokens are more than the model's context of {self.config.max_position_embeddings}")
         x = self.scale * self.tok_embeddings(tokens)  # (B, T, d)
         if self.config.positions == "learned":
             at = torch.arange(start, end, device=tokens.device)
-            x = x + self.pos_embeddings(at if shift is None else (at - shift[:, None]).clamp(min=0))
+            x = x + self.pos_embeddings(at if left_padding is None else (at - left_padding[:, None]).clamp(min=0))
         masks: list[Tensor] = []
         if self.training and (p := self.config.dropout):
             x = F.dropout(x, p)
@@ -220,11 +224,21 @@ class RevDEQ(nn.Module):
         hidden = self.norm((solution or self.solve(tokens)).z)  # (B, T, d)
         return linear_nll(hidden.flatten(0, 1), self.output_weight, targets.flatten())
 
+    slides = True  # generation continues past the context from its last half
+
     def generate(self, tokens: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
-        """Tokens (B, T) continued to (B, T + max_new_tokens), or less after a stop: zoo.revdeq.decode.generate."""
-        from zoo.revdeq.decode import generate
+        """Tokens (B, T) continued to at most (B, T + max_new_tokens); options as in zoo.generation.sampling."""
+        from zoo.generation.sampling import generate
 
         return generate(self, tokens, max_new_tokens, **options)
+
+    def decoder(self, batch_size: int, max_len: int, precision: str = "fp32", compile: bool = False) -> "Decoder":
+        """A decoder with a key-value cache for `batch_size` rows of at most `max_len` tokens."""
+        from zoo.revdeq.decoder import Decoder
+
+        if compile:
+            raise UserError("RevDEQ decodes eagerly: drop --compile")
+        return Decoder(self, batch_size, max_len, precision)
 
     def flops_per_token(self, seq_len: int) -> int:
         """Floating-point operations of training on one token, what is computed twice counted once: 6 for every weight

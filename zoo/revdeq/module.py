@@ -1,56 +1,62 @@
-"""The reversible equilibrium language model in Lightning: `RevDEQLM`."""
+"""The reversible equilibrium language model in Lightning: RevDEQLM."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from zoo.language_model import LanguageModel
-from zoo.revdeq.decode import stream_tokens
+from zoo.optim import OptimizerConfig
 from zoo.revdeq.model import RevDEQ, RevDEQConfig
+from zoo.tokenizers import Tokenizer
+from zoo.training.batches import as_token_batch
+from zoo.training.language_model import LanguageModel, required_vocab_size
+from zoo.training.settings import part
+
+
+@dataclass
+class RevDEQSettings(OptimizerConfig, RevDEQConfig):
+    """All settings of a RevDEQ and its training; the optimizer's defaults are the paper's."""
+
+    lr: float = 3e-4
+    warmup_steps: int = 1000
+    beta2: float = 0.999
+    weight_decay: float = 0.01
 
 
 class RevDEQLM(LanguageModel):
-    """Reversible deep equilibrium language model: one block iterated, exact gradients, memory that N does not grow.
+    """Reversible deep equilibrium language model: one block iterated, exact gradients, memory independent of depth.
 
-    Beside what every language model logs: `residual`, the training batch's mean |z - f(z)| / |f(z)| after the
-    iteration; `evaluations` of f; and `reconstruction_error`, how far the backward pass ended from where the forward
-    pass began. Beyond 1e-3 of the latter, training stops with a sentence.
+    Logged in addition to what every language model logs: `residual`, the training batch's mean |z - f(z)| / |f(z)| after
+    the iteration; `evaluations`, how often f was evaluated; `reconstruction_error`, the relative distance between the
+    start of the forward pass and the end of the backward pass. Training stops when the latter exceeds 1e-3.
 
     Args:
-        lr: peak learning rate.
-        warmup_steps: optimizer steps of linear warm-up.
-        min_lr_ratio: the cosine ends at this share of `lr`.
-        beta1, beta2: AdamW's decay rates.
-        weight_decay: decoupled decay of the matrices.
+        vocab_size: number of token ids; on the command line that of the data's tokenizer.
+        tokenizer: the tokenizer of the data, stored in checkpoints; on the command line the data's.
         compile: run the iterated block through `torch.compile`.
-        **architecture: the fields of `RevDEQConfig`. `vocab_size` follows the data's tokenizer.
+        **settings: the fields of `RevDEQConfig` and `OptimizerConfig`.
     """
-
-    stream_tokens = staticmethod(stream_tokens)
 
     def __init__(
         self,
-        lr: float = 3e-4,
-        warmup_steps: int = 1000,
-        min_lr_ratio: float = 0.1,
-        beta1: float = 0.9,
-        beta2: float = 0.999,
-        weight_decay: float = 0.01,
+        vocab_size: int | None = None,
+        tokenizer: Tokenizer | None = None,
         compile: bool = False,
-        **architecture: Any,
+        **settings: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.model = RevDEQ(RevDEQConfig(**architecture))
+        config = RevDEQSettings(vocab_size=required_vocab_size(vocab_size, tokenizer, "RevDEQLM"), **settings)
+        super().__init__(RevDEQ(part(config, RevDEQConfig)), config, tokenizer, compile)
+        self.save_hyperparameters(ignore=["tokenizer"])
 
-    def compile_training(self) -> None:
-        # The block alone, for forward and backward pass must run the same kernels.
+    def compile_network(self) -> None:
+        # The block alone: forward and backward pass must run the same kernels.
         self.model.cell.compile()
 
-    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        self.solution = self.model.solve(batch[0])
-        loss = self.model.loss(batch[0], batch[1], self.solution)
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        batch = as_token_batch(batch)
+        self.solution = self.model.solve(batch.tokens)
+        loss = self.model.loss(batch.tokens, batch.targets, self.solution)
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
@@ -60,4 +66,4 @@ class RevDEQLM(LanguageModel):
             self.log("residual", self.solution.residual.mean())
             self.log("evaluations", float(self.solution.evaluations))
             self.log("reconstruction_error", self.solution.reconstruction_error)
-        del self.solution  # and the state with it
+        del self.solution  # and with it the state

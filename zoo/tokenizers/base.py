@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import ClassVar
 
+from zoo.errors import UserError
+
 # What `state()` holds: plain values only, so that a checkpoint that carries it loads with weights_only=True.
 State = dict[str, str | int | None]
 
@@ -55,7 +57,7 @@ class Tokenizer(ABC):
         known = [int(i) for i in ids]
         for i in known:
             if not 0 <= i < self.vocab_size:
-                raise ValueError(f"token {i} is outside the tokenizer's vocabulary of {self.vocab_size}")
+                raise UserError(f"token {i} is outside the tokenizer's vocabulary of {self.vocab_size}")
         return self._decode(known)
 
     @cached_property

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from zoo.errors import UserError
 from zoo.tokenizers.base import State, Tokenizer
 
 DOCUMENT = "<|endoftext|>"  # GPT-2's one special token, and ours: it opens a document and ends it
@@ -33,7 +34,7 @@ class HuggingFaceTokenizer(Tokenizer):
         try:
             self._tokenizer = _library().Tokenizer.from_str(description)
         except Exception as error:  # the library raises bare Exceptions
-            raise ValueError(f"its tokenizer.json cannot be read ({error})") from error
+            raise UserError(f"its tokenizer.json cannot be read ({error})") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
@@ -58,7 +59,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:
         ValueError: vocab_size has no room for these 257.
     """
     if vocab_size < 257:
-        raise ValueError(f"a byte-level BPE needs a vocabulary of at least 257 tokens, not {vocab_size}")
+        raise UserError(f"a byte-level BPE needs a vocabulary of at least 257 tokens, not {vocab_size}")
     library = _library()
     tokenizer = _byte_level(library.models.BPE())
     trainer = library.trainers.BpeTrainer(
@@ -89,7 +90,7 @@ def read_gpt2(vocab: Path, merges: Path) -> HuggingFaceTokenizer:
     try:
         model = _library().models.BPE(vocab=ids, merges=pairs)
     except Exception as error:
-        raise ValueError(f"{vocab.name} and {merges.name} do not fit together ({error})") from error
+        raise UserError(f"{vocab.name} and {merges.name} do not fit together ({error})") from error
     document = ids.get(DOCUMENT)
     tokenizer = _byte_level(model)
     if document is not None:

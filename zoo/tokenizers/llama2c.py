@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 
+from zoo.errors import UserError
 from zoo.tokenizers.base import State, Tokenizer
 
 _BYTE_PIECE = re.compile(rb"<0x[0-9A-F]{2}>")
@@ -116,7 +117,7 @@ def _parse(data: bytes) -> tuple[list[bytes], list[float]]:
         at += 8 + length
     head = [b"<0x%02X>" % byte for byte in range(256)]
     if pieces[_FIRST_BYTE : _FIRST_BYTE + 256] != head:
-        raise ValueError("it is not a llama2.c tokenizer")
+        raise UserError("it is not a llama2.c tokenizer")
     if at != len(data):
-        raise ValueError("it is a llama2.c tokenizer that was cut short")
+        raise UserError("it is a llama2.c tokenizer that was cut short")
     return pieces, scores

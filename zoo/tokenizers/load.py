@@ -5,7 +5,8 @@ import json
 import re
 from pathlib import Path
 
-from zoo.hub import online
+from zoo.errors import UserError
+from zoo.hub.connection import online
 from zoo.tokenizers.base import State, Tokenizer
 from zoo.tokenizers.byte_level import ByteTokenizer
 from zoo.tokenizers.characters import CharacterTokenizer
@@ -44,7 +45,7 @@ def load_tokenizer(path_or_name: str | Path) -> Tokenizer:
     except ValueError as error:
         unreadable = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
         reason = _UNKNOWN if unreadable else error
-        raise ValueError(f"{path} cannot be used as a tokenizer: {reason}") from error
+        raise UserError(f"{path} cannot be used as a tokenizer: {reason}") from error
 
 
 def from_state(state: State) -> Tokenizer:
@@ -63,7 +64,7 @@ def from_state(state: State) -> Tokenizer:
     if kind == HuggingFaceTokenizer.kind:
         bos, eos = (None if (i := state[key]) is None else int(i) for key in ("bos_id", "eos_id"))
         return HuggingFaceTokenizer(model, bos, eos)
-    raise ValueError(f"the saved tokenizer is of a kind that this zoo does not know: {kind!r}")
+    raise UserError(f"the saved tokenizer is of a kind that this zoo does not know: {kind!r}")
 
 
 def _from_hub(name: str) -> Path:
@@ -86,7 +87,7 @@ def _load_folder(folder: Path) -> Tokenizer:
     for name in ("tokenizer.json", "tokenizer.model", *_PARTNERS):
         if (folder / name).is_file():
             return _load_file(folder / name)
-    raise ValueError(f"the folder holds no {', '.join(['tokenizer.json', 'tokenizer.model', *_PARTNERS])}")
+    raise UserError(f"the folder holds no {', '.join(['tokenizer.json', 'tokenizer.model', *_PARTNERS])}")
 
 
 def _load_file(file: Path) -> Tokenizer:
@@ -95,7 +96,7 @@ def _load_file(file: Path) -> Tokenizer:
             return _from_checkpoint(file)
     data = file.read_bytes()
     if not data:
-        raise ValueError("the file is empty")
+        raise UserError("the file is empty")
     if data.lstrip()[:1] == b"{":
         if isinstance(json.loads(data).get("model"), dict):
             return read_tokenizer_json(file)
@@ -110,7 +111,7 @@ def _load_file(file: Path) -> Tokenizer:
     try:
         return SentencePieceTokenizer(data)
     except ValueError:
-        raise ValueError(_UNKNOWN) from None
+        raise UserError(_UNKNOWN) from None
 
 
 def _gpt2_beside(file: Path, first: bool) -> Tokenizer:
@@ -119,10 +120,10 @@ def _gpt2_beside(file: Path, first: bool) -> Tokenizer:
         if file.name.endswith(here):
             partner = file.with_name(file.name.removesuffix(here) + there)
             if not partner.is_file():
-                raise ValueError(f"its other half, {partner.name}, is not beside it")
+                raise UserError(f"its other half, {partner.name}, is not beside it")
             return read_gpt2(*((file, partner) if first else (partner, file)))
     known = " or ".join(" with ".join(pair) for pair in _PARTNERS.items())
-    raise ValueError(f"if it is half of GPT-2's vocabulary and merges, name them {known}")
+    raise UserError(f"if it is half of GPT-2's vocabulary and merges, name them {known}")
 
 
 def _from_checkpoint(file: Path) -> Tokenizer:
@@ -131,8 +132,8 @@ def _from_checkpoint(file: Path) -> Tokenizer:
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        raise ValueError("it is a checkpoint that cannot be read safely, or was cut short") from error
+        raise UserError("it is a checkpoint that cannot be read safely, or was cut short") from error
     state = checkpoint.get("tokenizer") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict):
-        raise ValueError("it is a checkpoint that carries no tokenizer")
+        raise UserError("it is a checkpoint that carries no tokenizer")
     return from_state(state)

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Sequence
 
+from zoo.errors import UserError
 from zoo.tokenizers.base import State, Tokenizer
 
 
@@ -22,9 +23,9 @@ class SentencePieceTokenizer(Tokenizer):
             self._model = SentencePieceProcessor(model_proto=proto)
             self.vocab_size = self._model.vocab_size()
         except RuntimeError as error:
-            raise ValueError("it is not a SentencePiece model") from error
+            raise UserError("it is not a SentencePiece model") from error
         if not self.vocab_size:
-            raise ValueError("it is an empty SentencePiece model")
+            raise UserError("it is an empty SentencePiece model")
         self._proto = proto
         bos, eos = self._model.bos_id(), self._model.eos_id()  # -1 where there is none
         self.bos_id, self.eos_id = (None if bos < 0 else bos), (None if eos < 0 else eos)

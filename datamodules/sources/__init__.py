@@ -1,0 +1,1 @@
+"""Where data is read from: files, folders, tables, label files, the Hugging Face hub."""

@@ -1,0 +1,88 @@
+"""Checkpoint metadata: the settings of model and data stored in a file, which become the command line's defaults."""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import UserError
+from zoo.registry import DATA_MODULES, MODELS
+from zoo.training.checkpoint_file import read_checkpoint
+
+# Settings that concern the process that trained, not the model.
+_NOT_RESTORED = {"_class_path", "_instantiator", "weights", "compile"}
+
+
+@dataclass
+class CheckpointInfo:
+    """Metadata of a checkpoint.
+
+    Args:
+        path: the file or folder.
+        model: {"class_path", "init_args"} of the model, or None.
+        data: the same of the data module, or None.
+        is_external: the file holds weights of another project, which the model itself reads (`model.weights`).
+        step: optimizer steps behind the checkpoint; None where unknown.
+    """
+
+    path: str
+    model: dict[str, Any] | None
+    data: dict[str, Any] | None
+    is_external: bool
+    step: int | None = None
+
+    def defaults(self) -> dict[str, Any]:
+        """Defaults for the parser."""
+        return {key: spec for key, spec in (("model", self.model), ("data", self.data)) if spec}
+
+    def check_tokenizer(self, data: Any) -> None:
+        """Raises UserError where the data's tokenizer has another vocabulary size than the model was trained with."""
+        trained = (self.model or {}).get("init_args", {}).get("vocab_size")
+        given = getattr(data, "vocab_size", trained)
+        if given != trained:
+            raise UserError(
+                f"the tokenizer has {given} tokens, but the model in {self.path} has {trained}: "
+                "drop --data.tokenizer, or give the one it was trained with"
+            )
+
+
+def read_checkpoint_info(path: str) -> CheckpointInfo:
+    """Metadata of a checkpoint of the zoo, or of an external Llama together with the tokenizer next to it."""
+    if zipfile.is_zipfile(path):
+        checkpoint = read_checkpoint(path)
+        if "zoo" in checkpoint:
+            return _own(path, checkpoint)
+    return _external(path)
+
+
+def _own(path: str, checkpoint: dict[str, Any]) -> CheckpointInfo:
+    def spec(name: str | None, hparams: str) -> dict[str, Any] | None:
+        settings = {k: v for k, v in checkpoint.get(hparams, {}).items() if k not in _NOT_RESTORED}
+        return {"class_path": name, "init_args": settings} if name else None
+
+    stored = str(checkpoint["zoo"].get("model", "")).rpartition(".")[2]
+    if stored not in MODELS:  # never imported: a file must not choose what code runs
+        raise UserError(f"{path} was written by a model {stored!r} that is not registered in zoo.registry")
+    # Lightning stores a data module's state under the name of its class.
+    data = spec(next((name for name in DATA_MODULES if name in checkpoint), None), "datamodule_hyper_parameters")
+    if data and "tokenizer" in checkpoint:
+        data["init_args"]["tokenizer"] = path  # the stored tokenizer; its original file is not needed
+    return CheckpointInfo(
+        path, spec(stored, "hyper_parameters"), data, is_external=False, step=checkpoint.get("global_step")
+    )
+
+
+def _external(path: str) -> CheckpointInfo:
+    data: dict[str, Any] = {"class_path": "TextLM", "init_args": {}}
+    if tokenizer := adjacent_tokenizer(Path(path)):
+        data["init_args"]["tokenizer"] = str(tokenizer)
+    return CheckpointInfo(path, {"class_path": "LlamaLM", "init_args": {"weights": path}}, data, is_external=True)
+
+
+def adjacent_tokenizer(path: Path) -> Path | None:
+    """The only tokenizer in a Hugging Face folder or next to a llama2.c file; None where there is none or several."""
+    if path.is_dir():
+        named = [path] if any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model")) else []
+    else:
+        named = [*path.parent.glob("tok*.bin"), *path.parent.glob("*.model")]
+    return named[0] if len(named) == 1 else None

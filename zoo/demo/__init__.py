@@ -1,0 +1,1 @@
+"""`make demo`: train every tiny config and print a table of results."""

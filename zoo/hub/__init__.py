@@ -1,0 +1,1 @@
+"""Access to the Hugging Face hub."""

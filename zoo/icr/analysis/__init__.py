@@ -1,0 +1,1 @@
+"""Analyses of all checkpoints of a sweep."""

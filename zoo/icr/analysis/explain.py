@@ -1,0 +1,101 @@
+"""What the gradients of a sweep's checkpoints have in common, and what they say of the OOD score."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from zoo.errors import UserError
+from zoo.icr.analysis.gradients import PARTS
+
+ALPHAS = np.logspace(-3, 4, 15)  # strengths of the ridge regression's penalty, to choose from
+
+
+class Table(NamedTuple):
+    """The rows of a gradients.json."""
+
+    rows: list[dict[str, Any]]  # M and step of each
+    names: list[str]  # of the columns
+    gradients: np.ndarray  # (n, 4D + 2)
+    scores: np.ndarray  # (n,) the OOD score of each
+
+
+def read(path: Path) -> Table:
+    """Read what `gradients` wrote: the file, or its folder.
+
+    Raises:
+        ValueError: it is something else, or has fewer than 3 checkpoints, or these are all the same.
+    """
+    path = path / "gradients.json" if path.is_dir() else path
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["checkpoints"]
+        columns = {f"{part}[{i}]": (part, i) for part in PARTS for i in range(len(rows[0]["gradients"][part]))}
+        gradients = np.array([[row["gradients"][part][i] for part, i in columns.values()] for row in rows], float)
+        scores = np.array([row["ood_score"] for row in rows], float)
+        rows = [{"M": row["M"], "step": row["step"]} for row in rows]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        command = "python -m zoo.icr.analysis gradients"
+        raise UserError(f"{path} is no gradients.json: make one from a sweep with `{command}`") from error
+    if len(rows) < 3:
+        raise UserError(f"{path} has {len(rows)} of the at least 3 checkpoints that this takes: save more of them")
+    if not np.ptp(scores) or not np.ptp(gradients, 0).any():
+        raise UserError(f"the checkpoints of {path} are all the same: there is nothing to explain")
+    return Table(rows, list(columns), gradients, scores)
+
+
+def pca(table: Table) -> dict[str, Any]:
+    """The first two principal components of the gradients, each column scaled to mean 0 and variance 1 before.
+
+    Returns `explained`, every component's share of the variance; `explained_if_even`, what each would have if all had
+    the same; `components`, the weights of the columns in the first two; and each checkpoint's `place` in these.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    found = PCA(svd_solver="full")
+    places = make_pipeline(StandardScaler(), found).fit_transform(table.gradients)[:, :2]
+    return {
+        "explained": found.explained_variance_ratio_.tolist(),
+        "explained_if_even": 1 / min(len(table.rows) - 1, len(table.names)),
+        "components": [dict(zip(table.names, c.tolist(), strict=True)) for c in found.components_[:2]],
+        "checkpoints": [row | {"place": place.tolist()} for row, place in zip(table.rows, places, strict=True)],
+    }
+
+
+def regression(table: Table) -> dict[str, Any]:
+    """The ridge regression of the OOD score on the gradients, columns scaled as in `pca`.
+
+    R2 is 1 - sum (y - prediction)^2 / sum (y - mean y)^2. It is given in sample; with each checkpoint predicted from
+    all others (`r2_leave_one_out`), the scaling and the penalty, too, being theirs; and, since neighbours in one
+    training are almost copies, with the checkpoints of each M predicted from those of the other M, where there are at
+    least 3. `r2_constant` is that of the others' mean in place of a regression, one left out: 1 - (n / (n - 1))^2,
+    which is below 0, and what a regression that has found nothing comes to.
+    """
+    from sklearn.dummy import DummyRegressor
+    from sklearn.linear_model import RidgeCV
+    from sklearn.metrics import r2_score
+    from sklearn.model_selection import LeaveOneGroupOut, LeaveOneOut, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    X, y, M = table.gradients, table.scores, [str(row["M"]) for row in table.rows]
+    model = make_pipeline(StandardScaler(), RidgeCV(ALPHAS))
+    left_out = cross_val_predict(model, X, y, cv=LeaveOneOut())
+    several = len(set(M)) >= 3
+    by_M = cross_val_predict(model, X, y, groups=M, cv=LeaveOneGroupOut()) if several else None
+    inside = model.fit(X, y).predict(X)
+    return {
+        "r2_in_sample": r2_score(y, inside),
+        "r2_leave_one_out": r2_score(y, left_out),
+        "r2_leave_one_M_out": None if by_M is None else r2_score(y, by_M),
+        "r2_constant": r2_score(y, cross_val_predict(DummyRegressor(), X, y, cv=LeaveOneOut())),
+        "alpha": float(model[-1].alpha_),
+        "intercept": float(model[-1].intercept_),
+        "coefficients": dict(zip(table.names, model[-1].coef_.tolist(), strict=True)),
+        "checkpoints": [
+            row | {"ood_score": float(true), "predicted": float(out), "predicted_in_sample": float(fitted)}
+            for row, true, out, fitted in zip(table.rows, y, left_out, inside, strict=True)
+        ],
+    }

@@ -1,0 +1,1 @@
+"""Sweep over task diversity."""

@@ -1,0 +1,1 @@
+"""Fixed-point solver with exact, memory-constant gradients."""

@@ -1,0 +1,1 @@
+"""Training code that all models share: base modules, batches, metrics, random streams."""

@@ -1,0 +1,183 @@
+"""Base LightningModule of language models: loss, perplexity, predictions and text generation for any causal network."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoo.errors import UserError
+from zoo.generation.decoders import left_pad
+from zoo.generation.sampling import stream_tokens
+from zoo.optim import OptimizerConfig
+from zoo.tokenizers import Tokenizer
+from zoo.training.batches import IGNORED, as_token_batch
+from zoo.training.metrics import SummedLoss
+from zoo.training.module import ZooModule
+from zoo.training.protocols import LanguageModelNetwork, require
+from zoo.training.random_streams import derive, global_seed
+
+
+class LanguageModel(ZooModule):
+    """Next-token training of a `LanguageModelNetwork`.
+
+    Batches are `TokenBatch`es or plain (tokens, targets) pairs, both (B, T) int64.
+
+    Logged: `train_loss`; for val and test `<split>_loss` in nats per token, `<split>_ppl` per token and, where batches
+    carry word counts, `<split>_word_ppl`: exp(summed loss / words), which compares models with different tokenizers.
+
+    Args:
+        network: the model, a torch.nn.Module with the members of `LanguageModelNetwork`.
+        optimizer_config: settings of the optimizer and its schedule.
+        tokenizer: turns text into the network's ids; needed by `sample_text`, and for texts in predictions.
+        compile: train through `torch.compile`.
+    """
+
+    data_arguments: ClassVar[tuple[str, ...]] = ("vocab_size", "tokenizer")
+    item = "tokens"  # unit of the Throughput callback
+    model: Any
+
+    def __init__(
+        self,
+        network: LanguageModelNetwork,
+        optimizer_config: OptimizerConfig,
+        tokenizer: Tokenizer | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(optimizer_config, tokenizer)
+        self.model = network
+        self.compiles = compile
+        self.perplexity = torch.nn.ModuleDict({split: SummedLoss() for split in ("val", "test")})
+
+    def setup(self, stage: str) -> None:
+        require(self.model, LanguageModelNetwork)
+        self.training_loss = self.model.loss
+        if stage == "fit" and self.compiles:
+            self.compile_network()
+
+    def compile_network(self) -> None:
+        """Compile what a training step runs; called once, when training starts."""
+        self.training_loss = torch.compile(self.model.loss)
+
+    def check_data(self, data: Any) -> None:
+        """The data must hold running text whose windows fit into the context."""
+        if not hasattr(data, "seq_len"):
+            raise UserError(f"{type(data).__name__} has no running text for a language model: give --data=TextLM")
+        longest = self.model.config.max_seq_len
+        if data.seq_len > longest:
+            raise UserError(
+                f"--data.seq_len {data.seq_len} exceeds the model's context of {longest} tokens: set --data.seq_len to "
+                f"at most {longest}"
+            )
+
+    def forward(self, batch: Any) -> Tensor:
+        """Logits (B, T, V) of tokens (B, T), given as a tensor, a `TokenBatch` or a (tokens, targets) pair."""
+        return self.model(batch if isinstance(batch, Tensor) else as_token_batch(batch).tokens)[0]
+
+    # ---- training
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        batch = as_token_batch(batch)
+        loss = self.training_loss(batch.tokens, batch.targets)
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def count(self, batch: Any) -> int:
+        """Tokens of a training batch."""
+        return as_token_batch(batch).tokens.numel()
+
+    def flops_per_item(self, batch: Any) -> float:
+        """Floating-point operations of one training token, forward and backward."""
+        return self.model.flops_per_token(as_token_batch(batch).tokens.shape[1])
+
+    # ---- evaluation
+
+    def _update(self, split: str, batch: Any) -> None:
+        tokens, targets, _, words = as_token_batch(batch)
+        loss = self.model.loss(tokens, targets)
+        self.perplexity[split].update(loss, (targets != IGNORED).sum(), words)  # type: ignore[operator]
+
+    def _log_perplexity(self, split: str) -> None:
+        metric: Any = self.perplexity[split]
+        result = metric.compute()
+        metric.reset()
+        loss = result["loss"]
+        # sync_dist: the metric has synchronised already, so all ranks hold the same value.
+        self.log(f"{split}_loss", loss, prog_bar=True, sync_dist=True)
+        self.log(f"{split}_ppl", loss.exp(), sync_dist=True)
+        if "loss_per_word" in result:
+            self.log(f"{split}_word_ppl", result["loss_per_word"].exp(), sync_dist=True)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._update("val", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_perplexity("val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._update("test", batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_perplexity("test")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, Any]]:
+        """Score every window of the text.
+
+        Returns:
+            For each row "tokens" (number scored), "loss" (nats per token), "ppl"; "index", its place in the text,
+            where the batch has it; and "text", the scored text, where the module has a tokenizer.
+        """
+        tokens, targets, index, _ = as_token_batch(batch)
+        logits = self.model(tokens)[0]  # (B, T, V)
+        nll = F.cross_entropy(logits.float().mT, targets, reduction="none", ignore_index=IGNORED)  # (B, T)
+        is_scored = targets != IGNORED
+        counts = is_scored.sum(1)
+        losses = nll.sum(1) / counts.clamp(min=1)
+        rows: list[dict[str, Any]] = [{} for _ in tokens]
+        for i, row in enumerate(rows):
+            if index is not None:
+                row["index"] = int(index[i])
+            if self.tokenizer is not None:
+                row["text"] = self.tokenizer.decode(targets[i][is_scored[i]].tolist())
+            loss = losses[i].item()
+            row |= {"tokens": int(counts[i]), "loss": loss, "ppl": math.exp(loss)}
+        return rows
+
+    # ---- text
+
+    def stream(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, **options: Any) -> Iterator[Tensor]:
+        """Continue prompts, given as lists of ids: yields the next token of every prompt, (B,), step by step.
+
+        Args:
+            prompts: B lists of token ids.
+            max_new_tokens: number of steps at most.
+            **options: those of `zoo.generation.sampling.stream_tokens`.
+        """
+        tokens, lengths = left_pad(prompts)
+        return stream_tokens(self.model, tokens, max_new_tokens, lengths=lengths, **options)
+
+    def sample_text(self, prompt: str, max_new_tokens: int, temperature: float) -> str:
+        """`prompt` with its continuation; the draw depends on the run's seed and the step only."""
+        if self.tokenizer is None:
+            raise UserError(f"{type(self).__name__} has no tokenizer: pass tokenizer= to sample text")
+        ids = self.tokenizer.encode(prompt) or [0]
+        seed = derive(global_seed(), "sample", self.global_step)
+        steps = self.stream([ids], max_new_tokens, temperature=temperature, seed=seed)
+        return self.tokenizer.decode([*ids, *(int(step) for step in steps)])
+
+
+def required_vocab_size(vocab_size: int | None, tokenizer: Tokenizer | None, model: str) -> int:
+    """The vocabulary size given as an argument or by the tokenizer.
+
+    Raises:
+        UserError: neither is given, or the two differ.
+    """
+    if vocab_size is None:
+        if tokenizer is None:
+            raise UserError(f"{model} needs vocab_size, the number of token ids in its data, or a tokenizer")
+        return tokenizer.vocab_size
+    if tokenizer is not None and tokenizer.vocab_size != vocab_size:
+        raise UserError(f"{model}: vocab_size is {vocab_size}, but the tokenizer has {tokenizer.vocab_size} tokens")
+    return vocab_size

@@ -1,0 +1,94 @@
+"""Base LightningModule: optimizer, resumable random state, checkpoint metadata."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from zoo.errors import UserError
+from zoo.optim import OptimizerConfig
+from zoo.registry import registered_name
+from zoo.tokenizers import Tokenizer, from_state
+from zoo.training.random_streams import derive, global_seed
+
+
+class ZooModule(LightningModule):
+    """Base class of the zoo's LightningModules.
+
+    A module receives everything as constructor arguments and batches; it never reads `trainer.datamodule`. A subclass
+    calls `self.save_hyperparameters(ignore=["tokenizer"])` in its `__init__`. All other arguments must be numbers,
+    strings, lists or None, so that checkpoints load under `torch.load(weights_only=True)`.
+
+    Args:
+        optimizer_config: settings of the optimizer and its schedule.
+        tokenizer: stored in checkpoints and restored from them; None where the model reads no text.
+    """
+
+    data_arguments: ClassVar[tuple[str, ...]] = ()
+    """Constructor arguments that the command line takes from the data module's attributes of the same names."""
+
+    def __init__(self, optimizer_config: OptimizerConfig, tokenizer: Tokenizer | None = None) -> None:
+        super().__init__()
+        self.optimizer_config = optimizer_config
+        self.tokenizer = tokenizer
+
+    def check_data(self, data: Any) -> None:
+        """Compare the module with a data module before a run. The command line calls this; override to add checks.
+
+        Raises:
+            UserError: the two do not fit; the message names the options to change.
+        """
+
+    # ---- training
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed dropout from (seed, rank, batch number): a resumed run needs no generator state."""
+        assert self.trainer is not None
+        torch.manual_seed(derive(global_seed(), "step", self.global_rank, self.trainer.fit_loop.total_batch_idx))
+
+    @property
+    def logs_this_step(self) -> bool:
+        """Whether the logger records the current optimizer step."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and (self.global_step + 1) % every == 0
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # Here gradients are complete (accumulated, averaged over ranks, unscaled) and not yet clipped.
+        if self.logs_this_step:
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            self.log("grad_norm", nn.utils.get_total_norm(gradients))
+
+    def lr_scale(self, name: str) -> float:
+        """Factor on the learning rate of the parameter `name`."""
+        return 1.0
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer_config.build(self.named_parameters(), self.lr_scale)
+        schedule = self.optimizer_config.schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # ---- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the model's registered name and the tokenizer; data modules store their own name and settings."""
+        checkpoint["zoo"] = {"model": registered_name(self)}
+        if self.tokenizer is not None:
+            checkpoint["tokenizer"] = self.tokenizer.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.tokenizer is None and "tokenizer" in checkpoint:
+            self.tokenizer = from_state(checkpoint["tokenizer"])
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's, except that a missing, unknown or misshapen tensor raises UserError."""
+        own = self.state_dict()
+        for name in [*own, *state_dict] if strict else []:
+            here, there = (tuple(s[name].shape) if name in s else "missing" for s in (own, state_dict))
+            if here != there:
+                raise UserError(
+                    f"the checkpoint does not fit this {type(self).__name__}: {name} is {there} in the file and {here} "
+                    "in the model; drop the settings that change the model's sizes"
+                )
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
