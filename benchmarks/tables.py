@@ -285,7 +285,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = []
-    for path in (ROOT / "README.md", *sorted((ROOT / "zoo").glob("*/README.md"))):
+    for path in (ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "zoo").glob("*/README.md"))):
         before = path.read_text(encoding="utf-8")
         after = filled(before)
         if after != before:
