@@ -1,0 +1,108 @@
+"""Stops training, or skips the step, when the loss or a gradient is not finite."""
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from zoo.errors import UserError
+
+SMALLEST_SCALE = 2.0**-10  # a healthy fp16 loss scale is far above 1
+
+
+class NonFinite(Callback):
+    """Check the loss and the gradients of every optimizer step for NaN and infinity.
+
+    Gradients that an fp16 gradient scaler skips are not an error, unless its scale has fallen to almost nothing. On a
+    GPU the result of the checks is read every `every_n_steps` steps, so that the host does not wait for the device.
+
+    Args:
+        action: "stop" ends training with exit code 1; "skip" leaves such a step out, logs the number of such steps as
+            `skipped_steps`, and continues. "skip" reads the result at every step, also on a GPU.
+        every_n_steps: optimizer steps between two readings on a GPU, at least 1. On a CPU every step is read.
+    """
+
+    def __init__(self, action: Literal["stop", "skip"] = "stop", every_n_steps: int = 20) -> None:
+        if action not in ("stop", "skip"):
+            raise UserError(f'non_finite.action must be "stop" or "skip", not {action!r}')
+        if every_n_steps < 1:
+            raise UserError(f"non_finite.every_n_steps must be at least 1, not {every_n_steps}")
+        self.action = action
+        self.every_n_steps = every_n_steps
+        self.skipped_steps = 0
+        self._first_bad: Tensor | None = None  # (), the first step with a non-finite value, -1 for none; on the device
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped_steps": self.skipped_steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped_steps = state_dict["skipped_steps"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._first_bad = torch.full((), -1, device=pl_module.device)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        # Gradients are accumulated, averaged over ranks and unscaled here, so all ranks decide alike.
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            return  # the scaler skips overflowing steps itself
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not gradients:
+            return
+        is_finite = nn.utils.get_total_norm(gradients).isfinite()
+        if self.action == "skip":
+            if not is_finite:
+                optimizer.zero_grad()  # sets gradients to None: the optimizer then changes nothing
+                self.skipped_steps += 1
+        else:
+            self._note(is_finite, trainer.global_step)
+            self._read(trainer)
+        if self.skipped_steps:
+            pl_module.log("skipped_steps", float(self.skipped_steps))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            if trainer.global_step % self.every_n_steps == 0 and scaler.get_scale() < SMALLEST_SCALE:
+                raise UserError(
+                    f"training has diverged at step {trainer.global_step}: every fp16 gradient overflows. "
+                    f"Lower --model.lr, or set --mixed_precision.dtype bf16{_last_checkpoint(trainer)}"
+                )
+            return
+        loss = outputs["loss"] if isinstance(outputs, dict) and "loss" in outputs else outputs
+        if isinstance(loss, Tensor) and self.action == "stop":
+            self._note(loss.isfinite().all(), trainer.global_step)
+            self._read(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._first_bad is not None and not trainer.sanity_checking:
+            self._read(trainer, always=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._read(trainer, always=True)
+
+    def _note(self, is_finite: Tensor, step: int) -> None:
+        assert self._first_bad is not None
+        is_first = ~is_finite & (self._first_bad < 0)
+        self._first_bad = torch.where(is_first, torch.full_like(self._first_bad, step), self._first_bad)
+
+    def _read(self, trainer: Trainer, always: bool = False) -> None:
+        assert self._first_bad is not None
+        on_cpu = self._first_bad.device.type == "cpu"
+        if not (always or on_cpu or trainer.global_step % self.every_n_steps == 0):
+            return
+        step = int(self._first_bad)
+        if step >= 0:
+            raise UserError(
+                f"training has diverged: the loss or a gradient is not finite at step {step}. Lower --model.lr, or "
+                "set --trainer.gradient_clip_val; --non_finite.action skip leaves out such steps"
+                + _last_checkpoint(trainer)
+            )
+
+
+def _last_checkpoint(trainer: Trainer) -> str:
+    """The end of a sentence that names the newest checkpoint with finite weights."""
+    path = getattr(trainer.checkpoint_callback, "last_model_path", "")
+    return f". The last good checkpoint is {path}" if path else ""

@@ -1,0 +1,74 @@
+"""NonFinite: a diverging run ends with one sentence, or the bad steps are left out and counted."""
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from zoo.callbacks.non_finite import NonFinite
+from zoo.errors import UserError
+
+
+class Line(LightningModule):
+    """y = w x; the gradient of a row with x = NaN is NaN."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(1, 1, bias=False)
+        self.history = []
+
+    def training_step(self, batch, batch_idx):
+        return (self.net(batch[0]) - 1).square().mean()
+
+    def on_train_batch_end(self, *_):
+        self.history.append(self.net.weight.item())
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.1, weight_decay=0.5)
+
+
+def fit(callback, rows, **options):
+    module = Line()
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=1, callbacks=[callback], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, **options,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(TensorDataset(torch.tensor(rows)[:, None]), batch_size=1))
+    return module
+
+
+def test_nan_gradient_stops_training_and_names_the_step():
+    with pytest.raises(UserError, match=r"not finite at step 2\. Lower --model\.lr"):
+        fit(NonFinite(), [1.0, 2.0, float("nan"), 1.0])
+
+
+def test_last_shorter_reading_interval_is_read_at_the_end():
+    callback = NonFinite(every_n_steps=100)
+    with pytest.raises(UserError, match="step 3"):
+        fit(callback, [1.0, 2.0, 1.0, float("inf")])
+
+
+def test_skip_leaves_weights_unchanged_and_counts():
+    callback = NonFinite(action="skip")
+    module = fit(callback, [1.0, float("nan"), 1.0])
+    assert callback.skipped_steps == 1
+    assert module.history[1] == module.history[0]  # neither momentum nor weight decay moved it
+    assert module.history[2] != module.history[1]
+    restored = NonFinite(action="skip")
+    restored.load_state_dict(callback.state_dict())
+    assert restored.skipped_steps == 1
+
+
+def test_finite_training_is_unchanged():
+    torch.manual_seed(0)
+    plain = fit(NonFinite(action="skip"), [1.0, 2.0, 3.0]).history
+    torch.manual_seed(0)
+    checked = fit(NonFinite(), [1.0, 2.0, 3.0]).history
+    assert plain == checked
+
+
+@pytest.mark.parametrize("options", [{"action": "ignore"}, {"every_n_steps": 0}])
+def test_settings_outside_their_range_are_refused(options):
+    with pytest.raises(UserError, match="non_finite"):
+        NonFinite(**options)
