@@ -3,7 +3,7 @@
 TextRegression and SyntheticConfigs share it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -138,7 +138,7 @@ class RegressionRows:
         rows, limit = self.reader.rows(split), self.settings.max_input_len
         ids = tokenizer.encode_batch(self.rounded_texts(rows.texts))
         features = [numbers_in(text) for text in rows.texts] if self.settings.features else None
-        numbers = features or [None] * len(ids)
+        numbers: Sequence[list[float] | None] = features or [None] * len(ids)
         used = [i for i in range(len(ids)) if self._is_usable(rows.places[i], ids[i], numbers[i])]
         if not used:
             raise UserError(f"no row of the {split} split is left{self.reader.bad_rows.first()}")

@@ -115,7 +115,7 @@ class Reviews(RowViews, TextData):
             labels = {cell.strip() if isinstance(cell, str) else label_text(cell) for cell in cells if _is_label(cell)}
             if not labels:
                 raise UserError(
-                    f"{self.settings.data} has no labels in a column {column!r}, from which to derive the classes: set "
+                    f"{self.settings.data} has no labels in a column {column!r} from which to derive the classes: set "
                     "--data.label_column to the column of the labels, or --data.label_names to the classes"
                 )
             classes = labels_of_rows(labels)
