@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +94,19 @@ class Reviews(RowViews, TextData):
             is_labelled = file.suffix.lower() == ".txt"
             return read_labelled(file, bad, *columns) if is_labelled else read_table(file, None, bad)
 
-        def layout(tables: Tables) -> RowLayout:
-            return RowLayout([options.text_column], [options.label_column], "text", classes=self.labels.classes)
+        def choose_layout(tables: Tables) -> RowLayout:
+            names = next(iter(tables.values()))[0].names
+            text, label = (parse_columns([column], names) for column in (options.text_column, options.label_column))
+            return RowLayout(text, label, "text", classes=self.labels.classes)
 
         self.reader = RowReader(
-            options, layout, read_file, [options.label_column], self.cache / "datasets", generated, self.unlabelled
+            options,
+            choose_layout,
+            read_file,
+            [options.label_column],
+            self.cache / "datasets",
+            generated,
+            self.unlabelled,
         )
         self._datasets: dict[str, TextRows] = {}
 
@@ -110,9 +117,11 @@ class Reviews(RowViews, TextData):
         """The classes: from label_names, or the labels of the training rows. They are stored in the settings."""
         given, column = self.settings.label_names, self.settings.label_column
         if given is None:
-            rows = chain.from_iterable(table.rows for table in self.reader.tables.get("train", []))
-            cells = (cells.get(column) for _, cells in rows)
-            labels = {cell.strip() if isinstance(cell, str) else label_text(cell) for cell in cells if _is_label(cell)}
+            labels = set()
+            for table in self.reader.tables.get("train", []):
+                [name] = parse_columns([column], table.names)
+                cells = [cells.get(name) for _, cells in table.rows]
+                labels |= {c.strip() if isinstance(c, str) else label_text(c) for c in cells if _is_label(c)}
             if not labels:
                 raise UserError(
                     f"{self.settings.data} has no labels in a column {column!r} from which to derive the classes: set "

@@ -133,27 +133,24 @@ def _csv_options(file: Path, separator: str) -> dict[str, Any]:
 
 
 def _detect_separator(file: Path, names: list[str] | None) -> str:
-    """Separator of the fields: the usual one of the suffix, unless it finds one column and another finds several.
+    """Separator of the fields: the usual one of the suffix, unless only another one gives a table; that is printed.
 
-    Another separator must split the first rows into equally many fields; it is printed.
+    A separator gives a table if it splits each of the first rows into the same number of fields, at least two.
     """
     usual = _SEPARATORS[file.suffix.lower()]
     if names is not None and len(names) == 1:
         return usual
     for separator in (usual, *(other for other in _SEPARATOR_NAMES if other != usual)):
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as content:
-            reader = csv.reader(content, **_csv_options(file, separator))
+            rows = csv.reader(content, **_csv_options(file, separator))
             try:
-                sizes = {len(fields) for fields in islice(reader, 1 if separator == usual else _SAMPLED_ROWS) if fields}
+                sizes = {len(fields) for fields in islice(rows, _SAMPLED_ROWS) if fields}
             except csv.Error:
-                if separator == usual:
-                    return usual
                 continue
-        if separator == usual and sizes != {1}:
-            return usual
-        if len(sizes) == 1 and min(sizes) > 1 and (names is None or sizes == {len(names)}):
-            name = _SEPARATOR_NAMES[separator]
-            rank_zero_only(print)(f"zoo: {file}: its columns are separated by {name}", file=sys.stderr)
+        if len(sizes) == 1 and min(sizes) > 1 and (separator == usual or names is None or sizes == {len(names)}):
+            if separator != usual:
+                message = f"zoo: {file}: its columns are separated by {_SEPARATOR_NAMES[separator]}"
+                rank_zero_only(print)(message, file=sys.stderr)
             return separator
     return usual
 
@@ -166,7 +163,8 @@ def _read_separated(file: Path, names: list[str] | None, bad: BadRows) -> Table:
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as content:
             reader = csv.reader(content, strict=True, **options)
             while True:
-                line = reader.line_num + 1  # of the row's first line
+                # A row may span lines: its place is its first line.
+                line = reader.line_num + 1
                 try:
                     fields = next(reader, None)
                     if fields is None:
@@ -175,6 +173,7 @@ def _read_separated(file: Path, names: list[str] | None, bad: BadRows) -> Table:
                         raise UserError(reason)
                     if not fields:
                         continue  # a blank line
+                    # The first row is the header, unless names are given; all others must have as many fields.
                     if names is None:
                         names = _header(fields)
                     elif len(fields) == len(names):

@@ -218,6 +218,21 @@ def test_separators_are_detected_and_printed(separator, name, tmp_path, capsys):
     assert read_table(file, ["c", "d"], BadRows("stop")).rows[0][1] == {"c": "a", "d": "y"}
 
 
+def test_separator_of_a_header_with_commas_in_names(tmp_path, capsys):
+    file = tmp_path / "rows.csv"
+    file.write_text("size, MB;loss, final\n1;2\n3;4\n")
+    assert read_table(file, None, BadRows("stop")).columns == ["size, MB", "loss, final"]
+    assert "separated by semicolons" in capsys.readouterr().err
+
+
+def test_separator_is_not_changed_by_a_bad_row(tmp_path, capsys):
+    file = tmp_path / "rows.csv"
+    file.write_text("text,y\na b,1\nc; d,2,3\n")
+    with pytest.raises(UserError, match="line 3: it has 3 fields, not the 2 of the columns"):
+        read_table(file, None, BadRows("stop"))
+    assert not capsys.readouterr().err
+
+
 @pytest.mark.parametrize("lines", ["text\na b\nc d\n", "my text\none\ntwo words\n", "text\na; b\nc\n", "text\na\n"])
 def test_one_column_of_text_is_not_split(lines, tmp_path, capsys):
     file = tmp_path / "rows.csv"
@@ -255,3 +270,12 @@ def test_rows_to_predict_need_no_valid_target(cell, tmp_path):
     reviews = Reviews(file, "bad,good", label_column="y")
     assert np.isnan(reviews.targets("predict")[0, 0])
     assert reviews.targets("predict")[1, 0] == 1
+
+
+def test_reviews_with_unusual_column_names(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(json.dumps({" review, text ": f"t{i}", " stars": i % 2}) for i in range(20)))
+    data = Reviews(str(file), text_column="review, text", label_column="stars")
+    assert data.label_names == ["0", "1"]
+    assert data.texts("predict")[:2] == ["t0", "t1"]
+    assert data.targets("predict")[:2, 0].tolist() == [0, 1]
