@@ -14,7 +14,7 @@ import torch
 
 from zoo.datamodules.augment import Augmentation
 from zoo.datamodules.row_data import RowReader, RowSettings, RowViews, Tables, train_row_tokenizer
-from zoo.datamodules.row_text import RowFormat, RowLayout, TextRows, numbers_in, parse_columns
+from zoo.datamodules.row_text import RowFormat, RowLayout, TextRows, list_columns, numbers_in, parse_columns
 from zoo.datamodules.sources import tables
 from zoo.datamodules.sources.tables import Table, read_table
 from zoo.errors import UserError
@@ -135,6 +135,7 @@ class RegressionRows:
 
     def encode(self, split: str, tokenizer: Tokenizer, seed: int) -> TextRows:
         """The dataset of a split; the training split is followed by its augmented copies."""
+        # Tokens and features of all rows, of which only usable rows stay.
         rows, limit = self.reader.rows(split), self.settings.max_input_len
         ids = tokenizer.encode_batch(self.rounded_texts(rows.texts))
         features = [numbers_in(text) for text in rows.texts] if self.settings.features else None
@@ -143,6 +144,7 @@ class RegressionRows:
         if not used:
             raise UserError(f"no row of the {split} split is left{self.reader.bad_rows.first()}")
         texts, ids = [rows.texts[i] for i in used], [ids[i][:limit] for i in used]
+        # Copies of texts and targets are changed; features are those of the original texts.
         copies = self.settings.augment_copies if split == "train" else 0
         return TextRows(
             *self._add_copies(texts, ids, copies, tokenizer, seed),
@@ -168,9 +170,11 @@ class RegressionRows:
             inputs = parse_columns([s.text_column or YAML_TEXT], names)
         row_format: RowFormat = s.row_format or ("text" if len(inputs) == 1 else "key_value")
         if row_format == "text" and len(inputs) != 1:
-            raise UserError(f"row_format text reads one column: set --data.text_column to one of {', '.join(inputs)}")
+            raise UserError(
+                f"row_format text reads one column: set --data.text_column to one of {list_columns(inputs)}"
+            )
         if not inputs:
-            raise UserError(f"{table.name} has no column for the text: its columns are {', '.join(names)}")
+            raise UserError(f"{table.name} has no column for the text: its columns are {list_columns(names)}")
         # Other data, read from a checkpoint's settings, must become texts in the same way.
         if row_format == "text":
             self._record({"text_column": inputs[0], "columns": None})

@@ -108,7 +108,7 @@ class RowLayout(NamedTuple):
         if need_targets and not self.targets:
             raise UserError(
                 "the columns of the numbers to predict are unknown: "
-                f"set --data.target_columns to some of {', '.join(table.names)}"
+                f"set --data.target_columns to some of {list_columns(table.names)}"
             )
         for option, names in options.items():
             for name in names:
@@ -117,7 +117,7 @@ class RowLayout(NamedTuple):
                     hint = f" (did you mean {near[0]!r}?)" if near else ""
                     raise UserError(
                         f"{table.name} has no column {name!r}{hint}: set --data.{option} to columns that it has, "
-                        f"{', '.join(table.columns)}"
+                        f"{list_columns(table.columns)}"
                     )
 
     def target(self, cells: Cells, name: str, needed: bool = True) -> float:
@@ -168,7 +168,7 @@ class RowLayout(NamedTuple):
             return text
         words = {name: _word(cells.get(name)) for name in self.columns}
         if not any(words.values()):
-            raise UserError(f"all of {', '.join(self.columns)} are empty in it")
+            raise UserError(f"all of {list_columns(self.columns)} are empty in it")
         if self.row_format == "values":
             return " ".join(word or "-" for word in words.values())
         if self.row_format == "json":
@@ -189,6 +189,11 @@ def parse_columns(names: str | list[str] | None, known: Collection[str] = ()) ->
     return [name if name in known else stripped.get(name.strip(), name) for name in names]
 
 
+def list_columns(names: Collection[str]) -> str:
+    """Column names in a message; a name that is empty or has commas or surrounding blanks is quoted."""
+    return ", ".join(name if name and name == name.strip() and "," not in name else repr(name) for name in names)
+
+
 def is_missing(cell: Any) -> bool:
     """Whether a cell holds no value: empty, blank, NaN or a question mark."""
     return cell is None or cell != cell or (isinstance(cell, str) and cell.strip().lower() in ("", "?", "nan"))
@@ -201,7 +206,7 @@ def numbers_in(text: str) -> list[float]:
 
 def _cell(cells: Cells, name: str) -> Any:
     if name not in cells:
-        first = ", ".join(map(str, [*cells][:8])) or "nothing"
+        first = list_columns([*map(str, cells)][:8]) or "nothing"
         raise UserError(f"it has no {name!r}, only {first}{' and more' if len(cells) > 8 else ''}")
     return cells[name]
 

@@ -145,6 +145,12 @@ def test_parse_columns():
     assert parse_columns(["x "], ["x"]) == ["x"]
 
 
+def test_messages_quote_unusual_column_names(tmp_path):
+    file = write_csv(tmp_path / "a.csv", [(1, 2, 3)], ("", "size, MB", "rate"))
+    with pytest.raises(UserError, match=r"no column 'y': set --data\.target_columns to .*, '', 'size, MB', rate$"):
+        TextRegression(file, target_columns="y").setup("fit")
+
+
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
 def test_unusual_column_names_in_fit_and_prediction(tmp_path, suffix):
     """A comma, surrounding blanks and an unnamed index, from the training table to a checkpoint's settings."""
