@@ -16,7 +16,7 @@ from zoo.datamodules.augment import Augmentation
 from zoo.datamodules.row_data import RowReader, RowSettings, RowViews, Tables, train_row_tokenizer
 from zoo.datamodules.row_text import RowFormat, RowLayout, TextRows, list_columns, numbers_in, parse_columns
 from zoo.datamodules.sources import tables
-from zoo.datamodules.sources.tables import Table, read_table
+from zoo.datamodules.sources.tables import BadRows, Table, read_table
 from zoo.errors import UserError
 from zoo.tokenizers import Tokenizer
 from zoo.tokenizers.numerals import rounded
@@ -105,16 +105,15 @@ class RegressionRows:
         record: Callable[[dict[str, object]], None],
     ) -> None:
         self.settings, self._record = settings, record
-        header = parse_columns(settings.column_names) or None
+        self.n_numbers: int | None = None  # F, the number of features of each text, once the first is read
         self.reader = RowReader(
             settings,
             self._choose_layout,
-            lambda file, bad: read_table(file, header, bad),
+            self._read_file,
             settings.target_columns or YAML_TARGET,
             cache_dir,
             generated,
         )
-        self._n_numbers: int | None = None  # numbers in each text, once the first is read
 
     @property
     def n_objectives(self) -> int:
@@ -122,11 +121,6 @@ class RegressionRows:
         if len(parse_columns(self.settings.target_columns)) < 2:
             return 1
         return len(self.reader.layout.targets) or 1
-
-    @property
-    def n_numbers(self) -> int | None:
-        """F, the number of features of each text; None before the first row is encoded."""
-        return self._n_numbers
 
     def rounded_texts(self, texts: list[str]) -> list[str]:
         """The texts as the tokenizer reads them: with rounded numbers."""
@@ -154,11 +148,15 @@ class RegressionRows:
 
     # ---- private
 
+    def _read_file(self, file: Path, bad: BadRows) -> Table:
+        return read_table(file, parse_columns(self.settings.column_names) or None, bad)
+
     def _choose_layout(self, given: Tables) -> RowLayout:
         """Roles of the columns; those that the settings leave open follow from the first split."""
         if self.reader.is_generated:
             return RowLayout(["text"], ["target"], "text")
         s, group = self.settings, next(iter(given.values()))
+        # Names of all columns: those of the first file's header, or without headers all keys in any row.
         table = group[0]
         names = table.names if table.columns is not None else list(dict.fromkeys(n for t in group for n in t.names))
         is_yaml = table.columns is None and Path(table.name).suffix.lower() in tables.YAML
@@ -166,8 +164,10 @@ class RegressionRows:
         [group_column] = parse_columns([s.group_column], names) if s.group_column else [None]
         # Input columns: as given, else all others; a YAML file has a default text column.
         inputs = parse_columns(s.columns, names) or [name for name in names if name not in {*targets, group_column}]
-        if s.text_column or (is_yaml and not s.columns and s.row_format in (None, "text")):
-            inputs = parse_columns([s.text_column or YAML_TEXT], names)
+        if s.text_column is not None:
+            inputs = parse_columns([s.text_column], names)
+        elif is_yaml and not s.columns and s.row_format in (None, "text"):
+            inputs = [YAML_TEXT]
         row_format: RowFormat = s.row_format or ("text" if len(inputs) == 1 else "key_value")
         if row_format == "text" and len(inputs) != 1:
             raise UserError(
@@ -193,9 +193,9 @@ class RegressionRows:
             bad.refuse(place, "a number in its text is too large for a feature")
             return False
         if features is not None:
-            self._n_numbers = len(features) if self._n_numbers is None else self._n_numbers
-            if len(features) != self._n_numbers:
-                bad.refuse(place, f"its text has {len(features)} numbers, the first row's {self._n_numbers}")
+            self.n_numbers = len(features) if self.n_numbers is None else self.n_numbers
+            if len(features) != self.n_numbers:
+                bad.refuse(place, f"its text has {len(features)} numbers, the first row's {self.n_numbers}")
                 return False
         return True
 

@@ -1,9 +1,8 @@
 """Reviews: texts with class labels, from `label ||| text` files, tables or hub data sets, for a classifier."""
 
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -87,25 +86,13 @@ class Reviews(RowViews, TextData):
         self.save_hyperparameters(asdict(options), logger=False)
         self.settings, self.max_input_len = options, options.max_input_len
         self.unlabelled = frozenset(parse_columns(options.unlabelled))
-        columns = options.label_column, options.text_column
-        generated: dict[str, Callable[[str], Table]] = {OPINIONS: lambda split: opinions(split, *columns)}
-
-        def read_file(file: Path, bad: BadRows) -> Table:
-            is_labelled = file.suffix.lower() == ".txt"
-            return read_labelled(file, bad, *columns) if is_labelled else read_table(file, None, bad)
-
-        def choose_layout(tables: Tables) -> RowLayout:
-            names = next(iter(tables.values()))[0].names
-            text, label = (parse_columns([column], names) for column in (options.text_column, options.label_column))
-            return RowLayout(text, label, "text", classes=self.labels.classes)
-
         self.reader = RowReader(
             options,
-            choose_layout,
-            read_file,
+            self._choose_layout,
+            self._read_file,
             [options.label_column],
             self.cache / "datasets",
-            generated,
+            {OPINIONS: partial(opinions, label_column=options.label_column, text_column=options.text_column)},
             self.unlabelled,
         )
         self._datasets: dict[str, TextRows] = {}
@@ -156,6 +143,18 @@ class Reviews(RowViews, TextData):
             return None
         before, _, after = self.settings.prompt.replace("{choices}", self.choices).partition("{text}")
         return before, after
+
+    # ---- tables
+
+    def _read_file(self, file: Path, bad: BadRows) -> Table:
+        if file.suffix.lower() == ".txt":
+            return read_labelled(file, bad, self.settings.label_column, self.settings.text_column)
+        return read_table(file, None, bad)
+
+    def _choose_layout(self, tables: Tables) -> RowLayout:
+        names = next(iter(tables.values()))[0].names
+        text, label = (parse_columns([c], names) for c in (self.settings.text_column, self.settings.label_column))
+        return RowLayout(text, label, "text", classes=self.labels.classes)
 
     # ---- datasets
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 from collections import Counter
 
 import numpy as np
@@ -121,6 +122,14 @@ def test_settings_in_checkpoints_rebuild_the_data(cls, tmp_path):
     assert again.texts("val") == data.texts("val")
     assert again.targets("val").tolist() == data.targets("val").tolist()
     assert {"data", "tokenizer", "max_input_len", "seed", "bad_rows"} <= stored.keys()
+
+
+@pytest.mark.parametrize("cls", [TextRegression, SyntheticConfigs, Reviews])
+def test_data_modules_can_be_sent_to_other_processes(cls):
+    data = cls()
+    data.setup("validate")
+    again = pickle.loads(pickle.dumps(data))
+    assert again.texts("test") == data.texts("test")
 
 
 def test_attributes_that_the_command_line_links():
