@@ -1,7 +1,8 @@
-"""Changed copies of texts that mean the same: other words, other sentences around them, numbers written otherwise.
+"""Augmentation of texts: synonyms, background sentences, other formats of numbers, and noise on numbers.
 
-The synonyms follow Wei and Zou 2019, "EDA: Easy Data Augmentation" (arXiv 1901.11196), without its random deletions and
-swaps, which can turn what a sentence says. No change touches a negation, and only `jitter` a number's value.
+Synonym replacement follows Wei and Zou 2019, "EDA: Easy Data Augmentation" (arXiv 1901.11196), without its random
+deletions and swaps, which can invert the meaning of a sentence. No change removes or adds a negation, and only `jitter`
+changes the value of a number.
 """
 
 import math
@@ -15,31 +16,34 @@ import yaml
 from zoo.errors import UserError
 from zoo.tokenizers.numerals import NUMBER
 
-ENGLISH = "english"  # the list of synonyms that comes with this file
+ENGLISH = "english"  # the list of synonyms in synonyms.yaml
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
 
 
 class Augmentation:
-    """Each change that is asked for, made at random.
+    """Random changes of a text, drawn from a given generator.
 
     Args:
-        synonyms: a YAML file of words, each with a list of its synonyms; "english" is the short one that is here.
-        background: a text file of sentences, one a line, of which one comes before or after the text.
-        number_formats: write 1000 as 1,000, 1e3 or 1000.0.
-        jitter: multiply each number by exp(N(0, jitter^2)), so that like inputs have like outputs.
+        synonyms: a YAML file of words, each with a list of synonyms, or "english" for the list included here; None
+            replaces no words.
+        background: a text file with one sentence per line, of which one is added before or after the text; None adds
+            none.
+        number_formats: rewrite numbers: 1000 as 1,000, 1e3 or 1000.0.
+        jitter: multiply each number by exp(N(0, jitter^2)), so that similar inputs have similar outputs; 0 turns it
+            off.
 
     Raises:
-        ValueError: a file cannot be used.
+        FileNotFoundError: there is no such file.
+        UserError: a file cannot be used.
     """
 
-    def __init__(
-        self, synonyms: str | None, background: str | None, number_formats: bool, jitter: float = 0.0
-    ) -> None:
+    def __init__(self, synonyms: str | None, background: str | None, number_formats: bool, jitter: float = 0.0) -> None:
         self._synonyms = _read_synonyms(synonyms) if synonyms else {}
         self._background = _read_background(background) if background else []
         self._number_formats, self._jitter = number_formats, jitter
 
     def __call__(self, text: str, random: Random) -> str:
+        """A changed copy of `text`."""
         if self._jitter:
             text = NUMBER.sub(lambda number: f"{float(number[0]) * math.exp(random.gauss(0, self._jitter)):.6g}", text)
         if self._number_formats:
@@ -52,10 +56,10 @@ class Augmentation:
         return text
 
     def _replace_words(self, text: str, random: Random) -> str:
-        """At least one of the words that have synonyms, and a capital letter for a capital letter."""
+        """Replace at least one of the words that have synonyms, and keep capital letters."""
         known = [word for word in _WORD.finditer(text) if word[0].lower() in self._synonyms]
         chosen = random.sample(known, random.randint(1, len(known))) if known else []
-        for word in sorted(chosen, key=re.Match.start, reverse=True):  # from the end, so that places stay true
+        for word in sorted(chosen, key=re.Match.start, reverse=True):  # from the end, so that offsets stay valid
             new = random.choice(self._synonyms[word[0].lower()])
             if word[0][0].isupper():
                 new = new.upper() if word[0].isupper() and len(word[0]) > 1 else new[0].upper() + new[1:]
@@ -67,17 +71,22 @@ def _rewrite_numbers(text: str, random: Random) -> str:
     def rewrite(number: re.Match[str]) -> str:
         before, after = text[: number.start()][-2:], text[number.end() :][:2]
         if re.fullmatch(r"\d,", before) or re.fullmatch(r",\d", after):
-            return number[0]  # a part of 1,000, or of a list
-        forms = number_forms(number[0], thousands=not text.startswith(("{", "[")))  # no comma within JSON's numbers
+            return number[0]  # part of 1,000 or of a list
+        forms = number_forms(number[0], thousands=not text.startswith(("{", "[")))  # JSON numbers have no commas
         return random.choice(forms) if forms else number[0]
 
     return NUMBER.sub(rewrite, text)
 
 
 def number_forms(number: str, thousands: bool = True) -> list[str]:
-    """Other ways to write a decimal number, equal in value and not much longer."""
+    """Other ways to write a decimal number: equal in value and at most four characters longer.
+
+    Args:
+        number: the number as written.
+        thousands: allow commas between thousands.
+    """
     value = Decimal(number)
-    if len(value.as_tuple().digits) > 28:  # beyond what `normalize` keeps
+    if len(value.as_tuple().digits) > 28:  # `normalize` would round it
         return []
     plain = f"{value:f}"
     forms = {plain, plain + ("0" if "." in plain else ".0"), f"{value.normalize():e}".replace("e+", "e")}
@@ -89,12 +98,12 @@ def number_forms(number: str, thousands: bool = True) -> list[str]:
 def _read_synonyms(name: str) -> dict[str, list[str]]:
     file = Path(__file__).with_name("synonyms.yaml") if name == ENGLISH else Path(name).expanduser()
     try:
-        # The base loader keeps "no" and "yes" what they are here, words.
+        # The base loader reads "no" and "yes" as words, not as booleans.
         words = yaml.load(_read(file, "synonyms"), yaml.BaseLoader)
     except yaml.YAMLError as error:
         raise UserError(f"{file} is not valid YAML ({getattr(error, 'problem', error)})") from error
     if not isinstance(words, dict) or not words:
-        raise UserError(f"{file} holds no synonyms: it must map each word to a list of words")
+        raise UserError(f"{file} has no synonyms: it must map each word to a list of words")
     for word, others in words.items():
         if not (isinstance(others, list) and others and all(isinstance(other, str) and other for other in others)):
             raise UserError(f"{file}: the synonyms of {word!r} are not a list of words")
@@ -104,14 +113,14 @@ def _read_synonyms(name: str) -> dict[str, list[str]]:
 def _read_background(name: str) -> list[str]:
     sentences = [line.strip() for line in _read(Path(name).expanduser(), "background").splitlines() if line.strip()]
     if not sentences:
-        raise UserError(f"{name} holds no background: it must have a sentence on each line")
+        raise UserError(f"{name} has no background: it must have one sentence per line")
     return sentences
 
 
 def _read(file: Path, option: str) -> str:
     if not file.is_file():
-        raise FileNotFoundError(f"no file is at {file}: set {option} to one that is there")
+        raise FileNotFoundError(f"there is no file {file}: set --data.{option} to an existing file")
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text: byte at offset {error.start} does not belong there") from error
+        raise UserError(f"{file} is not UTF-8 text: the byte at offset {error.start} is invalid") from error

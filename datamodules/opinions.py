@@ -1,8 +1,8 @@
-"""Made-up opinions of films in which the order of the words decides: text in, class out, no download.
+"""Generated opinions of films in which word order decides the class: text in, class out, no download.
 
-An opinion is two clauses, `the plot is not dull , but the ending is weak`, of which one outweighs the other: the one
-after "but", or the one that no "although" opens. Its class is what that one says, turned round by a negation. A bag of
-words cannot know which clause a word is in.
+An opinion has two clauses, `the plot is not dull , but the ending is weak`. The main clause is the one after "but", or
+the one that does not begin with "although". Its word gives the class, inverted by a negation. A bag of words cannot
+know which clause a word is in.
 """
 
 from random import Random
@@ -18,28 +18,32 @@ _WORDS = {
     "negative": ("dull", "weak", "awful", "tiresome", "clumsy", "hollow", "bad", "flat"),
     "positive": ("fine", "strong", "superb", "gripping", "clever", "moving", "good", "fresh"),
 }
-_PLAIN = "the {subject} is {word}"
+_AFFIRMED = "the {subject} is {word}"
 _NEGATED = ("the {subject} is not {word}", "the {subject} is hardly {word}", "nobody would call the {subject} {word}")
-_JOINED = ("{minor} , but {major}", "although {minor} , {major}", "{major} , although {minor}")
+_SENTENCES = ("{minor} , but {main}", "although {minor} , {main}", "{main} , although {minor}")
 
 
-def opinions(split: str) -> Table:
-    """The rows of a split, always the same."""
+def opinions(split: str, label_column: str = "label", text_column: str = "text") -> Table:
+    """The rows of a split, equal in every call."""
     random = Random(derive(0, OPINIONS, split))
-    drawn = [_opinion(random) for _ in range(ROWS[split])]
-    rows = [(f"{split} opinion {i}", {"label": label, "text": text}) for i, (label, text) in enumerate(drawn, start=1)]
-    return Table(OPINIONS, ["label", "text"], rows)
+    drawn = [_draw_opinion(random) for _ in range(ROWS[split])]
+    rows = [
+        (f"{split} opinion {i}", {label_column: label, text_column: text})
+        for i, (label, text) in enumerate(drawn, start=1)
+    ]
+    return Table(OPINIONS, [label_column, text_column], rows)
 
 
-def _opinion(random: Random) -> tuple[str, str]:
-    """A class and its text."""
-    (label, major), (_, minor) = _clause(random), _clause(random)
-    return label, random.choice(_JOINED).format(major=major, minor=minor)
+def _draw_opinion(random: Random) -> tuple[str, str]:
+    """A class and a text of it."""
+    (label, main), (_, minor) = _draw_clause(random), _draw_clause(random)
+    return label, random.choice(_SENTENCES).format(main=main, minor=minor)
 
 
-def _clause(random: Random) -> tuple[str, str]:
+def _draw_clause(random: Random) -> tuple[str, str]:
+    """A class and a clause of it."""
     label, other = random.sample(sorted(_WORDS), 2)
-    negated = random.random() < 0.5
-    form = random.choice(_NEGATED) if negated else _PLAIN
-    word = random.choice(_WORDS[other if negated else label])
-    return label, form.format(subject=random.choice(_SUBJECTS), word=word)
+    is_negated = random.random() < 0.5
+    template = random.choice(_NEGATED) if is_negated else _AFFIRMED
+    word = random.choice(_WORDS[other if is_negated else label])
+    return label, template.format(subject=random.choice(_SUBJECTS), word=word)

@@ -1,184 +1,218 @@
-"""Texts with labels: `label ||| text` files, CSV, TSV, JSON lines or a hub data set, as batches for a classifier."""
+"""Reviews: texts with class labels, from `label ||| text` files, tables or hub data sets, for a classifier."""
 
 import sys
-from functools import cached_property
-from itertools import chain
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from zoo.datamodules.opinions import OPINIONS, ROWS, opinions
-from zoo.datamodules.row_data import RowData, listed
-from zoo.datamodules.row_text import Layout, Rows, TextRows, written
-from zoo.datamodules.sources.corpus import split_named
-from zoo.datamodules.sources.labels import Labels, found, read_labels
-from zoo.datamodules.sources.tables import Table, read_labelled, read_table
-from zoo.datamodules.text_data import SPLITS
+from zoo.datamodules.opinions import OPINIONS, opinions
+from zoo.datamodules.row_data import TRAINED_TOKENIZERS, RowReader, RowSettings, RowViews, Tables, train_row_tokenizer
+from zoo.datamodules.row_text import RowLayout, TextRows, parse_columns
+from zoo.datamodules.sources.labels import Labels, label_text, labels_of_rows, read_labels
+from zoo.datamodules.sources.tables import BadRows, Table, read_labelled, read_table
+from zoo.datamodules.text_data import SPLITS, TextData
 from zoo.errors import UserError
+from zoo.tokenizers import Tokenizer
+from zoo.training.batches import collate
 
 
-class Reviews(RowData):
-    """Batches of `zoo.training.batches.TextBatch`, each target the number of a class; texts of like length in one step.
-
-    "predict" is all rows of a file, else the test split, or the validation split where there is no other.
+@dataclass
+class ReviewSettings(RowSettings):
+    """Settings of `Reviews`.
 
     Args:
-        data: "opinions", made-up ones (no download); a file or a folder: `.txt` has lines `label ||| text`, as CMU's
-            minllama course has them; CSV, TSV, JSON lines and Parquet have columns. `reviews/sst` stands for all files
-            whose names begin so. Or a hub data set, "name" or "name:config". Splits go by the names of files (train,
-            dev, test) or by the hub's; the rest is cut from the training rows, at random.
-        label_names: what the labels 0, 1, ... are called, with commas between or as a list; or {label: name}, in which
-            several labels may share a name; or the path of a JSON file of such a list or object. By default the labels
-            of the training rows are their own names. As a setting it is kept in JSON.
-        unlabelled: splits, with commas between, whose labels are mere placeholders: they are not read, and no score is
-            made of them.
-        prompt: what a model is given instead of the bare text: {text} stands for it, {choices} for the label names.
-        lowercase: the model reads texts in lower case.
-        tokenizer: "bytes"; "characters"; "bpe" or "words" (between spaces), learnt from the training texts; or a path
-            for `load_tokenizer`. Each text is opened by its BOS, if it has one.
-        bpe_vocab_size: the size of the vocabulary that "bpe" learns.
-        text_column, label_column: of a table.
-        max_input_len: tokens that a text, with its prompt and BOS, may have.
-        batch_size: rows per step on each rank.
-        val_fraction: where no validation split is given, this share of the rows.
-        test_fraction: the same for the test split, where neither split is given.
-        split_seed: of that choice. It is not the run's, so that no seed ever tests on what another trained on.
-        bad_rows: "skip" leaves out rows that cannot be used, and counts them in `skipped`; "stop" raises ValueError.
-        long_rows: the same for texts beyond max_input_len, which "truncate" cuts off there; the prompt stays whole.
-        num_workers: loader processes per rank.
-        cache_dir: where hub data sets are kept; by default the folder named by $ZOO_CACHE, else ~/.cache/zoo.
-        seed: of the training order; by default the run's own.
+        label_names: see `Reviews`.
+        unlabelled: splits (train, val, test), separated by commas, whose labels are placeholders: the labels are not
+            read, and no score is computed on them; default: none.
+        prompt: template of what a model reads: {text} is replaced by the text, {choices} by the list of class names;
+            default: the text alone.
+        lowercase: convert texts to lower case before tokenization.
+        text_column: column of the texts in a table.
+        label_column: column of the labels in a table.
     """
 
-    embedded = f"'{OPINIONS}'"
+    data: str = OPINIONS
+    label_names: str | list[str] | dict[str, str] | None = None
+    unlabelled: str | None = None
+    prompt: str | None = None
+    lowercase: bool = False
+    text_column: str = "text"
+    label_column: str = "label"
+    max_input_len: int = 512
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prompt is not None and "{text}" not in self.prompt:
+            raise UserError(f"--data.prompt must contain {{text}}, which the text replaces, not be {self.prompt!r}")
+        if unknown := set(parse_columns(self.unlabelled)) - {"train", "val", "test"}:
+            raise UserError(
+                f"--data.unlabelled must name some of train, val, test, separated by commas, not {min(unknown)!r}"
+            )
+
+
+class Reviews(RowViews, TextData):
+    """Batches of `zoo.training.batches.TextBatch`, each target the number of a class.
+
+    In training, the texts of a batch have similar lengths. Each text begins with the tokenizer's BOS token, if it has
+    one. "predict" has all rows of data without splits, else the test split, or the validation split without one.
+
+    Args:
+        data: "opinions", generated texts (no download); a file or a folder: `.txt` files have lines `label ||| text`,
+            the format of CMU's minllama course; CSV, TSV, JSON lines and Parquet have columns. `reviews/sst` means all
+            files whose names begin so. Or a hub data set, "name" or "name:config". Splits are given by the names of
+            files (train, dev, test) or by the hub; a missing one is cut from the training rows at random.
+        label_names: names of the labels 0, 1, ..., a list or separated by commas; or a mapping {label: name}, in which
+            several labels may share a name; or the path of a JSON file with such a list or mapping. Default: the
+            labels of the training rows are their own names. The setting is stored as JSON.
+        **settings: the fields of `ReviewSettings`.
+    """
+
+    collate = staticmethod(collate)
+    learnt = TRAINED_TOKENIZERS
     n_objectives = 1
 
     def __init__(
         self,
         data: str = OPINIONS,
         label_names: str | list[str] | dict[str, str] | None = None,
-        unlabelled: str | None = None,
-        prompt: str | None = None,
-        lowercase: bool = False,
-        tokenizer: str = "bytes",
-        bpe_vocab_size: int = 4096,
-        text_column: str = "text",
-        label_column: str = "label",
-        max_input_len: int = 512,
-        batch_size: int = 32,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.1,
-        split_seed: int = 0,
-        bad_rows: Literal["stop", "skip"] = "stop",
-        long_rows: Literal["stop", "truncate", "skip"] = "stop",
-        num_workers: int = 0,
-        cache_dir: str | None = None,
-        seed: int | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed, max_input_len, bad_rows, val_fraction, test_fraction)
-        self.save_hyperparameters(logger=False)
-        if prompt is not None and "{text}" not in prompt:
-            raise UserError(f"prompt must say with {{text}} where the text goes, not be {prompt!r}")
-        self._placeholders = set(listed(unlabelled))
-        if unknown := self._placeholders - {"train", "val", "test"}:
-            raise UserError(f"unlabelled names some of train, val, test, with commas between, not {min(unknown)!r}")
+        options = ReviewSettings(data=data, label_names=label_names, **settings)
+        super().__init__(batch_size=options.batch_size, num_workers=options.num_workers, seed=options.seed)
+        self.save_hyperparameters(asdict(options), logger=False)
+        self.settings, self.max_input_len = options, options.max_input_len
+        self.unlabelled = frozenset(parse_columns(options.unlabelled))
+        self.reader = RowReader(
+            options,
+            self._choose_layout,
+            self._read_file,
+            [options.label_column],
+            self.cache / "datasets",
+            {OPINIONS: partial(opinions, label_column=options.label_column, text_column=options.text_column)},
+            self.unlabelled,
+        )
+        self._datasets: dict[str, TextRows] = {}
+
+    # ---- classes
 
     @cached_property
     def labels(self) -> Labels:
-        """The classes, as the settings name them or the training rows have them; from then on kept in the settings."""
-        given, column = self.hparams["label_names"], self.hparams["label_column"]
+        """The classes: from label_names, or the labels of the training rows. They are stored in the settings."""
+        given, column = self.settings.label_names, self.settings.label_column
         if given is None:
-            rows = chain.from_iterable(table.rows for table in self._given.get("train", []))
-            labelled = {written(cells[column]) for _, cells in rows if cells.get(column) is not None} - {""}
-            if not labelled:
+            labels = set()
+            for table in self.reader.tables.get("train", []):
+                [name] = parse_columns([column], table.names)
+                cells = [cells.get(name) for _, cells in table.rows]
+                labels |= {c.strip() if isinstance(c, str) else label_text(c) for c in cells if _is_label(c)}
+            if not labels:
                 raise UserError(
-                    f"{self.hparams['data']} has no labels in a column {column!r} from which the classes could be "
-                    "learnt: set label_column to the one that has them, or label_names to what they are"
+                    f"{self.settings.data} has no labels in a column {column!r} from which to derive the classes: set "
+                    "--data.label_column to the column of the labels, or --data.label_names to the classes"
                 )
-            labels = found(labelled)
+            classes = labels_of_rows(labels)
         else:
-            labels = read_labels(given)
-        self.hparams["label_names"] = str(labels)
-        return labels
+            classes = read_labels(given)
+        self.hparams["label_names"] = str(classes)
+        return classes
 
     @property
     def label_names(self) -> list[str]:
         """(C,) the names of the classes."""
         return self.labels.names
 
+    @property
+    def label_spellings(self) -> list[str]:
+        """(C,) each class as the files spell it."""
+        return self.labels.spellings
+
+    @property
+    def choices(self) -> str:
+        """The names of the classes as a list in a sentence."""
+        *others, last = self.label_names
+        return f"{others[0]} or {last}" if len(others) == 1 else f"{', '.join(others)}, or {last}"
+
+    @property
+    def prompt_parts(self) -> tuple[str, str] | None:
+        """The prompt before a text, and after it; None without a prompt."""
+        if self.settings.prompt is None:
+            return None
+        before, _, after = self.settings.prompt.replace("{choices}", self.choices).partition("{text}")
+        return before, after
+
+    # ---- tables
+
+    def _read_file(self, file: Path, bad: BadRows) -> Table:
+        if file.suffix.lower() == ".txt":
+            return read_labelled(file, bad, self.settings.label_column, self.settings.text_column)
+        return read_table(file, None, bad)
+
+    def _choose_layout(self, tables: Tables) -> RowLayout:
+        names = next(iter(tables.values()))[0].names
+        text, label = (parse_columns([c], names) for c in (self.settings.text_column, self.settings.label_column))
+        return RowLayout(text, label, "text", classes=self.labels.classes)
+
+    # ---- datasets
+
     def setup(self, stage: str) -> None:
-        for split in self._placeholders & {*SPLITS[stage]} - {"predict"}:
+        """Read and check the splits of a stage. Refuse to score placeholders; warn of labels that are all equal."""
+        for split in self.unlabelled & {*SPLITS[stage]}:
             raise UserError(
-                f"the {split} split of {self.hparams['data']} has no true labels (data.unlabelled names it): its rows "
-                "can be predicted, but no score can be made of them"
+                f"the {split} split of {self.settings.data} has placeholders for labels (--data.unlabelled names it): "
+                "its rows can be predicted but not scored"
             )
         super().setup(stage)
         for split in {"val", "test"} & {*SPLITS[stage]}:
             targets = self.targets(split)
             if len(targets) > 10 and np.ptp(targets) == 0:
-                label = self.labels.spellings[int(targets[0, 0])]
+                label = self.label_spellings[int(targets[0, 0])]
                 rank_zero_only(print)(
                     f"zoo: all {len(targets)} labels of the {split} split are {label!r}: if they are placeholders, "
-                    f"set data.unlabelled to {split}",
+                    f"set --data.unlabelled {split}",
                     file=sys.stderr,
                 )
 
-    # ---- where rows come from
+    def dataset(self, split: str) -> TextRows:
+        """The tokenized rows of a split, made when first requested.
 
-    @cached_property
-    def _given(self) -> dict[str, list[Table]]:
-        if self.hparams["data"] == OPINIONS:
-            return {split: [opinions(split)] for split in ROWS}
-        return super()._given
+        Raises:
+            UserError: the data has no such split, or a row in it cannot be used.
+        """
+        if split not in self._datasets:
+            self._datasets[split] = self._encode(split)
+        return self._datasets[split]
 
-    def _table(self, file: Path) -> Table:
-        return read_labelled(file, self._bad) if file.suffix.lower() == ".txt" else read_table(file, None, self._bad)
+    def train_tokenizer(self, kind: str) -> Tokenizer:
+        texts = self._prompted_texts(self.reader.rows("train").texts)
+        return train_row_tokenizer(kind, texts, self.settings.bpe_vocab_size)
 
-    def _labelled(self, table: Table) -> bool:
-        return any(cells.get(self.hparams["label_column"]) not in (None, "") for _, cells in table.rows)
-
-    @cached_property
-    def _layout(self) -> Layout:
-        text, label = self.hparams["text_column"], self.hparams["label_column"]
-        if all(table.columns == ["label", "text"] for table in chain(*self._given.values())):
-            text, label = "text", "label"  # lines `label ||| text`, after a table with other columns
-        return Layout([text], [label], "text", classes=self.labels.classes)
-
-    def _read_split(self, split: str, need_targets: bool = True) -> Rows:
-        named = {split, *(split_named(Path(table.name).name) for table in self._given[split])}
-        if named & self._placeholders:
-            return self._layout._replace(targets=[]).read(self._given[split], self._bad, need_targets=False)
-        return super()._read_split(split, need_targets)
-
-    # ---- tokens
-
-    @property
-    def choices(self) -> str:
-        """The label names as a sentence lists them."""
-        *others, last = self.label_names
-        return f"{others[0]} or {last}" if len(others) == 1 else f"{', '.join(others)}, or {last}"
-
-    @property
-    def prompts(self) -> tuple[str, str]:
-        """What stands before a text, and after it."""
-        before, _, after = (self.hparams["prompt"] or "{text}").replace("{choices}", self.choices).partition("{text}")
-        return before, after
-
-    def _spelt(self, texts: list[str]) -> list[str]:
-        before, after = self.prompts
-        return [f"{before}{text.lower() if self.hparams['lowercase'] else text}{after}" for text in texts]
+    def _prompted_texts(self, texts: list[str]) -> list[str]:
+        """The texts as the tokenizer reads them."""
+        before, after = self.prompt_parts or ("", "")
+        return [f"{before}{text.lower() if self.settings.lowercase else text}{after}" for text in texts]
 
     def _encode(self, split: str) -> TextRows:
-        rows, limit = self._rows(split), self.max_input_len
+        rows, limit = self.reader.rows(split), self.max_input_len
         bos = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
-        ids = [[*bos, *some] if some else [] for some in self.tokenizer.encode_batch(self._spelt(rows.texts))]
-        kept = [i for i in range(len(ids)) if self._fits(rows.places[i], ids[i])]
-        if not kept:
-            raise UserError(f"no row of the {split} split is left{self._bad.first()}")
-        end = len(self.tokenizer.encode(self.prompts[1], bos=False))  # which truncating leaves
+        encoded = self.tokenizer.encode_batch(self._prompted_texts(rows.texts))
+        ids = [[*bos, *tokens] if tokens else [] for tokens in encoded]
+        used = [i for i in range(len(ids)) if self.reader.has_valid_length(rows.places[i], len(ids[i]))]
+        if not used:
+            raise UserError(f"no row of the {split} split is left{self.reader.bad_rows.first()}")
+        # Truncation removes the end of the text but keeps the prompt after it.
+        end = len(self.tokenizer.encode((self.prompt_parts or ("", ""))[1], bos=False))
         if end >= limit:
-            raise UserError(f"the prompt alone has {end} tokens, as many as max_input_len {limit} has: raise that")
-        cut = [ids[i] if len(ids[i]) <= limit else ids[i][: limit - end] + ids[i][len(ids[i]) - end :] for i in kept]
-        return TextRows([rows.texts[i] for i in kept], cut, rows.targets[kept])
+            raise UserError(
+                f"the prompt after the text has {end} tokens, which leaves none for a text: set "
+                f"--data.max_input_len above {end}, not {limit}"
+            )
+        cut = [ids[i] if len(ids[i]) <= limit else ids[i][: limit - end] + ids[i][len(ids[i]) - end :] for i in used]
+        return TextRows([rows.texts[i] for i in used], cut, rows.targets[used])
+
+
+def _is_label(cell: Any) -> bool:
+    return cell is not None and cell == cell and bool(str(cell).strip())  # neither empty nor NaN

@@ -1,201 +1,294 @@
-"""What all data of texts with answers shares: rows of any table, hub data set or folder of files, in splits, tokenized.
+"""RowReader: rows of texts with targets, from files, folders, the hub or a generated data set, in splits.
 
-A row that cannot be used is refused in one sentence that names its file and line, or left out and counted.
+The data modules of rows (`TextRegression`, `SyntheticConfigs`, `Reviews`) each combine a reader, a layout that turns
+table rows into texts and targets, and a tokenizer.
 """
 
 import re
 import sys
-from abc import abstractmethod
-from collections.abc import Set
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from zoo.datamodules.row_text import Layout, Rows, TextRows
+from zoo.datamodules.row_text import RowLayout, Rows, TextRows, is_missing, parse_columns
 from zoo.datamodules.sources import tables
-from zoo.datamodules.sources.corpus import hub_tables, is_local, split_files
+from zoo.datamodules.sources.corpus import hub_tables, is_local, split_files, split_named
 from zoo.datamodules.sources.tables import BadRows, Table, hub_table
-from zoo.datamodules.text_data import TextData
 from zoo.errors import UserError
 from zoo.tokenizers import Tokenizer, train_bpe, train_words
-from zoo.training.batches import collate
 from zoo.training.random_streams import stream
 
+# Files whose names have one of these words and that hold no target are to be predicted.
 _UNLABELLED = re.compile(r"(?<![a-z])(test|predict)(?![a-z])", re.IGNORECASE)
 
+Tables = Mapping[str, list[Table]]  # by split
 
-class RowData(TextData):
-    """Batches of `zoo.training.batches.TextBatch`, those of like length together in training.
 
-    A subclass has `data`, `bpe_vocab_size`, `val_fraction`, `test_fraction`, `split_seed` and `long_rows` among its
-    hyperparameters, and says how a file is read, which of its columns are what, and how a text becomes tokens.
+@dataclass
+class RowSettings:
+    """Settings of all data modules of rows.
+
+    Args:
+        data: a CSV, TSV, JSON-lines, Parquet or YAML file; a folder of such files; the beginning of their names
+            (`reviews/sst` for reviews/sst-train.txt and so on); a hub data set, "name" or "name:config"; or the name
+            of a generated data set. Splits are given by the names of files (train, valid or dev, test) or by the hub;
+            a missing one is cut from the training rows at random.
+        tokenizer: "bytes"; "characters"; "bpe" or "words" (split at white space), trained on the training texts; or a
+            path that `load_tokenizer` takes.
+        bpe_vocab_size: number of tokens of tokenizer=bpe; at least 257.
+        max_input_len: largest number of tokens of a text; at least 1.
+        batch_size: rows per step on each rank; at least 1.
+        val_fraction: fraction of the training rows cut off as validation split where the data has none, from 0 to 1.
+        test_fraction: fraction of the training rows cut off as test split where the data has neither a validation nor
+            a test split, from 0 to 1.
+        split_seed: seed of these random cuts. It is not the run's seed, so all runs are tested on the same rows.
+        bad_rows: what to do with a row that cannot be used: "stop" with an error that names its file and line, or
+            "skip" it and count it.
+        long_rows: what to do with a text of more than max_input_len tokens: "stop" with an error, "skip" it and count
+            it, or "truncate" it.
+        num_workers: loader processes per rank; 0 loads in the training process.
+        cache_dir: folder for hub data sets; default: the folder in $ZOO_CACHE, else ~/.cache/zoo.
+        seed: seed of the order of training rows and of augmentation; default: the run's seed.
     """
 
-    collate = staticmethod(collate)
-    learnt = ("bpe", "words")
-    embedded = ""  # the data set that needs no file, as a sentence offers it
+    data: str
+    tokenizer: str = "bytes"
+    bpe_vocab_size: int = 4096
+    max_input_len: int = 2048
+    batch_size: int = 32
+    val_fraction: float = 0.1
+    test_fraction: float = 0.1
+    split_seed: int = 0
+    bad_rows: Literal["stop", "skip"] = "stop"
+    long_rows: Literal["stop", "truncate", "skip"] = "stop"
+    num_workers: int = 0
+    cache_dir: str | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        val, test = self.val_fraction, self.test_fraction
+        if not (val >= 0 and test >= 0 and val + test <= 1):
+            raise UserError(
+                f"--data.val_fraction {val} and --data.test_fraction {test} must be fractions, together at most 1"
+            )
+        if self.max_input_len < 1:
+            raise UserError(f"--data.max_input_len must be at least 1, not {self.max_input_len}")
+
+
+class RowReader:
+    """Reads a data source and gives its rows in the splits "train", "val", "test" and "predict".
+
+    A missing "val" split, and a missing "test" split where "val" is missing too, are cut from the training rows.
+    "predict" has the files without targets whose names have the word test or predict; without such files, all rows of
+    data without splits; else the test split, or the validation split without one.
+
+    Args:
+        settings: the data source, the fractions of splits and the treatment of bad rows.
+        choose_layout: returns the roles of the columns, given the tables of all splits; called once.
+        read_file: returns the table in a file.
+        target_columns: names of the target columns, by which files without targets are recognised.
+        cache_dir: folder for hub data sets.
+        generated: data sets that need no file: name -> function from "train", "val" or "test" to a table.
+        unlabelled: splits of which all targets are placeholders, read as NaN.
+    """
 
     def __init__(
         self,
-        batch_size: int,
-        num_workers: int,
-        seed: int | None,
-        max_input_len: int,
-        bad_rows: str,
-        val_fraction: float,
-        test_fraction: float,
+        settings: RowSettings,
+        choose_layout: Callable[[Tables], RowLayout],
+        read_file: Callable[[Path, BadRows], Table],
+        target_columns: str | list[str] | None,
+        cache_dir: Path,
+        generated: Mapping[str, Callable[[str], Table]] | None = None,
+        unlabelled: Collection[str] = (),
     ) -> None:
-        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
-        if not (val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction <= 1):
-            raise UserError(
-                f"val_fraction {val_fraction} and test_fraction {test_fraction} must be shares, together at most 1"
-            )
-        if max_input_len < 1:
-            raise UserError(f"max_input_len must be at least 1, not {max_input_len}")
-        self.max_input_len = max_input_len
-        self._bad = BadRows(bad_rows)
-        self._read: dict[str, Rows] = {}
-        self._encoded: dict[str, TextRows] = {}
+        self.settings = settings
+        self.bad_rows = BadRows(settings.bad_rows)
+        self._choose_layout, self._read_file, self._target_columns = choose_layout, read_file, target_columns
+        self._cache_dir, self._generated, self._unlabelled = cache_dir, generated or {}, unlabelled
+        self._rows: dict[str, Rows] = {}
 
-    # ---- what the models ask for
+    # ---- public
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether the data is a generated data set."""
+        return self.settings.data in self._generated
+
+    @cached_property
+    def layout(self) -> RowLayout:
+        """Roles of the columns."""
+        return self._choose_layout(self.tables)
+
+    def rows(self, split: str) -> Rows:
+        """The rows of a split, at least one.
+
+        Raises:
+            UserError: the data has no such split, the split is empty, or a row in it cannot be used.
+        """
+        if split not in self._rows:
+            rows = self._read(split)
+            if not rows.texts:
+                options = "lower --data.val_fraction and --data.test_fraction"
+                remedy = options if split == "train" else f"raise --data.{split}_fraction"
+                raise UserError(f"the {split} split of {self.settings.data} has no rows: {remedy}")
+            self._rows[split] = rows
+        return self._rows[split]
+
+    def has_valid_length(self, place: str, n_tokens: int) -> bool:
+        """Whether a text of `n_tokens` can be used. It cannot be if it is empty, or too long and long_rows is skip.
+
+        Raises:
+            UserError: it cannot be used, and the settings say "stop".
+        """
+        limit, long_rows = self.settings.max_input_len, self.settings.long_rows
+        if not n_tokens:
+            self.bad_rows.refuse(place, "its text is empty for the tokenizer")
+            return False
+        if n_tokens <= limit or long_rows == "truncate":
+            return True
+        reason = f"its text has {n_tokens} tokens, more than max_input_len {limit}"
+        if long_rows == "stop":
+            raise UserError(
+                f"{place}: {reason}; raise --data.max_input_len, or set --data.long_rows to truncate or skip"
+            )
+        self.bad_rows.leave_out(place, reason)
+        return False
 
     @property
     def skipped(self) -> int:
-        """How many rows have been left out, so far, for what was wrong with them."""
-        return len(self._bad.reasons)
+        """Number of rows left out so far because they cannot be used."""
+        return len(self.bad_rows.reasons)
 
-    def targets(self, split: str) -> np.ndarray:
-        """(N, K) float64, NaN where unknown; as everywhere here, the training split's augmented copies included."""
-        return self.dataset(split).targets
-
-    def texts(self, split: str) -> list[str]:
-        """The N texts."""
-        return self.dataset(split).texts
-
-    def lengths(self, split: str) -> np.ndarray:
-        """(N,) tokens in each text."""
-        return np.diff(self.dataset(split).starts)
-
-    def train_lengths(self) -> torch.Tensor:
-        return torch.from_numpy(self.lengths("train"))
-
-    def dataset(self, split: str) -> TextRows:
-        """The split's rows, tokenized when it is first asked for.
-
-        Raises:
-            ValueError: there is no such split, or a row in it cannot be used.
-        """
-        if split not in self._encoded:
-            self._encoded[split] = self._encode(split)
-        return self._encoded[split]
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
+    def print_skipped(self) -> None:
+        """Print how many rows were left out, and why the first one was."""
         if self.skipped:
             count = "1 row was" if self.skipped == 1 else f"{self.skipped} rows were"
-            rank_zero_only(print)(f"zoo: {count} left out{self._bad.first()}", file=sys.stderr)
-
-    def learn(self, kind: str) -> Tokenizer:
-        texts = self._spelt(self._rows("train").texts)
-        return train_bpe(texts, self.hparams["bpe_vocab_size"]) if kind == "bpe" else train_words(texts)
-
-    # ---- what a subclass says
-
-    @abstractmethod
-    def _table(self, file: Path) -> Table:
-        """The rows of a file."""
-
-    @abstractmethod
-    def _labelled(self, table: Table) -> bool:
-        """Whether the rows of a table have their answers."""
-
-    @property
-    @abstractmethod
-    def _layout(self) -> Layout:
-        """What the settings leave open is decided by the first table, and kept in them for other data to come."""
-
-    @abstractmethod
-    def _encode(self, split: str) -> TextRows: ...
-
-    def _spelt(self, texts: list[str]) -> list[str]:
-        """The texts as the tokenizer is given them."""
-        return texts
-
-    # ---- where rows come from
-
-    def rows(self, split: str) -> Rows:
-        """The texts and targets of a split, before anything is done to them: what a subclass may override.
-
-        Raises:
-            ValueError: there is no such split, or it has a bad row.
-        """
-        given = self._given
-        if split == "predict":
-            whole = () if {"val", "test"} & given.keys() else ("train",)
-            return self._read_split(next(s for s in ("predict", *whole, "test", "val") if s in given), False)
-        if "train" not in given and split not in given:
-            raise UserError(f"{self.hparams['data']} has no row with a target: it can only be predicted")
-        if split in given and (split != "train" or "val" in given):
-            return self._read_split(split)
-        if split == "test" and "val" in given:
-            raise UserError(f"{self.hparams['data']} has no test split, only {', '.join(given)}")
-        return self._parts[split]
-
-    def _read_split(self, split: str, need_targets: bool = True) -> Rows:
-        return self._layout.read(self._given[split], self._bad, need_targets)
+            rank_zero_only(print)(f"zoo: {count} left out{self.bad_rows.first()}", file=sys.stderr)
 
     @cached_property
-    def _given(self) -> dict[str, list[Table]]:
-        """The tables of each split that is given, and those to predict: files named so that have no targets."""
-        data, path = self.hparams["data"], Path(self.hparams["data"]).expanduser()
+    def tables(self) -> dict[str, list[Table]]:
+        """The tables of each split that the data has, and those without targets as "predict"."""
+        data, path = self.settings.data, Path(self.settings.data).expanduser()
+        if data in self._generated:
+            return {split: [self._generated[data](split)] for split in ("train", "val", "test")}
         if not is_local(path):
-            found = hub_tables(data, tables.SUFFIXES, self.embedded, self.cache / "datasets")
-            return {split: [hub_table(f"{data} ({split})", table)] for split, table in found.items()}
+            offered = ", ".join(map(repr, self._generated))
+            hub = hub_tables(data, tables.SUFFIXES, offered, self._cache_dir)
+            return {split: [hub_table(f"{data} ({split})", table)] for split, table in hub.items()}
         given: dict[str, list[Table]] = {}
-        for split, group in self._files(path, tables.SUFFIXES).items():
-            for file in group:
-                table = self._table(file)
-                unlabelled = not path.is_file() and _UNLABELLED.search(file.stem) and not self._labelled(table)
-                given.setdefault("predict" if unlabelled else split, []).append(table)
+        for split, files in _files_by_split(path).items():
+            for file in files:
+                table = self._read_file(file, self.bad_rows)
+                is_question = not path.is_file() and _UNLABELLED.search(file.stem) and not self._has_targets(table)
+                given.setdefault("predict" if is_question else split, []).append(table)
         return given
 
-    def _files(self, path: Path, suffixes: Set[str]) -> dict[str, list[Path]]:
-        """The files of each split."""
-        return split_files(path, suffixes)
+    # ---- private
+
+    def _has_targets(self, table: Table) -> bool:
+        """Whether a row has a target. A table without rows keeps its split, whose error then names it."""
+        names = parse_columns(self._target_columns, table.names)
+        return not table.rows or any(not is_missing(cells.get(name)) for _, cells in table.rows for name in names)
+
+    def _read(self, split: str) -> Rows:
+        given = self.tables
+        if split == "predict":
+            # Data without splits is predicted as a whole.
+            unsplit = () if {"val", "test"} & given.keys() else ("train",)
+            return self._read_given(next(s for s in ("predict", *unsplit, "test", "val") if s in given), False)
+        if "train" not in given and split not in given:
+            raise UserError(f"{self.settings.data} has no row with a target: it can only be predicted")
+        if split in given and (split != "train" or "val" in given):
+            return self._read_given(split)
+        if split == "test" and "val" in given:
+            raise UserError(f"{self.settings.data} has no test split, only {', '.join(given)}")
+        return self._cut_rows[split]
+
+    def _read_given(self, split: str, need_targets: bool = True) -> Rows:
+        """The rows of a split that the data has."""
+        layout, given = self.layout, self.tables[split]
+        if self._unlabelled and {split, *(split_named(Path(table.name).name) for table in given)} & {*self._unlabelled}:
+            layout, need_targets = layout._replace(targets=[]), False
+        return layout.read(given, self.bad_rows, need_targets)
 
     @cached_property
-    def _parts(self) -> dict[str, Rows]:
-        """The training rows without, and those for, validation and test."""
-        rows = self._read_split("train")
-        val, test = (0.0 if s in self._given else self.hparams[f"{s}_fraction"] for s in ("val", "test"))
-        return rows.cut({"val": val, "test": test}, stream(self.hparams["split_seed"], "split"))
-
-    def _rows(self, split: str) -> Rows:
-        """`rows`, read once and not empty."""
-        if split not in self._read:
-            self._read[split] = rows = self.rows(split)
-            if not rows.texts:
-                remedy = "lower val_fraction and test_fraction" if split == "train" else f"raise {split}_fraction"
-                raise UserError(f"the {split} split of {self.hparams['data']} has no rows: {remedy}")
-        return self._read[split]
-
-    def _fits(self, place: str, ids: list[int]) -> bool:
-        """Whether a text is of a length that can be used."""
-        if not ids:
-            self._bad.refuse(place, "the tokenizer finds nothing in its text")
-            return False
-        if len(ids) <= self.max_input_len or self.hparams["long_rows"] == "truncate":
-            return True
-        reason = f"its text has {len(ids)} tokens, more than max_input_len {self.max_input_len}"
-        if self.hparams["long_rows"] == "stop":
-            raise UserError(f"{place}: {reason}; raise that, or set long_rows to truncate or skip")
-        self._bad.leave_out(place, reason)
-        return False
+    def _cut_rows(self) -> dict[str, Rows]:
+        """The training rows without the rows cut off, and those, as "val" and "test"."""
+        s = self.settings
+        fractions = {"val": s.val_fraction, "test": s.test_fraction}
+        fractions = {split: 0.0 if split in self.tables else fraction for split, fraction in fractions.items()}
+        return self._read_given("train").split(fractions, stream(s.split_seed, "split"))
 
 
-def listed(names: str | None) -> list[str]:
-    """What stands between commas."""
-    return [name.strip() for name in (names or "").split(",") if name.strip()]
+class RowViews:
+    """Mixin of data modules of rows, placed before `TextData`: texts, targets and lengths of `dataset(split)`.
+
+    The training split includes its augmented copies.
+    """
+
+    reader: RowReader
+
+    def dataset(self, split: str) -> TextRows:
+        """The tokenized rows of a split."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        """Read and check the splits of a stage, and print how many rows were left out."""
+        super().setup(stage)  # type: ignore[misc]
+        self.reader.print_skipped()
+
+    @property
+    def skipped(self) -> int:
+        """Number of rows left out so far because they cannot be used."""
+        return self.reader.skipped
+
+    def texts(self, split: str) -> list[str]:
+        """(N,) the texts."""
+        return self.dataset(split).texts
+
+    def targets(self, split: str) -> np.ndarray:
+        """(N, K) float64, NaN where unknown."""
+        return self.dataset(split).targets
+
+    def lengths(self, split: str) -> np.ndarray:
+        """(N,) number of tokens of each text."""
+        return self.dataset(split).lengths
+
+    def train_lengths(self) -> torch.Tensor:
+        """(N,) lengths of the training texts, by which batches are formed."""
+        return torch.from_numpy(self.lengths("train"))
+
+
+TRAINED_TOKENIZERS = ("bpe", "words")
+
+
+def train_row_tokenizer(kind: str, texts: list[str], vocab_size: int) -> Tokenizer:
+    """A tokenizer "bpe" with `vocab_size` tokens, or "words", trained on `texts`."""
+    return train_bpe(texts, vocab_size) if kind == "bpe" else train_words(texts)
+
+
+def _files_by_split(path: Path) -> dict[str, list[Path]]:
+    """The files of each split.
+
+    Raises:
+        UserError: the training files are YAML, named so, and another YAML file names no split. Then "train" may be a
+            word in the name of a text.
+    """
+    files = split_files(path, tables.SUFFIXES)
+    if path.is_dir():
+        used = set(chain(*files.values()))
+        unused = [file for file in sorted(path.iterdir()) if file.suffix.lower() in tables.YAML and file not in used]
+        if unused and any(file.suffix.lower() in tables.YAML for file in files["train"]):
+            raise UserError(
+                f"{path} has files for training by their names, and {unused[0].name}, which names no split: "
+                "rename one of them"
+            )
+    return files

@@ -1,10 +1,10 @@
-"""Rows of a table as (text, targets): a column that is a text, or many columns turned into one."""
+"""Rows of a table as (text, targets): one column that holds the text, or many columns rendered as one text."""
 
 import difflib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from zoo.datamodules.sources.labels import label_text
 from zoo.datamodules.sources.tables import BadRows, Cells, Table
 from zoo.errors import UserError
 from zoo.tokenizers.numerals import NUMBER
@@ -23,32 +24,44 @@ _JSON_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
 class Rows(NamedTuple):
-    """Texts, their K targets (N, K) float64 (NaN where unknown), where each came from, and each one's group."""
+    """N texts with K targets (N, K) float64 (NaN where unknown), the place of each row, and its group."""
 
     texts: list[str]
     targets: np.ndarray
     places: Sequence[str]
     groups: Sequence[str]
 
-    def part(self, chosen: np.ndarray) -> "Rows":
+    def select(self, indices: np.ndarray) -> "Rows":
         """The rows of the given indices."""
-        texts, places, groups = ([column[i] for i in chosen] for column in (self.texts, self.places, self.groups))
-        return Rows(texts, self.targets[chosen], places, groups)
+        texts, places, groups = ([column[i] for i in indices] for column in (self.texts, self.places, self.groups))
+        return Rows(texts, self.targets[indices], places, groups)
 
-    def cut(self, shares: dict[str, float], generator: torch.Generator) -> dict[str, "Rows"]:
-        """These shares of the rows, drawn group by group, and all others as "train"; each in its old order."""
-        groups, member = np.unique(self.groups, return_inverse=True)
+    def split(self, fractions: dict[str, float], generator: torch.Generator) -> dict[str, "Rows"]:
+        """Random parts of the given fractions, and all other rows as "train". Rows of one group stay together.
+
+        Each part keeps the order of its rows.
+        """
+        groups, group_of_row = np.unique(self.groups, return_inverse=True)
         order = torch.randperm(len(groups), generator=generator).numpy()
-        sizes = np.bincount(member, minlength=len(groups))[order]
-        before = np.empty(len(groups))  # for each group, the share of all rows that was drawn before it
-        before[order] = (sizes.cumsum() - sizes) / max(len(member), 1)
-        ends = np.cumsum(list(shares.values()))
-        part = np.searchsorted(ends, before[member], side="right")  # (N,)
-        return {name: self.part(np.flatnonzero(part == i)) for i, name in enumerate([*shares, "train"])}
+        sizes = np.bincount(group_of_row, minlength=len(groups))[order]
+        # For each group, the fraction of all rows in the groups drawn before it.
+        before = np.empty(len(groups))
+        before[order] = (sizes.cumsum() - sizes) / max(len(group_of_row), 1)
+        ends = np.cumsum(list(fractions.values()))
+        part = np.searchsorted(ends, before[group_of_row], side="right")  # (N,)
+        return {name: self.select(np.flatnonzero(part == i)) for i, name in enumerate([*fractions, "train"])}
 
 
-class Layout(NamedTuple):
-    """Which columns make the text, and how, and which are the targets: numbers, or labels of these classes."""
+class RowLayout(NamedTuple):
+    """Roles of a table's columns.
+
+    Args:
+        columns: the text column, or the columns rendered as a text.
+        targets: columns of the K numbers to predict, or the one of the labels; empty where targets are not read.
+        row_format: how `columns` become a text.
+        group: column whose equal values keep rows in one split; None for no groups.
+        classes: label -> number of the class; None where targets are numbers.
+    """
 
     columns: list[str]
     targets: list[str]
@@ -59,17 +72,22 @@ class Layout(NamedTuple):
     def read(self, tables: Sequence[Table], bad: BadRows, need_targets: bool = True) -> Rows:
         """All rows of the tables.
 
+        Args:
+            tables: at least one.
+            bad: what to do with rows that cannot be used.
+            need_targets: False turns a missing or invalid target into NaN.
+
         Raises:
-            ValueError: a table lacks a column, or a row is bad.
+            UserError: a table lacks a column, no row can be used, or a row is bad.
         """
         texts, targets, places, groups = [], [], [], []
         for table in tables:
-            self._check(table, need_targets)
+            self._check_columns(table, need_targets)
             for place, cells in table.rows:
                 try:
                     text, numbers = self.text(cells), [self.target(cells, name, need_targets) for name in self.targets]
-                    group = self._cell(cells, self.group) if self.group and need_targets else place
-                except ValueError as error:
+                    group = _cell(cells, self.group) if self.group is not None and need_targets else place
+                except UserError as error:
                     bad.refuse(place, str(error))
                     continue
                 texts.append(text)
@@ -77,55 +95,59 @@ class Layout(NamedTuple):
                 places.append(place)
                 groups.append(str(group))
         if not texts:
-            others = f", nor have the {len(tables) - 1} files beside it" if len(tables) > 1 else ""
+            others = f", nor do the {len(tables) - 1} files read with it" if len(tables) > 1 else ""
             raise UserError(f"{tables[0].name} has no row that can be used{others}{bad.first()}")
         return Rows(texts, np.array(targets, dtype=np.float64).reshape(-1, len(self.targets) or 1), places, groups)
 
-    def _check(self, table: Table, need_targets: bool) -> None:
-        """Every row of a table lacks what its header lacks: that is no bad row, but a wrong setting."""
+    def _check_columns(self, table: Table, need_targets: bool) -> None:
+        """Raises UserError where the header lacks a column: then the option is wrong, not a row."""
         options = {"text_column" if self.row_format == "text" else "columns": self.columns}
         if need_targets:
             target = "target_columns" if self.classes is None else "label_column"
-            options |= {target: self.targets, "group_column": [self.group] if self.group else []}
-        given = ", ".join(table.columns or table.rows[0][1] if table.rows else [])
+            options |= {target: self.targets, "group_column": [] if self.group is None else [self.group]}
         if need_targets and not self.targets:
-            raise UserError(f"the numbers to be predicted are not named: set target_columns to some of {given}")
+            raise UserError(
+                "the columns of the numbers to predict are unknown: "
+                f"set --data.target_columns to some of {list_columns(table.names)}"
+            )
         for option, names in options.items():
             for name in names:
                 if table.columns is not None and name not in table.columns:
                     near = difflib.get_close_matches(name, table.columns, n=1)
                     hint = f" (did you mean {near[0]!r}?)" if near else ""
-                    raise UserError(f"{table.name} has no column {name!r}{hint}: set {option} to what it has, {given}")
-
-    @staticmethod
-    def _cell(cells: Cells, name: str) -> Any:
-        if name not in cells:
-            only = ", ".join(map(str, [*cells][:8])) or "nothing"
-            raise UserError(f"it has no {name!r}, only {only}{' and more' if len(cells) > 8 else ''}")
-        return cells[name]
+                    raise UserError(
+                        f"{table.name} has no column {name!r}{hint}: set --data.{option} to columns that it has, "
+                        f"{list_columns(table.columns)}"
+                    )
 
     def target(self, cells: Cells, name: str, needed: bool = True) -> float:
-        """The number in column `name`; where none is needed, NaN for a cell that is empty or missing.
+        """The number in column `name`, or the number of its class; NaN for an invalid cell that is not needed.
 
         Raises:
-            ValueError: there is none, or it is not finite, or is the label of no class.
+            UserError: the cell is needed and missing, not a finite number, or the label of no class.
         """
-        cell = self._cell(cells, name) if needed else cells.get(name)
+        try:
+            return self._parse_target(_cell(cells, name), name)
+        except UserError:
+            if needed:
+                raise
+            return math.nan
+
+    def _parse_target(self, cell: Any, name: str) -> float:
         if cell is None or (isinstance(cell, str) and not cell.strip()):
-            if not needed:
-                return math.nan
             raise UserError(f"its {'target' if self.classes is None else 'label'} {name!r} is empty")
         if self.classes is not None:
-            label = written(cell)
-            if label not in self.classes:
-                raise UserError(f"its label {_shown(label)} is none of {', '.join(self.classes)}")
-            return float(self.classes[label])
+            label = label_text(cell)
+            number = self.classes.get(str(cell).strip(), self.classes.get(label))
+            if number is None:
+                raise UserError(f"its label {_shorten(label)} is none of {', '.join(self.classes)}")
+            return float(number)
         try:
-            if isinstance(cell, bool) or (isinstance(cell, str) and "_" in cell):  # which Python would take for numbers
+            if isinstance(cell, bool) or (isinstance(cell, str) and "_" in cell):  # Python accepts True and 1_000
                 raise ValueError
             value = float(cell)
         except (ValueError, TypeError, OverflowError):
-            raise UserError(f"its target {name!r} is {_shown(cell)}, not a number") from None
+            raise UserError(f"its target {name!r} is {_shorten(cell)}, not a number") from None
         if not math.isfinite(value):
             raise UserError(f"its target {name!r} is {value}, not a finite number")
         return value
@@ -134,75 +156,106 @@ class Layout(NamedTuple):
         """The row's text.
 
         Raises:
-            ValueError: it is empty, or the text column holds something else.
+            UserError: it is empty, or the text column holds a list or a mapping.
         """
         if self.row_format == "text":
-            cell = self._cell(cells, self.columns[0])
+            cell = _cell(cells, self.columns[0])
             if isinstance(cell, list | dict):
-                raise UserError(f"its {self.columns[0]!r} is {_shown(cell)}, not a text")
+                raise UserError(f"its {self.columns[0]!r} is {_shorten(cell)}, not a text")
             text = "" if cell is None else str(cell)
             if not text.strip():
                 raise UserError(f"its text, {self.columns[0]!r}, is empty")
             return text
-        words = {name: self._word(cells.get(name)) for name in self.columns}
+        words = {name: _word(cells.get(name)) for name in self.columns}
         if not any(words.values()):
-            raise UserError(f"all of {', '.join(self.columns)} are empty in it")
+            raise UserError(f"all of {list_columns(self.columns)} are empty in it")
         if self.row_format == "values":
             return " ".join(word or "-" for word in words.values())
         if self.row_format == "json":
-            return "{" + ", ".join(f"{_quoted(name)}: {_literal(word)}" for name, word in words.items()) + "}"
+            return "{" + ", ".join(f"{_quote(name)}: {_literal(word)}" for name, word in words.items()) + "}"
         return ", ".join(f"{name}: {word}" for name, word in words.items() if word)
 
-    def _word(self, cell: Any) -> str:
-        """A cell as it stands in the text; "" where it is empty."""
-        if isinstance(cell, str):
-            return cell.strip()
-        if isinstance(cell, (list, dict)):
-            return json.dumps(cell, ensure_ascii=False)
-        return "" if cell is None or cell != cell else str(cell)  # a NaN is a gap
+
+def parse_columns(names: str | list[str] | None, known: Collection[str] = ()) -> list[str]:
+    """Column names that an option gives: a list; or a string, split at commas unless all of it is one of `known`.
+
+    A name that is not in `known` matches one that differs only in leading or trailing blanks.
+    """
+    if not names:
+        return []
+    if isinstance(names, str):
+        names = [names] if names in known else [name.strip() for name in names.split(",") if name.strip()]
+    stripped = {name.strip(): name for name in known}
+    return [name if name in known else stripped.get(name.strip(), name) for name in names]
+
+
+def list_columns(names: Collection[str]) -> str:
+    """Column names in a message; a name that is empty or has commas or surrounding blanks is quoted."""
+    return ", ".join(name if name and name == name.strip() and "," not in name else repr(name) for name in names)
+
+
+def is_missing(cell: Any) -> bool:
+    """Whether a cell holds no value: empty, blank, NaN or a question mark."""
+    return cell is None or cell != cell or (isinstance(cell, str) and cell.strip().lower() in ("", "?", "nan"))
+
+
+def numbers_in(text: str) -> list[float]:
+    """The numbers in a text, in order."""
+    return [float(number) for number in NUMBER.findall(text)]
+
+
+def _cell(cells: Cells, name: str) -> Any:
+    if name not in cells:
+        first = list_columns([*map(str, cells)][:8]) or "nothing"
+        raise UserError(f"it has no {name!r}, only {first}{' and more' if len(cells) > 8 else ''}")
+    return cells[name]
+
+
+def _word(cell: Any) -> str:
+    """A cell as part of a text; "" where it is empty."""
+    if isinstance(cell, str):
+        return cell.strip()
+    if isinstance(cell, (list, dict)):
+        return json.dumps(cell, ensure_ascii=False, default=str)
+    return "" if cell is None or cell != cell else str(cell)  # NaN is an empty cell
 
 
 def _literal(word: str) -> str:
-    """A word as JSON: a number as it stands, a gap as null."""
-    return word if _JSON_NUMBER.fullmatch(word) else _quoted(word or None)
+    """A word as JSON: a number unchanged, an empty cell as null."""
+    return word if _JSON_NUMBER.fullmatch(word) else _quote(word or None)
 
 
-def _quoted(word: str | None) -> str:
+def _quote(word: str | None) -> str:
     return json.dumps(word, ensure_ascii=False)
 
 
-def written(cell: Any) -> str:
-    """A label as it stands in a file: the 1.0 of a column of floats is a 1."""
-    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
-
-
-def _shown(cell: Any) -> str:
+def _shorten(cell: Any) -> str:
     text = repr(cell)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def numbers_in(text: str) -> list[float]:
-    """The numbers that stand in a text, in order: what a model of few inputs is given in its place."""
-    return [float(number) for number in NUMBER.findall(text)]
-
-
 class TextRows(Dataset):
-    """Texts with their token ids, targets (N, K) and features (N, F), as `zoo.training.batches.Row`s.
+    """Dataset of `zoo.training.batches.Row`: texts, their token ids, targets (N, K) and features (N, F) or None.
 
-    The ids lie end to end in one array: loader processes then share it, which they would not share lists.
+    The ids of all texts are stored in one array, which loader processes share; they would copy lists.
     """
 
     def __init__(
         self, texts: list[str], ids: list[list[int]], targets: np.ndarray, features: np.ndarray | None = None
     ) -> None:
         self.texts, self.targets, self.features = texts, targets, features
-        self.starts = np.cumsum([0, *map(len, ids)])  # (N + 1,)
-        self._tokens = np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=self.starts[-1])
+        self._starts = np.cumsum([0, *map(len, ids)])  # (N + 1,)
+        self._tokens = np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=self._starts[-1])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) number of tokens of each text."""
+        return np.diff(self._starts)
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def __getitem__(self, index: int) -> Row:
-        tokens = self._tokens[self.starts[index] : self.starts[index + 1]].tolist()
+        tokens = self._tokens[self._starts[index] : self._starts[index + 1]].tolist()
         features = None if self.features is None else tuple(self.features[index].tolist())
         return Row(tokens, tuple(self.targets[index].tolist()), index, self.texts[index], features)

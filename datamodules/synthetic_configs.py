@@ -1,22 +1,28 @@
-"""Made-up training configurations and the score that a formula gives them: text in, number out, the answer known.
+"""SyntheticConfigs: randomly drawn training configurations as JSON, with the score that a formula gives them.
 
     score = 0.5 / lr + 0.3 batch_size + 0.2 layers - 100 dropout + N(0, 5)
 
-A text is `{"lr": 0.0123, "batch_size": 32, "layers": 4, "dropout": 0.25}`. Most scores lie between -30 and 100, but
-0.5 / lr reaches 5,000: one row in a hundred decides every squared error.
+A text is `{"lr": 0.0123, "batch_size": 32, "layers": 4, "dropout": 0.25}`. Most scores are between -30 and 100, but
+0.5 / lr reaches 5,000: one row in a hundred dominates every squared error.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from random import Random
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from zoo.datamodules.row_text import Rows
-from zoo.datamodules.text_regression import TextRegression
+from zoo.datamodules.regression_rows import RegressionRows, RegressionSettings, RegressionViews
+from zoo.datamodules.row_data import TRAINED_TOKENIZERS
+from zoo.datamodules.row_text import RowFormat
+from zoo.datamodules.sources.tables import Table
+from zoo.datamodules.text_data import TextData
+from zoo.datamodules.text_regression import INTEGERS, integers
 from zoo.errors import UserError
+from zoo.training.batches import collate
 from zoo.training.random_streams import derive
 
 SYNTHETIC = "synthetic"
@@ -24,7 +30,7 @@ TestOn = Literal["same", "lr", "batch_size", "layers", "dropout", "order"]
 
 
 class Config(NamedTuple):
-    """What is drawn, in the order in which it is drawn and written."""
+    """A training configuration, its values in the order in which they are drawn and written."""
 
     lr: float
     batch_size: int
@@ -38,7 +44,7 @@ class Config(NamedTuple):
 
 
 class Ranges(NamedTuple):
-    """From where to where, both included, or between what a configuration is drawn."""
+    """Ranges, ends included, and choices from which a configuration is drawn."""
 
     lr: tuple[float, float] = (0.0001, 0.1)
     batch_size: Sequence[int] = (16, 32, 64, 128)
@@ -53,7 +59,7 @@ class Ranges(NamedTuple):
         return config, config.score + random.gauss(0, 5)
 
 
-# Beyond the training rows in one thing: its range, or the order of the four in the text.
+# Test rows that differ from the training rows in one respect: a range, or the order of the values in the text.
 ELSEWHERE: dict[str, Ranges] = {
     "lr": Ranges(lr=(0.1001, 0.2)),
     "batch_size": Ranges(batch_size=(8, 24, 48, 96, 256)),
@@ -63,73 +69,92 @@ ELSEWHERE: dict[str, Ranges] = {
 }
 
 
-class SyntheticConfigs(TextRegression):
-    """Configurations as JSON, each with its score; the last fifth of the rows are for tests. No download.
-
-    `--data_dir` gives configurations of your own in their place: a table with the columns lr, batch_size, layers and
-    dropout, and, but for predictions, score; or any other that `TextRegression` reads.
+class SyntheticRows:
+    """Generated data set of configurations and scores: calling it with a split gives the table of its texts.
 
     Args:
-        n_rows: how many are drawn; a tenth of those for training are for validation.
-        rows_seed: of the draw, by Python's own generator. It is not the run's, so that every run on the same rows is
-            tested on the same.
-        test_on: "same", or test rows from outside what is trained on: "lr" above 0.1, "batch_size" of other sizes,
-            "layers" above 10, "dropout" above 0.5, or the four in another "order".
-        data: "synthetic", or what `TextRegression` takes.
-        tokenizer, target_columns, row_format, max_input_len, **options: as in `TextRegression`.
+        n_rows: number of rows: 72 % for training, 8 % for validation, 20 % for tests.
+        seed: seed of the draw, by Python's own generator.
+        test_on: see `SyntheticConfigs`.
     """
 
-    def __init__(
-        self,
-        n_rows: int = 2000,
-        rows_seed: int = 0,
-        test_on: TestOn = "same",
-        data: str = SYNTHETIC,
-        tokenizer: str = "characters",
-        target_columns: str = "score",
-        row_format: Literal["text", "key_value", "json", "values"] = "json",
-        max_input_len: int = 128,
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            data=data, tokenizer=tokenizer, target_columns=target_columns, row_format=row_format,
-            max_input_len=max_input_len, **options,
-        )  # fmt: skip
-        if n_rows < 20:
-            raise UserError(f"n_rows must be at least 20, for every split to have some, not {n_rows}")
-        if test_on not in get_args(TestOn):
-            raise UserError(f"test_on is one of {', '.join(get_args(TestOn))}, not {test_on!r}")
-
-    def rows(self, split: str) -> Rows:
-        if self.hparams["data"] != SYNTHETIC:
-            return super().rows(split)
-        self.hparams["columns"] = ",".join(Config._fields)  # in which a checkpoint will read rows of other data
-        drawn = self._drawn[split]
-        texts = [json.dumps(self._written(split, config)) for config, _ in drawn]
-        places = [f"{split} configuration {i}" for i in range(1, len(texts) + 1)]
-        return Rows(texts, np.array([[score] for _, score in drawn]), places, places)
-
-    def configs(self, split: str) -> np.ndarray:
-        """(N, 4) float64: what a model of numbers, rather than text, is given."""
-        return np.array([config for config, _ in self._drawn[split]], dtype=np.float64)
-
-    def oracle(self, split: str) -> np.ndarray:
-        """(N, 1) float64: the scores without their noise, which no model can beat."""
-        return np.array([[config.score] for config, _ in self._drawn[split]])
+    def __init__(self, n_rows: int, seed: int, test_on: TestOn) -> None:
+        self.n_rows, self.seed, self.test_on = n_rows, seed, test_on
 
     @cached_property
-    def _drawn(self) -> dict[str, list[tuple[Config, float]]]:
-        n, seed, test_on = (self.hparams[name] for name in ("n_rows", "rows_seed", "test_on"))
-        random = Random(seed)
-        rows = [Ranges().draw(random) for _ in range(n)]
-        tested, validated = 4 * n // 5, 18 * n // 25
-        test = rows[tested:]
-        if test_on in ELSEWHERE:
-            random = Random(derive(seed, "test_on", test_on))
-            test = [ELSEWHERE[test_on].draw(random) for _ in test]
-        return {"train": rows[:validated], "val": rows[validated:tested], "test": test, "predict": test}
+    def rows(self) -> dict[str, list[tuple[Config, float]]]:
+        """(configuration, noisy score) of every row of each split."""
+        random = Random(self.seed)
+        rows = [Ranges().draw(random) for _ in range(self.n_rows)]
+        train_end, val_end = 18 * self.n_rows // 25, 4 * self.n_rows // 5
+        test = rows[val_end:]
+        if self.test_on in ELSEWHERE:
+            random = Random(derive(self.seed, "test_on", self.test_on))
+            test = [ELSEWHERE[self.test_on].draw(random) for _ in test]
+        return {"train": rows[:train_end], "val": rows[train_end:val_end], "test": test, "predict": test}
 
-    def _written(self, split: str, config: Config) -> dict[str, float]:
-        """Name to number, in the order of the text."""
-        elsewhere = self.hparams["test_on"] == "order" and split in ("test", "predict")
-        return dict(sorted(config._asdict().items())) if elsewhere else config._asdict()
+    def __call__(self, split: str) -> Table:
+        sorts = self.test_on == "order" and split == "test"
+        rows = []
+        for i, (config, score) in enumerate(self.rows[split], start=1):
+            values = config._asdict()
+            text = json.dumps(dict(sorted(values.items())) if sorts else values)
+            rows.append((f"{split} configuration {i}", {"text": text, "target": score}))
+        return Table(SYNTHETIC, ["text", "target"], rows)
+
+
+@dataclass
+class SyntheticSettings(RegressionSettings):
+    """Settings of `SyntheticConfigs`: those of `TextRegression` with other defaults."""
+
+    data: str = SYNTHETIC
+    tokenizer: str = "characters"
+    target_columns: list[str] | str | None = "score"
+    row_format: RowFormat | None = "json"
+    max_input_len: int = 128
+
+
+class SyntheticConfigs(RegressionViews, TextData):
+    """Configurations as JSON, each with its score; no download.
+
+    `--data_dir` replaces them by configurations of your own: a table with the columns lr, batch_size, layers, dropout
+    and, except for predictions, score; or any other table that `TextRegression` reads.
+
+    Args:
+        n_rows: number of rows drawn, at least 20: 72 % for training, 8 % for validation, 20 % for tests.
+        rows_seed: seed of the draw. It is not the run's seed, so all runs on the same rows are tested on the same rows.
+        test_on: "same" tests on rows drawn as the training rows are. Other values test on rows outside the training
+            ranges: "lr" above 0.1, "batch_size" of other sizes, "layers" above 10, "dropout" above 0.5; or with the
+            four values in alphabetical "order".
+        **settings: the fields of `SyntheticSettings`.
+    """
+
+    collate = staticmethod(collate)
+    learnt = TRAINED_TOKENIZERS
+    renamed_arguments: ClassVar[dict[str, str]] = {"digits": "round_digits", "powers": "power_tokens"}
+
+    def __init__(self, n_rows: int = 2000, rows_seed: int = 0, test_on: TestOn = "same", **settings: Any) -> None:
+        options = SyntheticSettings(**settings)
+        super().__init__(batch_size=options.batch_size, num_workers=options.num_workers, seed=options.seed)
+        if n_rows < 20:
+            raise UserError(f"--data.n_rows must be at least 20, so that every split has rows, not {n_rows}")
+        if test_on not in get_args(TestOn):
+            raise UserError(f"--data.test_on must be one of {', '.join(get_args(TestOn))}, not {test_on!r}")
+        own = {"n_rows": n_rows, "rows_seed": rows_seed, "test_on": test_on}
+        self.save_hyperparameters(own | asdict(options), logger=False)  # models log settings of the same names
+        if options.data == SYNTHETIC:
+            self.hparams["columns"] = list(Config._fields)  # in this order a checkpoint reads rows of other data
+        self.synthetic = SyntheticRows(n_rows, rows_seed, test_on)
+        generated: dict[str, Callable[[str], Table]] = {SYNTHETIC: self.synthetic, INTEGERS: integers}
+        self.source = RegressionRows(options, generated, self.cache / "datasets", self.hparams.update)
+        self.reader = self.source.reader
+        self.max_input_len = options.max_input_len
+        self.round_digits, self.power_tokens = options.round_digits, options.power_tokens
+
+    def configs(self, split: str) -> np.ndarray:
+        """(N, 4) float64: the values of each configuration, for models of numbers."""
+        return np.array([config for config, _ in self.synthetic.rows[split]], dtype=np.float64)
+
+    def oracle(self, split: str) -> np.ndarray:
+        """(N, 1) float64: the scores without noise, the best possible predictions."""
+        return np.array([[config.score] for config, _ in self.synthetic.rows[split]])

@@ -23,7 +23,7 @@ class TextData(ZooDataModule):
     def tokenizer(self) -> Tokenizer:
         """Loaded, or learnt from the training split, when it is first asked for."""
         name = self.hparams["tokenizer"]
-        return self.learn(name) if name in self.learnt else load_tokenizer(name)
+        return self.train_tokenizer(name) if name in self.learnt else load_tokenizer(name)
 
     @property
     def vocab_size(self) -> int:
@@ -36,7 +36,7 @@ class TextData(ZooDataModule):
         return Path(os.environ.get("ZOO_CACHE", "~/.cache/zoo") if given is None else given).expanduser()
 
     @abstractmethod
-    def learn(self, kind: str) -> Tokenizer:
+    def train_tokenizer(self, kind: str) -> Tokenizer:
         """The tokenizer of that kind, made from the training split, the same whenever it is learnt."""
 
     def setup(self, stage: str) -> None:

@@ -117,7 +117,7 @@ class TextLM(TextData):
         key = f"{self._corpus.digest} {self.tokenizer.fingerprint}"
         return self.cache / "tokens" / hashlib.blake2b(key.encode(), digest_size=16).hexdigest() / f"{split}.bin"
 
-    def learn(self, kind: str) -> Tokenizer:
+    def train_tokenizer(self, kind: str) -> Tokenizer:
         vocab_size = self.hparams["bpe_vocab_size"]
 
         def write(half: Path) -> None:

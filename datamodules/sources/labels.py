@@ -1,67 +1,90 @@
-"""Labels and their names: what stands in a file for a class, and what the class is called."""
+"""Labels and class names: how files spell a class, and what the class is called."""
 
 import json
+import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from zoo.errors import UserError
 
 
 class Labels(NamedTuple):
-    """C classes. A row may give its class by any label of it, or by its name."""
+    """C classes. A row may give its class by any of its labels, or by its name."""
 
-    names: list[str]  # (C,) their order is that of the classes
+    names: list[str]  # (C,) in the order of the classes
     by_label: dict[str, str]  # label -> name; several labels may share a name
 
     @property
     def classes(self) -> dict[str, int]:
-        """What a row may say -> its class."""
+        """What a row may contain -> number of the class: labels, names, and whole numbers without decimals."""
         number = {name: i for i, name in enumerate(self.names)}
-        return {label: number[name] for label, name in self.by_label.items()} | {
-            name: i for name, i in number.items() if name not in self.by_label
-        }
+        labels = {label: number[name] for label, name in self.by_label.items()}
+        exact = labels | {name: i for name, i in number.items() if name not in labels}
+        return exact | {label_text(label): i for label, i in labels.items() if label_text(label) not in exact}
 
     @property
     def spellings(self) -> list[str]:
         """(C,) each class as the files spell it: its first label."""
-        return [next(label for label, name in self.by_label.items() if name == wanted) for wanted in self.names]
+        first: dict[str, str] = {}
+        for label, name in self.by_label.items():
+            first.setdefault(name, label)
+        return [first[name] for name in self.names]
 
     def __str__(self) -> str:
         return json.dumps(self.by_label, ensure_ascii=False)
 
 
-def found(labels: set[str]) -> Labels:
-    """Labels that are their own names, in the order of their numbers or else of the alphabet."""
-    numbers = all(label.removeprefix("-").isdecimal() for label in labels)
-    names = sorted(labels, key=int) if numbers else sorted(labels)
-    return _checked({label: label for label in names}, "the training rows")
+def label_text(cell: Any) -> str:
+    """Label in a cell as text. A whole number is written without decimals: 1.0 and "1.0" give "1"."""
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    text = str(cell).strip()
+    return text.partition(".")[0] if re.fullmatch(r"-?\d+\.0+", text) else text
+
+
+def labels_of_rows(labels: set[str]) -> Labels:
+    """Labels found in rows as their own names, in numerical order if all are whole numbers, else alphabetically.
+
+    Raises:
+        UserError: there are fewer than two classes.
+    """
+    spelling: dict[str, str] = {}
+    for label in sorted(labels, key=lambda label: (len(label), label)):
+        spelling.setdefault(label_text(label), label)  # 0 and 0.0 are one class, called 0
+    distinct = spelling.values()
+    are_numbers = all(label.removeprefix("-").isdecimal() for label in distinct)
+    names = sorted(distinct, key=int) if are_numbers else sorted(distinct)
+    return _check({label: label for label in names}, "the training rows")
 
 
 def read_labels(given: object) -> Labels:
-    """What `label_names` says: names for the labels 0, 1, ..., as a list or between commas; or {label: name}.
+    """Classes that `label_names` describes: names of the labels 0, 1, ... or {label: name}.
 
-    Both may be JSON, or the path of a JSON file.
+    Args:
+        given: a list of names, a mapping, names separated by commas, JSON, or the path of a JSON file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is none of these, or names fewer than two classes.
+        UserError: it is none of these, or names fewer than two classes.
     """
     source = "label_names"
     if isinstance(given, str):
-        source, given = _parsed(given)
+        source, given = _parse(given)
     if isinstance(given, list):
         given = {str(i): name for i, name in enumerate(given)}
     if not isinstance(given, dict) or not all(isinstance(name, str) and name for name in given.values()):
-        raise UserError(f"{source} must be a list of names, or an object of names by their labels")
-    return _checked({str(label): name for label, name in given.items()}, source)
+        raise UserError(f"{source} must be a list of names, or a mapping from labels to names")
+    return _check({str(label): name for label, name in given.items()}, source)
 
 
-def _parsed(text: str) -> tuple[str, object]:
-    """What a text says, and where it stands."""
+def _parse(text: str) -> tuple[str, object]:
+    """(where the value was read, value) of a `label_names` given as a string."""
     source, path = "label_names", Path(text).expanduser()
     if path.suffix.lower() == ".json":
         if not path.is_file():
-            raise FileNotFoundError(f"no label names are at {path}: give a JSON file, or the names with commas between")
+            raise FileNotFoundError(
+                f"there is no file {path}: set --data.label_names to a JSON file, or to names separated by commas"
+            )
         source, text = str(path), path.read_text(encoding="utf-8-sig")
     if text.lstrip()[:1] not in ("[", "{") and source == "label_names":
         return source, [name.strip() for name in text.split(",") if name.strip()]
@@ -71,9 +94,9 @@ def _parsed(text: str) -> tuple[str, object]:
         raise UserError(f"{source} is not valid JSON ({error})") from error
 
 
-def _checked(by_label: dict[str, str], source: str) -> Labels:
+def _check(by_label: dict[str, str], source: str) -> Labels:
     names = list(dict.fromkeys(by_label.values()))
     if len(names) < 2:
-        here = f"{names[0]!r} alone" if names else "none"
-        raise UserError(f"{source}: a choice needs two classes, but here is {here}")
+        given = f"only {names[0]!r}" if names else "none"
+        raise UserError(f"{source}: classification needs at least two classes, but there is {given}")
     return Labels(names, by_label)

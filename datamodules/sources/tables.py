@@ -1,17 +1,20 @@
-"""Tables row by row: CSV, TSV, JSON lines, YAML, Parquet and the hub, with the place that each row came from.
+"""Tables read row by row from CSV, TSV, JSON lines, YAML, Parquet and the hub, with the file and line of each row.
 
-CSV, JSON and YAML are read here, not by `datasets`: its parsers guess one type for a whole column and give up on the
-whole file, while here one bad row can be named by its line, or left out. Cells of CSV and YAML stay the strings that
-stand in the file: no number is rewritten, and YAML's `no` is a word.
+CSV, JSON and YAML are parsed here and not by `datasets`, whose parsers infer one type per column and reject a whole
+file for one bad row. Here a bad row is named by its line or left out. Cells of CSV and YAML stay strings as written in
+the file: no number is reformatted, and YAML's `no` is a word.
 """
 
 import csv
 import json
+import sys
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo.datamodules.sources.corpus import first_line
 from zoo.errors import UserError
@@ -19,55 +22,72 @@ from zoo.errors import UserError
 Cells = dict[str, Any]
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+_SEPARATOR_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", " ": "blanks"}
+_SAMPLED_ROWS = 20  # rows that must agree on another separator than the usual one
+_MAX_FIELD = 2**31 - 1  # characters in one field; the csv module's own limit is 131,072
 _JSON = {".json", ".jsonl", ".ndjson"}
 YAML = {".yaml", ".yml"}
 SUFFIXES = _SEPARATORS.keys() | _JSON | YAML | {".parquet"}
 
 
 class BadRows:
-    """What is done with a row that cannot be used: "stop" raises ValueError; "skip" leaves it out and counts it."""
+    """Policy for rows that cannot be used: "stop" raises UserError, "skip" leaves them out and counts them."""
 
     def __init__(self, action: str) -> None:
-        self._stop = action == "stop"
-        self.reasons: dict[str, str] = {}  # of the rows left out, by their place
+        self._stops = action == "stop"
+        self.reasons: dict[str, str] = {}  # place of a row left out -> reason
 
     def refuse(self, place: str, reason: str) -> None:
-        if self._stop:
-            raise UserError(f"{place}: {reason}; mend it, or set bad_rows to skip, which leaves such rows out")
+        """Raise UserError for the row at `place`, or leave it out."""
+        if self._stops:
+            raise UserError(f"{place}: {reason}; fix it, or set --data.bad_rows skip to leave such rows out")
         self.leave_out(place, reason)
 
     def leave_out(self, place: str, reason: str) -> None:
+        """Count the row at `place` as left out."""
         self.reasons[place] = reason
 
     def first(self) -> str:
-        """The end of a sentence about the rows left out."""
+        """End of a sentence that gives the first row left out; empty where there is none."""
         return next((f"; the first, {place}: {reason}" for place, reason in self.reasons.items()), "")
 
 
 class Table(NamedTuple):
-    """Rows, each with the place it came from. `columns` are those that all rows have; None: each row has its own."""
+    """Rows, each with its place ("FILE, line 3"). `columns` are those of every row; None where rows have their own."""
 
     name: str
     columns: list[str] | None
     rows: list[tuple[str, Cells]]
 
+    @property
+    def names(self) -> list[str]:
+        """Names of all columns; without a header, those of all rows in order of first appearance."""
+        if self.columns is not None:
+            return self.columns
+        return list(dict.fromkeys(name for _, cells in self.rows for name in cells))
+
 
 def read_table(file: Path, column_names: list[str] | None, bad: BadRows) -> Table:
-    """The table in `file`, by the end of its name; `column_names` says that a CSV or TSV has no header.
+    """The table in `file`; the suffix of its name gives the format.
 
-    A `.txt` is a TSV in which quotes are characters like any other.
+    A `.txt` file is a TSV in which quotes have no special meaning.
+
+    Args:
+        file: the file to read.
+        column_names: names of the columns of a CSV or TSV without a header; None where the first row is the header.
+        bad: what to do with rows that cannot be parsed.
 
     Raises:
-        ValueError: the file is empty, is none of these, or has a bad row.
+        UserError: the file is empty, has another suffix, or has a bad row.
     """
     suffix = file.suffix.lower()
     if suffix not in SUFFIXES:
-        raise UserError(f"{file} is no table that can be read: give one of {', '.join(sorted(SUFFIXES))}")
+        raise UserError(f"{file} is not a table that can be read: give one of {', '.join(sorted(SUFFIXES))}")
     if suffix == ".parquet":
-        return _parquet(file)
+        return _read_parquet(file)
     if suffix in _SEPARATORS:
-        return _separated(file, _SEPARATORS[suffix], column_names, bad)
-    rows = _json(file, bad) if suffix in _JSON else _yaml(file, bad)
+        return _read_separated(file, column_names, bad)
+    rows = _read_json(file, bad) if suffix in _JSON else _read_yaml(file, bad)
     return Table(str(file), None, list(rows))
 
 
@@ -77,59 +97,95 @@ def hub_table(name: str, table: Any) -> Table:
     return Table(name, list(table.column_names), list(rows))
 
 
-def read_labelled(file: Path, bad: BadRows) -> Table:
-    """The lines `label ||| text` of a file, as a table of the columns "label" and "text".
+def read_labelled(file: Path, bad: BadRows, label_column: str = "label", text_column: str = "text") -> Table:
+    """The lines `label ||| text` of a file, as a table with these two columns.
 
     Raises:
-        ValueError: the file is empty, or a line is bad.
+        UserError: the file is empty, or a line is bad.
     """
     rows: list[tuple[str, Cells]] = []
-    for line, content in enumerate(_text(file).split("\n"), start=1):
+    for line, content in enumerate(_read_text(file).split("\n"), start=1):
         label, bar, text = content.partition("|||")
         if not content.strip():
             continue
         if reason := _not_utf8(content) or (not bar and "it has no ||| between a label and a text"):
             bad.refuse(f"{file}, line {line}", reason)
         else:
-            rows.append((f"{file}, line {line}", {"label": label.strip(), "text": text.strip()}))
-    return Table(str(file), ["label", "text"], rows)
+            rows.append((f"{file}, line {line}", {label_column: label.strip(), text_column: text.strip()}))
+    return Table(str(file), [label_column, text_column], rows)
 
 
-def _text(file: Path) -> str:
-    """What stands in a file, bytes that are not UTF-8 as surrogates."""
+def _read_text(file: Path) -> str:
+    """Content of a file; bytes that are not UTF-8 become surrogates."""
     text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
     if not text.strip():
         raise UserError(f"{file} is empty")
     return text
 
 
-def _separated(file: Path, separator: str, names: list[str] | None, bad: BadRows) -> Table:
-    raw = file.suffix.lower() == ".txt"
-    rows: list[tuple[str, Cells]] = []
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as content:
-        reader = csv.reader(
-            content, delimiter=separator, quoting=csv.QUOTE_NONE if raw else csv.QUOTE_MINIMAL, strict=True
-        )
-        while True:
-            line = reader.line_num + 1  # where the row begins
+# ---- CSV and TSV
+
+
+def _csv_options(file: Path, separator: str) -> dict[str, Any]:
+    """Arguments of `csv.reader`. A run of blanks is one separator."""
+    quoting = csv.QUOTE_NONE if file.suffix.lower() == ".txt" else csv.QUOTE_MINIMAL
+    return {"delimiter": separator, "quoting": quoting, "skipinitialspace": separator == " "}
+
+
+def _detect_separator(file: Path, names: list[str] | None) -> str:
+    """Separator of the fields: the usual one of the suffix, unless only another one gives a table; that is printed.
+
+    A separator gives a table if it splits each of the first rows into the same number of fields, at least two.
+    """
+    usual = _SEPARATORS[file.suffix.lower()]
+    if names is not None and len(names) == 1:
+        return usual
+    for separator in (usual, *(other for other in _SEPARATOR_NAMES if other != usual)):
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as content:
+            rows = csv.reader(content, **_csv_options(file, separator))
             try:
-                fields = next(reader, None)
-                if fields is None:
-                    break
-                if reason := _not_utf8(*fields):
-                    raise UserError(reason)
-                if not fields:
-                    continue  # a blank line
-                if names is None:
-                    names = _header(fields)
-                elif len(fields) == len(names):
-                    rows.append((f"{file}, line {line}", dict(zip(names, fields, strict=True))))
-                else:
-                    raise UserError(f"it has {len(fields)} fields, not the {len(names)} of the columns")
-            except (csv.Error, ValueError) as error:
-                if names is None:
-                    raise UserError(f"{file} has no header that can be read: {error}") from error
-                bad.refuse(f"{file}, line {line}", str(error).replace("'\t'", "a tab"))
+                sizes = {len(fields) for fields in islice(rows, _SAMPLED_ROWS) if fields}
+            except csv.Error:
+                continue
+        if len(sizes) == 1 and min(sizes) > 1 and (separator == usual or names is None or sizes == {len(names)}):
+            if separator != usual:
+                message = f"zoo: {file}: its columns are separated by {_SEPARATOR_NAMES[separator]}"
+                rank_zero_only(print)(message, file=sys.stderr)
+            return separator
+    return usual
+
+
+def _read_separated(file: Path, names: list[str] | None, bad: BadRows) -> Table:
+    rows: list[tuple[str, Cells]] = []
+    usual_limit = csv.field_size_limit(_MAX_FIELD)  # a setting of the csv module as a whole, restored below
+    try:
+        options = _csv_options(file, _detect_separator(file, names))
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as content:
+            reader = csv.reader(content, strict=True, **options)
+            while True:
+                # A row may span lines: its place is its first line.
+                line = reader.line_num + 1
+                try:
+                    fields = next(reader, None)
+                    if fields is None:
+                        break
+                    if reason := _not_utf8(*fields):
+                        raise UserError(reason)
+                    if not fields:
+                        continue  # a blank line
+                    # The first row is the header, unless names are given; all others must have as many fields.
+                    if names is None:
+                        names = _header(fields)
+                    elif len(fields) == len(names):
+                        rows.append((f"{file}, line {line}", dict(zip(names, fields, strict=True))))
+                    else:
+                        raise UserError(f"it has {len(fields)} fields, not the {len(names)} of the columns")
+                except (csv.Error, UserError) as error:
+                    if names is None:
+                        raise UserError(f"{file} has no header that can be read: {error}") from error
+                    bad.refuse(f"{file}, line {line}", str(error).replace("'\t'", "a tab"))
+    finally:
+        csv.field_size_limit(usual_limit)
     if names is None:
         raise UserError(f"{file} is empty")
     return Table(str(file), names, rows)
@@ -137,14 +193,17 @@ def _separated(file: Path, separator: str, names: list[str] | None, bad: BadRows
 
 def _header(fields: list[str]) -> list[str]:
     names = [field.strip() for field in fields]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"two columns are called {twice[0]!r}")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two columns are called {repeated[0]!r}")
     return names
 
 
-def _json(file: Path, bad: BadRows) -> Iterator[tuple[str, Cells]]:
-    """One object a line; or one list of objects, which may go over many lines."""
-    text = _text(file)
+# ---- JSON, YAML and Parquet
+
+
+def _read_json(file: Path, bad: BadRows) -> Iterator[tuple[str, Cells]]:
+    """One object per line; or one list of objects, which may span lines."""
+    text = _read_text(file)
     if text.lstrip().startswith("["):
         try:
             items = json.loads(text)
@@ -163,11 +222,11 @@ def _json(file: Path, bad: BadRows) -> Iterator[tuple[str, Cells]]:
             yield from _mappings([(f"{file}, line {line}", item)], bad)
 
 
-def _yaml(file: Path, bad: BadRows) -> Iterator[tuple[str, Cells]]:
-    """One mapping is one row; a list of mappings is as many."""
+def _read_yaml(file: Path, bad: BadRows) -> Iterator[tuple[str, Cells]]:
+    """A mapping is one row; a list of mappings is as many rows."""
     text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
     try:
-        # The base loader resolves no types: a text of 12:30 is no number of seconds, nor a text of "no" a false.
+        # The base loader resolves no types: the text 12:30 is not a number of seconds, and the text "no" is not false.
         item = yaml.load(text, getattr(yaml, "CBaseLoader", yaml.BaseLoader))
     except (yaml.YAMLError, UnicodeEncodeError, RecursionError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or first_line(error)
@@ -183,6 +242,7 @@ def _yaml(file: Path, bad: BadRows) -> Iterator[tuple[str, Cells]]:
 
 
 def _mappings(rows: Iterable[tuple[str, Any]], bad: BadRows) -> Iterator[tuple[str, Cells]]:
+    """Those of the rows that are mappings and UTF-8 text."""
     for place, cells in rows:
         if not isinstance(cells, dict):
             bad.refuse(place, "it is not a mapping of names to values")
@@ -192,19 +252,19 @@ def _mappings(rows: Iterable[tuple[str, Any]], bad: BadRows) -> Iterator[tuple[s
             yield place, cells
 
 
-def _parquet(file: Path) -> Table:
+def _read_parquet(file: Path) -> Table:
     import pyarrow.parquet
 
     try:
         table = pyarrow.parquet.read_table(file)
-    except Exception as error:  # pyarrow has several words for a damaged file
+    except Exception as error:  # pyarrow raises several kinds of exceptions for a damaged file
         raise UserError(f"{file} cannot be read as Parquet ({first_line(error)})") from error
     rows = ((f"{file}, row {i}", row) for i, row in enumerate(table.to_pylist(), start=1))
     return Table(str(file), table.column_names, list(rows))
 
 
 def _not_utf8(*texts: str) -> str | None:
-    """A sentence about the first byte that was not UTF-8, which reading left as a surrogate; None if all were."""
+    """Sentence about the first byte that was not UTF-8, which reading turned into a surrogate; None without one."""
     for text in texts:
         if not text.isascii():
             try:

@@ -1,4 +1,4 @@
-"""Augmented copies: seeded, equal in meaning where that can be checked, and a sentence for a file that is no help."""
+"""Augmented copies: reproducible, numbers equal in value, and one-sentence errors for unusable files."""
 
 import re
 from decimal import Decimal
@@ -21,14 +21,14 @@ def parsed(form: str) -> Decimal:
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_every_form_of_a_number_has_its_value(number: str):
+def test_number_forms_are_equal_in_value(number: str):
     forms = number_forms(number)
     assert all(parsed(form) == Decimal(number) for form in forms)
     assert number not in forms
     assert not any("," in form for form in number_forms(number, thousands=False))
 
 
-def test_the_forms_of_a_thousand():
+def test_number_forms_of_a_thousand():
     assert set(number_forms("1000")) == {"1,000", "1e3", "1000.0"}
     assert number_forms("1" * 40) == []
 
@@ -41,12 +41,12 @@ def test_random_numbers_in_a_text_keep_their_values():
         text = "from {} to {} or {}.".format(*(repr(v).removesuffix(".0") for v in values))
         copy = change(text, random)
         changed += copy != text
-        found = re.findall(r"-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?", copy)
-        assert [float(number.replace(",", "")) for number in found] == values
+        numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?", copy)
+        assert [float(number.replace(",", "")) for number in numbers] == values
     assert changed == 500
 
 
-def test_what_only_looks_like_a_number_is_left_alone():
+def test_parts_of_words_and_versions_are_not_numbers():
     change = Augmentation(None, None, number_formats=True)
     for text in ("X1 is 3x as fast on GPT2", "at 1.2.3", "1,000 and 24,96,3000"):
         assert {change(text, Random(seed)) for seed in range(20)} == {text}
@@ -64,7 +64,7 @@ def test_synonyms_keep_capitals_and_replace_whole_words(tmp_path):
     assert change("nothing here", Random(0)) == "nothing here"
 
 
-def test_background_comes_before_or_after(tmp_path):
+def test_background_sentence_is_added_before_or_after(tmp_path):
     file = tmp_path / "background.txt"
     file.write_text("It rained.\n\nMarkets were calm.\n")
     change = Augmentation(None, str(file), False)
@@ -73,14 +73,14 @@ def test_background_comes_before_or_after(tmp_path):
     assert copies == {f"{s} Up 3 %." for s in sentences} | {f"Up 3 %. {s}" for s in sentences}
 
 
-def test_a_copy_is_a_function_of_its_seed():
+def test_copy_is_a_function_of_the_seed():
     change = Augmentation("english", None, True)
     text = "Shares rose 1000 points after the company announced earnings of 2.5 million."
     assert change(text, Random(3)) == change(text, Random(3)) != text
     assert len({change(text, Random(seed)) for seed in range(20)}) > 10
 
 
-def test_the_list_that_is_here_maps_words_to_other_words():
+def test_included_synonyms_are_sorted_and_valid():
     words = yaml.load(Path(augment.__file__).with_name("synonyms.yaml").read_text(), yaml.BaseLoader)
     assert len(words) > 60
     assert list(words) == sorted(words)
@@ -92,16 +92,16 @@ def test_the_list_that_is_here_maps_words_to_other_words():
 
 BAD = {
     "no list": ("synonyms", b"good: fine\n", "the synonyms of 'good' are not a list of words"),
-    "no mapping": ("synonyms", b"- good\n", "holds no synonyms: it must map each word"),
+    "no mapping": ("synonyms", b"- good\n", "has no synonyms: it must map each word"),
     "no YAML": ("synonyms", b"good: [fine\n", "is not valid YAML"),
-    "no UTF-8": ("background", b"caf\xe9\n", "is not UTF-8 text: byte at offset 3"),
-    "empty": ("background", b"\n", "holds no background"),
-    "missing": ("background", None, "no file is at .*words: set background to one that is there"),
+    "no UTF-8": ("background", b"caf\xe9\n", "is not UTF-8 text: the byte at offset 3"),
+    "empty": ("background", b"\n", "has no background"),
+    "missing": ("background", None, "there is no file .*words: set --data.background to an existing file"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_file_that_is_no_help_gets_one_sentence(name: str, tmp_path):
+def test_unusable_file_gives_a_one_sentence_error(name: str, tmp_path):
     option, content, reason = BAD[name]
     file = tmp_path / "words"
     if content is not None:

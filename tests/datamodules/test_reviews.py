@@ -1,4 +1,4 @@
-"""Texts with labels: every format, splits by names of files, prompts, and a sentence for bad input."""
+"""Reviews: file formats, splits by file names, labels, prompts, and one-sentence errors for bad input."""
 
 import json
 
@@ -7,27 +7,28 @@ import pytest
 
 from zoo.datamodules import Reviews
 from zoo.datamodules.sources.labels import read_labels
+from zoo.errors import UserError
 
 SPLITS = ("train", "val", "test")
 
 
-def lines(file, rows):
+def write_lines(file, rows):
     file.write_text("".join(f"{label} ||| {text}\n" for label, text in rows), encoding="utf-8")
     return str(file)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two data sets side by side, as the course has them, and the names of the labels."""
+    """A folder with the files of two data sets, as in the course, and a file of label names."""
     for name, classes in (("sst", 5), ("cfimdb", 2)):
         for split, n in (("train", 30), ("dev", 6), ("test", 4)):
             rows = [(i % classes, f"{name} {split} {'so ' * (i % 7)}{i}") for i in range(n)]
-            lines(tmp_path / f"{name}-{split}.txt", rows)
+            write_lines(tmp_path / f"{name}-{split}.txt", rows)
     (tmp_path / "sst-label-mapping.json").write_text('["awful", "bad", "average", "good", "excellent"]')
     return tmp_path
 
 
-def test_the_courses_files_go_by_the_beginning_of_their_names(folder):
+def test_prefix_of_file_names_selects_a_data_set(folder):
     data = Reviews(f"{folder}/sst", str(folder / "sst-label-mapping.json"), batch_size=4)
     assert data.label_names == ["awful", "bad", "average", "good", "excellent"]
     assert [len(data.texts(split)) for split in SPLITS] == [30, 6, 4]
@@ -37,14 +38,14 @@ def test_the_courses_files_go_by_the_beginning_of_their_names(folder):
     assert all(value is None or isinstance(value, str | int | float) for value in data.hparams.values())
 
 
-def test_batches_are_padded_on_the_right_and_masked(folder):
+def test_batches_are_right_padded_and_of_similar_lengths(folder):
     data = Reviews(f"{folder}/sst", "a,b,c,d,e", batch_size=4, seed=0)
     batch = next(iter(data.val_dataloader()))
-    assert batch.real is not None
+    assert batch.padding_mask is not None
     assert batch.targets.tolist() == [[0], [1], [2], [3]]
-    for row, real, text in zip(batch.tokens, batch.real, batch.texts, strict=True):
-        n = int(real.sum())
-        assert real[:n].all()
+    for row, mask, text in zip(batch.tokens, batch.padding_mask, batch.texts, strict=True):
+        n = int(mask.sum())
+        assert mask[:n].all()
         assert row[0] == data.tokenizer.bos_id
         assert data.tokenizer.decode(row[:n].tolist()) == text
         assert not row[n:].any()
@@ -54,13 +55,13 @@ def test_batches_are_padded_on_the_right_and_masked(folder):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
-def test_tables(tmp_path, suffix):
+def test_table_formats_and_merged_labels(tmp_path, suffix):
     rows = [{"stars": str(1 + i % 5), "words": f"text {i}"} for i in range(20)]
-    file, comma = tmp_path / f"rows.{suffix}", "\t" if suffix == "tsv" else ","
+    file, separator = tmp_path / f"rows.{suffix}", "\t" if suffix == "tsv" else ","
     if suffix == "jsonl":
         file.write_text("\n".join(json.dumps(row | {"stars": int(row["stars"])}) for row in rows))
     else:
-        file.write_text("\n".join(comma.join(row) for row in [("stars", "words"), *(row.values() for row in rows)]))
+        file.write_text("\n".join(separator.join(row) for row in [("stars", "words"), *(row.values() for row in rows)]))
     columns = {"text_column": "words", "label_column": "stars"}
     data = Reviews(str(file), **columns)
     assert data.label_names == ["1", "2", "3", "4", "5"]
@@ -69,75 +70,79 @@ def test_tables(tmp_path, suffix):
     assert data.texts("predict") == [f"text {i}" for i in range(20)]
     assert data.targets("predict")[:, 0].tolist() == [i % 5 for i in range(20)]
     names = '{"1": "negative", "2": "negative", "4": "positive", "5": "positive"}'
-    polar = Reviews(str(file), names, bad_rows="skip", val_fraction=0, test_fraction=1, **columns)
-    polar.setup("test")
-    assert (polar.label_names, polar.skipped) == (["negative", "positive"], 4)  # the threes are neither
-    assert polar.labels.spellings == ["1", "4"]
+    binary = Reviews(str(file), names, bad_rows="skip", val_fraction=0, test_fraction=1, **columns)
+    binary.setup("test")
+    assert (binary.label_names, binary.skipped) == (["negative", "positive"], 4)  # label 3 has no name
+    assert binary.label_spellings == ["1", "4"]
 
 
-def test_labels_may_be_names_and_are_remembered(tmp_path):
-    file = lines(tmp_path / "rows.txt", [("good", "x"), ("bad", "y")] * 10)
+def test_labels_as_names_are_stored_for_other_data(tmp_path):
+    file = write_lines(tmp_path / "rows.txt", [("good", "x"), ("bad", "y")] * 10)
     data = Reviews(file)
     assert data.label_names == ["bad", "good"]
-    again = Reviews(lines(tmp_path / "new.txt", [("good", "z")]), data.hparams["label_names"])
+    again = Reviews(write_lines(tmp_path / "new.txt", [("good", "z")]), data.hparams["label_names"])
     assert again.label_names == ["bad", "good"]
     assert again.targets("predict").tolist() == [[1]]
     assert read_labels('["bad", "good"]').classes == {"0": 0, "1": 1, "bad": 0, "good": 1}
 
 
-def test_prompts_are_read_by_the_model_and_not_shown(folder):
+def test_prompts_are_tokenized_but_not_part_of_the_texts(folder):
     data = Reviews(f"{folder}/cfimdb", "negative,positive", prompt="{text} Is it {choices}? It is", lowercase=True)
     ids = data.dataset("val")[0].tokens
     assert data.tokenizer.decode(ids) == "cfimdb dev 0 Is it negative or positive? It is"
     assert data.texts("val")[0] == "cfimdb dev 0"
-    three = Reviews(f"{folder}/sst", "a,b,c,d,e", prompt="{text} {choices}")
-    assert three.choices == "a, b, c, d, or e"
-    with pytest.raises(ValueError, match=r"prompt must say with {text} where"):
+    assert data.prompt_parts == ("", " Is it negative or positive? It is")
+    assert Reviews(f"{folder}/cfimdb").prompt_parts is None
+    five = Reviews(f"{folder}/sst", "a,b,c,d,e", prompt="{text} {choices}")
+    assert five.choices == "a, b, c, d, or e"
+    with pytest.raises(UserError, match=r"prompt must contain {text}, which"):
         Reviews("x", prompt="Is it good?")
 
 
-def test_truncating_leaves_the_prompt_whole(folder):
+def test_truncation_keeps_the_prompt(folder):
     data = Reviews(f"{folder}/sst", "a,b,c,d,e", prompt="{text} So?", long_rows="truncate", max_input_len=12)
     texts = [data.tokenizer.decode(row.tokens) for row in (data.dataset("train")[i] for i in range(30))]
     assert all(text.endswith(" So?") for text in texts)
     assert data.lengths("train").max() == 12
-    with pytest.raises(ValueError, match="the prompt alone has 5 tokens, as many as max_input_len 4"):
+    with pytest.raises(
+        UserError, match=r"the prompt after the text has 5 tokens, .* set --data\.max_input_len above 5"
+    ):
         Reviews(f"{folder}/sst", "a,b,c,d,e", prompt="{text} Yes?", long_rows="truncate", max_input_len=4).setup("fit")
 
 
-def test_placeholder_labels_are_neither_read_nor_scored(folder, capsys):
+def test_placeholder_labels_are_not_read_or_scored(folder, capsys):
     file = folder / "cfimdb-test.txt"
-    lines(file, [(0, f"text {i}") for i in range(12)])
+    write_lines(file, [(0, f"text {i}") for i in range(12)])
     data = Reviews(f"{folder}/cfimdb", "negative,positive")
     data.setup("test")
     assert "all 12 labels of the test split are '0': if they are placeholders" in capsys.readouterr().err
-    lines(file, [(-1, f"text {i}") for i in range(12)])
+    write_lines(file, [(-1, f"text {i}") for i in range(12)])
     for given in (f"{folder}/cfimdb", str(file)):
         data = Reviews(given, "negative,positive", unlabelled="test")
         data.setup("predict")
         assert len(data.texts("predict")) == 12
         assert np.isnan(data.targets("predict")).all()
-    with pytest.raises(ValueError, match=r"the test split of .*cfimdb has no true labels"):
+    with pytest.raises(UserError, match=r"the test split of .*cfimdb has placeholders for labels"):
         Reviews(f"{folder}/cfimdb", "negative,positive", unlabelled="test").setup("test")
-    with pytest.raises(ValueError, match="unlabelled names some of train, val, test"):
+    with pytest.raises(UserError, match="unlabelled must name some of train, val, test"):
         Reviews("x", unlabelled="tset")
 
 
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("7 ||| text", r"line 2: its label '7' is none of 0, 1, negative, positive; mend it, or set bad_rows"),
+        ("7 ||| text", r"line 2: its label '7' is none of 0, 1, negative, positive; fix it, or set --data\.bad_rows"),
         ("0 text", r"line 2: it has no \|\|\| between a label and a text"),
         ("0 ||| ", r"line 2: its text, 'text', is empty"),
         (" ||| text", r"line 2: its label 'label' is empty"),
         ("0 ||| caf\udce9", r"line 2: byte 0xe9 in it is not UTF-8 text"),
-        ("0 ||| " + "x" * 60, r"line 2: its text has 61 tokens, more than max_input_len 50; raise that, or set long"),
+        ("0 ||| " + "x" * 60, r"line 2: its text has 61 tokens, more than max_input_len 50; raise --data"),
     ],
 )
-def test_a_bad_line_is_named_or_skipped_and_counted(tmp_path, line, sentence):
+def test_bad_line_is_named_or_skipped_and_counted(tmp_path, line, sentence):
     file = tmp_path / "reviews.txt"
     file.write_text("1 ||| fine\n" + line + "\n" + "0 ||| bad\n1 ||| good\n" * 12, errors="surrogateescape")
-    with pytest.raises(ValueError, match=r"reviews\.txt, " + sentence):
+    with pytest.raises(UserError, match=r"reviews\.txt, " + sentence):
         Reviews(str(file), "negative,positive", max_input_len=50, test_fraction=0, val_fraction=0).setup("fit")
     data = Reviews(str(file), "negative,positive", max_input_len=50, bad_rows="skip", long_rows="skip")
     for split in SPLITS:
@@ -148,26 +153,26 @@ def test_a_bad_line_is_named_or_skipped_and_counted(tmp_path, line, sentence):
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
-        ("only", "label_names: a choice needs two classes, but here is 'only' alone"),
-        (" ,", "label_names: a choice needs two classes, but here is none"),
-        ('["a", 3]', "must be a list of names, or an object"),
+        ("only", "label_names: classification needs at least two classes, but there is only 'only'"),
+        (" ,", "label_names: classification needs at least two classes, but there is none"),
+        ('["a", 3]', "must be a list of names, or a mapping"),
         ("[broken", "label_names is not valid JSON"),
     ],
 )
-def test_bad_label_names(names, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_invalid_label_names_are_refused(names, sentence):
+    with pytest.raises(UserError, match=sentence):
         read_labels(names)
 
 
 @pytest.mark.parametrize("options", [{"label_column": "labl"}, {}])
-def test_classes_that_cannot_be_found_are_asked_for(tmp_path, options):
+def test_missing_labels_error_names_the_options(tmp_path, options):
     file = tmp_path / "rows.csv"
     file.write_text("text,label\n" + ("a film,1\n" if options else "a film, \n") * 20)
-    with pytest.raises(ValueError, match=r"rows\.csv has no labels in a column 'labe?l' from which"):
+    with pytest.raises(UserError, match=r"rows\.csv has no labels in a column 'labe?l' from which to derive"):
         _ = Reviews(str(file), **options).labels
 
 
-def test_what_is_to_be_predicted_needs_no_labels(tmp_path):
+def test_prediction_needs_no_labels(tmp_path):
     (tmp_path / "rows.csv").write_text("text\nx\ny\n")
     (tmp_path / "rows.txt").write_text("||| x\n ||| y\n")
     for file in ("rows.csv", "rows.txt"):
@@ -176,16 +181,16 @@ def test_what_is_to_be_predicted_needs_no_labels(tmp_path):
         assert np.isnan(data.targets("predict")).all()
 
 
-def test_labels_that_only_look_like_numbers_are_words(tmp_path):
-    assert Reviews(lines(tmp_path / "rows.txt", [("--5", "x"), ("-1", "y")])).label_names == ["--5", "-1"]
+def test_label_with_two_signs_is_sorted_as_a_word(tmp_path):
+    assert Reviews(write_lines(tmp_path / "rows.txt", [("--5", "x"), ("-1", "y")])).label_names == ["--5", "-1"]
 
 
-def test_missing_label_names_are_a_missing_file():
-    with pytest.raises(FileNotFoundError, match=r"no label names are at nowhere\.json"):
+def test_missing_label_names_file():
+    with pytest.raises(FileNotFoundError, match=r"there is no file nowhere\.json: set --data\.label_names"):
         read_labels("nowhere.json")
 
 
-def test_the_real_reviews(zoo_data):
+def test_sst_and_amazon_alexa(zoo_data):
     sst = Reviews(str(zoo_data / "reviews" / "sst"), "awful,bad,average,good,excellent")
     assert [len(sst.texts(split)) for split in SPLITS] == [8544, 1101, 2210]
     alexa = Reviews(

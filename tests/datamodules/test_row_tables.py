@@ -1,4 +1,4 @@
-"""Rows from every kind of file: the same whatever the file, each bad one named by its line, or left out and counted."""
+"""Tables and layouts: equal rows from every file format; a bad row is named by its line, or left out and counted."""
 
 import json
 import math
@@ -7,12 +7,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from zoo.datamodules.row_text import Layout, numbers_in
+from zoo.datamodules.row_text import RowLayout, numbers_in
 from zoo.datamodules.sources.tables import BadRows, read_table
+from zoo.errors import UserError
 from zoo.tokenizers.numerals import rounded
 
-ROWS = [("1", "two \"quoted\"\nlines", "0.5"), ("2", "日本, naïve", "-1e3"), ("3", "no", "7")]
-LAYOUT = Layout(["text"], ["y"], "text")
+ROWS = [("1", 'two "quoted"\nlines', "0.5"), ("2", "日本, naïve", "-1e3"), ("3", "no", "7")]
+LAYOUT = RowLayout(["text"], ["y"], "text")
 
 
 def write(file, rows=ROWS) -> None:
@@ -31,27 +32,27 @@ def write(file, rows=ROWS) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json", ".yaml", ".parquet"])
-def test_every_format_gives_the_same_rows(suffix: str, tmp_path):
+def test_all_formats_give_equal_rows(suffix: str, tmp_path):
     file = tmp_path / f"rows{suffix}"
     write(file)
     rows = LAYOUT.read([read_table(file, None, BadRows("stop"))], BadRows("stop"))
     assert rows.texts == [text for _, text, _ in ROWS]
     assert rows.targets.tolist() == [[0.5], [-1000.0], [7.0]]
-    line = {".csv": 4, ".tsv": 4, ".jsonl": 3}.get(suffix)  # the first row takes two lines, or a blank one follows it
+    line = {".csv": 4, ".tsv": 4, ".jsonl": 3}.get(suffix)  # the first row has two lines, or a blank line after it
     assert rows.places[1] == (f"{file}, line {line}" if line else f"{file}, row 2")
 
 
-def test_a_txt_file_is_a_tsv_whose_quotes_are_characters(tmp_path):
+def test_quotes_have_no_meaning_in_txt_files(tmp_path):
     file = tmp_path / "scores.txt"
     file.write_bytes(b'1\t0.5\t"  unbalanced\r\n2\t-1\tbalanced "quotes"\r\n')
     table = read_table(file, ["id", "y", "text"], BadRows("stop"))
     assert [cells["text"] for _, cells in table.rows] == ['"  unbalanced', 'balanced "quotes"']
     file = file.rename(tmp_path / "scores.tsv")
-    with pytest.raises(ValueError, match=r"scores\.tsv, line 1: a tab expected after"):
+    with pytest.raises(UserError, match=r"scores\.tsv, line 1: a tab expected after"):
         read_table(file, ["id", "y", "text"], BadRows("stop"))
 
 
-def test_a_byte_order_mark_and_spaces_are_no_part_of_a_name(tmp_path):
+def test_byte_order_mark_and_blanks_are_stripped_from_headers(tmp_path):
     (tmp_path / "a.csv").write_text("\ufefftext , y\na,1\n", encoding="utf-8")
     assert read_table(tmp_path / "a.csv", None, BadRows("stop")).columns == ["text", "y"]
 
@@ -61,7 +62,7 @@ def jsonl(bad: bytes) -> bytes:
     return b'{"text":"a","y":1}\n' + bad + b'\n{"text":"c","y":4}'
 
 
-# Per format: a good row, a bad one and a good one; where the bad one stands, and what is wrong with it.
+# Content of a good row, a bad one and a good one; then the place of the bad row and the reason.
 BAD = {
     "fields": (".csv", b"text,y\na,1\nb,2,3\nc,4\n", "line 3: it has 3 fields, not the 2 of the columns"),
     "quotes": (".csv", b'text,y\na,1\n"b"b,2\nc,4\n', "line 3: ',' expected after '\"'"),
@@ -86,14 +87,14 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_row_is_named_or_left_out(name: str, tmp_path):
+def test_bad_row_is_named_or_left_out(name: str, tmp_path):
     suffix, content, reason = BAD[name]
     file = tmp_path / f"rows{suffix}"
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=f"rows{suffix}, .*{reason}") as error:
+    with pytest.raises(UserError, match=f"rows{suffix}, .*{reason}") as error:
         LAYOUT.read([read_table(file, None, BadRows("stop"))], BadRows("stop"))
     assert "\n" not in str(error.value)
-    assert str(error.value).endswith("; mend it, or set bad_rows to skip, which leaves such rows out")
+    assert str(error.value).endswith("; fix it, or set --data.bad_rows skip to leave such rows out")
     skip = BadRows("skip")
     rows = LAYOUT.read([read_table(file, None, skip)], skip)
     assert rows.texts == ["a", "c"]
@@ -101,16 +102,16 @@ def test_a_bad_row_is_named_or_left_out(name: str, tmp_path):
     assert len(skip.reasons) == 1
 
 
-USELESS = {
+UNUSABLE = {
     "empty.csv": (b"", "empty.csv is empty"),
     "empty.jsonl": (b"\n", "empty.jsonl is empty"),
     "header.csv": (b"text,y\n", "header.csv has no row that can be used"),
     "twice.csv": (b"text,y,y\na,1,2\n", "twice.csv has no header that can be read: two columns are called 'y'"),
     "latin.csv": (b"text,\xe9\na,1\n", "latin.csv has no header that can be read: byte 0xe9 in it is not UTF-8"),
-    "other.csv": (b"text,yy\na,1\n", r"other.csv has no column 'y' \(did you mean 'yy'\?\): set target_columns to"),
+    "other.csv": (b"text,yy\na,1\n", r"other.csv has no column 'y' \(did you mean 'yy'\?\): set --data.target_col"),
     "broken.json": (b"[1,\n", "broken.json is not valid JSON"),
     "broken.parquet": (b"PAR1", "broken.parquet cannot be read as Parquet"),
-    "picture.png": (b"\x89PNG", "picture.png is no table that can be read: give one of .csv, .json"),
+    "picture.png": (b"\x89PNG", "picture.png is not a table that can be read: give one of .csv, .json"),
     "list.yaml": (b"- a\n", "list.yaml, row 1: it is not a mapping"),
     "broken.yaml": (b"text: 'a\ny: 1", "broken.yaml: it is not valid YAML at line 2"),
     "control.yaml": (b"text: a\0\ny: 1", "control.yaml: it is not valid YAML"),
@@ -119,10 +120,10 @@ USELESS = {
 }
 
 
-@pytest.mark.parametrize("name", USELESS)
-def test_a_file_that_cannot_be_used_gets_one_sentence(name: str, tmp_path):
-    (tmp_path / name).write_bytes(USELESS[name][0])
-    with pytest.raises(ValueError, match=USELESS[name][1]) as error:
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_unusable_file_gives_a_one_sentence_error(name: str, tmp_path):
+    (tmp_path / name).write_bytes(UNUSABLE[name][0])
+    with pytest.raises(UserError, match=UNUSABLE[name][1]) as error:
         LAYOUT.read([read_table(tmp_path / name, None, BadRows("stop"))], BadRows("stop"))
     assert "\n" not in str(error.value)
 
@@ -143,22 +144,22 @@ CELLS = {"name": "résnet", "flops": "650459392", "lr": "3.8909e-05", "half": 0.
         ),
     ],
 )
-def test_a_row_becomes_a_text(row_format, digits, text):
-    whole = Layout(list(CELLS), [], row_format).text(CELLS)
-    assert (rounded(whole, digits) if digits else whole) == text
+def test_row_formats(row_format, digits, text):
+    rendered = RowLayout(list(CELLS), [], row_format).text(CELLS)
+    assert (rounded(rendered, digits) if digits else rendered) == text
     if row_format == "json":
         assert json.loads(text)["lr"] == 3.8909e-05
 
 
 @pytest.mark.parametrize("digits", [1, 4, 15])
 @pytest.mark.parametrize("value", ["1234567", "-0.000123456", "9.99999e-301", "0", "1e22", "+5"])
-def test_rounded_numbers_are_the_nearest_of_so_many_digits(value: str, digits: int):
+def test_rounded_numbers_are_the_nearest_with_the_given_digits(value: str, digits: int):
     text = rounded(value, digits)
     assert float(text) == float(f"{float(value):.{digits - 1}e}")
     assert json.loads(text) == float(text)
     assert len(text) <= digits + 7
 
 
-def test_numbers_in_a_text():
+def test_numbers_in_text():
     assert numbers_in('{"lr": 1e-3, "beta1": -.5, "on": "2018-07"}') == [1e-3, -0.5, 2018, 7]
     assert numbers_in("24,96,3000 X1: +7. v1.2.3") == [24, 96, 3000, 7]

@@ -1,4 +1,4 @@
-"""Text with numbers: splits without leaks, every option, copies for training alone, a sentence for bad input."""
+"""TextRegression: splits without leaks, every option, copies of training rows only, one-sentence errors."""
 
 import csv
 import json
@@ -11,12 +11,13 @@ import torch
 from zoo.datamodules import TextRegression
 from zoo.datamodules.sources import corpus
 from zoo.datamodules.sources.corpus import data_label
+from zoo.errors import UserError
 from zoo.tokenizers import load_tokenizer
 
 SPLITS = ("train", "val", "test")
 
 
-def table(file, rows, names=("text", "y")):
+def write_table(file, rows, names=("text", "y")):
     with file.open("w", encoding="utf-8", newline="") as content:
         csv.writer(content).writerows([names, *rows])
     return str(file)
@@ -24,13 +25,13 @@ def table(file, rows, names=("text", "y")):
 
 @pytest.fixture
 def reviews(tmp_path):
-    """60 texts of 6 to 120 characters, their number being their length."""
-    return table(tmp_path / "reviews.csv", [("word " * (1 + i % 20) + str(i % 10), i) for i in range(60)])
+    """60 texts of 6 to 120 characters; the target is the index of the row."""
+    return write_table(tmp_path / "reviews.csv", [("word " * (1 + i % 20) + str(i % 10), i) for i in range(60)])
 
 
 @pytest.fixture
 def news(tmp_path):
-    """The seed's format: a YAML file for each text, and one to predict."""
+    """A folder with a YAML file for each text, and one without a target."""
     folder = tmp_path / "finance_01"
     folder.mkdir()
     for i in range(20):
@@ -39,7 +40,7 @@ def news(tmp_path):
     return folder
 
 
-def test_the_default_is_the_identity_on_integers():
+def test_default_is_the_identity_on_integers():
     data = TextRegression()
     data.setup("fit")
     assert [len(data.texts(split)) for split in (*SPLITS, "predict")] == [2560, 640, 2560, 2560]
@@ -56,7 +57,7 @@ def test_the_default_is_the_identity_on_integers():
     assert all(value is None or isinstance(value, str | int | float) for value in data.hparams.values())
 
 
-def test_a_folder_of_yaml_files(news):
+def test_folder_of_yaml_files(news):
     data = TextRegression(str(news))
     assert data_label(str(news)) == data_label(f"{news}/") == "finance_01"
     assert sorted(chain(*(data.texts(split) for split in SPLITS))) == sorted(
@@ -71,22 +72,24 @@ def test_a_folder_of_yaml_files(news):
     assert data_label(str(news / "test_target.yml")) == "test_target"
 
 
-def test_a_news_item_called_train_is_no_training_split(news):
+def test_yaml_text_called_train_is_refused_as_training_split(news):
     (news / "00.yml").rename(news / "train_strike.yml")
-    with pytest.raises(ValueError, match=r"training by their names, and .*\.yml, which names no split"):
+    with pytest.raises(UserError, match=r"training by their names, and .*\.yml, which names no split"):
         TextRegression(str(news)).setup("fit")
 
 
-def test_a_folder_of_mere_questions_cannot_be_trained_on(tmp_path):
+def test_folder_without_targets_can_only_be_predicted(tmp_path):
     (tmp_path / "test_target.yml").write_text('news: "Profit fell"\n')
-    with pytest.raises(ValueError, match="no row with a target: it can only be predicted"):
+    with pytest.raises(UserError, match="no row with a target: it can only be predicted"):
         TextRegression(str(tmp_path)).setup("fit")
     TextRegression(str(tmp_path)).setup("predict")
 
 
-def test_a_yaml_file_without_its_key_is_refused_by_name(news):
+def test_yaml_file_without_a_key_is_named_or_skipped(news):
     (news / "21.yml").write_text("news: no number\n")
-    with pytest.raises(ValueError, match=r"21\.yml: it has no 'change_rate', only news; mend it, or set bad"):
+    with pytest.raises(
+        UserError, match=r"21\.yml: it has no 'change_rate', only news; fix it, or set --data\.bad_rows"
+    ):
         TextRegression(str(news)).setup("fit")
     (news / "22.yml").write_text("headline: no text\nchange_rate: 1\n")
     data = TextRegression(str(news), bad_rows="skip")
@@ -94,83 +97,87 @@ def test_a_yaml_file_without_its_key_is_refused_by_name(news):
     assert data.skipped == 2
 
 
-def test_files_named_after_splits_are_the_splits(tmp_path):
+def test_file_names_give_the_splits(tmp_path):
     for name, n in (("train", 10), ("valid", 3), ("test", 2)):
-        table(tmp_path / f"{name}.csv", [(f"{name} {i}", i) for i in range(n)])
+        write_table(tmp_path / f"{name}.csv", [(f"{name} {i}", i) for i in range(n)])
     data = TextRegression(str(tmp_path), target_columns="y")
     assert [len(data.texts(split)) for split in SPLITS] == [10, 3, 2]
     assert data.texts("predict") == data.texts("test")
     (tmp_path / "test.csv").unlink()
-    with pytest.raises(ValueError, match="has no test split, only train, val"):
+    with pytest.raises(UserError, match="has no test split, only train, val"):
         TextRegression(str(tmp_path), target_columns="y").setup("test")
     (tmp_path / "valid.csv").unlink()
-    table(tmp_path / "test.csv", [("to predict",)], ["text"])
+    write_table(tmp_path / "test.csv", [("to predict",)], ["text"])
     data = TextRegression(str(tmp_path), target_columns="y")
     assert [len(data.texts(split)) for split in (*SPLITS, "predict")] == [8, 1, 1, 1]
     assert data.texts("predict") == ["to predict"]
 
 
-def test_cut_splits_are_random_and_stay_the_same(reviews, monkeypatch):
+def test_cut_splits_are_random_and_independent_of_the_run_seed(reviews, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "1")
     first, again = (TextRegression(reviews, target_columns="y") for _ in range(2))
     parts = [first.targets(split)[:, 0].tolist() for split in SPLITS]
     assert [len(part) for part in parts] == [48, 6, 6]
     assert sorted(chain(*parts)) == list(range(60))
     assert max(parts[1]) - min(parts[1]) > 20  # not the end of the file
-    monkeypatch.setenv("PL_GLOBAL_SEED", "2")  # another run must not train on what this one is tested on
+    monkeypatch.setenv("PL_GLOBAL_SEED", "2")  # another run must not train on the test rows of this one
     assert [again.targets(split)[:, 0].tolist() for split in SPLITS] == parts
     other = TextRegression(reviews, target_columns="y", split_seed=1)
     assert other.targets("val")[:, 0].tolist() != parts[1]
-    whole = TextRegression(reviews, target_columns="y", val_fraction=0, test_fraction=1)
-    whole.setup("test")
-    assert whole.targets("test")[:, 0].tolist() == list(range(60)) == whole.targets("predict")[:, 0].tolist()
-    with pytest.raises(ValueError, match=r"the val split of .* has no rows: raise val_fraction"):
-        whole.setup("validate")
-    with pytest.raises(ValueError, match="has no rows: lower val_fraction and test_fraction"):
-        whole.setup("fit")
+    test_only = TextRegression(reviews, target_columns="y", val_fraction=0, test_fraction=1)
+    test_only.setup("test")
+    assert test_only.targets("test")[:, 0].tolist() == list(range(60)) == test_only.targets("predict")[:, 0].tolist()
+    with pytest.raises(UserError, match=r"the val split of .* has no rows: raise --data.val_fraction"):
+        test_only.setup("validate")
+    with pytest.raises(UserError, match=r"has no rows: lower --data.val_fraction and --data.test_fraction"):
+        test_only.setup("fit")
 
 
-def test_groups_are_never_cut_apart(tmp_path):
-    file = table(tmp_path / "a.csv", [(f"t{i}", i, f"g{i % 13}") for i in range(130)], ("text", "y", "group"))
+def test_rows_of_a_group_stay_in_one_split(tmp_path):
+    file = write_table(tmp_path / "a.csv", [(f"t{i}", i, f"g{i % 13}") for i in range(130)], ("text", "y", "group"))
     data = TextRegression(file, target_columns="y", group_column="group")
     groups = [{int(y) % 13 for y in data.targets(split)[:, 0]} for split in SPLITS]
     assert sum(map(len, groups)) == len(set.union(*groups)) == 13
     assert len(groups[1]) == 2
-    assert data.texts("train")[0].startswith("t")  # the group is not read: one column is left, the text
+    assert data.texts("train")[0].startswith("t")  # the group is not part of the text
 
 
-def test_rows_of_many_columns(tmp_path):
-    file = table(tmp_path / "a.csv", [(i, 0.123456 * i, i, -i) for i in range(20)], ("a", "b", "y", "z"))
-    data = TextRegression(file, target_columns="y,z", digits=3, val_fraction=0, test_fraction=1)
+def test_columns_are_rendered_as_text(tmp_path):
+    file = write_table(tmp_path / "a.csv", [(i, 0.123456 * i, i, -i) for i in range(20)], ("a", "b", "y", "z"))
+    data = TextRegression(file, target_columns="y,z", round_digits=3, val_fraction=0, test_fraction=1)
     assert data.n_objectives == 2
-    assert data.texts("test")[7] == "a: 7, b: 0.864192"  # as it came
+    assert data.texts("test")[7] == "a: 7, b: 0.864192"  # not rounded
     assert data.tokenizer.decode(data.dataset("test")[7].tokens) == "a: 7, b: 0.864"
     assert data.targets("test")[7].tolist() == [7, -7]
-    assert (data.hparams["columns"], data.hparams["row_format"]) == ("a,b", "key_value")  # for what is predicted later
+    assert (data.hparams["columns"], data.hparams["row_format"]) == (["a", "b"], "key_value")  # for later predictions
     data = TextRegression(file, target_columns="y", columns="b, a", row_format="values")
     assert data.texts("predict")[2] == "0.246912 2"
-    with pytest.raises(ValueError, match="set text_column to one of a, b, z"):
+    with pytest.raises(UserError, match=r"set --data\.text_column to one of a, b, z"):
         TextRegression(file, target_columns="y", row_format="text").setup("fit")
-    with pytest.raises(ValueError, match="are not named: set target_columns to some of a, b, y, z"):
+    with pytest.raises(UserError, match=r"are unknown: set --data.target_columns to some of a, b, y, z"):
         TextRegression(file).setup("fit")
-    with pytest.raises(ValueError, match=r"no column 'c': set columns to what it has, a, b, y, z"):
+    with pytest.raises(UserError, match=r"no column 'c': set --data\.columns to columns that it has, a, b, y, z"):
         TextRegression(file, target_columns="y", columns="a,c").setup("fit")
-    with pytest.raises(ValueError, match=r"no column 'g'.*set group_column"):
+    with pytest.raises(UserError, match=r"no column 'g'.*set --data\.group_column"):
         TextRegression(file, target_columns="y", group_column="g").setup("fit")
 
 
-def test_a_file_to_predict_needs_no_targets(tmp_path):
-    data = TextRegression(table(tmp_path / "a.csv", [("x",), ("y",)], ["text"]), text_column="text", target_columns="y")
+def test_prediction_needs_no_targets(tmp_path):
+    data = TextRegression(
+        write_table(tmp_path / "a.csv", [("x",), ("y",)], ["text"]), text_column="text", target_columns="y"
+    )
     data.setup("predict")
     assert data.texts("predict") == ["x", "y"]
     assert np.isnan(data.targets("predict")).all()
-    known = TextRegression(table(tmp_path / "b.csv", [("x", 3), ("y", "")]), text_column="text", target_columns="y")
+    known = TextRegression(
+        write_table(tmp_path / "b.csv", [("x", 3), ("y", "")]), text_column="text", target_columns="y"
+    )
     assert known.targets("predict")[:, 0].tolist()[0] == 3
-    with pytest.raises(ValueError, match=r"no column 'y': set target_columns"):
+    with pytest.raises(UserError, match=r"no column 'y': set --data\.target_columns"):
         data.setup("test")
 
 
-def test_a_hub_data_set(monkeypatch):
+def test_hub_data_set(monkeypatch):
     import datasets
 
     def load_dataset(name, config, cache_dir):
@@ -185,32 +192,32 @@ def test_a_hub_data_set(monkeypatch):
     assert [len(data.texts(split)) for split in ("train", "val")] == [20, 3]
     assert data.texts("predict")[2] == "validation 2"
     assert data_label("some/scores:small") == "scores-small"
-    with pytest.raises(ValueError, match=r"some/scores \(train\) has no column 'z'"):
+    with pytest.raises(UserError, match=r"some/scores \(train\) has no column 'z'"):
         TextRegression("some/scores", target_columns="z").setup("fit")
 
 
-def test_nowhere_is_told_from_what_is_near(reviews, tmp_path):
+def test_missing_file_error_suggests_a_similar_name(reviews, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"\(did you mean .*reviews.csv\?\): give .* or 'integers'"):
         TextRegression(str(tmp_path / "reviws.csv")).setup("fit")
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "characters", "bpe"])
-def test_tokenizers(tokenizer: str, reviews, tmp_path):
+def test_tokenizers_are_stored_and_compared(tokenizer: str, reviews, tmp_path):
     data = TextRegression(reviews, tokenizer, bpe_vocab_size=300, target_columns="y")
     ids = data.tokenizer.encode_batch(data.texts("test"))
     assert [data.dataset("test")[i].tokens for i in range(6)] == ids
     assert data.lengths("test").tolist() == [len(row) for row in ids]
     same = TextRegression(reviews, tokenizer, bpe_vocab_size=300, target_columns="y")
     same.load_state_dict(data.state_dict())
-    with pytest.raises(ValueError, match="trained with another tokenizer"):
+    with pytest.raises(UserError, match="trained with another tokenizer"):
         TextRegression(reviews, "bpe", bpe_vocab_size=257, target_columns="y").load_state_dict(data.state_dict())
     torch.save({"tokenizer": data.tokenizer.state()}, tmp_path / "run.ckpt")
     assert load_tokenizer(tmp_path / "run.ckpt").encode_batch(data.texts("test")) == ids
 
 
-def test_long_texts_stop_are_cut_or_are_left_out(reviews, capsys):
+def test_long_texts_stop_are_truncated_or_skipped(reviews, capsys):
     options = {"target_columns": "y", "max_input_len": 50}
-    with pytest.raises(ValueError, match=r"reviews.csv, line \d+: its text has \d+ tokens, more than max_input_len 50"):
+    with pytest.raises(UserError, match=r"reviews.csv, line \d+: its text has \d+ tokens, more than max_input_len 50"):
         TextRegression(reviews, **options).setup("fit")
     cut = TextRegression(reviews, long_rows="truncate", **options)
     assert cut.lengths("train").max() == 50
@@ -221,28 +228,28 @@ def test_long_texts_stop_are_cut_or_are_left_out(reviews, capsys):
     assert sum(len(skip.texts(split)) for split in SPLITS) == 60 - skip.skipped == 27
     assert len(skip.targets("train")) == len(skip.texts("train"))
     assert "zoo: 33 rows were left out; the first, " in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"no row of the train split is left; the first, .* more than max_input_len 3"):
+    with pytest.raises(UserError, match=r"no row of the train split is left; the first, .* more than max_input_len 3"):
         TextRegression(reviews, target_columns="y", max_input_len=3, long_rows="skip").setup("fit")
 
 
 def test_features_are_the_numbers_in_each_text(tmp_path):
     rows = [(json.dumps({"CPU": c, "RAM": 2.5 * c, "beta1": -c}), c) for c in range(20)]
-    data = TextRegression(table(tmp_path / "a.csv", rows), target_columns="y", features=True)
+    data = TextRegression(write_table(tmp_path / "a.csv", rows), target_columns="y", features=True)
     assert data.n_features == 3
     batch = next(iter(data.test_dataloader()))
     assert batch.features.tolist() == [[y, 2.5 * y, -y] for y in batch.targets[:, 0].tolist()]
     assert data.features("test").tolist() == batch.features.tolist()
-    file = table(tmp_path / "b.csv", [*rows, ("7 and 8", 1)])
-    with pytest.raises(ValueError, match=r"line 22: its text has 2 numbers, the first row's 3"):
+    file = write_table(tmp_path / "b.csv", [*rows, ("7 and 8", 1)])
+    with pytest.raises(UserError, match=r"line 22: its text has 2 numbers, the first row's 3"):
         TextRegression(file, target_columns="y", features=True).setup("predict")
-    file = table(tmp_path / "c.csv", [("1e39", 1)])
-    with pytest.raises(ValueError, match="line 2: a number in its text is too large for a feature"):
+    file = write_table(tmp_path / "c.csv", [("1e39", 1)])
+    with pytest.raises(UserError, match="line 2: a number in its text is too large for a feature"):
         TextRegression(file, target_columns="y", features=True).setup("predict")
 
 
-def test_copies_are_of_the_training_split_alone(tmp_path, monkeypatch):
+def test_only_the_training_split_has_augmented_copies(tmp_path, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "5")
-    file = table(tmp_path / "a.csv", [(f"profit rose to {1000 * i} dollars", i) for i in range(1, 41)])
+    file = write_table(tmp_path / "a.csv", [(f"profit rose to {1000 * i} dollars", i) for i in range(1, 41)])
     options = {"target_columns": "y", "synonyms": "english", "number_formats": True, "features": True}
     data = TextRegression(file, augment_copies=2, **{**options, "features": False})
     plain = TextRegression(file, target_columns="y")
@@ -260,7 +267,7 @@ def test_copies_are_of_the_training_split_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "6")
     other = TextRegression(file, augment_copies=2, **options)
     assert other.texts("train") != data.texts("train")
-    assert other.features("train").tolist() == other.features("train")[:n].tolist() * 3  # whatever is written
+    assert other.features("train").tolist() == other.features("train")[:n].tolist() * 3  # other formats, equal numbers
     longest = max(map(len, plain.texts("train")))
     short = TextRegression(file, augment_copies=2, max_input_len=longest, **options)
     assert short.lengths("train").max() <= longest
@@ -270,16 +277,16 @@ def test_copies_are_of_the_training_split_alone(tmp_path, monkeypatch):
 REFUSED = {
     "together at most 1": {"val_fraction": 0.6, "test_fraction": 0.6},
     "max_input_len must be at least 1": {"max_input_len": 0},
-    "digits must lie between 1 and 17": {"digits": 0},
+    "round_digits must be from 1 to 17": {"round_digits": 0},
     "text_column names the whole text": {"text_column": "a", "columns": "b"},
-    "augment_copies is 2: set it above 0 with synonyms": {"augment_copies": 2},
-    "augment_copies is 0: set it above 0 with synonyms": {"number_formats": True},
+    "augment_copies is 2: set it above 0 together with synonyms": {"augment_copies": 2},
+    "augment_copies is 0: set it above 0 together with synonyms": {"number_formats": True},
 }
 
 
 @pytest.mark.parametrize("reason", REFUSED)
-def test_settings_that_make_no_sense(reason: str):
-    with pytest.raises(ValueError, match=reason):
+def test_contradictory_settings_are_refused(reason: str):
+    with pytest.raises(UserError, match=reason):
         TextRegression(**REFUSED[reason])
 
 
@@ -291,15 +298,15 @@ INPUTS = (
 
 def test_scan_bench(zoo_data):
     options = {"target_columns": "valid_loss", "columns": INPUTS, "group_column": "config_id", "features": True}
-    data = TextRegression(str(zoo_data / "scan_bench"), row_format="values", digits=4, **options)
+    data = TextRegression(str(zoo_data / "scan_bench"), row_format="values", round_digits=4, **options)
     data.setup("fit")
     data.setup("test")
     assert len(data.texts("train")) + len(data.texts("val")) == 3631
     assert len(data.texts("test")) == 893
     assert data.n_features == 15
     assert data.lengths("train").max() < 110
-    whole = TextRegression(str(zoo_data / "scan_bench" / "train.csv"), **{**options, "columns": "config_id"})
-    groups = [set(whole.rows(split).texts) for split in SPLITS]
+    ids = TextRegression(str(zoo_data / "scan_bench" / "train.csv"), **{**options, "columns": "config_id"})
+    groups = [set(ids.reader.rows(split).texts) for split in SPLITS]
     assert not groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2]
 
 

@@ -1,0 +1,268 @@
+"""RegressionRows: texts with numbers from a RowReader, tokenized, with features and augmented copies.
+
+TextRegression and SyntheticConfigs share it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+
+from zoo.datamodules.augment import Augmentation
+from zoo.datamodules.row_data import RowReader, RowSettings, RowViews, Tables, train_row_tokenizer
+from zoo.datamodules.row_text import RowFormat, RowLayout, TextRows, list_columns, numbers_in, parse_columns
+from zoo.datamodules.sources import tables
+from zoo.datamodules.sources.tables import BadRows, Table, read_table
+from zoo.errors import UserError
+from zoo.tokenizers import Tokenizer
+from zoo.tokenizers.numerals import rounded
+from zoo.training.random_streams import derive, stream
+
+YAML_TEXT, YAML_TARGET = "news", "change_rate"  # default columns of YAML files
+
+
+@dataclass
+class RegressionSettings(RowSettings):
+    """Settings of data modules of texts with numbers.
+
+    Args:
+        text_column: column that holds the text; default: in YAML files "news", else the only column that is left.
+        target_columns: columns of the numbers to predict, a list or separated by commas; default: in YAML files
+            "change_rate".
+        columns: without text_column, columns that are rendered as a text, a list or separated by commas; default: all
+            but target_columns and group_column.
+        row_format: rendering of these columns: "key_value" (`lr: 0.1, layers: 2`), "json", "values" (`0.1 2`), or
+            "text", one column unchanged; default: "text" for one column, else "key_value".
+        round_digits: significant digits to which numbers in texts are rounded, 1 to 17; default: no rounding.
+        power_tokens: with round_digits, write a number as two words, mantissa and power of ten: 0.00041 as 4.1 e-4.
+        column_names: names of the columns of a CSV or TSV file without a header, a list or separated by commas;
+            default: the first row is the header.
+        group_column: rows with equal values in this column are cut into the same split; default: rows are independent.
+        features: give models the numbers in each text as well; all texts must have equally many.
+        augment_copies: number of changed copies of every training row, placed after all rows; 0 for none.
+        synonyms: replace words in copies by synonyms: a YAML file of words, each with a list of synonyms, or "english"
+            for the list included here; default: off.
+        background: add a sentence before or after each copy, from this text file with one sentence per line; default:
+            off.
+        number_formats: rewrite numbers in copies: 1000 as 1,000, 1e3 or 1000.0.
+        jitter: multiply each number in copies by exp(N(0, jitter^2)); 0 turns it off.
+        target_jitter: multiply the targets of copies by exp(N(0, target_jitter^2)); 0 turns it off.
+    """
+
+    text_column: str | None = None
+    target_columns: list[str] | str | None = None
+    columns: list[str] | str | None = None
+    row_format: RowFormat | None = None
+    round_digits: int | None = None
+    power_tokens: bool = False
+    column_names: list[str] | str | None = None
+    group_column: str | None = None
+    features: bool = False
+    augment_copies: int = 0
+    synonyms: str | None = None
+    background: str | None = None
+    number_formats: bool = False
+    jitter: float = 0.0
+    target_jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.round_digits is not None and not 1 <= self.round_digits <= 17:
+            raise UserError(f"--data.round_digits must be from 1 to 17, not {self.round_digits}")
+        if self.text_column and (self.columns or self.row_format not in (None, "text")):
+            raise UserError(
+                "--data.text_column names the whole text: drop it, or drop --data.columns and --data.row_format"
+            )
+        if self.features and self.jitter:
+            raise UserError("--data.features would be the numbers before --data.jitter changes them: drop one of them")
+        changes = (self.synonyms, self.background, self.number_formats, self.jitter, self.target_jitter)
+        if self.augment_copies < 0 or any(changes) != bool(self.augment_copies):
+            raise UserError(
+                f"--data.augment_copies is {self.augment_copies}: set it above 0 together with synonyms, background, "
+                "number_formats, jitter or target_jitter, or set none of them"
+            )
+
+
+class RegressionRows:
+    """Datasets of texts with numbers: rows, layout, rounding, features and augmentation.
+
+    Args:
+        settings: where the rows come from and how they become texts.
+        generated: data sets that need no file: name -> function from a split to a table of columns "text", "target".
+        cache_dir: folder for hub data sets.
+        record: called with the settings that the data decides (columns and format of texts), for checkpoints.
+    """
+
+    def __init__(
+        self,
+        settings: RegressionSettings,
+        generated: Mapping[str, Callable[[str], Table]],
+        cache_dir: Path,
+        record: Callable[[dict[str, object]], None],
+    ) -> None:
+        self.settings, self._record = settings, record
+        self.n_numbers: int | None = None  # F, the number of features of each text, once the first is read
+        self.reader = RowReader(
+            settings,
+            self._choose_layout,
+            self._read_file,
+            settings.target_columns or YAML_TARGET,
+            cache_dir,
+            generated,
+        )
+
+    @property
+    def n_objectives(self) -> int:
+        """K, the number of target columns."""
+        if len(parse_columns(self.settings.target_columns)) < 2:
+            return 1
+        return len(self.reader.layout.targets) or 1
+
+    def rounded_texts(self, texts: list[str]) -> list[str]:
+        """The texts as the tokenizer reads them: with rounded numbers."""
+        digits, powers = self.settings.round_digits, self.settings.power_tokens
+        return [rounded(text, digits, powers) for text in texts] if digits else texts
+
+    def encode(self, split: str, tokenizer: Tokenizer, seed: int) -> TextRows:
+        """The dataset of a split; the training split is followed by its augmented copies."""
+        # Tokens and features of all rows, of which only usable rows stay.
+        rows, limit = self.reader.rows(split), self.settings.max_input_len
+        ids = tokenizer.encode_batch(self.rounded_texts(rows.texts))
+        features = [numbers_in(text) for text in rows.texts] if self.settings.features else None
+        numbers: Sequence[list[float] | None] = features or [None] * len(ids)
+        used = [i for i in range(len(ids)) if self._is_usable(rows.places[i], ids[i], numbers[i])]
+        if not used:
+            raise UserError(f"no row of the {split} split is left{self.reader.bad_rows.first()}")
+        texts, ids = [rows.texts[i] for i in used], [ids[i][:limit] for i in used]
+        # Copies of texts and targets are changed; features are those of the original texts.
+        copies = self.settings.augment_copies if split == "train" else 0
+        return TextRows(
+            *self._add_copies(texts, ids, copies, tokenizer, seed),
+            self._add_target_copies(rows.targets[used], copies, seed),
+            np.tile(np.array([features[i] for i in used], dtype=np.float32), (1 + copies, 1)) if features else None,
+        )
+
+    # ---- private
+
+    def _read_file(self, file: Path, bad: BadRows) -> Table:
+        return read_table(file, parse_columns(self.settings.column_names) or None, bad)
+
+    def _choose_layout(self, given: Tables) -> RowLayout:
+        """Roles of the columns; those that the settings leave open follow from the first split."""
+        if self.reader.is_generated:
+            return RowLayout(["text"], ["target"], "text")
+        s, group = self.settings, next(iter(given.values()))
+        # Names of all columns: those of the first file's header, or without headers all keys in any row.
+        table = group[0]
+        names = table.names if table.columns is not None else list(dict.fromkeys(n for t in group for n in t.names))
+        is_yaml = table.columns is None and Path(table.name).suffix.lower() in tables.YAML
+        targets = parse_columns(s.target_columns, names) or ([YAML_TARGET] if is_yaml else [])
+        [group_column] = parse_columns([s.group_column], names) if s.group_column else [None]
+        # Input columns: as given, else all others; a YAML file has a default text column.
+        inputs = parse_columns(s.columns, names) or [name for name in names if name not in {*targets, group_column}]
+        if s.text_column is not None:
+            inputs = parse_columns([s.text_column], names)
+        elif is_yaml and not s.columns and s.row_format in (None, "text"):
+            inputs = [YAML_TEXT]
+        row_format: RowFormat = s.row_format or ("text" if len(inputs) == 1 else "key_value")
+        if row_format == "text" and len(inputs) != 1:
+            raise UserError(
+                f"row_format text reads one column: set --data.text_column to one of {list_columns(inputs)}"
+            )
+        if not inputs:
+            raise UserError(f"{table.name} has no column for the text: its columns are {list_columns(names)}")
+        # Other data, read from a checkpoint's settings, must become texts in the same way.
+        if row_format == "text":
+            self._record({"text_column": inputs[0], "columns": None})
+        else:
+            self._record({"columns": inputs, "row_format": row_format})
+        if s.target_columns:
+            self._record({"target_columns": targets})
+        return RowLayout(inputs, targets, row_format, group_column)
+
+    def _is_usable(self, place: str, ids: list[int], features: list[float] | None) -> bool:
+        """Whether a row can be used; all rows of all splits must have as many features as the first."""
+        bad = self.reader.bad_rows
+        if not self.reader.has_valid_length(place, len(ids)):
+            return False
+        if features and max(map(abs, features)) > float(np.finfo(np.float32).max):
+            bad.refuse(place, "a number in its text is too large for a feature")
+            return False
+        if features is not None:
+            self.n_numbers = len(features) if self.n_numbers is None else self.n_numbers
+            if len(features) != self.n_numbers:
+                bad.refuse(place, f"its text has {len(features)} numbers, the first row's {self.n_numbers}")
+                return False
+        return True
+
+    def _add_copies(
+        self, texts: list[str], ids: list[list[int]], copies: int, tokenizer: Tokenizer, seed: int
+    ) -> tuple[list[str], list[list[int]]]:
+        """All rows, then the first copies of all, and so on; a copy that would be too long is left unchanged."""
+        s = self.settings
+        change = Augmentation(s.synonyms, s.background, s.number_formats, s.jitter)
+        all_texts, all_ids = [*texts], [*ids]
+        for copy in range(copies):
+            new = [change(text, Random(derive(seed, "augment", row, copy))) for row, text in enumerate(texts)]
+            new_ids = tokenizer.encode_batch(self.rounded_texts(new))
+            for row, tokens in enumerate(new_ids):
+                if len(tokens) > s.max_input_len:
+                    new[row], new_ids[row] = texts[row], ids[row]
+            all_texts += new
+            all_ids += new_ids
+        return all_texts, all_ids
+
+    def _add_target_copies(self, targets: np.ndarray, copies: int, seed: int) -> np.ndarray:
+        """(N (1 + copies), K): the targets (N, K) of all rows, then those of the first copies, and so on."""
+        noise = torch.randn(copies, *targets.shape, generator=stream(seed, "target jitter"), dtype=torch.float64)
+        jittered = targets * np.exp(self.settings.target_jitter * noise.numpy())
+        return np.concatenate([targets, jittered.reshape(-1, targets.shape[1])])
+
+
+class RegressionViews(RowViews):
+    """Mixin of data modules that hold a `RegressionRows` in `source`: datasets, and the sizes that models need."""
+
+    source: RegressionRows
+    tokenizer: Tokenizer
+    seed: int
+
+    @cached_property
+    def _datasets(self) -> dict[str, TextRows]:
+        return {}
+
+    @property
+    def n_objectives(self) -> int:
+        """K, the number of values to predict for each text."""
+        return self.source.n_objectives
+
+    @property
+    def n_features(self) -> int:
+        """F, the number of features of each text; 0 where they are off."""
+        if not self.source.settings.features:
+            return 0
+        if self.source.n_numbers is None:
+            self.dataset("train")
+        return self.source.n_numbers or 0
+
+    def features(self, split: str) -> np.ndarray | None:
+        """(N, F) float32, the numbers in each text; None where they are off."""
+        return self.dataset(split).features
+
+    def dataset(self, split: str) -> TextRows:
+        """The tokenized rows of a split, made when first requested.
+
+        Raises:
+            UserError: the data has no such split, or a row in it cannot be used.
+        """
+        if split not in self._datasets:
+            self._datasets[split] = self.source.encode(split, self.tokenizer, self.seed)
+        return self._datasets[split]
+
+    def train_tokenizer(self, kind: str) -> Tokenizer:
+        """A tokenizer "bpe" or "words", trained on the training texts; equal whenever it is trained."""
+        texts = self.source.rounded_texts(self.reader.rows("train").texts)
+        return train_row_tokenizer(kind, texts, self.source.settings.bpe_vocab_size)
