@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import facts, in_turn, store  # noqa: E402
 from zoo.llama import Llama, LlamaConfig, load_checkpoint, save_checkpoint  # noqa: E402
-from zoo.llama.decoder import Decoder  # noqa: E402
+from zoo.llama.decoder import LlamaDecoder  # noqa: E402
 from zoo.optim import AdamW  # noqa: E402
 
 STORIES = Path(os.environ.get("ZOO_DATA", ROOT.parent / "shared" / "data")) / "stories260K" / "stories260K.bin"
@@ -75,7 +75,7 @@ def decode(shape: str, repeats: int, compile: bool, n: int = 200) -> list[Row]:
     if compile:
         candidates |= {"compiled fp32": ours(compile=True), "compiled bf16": ours(compile=True, precision="bf16")}
     assert torch.equal(ours()(), theirs()()) or shape != "260K", "the two disagree: nothing to compare"
-    matrices = Decoder(model, 1, n).matrices
+    matrices = LlamaDecoder(model, 1, n).matrices
     floats = sum(w.numel() for kind in matrices for w in kind) + model.output_weight.numel()
     # What one thread reads: the sum of a tensor, of the size that a token's weights take.
     block = torch.ones(floats)

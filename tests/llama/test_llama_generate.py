@@ -11,7 +11,7 @@ from zoo.generation.sampling import generate, sample, stream_tokens
 from zoo.layers import KVCache
 from zoo.llama import Llama, LlamaConfig, load_checkpoint, save_checkpoint
 from zoo.llama import decoder as decode_module
-from zoo.llama.decoder import Decoder
+from zoo.llama.decoder import LlamaDecoder
 
 # sha256 of the ids "1,403,407,..." that llama2.c's run.c prints for stories260K with -t 0 -n 200.
 STORY = "27f31a71c36379f0488bf5d85b79b460eab7bbcec70128f8520642b59864feb5"
@@ -68,7 +68,7 @@ def test_each_step_equals_no_cache_up_to_the_edge(model, compile):
     tokens = torch.randint(50, (1, 32))
     with torch.inference_mode():
         expected = model(tokens)[0]
-        decoder = Decoder(model, 1, 32, compile=compile)
+        decoder = LlamaDecoder(model, 1, 32, compile=compile)
         steps = [decoder.prefill(tokens[:, :5]), *(decoder.step(tokens[:, t]) for t in range(5, 32))]
     torch.testing.assert_close(torch.stack(steps, 1), expected[:, 4:], rtol=0, atol=1e-5)
 
@@ -81,7 +81,7 @@ def test_a_ragged_batch_equals_each_prompt_alone(model, compile):
     for row, prompt in zip(together, prompts, strict=True):
         assert row[7 - len(prompt) :].tolist() == uncached(model, torch.tensor([prompt]), 12)[0].tolist()
     with torch.inference_mode():
-        decoder = Decoder(model, 3, 8, compile=compile)
+        decoder = LlamaDecoder(model, 3, 8, compile=compile)
         ragged = [decoder.prefill(tokens, 7 - lengths), decoder.step(torch.tensor([3, 4, 5]))]
         for i, prompt in enumerate(prompts):
             alone = model(torch.tensor([[*prompt, 3 + i]]))[0][0, -2:]
@@ -91,7 +91,7 @@ def test_a_ragged_batch_equals_each_prompt_alone(model, compile):
 def test_bf16_weights_come_close(model):
     tokens = torch.randint(50, (2, 6))
     with torch.inference_mode():
-        decoder = Decoder(model, 2, 6, precision="bf16")
+        decoder = LlamaDecoder(model, 2, 6, precision="bf16")
         decoder.prefill(tokens[:, :5])
         logits, expected = decoder.step(tokens[:, 5]), model(tokens)[0][:, -1]
     assert 0 < (logits - expected).norm() / expected.norm() < 0.02
