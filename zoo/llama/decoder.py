@@ -97,7 +97,8 @@ class LlamaDecoder:
         if self.left_padding is not None:
             position = column - self.left_padding  # (B,)
             mask = (self.columns[:end] >= self.left_padding[:, None])[:, None, None]  # (B, 1, 1, end)
-        rotation = torch.complex(self.model.rotary.cos[position], self.model.rotary.sin[position])  # (hd/2,) or (B, hd/2)
+        rotary = self.model.rotary
+        rotation = torch.complex(rotary.cos[position], rotary.sin[position])  # (hd/2,) or (B, hd/2)
         # One factor per pair of q and k, and 1 for v: a single in-place multiplication rotates all heads.
         rotations = rotation.new_ones(batch, config.n_heads + 2 * kv_heads, head_dim // 2)
         rotations[:, :-kv_heads] = rotation.view(-1, 1, head_dim // 2)

@@ -29,7 +29,7 @@ SCALING_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_p
 
 @dataclass
 class LlamaConfig:
-    """Sizes and constants of a Llama. The defaults are those of llama2.c's 25M shape with Llama 2's vocabulary.
+    """Sizes and constants of a Llama. The defaults are llama2.c's 42M shape.
 
     Args:
         vocab_size: number of token ids.

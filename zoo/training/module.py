@@ -42,6 +42,11 @@ class ZooModule(LightningModule):
             UserError: the two do not fit; the message names the options to change.
         """
 
+    @torch.compiler.disable
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's. Excluded from `torch.compile(module)`, because torch cannot trace Lightning's code."""
+        super().log(*args, **kwargs)
+
     # ---- training
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
