@@ -57,9 +57,7 @@ class ZooDataModule(LightningDataModule):
 
     collate: Callable[[list], Any] | None = None
 
-    def __init__(
-        self, batch_size: int, num_workers: int = 0, seed: int | None = None, shuffle: bool = True
-    ) -> None:
+    def __init__(self, batch_size: int, num_workers: int = 0, seed: int | None = None, shuffle: bool = True) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have nothing to predict
         if batch_size < 1:

@@ -98,9 +98,7 @@ def assert_resume_is_bitwise(
     return checkpoints
 
 
-def assert_same_weights(
-    expected: Mapping[str, torch.Tensor], got: Mapping[str, torch.Tensor], label: str
-) -> None:
+def assert_same_weights(expected: Mapping[str, torch.Tensor], got: Mapping[str, torch.Tensor], label: str) -> None:
     assert expected.keys() == got.keys()
     for name, tensor in expected.items():
         assert torch.equal(tensor, got[name]), f"resumed from {label}: {name} differs"

@@ -197,10 +197,10 @@ def damaged_checkpoint(kind, folder):
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [
-        ("empty", "no checkpoint of a known format"),
-        ("text", "no checkpoint of a known format"),
-        ("zeros", "no checkpoint of a known format"),
-        ("raw pickle", "no checkpoint of a known format"),
+        ("empty", "not a checkpoint of a known format"),
+        ("text", "not a checkpoint of a known format"),
+        ("zeros", "not a checkpoint of a known format"),
+        ("raw pickle", "not a checkpoint of a known format"),
         ("magic", "newer llama2.c export"),
         ("short bin", "truncated: [0-9]+ bytes"),
         ("long bin", "damaged, or of another format"),
@@ -212,7 +212,7 @@ def damaged_checkpoint(kind, folder):
         ("lacking", "lacks tensor norm.weight"),
         ("extra", "unknown tensor layers.0.attention.wq.bias"),
         ("shape", r"the shape of tensor layers.1.attention.wk.weight is \(16, 16\), but the settings imply \(8, 16\)"),
-        ("no config", "it has no config.json"),
+        ("no config", "it lacks config.json"),
         ("half a config", "config.json is truncated, or holds no JSON"),
         ("short safetensors", "model.safetensors is truncated"),
         ("gpt2", "describes a 'gpt2' model"),

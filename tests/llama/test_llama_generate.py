@@ -1,4 +1,4 @@
-"""Generation with a Llama: llama2.c's story, cached and uncached decoding, ragged batches, sampling, invalid options."""
+"""Generation with a Llama: llama2.c's story, cached and uncached decoding, ragged batches, sampling, options."""
 
 import hashlib
 from itertools import pairwise

@@ -17,9 +17,7 @@ from zoo.tokenizers.sentence_piece import SentencePieceTokenizer
 # File names of GPT-2's vocabulary and merges, by OpenAI and by Hugging Face; both may have the same prefix.
 _PARTNERS = {"encoder.json": "vocab.bpe", "vocab.json": "merges.txt"}
 _NAMED: dict[str, type[Tokenizer]] = {kind.kind: kind for kind in (ByteTokenizer, CharacterTokenizer)}
-_KINDS = (
-    "'bytes', 'characters', a SentencePiece model, llama2.c's tok*.bin, GPT-2's vocabulary, a Hugging Face folder"
-)
+_KINDS = "'bytes', 'characters', a SentencePiece model, llama2.c's tok*.bin, GPT-2's vocabulary, a Hugging Face folder"
 # Suffixes of files; a name with one of them is not looked up on the hub.
 _SUFFIXES = {".model", ".bin", ".json", ".bpe", ".txt", ".ckpt", ".pt"}
 _UNKNOWN = f"it is truncated, or not a tokenizer of a known kind; give {_KINDS}"

@@ -1,9 +1,10 @@
 """Base LightningModule of language models: loss, perplexity, predictions and text generation for any causal network.
 
+Example: `windows` is a dataset of pairs (tokens, targets), both (T,) int64.
+
     network = Llama(LlamaConfig(vocab_size=257, dim=64, n_layers=2, n_heads=2))
     module = LanguageModel(network, OptimizerConfig(lr=1e-3))
-    lightning.Trainer(max_steps=100).fit(module, DataLoader(windows, batch_size=8))   # items: (tokens, targets), (T,)
-    each
+    lightning.Trainer(max_steps=100).fit(module, DataLoader(windows, batch_size=8))
 """
 
 import math

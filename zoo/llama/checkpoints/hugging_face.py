@@ -167,7 +167,7 @@ def _to_adjacent_pairs(weight: Tensor, head_dim: int) -> Tensor:
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"{path.parent} is no Hugging Face folder: it has no {path.name}")
+        raise UserError(f"{path.parent} is not a Hugging Face folder: it lacks {path.name}")
     try:
         content = json.loads(path.read_text())
     except ValueError:  # raised for wrong JSON and for wrong UTF-8

@@ -40,7 +40,7 @@ def read_bin(path: Path) -> tuple[LlamaConfig, Weights]:
         if layers * dim * hidden > 2**40:
             raise ValueError
     except (struct.error, ValueError):
-        raise UserError(f"{path} is no checkpoint of a known format: give one of {FORMATS}") from None
+        raise UserError(f"{path} is not a checkpoint of a known format: give one of {FORMATS}") from None
     shapes = llama2c_shapes(config)
     n_table_values = context * config.head_dim  # rotary cosines and sines: run.c skips them, and they are skipped here
     size = HEADER.size + 4 * (n_table_values + sum(map(prod, shapes.values())))
