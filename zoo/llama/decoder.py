@@ -14,7 +14,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +24,6 @@ from zoo.generation.decoders import dtype_of, evaluating
 from zoo.layers import KVCache, RMSNorm
 from zoo.layers.rotary import rotate
 
-if TYPE_CHECKING:
-    from zoo.llama.model import Llama
-
 Matrices = Sequence[Sequence[Tensor] | Tensor]  # wqkv, wo, w13, w2, each by layer
 
 
@@ -34,7 +31,7 @@ class LlamaDecoder:
     """A `Decoder` for `batch` rows with a key-value cache: call `prefill` with the prompts, then `step` per token.
 
     Args:
-        model: the network; its weights are copied.
+        model: a `zoo.llama.Llama`, which this module does not import because that imports it; its weights are copied.
         batch: number of rows B.
         max_len: number of columns of the cache, at least that of all tokens read; with `compile` it is rounded up to a
             power of two.
@@ -44,9 +41,7 @@ class LlamaDecoder:
             fails, a warning says so and the step runs eagerly.
     """
 
-    def __init__(
-        self, model: "Llama", batch: int, max_len: int, precision: str = "fp32", compile: bool = False
-    ) -> None:
+    def __init__(self, model: Any, batch: int, max_len: int, precision: str = "fp32", compile: bool = False) -> None:
         self.model, self.dtype = model, dtype_of(precision)
         self.embedding = model.tok_embeddings.weight.detach()  # (V, dim)
         config, device = model.config, self.embedding.device
@@ -138,7 +133,7 @@ def _mixed_mm(x: Tensor, matrix: Tensor) -> Tensor:
     return torch.mm(x.to(matrix.dtype), matrix).float()
 
 
-def _copy_weights(model: "Llama", dtype: torch.dtype, transposed: bool) -> tuple[Matrices, Tensor]:
+def _copy_weights(model: Any, dtype: torch.dtype, transposed: bool) -> tuple[Matrices, Tensor]:
     """Copies of the matrices (m, n), by kind and layer, and of the output matrix, each times the norm before it.
 
     Transposed, there is one matrix (n, m) per layer; otherwise all layers of a kind are stacked in one tensor, because
@@ -154,7 +149,7 @@ def _copy_weights(model: "Llama", dtype: torch.dtype, transposed: bool) -> tuple
             matrix = matrix * (factors[:, None] if transposed else factors)
         return matrix.to(dtype)
 
-    layers: Any = model.layers
+    layers = model.layers
     kinds = (
         [copied(layer.attention.wqkv.weight, layer.attention_norm) for layer in layers],
         [copied(layer.attention.wo.weight) for layer in layers],
