@@ -102,7 +102,7 @@ class TextLM(TextData):
         split = self._split_name(split)
         name, stats = f"the {split} split of {self.hparams['data']}", self.stats(split)
         if not stats["bytes"]:
-            raise UserError(f"{name} is empty: give another text")
+            raise UserError(f"{name} contains no text: give another file")
         needed = self.seq_len + 1 if split == "train" else 2
         if stats["tokens"] < needed:
             remedy = "lower --data.seq_len" if split == "train" else "give a longer text"

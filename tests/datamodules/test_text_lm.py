@@ -320,7 +320,7 @@ def test_resume_is_bitwise(make, text_file, tmp_path):
 
 REFUSED = {
     "stroy.txt": (None, r"no text is at .*stroy\.txt \(did you mean .*story\.txt\?\)"),
-    "empty.txt": (b"", "the train split of .* is empty: give another text"),
+    "empty.txt": (b"", "the train split of .* contains no text: give another file"),
     "short.txt": (b"a b\n", "has 5 tokens, but one window needs 17: lower --data.seq_len"),
     "latin.txt": (TEXT.encode() * 200 + b"caf\xe9 au lait", r"latin\.txt is not UTF-8 text: byte 0xe9 at {}"),
     "cut.txt": (b"caf\xc3", r"byte 0xc3 at offset 3"),

@@ -95,6 +95,7 @@ def loader():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # raised while torch traces
 def test_fit_of_a_torch_compiled_module_trains_to_the_same_weights(loader):
     weights = []
     for wrap in (lambda module: module, torch.compile):

@@ -17,7 +17,7 @@ class LlamaSettings(OptimizerConfig, LlamaConfig):
 
 
 class LlamaLM(LanguageModel):
-    """Llama language model: rotary positions, RMSNorm, grouped-query attention, SwiGLU.
+    """Llama from scratch as a language model: rotary positions, RMSNorm, grouped-query attention, SwiGLU.
 
     Args:
         vocab_size: number of token ids; by default the tokenizer's, or that of the file `weights`. The command line
