@@ -1,9 +1,10 @@
-"""Our Llama beside transformers' LlamaForCausalLM: the same weights, in one run, measured in turn.
+"""Speed and memory of zoo.llama compared with transformers' LlamaForCausalLM, with equal weights in the same run.
 
-Decoding at batch 1, a training step, its peak memory, AdamW beside torch's; on a machine with CUDA also a
-training step of the 110M shape. Each figure is the median of `--repeats` rounds in which every candidate has
-its turn, so that what disturbs the machine disturbs all of them; the peer is given its best setting. Rows go
-to `--output` as JSON, and to the terminal as a table.
+Measured: decoding at batch size 1, a training step, its peak memory, and AdamW against torch's; with CUDA also a
+    training
+step of the 110M shape. Each figure is the median of `--repeats` rounds in which the candidates alternate, so that load
+on the machine affects all of them; the peer runs with its fastest settings. Rows are written to `--output` as JSON and
+printed as a table.
 """
 
 import argparse
@@ -24,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import facts, in_turn, store  # noqa: E402
 from zoo.llama import Llama, LlamaConfig, load_checkpoint, save_checkpoint  # noqa: E402
-from zoo.llama.decoder import Decoder  # noqa: E402
+from zoo.llama.decoder import LlamaDecoder  # noqa: E402
 from zoo.optim import AdamW  # noqa: E402
 
 STORIES = Path(os.environ.get("ZOO_DATA", ROOT.parent / "shared" / "data")) / "stories260K" / "stories260K.bin"
@@ -43,7 +44,7 @@ def build(shape: str) -> Llama:
 
 
 def peer_of(model: Llama) -> Any:
-    """transformers' model with the same weights."""
+    """transformers' model with the weights of `model`."""
     from transformers import LlamaForCausalLM
     from transformers.utils import logging
 
@@ -55,29 +56,29 @@ def peer_of(model: Llama) -> Any:
 
 
 def decode(shape: str, repeats: int, compile: bool, n: int = 200) -> list[Row]:
-    """Greedy decoding of n tokens from one: tokens per second, and the floor that memory sets."""
+    """Greedy decoding of n tokens after one: tokens per second, and the limit set by memory bandwidth."""
     model = load_checkpoint(STORIES) if shape == "260K" and STORIES.exists() else build(shape)
     peer, prompt = peer_of(model.eval()).eval(), torch.tensor([[1]])
     peer.generation_config.eos_token_id = None
 
-    def ours(**options: Any) -> Callable[[], Tensor]:
+    def zoo_run(**options: Any) -> Callable[[], Tensor]:
         return lambda: model.generate(prompt, n, temperature=0, **options)
 
-    def theirs(**options: Any) -> Callable[[], Tensor]:
+    def peer_run(**options: Any) -> Callable[[], Tensor]:
         return lambda: peer.generate(prompt, max_new_tokens=n, do_sample=False, pad_token_id=0, **options)
 
     candidates: dict[str, Callable[[], Any]] = {
-        "peer, dynamic cache": theirs(),
-        "peer, static cache": theirs(cache_implementation="static"),
-        "eager fp32": ours(),
-        "eager bf16": ours(precision="bf16"),
+        "peer, dynamic cache": peer_run(),
+        "peer, static cache": peer_run(cache_implementation="static"),
+        "eager fp32": zoo_run(),
+        "eager bf16": zoo_run(precision="bf16"),
     }
     if compile:
-        candidates |= {"compiled fp32": ours(compile=True), "compiled bf16": ours(compile=True, precision="bf16")}
-    assert torch.equal(ours()(), theirs()()) or shape != "260K", "the two disagree: nothing to compare"
-    matrices = Decoder(model, 1, n).matrices
+        candidates |= {"compiled fp32": zoo_run(compile=True), "compiled bf16": zoo_run(compile=True, precision="bf16")}
+    assert torch.equal(zoo_run()(), peer_run()()) or shape != "260K", "the two models generate different tokens"
+    matrices = LlamaDecoder(model, 1, n).matrices
     floats = sum(w.numel() for kind in matrices for w in kind) + model.output_weight.numel()
-    # What one thread reads: the sum of a tensor, of the size that a token's weights take.
+    # Bandwidth of one thread: the time to sum a tensor as large as the weights read per token.
     block = torch.ones(floats)
     candidates["read"] = lambda: [block.sum() for _ in range(10)]
     with torch.inference_mode():
@@ -94,26 +95,26 @@ def decode(shape: str, repeats: int, compile: bool, n: int = 200) -> list[Row]:
 
 
 def training(shape: str, batch: int, length: int) -> dict[str, Callable[[], Any]]:
-    """One training step of each: forward, backward, optimizer, on the same weights and tokens."""
+    """A training step of either model, on equal weights and tokens: forward, backward and optimizer."""
     model = build(shape).train()
     peer = peer_of(model).train()
     tokens = torch.randint(model.config.vocab_size, (batch, length + 1))
     settings = {"lr": 1e-4, "weight_decay": 0.1}
     optimizer = AdamW(model.parameters(), **settings)
-    # fused is the quickest of torch's three on a CPU as on a GPU.
+    # fused is the fastest of torch's three implementations, on a CPU and on a GPU.
     peer_optimizer = torch.optim.AdamW(peer.parameters(), fused=True, **settings)
 
-    def ours() -> None:
+    def zoo_step() -> None:
         model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    def theirs() -> None:  # it shifts the labels itself
+    def peer_step() -> None:  # transformers shifts the labels
         peer(input_ids=tokens[:, :-1], labels=tokens[:, :-1], use_cache=False).loss.backward()
         peer_optimizer.step()
         peer_optimizer.zero_grad()
 
-    return {"ours": ours, "peer": theirs}
+    return {"ours": zoo_step, "peer": peer_step}
 
 
 def train(repeats: int) -> list[Row]:
@@ -122,7 +123,7 @@ def train(repeats: int) -> list[Row]:
 
 
 def memory(repeats: int) -> list[Row]:
-    """Peak memory of three training steps, beyond what the process held before the model, each in its own."""
+    """Peak memory of three training steps, above that before the model was built, each in a separate process."""
     peaks = {}
     for name in ("ours", "peer"):
         command = [sys.executable, __file__, "--memory-of", name]
@@ -131,10 +132,11 @@ def memory(repeats: int) -> list[Row]:
 
 
 def memory_of(name: str) -> None:
-    import transformers  # noqa: F401 - in both processes, so that it counts in neither
+    """Print the peak memory in MB of three training steps of "ours" or "peer"."""
+    import transformers  # noqa: F401 - imported in both processes, so that it affects neither difference
 
     def megabytes(kind: str) -> float:
-        """This process's memory now (VmRSS) or at its highest (VmHWM); getrusage would count the parent's."""
+        """This process's memory now (VmRSS) or at its peak (VmHWM); getrusage would include the parent's."""
         status = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) / 1024 for line in status if line.startswith(kind))
 
@@ -164,7 +166,7 @@ def memory_of(name: str) -> None:
 
 
 def adamw(repeats: int) -> list[Row]:
-    """The optimizer's step alone, on the parameters of the 15M shape."""
+    """The optimizer's step on the parameters of the 15M shape."""
 
     def stepping(make: Callable[..., Any]) -> Callable[[], Any]:
         parameters = [torch.nn.Parameter(torch.randn_like(p)) for p in build("15M").parameters()]
@@ -184,13 +186,13 @@ def adamw(repeats: int) -> list[Row]:
     )
     seconds = {name: value / 5 for name, value in seconds.items()}
     return [
-        row(f"AdamW 15M, {ours} / torch's {peer}", seconds[ours], seconds[peer], "s")
-        for ours, peer in (("ours", "foreach"), ("ours", "fused"), ("ours plain", "foreach"))
+        row(f"AdamW 15M, {candidate} / torch's {peer}", seconds[candidate], seconds[peer], "s")
+        for candidate, peer in (("ours", "foreach"), ("ours", "fused"), ("ours plain", "foreach"))
     ]
 
 
 def gpu_step(who: str, dtype: torch.dtype, repeats: int, batch: int, length: int) -> tuple[float, float, float]:
-    """Tokens/s, peak MB and FLOPs per second of one side's compiled training step of the 110M shape."""
+    """Tokens/s, peak MB and FLOP/s of a compiled training step of the 110M shape, of "ours" or "peer"."""
     torch._dynamo.reset()
     model = build("110M")
     flops = model.flops_per_token(length)
@@ -236,16 +238,17 @@ def gpu(repeats: int, batch: int = 32, length: int = 1024) -> list[Row]:
             result[who] = gpu_step(who, dtype, repeats, batch, length)
             gc.collect()
             torch.cuda.empty_cache()
-        (ours, our_memory, our_flops), (theirs, their_memory, their_flops) = result["ours"], result["peer"]
+        (speed, memory, flops), (peer_speed, peer_memory, peer_flops) = result["ours"], result["peer"]
         what = f"train 110M, {batch} x {length}, {str(dtype).removeprefix('torch.')}, compiled, {name}"
-        mfu = {"MFU": round(our_flops / peak, 3), "peer_MFU": round(their_flops / peak, 3)}
-        rows.append(row(what, ours, theirs, "tokens/s", **mfu))
-        rows.append(row(f"peak memory, {what}", our_memory, their_memory, "MB"))
+        mfu = {"MFU": round(flops / peak, 3), "peer_MFU": round(peer_flops / peak, 3)}
+        rows.append(row(what, speed, peer_speed, "tokens/s", **mfu))
+        rows.append(row(f"peak memory, {what}", memory, peer_memory, "MB"))
     return rows
 
 
-def row(benchmark: str, ours: float, peer: float, unit: str, **more: Any) -> Row:
-    return {"benchmark": benchmark, "ours": ours, "peer": peer, "ratio": ours / peer, "unit": unit, **more}
+def row(benchmark: str, value: float, peer: float, unit: str, **more: Any) -> Row:
+    """A result row: the zoo's value, the peer's value and their ratio."""
+    return {"benchmark": benchmark, "ours": value, "peer": peer, "ratio": value / peer, "unit": unit, **more}
 
 
 def main() -> None:
@@ -261,7 +264,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), help="parts to run (default: all)")
     parser.add_argument("--repeats", type=int, default=7, help="measured rounds of each part (default: 7)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="compiled decoding too")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="with compiled decoding")
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "llama.json", help="file of the rows")
     parser.add_argument("--memory-of", choices=("ours", "peer"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -272,7 +275,7 @@ def main() -> None:
     rows = []
     for name in args.only:
         if name == "gpu" and not torch.cuda.is_available():
-            print("gpu: left out, for there is no CUDA device")
+            print("gpu: skipped, because torch finds no CUDA device")
             continue
         for result in parts[name]():
             rows.append({**result, **about})

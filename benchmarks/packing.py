@@ -1,9 +1,9 @@
-"""Seconds that TextLM needs to pack a megabyte of text, for every kind of tokenizer at hand.
+"""Time that TextLM takes to pack a megabyte of text with each of the given tokenizers.
 
     python benchmarks/packing.py --data_dir wikitext-2/ bytes bpe tok512.bin tokenizer.model vocab.bpe
 
-Each tokenizer packs the whole text into a fresh cache, once; `bpe` is learnt from the text first, which counts.
-"warm" is what the next start costs. Rows go to results/packing.json.
+Each tokenizer packs the complete text into an empty cache; the time of "bpe" includes its training. "warm" is the time
+of the next start, which finds the packed files. Rows are written to results/packing.json.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from zoo.datamodules import TextLM  # noqa: E402
 
 
 def seconds(data_dir: Path, tokenizer: str, cache: str) -> tuple[float, TextLM]:
+    """Time of `prepare_data`, and the data module."""
     data = TextLM(str(data_dir), tokenizer=tokenizer, cache_dir=cache)
     start = time.perf_counter()
     data.prepare_data()

@@ -1,9 +1,9 @@
-"""The Llama on WikiText-2 beside counting models on the very same tokens: several seeds, one table, one plot.
+"""Perplexity of the Llama on WikiText-2, for several seeds, compared with n-gram models on the same tokens.
 
     python benchmarks/wikitext2.py --data_dir wikitext-2/    # a folder with train.txt, valid.txt, test.txt
 
 Writes results/llama_wikitext2.json (a row per model) and results/llama_wikitext2.png (validation perplexity over
-training). The runs stay in --output_dir, for TensorBoard.
+training). The folders of the runs remain in --output_dir, for TensorBoard.
 """
 
 import argparse
@@ -29,20 +29,21 @@ from zoo.cli.command_line import ZooCLI  # noqa: E402
 from zoo.datamodules import TextLM  # noqa: E402
 
 CONFIG = ROOT / "configs" / "wikitext2" / "llama.yaml"
-COUNTING = {"unigram": 1, "Kneser-Ney bigram": 2, "Kneser-Ney trigram": 3, "Kneser-Ney 5-gram": 5}
+N_GRAMS = {"unigram": 1, "Kneser-Ney bigram": 2, "Kneser-Ney trigram": 3, "Kneser-Ney 5-gram": 5}
 Row = dict[str, Any]
 
 
 def perplexities(loss: float, data: TextLM, split: str) -> Row:
     """Per-token and per-word perplexity of a loss in nats per token."""
     stats = data.stats(split)
-    return {f"{split}_ppl": math.exp(loss), f"{split}_word_ppl": math.exp(loss * stats["tokens"] / stats["words"])}
+    scored = stats["tokens"] - 1  # the first token of a split is not predicted
+    return {f"{split}_ppl": math.exp(loss), f"{split}_word_ppl": math.exp(loss * scored / stats["words"])}
 
 
-def counting(data: TextLM) -> list[Row]:
+def n_gram_rows(data: TextLM) -> list[Row]:
     """One row for each n-gram model."""
     rows = []
-    for name, order in COUNTING.items():
+    for name, order in N_GRAMS.items():
         start = time.perf_counter()
         model = NGram(data.tokens("train"), data.vocab_size, order)
         losses = {split: model.nll(data.tokens(split)) for split in ("val", "test")}
@@ -53,11 +54,11 @@ def counting(data: TextLM) -> list[Row]:
 
 
 def train(config: Path, seed: int, data_dir: Path, folder: Path, options: list[str]) -> Row:
-    """Train one seed through the command line, and measure its best checkpoint on both whole splits."""
+    """Train with one seed through the command line, and measure its best checkpoint on the complete splits."""
     argv = [f"--config={config}", f"--data_dir={data_dir}", f"--seed_everything={seed}", f"--output_dir={folder}"]
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "zoo", "fit", *argv, *options], cwd=ROOT)
-    _, status, usage = os.wait4(process.pid, 0)  # this child's own peak
+    _, status, usage = os.wait4(process.pid, 0)  # the peak memory of this child process
     if status:
         raise subprocess.CalledProcessError(status, "zoo fit")
     seconds = time.perf_counter() - start
@@ -72,7 +73,7 @@ def train(config: Path, seed: int, data_dir: Path, folder: Path, options: list[s
 
 
 def plot(folders: list[Path], data: TextLM, path: Path) -> None:
-    """Validation perplexity over training, a line per seed; the counting models as levels on the same tokens."""
+    """Plot validation perplexity during training, a line per seed, and that of n-gram models on the same tokens."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -80,7 +81,8 @@ def plot(folders: list[Path], data: TextLM, path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     settings = yaml.safe_load(CONFIG.read_text())
-    scored = settings["trainer"]["limit_val_batches"] * data.batch_size * data.seq_len  # what training validates on
+    # Tokens in the validation batches that training evaluates.
+    scored = settings["trainer"]["limit_val_batches"] * data.batch_size * data.seq_len
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for folder in folders:
         points = EventAccumulator(str(folder)).Reload().Scalars("val_ppl")
@@ -110,7 +112,7 @@ def main() -> None:
     spread = {f"{name}_sd": statistics.stdev(row[name] for row in rows) for name in names[:-1]}
     rows.append({"model": f"LlamaLM, mean of {len(rows)} seeds", **mean, **spread, "parameters": rows[0]["parameters"]})
     data = ZooCLI(["validate", f"--ckpt_path={folders[0] / 'best.ckpt'}", "--trainer.fast_dev_run=1"]).datamodule
-    rows += counting(data)
+    rows += n_gram_rows(data)
     tokens = {split: data.stats(split)["tokens"] for split in ("train", "val", "test")}
     about |= {"tokens_per_split": tokens, "threads": torch.get_num_threads()}
     path = ROOT / "results" / "llama_wikitext2.json"

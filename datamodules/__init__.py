@@ -1,4 +1,4 @@
-"""The zoo's data: one file per kind, over one resumable base."""
+"""Data modules: one file per kind of data, over one resumable base class."""
 
 from zoo.datamodules.linear_regression_tasks import LinearRegressionTasks
 from zoo.datamodules.resumable import ZooDataModule

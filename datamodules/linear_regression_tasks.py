@@ -74,7 +74,7 @@ class LinearRegressionTasks(ZooDataModule):
 
     def draw(self, step: int) -> Prompts:
         """The prompts of one training step on this process."""
-        rank, ranks = self._place()
+        rank, ranks = self.rank_and_ranks()
         prompts = self.task.draw(ranks * self.batch_size, self.seed, step, device=self.device)
         return prompts.rows(slice(rank * self.batch_size, (rank + 1) * self.batch_size))
 

@@ -1,4 +1,4 @@
-"""Tokens packed into a flat file, once, and windows read from it without loading it."""
+"""Packing text into a flat file of token ids, and reading windows from it without loading the file."""
 
 import json
 import os
@@ -15,89 +15,93 @@ from zoo.datamodules.sources.corpus import Row, Rows
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import IGNORED, TokenBatch
 
-_PART, _BATCH = 1 << 16, 1 << 20  # characters: of a part of a document, and of what is encoded at a time
+CHUNK_CHARACTERS = 1 << 16  # usual size of a chunk of a document
+BATCH_CHARACTERS = 1 << 20  # size of what is encoded in one call; no chunk is longer, except for a single long row
 
 
-def once(file: Path, make: Callable[[Path], None]) -> None:
-    """Have `make(half)` write a file that is then renamed to `file`, unless it is there already.
+def write_once(file: Path, write: Callable[[Path], None]) -> None:
+    """Create `file` unless it exists: `write(temporary)` writes a temporary file, which is then renamed.
 
-    Several processes may ask: one makes it, and the others wait.
+    If several processes call this, one writes the file and the others wait.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
     """
     if file.exists():
         return
-    half = file.with_suffix(".half")  # what a killed process left there is overwritten
+    temporary = file.with_suffix(".half")  # overwrites the remains of a killed process
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
-            if not file.exists():  # no other process made it meanwhile
+            if not file.exists():  # while this process waited for the lock, another may have written the file
                 try:
-                    make(half)
-                    os.replace(half, file)
+                    write(temporary)
+                    os.replace(temporary, file)
                 finally:
-                    half.unlink(missing_ok=True)
+                    temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(
-            f"the cache folder {file.parent} cannot be filled ({error.strerror or error}): make room there, or move"
-            " the cache with $ZOO_CACHE or cache_dir"
+            f"cannot write to the cache folder {file.parent} ({error.strerror or error}): free disk space, or choose"
+            " another folder with $ZOO_CACHE or cache_dir"
         ) from error
 
 
 def pack(rows: Rows, tokenizer: Tokenizer, file: Path) -> dict[str, int]:
-    """Tokenize rows into `file`, once, and their counts into the .json beside it: where that is, `file` is whole.
+    """Tokenize rows into `file`, unless that is done already. Memory does not grow with the text.
 
-    Each document starts with BOS where the tokenizer has one. Memory does not grow with the text.
+    Each document starts with BOS if the tokenizer has one. The counts are stored next to `file`, with the suffix .json,
+    which is written last: if it exists, `file` is complete.
 
     Returns:
-        tokens; bytes of UTF-8; words, counted as on WikiText: between white space, plus line ends.
+        The counts: "tokens"; "bytes" of UTF-8; "words" as on WikiText, that is, between white space, plus line ends.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
     """
 
-    def make(half: Path) -> None:
-        stats = _write(rows(), tokenizer, half)
-        os.replace(half, file)
-        half.write_text(json.dumps(stats))
+    def write(temporary: Path) -> None:
+        stats = _write_tokens(rows(), tokenizer, temporary)
+        os.replace(temporary, file)
+        temporary.write_text(json.dumps(stats))
 
     counts = file.with_suffix(".json")
-    once(counts, make)
+    write_once(counts, write)
     return json.loads(counts.read_text())
 
 
 def token_dtype(vocab_size: int) -> type[np.unsignedinteger]:
-    """The narrowest unsigned type that holds every id."""
+    """The narrowest unsigned integer type that holds every token id."""
     return np.uint8 if vocab_size <= 1 << 8 else np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
 
-def parts(rows: Iterable[Row]) -> Iterator[Row]:
-    """The rows joined into parts of about 64 KB that no document border crosses.
+def chunk_rows(rows: Iterable[Row]) -> Iterator[Row]:
+    """Join rows into chunks of about 64 KB, none of which crosses the start of a document.
 
-    A part ends after a line with text in it and before one that is not indented, where no tokenizer joins what is
-    on both sides. (One leading space, as on WikiText, is no indent: a byte-level BPE keeps it with its word.)
+    A chunk ends after a line that contains text and before a line that is not indented, because no tokenizer merges
+    characters across such a place. A single leading space, as on WikiText, is not an indent: a byte-level BPE merges it
+    with the following word.
     """
-    opening, lines, size = False, list[str](), 0
-    for opens, text in rows:
-        calm = bool(lines and lines[-1].strip() and not text[:2].isspace())
-        if lines and (opens or (size >= _PART and calm) or size >= _BATCH):
-            yield opening, "".join(lines)
-            opening, lines, size = False, [], 0
-        opening |= opens
+    starts_document, lines, size = False, list[str](), 0
+    for starts_here, text in rows:
+        can_split = bool(lines and lines[-1].strip() and not text[:2].isspace())
+        if lines and (starts_here or (size >= CHUNK_CHARACTERS and can_split) or size >= BATCH_CHARACTERS):
+            yield starts_document, "".join(lines)
+            starts_document, lines, size = False, [], 0
+        starts_document |= starts_here
         lines.append(text)
         size += len(text)
     if lines:
-        yield opening, "".join(lines)
+        yield starts_document, "".join(lines)
 
 
-def _write(rows: Iterable[Row], tokenizer: Tokenizer, file: Path) -> dict[str, int]:
+def _write_tokens(rows: Iterable[Row], tokenizer: Tokenizer, file: Path) -> dict[str, int]:
+    """Write the ids of all rows, flush them to disk, and return the counts."""
     stats = {"tokens": 0, "words": 0, "bytes": 0}
     dtype = token_dtype(tokenizer.vocab_size)
     with file.open("wb") as out:
-        for batch in _batches(parts(rows)):
+        for batch in _batches(chunk_rows(rows)):
             for ids in _encode(batch, tokenizer):
-                out.write(np.asarray(ids, dtype).tobytes())  # tofile would not say why it failed
+                out.write(np.asarray(ids, dtype).tobytes())  # unlike tofile, names the reason if the disk is full
                 stats["tokens"] += len(ids)
             for _, text in batch:
                 stats["words"] += len(text.split()) + text.count("\n")
@@ -108,11 +112,12 @@ def _write(rows: Iterable[Row], tokenizer: Tokenizer, file: Path) -> dict[str, i
 
 
 def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Group rows into lists of at least `BATCH_CHARACTERS` characters."""
     batch, size = list[Row](), 0
     for row in rows:
         batch.append(row)
         size += len(row[1])
-        if size >= _BATCH:
+        if size >= BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
     if batch:
@@ -120,26 +125,27 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def _encode(batch: list[Row], tokenizer: Tokenizer) -> Iterator[list[int]]:
+    """The ids of each row, with BOS where a document starts."""
     front = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    first = iter(tokenizer.encode_batch([text for opens, text in batch if opens]))
-    later = iter(tokenizer.encode_batch([text for opens, text in batch if not opens], continued=True))
-    for opens, _ in batch:
-        yield front + next(first) if opens else next(later)
+    first = iter(tokenizer.encode_batch([text for is_start, text in batch if is_start]))
+    later = iter(tokenizer.encode_batch([text for is_start, text in batch if not is_start], continued=True))
+    for is_start, _ in batch:
+        yield front + next(first) if is_start else next(later)
 
 
 class Windows(Dataset):
     """Windows of a packed file as `TokenBatch` items: tokens (T,), targets (T,) one token ahead, index, words.
 
-    Without `stride`, for training: whole windows side by side. With it, for evaluation: a window starts `stride`
-    tokens after the previous one and scores only what that one has not, so that each token but the first of the split
-    is predicted exactly once; the last window is padded with zeros.
+    Without `stride`, for training: complete windows that do not overlap. With it, for evaluation: a window starts
+    `stride` tokens after the previous one and scores only the targets that the previous one has not scored, so that
+    each token of the split except the first is scored exactly once; the last window is padded with zeros.
 
     Args:
         file: packed token ids.
-        dtype: of the ids in the file.
-        seq_len: T.
-        stride: tokens from one evaluation window to the next; None for training.
-        n_words: words in the split, shared among windows in proportion to their scored tokens.
+        dtype: type of the ids in the file.
+        seq_len: T, tokens per window.
+        stride: tokens from one evaluation window to the next, from 1 to seq_len; None for training.
+        n_words: words in the split; each window counts a share of them in proportion to its scored tokens.
     """
 
     def __init__(
@@ -178,4 +184,5 @@ class Windows(Dataset):
         return np.memmap(self._file, self._dtype, mode="r")
 
     def __getstate__(self) -> dict:
-        return {name: v for name, v in vars(self).items() if name != "_tokens"}  # workers map their own
+        # Loader processes map the file themselves instead of receiving its content.
+        return {name: value for name, value in vars(self).items() if name != "_tokens"}

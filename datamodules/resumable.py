@@ -1,19 +1,20 @@
-"""The base of all data of the zoo: a run that is stopped and resumed sees what the uninterrupted run sees.
+"""Base data module: a run that is stopped and resumed sees the batches of the uninterrupted run.
 
-The order of training samples is a function of (seed, epoch, offset): epoch e is the permutation that
-`stream(seed, "order", e)` draws, and `offset` says how many of its samples have been used. A step takes the
-next batch_size x ranks of them, and rank r the r-th part, so that 2 ranks with batch B see together what one
-with batch 2B sees. Samples at the end that fill no step are left out.
+The order of training samples is a function of (seed, epoch, offset): epoch e is the permutation drawn by
+`stream(seed, "order", e)`, and `offset` is the number of its samples that have been used. A step takes the next
+batch_size x ranks samples, and rank r takes the r-th part of them, so that 2 ranks with batch size B together see what
+one rank with batch size 2B sees. Samples at the end of a permutation that do not fill a step are left out.
 
-Where a run stands is read from the batches that the trainer has finished: neither what workers have fetched
-ahead nor a batch that Ctrl-C cut short counts. Gradients that wait for the rest of their accumulation window
-are in no checkpoint, so a run that stops inside a window goes back to its first batch.
+The position in the data is computed from the batches that the trainer has finished. Batches that workers have fetched
+in advance do not count, nor does a batch that Ctrl-C interrupted. Gradients that wait for the rest of their
+accumulation window are not stored in checkpoints; a run that stops within a window therefore repeats it from its first
+batch.
 
-Where samples differ in length, those of like length share a step: the permutation is rearranged by `bucketed`,
-for the size of a step, and a run resumed with another size sees another order.
+If samples differ in length, a step holds samples of similar length: `bucketed` rearranges the permutation for the size
+of a step. A run resumed with another step size then sees another order.
 
-With `limit_train_batches` the next epoch goes on in the permutation; with `overfit_batches` every epoch is
-the beginning of the dataset, in its own order.
+With `limit_train_batches` the next epoch continues in the permutation; with `overfit_batches` every epoch is the start
+of the dataset, in its own order.
 """
 
 import signal
@@ -26,32 +27,37 @@ from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.errors import UserError
+from zoo.private_apis.lightning_api import (
+    batches_done,
+    batches_done_in_epoch,
+    is_batch_unfinished,
+    is_epoch_done,
+    take_back_batches,
+)
 from zoo.registry import registered_name
 from zoo.training.batches import bucketed
 from zoo.training.random_streams import global_seed, stream
 
-# Opens a DataLoader on batches of dataset indices.
+# Makes a DataLoader of batches that are given as dataset indices.
 Opener = Callable[[Iterable[Sequence[int]]], DataLoader]
 
 
 class ZooDataModule(LightningDataModule):
-    """Loaders over map-style datasets: resumable for training, each sample once and in order elsewhere.
+    """Loaders of map-style datasets: resumable for training; for evaluation each sample once and in order.
 
-    A subclass gives `dataset(split)`, and `collate` where torch's default does not do. An item should carry
-    its index, for predictions to be put back in order.
+    A subclass implements `dataset(split)`, and sets `collate` if torch's default does not fit its items. An item should
+    contain its index, so that predictions can be put in order.
 
     Args:
-        batch_size: samples per step on each rank.
-        num_workers: loader processes per rank; the samples and their order do not depend on it.
-        seed: of the order; by default the run's own (`seed_everything`), else 0.
-        shuffle: False trains in the dataset's own order.
+        batch_size: samples per step on each rank; at least 1.
+        num_workers: loader processes per rank; 0 loads in the main process. Samples and order do not depend on it.
+        seed: seed of the training order; the default, null, uses `seed_everything`, or 0 if that is not set.
+        shuffle: train in random order; false trains in the order of the dataset.
     """
 
     collate: Callable[[list], Any] | None = None
 
-    def __init__(
-        self, batch_size: int, num_workers: int = 0, seed: int | None = None, shuffle: bool = True
-    ) -> None:
+    def __init__(self, batch_size: int, num_workers: int = 0, seed: int | None = None, shuffle: bool = True) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have nothing to predict
         if batch_size < 1:
@@ -61,22 +67,30 @@ class ZooDataModule(LightningDataModule):
 
     @abstractmethod
     def dataset(self, split: str) -> Dataset:
-        """The map-style dataset of "train", "val", "test" or "predict"."""
+        """The map-style dataset of the split "train", "val", "test" or "predict"."""
 
     def train_lengths(self) -> torch.Tensor | None:
-        """(samples,) the length of each training sample, where those of like length are to share a step."""
+        """(samples,) the length of each training sample, if steps shall hold samples of similar length."""
         return None
 
-    def __str__(self) -> str:  # Lightning's opens every loader; jsonargparse asks for it in passing
+    def __str__(self) -> str:  # Lightning's own opens every loader, and jsonargparse calls it when it formats messages
         return type(self).__name__
 
     @property
     def seed(self) -> int:
+        """Seed of the training order."""
         return global_seed() if self._given_seed is None else self._given_seed
+
+    def rank_and_ranks(self) -> tuple[int, int]:
+        """This process's rank, and the number of ranks, among those that see different data."""
+        sampler_arguments = (self.trainer and self.trainer.distributed_sampler_kwargs) or {}
+        return sampler_arguments.get("rank", 0), sampler_arguments.get("num_replicas", 1)
+
+    # ---- loaders
 
     def train_dataloader(self) -> "TrainLoader":
         dataset = self.dataset("train")
-        rank, ranks = self._place()
+        rank, ranks = self.rank_and_ranks()
         return TrainLoader(
             len(dataset),  # type: ignore[arg-type]
             self._opener(dataset),
@@ -102,21 +116,24 @@ class ZooDataModule(LightningDataModule):
     def _eval_loader(self, split: str) -> "EvalLoader":
         dataset = self.dataset(split)
         samples = len(dataset)  # type: ignore[arg-type]
-        rank, ranks = self._place()
-        if samples < ranks and split != "predict":  # an idle rank would not take part in the others' metrics
-            raise UserError(f"the {split} split has {samples} samples for {ranks} processes: lower trainer.devices")
-        mine = range(rank, samples, ranks)
-        batches = [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
+        rank, ranks = self.rank_and_ranks()
+        if samples < ranks and split != "predict":  # an idle rank would not take part in synchronising the metrics
+            raise UserError(
+                f"the {split} split has {samples} samples for {ranks} processes: set --trainer.devices to at most "
+                f"{samples}"
+            )
+        # Rank r takes the samples r, r + ranks, ...
+        own = range(rank, samples, ranks)
+        batches = [own[i : i + self.batch_size] for i in range(0, len(own), self.batch_size)]
         return EvalLoader(self._opener(dataset), batches, dataset)
 
+    # ---- checkpoints
+
     def state_dict(self) -> dict[str, Any]:
-        """Non-empty, so that Lightning stores the class's name in checkpoints."""
+        """The class's registered name; Lightning stores a data module only if its state is not empty."""
         return {"class": registered_name(self)}
 
-    def _place(self) -> tuple[int, int]:
-        """This process's (rank, number of ranks), among those that see different data."""
-        share = (self.trainer and self.trainer.distributed_sampler_kwargs) or {}
-        return share.get("rank", 0), share.get("num_replicas", 1)
+    # ---- internals
 
     def _opener(self, dataset: Dataset) -> Opener:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
@@ -128,7 +145,7 @@ class ZooDataModule(LightningDataModule):
                 collate_fn=self.collate,
                 num_workers=self.num_workers,
                 pin_memory=on_gpu,
-                generator=stream(self.seed, "workers"),  # the global one is not ours to draw from
+                generator=stream(self.seed, "workers"),  # otherwise torch's global generator would be advanced
                 worker_init_fn=_ignore_ctrl_c,
             )
 
@@ -136,15 +153,15 @@ class ZooDataModule(LightningDataModule):
 
 
 def _ignore_ctrl_c(worker: int) -> None:
-    """Ctrl-C reaches every process: it is for the main one, whose handler a forked worker would run as well.
+    """Ignore SIGINT in a loader process. Ctrl-C reaches every process, but only the main one handles it.
 
-    SIGTERM needs no such care: torch gives its workers a handler of their own, under which they end.
+    SIGTERM needs no change: torch installs a handler in its workers that ends them.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class EvalLoader:
-    """The given batches, in the given order, each time it is iterated."""
+    """A loader that yields the given batches in the given order, each time it is iterated."""
 
     def __init__(self, open_loader: Opener, batches: Sequence[Sequence[int]], dataset: Dataset) -> None:
         self._open, self._batches, self.dataset = open_loader, batches, dataset
@@ -153,17 +170,30 @@ class EvalLoader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator:
-        yield from self._open(self._batches)  # lazily: Lightning calls iter() once only to see whether it can
+        # A generator, because Lightning calls iter() once only to test that it works.
+        yield from self._open(self._batches)
 
 
 class TrainLoader:
-    """Training batches from wherever the trainer stands. Lightning saves and restores its state by itself.
+    """A loader of training batches that starts where the trainer stopped. Lightning saves and restores its state.
 
-    `len` is the number of steps in a whole permutation of `samples`; iterating goes on past its end, into the
-    next permutation, and whoever iterates stops.
+    `len` is the number of steps in a permutation. Iterating continues past its end, with the next permutation, until
+    the caller stops.
+
+    Args:
+        samples: size of the dataset.
+        open_loader: makes a DataLoader of given batches.
+        batch_size: samples per step on each rank.
+        rank: rank of this process.
+        ranks: number of ranks.
+        seed: seed of the order.
+        shuffle: yield samples in random order; false yields them in the order of the dataset.
+        trainer: the trainer whose finished batches determine the position; None starts at the first sample.
+        lengths: (samples,) length of each sample, if steps shall hold samples of similar length.
+        dataset: the dataset, kept as an attribute as in torch's DataLoader; modules read training statistics from it.
 
     Raises:
-        ValueError: the samples do not fill one step.
+        UserError: the samples do not fill one step.
     """
 
     def __init__(
@@ -179,90 +209,83 @@ class TrainLoader:
         lengths: torch.Tensor | None = None,
         dataset: Dataset | None = None,
     ) -> None:
-        self.dataset = dataset  # as torch's DataLoader has it: modules read training statistics from it
+        self.dataset = dataset
         self._samples, self._open, self._seed, self._shuffle = samples, open_loader, seed, shuffle
-        self._batch_size, self._rank, self._step = batch_size, rank, batch_size * ranks
+        self._batch_size, self._rank, self._step_size = batch_size, rank, batch_size * ranks
         self._trainer, self._lengths = trainer, lengths
-        self._start = (0, 0)  # epoch and offset, when the trainer had finished `_finished_before` batches
-        self._finished_before = 0
+        # (epoch, offset) of the next sample when the trainer had finished `_batches_before_start` batches.
+        self._start = (0, 0)
+        self._batches_before_start = 0
         if not len(self):
             raise UserError(
-                f"the training split has {samples} samples, fewer than the {self._step} of one step"
-                f" (batch_size {batch_size} on {ranks} process{'es' if ranks > 1 else ''}): lower batch_size"
+                f"the training split has {samples} samples, fewer than the {self._step_size} of one step"
+                f" (batch_size {batch_size} on {ranks} process{'es' if ranks > 1 else ''}): lower --data.batch_size"
             )
 
     def __len__(self) -> int:
-        return self._samples // self._step
+        return self._samples // self._step_size
 
     def __iter__(self) -> Iterator:
-        # A generator: the place is looked up at the first batch, when Lightning has settled its counters.
-        yield from self._open(self._batches(*self._place()))
+        # A generator: the position is computed at the first batch, when Lightning has set its counters.
+        yield from self._open(self._batches_from(*self._position()))
+
+    # ---- checkpoints
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch and offset where the last optimizer step ended, and how many batches were finished since."""
-        unused = self._unused()
-        epoch, offset = self._place(unused)
+        """Epoch and offset after the last optimizer step, and the number of batches finished since ("unused")."""
+        unused = self._batches_in_open_window()
+        epoch, offset = self._position(unused)
         return {"epoch": epoch, "offset": offset, "unused": unused}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._start = (state["epoch"], state["offset"])
-        progress = self._progress
-        if progress is None:
+        if self._trainer is None:
             return
-        if state["unused"] or progress.total.ready > progress.total.processed:
-            # Lightning would count an unfinished window, or an unfinished batch, as done.
-            for count in (progress.total, progress.current):
-                count.processed -= state["unused"]
-                count.ready = count.started = count.completed = count.processed
-            progress.is_last_batch = False
-        self._finished_before = progress.total.processed
+        if state["unused"] or is_batch_unfinished(self._trainer):
+            # Lightning would count an incomplete accumulation window, or an interrupted batch, as finished.
+            take_back_batches(self._trainer, state["unused"])
+        self._batches_before_start = batches_done(self._trainer)
 
-    @property
-    def _progress(self) -> Any:
-        """Lightning's counts of training batches: `total` and `current` (in this epoch)."""
-        return self._trainer and self._trainer.fit_loop.epoch_loop.batch_progress
+    # ---- internals
 
     @property
     def _overfits(self) -> bool:
         return bool(getattr(self._trainer, "overfit_batches", 0))
 
-    def _unused(self) -> int:
-        """How many finished batches have gradients that wait for the rest of their accumulation window."""
-        progress = self._progress
-        if self._trainer is None or (
-            progress.is_last_batch and progress.current.processed == progress.current.ready
-        ):
-            return 0  # an epoch's last batch closes its window early
-        return progress.current.processed % self._trainer.accumulate_grad_batches
+    def _batches_in_open_window(self) -> int:
+        """Number of finished batches whose gradients wait for the rest of their accumulation window."""
+        if self._trainer is None or is_epoch_done(self._trainer):
+            return 0  # the last batch of an epoch always takes an optimizer step
+        return batches_done_in_epoch(self._trainer) % self._trainer.accumulate_grad_batches
 
-    def _place(self, unused: int = 0) -> tuple[int, int]:
-        """Epoch and offset of the batch after those that the trainer has finished, less the last `unused`."""
+    def _position(self, unused: int = 0) -> tuple[int, int]:
+        """Epoch and offset of the sample that follows the finished batches, without the last `unused` of them."""
         epoch, offset = self._start
-        if self._progress is None:
+        if self._trainer is None:
             return epoch, offset
         if self._overfits:
-            return 0, self._progress.current.processed * self._step
-        batches = self._progress.total.processed - self._finished_before - unused
-        left = (self._samples - offset) // self._step
-        if batches <= left:
-            return epoch, offset + batches * self._step
-        epochs, batches = divmod(batches - left, len(self))
-        return epoch + 1 + epochs, batches * self._step
+            return 0, batches_done_in_epoch(self._trainer) * self._step_size
+        batches = batches_done(self._trainer) - self._batches_before_start - unused
+        left_in_epoch = (self._samples - offset) // self._step_size
+        if batches <= left_in_epoch:
+            return epoch, offset + batches * self._step_size
+        epochs, batches = divmod(batches - left_in_epoch, len(self))
+        return epoch + 1 + epochs, batches * self._step_size
 
-    def _batches(self, epoch: int, offset: int) -> Iterator[list[int]]:
-        """This rank's share of every step from there on."""
+    def _batches_from(self, epoch: int, offset: int) -> Iterator[list[int]]:
+        """This rank's part of every step from a position on, without end."""
         while True:
             order = self._order(epoch)
-            for step in range(offset, self._samples - self._step + 1, self._step):
-                mine = step + self._rank * self._batch_size
-                yield order[mine : mine + self._batch_size].tolist()
+            for step_start in range(offset, self._samples - self._step_size + 1, self._step_size):
+                start = step_start + self._rank * self._batch_size
+                yield order[start : start + self._batch_size].tolist()
             epoch, offset = epoch + 1, 0
 
     def _order(self, epoch: int) -> torch.Tensor:
-        """(samples,) the dataset's indices in this epoch's order."""
+        """(samples,) the dataset's indices in the order of an epoch."""
         if self._overfits or not self._shuffle:
             return torch.arange(self._samples)
         order = torch.randperm(self._samples, generator=stream(self._seed, "order", epoch))
         if self._lengths is None:
             return order
-        return bucketed(order, self._lengths, self._step, stream(self._seed, "buckets", epoch))
+        return bucketed(order, self._lengths, self._step_size, stream(self._seed, "buckets", epoch))

@@ -1,4 +1,4 @@
-"""What all data made of text shares: a tokenizer, loaded or learnt, that a checkpoint goes with."""
+"""Base data module of text: a tokenizer, loaded or trained, which a resumed run must share."""
 
 import os
 from abc import abstractmethod
@@ -10,37 +10,42 @@ from zoo.datamodules.resumable import ZooDataModule
 from zoo.errors import UserError
 from zoo.tokenizers import Tokenizer, load_tokenizer
 
-# What each of the trainer's verbs evaluates or trains on.
+# The splits that each of the trainer's functions reads.
 SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 
 
 class TextData(ZooDataModule):
-    """A subclass has `tokenizer` and `cache_dir` among its hyperparameters, and says how a tokenizer is learnt."""
+    """Base data module of text.
 
-    learnt: tuple[str, ...] = ("bpe",)  # the kinds of tokenizer that are learnt from the training split
+    A subclass has `tokenizer` and `cache_dir` among its hyperparameters and implements `train_tokenizer`.
+    """
+
+    learnt: tuple[str, ...] = ("bpe",)
+    """Values of the option `tokenizer` for which a tokenizer is trained on the training split."""
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Loaded, or learnt from the training split, when it is first asked for."""
+        """The tokenizer, loaded or trained at first use."""
         name = self.hparams["tokenizer"]
         return self.train_tokenizer(name) if name in self.learnt else load_tokenizer(name)
 
     @property
     def vocab_size(self) -> int:
+        """Number of token ids."""
         return self.tokenizer.vocab_size
 
     @property
     def cache(self) -> Path:
-        """The folder for what can be made or downloaded again: `cache_dir`, else $ZOO_CACHE, else ~/.cache/zoo."""
+        """Folder of files that can be computed or downloaded again: `cache_dir`, else $ZOO_CACHE, else ~/.cache/zoo."""
         given = self.hparams["cache_dir"]
         return Path(os.environ.get("ZOO_CACHE", "~/.cache/zoo") if given is None else given).expanduser()
 
     @abstractmethod
     def train_tokenizer(self, kind: str) -> Tokenizer:
-        """The tokenizer of that kind, made from the training split, the same whenever it is learnt."""
+        """A tokenizer of a kind in `learnt`, trained on the training split; the same each time."""
 
     def setup(self, stage: str) -> None:
-        """Refuse what is wrong with the data before anything else begins, on every rank alike."""
+        """Open every split that the stage reads, so that errors in the data are raised first, and on every rank."""
         for split in SPLITS[stage]:
             self.dataset(split)
 
@@ -48,9 +53,14 @@ class TextData(ZooDataModule):
         return super().state_dict() | {"tokenizer": self.tokenizer.fingerprint}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare the checkpoint's tokenizer with this one.
+
+        Raises:
+            UserError: they differ.
+        """
         if state_dict["tokenizer"] != self.tokenizer.fingerprint:
             raise UserError(
                 f"the checkpoint was trained with another tokenizer ({state_dict['tokenizer']}) than"
                 f" {self.hparams['tokenizer']!r} gives here ({self.tokenizer.fingerprint}):"
-                " give the checkpoint's own path as the tokenizer"
+                " set --data.tokenizer to the path of the checkpoint"
             )

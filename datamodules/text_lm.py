@@ -1,4 +1,4 @@
-"""Text for language models: any text, any tokenizer, windows of tokens; packed once and kept in a cache."""
+"""Data module of text for language models: tokenized once into a cache, read as windows of tokens."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.datamodules.packing import Windows, once, pack, parts, token_dtype
+from zoo.datamodules.packing import Windows, chunk_rows, pack, token_dtype, write_once
 from zoo.datamodules.sources.corpus import Corpus, open_corpus
 from zoo.datamodules.text_data import SPLITS, TextData
 from zoo.errors import UserError
@@ -15,31 +15,31 @@ from zoo.tokenizers import Tokenizer, from_state, train_bpe
 
 
 class TextLM(TextData):
-    """Batches of (inputs (B, T), targets (B, T), index (B,)), the targets one token ahead of the inputs.
+    """Text for language models: windows of tokens from any text with any tokenizer.
 
-    Training windows stand side by side, and those that are not whole are left out. Evaluation predicts every
-    token of a split but its first exactly once; targets that are not to be scored are -100. "predict" is the
-    whole text where it was given without splits, else the test split, or the validation split where there is
-    no other. Each split is packed when it is first needed.
+    Batches are `TokenBatch`es: tokens (B, T), targets (B, T) one token ahead, index (B,), words (B,). Training windows
+    do not overlap, and incomplete ones are left out. Evaluation scores every token of a split except the first exactly
+    once. The split "predict" is the complete text if that was given without splits, else the test split, else the
+    validation split. Each split is packed into the cache at its first use.
 
     Args:
-        data: "pydoc", the documentation that CPython carries (no download); a text file (one document), a
-            CSV or JSON-lines file, a folder of such files; or a hub data set, "name" or "name:config". Splits
-            go by the names of a folder's files (train, valid, test) or by the hub's.
-        tokenizer: "bytes"; "bpe", learnt from the training split; or a path that `load_tokenizer` takes.
-        seq_len: T, the tokens that a window predicts.
-        batch_size: windows per step on each rank.
-        bpe_vocab_size: the size of the vocabulary that "bpe" learns.
-        val_fraction: where no validation split is given, this share of the text, from its end.
-        test_fraction: the same for the test split, where neither split is given.
-        eval_stride: tokens from one evaluation window to the next; seq_len by default. Smaller is slower, but
-            predicts from a longer context.
-        join_rows: the rows of a table are lines of one document, rather than documents.
-        text_column: the column of a table that holds the text.
-        num_workers: loader processes per rank.
-        cache_dir: where packed tokens, learnt tokenizers and downloads are kept; by default the folder named
-            by $ZOO_CACHE, else ~/.cache/zoo.
-        seed: of the training order; by default the run's own.
+        data: "pydoc", the documentation that CPython contains (no download); a text file (one document), a CSV or
+            JSON-lines file, a folder of such files; or a Hugging Face data set, "name" or "name:config". Splits are
+            recognised by the names of a folder's files (train, valid, test), or are those of the hub.
+        tokenizer: "bytes"; "bpe", trained on the training split; or a path or name that `load_tokenizer` accepts.
+        seq_len: T, tokens per window; at least 1, and at most the model's max_seq_len.
+        batch_size: windows per step on each rank; at least 1.
+        bpe_vocab_size: vocabulary size of the tokenizer "bpe"; at least 257.
+        val_fraction: share of the text, from its end, used for validation if no validation split is given; above 0.
+        test_fraction: share of the text used for testing if neither a validation nor a test split is given; 0 for none.
+        eval_stride: tokens from one evaluation window to the next, from 1 to seq_len; null means seq_len. Smaller
+            values are slower, and score each token with a longer context.
+        join_rows: treat the rows of a table as lines of one document; false treats each row as a document.
+        text_column: name of the table column that contains the text.
+        num_workers: loader processes per rank; 0 loads in the main process.
+        cache_dir: folder of packed tokens, trained tokenizers and downloads; null means $ZOO_CACHE, or ~/.cache/zoo if
+            that is not set.
+        seed: seed of the training order; null uses `seed_everything`.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class TextLM(TextData):
         if seq_len < 1:
             raise UserError(f"seq_len must be at least 1, not {seq_len}")
         if eval_stride is not None and not 1 <= eval_stride <= seq_len:
-            raise UserError(f"eval_stride must lie between 1 and seq_len {seq_len}, not at {eval_stride}")
+            raise UserError(f"eval_stride must be between 1 and seq_len {seq_len}, not {eval_stride}")
         if not (val_fraction > 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):
             raise UserError(
                 f"val_fraction {val_fraction} must be positive, test_fraction {test_fraction} not negative,"
@@ -72,34 +72,40 @@ class TextLM(TextData):
         self.seq_len = seq_len
 
     def stats(self, split: str) -> dict[str, int]:
-        """How many tokens, words and bytes a split has; words count as on WikiText, line ends included.
+        """Counts of "tokens", "words" and "bytes" of a split. Words are counted as on WikiText, line ends included.
 
-        Per-word perplexity is exp(total loss / words), comparable between tokenizers.
+        Raises:
+            UserError: the data has no such split.
         """
         splits = self._corpus.splits
         if split not in splits:
-            raise UserError(f"{self.hparams['data']} has no {split} split, only {', '.join(splits)}")
+            raise UserError(f"{self.hparams['data']} has no {split} split, only {', '.join(splits)}: add a file for it")
         return pack(splits[split], self.tokenizer, self._file(split))
 
     def tokens(self, split: str) -> np.ndarray:
-        """All token ids of a split (N,), memory-mapped: what a counting model is given."""
-        self.stats(split)  # packs it
+        """All token ids of a split (N,), memory-mapped."""
+        self.stats(split)  # packs the split if needed
         return np.memmap(self._file(split), dtype=token_dtype(self.vocab_size), mode="r")
 
     def prepare_data(self) -> None:
-        """Pack, once per machine, what the trainer's verb needs; without a trainer, all splits but "predict"."""
-        verb = self.trainer.state.fn if self.trainer else None
-        for split in SPLITS[verb] if verb else [split for split in self._corpus.splits if split != "predict"]:
-            self.stats(self._named(split))
+        """Pack, once per machine, the splits that the trainer reads; without a trainer, all except "predict"."""
+        stage = self.trainer.state.fn if self.trainer else None
+        for split in SPLITS[stage] if stage else [split for split in self._corpus.splits if split != "predict"]:
+            self.stats(self._split_name(split))
 
     def dataset(self, split: str) -> Windows:
-        split = self._named(split)
+        """The windows of a split.
+
+        Raises:
+            UserError: the split is missing, or too short for one window.
+        """
+        split = self._split_name(split)
         name, stats = f"the {split} split of {self.hparams['data']}", self.stats(split)
         if not stats["bytes"]:
-            raise UserError(f"{name} has no text in it")
+            raise UserError(f"{name} contains no text: give another file")
         needed = self.seq_len + 1 if split == "train" else 2
         if stats["tokens"] < needed:
-            remedy = "lower seq_len" if split == "train" else "give a longer text"
+            remedy = "lower --data.seq_len" if split == "train" else "give a longer text"
             raise UserError(f"{name} has {stats['tokens']} tokens, but one window needs {needed}: {remedy}")
         stride = None if split == "train" else self.hparams["eval_stride"] or self.seq_len
         return Windows(self._file(split), token_dtype(self.vocab_size), self.seq_len, stride, stats["words"])
@@ -109,21 +115,23 @@ class TextLM(TextData):
         names = ("data", "text_column", "join_rows", "val_fraction", "test_fraction")
         return open_corpus(**{name: self.hparams[name] for name in names}, cache_dir=self.cache / "datasets")
 
-    def _named(self, split: str) -> str:
-        """The name that "predict" has in this corpus; every other split has its own."""
+    def _split_name(self, split: str) -> str:
+        """The name of a split in the corpus, which differs only for "predict"."""
         return next(s for s in ("predict", "test", "val") if s in self._corpus.splits) if split == "predict" else split
 
     def _file(self, split: str) -> Path:
+        """The packed file of a split, in a folder that is named by the contents of the text and the tokenizer."""
         key = f"{self._corpus.digest} {self.tokenizer.fingerprint}"
         return self.cache / "tokens" / hashlib.blake2b(key.encode(), digest_size=16).hexdigest() / f"{split}.bin"
 
     def train_tokenizer(self, kind: str) -> Tokenizer:
+        """A byte-level BPE of the training split, trained once and kept in the cache."""
         vocab_size = self.hparams["bpe_vocab_size"]
 
-        def write(half: Path) -> None:
-            learnt = train_bpe((text for _, text in parts(self._corpus.splits["train"]())), vocab_size)
-            half.write_text(json.dumps(learnt.state()))
+        def write(temporary: Path) -> None:
+            tokenizer = train_bpe((text for _, text in chunk_rows(self._corpus.splits["train"]())), vocab_size)
+            temporary.write_text(json.dumps(tokenizer.state()))
 
         file = self.cache / "bpe" / f"{self._corpus.digest}-{vocab_size}.json"
-        once(file, write)
+        write_once(file, write)
         return from_state(json.loads(file.read_text()))

@@ -1,4 +1,4 @@
-"""Shared by every model's tests: N steps, a stop and N more must give the weights of 2N steps, to the bit."""
+"""Shared by the tests of all models: N steps, a stop and N more steps give the bitwise weights of 2N steps."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,18 +8,20 @@ import pytest
 import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 
-# The moments at which a checkpoint may be written: the Lightning hook of that name saves one.
+from zoo.private_apis.lightning_api import batches_done
+
+# Lightning hooks at which `SaveAt` can save a checkpoint.
 BATCH_END, VALIDATION_END, EPOCH_END = "on_train_batch_end", "on_validation_end", "on_train_epoch_end"
 
 
 class SaveAt(Callback):
-    """Saves `<hook>-<batches finished so far>.ckpt` at each of the given hooks, and the last weights."""
+    """Save `<hook>-<finished batches>.ckpt` at each of the given hooks, and the last weights."""
 
     def __init__(self, folder: Path, hooks: tuple[str, ...], every: int = 1) -> None:
         self.folder, self.hooks, self.every = folder, hooks, every
 
     def _save(self, trainer: Trainer, hook: str) -> None:
-        batches = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        batches = batches_done(trainer)
         if hook in self.hooks and not trainer.sanity_checking and batches % self.every == 0:
             trainer.save_checkpoint(self.folder / f"{hook}-{batches:03d}.ckpt")
 
@@ -33,7 +35,7 @@ class SaveAt(Callback):
         self._save(trainer, EPOCH_END)
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.is_global_zero:  # a file, since a forked process's weights do not come back
+        if trainer.is_global_zero:  # a file, because the weights of a forked process are lost
             torch.save(module.state_dict(), self.folder / "weights.pt")
 
 
@@ -48,7 +50,7 @@ def train(
     devices: int = 1,
     **options: Any,
 ) -> dict[str, torch.Tensor]:
-    """Train quietly on the CPU, with 2 processes where `devices` is 2, and return the last weights."""
+    """Train on the CPU with `devices` processes, without output, and return the last weights."""
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
         accelerator="cpu",
@@ -77,29 +79,26 @@ def assert_resume_is_bitwise(
     seed: int = 7,
     **options: Any,
 ) -> list[Path]:
-    """Train once, saving a checkpoint wherever `hooks` says; resume from each; compare the last weights.
+    """Train once, save a checkpoint at each of `hooks`, resume from each checkpoint, and compare the last weights.
 
-    Each resumed run begins with other random weights and another state of the global generator, so all that
-    it can share with the first is the checkpoint. `options` go to `train`: max_steps (or max_epochs),
-    devices, accumulate_grad_batches, val_check_interval and so on. Returns the checkpoints.
+    Each resumed run starts with other random weights and another state of the global generator, so that it shares only
+    the checkpoint with the first run. `options` are passed to `train`: max_steps (or max_epochs), devices,
+    accumulate_grad_batches, val_check_interval and so on. Returns the checkpoints.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PL_GLOBAL_SEED", str(seed))
         torch.manual_seed(seed)
-        whole = train(make_module(), make_data(), folder / "whole", hooks=hooks, every=every, **options)
-        checkpoints = sorted((folder / "whole").glob("*.ckpt"))
+        uninterrupted = train(make_module(), make_data(), folder / "uninterrupted", hooks=hooks, every=every, **options)
+        checkpoints = sorted((folder / "uninterrupted").glob("*.ckpt"))
         assert checkpoints, "the run was too short for any checkpoint"
         for checkpoint in checkpoints:
             torch.manual_seed(seed + 1)
-            again = folder / checkpoint.stem
-            resumed = train(make_module(), make_data(), again, resume=checkpoint, **options)
-            assert_same_weights(whole, resumed, checkpoint.stem)
+            resumed = train(make_module(), make_data(), folder / checkpoint.stem, resume=checkpoint, **options)
+            assert_same_weights(uninterrupted, resumed, checkpoint.stem)
     return checkpoints
 
 
-def assert_same_weights(
-    expected: Mapping[str, torch.Tensor], got: Mapping[str, torch.Tensor], label: str
-) -> None:
+def assert_same_weights(expected: Mapping[str, torch.Tensor], got: Mapping[str, torch.Tensor], label: str) -> None:
     assert expected.keys() == got.keys()
     for name, tensor in expected.items():
         assert torch.equal(tensor, got[name]), f"resumed from {label}: {name} differs"

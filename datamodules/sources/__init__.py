@@ -1,1 +1,1 @@
-"""Where data is read from: files, folders, tables, label files, the Hugging Face hub."""
+"""Sources of data: files, folders, tables, label files, the Hugging Face hub."""

@@ -1,8 +1,8 @@
-"""Where text comes from: rows of text for each split, from CPython's documentation, local files or the hub.
+"""Sources of text: rows of text for each split, from CPython's documentation, local files or the Hugging Face hub.
 
-A row is (opens, text): `opens` says that a new document begins with it. Tables and the hub go through
-`datasets`. Plain text files are read here: `datasets` opens them with universal newlines, which turns each
-\\r\\n and \\r into \\n, while from here a byte tokenizer gives back the file to the byte.
+A row is (starts_document, text). Tables and hub data sets are read with `datasets`. Plain text files are read here,
+because `datasets` opens them with universal newlines, which changes \\r\\n and \\r to \\n; read here, they are
+reproduced exactly by a byte tokenizer.
 """
 
 import codecs
@@ -28,14 +28,14 @@ SPLIT_NAMES = {
 }
 _TABLES = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json"}
 _TEXTS = {".txt", ".text", ".md", ".rst", ".raw", ".tokens"}
-_LONGEST_LINE = 1 << 20  # characters; a longer line is taken in parts
+_LONGEST_LINE = 1 << 20  # characters; a longer line is read in several rows
 
 
 @dataclass
 class Corpus:
-    """The rows of every split there is, and a digest of all they hold.
+    """The rows of each split, and a digest of their contents.
 
-    The splits are train, val and often test; where none were given, also "predict", the whole text.
+    The splits are "train", "val" and often "test"; if the text was given without splits, also "predict", all of it.
     """
 
     digest: str
@@ -51,11 +51,19 @@ def open_corpus(
     test_fraction: float = 0.05,
     cache_dir: Path,
 ) -> Corpus:
-    """The text that `data` names: "pydoc", a file, a folder, or a hub data set as "name" or "name:config".
+    """Open a text.
+
+    Args:
+        data: "pydoc", a file, a folder, or a hub data set as "name" or "name:config".
+        text_column: name of the column of a table that contains the text.
+        join_rows: treat the rows of a table as lines of one document instead of documents.
+        val_fraction: share of the text used for validation if no such split is given.
+        test_fraction: share of the text used for testing if no splits are given.
+        cache_dir: folder for the files of `datasets`.
 
     Raises:
-        FileNotFoundError: it is neither here nor on the hub.
-        ValueError: what is there is not text, or has no column `text_column`.
+        FileNotFoundError: there is no such file, and no such data set on the hub.
+        UserError: a file is not text, or a table lacks the column `text_column`.
     """
     path = Path(data).expanduser()
     if data == "pydoc":
@@ -63,7 +71,7 @@ def open_corpus(
     elif path.exists():
         files = split_files(path, _TEXTS | _TABLES.keys())
         digest = _digest(file for group in files.values() for file in group)
-        tables = cache_dir / digest[:32]  # datasets goes by a file's time, not by what it holds
+        tables = cache_dir / digest[:32]  # because `datasets` recognises files by their time, not by their content
         given = {s: _file_rows(group, text_column, join_rows, tables) for s, group in files.items()}
     else:
         digest, given = _hub(data, text_column, join_rows, cache_dir)
@@ -73,7 +81,7 @@ def open_corpus(
 
 
 def _pydoc() -> tuple[str, dict[str, Rows]]:
-    """CPython's documentation, as `help()` shows it: a document per topic, in an order without meaning."""
+    """CPython's documentation, as `help()` shows it: one document per topic, in the order of their names' hashes."""
     from pydoc_data.topics import topics
 
     def order(name: str) -> bytes:
@@ -85,7 +93,7 @@ def _pydoc() -> tuple[str, dict[str, Rows]]:
 
 
 def data_label(data: str) -> str:
-    """What runs on `data` are filed under: the name of its folder, or of its file, or on the hub."""
+    """A short name of the data for file names: that of its folder, of its file or of the hub data set."""
     path = Path(os.path.abspath(Path(data).expanduser()))
     if path.exists():
         return path.name if path.is_dir() else path.stem
@@ -93,25 +101,33 @@ def data_label(data: str) -> str:
 
 
 def is_local(path: Path) -> bool:
-    """Whether `path` is a file, a folder, or what the names of files begin with: `sst` for sst-train.txt."""
-    return path.exists() or bool(_begun(path))
+    """Whether `path` is a file, a folder, or a prefix of file names: `sst` for sst-train.txt."""
+    return path.exists() or bool(_files_with_prefix(path))
 
 
-def _begun(path: Path) -> list[Path]:
-    """The files beside `path` whose names go on from its own with a -, _ or dot."""
-    found = path.parent.glob(f"{path.name}[-_.]*") if path.name and path.parent.is_dir() else ()
-    return sorted(file for file in found if file.is_file())
+def _files_with_prefix(path: Path) -> list[Path]:
+    """The files in the same folder whose names continue that of `path` with -, _ or a dot."""
+    files = path.parent.glob(f"{path.name}[-_.]*") if path.name and path.parent.is_dir() else ()
+    return sorted(file for file in files if file.is_file())
 
 
 def split_files(path: Path, suffixes: Set[str]) -> dict[str, list[Path]]:
-    """The files of each split. A folder's go by their names, if one of them is for training."""
+    """The files of each split, recognised by their names if one of them is named for training.
+
+    Args:
+        path: a file, a folder, or a prefix of file names.
+        suffixes: suffixes of the files to use, in lower case; others are ignored.
+
+    Raises:
+        UserError: there are no such files.
+    """
     if path.is_file():
         return {"train": [path]}
-    files = sorted(path.iterdir()) if path.is_dir() else _begun(path)
+    files = sorted(path.iterdir()) if path.is_dir() else _files_with_prefix(path)
     files = [file for file in files if file.suffix.lower() in suffixes]
     if not files:
         kinds = ", ".join(sorted(suffixes))
-        raise UserError(f"the folder {path} holds no text: none of its files ends in {kinds}")
+        raise UserError(f"the folder {path} holds no text: none of its files has one of the suffixes {kinds}")
     splits: dict[str, list[Path]] = {}
     for file in files:
         if named := split_named(file.name):
@@ -120,16 +136,16 @@ def split_files(path: Path, suffixes: Set[str]) -> dict[str, list[Path]]:
 
 
 def split_named(name: str) -> str | None:
-    """The split that a file's name speaks of, if any."""
+    """The split that is part of a file's name, if any: "val" for reviews-dev.csv."""
     words = set(re.split(r"[^a-z]+", name.lower()))
     return next((split for split, names in SPLIT_NAMES.items() if words & names), None)
 
 
 def _digest(files: Iterable[Path]) -> str:
-    """A digest of the files' contents, which are found to be UTF-8 on the way.
+    """A digest of the files' contents, which must be UTF-8.
 
     Raises:
-        ValueError: a file is not, naming it and the offending byte's offset.
+        UserError: a file is not UTF-8; the message names it and the offset of the wrong byte.
     """
     digest = hashlib.blake2b()
     for file in files:
@@ -143,7 +159,7 @@ def _digest(files: Iterable[Path]) -> str:
                     decoder.decode(block, final=not block)
                 except UnicodeDecodeError as error:
                     byte = f"byte 0x{error.object[error.start]:02x} at offset {at - pending + error.start}"
-                    raise UserError(f"{file} is not UTF-8 text: {byte} does not belong there") from error
+                    raise UserError(f"{file} is not UTF-8 text: {byte} is invalid; convert the file") from error
                 if not block:
                     break
                 digest.update(block)
@@ -164,47 +180,51 @@ def _file_rows(files: list[Path], text_column: str, join_rows: bool, cache_dir: 
 
 
 def _lines(file: Path) -> Iterator[Row]:
-    with file.open(encoding="utf-8", newline="\n") as text:  # lines end at \n alone, and keep their \r
-        opens = True
+    """The lines of a text file, which is one document."""
+    with file.open(encoding="utf-8", newline="\n") as text:  # lines end at \n only, and \r is kept
+        starts_document = True
         while line := text.readline(_LONGEST_LINE):
-            yield opens, line
-            opens = False
+            yield starts_document, line
+            starts_document = False
 
 
 def _open_table(builder: str, file: Path, cache_dir: Path) -> Any:
+    """A CSV, TSV or JSON-lines file as a `datasets` table."""
     from datasets import load_dataset
 
     options: dict[str, Any] = {}
     if builder == "csv":
-        options["keep_default_na"] = False  # a text of "NA" is a text, not a gap
+        options["keep_default_na"] = False  # the text "NA" is not a missing value
         options["sep"] = "\t" if file.suffix.lower() == ".tsv" else ","
     try:
         return load_dataset(builder, data_files=str(file), split="train", cache_dir=str(cache_dir), **options)
-    except Exception as error:  # datasets wraps what its parsers raise in errors of its own
+    except Exception as error:  # `datasets` raises errors of many types
         reason = first_line(error.__cause__ or error)
-        raise UserError(f"{file} cannot be read as a table ({reason})") from error
+        raise UserError(f"{file} cannot be read as a table ({reason}): fix the file") from error
 
 
 def _table_rows(table: Any, column: str, join_rows: bool, name: str) -> Iterator[Row]:
-    """Each row a document; with join_rows each a line of one document."""
+    """The texts of a table's rows: documents, or with `join_rows` the lines of one document."""
     if column not in table.column_names:
         columns = ", ".join(table.column_names)
-        raise UserError(f"{name} has no column {column!r}: set text_column to one of {columns}")
-    opens = True
+        raise UserError(f"{name} has no column {column!r}: set --data.text_column to one of {columns}")
+    is_first = True
     for row in table.select_columns([column]):
         text = "" if row[column] is None else str(row[column])
         if join_rows and not text.endswith("\n"):
             text += "\n"
         if text:
-            yield opens or not join_rows, text
-            opens = False
+            yield is_first or not join_rows, text
+            is_first = False
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if that is empty."""
     return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
 
 
 def _hub(data: str, text_column: str, join_rows: bool, cache_dir: Path) -> tuple[str, dict[str, Rows]]:
+    """Digest and rows of a hub data set."""
     tables = hub_tables(data, _TEXTS | _TABLES.keys(), "'pydoc'", cache_dir)
     digest = repr([(split, table._fingerprint) for split, table in tables.items()])
 
@@ -215,11 +235,17 @@ def _hub(data: str, text_column: str, join_rows: bool, cache_dir: Path) -> tuple
 
 
 def hub_tables(data: str, suffixes: Set[str], embedded: str, cache_dir: Path) -> dict[str, Any]:
-    """The splits of the hub data set "name" or "name:config"; `suffixes` tell what can only be a file's name.
+    """The splits of a hub data set, as `datasets` tables.
+
+    Args:
+        data: "name" or "name:config".
+        suffixes: suffixes of data files; a name with one of them is never looked up on the hub.
+        embedded: data without download, which the error message suggests.
+        cache_dir: folder for downloads.
 
     Raises:
-        FileNotFoundError: it is neither here nor on the hub; `embedded` is then a default to be offered.
-        ValueError: it has no split for training.
+        FileNotFoundError: there is no such file, and no such data set on the hub.
+        UserError: the data set has no split for training.
     """
     path = Path(data).expanduser()
     missing = f"no text is at {path}"
@@ -232,47 +258,52 @@ def hub_tables(data: str, suffixes: Set[str], embedded: str, cache_dir: Path) ->
     import datasets
     from huggingface_hub import constants
 
-    if not online():  # look in the cache at once, without half a minute of retries
+    if not online():  # only look in the cache, without half a minute of retries
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
-        found = datasets.load_dataset(name, config or None, cache_dir=str(cache_dir))
-    except Exception as error:  # no network, no such data set, no such config: there are many ways to say no
+        available = datasets.load_dataset(name, config or None, cache_dir=str(cache_dir))
+    except Exception as error:  # no network, no such data set or no such config: errors of many types
         reason = f"the hub gave no data set {name!r} ({first_line(error)})"
-        raise FileNotFoundError(f"{missing}, and {reason}") from error
-    tables = {s: found[given] for s, names in SPLIT_NAMES.items() for given in found if given in names}
+        raise FileNotFoundError(f"{missing}, and {reason}: check the name") from error
+    tables = {s: available[given] for s, names in SPLIT_NAMES.items() for given in available if given in names}
     if "train" not in tables:
-        raise UserError(f"the data set {data!r} has no train split; it has {', '.join(found)}")
+        raise UserError(
+            f"the data set {data!r} has no train split, only {', '.join(available)}: give another data set or config"
+        )
     return tables
 
 
 def _complete(given: dict[str, Rows], val_fraction: float, test_fraction: float) -> dict[str, Rows]:
-    """A missing split is cut from the end of the training rows; test only where val is missing too.
+    """Add missing splits: "val" from the end of the training rows, and "test" too if neither was given.
 
-    Then the rows were given without splits, and "predict" has them all.
+    In the latter case the rows were given without splits, and the split "predict" has all of them.
     """
     unsplit = given.keys() == {"train"}
     val = 0.0 if "val" in given else val_fraction
     test = test_fraction if unsplit else 0.0
     if not val + test:
         return given
-    whole = given["train"]
-    total = 0  # bytes, counted when first needed
+    all_rows = given["train"]
+    total = 0  # bytes, counted at first use
 
-    def part(first: float, last: float) -> Rows:
+    def cut(first: float, last: float) -> Rows:
+        """The rows that start between two shares of the text."""
+
         def rows() -> Iterator[Row]:
             nonlocal total
-            total = total or sum(len(text.encode()) for _, text in whole())
-            at, opened = 0, False
-            for opens, text in whole():
+            total = total or sum(len(text.encode()) for _, text in all_rows())
+            at, is_first = 0, True
+            for starts_document, text in all_rows():
                 if at >= last * total:
                     return
                 if at >= first * total:
-                    yield opens or not opened, text
-                    opened = True
+                    yield starts_document or is_first, text
+                    is_first = False
                 at += len(text.encode())
 
         return rows
 
-    cut = 1 - val - test
-    parts = {"train": part(0, cut)} | ({"val": part(cut, cut + val)} if val else {})
-    return given | parts | ({"test": part(cut + val, 1)} if test else {}) | ({"predict": whole} if unsplit else {})
+    train = 1 - val - test
+    splits = {"train": cut(0, train)} | ({"val": cut(train, train + val)} if val else {})
+    splits |= ({"test": cut(train + val, 1)} if test else {}) | ({"predict": all_rows} if unsplit else {})
+    return given | splits

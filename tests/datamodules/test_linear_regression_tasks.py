@@ -23,7 +23,7 @@ def test_the_halves_of_two_processes_are_the_whole_of_one(monkeypatch):
     for step in (0, 7):
         parts = []
         for rank in range(2):
-            monkeypatch.setattr(half, "_place", lambda rank=rank: (rank, 2))
+            monkeypatch.setattr(half, "rank_and_ranks", lambda rank=rank: (rank, 2))
             parts.append(half.draw(step))
         for one, two in zip(whole.draw(step), zip(*parts, strict=True), strict=True):
             assert torch.equal(one, torch.cat(two))

@@ -1,4 +1,4 @@
-"""The data's order, its split over processes, and resuming at every place where a run can stop."""
+"""Order of training samples, division among processes, and exact resumption from every point of a run."""
 
 import os
 import signal
@@ -19,6 +19,7 @@ from tests.resume import (
     train,
 )
 from zoo.datamodules.resumable import TrainLoader, ZooDataModule
+from zoo.private_apis.lightning_api import batch_index
 from zoo.training.random_streams import derive
 
 QUIET = {
@@ -44,7 +45,7 @@ class Points(ZooDataModule):
 
 
 class Net(LightningModule):
-    """A small network with dropout; what it draws is a function of the step, as in the zoo's own modules."""
+    """A small network whose dropout is seeded by the step, as in the zoo's modules."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,8 +53,7 @@ class Net(LightningModule):
         self.register_buffer("scale", torch.ones(1))  # DDP broadcasts buffers in each forward
 
     def on_train_batch_start(self, batch, batch_idx: int) -> None:
-        step = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        torch.manual_seed(derive(7, "step", self.global_rank, step))
+        torch.manual_seed(derive(7, "step", self.global_rank, batch_index(self.trainer)))
 
     def training_step(self, batch, batch_idx: int):
         x, y, _ = batch
@@ -102,28 +102,28 @@ def test_resume_is_bitwise_on_two_processes(accumulate: int, tmp_path):
     assert_resume_is_bitwise(Net, lambda: Points(num_workers=accumulate - 1), tmp_path, devices=2, **options)
 
 
-def test_a_run_resumed_at_each_step_is_the_run_never_stopped(tmp_path, monkeypatch):
+def test_run_resumed_after_every_step_equals_uninterrupted_run(tmp_path, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
     torch.manual_seed(7)
     options = {"max_epochs": -1, "limit_val_batches": 0, "hooks": (BATCH_END,)}
-    whole = train(Net(), Points(samples=6), tmp_path / "whole", max_steps=8, **options)
+    uninterrupted = train(Net(), Points(samples=6), tmp_path / "uninterrupted", max_steps=8, **options)
     torch.manual_seed(7)
     checkpoint = None
     for step in range(1, 9):
         folder = tmp_path / f"{step}"
         weights = train(Net(), Points(samples=6), folder, max_steps=step, resume=checkpoint, **options)
         checkpoint = folder / f"{BATCH_END}-{step:03d}.ckpt"
-    assert_same_weights(whole, weights, "every step")
+    assert_same_weights(uninterrupted, weights, "every step")
 
 
 class Interrupt(Callback):
-    """Ctrl-C inside batch `at`, then a checkpoint, as the zoo's own callback writes it."""
+    """Ctrl-C within batch `at`, then a checkpoint, as the zoo's callback writes it."""
 
     def __init__(self, at: int, path) -> None:
         self.at, self.path = at, path
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch, batch_idx: int) -> None:
-        if trainer.fit_loop.epoch_loop.total_batch_idx == self.at:
+        if batch_index(trainer) == self.at:
             raise KeyboardInterrupt
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
@@ -132,17 +132,17 @@ class Interrupt(Callback):
 
 @pytest.mark.parametrize("at", [0, 4, 9, 10, 11, 15])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_batch_cut_short_is_done_again(at: int, accumulate: int, tmp_path, monkeypatch):
+def test_interrupted_batch_is_repeated(at: int, accumulate: int, tmp_path, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
     options = {"max_epochs": 2, "accumulate_grad_batches": accumulate, "limit_val_batches": 0}
     torch.manual_seed(7)
-    whole = train(Net(), Points(), tmp_path / "whole", **options)
+    uninterrupted = train(Net(), Points(), tmp_path / "uninterrupted", **options)
     torch.manual_seed(7)
     trainer = Trainer(callbacks=[Interrupt(at, tmp_path / "cut.ckpt")], devices=1, **QUIET, **options)
     with pytest.raises(SystemExit):
         trainer.fit(Net(), Points())
     resumed = train(Net(), Points(), tmp_path / "resumed", resume=tmp_path / "cut.ckpt", **options)
-    assert_same_weights(whole, resumed, f"batch {at}")
+    assert_same_weights(uninterrupted, resumed, f"batch {at}")
 
 
 def loader(rank: int = 0, ranks: int = 1, batch_size: int = 2, samples: int = 11) -> TrainLoader:
@@ -153,13 +153,13 @@ def first(batches, count: int) -> list[list[int]]:
     return [batch for batch, _ in zip(batches, range(count), strict=False)]
 
 
-def test_two_processes_see_together_what_one_with_twice_the_batch_sees():
+def test_two_ranks_see_the_samples_of_one_rank_with_twice_the_batch():
     alone = first(loader(batch_size=4), 6)
     pairs = zip(first(loader(0, 2), 6), first(loader(1, 2), 6), strict=True)
     assert alone == [a + b for a, b in pairs]
 
 
-def test_each_epoch_is_another_permutation_without_its_incomplete_step():
+def test_each_epoch_is_a_new_permutation_without_the_incomplete_step():
     assert len(loader()) == 5
     batches = first(loader(), 10)
     epochs = [list(chain(*batches[:5])), list(chain(*batches[5:]))]
@@ -167,13 +167,13 @@ def test_each_epoch_is_another_permutation_without_its_incomplete_step():
     assert epochs[0] != epochs[1]
 
 
-def test_a_resumed_order_goes_on_at_its_offset_whatever_the_batch_size():
+def test_resumed_order_continues_at_its_offset_for_any_batch_size():
     resumed = loader(batch_size=1)
     resumed.load_state_dict({"epoch": 1, "offset": 4, "unused": 0})
     assert list(chain(*first(loader(), 10)[7:])) == list(chain(*first(resumed, 6)))
 
 
-def test_evaluation_sees_every_sample_once_in_order():
+def test_evaluation_yields_every_sample_once_in_order():
     assert [i for batch in Points(samples=5).val_dataloader() for i in batch[2].tolist()] == list(range(5))
 
 
@@ -187,7 +187,7 @@ class Predict(Net):
 
 
 @pytest.mark.parametrize("samples", [1, 5, 8])
-def test_two_processes_share_an_evaluation_without_duplicates(samples: int, tmp_path):
+def test_two_processes_evaluate_without_duplicates(samples: int, tmp_path):
     trainer = Trainer(devices=2, strategy="ddp_fork", default_root_dir=tmp_path, **QUIET)
     trainer.indices = []
     trainer.predict(Predict(), Points(samples=samples), return_predictions=False)
@@ -195,24 +195,24 @@ def test_two_processes_share_an_evaluation_without_duplicates(samples: int, tmp_
     assert sorted(chain(*seen)) == list(range(samples))
 
 
-def test_two_processes_may_validate_on_different_numbers_of_batches(tmp_path):
+def test_two_processes_validate_different_numbers_of_batches(tmp_path):
     data = Points(samples=5)  # three samples and two: two batches and one
     train(Net(), data, tmp_path, hooks=(VALIDATION_END,), devices=2, max_epochs=1)
     assert (tmp_path / f"{VALIDATION_END}-001.ckpt").exists()
 
 
-def test_an_evaluation_gives_every_process_a_sample_or_none(monkeypatch):
+def test_evaluation_needs_a_sample_for_each_process(monkeypatch):
     for rank in range(3):
-        monkeypatch.setattr(Points, "_place", lambda _, rank=rank: (rank, 3))
+        monkeypatch.setattr(Points, "rank_and_ranks", lambda _, rank=rank: (rank, 3))
         for loader in (Points(samples=2).val_dataloader, Points(samples=2).test_dataloader):
-            with pytest.raises(ValueError, match=r"split has 2 samples for 3 processes: lower trainer\.devices"):
+            with pytest.raises(ValueError, match=r"2 samples for 3 processes: set --trainer\.devices to at most 2"):
                 loader()
         assert len(Points(samples=3).val_dataloader()) == 1
-        assert len(Points(samples=2).predict_dataloader()) == (rank < 2)  # it has nothing to agree on
+        assert len(Points(samples=2).predict_dataloader()) == (rank < 2)  # prediction does not synchronise
 
 
 class Signalled(Dataset):
-    """Sends the worker that fetches it the signal of that number."""
+    """A dataset whose item n sends signal n to the loader process that fetches it."""
 
     def __len__(self) -> int:
         return 64
@@ -222,7 +222,7 @@ class Signalled(Dataset):
         return index
 
 
-def test_workers_ignore_ctrl_c_and_end_at_sigterm_whatever_the_main_process_does():
+def test_loader_processes_ignore_sigint_and_end_at_sigterm():
     open_loader = Points(num_workers=1)._opener(Signalled())
     handlers = {s: signal.signal(s, lambda *_: os.abort()) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -237,7 +237,7 @@ def test_workers_ignore_ctrl_c_and_end_at_sigterm_whatever_the_main_process_does
             signal.signal(s, handler)
 
 
-def test_too_few_samples_for_a_step_are_refused():
+def test_fewer_samples_than_a_step_are_refused():
     with pytest.raises(ValueError, match="3 samples, fewer than the 4 of one step"):
         loader(batch_size=2, ranks=2, samples=3)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):

@@ -1,4 +1,4 @@
-"""Text from every source into windows: nothing lost, nothing predicted twice, bad input refused in a sentence."""
+"""TextLM: sources of text, packing, windows, splits, and messages for invalid input."""
 
 import json
 import pickle
@@ -22,7 +22,7 @@ TEXT = "".join(LINES)
 
 @pytest.fixture
 def make(tmp_path):
-    """A TextLM with a cache of its own."""
+    """A function that makes a TextLM with an empty cache."""
 
     def make(data="pydoc", tokenizer="bytes", **options) -> TextLM:
         defaults = {"seq_len": 16, "batch_size": 4, "cache_dir": str(tmp_path / "cache")}
@@ -43,7 +43,7 @@ def tokens(data: TextLM, split: str) -> list[int]:
 
 
 def packed(tmp_path) -> set[str]:
-    """What the cache holds of packed splits, whole or not."""
+    """Names of the files of packed splits in the cache, complete or not."""
     return {file.name for file in (tmp_path / "cache" / "tokens").glob("*/*") if file.suffix != ".lock"}
 
 
@@ -51,7 +51,7 @@ def text(data: TextLM, split: str) -> str:
     return data.tokenizer.decode(tokens(data, split))
 
 
-def test_the_default_needs_nothing_but_python(make):
+def test_pydoc_default_has_all_topics(make):
     from pydoc_data.topics import topics
 
     data = make(seq_len=64)
@@ -66,7 +66,7 @@ def test_the_default_needs_nothing_but_python(make):
     assert inputs.dtype == targets.dtype == index.dtype == torch.int64
 
 
-def test_a_text_file_comes_back_to_the_byte(make, text_file):
+def test_text_file_is_reproduced_byte_for_byte(make, text_file):
     data = make(text_file)
     assert text(data, "train") + text(data, "val") + text(data, "test") == TEXT
     assert tokens(data, "train").count(256) == 1  # one document
@@ -75,7 +75,7 @@ def test_a_text_file_comes_back_to_the_byte(make, text_file):
     assert abs(len(text(data, "val").encode()) - size / 20) < 40
 
 
-def test_stats_count_words_as_wikitext_does(make, tmp_path):
+def test_stats_count_words_as_on_wikitext(make, tmp_path):
     (tmp_path / "train.txt").write_text(" = Title = \n \n a b\tc\n")
     (tmp_path / "valid.txt").write_text("é\n")
     data = make(tmp_path)
@@ -85,7 +85,7 @@ def test_stats_count_words_as_wikitext_does(make, tmp_path):
         data.test_dataloader()
 
 
-def test_a_folder_without_split_names_is_one_text(make, tmp_path):
+def test_folder_without_split_names_is_one_text(make, tmp_path):
     (tmp_path / "texts").mkdir()
     for name in ("b.txt", "a.md"):
         (tmp_path / "texts" / name).write_text(name + TEXT, newline="")
@@ -96,7 +96,7 @@ def test_a_folder_without_split_names_is_one_text(make, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_rows_of_a_table_are_documents_or_lines(suffix: str, make, tmp_path):
+def test_table_rows_are_documents_or_lines(suffix: str, make, tmp_path):
     rows = ["NA", 'two "quoted"\nlines', "", "日本", "4"] * 40
     file = tmp_path / f"rows{suffix}"
     if suffix == ".csv":
@@ -110,11 +110,11 @@ def test_rows_of_a_table_are_documents_or_lines(suffix: str, make, tmp_path):
     joined = make(file, text_column="body", join_rows=True)
     assert text(joined, "train").startswith('NA\ntwo "quoted"\nlines\n\n日本\n')
     assert tokens(joined, "train").count(256) == 1
-    with pytest.raises(ValueError, match="no column 'text': set text_column to one of id, body"):
+    with pytest.raises(ValueError, match=r"no column 'text': set --data.text_column to one of id, body"):
         make(file).prepare_data()
 
 
-def test_a_hub_data_set_goes_by_its_own_splits(make, monkeypatch):
+def test_hub_data_set_keeps_its_splits(make, monkeypatch):
     import datasets
 
     def load_dataset(name, config, cache_dir):
@@ -130,7 +130,7 @@ def test_a_hub_data_set_goes_by_its_own_splits(make, monkeypatch):
     assert data.dataset("predict")[0][0][:5].tolist() == [256, *b"thre"]
 
 
-def test_a_name_that_is_nowhere_is_told_both_ways(make, monkeypatch):
+def test_unknown_name_reports_folder_and_hub(make, monkeypatch):
     import datasets
 
     def load_dataset(*_, **__):
@@ -143,7 +143,7 @@ def test_a_name_that_is_nowhere_is_told_both_ways(make, monkeypatch):
 
 
 @pytest.mark.parametrize("stride", [None, 16, 5, 1])
-def test_evaluation_predicts_every_token_but_the_first_exactly_once(stride, make, text_file):
+def test_evaluation_scores_every_token_except_the_first_exactly_once(stride, make, text_file):
     data = make(text_file, eval_stride=stride)
     stream = tokens(data, "val")
     scored = []
@@ -158,7 +158,7 @@ def test_evaluation_predicts_every_token_but_the_first_exactly_once(stride, make
 
 
 @pytest.mark.parametrize("length", [2, 16, 17, 18, 33, 34])
-def test_windows_at_the_edges(length: int, tmp_path):
+def test_windows_of_short_texts(length: int, tmp_path):
     np.arange(length, dtype=np.uint16).tofile(tmp_path / "t.bin")
     evaluation = packing.Windows(tmp_path / "t.bin", np.uint16, 16, stride=16)
     assert [t for _, targets, _, _ in evaluation for t in targets.tolist() if t >= 0] == list(range(1, length))
@@ -169,51 +169,51 @@ def test_windows_at_the_edges(length: int, tmp_path):
         assert targets.tolist() == list(range(16 * index + 1, 16 * index + 17))
 
 
-def test_long_texts_are_packed_as_if_in_one_piece(make, zoo_data, monkeypatch):
+def test_chunked_packing_equals_encoding_the_complete_text(make, zoo_data, monkeypatch):
     source = zoo_data / "wikitext-2" / "valid.txt"
     tokenizer = zoo_data / "stories260K" / "tok512.bin"
-    monkeypatch.setattr(packing, "_PART", 1000)
-    monkeypatch.setattr(packing, "_BATCH", 10_000)
+    monkeypatch.setattr(packing, "CHUNK_CHARACTERS", 1000)
+    monkeypatch.setattr(packing, "BATCH_CHARACTERS", 10_000)
     data = make(source, tokenizer, test_fraction=0.0, val_fraction=0.05)
-    kept = text(data, "train")
-    assert tokens(data, "train") == load_tokenizer(tokenizer).encode(kept)
-    assert source.read_text(encoding="utf-8").startswith(kept)
+    train_text = text(data, "train")
+    assert tokens(data, "train") == load_tokenizer(tokenizer).encode(train_text)
+    assert source.read_text(encoding="utf-8").startswith(train_text)
 
 
 @pytest.mark.parametrize("tokenizer", ["bpe", "tokenizers/gpt2_vocab.bpe"])
-def test_no_indent_is_lost_where_a_text_is_parted(tokenizer: str, make, tmp_path, monkeypatch, request):
+def test_chunks_keep_indents(tokenizer: str, make, tmp_path, monkeypatch, request):
     if tokenizer != "bpe":
         tokenizer = request.getfixturevalue("zoo_data") / tokenizer
     indented = "".join(f"{' ' * (i % 5 * 4)}if x{i}:\n\n\n" if i % 7 else "\t\treturn\n" for i in range(500))
     (tmp_path / "code.txt").write_text(indented)
-    monkeypatch.setattr(packing, "_PART", 20)
-    monkeypatch.setattr(packing, "_BATCH", 60)  # some parts have to end before an indent
+    monkeypatch.setattr(packing, "CHUNK_CHARACTERS", 20)
+    monkeypatch.setattr(packing, "BATCH_CHARACTERS", 60)  # some chunks have to end before an indent
     data = make(tmp_path / "code.txt", tokenizer, bpe_vocab_size=300)
     assert data.tokenizer.decode(data.tokens("predict")) == indented
 
 
-def test_tokens_take_the_narrowest_type():
+def test_token_dtype_is_the_narrowest():
     types = [token_dtype(size) for size in (256, 257, 1 << 16, (1 << 16) + 1)]
     assert types == [np.uint8, np.uint16, np.uint16, np.uint32]
 
 
-def test_packing_is_done_once_and_keyed_by_content(make, text_file, monkeypatch):
+def test_packed_files_are_reused_for_equal_content(make, text_file, monkeypatch):
     make(text_file).prepare_data()
     with monkeypatch.context() as patch:
-        patch.setattr(packing, "_write", None)  # would fail if called
+        patch.setattr(packing, "_write_tokens", None)  # would fail if called
         make(text_file, seq_len=8).prepare_data()  # windows do not change what is packed
     text_file.write_text("something else\n" * 100)
     assert text(make(text_file), "train").startswith("something else")
     assert text(make(text_file, join_rows=True), "train").startswith("something else")
 
 
-def test_several_processes_may_pack_at_once(make, text_file):
+def test_concurrent_packing_gives_the_same_files(make, text_file):
     with ThreadPoolExecutor(4) as pool:
         stats = list(pool.map(lambda _: make(text_file).stats("train"), range(4)))
     assert all(s == stats[0] for s in stats)
 
 
-def test_a_packing_that_was_cut_short_is_begun_again(make, text_file, tmp_path, monkeypatch):
+def test_interrupted_packing_starts_again(make, text_file, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(packing.os, "fsync", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -222,7 +222,7 @@ def test_a_packing_that_was_cut_short_is_begun_again(make, text_file, tmp_path, 
     assert text(make(text_file), "train")
 
 
-def test_a_full_disk_is_told_in_one_sentence(make, text_file, tmp_path, monkeypatch):
+def test_full_disk_names_folder_and_remedy(make, text_file, tmp_path, monkeypatch):
     def full(self, mode="r", *args, **options):
         return open("/dev/full" if "w" in mode else self, mode, *args, **options)
 
@@ -235,7 +235,7 @@ def test_a_full_disk_is_told_in_one_sentence(make, text_file, tmp_path, monkeypa
     assert text(make(text_file), "predict") == TEXT
 
 
-def test_workers_map_the_file_themselves(make, text_file):
+def test_pickled_windows_map_the_file_again(make, text_file):
     dataset = make(text_file).dataset("train")
     first = dataset[0][0]
     data = pickle.dumps(dataset)
@@ -243,22 +243,22 @@ def test_workers_map_the_file_themselves(make, text_file):
     assert pickle.loads(data)[0][0].equal(first)
 
 
-def test_bpe_is_learnt_from_the_training_split_before_anything_is_packed(make, text_file, monkeypatch):
+def test_bpe_is_trained_once_on_the_training_split(make, text_file, monkeypatch):
     data = make(text_file, "bpe", bpe_vocab_size=300)
     assert data.vocab_size == 300
     assert text(data, "train") + text(data, "val") + text(data, "test") == TEXT
-    monkeypatch.setattr("zoo.datamodules.text_lm.train_bpe", None)  # now it is in the cache
+    monkeypatch.setattr("zoo.datamodules.text_lm.train_bpe", None)  # would fail if called instead of the cache
     assert make(text_file, "bpe", bpe_vocab_size=300).tokenizer.fingerprint == data.tokenizer.fingerprint
 
 
-def test_another_tokenizer_than_the_checkpoints_is_refused(make, text_file):
+def test_checkpoint_with_another_tokenizer_is_refused(make, text_file):
     state = make(text_file).state_dict()
     make(text_file).load_state_dict(state)
     with pytest.raises(ValueError, match="trained with another tokenizer"):
         make(text_file, "bpe", bpe_vocab_size=300).load_state_dict(state)
 
 
-def test_nothing_is_read_before_it_is_needed(make, tmp_path):
+def test_constructor_reads_no_files(make, tmp_path):
     data = make(tmp_path / "nowhere.txt", tmp_path / "nowhere.model")
     assert data.hparams["seq_len"] == 16
     assert all(isinstance(value, str | int | float | None) for value in data.hparams.values())
@@ -289,14 +289,14 @@ def trainer(tmp_path):
     return Trainer(accelerator="cpu", max_steps=1, default_root_dir=tmp_path, **quiet)
 
 
-def test_predict_covers_a_text_without_splits(make, text_file, trainer, tmp_path):
+def test_predict_split_is_the_complete_text_without_splits(make, text_file, trainer, tmp_path):
     data = make(text_file)
     scored = torch.cat(trainer.predict(Counts(), data)).tolist()
     assert packed(tmp_path) == {"predict.bin", "predict.json"}
     assert [256, *scored] == [256, *TEXT.encode()] == data.tokens("predict").tolist()
 
 
-def test_only_what_a_verb_needs_is_packed(make, text_file, trainer, tmp_path):
+def test_only_the_splits_of_a_stage_are_packed(make, text_file, trainer, tmp_path):
     trainer.validate(Counts(), make(text_file), verbose=False)
     assert packed(tmp_path) == {"val.bin", "val.json"}
     trainer.fit(Counts(), make(text_file))
@@ -305,10 +305,10 @@ def test_only_what_a_verb_needs_is_packed(make, text_file, trainer, tmp_path):
     assert packed(tmp_path) == {f"{split}.{kind}" for split in ("train", "val", "test") for kind in ("bin", "json")}
 
 
-def test_a_text_too_short_to_split_may_still_be_predicted(make, tmp_path, trainer):
+def test_text_too_short_to_split_can_be_predicted(make, tmp_path, trainer):
     (tmp_path / "short.txt").write_text("a b\n")
     assert torch.cat(trainer.predict(Counts(), make(tmp_path / "short.txt"))).tolist() == [*b"a b\n"]
-    with pytest.raises(ValueError, match=r"the train split of .* needs 17: lower seq_len"):
+    with pytest.raises(ValueError, match=r"the train split of .* needs 17: lower --data.seq_len"):
         trainer.fit(Counts(), make(tmp_path / "short.txt"))
 
 
@@ -320,8 +320,8 @@ def test_resume_is_bitwise(make, text_file, tmp_path):
 
 REFUSED = {
     "stroy.txt": (None, r"no text is at .*stroy\.txt \(did you mean .*story\.txt\?\)"),
-    "empty.txt": (b"", "the train split of .* has no text in it"),
-    "short.txt": (b"a b\n", "has 5 tokens, but one window needs 17: lower seq_len"),
+    "empty.txt": (b"", "the train split of .* contains no text: give another file"),
+    "short.txt": (b"a b\n", "has 5 tokens, but one window needs 17: lower --data.seq_len"),
     "latin.txt": (TEXT.encode() * 200 + b"caf\xe9 au lait", r"latin\.txt is not UTF-8 text: byte 0xe9 at {}"),
     "cut.txt": (b"caf\xc3", r"byte 0xc3 at offset 3"),
     "table.jsonl": (b"not a table\n", "cannot be read as a table"),
@@ -329,7 +329,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_bad_input_gets_one_sentence(name: str, make, text_file, tmp_path):
+def test_invalid_files_are_named_in_one_sentence(name: str, make, text_file, tmp_path):
     content, reason = REFUSED[name]
     if content is not None:
         (tmp_path / name).write_bytes(content)
@@ -339,13 +339,13 @@ def test_bad_input_gets_one_sentence(name: str, make, text_file, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_other_refusals(make, text_file, tmp_path):
+def test_invalid_options_and_folders_are_named(make, text_file, tmp_path):
     (tmp_path / "pictures").mkdir()
-    with pytest.raises(ValueError, match="holds no text: none of its files ends in"):
+    with pytest.raises(ValueError, match="holds no text: none of its files has one of the suffixes"):
         make(tmp_path / "pictures").prepare_data()
     with pytest.raises(ValueError, match="seq_len must be at least 1, not 0"):
         make(seq_len=0)
-    with pytest.raises(ValueError, match="eval_stride must lie between 1 and seq_len 16, not at 17"):
+    with pytest.raises(ValueError, match="eval_stride must be between 1 and seq_len 16, not 17"):
         make(eval_stride=17)
     with pytest.raises(ValueError, match="both together less than 1"):
         make(val_fraction=0.5, test_fraction=0.5)

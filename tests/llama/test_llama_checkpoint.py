@@ -1,4 +1,4 @@
-"""Each format there and back, the known file to the byte, and one sentence for each way to be wrong."""
+"""Llama checkpoints: round trips of each format, byte equality with llama2.c's file, messages for damaged files."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from zoo.llama import Llama, LlamaConfig, load_checkpoint, save_checkpoint
-from zoo.llama.checkpoints.files import _parted
+from zoo.llama.checkpoints.names import split_projections
 
 TINY = {"vocab_size": 20, "dim": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 8}
 
@@ -22,7 +22,7 @@ def build(**changes):
 
 
 def same(a, b):
-    """Equal weights, bit by bit, and equal settings but for how hidden_dim is said."""
+    """Check that two models have bitwise equal weights and logits."""
     states = a.state_dict(), b.state_dict()
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
@@ -31,7 +31,7 @@ def same(a, b):
     return True
 
 
-def test_the_known_file_comes_back_to_the_byte(zoo_data, tmp_path):
+def test_stories260k_round_trip_through_hugging_face_is_byte_equal(zoo_data, tmp_path):
     original = zoo_data / "stories260K" / "stories260K.bin"
     save_checkpoint(load_checkpoint(original), tmp_path / "hf")
     save_checkpoint(load_checkpoint(tmp_path / "hf"), tmp_path / "again.bin", format="llama2c")
@@ -40,14 +40,14 @@ def test_the_known_file_comes_back_to_the_byte(zoo_data, tmp_path):
 
 @pytest.mark.parametrize("format", ["hf", "llama2c"])
 @pytest.mark.parametrize("tie", [True, False])
-def test_there_and_back(tmp_path, format, tie):
+def test_save_and_load_round_trip(tmp_path, format, tie):
     model = build(tie_embeddings=tie)
     save_checkpoint(model, tmp_path / "deep" / "model", format=format)
     assert same(load_checkpoint(tmp_path / "deep" / "model"), model)
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".saving")]
 
 
-def test_hugging_face_keeps_every_setting(tmp_path):
+def test_hugging_face_round_trip_keeps_every_setting(tmp_path):
     scaling = dict(zip(("factor", "low_freq_factor", "high_freq_factor"), (4.0, 1.0, 4.0), strict=True))
     scaling["original_max_position_embeddings"] = 4
     model = build(rope_theta=500.0, rope_scaling=scaling, norm_eps=1e-6, hidden_dim=24)
@@ -57,7 +57,7 @@ def test_hugging_face_keeps_every_setting(tmp_path):
     assert dataclasses.replace(back.config, n_kv_heads=2, multiple_of=32) == model.config
 
 
-def test_hugging_face_shards(tmp_path):
+def test_hugging_face_sharded_weights(tmp_path):
     model = build()
     save_checkpoint(model, tmp_path)
     tensors = list(load_file(tmp_path / "model.safetensors").items())
@@ -74,7 +74,7 @@ def test_hugging_face_shards(tmp_path):
 
 
 def llama2c_pt(model, prefix="", course=False, **args):
-    weights = _parted(model.state_dict(), model.config)
+    weights = split_projections(model.state_dict(), model.config)
     weights.setdefault("output.weight", weights["tok_embeddings.weight"])
     for word in ("query", "key", "value", "output") if course else ():
         weights = {name.replace(f".w{word[0]}.", f".compute_{word}."): t for name, t in weights.items()}
@@ -85,14 +85,14 @@ def llama2c_pt(model, prefix="", course=False, **args):
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("prefix", ["", "_orig_mod."])
 @pytest.mark.parametrize("course", [True, False])
-def test_llama2c_pt_and_the_courses(tmp_path, tie, prefix, course):
+def test_llama2c_pt_and_course_names(tmp_path, tie, prefix, course):
     model = build(tie_embeddings=tie)
     torch.save(llama2c_pt(model, prefix, course, multiple_of=32), tmp_path / "stories.pt")
     assert same(load_checkpoint(tmp_path / "stories.pt"), model)
 
 
 @pytest.mark.parametrize("prefix", ["model.", "model._orig_mod."])
-def test_our_own_checkpoint(tmp_path, prefix):
+def test_zoo_checkpoint(tmp_path, prefix):
     model = build(n_kv_heads=None)
     torch.save(
         {
@@ -105,7 +105,7 @@ def test_our_own_checkpoint(tmp_path, prefix):
     assert same(load_checkpoint(tmp_path / "any name"), model)
 
 
-def test_a_file_is_told_by_its_content(tmp_path):
+def test_format_is_recognised_by_content_not_by_name(tmp_path):
     save_checkpoint(build(), tmp_path / "model.pt", format="llama2c")
     assert same(load_checkpoint(str(tmp_path / "model.pt")), build())
 
@@ -113,15 +113,15 @@ def test_a_file_is_told_by_its_content(tmp_path):
 @pytest.mark.parametrize(
     "changes", [{"rope_theta": 500.0}, {"norm_eps": 1e-6}], ids=lambda changes: next(iter(changes))
 )
-def test_a_bin_refuses_what_it_cannot_express(tmp_path, changes):
+def test_bin_refuses_settings_that_it_cannot_express(tmp_path, changes):
     with pytest.raises(ValueError, match=r"llama2\.c's \.bin expresses only"):
         save_checkpoint(build(**changes), tmp_path / "a.bin", format="llama2c")
-    with pytest.raises(ValueError, match='"hf" or "llama2c", not as \'gguf\''):
+    with pytest.raises(ValueError, match='format must be "hf" or "llama2c", not \'gguf\''):
         save_checkpoint(build(), tmp_path / "a.bin", format="gguf")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+def test_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     save_checkpoint(build(), tmp_path / "a.bin", format="llama2c")
     before = (tmp_path / "a.bin").read_bytes()
 
@@ -140,8 +140,8 @@ class Bomb:
         return exec, ("raise SystemExit('it ran')",)
 
 
-def damage(kind, folder):
-    """Makes one bad file or folder and returns its path."""
+def damaged_checkpoint(kind, folder):
+    """Write a checkpoint with one fault and return its path."""
     path, model = folder / "bad", build()
     if kind in ("empty", "text", "magic", "zeros", "raw pickle"):
         path.write_bytes({
@@ -178,8 +178,8 @@ def damage(kind, folder):
         elif kind == "half a config":
             (path / "config.json").write_text((path / "config.json").read_text()[:50])
         elif kind == "short safetensors":
-            whole = (path / "model.safetensors").read_bytes()
-            (path / "model.safetensors").write_bytes(whole[:-100])
+            complete = (path / "model.safetensors").read_bytes()
+            (path / "model.safetensors").write_bytes(complete[:-100])
         elif kind in ("gpt2", "yarn", "no size", "head_dim"):
             change = {
                 "gpt2": {"model_type": "gpt2"}, "yarn": {"rope_parameters": {"rope_type": "yarn"}},
@@ -197,10 +197,10 @@ def damage(kind, folder):
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [
-        ("empty", "no checkpoint of a known format"),
-        ("text", "no checkpoint of a known format"),
-        ("zeros", "no checkpoint of a known format"),
-        ("raw pickle", "no checkpoint of a known format"),
+        ("empty", "not a checkpoint of a known format"),
+        ("text", "not a checkpoint of a known format"),
+        ("zeros", "not a checkpoint of a known format"),
+        ("raw pickle", "not a checkpoint of a known format"),
         ("magic", "newer llama2.c export"),
         ("short bin", "truncated: [0-9]+ bytes"),
         ("long bin", "damaged, or of another format"),
@@ -211,9 +211,9 @@ def damage(kind, folder):
         ("heads", "dim 16 does not divide into n_heads 3"),
         ("lacking", "lacks tensor norm.weight"),
         ("extra", "unknown tensor layers.0.attention.wq.bias"),
-        ("shape", r"layers.1.attention.wk.weight is \(16, 16\), but the settings ask for \(8, 16\)"),
-        ("no config", "it has no config.json"),
-        ("half a config", "config.json is truncated, or no JSON"),
+        ("shape", r"the shape of tensor layers.1.attention.wk.weight is \(16, 16\), but the settings imply \(8, 16\)"),
+        ("no config", "it lacks config.json"),
+        ("half a config", "config.json is truncated, or holds no JSON"),
         ("short safetensors", "model.safetensors is truncated"),
         ("gpt2", "describes a 'gpt2' model"),
         ("yarn", "rotary scaling 'yarn'"),
@@ -222,12 +222,12 @@ def damage(kind, folder):
         ("hf extra", "unknown tensor model.layers.0.mlp.router.weight"),
     ],
 )
-def test_bad_files_are_one_sentence(tmp_path, kind, sentence):
+def test_damaged_files_get_a_one_sentence_message(tmp_path, kind, sentence):
     with pytest.raises(ValueError, match=sentence) as caught:
-        load_checkpoint(damage(kind, tmp_path))
+        load_checkpoint(damaged_checkpoint(kind, tmp_path))
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_there_is_one_sentence(tmp_path):
+def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=re.escape(f"there is no checkpoint at {tmp_path / 'x'}")):
         load_checkpoint(tmp_path / "x")

@@ -1,4 +1,4 @@
-"""Generation: the known story, the cache against no cache, batches against prompts alone, sampling."""
+"""Generation with a Llama: llama2.c's story, cached and uncached decoding, ragged batches, sampling, options."""
 
 import hashlib
 from itertools import pairwise
@@ -11,7 +11,7 @@ from zoo.generation.sampling import generate, sample, stream_tokens
 from zoo.layers import KVCache
 from zoo.llama import Llama, LlamaConfig, load_checkpoint, save_checkpoint
 from zoo.llama import decoder as decode_module
-from zoo.llama.decoder import Decoder
+from zoo.llama.decoder import LlamaDecoder
 
 # sha256 of the ids "1,403,407,..." that llama2.c's run.c prints for stories260K with -t 0 -n 200.
 STORY = "27f31a71c36379f0488bf5d85b79b460eab7bbcec70128f8520642b59864feb5"
@@ -27,7 +27,7 @@ def model():
 
 
 def uncached(model, tokens, n):
-    """Greedy continuation, the whole sequence through the model for each token."""
+    """Greedy continuation that evaluates all tokens for each new one."""
     with torch.no_grad():
         for _ in range(n):
             tokens = torch.cat([tokens, model(tokens)[0][:, -1].argmax(-1, keepdim=True)], 1)
@@ -35,13 +35,13 @@ def uncached(model, tokens, n):
 
 
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_tells_the_story_that_llama2c_tells(zoo_data, compile):
+def test_greedy_story_equals_llama2c(zoo_data, compile):
     model = load_checkpoint(zoo_data / "stories260K" / "stories260K.bin")
     ids = generate(model, torch.tensor([[1]]), 199, temperature=0, compile=compile)[0].tolist()
     assert hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest() == STORY
 
 
-def test_transformers_tells_the_same(zoo_data, tmp_path):
+def test_greedy_story_equals_transformers(zoo_data, tmp_path):
     transformers = pytest.importorskip("transformers")
     model = load_checkpoint(zoo_data / "stories260K" / "stories260K.bin")
     save_checkpoint(model, tmp_path)
@@ -53,51 +53,51 @@ def test_transformers_tells_the_same(zoo_data, tmp_path):
     assert torch.equal(logits[0, :-1].argmax(-1), tokens[0, 1:])
 
 
-def test_prompt_in_chunks_equals_at_once(model):
+def test_prompt_in_chunks_equals_one_evaluation(model):
     tokens, config = torch.randint(50, (2, 32)), model.config
     cache = KVCache(config.n_layers, 2, config.kv_heads, 32, config.head_dim)
     with torch.no_grad():
-        whole = model.hidden(tokens)
+        expected = model.hidden(tokens)
         starts = (0, 7, 8, 31, 32)
-        parts = [model.hidden(tokens[:, a:b], cache, start=a) for a, b in pairwise(starts)]
-    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=1e-5)
+        chunks = [model.hidden(tokens[:, a:b], cache, start=a) for a, b in pairwise(starts)]
+    torch.testing.assert_close(torch.cat(chunks, 1), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_each_step_equals_no_cache_up_to_the_edge(model, compile):
+def test_cached_steps_equal_uncached_up_to_the_end_of_the_context(model, compile):
     tokens = torch.randint(50, (1, 32))
     with torch.inference_mode():
         expected = model(tokens)[0]
-        decoder = Decoder(model, 1, 32, compile=compile)
+        decoder = LlamaDecoder(model, 1, 32, compile=compile)
         steps = [decoder.prefill(tokens[:, :5]), *(decoder.step(tokens[:, t]) for t in range(5, 32))]
     torch.testing.assert_close(torch.stack(steps, 1), expected[:, 4:], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_ragged_batch_equals_each_prompt_alone(model, compile):
+def test_ragged_batch_equals_each_prompt_alone(model, compile):
     prompts = [[1, 2, 3, 4, 5, 6, 7], [1], [9, 8, 7]]
     tokens, lengths = left_pad(prompts)
     together = generate(model, tokens, 12, temperature=0, lengths=lengths, compile=compile)
     for row, prompt in zip(together, prompts, strict=True):
         assert row[7 - len(prompt) :].tolist() == uncached(model, torch.tensor([prompt]), 12)[0].tolist()
     with torch.inference_mode():
-        decoder = Decoder(model, 3, 8, compile=compile)
+        decoder = LlamaDecoder(model, 3, 8, compile=compile)
         ragged = [decoder.prefill(tokens, 7 - lengths), decoder.step(torch.tensor([3, 4, 5]))]
         for i, prompt in enumerate(prompts):
             alone = model(torch.tensor([[*prompt, 3 + i]]))[0][0, -2:]
             torch.testing.assert_close(torch.stack([r[i] for r in ragged]), alone, rtol=0, atol=1e-5)
 
 
-def test_bf16_weights_come_close(model):
+def test_bf16_weights_give_close_logits(model):
     tokens = torch.randint(50, (2, 6))
     with torch.inference_mode():
-        decoder = Decoder(model, 2, 6, precision="bf16")
+        decoder = LlamaDecoder(model, 2, 6, precision="bf16")
         decoder.prefill(tokens[:, :5])
         logits, expected = decoder.step(tokens[:, 5]), model(tokens)[0][:, -1]
     assert 0 < (logits - expected).norm() / expected.norm() < 0.02
 
 
-def test_a_seed_fixes_each_row_whatever_its_neighbours(model):
+def test_seed_determines_each_row_independently_of_the_others(model):
     def run(tokens, seed=3):
         return generate(model, torch.tensor(tokens), 20, seed=seed, top_p=0.9)
 
@@ -113,7 +113,7 @@ def test_a_seed_fixes_each_row_whatever_its_neighbours(model):
     assert torch.equal(run([[1, 2]], seed=None), unseeded)
 
 
-def test_sampling_draws_from_the_distribution():
+def test_sample_frequencies_equal_the_softmax():
     logits = torch.tensor([[1.0, -1.0, 0.5, -torch.inf, 2.0]])
     uniform = (torch.arange(10_000) + 0.5) / 10_000
     draws = sample(logits.expand(10_000, -1), uniform, temperature=0.7)
@@ -132,20 +132,20 @@ def test_sampling_draws_from_the_distribution():
         ({"top_k": 3, "top_p": 0.5}, {4}),  # renormalized among three, the first has .57
     ],
 )
-def test_top_k_and_top_p_cut_the_tail(options, allowed):
+def test_top_k_and_top_p_limit_the_sampled_tokens(options, allowed):
     logits = torch.tensor([1.0, 0.0, 0.9, -torch.inf, 2.0]).expand(1000, -1)
     uniform = torch.arange(1000).double() / 1000
     assert set(sample(logits, uniform, **options).tolist()) == allowed
 
 
-def test_sampling_at_the_ends_of_the_unit_interval_keeps_to_possible_tokens():
+def test_sample_at_the_ends_of_the_unit_interval_has_positive_probability():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(2, -1)
     ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
     for options in ({}, {"top_k": 5}, {"top_p": 1.0}):
         assert set(sample(logits, ends, **options).tolist()) <= {1, 3}
 
 
-def test_stop_tokens_end_rows_and_then_the_stream(model):
+def test_stop_tokens_end_rows_and_the_stream(model):
     tokens = torch.tensor([[1, 2], [3, 4]])
     free = generate(model, tokens, 12, temperature=0)[:, 2:]
     stop = {int(free[0, 2]), int(free[1, 5])}
@@ -159,7 +159,7 @@ def test_stop_tokens_end_rows_and_then_the_stream(model):
     assert ended.shape[1] == max(ends) + 1
 
 
-def test_the_stream_is_what_generate_collects(model):
+def test_generate_concatenates_stream_tokens(model):
     tokens = torch.tensor([[1, 2], [3, 4]])
     steps = list(stream_tokens(model, tokens, 5, seed=0))
     assert all(step.shape == (2,) for step in steps)
@@ -167,15 +167,15 @@ def test_the_stream_is_what_generate_collects(model):
     assert torch.equal(model.generate(tokens, 0), tokens)
 
 
-def test_the_edge_of_the_context_is_a_warning(model):
+def test_full_context_warns(model):
     tokens = torch.randint(50, (1, 30))
     with pytest.warns(UserWarning, match="context of 32 tokens is full: 3 of 9 tokens"):
         continued = generate(model, tokens, 9, temperature=0)
-    assert continued.shape == (1, 33)  # the last token need not be read, so it may stand beyond the edge
+    assert continued.shape == (1, 33)  # the last token is not read, so it may exceed the context
     assert torch.equal(continued[:, :32], uncached(model, tokens, 2))
 
 
-def test_a_prompt_longer_than_the_context_is_cut_to_its_end_with_a_warning(model):
+def test_prompt_longer_than_the_context_is_truncated_with_a_warning(model):
     tokens = torch.randint(50, (1, 40))
     with pytest.warns(UserWarning, match="a prompt of 40 tokens is longer than the context of 32: only its last 28"):
         continued = generate(model, tokens, 5, temperature=0)
@@ -183,7 +183,7 @@ def test_a_prompt_longer_than_the_context_is_cut_to_its_end_with_a_warning(model
     assert torch.equal(continued[:, 12:], uncached(model, tokens[:, -28:], 5))
 
 
-def test_dropout_and_autocast_around_it_do_not_reach_it(model):
+def test_generation_ignores_dropout_and_autocast(model):
     dropping = Llama(LlamaConfig(**(vars(model.config) | {"dropout": 0.5}))).train()
     dropping.load_state_dict(model.state_dict())
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -192,7 +192,7 @@ def test_dropout_and_autocast_around_it_do_not_reach_it(model):
     assert all(module.training for module in dropping.modules())
 
 
-def test_a_failing_compiler_is_one_warning(model, monkeypatch):
+def test_failing_compiler_warns_once_and_decodes_eagerly(model, monkeypatch):
     def fail(*arguments):
         raise RuntimeError("no C++ compiler\nand a long story")
 
@@ -216,6 +216,6 @@ def test_a_failing_compiler_is_one_warning(model, monkeypatch):
         ([[1, 2]], {"lengths": torch.tensor([3])}, "lengths must be 1 numbers from 1 to 2"),
     ],
 )
-def test_wrong_options_are_one_sentence(model, tokens, options, sentence):
+def test_invalid_options_are_named(model, tokens, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         generate(model, torch.tensor(tokens, dtype=torch.long), 3, **options)

@@ -1,4 +1,4 @@
-"""Llama against transformers' LlamaForCausalLM, and what any causal model must hold."""
+"""Llama: equality with transformers' LlamaForCausalLM, causality, loss, compilation, export, invalid settings."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ LLAMA3 = {
 
 
 def build(**changes):
-    """A small random model whose weights are large enough to tell right from wrong."""
+    """A small random model, with weights so large that wrong arithmetic changes the logits visibly."""
     torch.manual_seed(0)
     model = Llama(LlamaConfig(**(TINY | changes))).eval()
     for parameter in model.parameters():
@@ -37,7 +37,7 @@ def build(**changes):
     ],
     ids=["gqa-untied", "llama3-scaling", "sizes"],
 )
-def test_agrees_with_transformers(changes, tmp_path):
+def test_logits_equal_transformers(changes, tmp_path):
     transformers = pytest.importorskip("transformers")
     model = build(**changes)
     save_checkpoint(model, tmp_path)
@@ -47,7 +47,7 @@ def test_agrees_with_transformers(changes, tmp_path):
         torch.testing.assert_close(model(tokens)[0], peer(tokens).logits, rtol=0, atol=1e-4)
 
 
-def test_causality_is_exact_and_batch_neighbours_change_nothing():
+def test_causality_and_batch_invariance_are_exact():
     model, tokens = build(), torch.randint(40, (3, 16))
     later, neighbours = tokens.clone(), tokens.clone()
     later[:, 9:] = torch.randint(40, (3, 7))
@@ -57,14 +57,14 @@ def test_causality_is_exact_and_batch_neighbours_change_nothing():
     assert torch.equal(model(neighbours)[0][0], logits[0])
 
 
-def test_hidden_states_give_the_logits():
+def test_logits_are_the_projected_hidden_states():
     model = build(tie_embeddings=False)
     logits, hidden = model(torch.randint(40, (2, 5)))
     assert logits.shape == (2, 5, 40)
     assert torch.equal(logits, F.linear(hidden, model.output.weight))
 
 
-def test_loss_is_the_cross_entropy_of_the_logits_and_checkpointing_does_not_change_it():
+def test_loss_equals_cross_entropy_with_and_without_gradient_checkpointing():
     tokens, targets = torch.randint(40, (2, 16)), torch.randint(40, (2, 16))
     targets[0, :4] = -100
     model = build(n_kv_heads=2)
@@ -77,7 +77,7 @@ def test_loss_is_the_cross_entropy_of_the_logits_and_checkpointing_does_not_chan
         torch.testing.assert_close(torch.autograd.grad(loss, list(model.parameters())), reference)
 
 
-def test_initial_loss_is_that_of_the_uniform_distribution_and_residual_branches_begin_small():
+def test_initial_loss_is_uniform_and_residual_branches_start_small():
     torch.manual_seed(0)
     model = Llama(LlamaConfig(vocab_size=1000, dim=64, n_layers=8, n_heads=4))
     tokens = torch.randint(1000, (4, 64))
@@ -100,7 +100,7 @@ def test_overfits_one_batch():
     assert loss < 0.2
 
 
-def test_flops_count_what_multiplies():
+def test_flops_count_multiplied_parameters():
     tied, untied = Llama(LlamaConfig(**TINY)), Llama(LlamaConfig(**TINY, tie_embeddings=False))
     size = sum(p.numel() for p in tied.parameters())
     assert tied.flops_per_token(16) == untied.flops_per_token(16) == 6 * size + 12 * 2 * 32 * 16
@@ -113,8 +113,8 @@ def test_compiles_without_a_graph_break():
     reference = torch.autograd.grad(expected, list(model.parameters()))
     loss = torch.compile(model.loss, fullgraph=True)(tokens, tokens)
     torch.testing.assert_close(loss, expected)
-    ours = torch.autograd.grad(loss, list(model.parameters()))
-    torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-6)
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    torch.testing.assert_close(gradients, reference, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -125,21 +125,28 @@ def test_compiles_without_a_graph_break():
         ({"dim": 12}, "dim / n_heads = 3 is odd"),
         ({"n_layers": 0}, "n_layers must be at least 1, not 0"),
         ({"n_kv_heads": 0}, "n_kv_heads must be at least 1, or null"),
-        ({"dropout": 1.0}, "dropout must lie in"),
+        ({"dropout": 1.0}, "dropout must be in"),
         ({"norm_eps": 0.0}, "must be positive"),
         ({"rope_scaling": {"factor": 2.0, "type": "linear"}}, "rope_scaling lacks low_freq_factor"),
     ],
 )
-def test_contradictory_settings_are_one_sentence(changes, sentence):
+def test_invalid_settings_are_named(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         LlamaConfig(**(TINY | changes))
 
 
-def test_more_tokens_than_the_context_are_one_sentence():
+def test_more_tokens_than_the_context_is_an_error():
     with pytest.raises(ValueError, match="17 tokens are more than the model's context of 16"):
         build()(torch.zeros(1, 17, dtype=torch.long))
 
 
-def test_the_room_needs_no_lightning():
-    code = "import sys, zoo.llama; sys.exit('lightning' in sys.modules)"
+def test_import_does_not_load_lightning():
+    code = "import sys, zoo.llama, zoo.llama.model, zoo.llama.decoder; sys.exit('lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_torch_export_gives_the_same_logits():
+    model, tokens = build(), torch.randint(40, (2, 16))
+    exported = torch.export.export(model, (tokens,)).module()
+    for actual, expected in zip(exported(tokens), model(tokens), strict=True):
+        torch.testing.assert_close(actual, expected)

@@ -1,4 +1,4 @@
-"""LlamaLM: it learns, resumes to the bit, starts from other people's weights, and says what it measures."""
+"""LlamaLM: training, exact resumption, perplexities, pretrained weights, torch.compile and torch.export."""
 
 import hashlib
 import math
@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader, TensorDataset
 
+from tests.cards import run_example
 from tests.resume import VALIDATION_END, assert_resume_is_bitwise
 from zoo.__main__ import main
 from zoo.datamodules import TextLM
@@ -38,11 +40,11 @@ def quiet(**options):
     return Trainer(**{**defaults, **options})
 
 
-def test_it_learns_its_text_by_heart(text, tmp_path):
+def test_overfits_a_short_text(text, tmp_path):
     module = LlamaLM(**SIZES, lr=1e-2, warmup_steps=5)
     trainer = quiet(max_steps=60, val_check_interval=60, check_val_every_n_epoch=None, max_epochs=-1)
     trainer.fit(module, data(text, tmp_path))
-    assert trainer.callback_metrics["val_loss"] < 1  # a unigram model of it has 3.0
+    assert trainer.callback_metrics["val_loss"] < 1  # a unigram model reaches 3.0
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -55,7 +57,7 @@ def test_resume_is_bitwise(text, tmp_path, devices):
     )  # fmt: skip
 
 
-def test_perplexities_are_those_of_the_whole_split(text, tmp_path):
+def test_perplexities_are_exact_over_the_split(text, tmp_path):
     module, corpus = LlamaLM(**SIZES), data(text, tmp_path)
     trainer = quiet()
     trainer.validate(module, corpus, verbose=False)
@@ -73,7 +75,7 @@ def test_perplexities_are_those_of_the_whole_split(text, tmp_path):
 
 
 @pytest.mark.slow
-def test_compiled_training_is_the_same_training(text, tmp_path):
+def test_compile_option_trains_to_the_same_weights(text, tmp_path):
     losses = []
     for compile in (False, True):
         torch.manual_seed(0)
@@ -84,7 +86,45 @@ def test_compiled_training_is_the_same_training(text, tmp_path):
     assert all(torch.allclose(losses[0][name], losses[1][name], atol=1e-5) for name in losses[0])
 
 
-def test_flops_are_six_n_plus_attention():
+@pytest.fixture
+def loader():
+    """Plain (tokens, targets) pairs, 3 batches of 4."""
+    ids = torch.randint(257, (12, 17), generator=torch.Generator().manual_seed(0))
+    return DataLoader(TensorDataset(ids[:, :-1], ids[:, 1:]), batch_size=4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # raised while torch traces
+def test_fit_of_a_torch_compiled_module_trains_to_the_same_weights(loader):
+    weights = []
+    for wrap in (lambda module: module, torch.compile):
+        torch.manual_seed(0)
+        module = LlamaLM(**SIZES)
+        quiet(max_steps=3, limit_val_batches=0).fit(wrap(module), loader)
+        weights.append(module.state_dict())
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-5)
+
+
+def test_torch_export_of_network_and_module_gives_the_same_logits():
+    module, tokens = LlamaLM(**SIZES).eval(), torch.randint(257, (2, 16))
+    logits = module(tokens)
+    torch.testing.assert_close(torch.export.export(module.model, (tokens,)).module()(tokens)[0], logits)
+    torch.testing.assert_close(torch.export.export(module, (tokens,)).module()(tokens), logits)
+
+
+@pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
+def test_example_of_the_card_runs(tmp_path):
+    results = run_example(Path(__file__).parents[2] / "zoo" / "llama" / "README.md", tmp_path)
+    assert results["text"] == "the quick brown fox jumps ove"
+    assert results["loaded"].tokenizer.fingerprint == results["tokenizer"].fingerprint
+    rows = [row for batch in results["scores"] for row in batch]
+    assert len(rows) == 68
+    assert max(row["ppl"] for row in rows) < 1.5
+
+
+def test_flops_are_six_per_parameter_plus_attention():
     module = LlamaLM(**SIZES)
     parameters = sum(p.numel() for p in module.model.parameters())
     batch = (torch.zeros(4, 16, dtype=torch.long),) * 2
@@ -92,7 +132,7 @@ def test_flops_are_six_n_plus_attention():
     assert module.flops_per_item(batch) == 6 * parameters + 12 * 2 * 32 * 16
 
 
-def test_a_window_beyond_the_models_context_is_refused(text, tmp_path):
+def test_windows_longer_than_the_context_are_refused(text, tmp_path):
     module = LlamaLM(**{**SIZES, "max_seq_len": 8})
     with pytest.raises(UserError, match=r"set --data\.seq_len to at most 8"):
         module.check_data(data(text, tmp_path))
@@ -100,7 +140,7 @@ def test_a_window_beyond_the_models_context_is_refused(text, tmp_path):
         quiet().validate(module, data(text, tmp_path))
 
 
-# ---- on the real checkpoint
+# ---- with llama2.c's stories260K
 
 
 @pytest.fixture
@@ -108,14 +148,14 @@ def stories(zoo_data):
     return zoo_data / "stories260K"
 
 
-def test_the_known_story_to_the_byte(stories, capfd):
+def test_generate_command_prints_llama2c_story_byte_for_byte(stories, capfd):
     argv = ["generate", f"--ckpt_path={stories / 'stories260K.bin'}", "--temperature=0", "--max_new_tokens=200"]
     assert main(argv) == 0
     story = capfd.readouterr().out
     assert hashlib.sha256(story.encode()).hexdigest() == STORY, story
 
 
-def test_training_goes_on_from_someone_elses_weights(stories, text, tmp_path, capfd):
+def test_fit_starts_from_llama2c_weights(stories, text, tmp_path, capfd):
     out = tmp_path / "run"
     config = Path(__file__).parents[2] / "configs" / "tiny" / "llama.yaml"
     argv = [
@@ -136,7 +176,7 @@ def test_training_goes_on_from_someone_elses_weights(stories, text, tmp_path, ca
     assert capfd.readouterr().out.startswith("Once upon a time")
 
 
-def test_another_tokenizer_is_refused(stories, capsys):
+def test_tokenizer_of_another_vocabulary_size_is_refused(stories, capsys):
     argv = ["generate", f"--ckpt_path={stories / 'stories260K.bin'}", "--data.tokenizer=bytes"]
     assert main(argv) == 1
     assert "the tokenizer has 257 tokens, but the model in" in capsys.readouterr().err

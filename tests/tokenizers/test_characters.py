@@ -1,4 +1,4 @@
-"""The character vocabulary: fixed, printable, and never padding for a character that it does not know."""
+"""CharacterTokenizer: fixed ids, lossless for printable ASCII, <unk> for other characters."""
 
 import string
 
@@ -12,7 +12,7 @@ def characters():
     return load_tokenizer("characters")
 
 
-def test_ids_are_upstreams(characters):
+def test_ids_equal_upstream_regress_lm(characters):
     assert characters.tokens[:4] == ("<pad>", "<unk>", "\t", "\n")
     assert characters.tokens[4:] == tuple(chr(code) for code in range(0x20, 0x7F))
     assert characters.vocab_size == len(characters.tokens) == len(set(characters.tokens)) == 99
@@ -21,21 +21,21 @@ def test_ids_are_upstreams(characters):
     assert characters.eos_id is None
 
 
-def test_text_of_the_vocabulary_comes_back(characters):
+def test_printable_ascii_is_lossless(characters):
     text = "".join(sorted(set(string.printable) - set("\r\x0b\x0c")))
     assert len(text) == 97
     ids = characters.encode(text, bos=True, eos=True)
-    assert ids == list(range(2, 99))  # in the order of their codes
+    assert ids == list(range(2, 99))  # in the order of the character codes
     assert characters.decode(ids) == text == "".join(stream_decode(characters, ids))
 
 
-def test_an_unknown_character_is_unknown_and_not_padding(characters):
+def test_other_characters_are_unk_and_not_pad(characters):
     assert characters.encode("aé日\r\0") == [characters.encode("a")[0], 1, 1, 1, 1]
     assert characters.decode([1, 0, 69]) == "\ufffda"
     assert characters.encode("") == []
 
 
-def test_it_is_saved_by_name(characters):
+def test_state_restores_the_tokenizer(characters):
     again = from_state(characters.state())
     assert type(again) is type(characters)
     assert again.fingerprint == characters.fingerprint != load_tokenizer("bytes").fingerprint

@@ -1,4 +1,4 @@
-"""Every kind of tokenizer: told apart by content, lossless, streamed, saved; a sentence for what is none."""
+"""Every kind of tokenizer: recognition by content, lossless decoding, streaming, saving, messages for invalid files."""
 
 import json
 import struct
@@ -51,7 +51,7 @@ def assert_random_ids_stream(tokenizer) -> None:
         assert_streams(tokenizer, torch.randint(tokenizer.vocab_size, (30,), generator=generator).tolist())
 
 
-def test_bytes():
+def test_byte_tokenizer():
     tokenizer = load_tokenizer("bytes")
     assert tokenizer.encode("é") == [256, 0xC3, 0xA9]
     assert tokenizer.encode("é", bos=False, eos=True) == [0xC3, 0xA9, 256]
@@ -67,19 +67,18 @@ def test_bytes_and_bpe_are_lossless(text: str, bpe):
         assert tokenizer.encode(text, bos=False) == tokenizer.encode(text)[1:]
 
 
-def test_llama2c_merges_the_best_pair_first_and_the_leftmost_of_equals(llama2c):
+def test_llama2c_merges_best_score_first_then_leftmost(llama2c):
     space, _, b, _, ba, space_a, _ = range(259, 259 + 7)  # in the order of the fixture's pieces
     assert llama2c.encode("") == [1]
     assert llama2c.encode("abab") == [1, space_a, ba, b]  # " " a [b a] b, then [" " a]
     assert llama2c.encode("bab", bos=False, eos=True) == [space, ba, b, 2]
     assert llama2c.encode("é") == [1, space, 3 + 0xC3, 3 + 0xA9]  # no such piece: its bytes
     assert llama2c.decode([1, space_a, ba, b]) == "abab"
-    assert llama2c.decode([space_a, ba]) == " aba"  # only BOS swallows the space
+    assert llama2c.decode([space_a, ba]) == " aba"  # the space is dropped only after BOS
     assert llama2c.decode(llama2c.encode("abc <0x41> é")) == "abc <0x41> é"
 
 
-def test_llama2c_cuts_only_where_no_merge_can_cross(llama2c):
-    """Cut into words or not, the merges are the same."""
+def test_llama2c_cuts_do_not_change_the_merges(llama2c):
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
         text = "".join("ab é"[i] for i in torch.randint(4, (40,), generator=generator))
@@ -100,7 +99,7 @@ def test_real_vocabularies(name: str, zoo_data):
 
 
 @pytest.mark.parametrize("name", ["bytes", *REAL])
-def test_a_document_may_be_encoded_line_by_line(name: str, zoo_data):
+def test_encoding_line_by_line_equals_the_complete_document(name: str, zoo_data):
     tokenizer = load_tokenizer("bytes" if name == "bytes" else zoo_data / REAL[name])
     text = (zoo_data / "wikitext-2" / "valid.txt").read_text(encoding="utf-8")[:20_000]
     first, *later = text.splitlines(keepends=True)
@@ -109,7 +108,7 @@ def test_a_document_may_be_encoded_line_by_line(name: str, zoo_data):
 
 
 @pytest.mark.parametrize("name", ["bpe", "gpt2 by its merges"])
-def test_an_indent_that_merges_with_the_line_end_is_not_lost(name: str, request):
+def test_continued_encoding_keeps_indents(name: str, request):
     tokenizer = train_bpe(["if x:\n        y\n" * 99], 300)
     if name != "bpe":
         tokenizer = load_tokenizer(request.getfixturevalue("zoo_data") / REAL[name])
@@ -118,8 +117,8 @@ def test_an_indent_that_merges_with_the_line_end_is_not_lost(name: str, request)
     assert [tokenizer.decode(ids) for ids in tokenizer.encode_batch(lines, continued=True)] == lines
 
 
-def test_llama2c_equals_sentencepiece_on_llama2s_own_vocabulary(zoo_data):
-    """llama2.c's file is exported from the SentencePiece model, whose encoder is the one to agree with."""
+def test_llama2c_equals_sentencepiece_with_llama2_vocabulary(zoo_data):
+    """llama2.c's file is exported from a SentencePiece model, so both must encode alike."""
     from sentencepiece import SentencePieceProcessor
 
     model = SentencePieceProcessor(model_file=str(zoo_data / "tokenizers" / "llama2_tokenizer.model"))
@@ -131,13 +130,13 @@ def test_llama2c_equals_sentencepiece_on_llama2s_own_vocabulary(zoo_data):
         assert tokenizer.encode(text) == reference.encode(text)
 
 
-def test_gpt2_agrees_with_transformers(zoo_data, tmp_path):
+def test_gpt2_equals_transformers(zoo_data, tmp_path):
     transformers = pytest.importorskip("transformers")
-    for ours, theirs in (("gpt2_encoder.json", "vocab.json"), ("gpt2_vocab.bpe", "merges.txt")):
-        (tmp_path / theirs).write_bytes((zoo_data / "tokenizers" / ours).read_bytes())
+    for source, name in (("gpt2_encoder.json", "vocab.json"), ("gpt2_vocab.bpe", "merges.txt")):
+        (tmp_path / name).write_bytes((zoo_data / "tokenizers" / source).read_bytes())
     peer = transformers.GPT2Tokenizer.from_pretrained(tmp_path)
     tokenizer = load_tokenizer(tmp_path)
-    plain = TEXT.replace("<|endoftext|>", "")  # a name of a special token is plain text to us
+    plain = TEXT.replace("<|endoftext|>", "")  # the zoo encodes a special token's name as plain text
     assert tokenizer.encode(plain, bos=False) == peer.encode(plain)
     assert tokenizer.bos_id == peer.bos_token_id == 50256
     peer.save_pretrained(tmp_path / "saved")
@@ -145,7 +144,7 @@ def test_gpt2_agrees_with_transformers(zoo_data, tmp_path):
     assert saved.encode(TEXT, eos=True) == tokenizer.encode(TEXT, eos=True)
 
 
-def test_a_hugging_face_folder_names_bos_and_eos_itself(bpe, tmp_path):
+def test_hugging_face_folder_configures_bos_and_eos(bpe, tmp_path):
     (tmp_path / "tokenizer.json").write_text(bpe.state()["model"])
     assert load_tokenizer(tmp_path).bos_id == load_tokenizer(tmp_path / "tokenizer.json").eos_id == 0
     config = {"bos_token": None, "eos_token": {"content": "the"}}
@@ -156,13 +155,13 @@ def test_a_hugging_face_folder_names_bos_and_eos_itself(bpe, tmp_path):
     assert tokenizer.encode("the") == bpe.encode("the", bos=False)
 
 
-def test_a_hugging_face_folder_may_hold_only_a_sentencepiece_model(zoo_data, tmp_path):
+def test_hugging_face_folder_with_only_a_sentencepiece_model(zoo_data, tmp_path):
     source = zoo_data / "tokenizers" / "llama2_tokenizer.model"
     (tmp_path / "tokenizer.model").write_bytes(source.read_bytes())
     assert load_tokenizer(tmp_path).fingerprint == load_tokenizer(source).fingerprint
 
 
-def test_a_checkpoint_carries_its_tokenizer(bpe, llama2c, tmp_path):
+def test_tokenizer_is_loaded_from_a_checkpoint(bpe, llama2c, tmp_path):
     for tokenizer in (bpe, llama2c, load_tokenizer("bytes")):
         torch.save({"state_dict": {}, "tokenizer": tokenizer.state()}, tmp_path / "last.ckpt")
         loaded = load_tokenizer(tmp_path / "last.ckpt")
@@ -171,7 +170,7 @@ def test_a_checkpoint_carries_its_tokenizer(bpe, llama2c, tmp_path):
         assert all(isinstance(value, str | int | None) for value in tokenizer.state().values())
 
 
-def test_bpe_is_the_same_in_another_process(bpe):
+def test_bpe_training_is_deterministic_across_processes(bpe):
     script = (
         "import sys, json; from zoo.tokenizers import train_bpe;"
         "print(train_bpe(json.loads(sys.stdin.read()), 300).fingerprint)"
@@ -186,19 +185,19 @@ def test_bpe_is_the_same_in_another_process(bpe):
     assert_random_ids_stream(bpe)
 
 
-def test_importing_loads_no_tokenizer_library():
+def test_import_loads_neither_torch_nor_tokenizer_libraries():
     script = "import sys, zoo.tokenizers; print({'torch', 'tokenizers', 'sentencepiece'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
 
 
-def test_what_is_not_there_is_named(tmp_path):
+def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no tokenizer is at .*nowhere\.model"):
         load_tokenizer(tmp_path / "nowhere.model")
 
 
-def test_a_name_is_looked_up_on_the_hub(monkeypatch, tmp_path):
-    """With a stand-in for the hub, whose one model has the tokenizer.json of a BPE of ours."""
+def test_unknown_name_is_looked_up_on_the_hub(monkeypatch, tmp_path):
+    """With a simulated hub, whose only model has the tokenizer.json of a BPE trained here."""
 
     def download(name, file, local_files_only):
         if (name, file, local_files_only) != ("gpt2", "tokenizer.json", True):
@@ -216,19 +215,19 @@ def test_a_name_is_looked_up_on_the_hub(monkeypatch, tmp_path):
 
 WRONG = {
     "empty.model": (b"", "the file is empty"),
-    "noise.model": (bytes(range(256)) * 9, "not a tokenizer of any known kind"),
-    "text.txt": (b"Once upon a time\n", "not a tokenizer of any known kind"),
-    "broken.json": (b'{"model": ', "not a tokenizer of any known kind"),
+    "noise.model": (bytes(range(256)) * 9, "not a tokenizer of a known kind"),
+    "text.txt": (b"Once upon a time\n", "not a tokenizer of a known kind"),
+    "broken.json": (b'{"model": ', "not a tokenizer of a known kind"),
     "other.json": (b'{"a": 1}', "name them encoder.json"),
-    "vocab.json": (b'{"a": 1}', "its other half, merges.txt, is not beside it"),
+    "vocab.json": (b'{"a": 1}', "it needs merges.txt, which is not in the same folder"),
     "tokenizer.json": (b'{"model": {"type": "none"}}', "tokenizer.json cannot be read"),
-    "cut.ckpt": (b"PK\3\4 and no more", "cut short"),
-    "cut.bin": (llama2c_file([(b" ", 0.0)])[:-1], "cut short"),
+    "cut.ckpt": (b"PK\3\4 and no more", "truncated"),
+    "cut.bin": (llama2c_file([(b" ", 0.0)])[:-1], "truncated"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_no_tokenizer_gets_one_sentence(name: str, tmp_path):
+def test_invalid_files_are_named_in_one_sentence(name: str, tmp_path):
     content, reason = WRONG[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=reason) as error:
@@ -237,26 +236,26 @@ def test_what_is_no_tokenizer_gets_one_sentence(name: str, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_other_refusals(tmp_path):
+def test_invalid_checkpoints_folders_and_ids_are_named(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "bare.ckpt")
-    with pytest.raises(ValueError, match="carries no tokenizer"):
+    with pytest.raises(ValueError, match="checkpoint without a tokenizer"):
         load_tokenizer(tmp_path / "bare.ckpt")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"holds no tokenizer\.json"):
+    with pytest.raises(ValueError, match=r"contains none of tokenizer\.json"):
         load_tokenizer(tmp_path / "empty")
     with pytest.raises(ValueError, match="outside the tokenizer's vocabulary of 257"):
         load_tokenizer("bytes").decode([257])
     with pytest.raises(ValueError, match="at least 257"):
         train_bpe(["text"], 256)
-    with pytest.raises(ValueError, match="does not know: 'new'"):
+    with pytest.raises(ValueError, match="unknown kind 'new'"):
         from_state({"kind": "new"})
 
 
-def test_pickled_code_is_not_run(tmp_path):
+def test_checkpoint_with_pickled_code_is_not_run(tmp_path):
     class Harm:
         def __reduce__(self):
             return print, ("harm",)
 
     torch.save({"tokenizer": Harm()}, tmp_path / "bad.ckpt")
-    with pytest.raises(ValueError, match="cannot be read safely"):
+    with pytest.raises(ValueError, match="holds objects that could run code"):
         load_tokenizer(tmp_path / "bad.ckpt")

@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub can be reached: without it, its library tries again for half a minute."""
+"""Test of the connection to the Hugging Face hub, whose library would retry for half a minute without one."""
 
 import os
 import socket
@@ -7,6 +7,7 @@ import urllib.request
 
 
 def online() -> bool:
+    """Whether the hub (or $HF_ENDPOINT) can be reached; behind a proxy always true, because only the proxy knows."""
     if urllib.request.getproxies():
         return True
     host = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))

@@ -1,8 +1,11 @@
-"""Llama, from scratch: the model, its checkpoints, and (lazily, for they need Lightning) its modules."""
+"""Llama: the network and its checkpoints, and the LightningModules LlamaLM and LlamaClassifier.
+
+The modules are imported when first used, because they load Lightning.
+"""
 
 from typing import TYPE_CHECKING, Any
 
-from zoo.llama.checkpoints.files import load_checkpoint, save_checkpoint
+from zoo.llama.checkpoints import load_checkpoint, save_checkpoint
 from zoo.llama.model import Llama, LlamaConfig
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from zoo.errors import UserError
 from zoo.layers.linear_nll import linear_nll
 from zoo.layers.lora import add_lora, merge_lora
-from zoo.llama.checkpoints.files import digest, new_or_loaded
+from zoo.llama.checkpoints import digest, new_or_loaded
 from zoo.llama.class_scores import Head, Pooling, continuations, course_scores, word_scores
 from zoo.llama.figures import confusion
 from zoo.llama.model import LlamaConfig

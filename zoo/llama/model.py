@@ -2,15 +2,15 @@
 
 Touvron et al. 2023, https://arxiv.org/abs/2302.13971 and https://arxiv.org/abs/2307.09288 (Llama 2); shapes and
 initialization as in https://github.com/karpathy/llama2.c. Departures:
-- the projections that read the same input are one matrix each (wqkv, w13); checkpoint.py splits and joins them;
-- dropout acts on the embeddings and on both residual branches, not on the attention weights, for which SDPA
-  would leave its fused kernel.
+- projections that read the same input are one matrix (wqkv, w13); checkpoints/names.py converts the parameter names;
+- dropout acts on the embeddings and on both residual branches, not on the attention weights, where it would disable the
+  fused kernel of scaled_dot_product_attention.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,23 +18,36 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.errors import UserError
+from zoo.generation import sampling
 from zoo.layers import Attention, FeedForward, KVCache, RMSNorm, RotaryEmbedding
 from zoo.layers.attention import causal_mask
 from zoo.layers.linear_nll import linear_nll
-
-if TYPE_CHECKING:
-    from zoo.llama.decoder import Decoder
+from zoo.llama.decoder import LlamaDecoder
 
 SCALING_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
 @dataclass
 class LlamaConfig:
-    """Sizes and constants; n_kv_heads None means n_heads, hidden_dim None 8/3 dim rounded up to multiple_of.
+    """Sizes and constants of a Llama. The defaults are llama2.c's 42M shape.
 
-    rope_scaling is Llama 3.1's, with Hugging Face's keys (see zoo.layers.rotary). gradient_checkpointing
-    recomputes each layer in the backward pass: less memory, about a third more time. Contradictory settings
-    raise ValueError.
+    Args:
+        vocab_size: number of token ids.
+        dim: width of the hidden states; a multiple of 2 n_heads.
+        n_layers: number of layers.
+        n_heads: number of query heads.
+        n_kv_heads: number of key-value heads, a divisor of n_heads; null means n_heads.
+        hidden_dim: width of the feed-forward layer; null means 8/3 dim, rounded up to a multiple of multiple_of.
+        multiple_of: unit of the default hidden_dim; not used if hidden_dim is given.
+        max_seq_len: longest context in tokens.
+        norm_eps: constant added to the mean square in RMSNorm; positive.
+        rope_theta: base of the rotary wavelengths; positive.
+        rope_scaling: Llama 3.1's scaling of the rotary frequencies, a mapping with Hugging Face's keys factor,
+            low_freq_factor, high_freq_factor and original_max_position_embeddings; null means none.
+        tie_embeddings: use the embedding matrix as output matrix.
+        dropout: probability of zeroing an element of the embeddings and of the residual branches in training, in [0,
+            1).
+        gradient_checkpointing: recompute each layer in the backward pass: less memory, about a third more time.
     """
 
     vocab_size: int = 32000
@@ -60,38 +73,43 @@ class LlamaConfig:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, or null for its default, not {getattr(self, name)}")
         if self.dim % self.n_heads:
-            raise UserError(f"dim {self.dim} does not divide into n_heads {self.n_heads}")
+            raise UserError(f"dim {self.dim} does not divide into n_heads {self.n_heads}: set dim to a multiple of it")
         if self.head_dim % 2:
             raise UserError(
-                f"dim / n_heads = {self.head_dim} is odd, but rotary embedding turns pairs: make it even"
+                f"dim / n_heads = {self.head_dim} is odd, but rotary embedding rotates pairs: set dim to a multiple of "
+                f"{2 * self.n_heads}"
             )
         if self.n_heads % self.kv_heads:
-            raise UserError(f"n_heads {self.n_heads} does not divide into n_kv_heads {self.n_kv_heads}")
+            raise UserError(
+                f"n_heads {self.n_heads} does not divide into n_kv_heads {self.n_kv_heads}: set n_kv_heads to a divisor"
+            )
         if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout must lie in [0, 1), not {self.dropout}")
+            raise UserError(f"dropout must be in [0, 1), not {self.dropout}")
         if not (self.norm_eps > 0 and self.rope_theta > 0):
-            raise UserError("norm_eps and rope_theta must be positive")
-        if self.rope_scaling is not None and (lacking := [k for k in SCALING_KEYS if k not in self.rope_scaling]):
-            raise UserError(f"rope_scaling lacks {', '.join(lacking)}: only Llama 3's scaling is known here")
+            raise UserError(f"norm_eps and rope_theta must be positive, not {self.norm_eps} and {self.rope_theta}")
+        if self.rope_scaling is not None and (missing := [k for k in SCALING_KEYS if k not in self.rope_scaling]):
+            raise UserError(f"rope_scaling lacks {', '.join(missing)}: only Llama 3's scaling is supported")
 
     @property
     def head_dim(self) -> int:
+        """Width of a head."""
         return self.dim // self.n_heads
 
     @property
     def kv_heads(self) -> int:
+        """Number of key-value heads."""
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
     @property
     def ffn_dim(self) -> int:
-        """Width of SwiGLU's gate."""
+        """Width of the feed-forward layer."""
         if self.hidden_dim is not None:
             return self.hidden_dim
         return math.ceil(int(2 * 4 * self.dim / 3) / self.multiple_of) * self.multiple_of
 
 
 class LlamaLayer(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    """A transformer layer: x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -107,24 +125,23 @@ class LlamaLayer(nn.Module):
 
 
 class Llama(nn.Module):
-    """Tokens (B, T) to logits (B, T, V) of the next token at each position, by LlamaConfig's sizes."""
+    """The network: tokens (B, T) to logits (B, T, V) of the next token at each position."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.dropout = nn.Dropout(config.dropout)
-        self.rotary = RotaryEmbedding(
-            config.head_dim, config.max_seq_len, config.rope_theta, config.rope_scaling
-        )
+        self.rotary = RotaryEmbedding(config.head_dim, config.max_seq_len, config.rope_theta, config.rope_scaling)
         self.layers = nn.ModuleList(LlamaLayer(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.tie_embeddings:
             self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:  # the branches that end in the residual stream begin smaller: GPT-2
-                residual = name.endswith(("wo.weight", "w2.weight"))
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layers) if residual else 0.02)
+            if parameter.dim() == 2:
+                # As in GPT-2, matrices whose output is added to the residual stream start smaller.
+                is_residual = name.endswith(("wo.weight", "w2.weight"))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layers) if is_residual else 0.02)
 
     @property
     def output_weight(self) -> Tensor:
@@ -137,7 +154,7 @@ class Llama(nn.Module):
         return F.linear(hidden, self.output_weight), hidden
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean negative log-likelihood, in nats, of targets (B, T) given tokens (B, T); -100 does not count."""
+        """Mean negative log-likelihood, in nats, of targets (B, T) given tokens (B, T); -100 is ignored."""
         return linear_nll(self.hidden(tokens).flatten(0, 1), self.output_weight, targets.flatten())
 
     def hidden(
@@ -145,14 +162,25 @@ class Llama(nn.Module):
     ) -> Tensor:
         """The hidden states after the final norm, (B, T, dim), of tokens (B, T).
 
-        With a cache, tokens stand at its columns start ... start + T - 1 and see all columns before; the first
-        `left_padding` (B,) columns of a row are padding, neither seen nor counted as positions.
+        Args:
+            tokens: ids (B, T).
+            cache: keys and values of earlier tokens; those of `tokens` are added at columns start ... start + T - 1.
+            start: number of columns already in the cache, all visible to `tokens`.
+            left_padding: (B,) number of columns on the left that are padding: not visible, and not counted as
+                positions.
+
+        Raises:
+            UserError: the tokens exceed the context.
         """
         end = start + tokens.shape[1]
         if end > self.config.max_seq_len:
-            raise UserError(f"{end} tokens are more than the model's context of {self.config.max_seq_len}")
+            raise UserError(
+                f"{end} tokens are more than the model's context of {self.config.max_seq_len}: give a shorter text, or "
+                "shorter windows (--data.seq_len)"
+            )
         past: dict[str, Any] = {}
         if start or left_padding is not None:
+            # Otherwise attention is plainly causal, for which no mask is needed.
             past = {"left_padding": left_padding, "mask": causal_mask(start, end, left_padding, tokens.device)}
         x = self.dropout(self.tok_embeddings(tokens))  # (B, T, dim)
         for number, layer in enumerate(self.layers):
@@ -174,22 +202,19 @@ class Llama(nn.Module):
         **options: Any,
     ) -> Tensor:
         """Tokens (B, T) continued to at most (B, T + max_new_tokens); options as in zoo.generation.sampling."""
-        from zoo.generation.sampling import generate
+        return sampling.generate(
+            self, tokens, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, **options
+        )
 
-        return generate(self, tokens, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, **options)
-
-    def decoder(self, batch_size: int, max_len: int, precision: str = "fp32", compile: bool = False) -> "Decoder":
+    def decoder(self, batch_size: int, max_len: int, precision: str = "fp32", compile: bool = False) -> LlamaDecoder:
         """A decoder with a key-value cache for `batch_size` rows of at most `max_len` tokens."""
-        from zoo.llama.decoder import Decoder
-
-        return Decoder(self, batch_size, max_len, precision, compile)
+        return LlamaDecoder(self, batch_size, max_len, precision, compile)
 
     def flops_per_token(self, seq_len: int) -> int:
         """Floating-point operations of training on one token: 6 N + 12 L d T, forward and backward.
 
-        N counts the parameters that take part in arithmetic: all of them but an untied input embedding,
-        which is only looked up. The second term is attention's (Chowdhery et al. 2022, appendix B, without
-        the saving of the causal mask).
+        N counts the parameters that are multiplied: all except an untied input embedding, which is only looked up. The
+        second term is that of attention (Chowdhery et al. 2022, appendix B), as if every position saw all T positions.
         """
         active = sum(parameter.numel() for parameter in self.parameters())
         if not self.config.tie_embeddings:

@@ -1,9 +1,9 @@
-"""Llama in Lightning: LlamaLM trains it as a language model."""
+"""LlamaLM: LightningModule that trains a Llama as a language model."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from zoo.llama.checkpoints.files import new_or_loaded
+from zoo.llama.checkpoints import new_or_loaded
 from zoo.llama.model import LlamaConfig
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
@@ -17,15 +17,16 @@ class LlamaSettings(OptimizerConfig, LlamaConfig):
 
 
 class LlamaLM(LanguageModel):
-    """Llama from scratch as a language model: RoPE, RMSNorm, grouped-query attention, SwiGLU, its own AdamW.
+    """Llama from scratch as a language model: rotary positions, RMSNorm, grouped-query attention, SwiGLU.
 
     Args:
-        vocab_size: number of token ids; on the command line that of the data's tokenizer.
-        weights: file or folder of pretrained weights to start from: a llama2.c `.bin` or `.pt`, a Hugging Face folder or
-            a checkpoint of the zoo. Its architecture replaces the settings here, except dropout and
-            gradient_checkpointing. Default: random weights.
-        tokenizer: the tokenizer of the data, stored in checkpoints; on the command line the data's.
-        compile: train through `torch.compile`.
+        vocab_size: number of token ids; by default the tokenizer's, or that of the file `weights`. The command line
+            sets it to that of the data.
+        weights: file or folder of pretrained weights to start from: a llama2.c `.bin` or `.pt`, a Hugging Face folder
+            or a checkpoint of the zoo. Its architecture replaces the settings given here, except dropout and
+            gradient_checkpointing. The default, null, starts from random weights.
+        tokenizer: the tokenizer of the data, stored in checkpoints; the command line sets it to that of the data.
+        compile: run training steps through `torch.compile`; the default, false, runs them eagerly.
         **settings: the fields of `LlamaConfig` and `OptimizerConfig`.
     """
 
@@ -37,10 +38,11 @@ class LlamaLM(LanguageModel):
         compile: bool = False,
         **settings: Any,
     ) -> None:
-        size = vocab_size if weights else required_vocab_size(vocab_size, tokenizer, "LlamaLM")
+        size_from_file = weights and vocab_size is None and tokenizer is None
+        size = None if size_from_file else required_vocab_size(vocab_size, tokenizer, "LlamaLM")
         config = LlamaSettings(vocab_size=size or LlamaConfig.vocab_size, **settings)
         network = new_or_loaded(part(config, LlamaConfig), weights, size)
         super().__init__(network, config, tokenizer, compile)
         self.save_hyperparameters(ignore=["tokenizer"])
-        if weights:  # a checkpoint of this module must not need the file it started from
-            self.hparams.update(asdict(network.config) | {"weights": None})
+        # A checkpoint of this module must not need the file `weights`, nor a tokenizer for its vocabulary size.
+        self.hparams.update(asdict(network.config) | {"weights": None})

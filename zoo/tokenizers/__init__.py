@@ -1,9 +1,9 @@
-"""Text to ids and back: bytes, characters, SentencePiece, llama2.c, byte-level BPE (GPT-2's, or our own), Hugging Face.
+"""Tokenizers: bytes, characters, SentencePiece, llama2.c, byte-level BPE (GPT-2's, or trained here), Hugging Face.
 
     tokenizer = load_tokenizer("bytes")
     tokenizer.decode(tokenizer.encode("héllo"))  # "héllo"
 
-Each library is imported only when a tokenizer of its kind is made.
+A library is imported only when a tokenizer of its kind is made.
 """
 
 from zoo.tokenizers.base import TextStream, Tokenizer, stream_decode

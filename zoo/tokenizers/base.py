@@ -1,4 +1,4 @@
-"""What every tokenizer of the zoo can do, and how text is streamed out of one."""
+"""Base class of tokenizers, and decoding of a stream of tokens."""
 
 import hashlib
 import json
@@ -9,40 +9,49 @@ from typing import ClassVar
 
 from zoo.errors import UserError
 
-# What `state()` holds: plain values only, so that a checkpoint that carries it loads with weights_only=True.
+# Plain values only, so that a checkpoint that contains a tokenizer's state loads with weights_only=True.
 State = dict[str, str | int | None]
 
 
 class Tokenizer(ABC):
-    """Text to token ids and back.
-
-    Ids lie in [0, vocab_size). `bos_id` opens a document, `eos_id` closes one; either is None where the
-    vocabulary has no such token. `decode` gives text only: it leaves both of them out.
-    """
+    """Converts text to token ids and back. `decode` omits the tokens BOS and EOS."""
 
     kind: ClassVar[str]
+    """Name of the class in saved states."""
     vocab_size: int
+    """Number of ids, which are 0 ... vocab_size - 1."""
     bos_id: int | None
+    """Id of the token that starts a document; None if the vocabulary lacks one."""
     eos_id: int | None
+    """Id of the token that ends a document; None if the vocabulary lacks one."""
 
     def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
-        """The ids of `text`, opened by BOS and closed by EOS where asked for and where there is one."""
+        """The ids of `text`.
+
+        Args:
+            text: any text.
+            bos: start with BOS, if the vocabulary has it.
+            eos: end with EOS, if the vocabulary has it.
+        """
         [ids] = self.encode_batch([text])
         front = [self.bos_id] if bos and self.bos_id is not None else []
         back = [self.eos_id] if eos and self.eos_id is not None else []
         return [*front, *ids, *back]
 
     def encode_batch(self, texts: Sequence[str], continued: bool = False) -> list[list[int]]:
-        """The bare ids of each text, without BOS and EOS.
+        """The ids of each text, without BOS and EOS.
 
-        `continued` says that a line of the same document came before each text: then none is given what a
-        tokenizer puts before a document's first word, so that a long document can be encoded in parts.
+        Args:
+            texts: any texts.
+            continued: each text follows a line end in the same document, so that a long document can be encoded in
+                parts. Without it, some tokenizers add a space before the first word.
         """
         if not continued:
             return self._encode_batch(texts)
         [line_end] = self._encode_batch(["\n"])
         n, after = len(line_end), self._encode_batch(["\n" + text for text in texts])
-        # A byte-level BPE may merge the line end with the indent after it; it puts nothing before a first word.
+        # A byte-level BPE may merge the line end with a following indent; then the text is encoded alone, because such
+        # a tokenizer adds nothing before the first word.
         return [
             ids[n:] if ids[:n] == line_end else self._encode_batch([text])[0]
             for ids, text in zip(after, texts, strict=True)
@@ -52,22 +61,24 @@ class Tokenizer(ABC):
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
-            ValueError: an id outside the vocabulary.
+            UserError: an id is outside the vocabulary.
         """
-        known = [int(i) for i in ids]
-        for i in known:
+        checked = [int(i) for i in ids]
+        for i in checked:
             if not 0 <= i < self.vocab_size:
-                raise UserError(f"token {i} is outside the tokenizer's vocabulary of {self.vocab_size}")
-        return self._decode(known)
+                raise UserError(
+                    f"token {i} is outside the tokenizer's vocabulary of {self.vocab_size}: use the model's tokenizer"
+                )
+        return self._decode(checked)
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that two tokenizers share if they were made from the same vocabulary."""
+        """16 hex digits, equal for two tokenizers exactly if their vocabularies are."""
         return hashlib.blake2b(json.dumps(self.state(), sort_keys=True).encode(), digest_size=8).hexdigest()
 
     @abstractmethod
     def state(self) -> State:
-        """All it takes to make this tokenizer again with `zoo.tokenizers.from_state`."""
+        """Plain values from which `zoo.tokenizers.from_state` makes this tokenizer again."""
 
     @abstractmethod
     def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
@@ -77,31 +88,31 @@ class Tokenizer(ABC):
 
 
 class TextStream:
-    """Decodes token by token: the pieces that `push` returns and `flush` ends join to `decode` of all ids.
+    """Decodes token by token: the results of `push` and of a final `flush`, joined, equal `decode` of all ids.
 
-    A character may be spread over several tokens, and some tokenizers drop a leading space. So a piece is
-    the difference between two decodings of a short window that begins with the last visible text, and an
-    unfinished character (U+FFFD at the end) waits for its next token.
+    A character may consist of several tokens, and some tokenizers drop a leading space. Therefore a piece of text is
+    the difference between two decodings of a short window that starts with visible text, and an incomplete character
+    (U+FFFD at the end) waits for its next token.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self._window: list[int] = []
-        self._shown = 0  # how many of the window's tokens have been given out
+        self._shown = 0  # number of the window's tokens whose text was returned
 
     def push(self, token: int) -> str:
-        """The text that `token` completes; often "" in the middle of a character."""
+        """The text that `token` completes; "" within a character."""
         self._window.append(int(token))
         piece = self._pending()
         if not piece or piece.endswith("\ufffd"):
             return ""
-        if not piece.isspace():  # safe to begin a window with: a decoder strips nothing but spaces
+        if not piece.isspace():  # a window can start with it: decoders strip only spaces
             del self._window[: self._shown]
         self._shown = len(self._window)
         return piece
 
     def flush(self) -> str:
-        """What was held back: the bytes of a character that was never finished."""
+        """The remaining text: the bytes of an incomplete character."""
         piece = self._pending()
         self._window, self._shown = [], 0
         return piece
@@ -112,7 +123,7 @@ class TextStream:
 
 
 def stream_decode(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """`decode(ids)`, piece by piece while the ids arrive."""
+    """`decode(ids)`, in pieces while the ids arrive."""
     stream = TextStream(tokenizer)
     for token in ids:
         if piece := stream.push(token):

@@ -1,4 +1,4 @@
-"""Bytes as tokens: nothing to train, nothing to load, and no text it cannot hold."""
+"""Byte tokenizer: encodes any text, without training and without files."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from zoo.tokenizers.base import State, Tokenizer
 
 
 class ByteTokenizer(Tokenizer):
-    """Ids 0-255 are the bytes of the text's UTF-8; 256 both opens a document and ends it."""
+    """Ids 0-255 are the bytes of the text's UTF-8; 256 is both BOS and EOS."""
 
     kind = "bytes"
     vocab_size = 257

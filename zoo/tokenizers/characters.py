@@ -1,4 +1,4 @@
-"""Printable ASCII characters as tokens: a fixed vocabulary, so that no text that is met later can change it."""
+"""Character tokenizer: a fixed vocabulary of printable ASCII characters."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ _TEXTS = ("", "\ufffd", *_CHARACTERS)
 
 
 class CharacterTokenizer(Tokenizer):
-    """0 is <pad>, 1 is <unk>, and then come tab, newline and printable ASCII, by their codes.
+    """Id 0 is <pad>, 1 is <unk>, followed by tab, newline and printable ASCII in the order of their codes.
 
     These are the ids of upstream RegressLM's character vocabulary, so that its weights can be loaded. Any other
-    character is <unk>, which decodes as U+FFFD; <pad> is never given out, and decodes as nothing.
+    character is <unk>, which decodes as U+FFFD. Encoding never produces <pad>, which decodes as the empty text.
     """
 
     kind = "characters"

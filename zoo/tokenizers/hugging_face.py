@@ -1,4 +1,4 @@
-"""What the `tokenizers` library runs: a `tokenizer.json`, GPT-2's vocabulary and merges, a BPE of our own.
+"""Tokenizers of the `tokenizers` library: a `tokenizer.json`, GPT-2's vocabulary and merges, a BPE trained here.
 
 Byte-level BPE: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.2.
 """
@@ -11,20 +11,26 @@ from pathlib import Path
 from zoo.errors import UserError
 from zoo.tokenizers.base import State, Tokenizer
 
-DOCUMENT = "<|endoftext|>"  # GPT-2's one special token, and ours: it opens a document and ends it
+DOCUMENT = "<|endoftext|>"  # GPT-2's special token, which starts and ends a document; also used by `train_bpe`
 _UNKNOWN = "<unk>"
-# The names of BOS and EOS where no configuration tells them.
+# Names of BOS and EOS, tried in this order if no configuration file names them.
 _BOS_NAMES = ("<s>", "<|begin_of_text|>", "<bos>", "[BOS]", DOCUMENT)
 _EOS_NAMES = ("</s>", "<|end_of_text|>", "<eos>", "[EOS]", DOCUMENT)
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A tokenizer given as the text of a `tokenizer.json`.
+    """A tokenizer from the text of a `tokenizer.json`.
 
-    A special token's name inside a text is text like any other: only `bos` and `eos` put special tokens in.
+    The name of a special token within a text is encoded like any other text: only the arguments `bos` and `eos` of
+    `encode` add special tokens.
+
+    Args:
+        description: the text of a `tokenizer.json`.
+        bos_id: id of the token that starts a document; None for none.
+        eos_id: id of the token that ends a document; None for none.
 
     Raises:
-        ValueError: the text does not describe a tokenizer.
+        UserError: the text does not describe a tokenizer.
     """
 
     kind = "huggingface"
@@ -34,7 +40,7 @@ class HuggingFaceTokenizer(Tokenizer):
         try:
             self._tokenizer = _library().Tokenizer.from_str(description)
         except Exception as error:  # the library raises bare Exceptions
-            raise UserError(f"its tokenizer.json cannot be read ({error})") from error
+            raise UserError(f"its tokenizer.json cannot be read ({error}); download it again") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
@@ -51,15 +57,21 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:
-    """A byte-level BPE of at most `vocab_size` tokens, learnt from `texts`: the same from the same texts.
+    """Train a byte-level BPE; equal texts give equal tokenizers.
 
-    Token 0 is the document separator, and the 256 bytes follow, so that every text can be encoded.
+    Token 0 starts and ends documents, and the 256 bytes follow, so that every text can be encoded.
+
+    Args:
+        texts: the training texts.
+        vocab_size: largest number of tokens, at least 257.
 
     Raises:
-        ValueError: vocab_size has no room for these 257.
+        UserError: vocab_size is less than 257.
     """
     if vocab_size < 257:
-        raise UserError(f"a byte-level BPE needs a vocabulary of at least 257 tokens, not {vocab_size}")
+        raise UserError(
+            f"a byte-level BPE needs at least 257 tokens, not {vocab_size}: set --data.bpe_vocab_size to at least 257"
+        )
     library = _library()
     tokenizer = _byte_level(library.models.BPE())
     trainer = library.trainers.BpeTrainer(
@@ -73,7 +85,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:
 
 
 def train_words(texts: Iterable[str]) -> HuggingFaceTokenizer:
-    """A token for each word of `texts`, words being what stands between spaces; any other word is token 0, <unk>."""
+    """A tokenizer with one token per word (text between white space) of `texts`; any other word is token 0, <unk>."""
     library = _library()
     words = sorted({word for text in texts for word in text.split()} - {_UNKNOWN})
     vocabulary = {word: i for i, word in enumerate([_UNKNOWN, *words])}
@@ -83,14 +95,19 @@ def train_words(texts: Iterable[str]) -> HuggingFaceTokenizer:
 
 
 def read_gpt2(vocab: Path, merges: Path) -> HuggingFaceTokenizer:
-    """GPT-2's two files: the vocabulary (JSON, token to id) and the merges (one a line, best first)."""
+    """A tokenizer from GPT-2's two files: the vocabulary (JSON, token to id) and the merges (one per line, first to
+    last).
+
+    Raises:
+        UserError: the files do not belong together.
+    """
     ids = json.loads(vocab.read_text(encoding="utf-8"))
     lines = merges.read_text(encoding="utf-8").splitlines()
     pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     try:
         model = _library().models.BPE(vocab=ids, merges=pairs)
     except Exception as error:
-        raise UserError(f"{vocab.name} and {merges.name} do not fit together ({error})") from error
+        raise UserError(f"{vocab.name} and {merges.name} are not of the same vocabulary ({error})") from error
     document = ids.get(DOCUMENT)
     tokenizer = _byte_level(model)
     if document is not None:
@@ -99,24 +116,25 @@ def read_gpt2(vocab: Path, merges: Path) -> HuggingFaceTokenizer:
 
 
 def read_tokenizer_json(file: Path) -> HuggingFaceTokenizer:
-    """A `tokenizer.json`; the configuration beside it names BOS and EOS, else they have a usual name."""
+    """A tokenizer from a `tokenizer.json`. BOS and EOS are named by configuration files in the same folder, if any."""
     description = file.read_text(encoding="utf-8")
-    named: dict[str, str | None] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the later one wins
+    configured: dict[str, str | None] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the second has precedence
         if (config := file.parent / name).is_file():
             for key, token in json.loads(config.read_text(encoding="utf-8")).items():
                 if key in ("bos_token", "eos_token"):
-                    named[key] = token["content"] if isinstance(token, dict) else token
-    find = HuggingFaceTokenizer(description, None, None)._tokenizer.token_to_id
+                    configured[key] = token["content"] if isinstance(token, dict) else token
+    token_to_id = HuggingFaceTokenizer(description, None, None)._tokenizer.token_to_id
 
-    def known(key: str, usual: tuple[str, ...]) -> int | None:
-        names = (named[key],) if key in named else usual
-        return next((i for name in names if name is not None and (i := find(name)) is not None), None)
+    def first_id(key: str, usual_names: tuple[str, ...]) -> int | None:
+        names = (configured[key],) if key in configured else usual_names
+        return next((i for name in names if name is not None and (i := token_to_id(name)) is not None), None)
 
-    return HuggingFaceTokenizer(description, known("bos_token", _BOS_NAMES), known("eos_token", _EOS_NAMES))
+    return HuggingFaceTokenizer(description, first_id("bos_token", _BOS_NAMES), first_id("eos_token", _EOS_NAMES))
 
 
 def _byte_level(model):
+    """A tokenizer of the library that encodes bytes with `model`, without adding a space before the text."""
     library = _library()
     tokenizer = library.Tokenizer(model)
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -125,7 +143,7 @@ def _byte_level(model):
 
 
 def _library():
-    """The `tokenizers` library, on one thread unless the user wants more: threads do not survive a fork."""
+    """The `tokenizers` library, with one thread unless the user sets more, because threads do not survive a fork."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import tokenizers
 

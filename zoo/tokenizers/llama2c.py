@@ -1,13 +1,13 @@
 """llama2.c's `tokenizer.bin` (https://github.com/karpathy/llama2.c): byte-pair encoding by piece scores.
 
-The file holds the longest piece's length (uint32) and then, per token, its score (float32), its length
-(uint32) and its bytes. Tokens 0, 1, 2 are unknown, BOS, EOS; 3 to 258 are the single bytes, spelt `<0x00>`
-to `<0xFF>`; a text is encoded with one space put before it.
+The file contains the length of the longest piece (uint32) and then, per token, its score (float32), its length (uint32)
+and its bytes. Tokens 0, 1, 2 are unknown, BOS, EOS; 3 to 258 are the single bytes, written `<0x00>` to `<0xFF>`. A
+space is added before a text.
 
-llama2.c looks at every pair of neighbours before each merge, which is quadratic in the text. Here the same
-merges (best score first, leftmost among equals) come from a heap, and the text is first cut between every
-two characters that stand side by side in no piece: no merge can cross such a cut, so each part is encoded
-on its own, and most parts are words that were seen before.
+llama2.c compares all pairs of neighbours before each merge, which takes quadratic time. Here a heap gives the same
+merges (best score first, leftmost among equals), and the text is first cut between any two characters that are not
+neighbours in any piece. No merge can cross such a cut, so each part is encoded separately, and most parts are words
+found in a cache.
 """
 
 import base64
@@ -23,14 +23,14 @@ from zoo.tokenizers.base import State, Tokenizer
 
 _BYTE_PIECE = re.compile(rb"<0x[0-9A-F]{2}>")
 _FIRST_BYTE = 3
-_CACHED_CHARS = 64  # longer parts are seldom words, and would only crowd the cache
+_CACHED_CHARS = 64  # longer parts are rarely repeated words, and would fill the cache
 
 
 class Llama2cTokenizer(Tokenizer):
-    """The tokenizer in the bytes of one `tok*.bin`.
+    """A tokenizer from the bytes of a `tok*.bin` file.
 
     Raises:
-        ValueError: the bytes are not of this format, or are cut short.
+        UserError: the bytes have another format, or are truncated.
     """
 
     kind = "llama2c"
@@ -42,12 +42,12 @@ class Llama2cTokenizer(Tokenizer):
         self._pieces, self._scores = _parse(data)
         self.vocab_size = len(self._pieces)
         self._ids = {piece: i for i, piece in reversed(list(enumerate(self._pieces)))}
-        self._texts = list(self._pieces)  # what each piece prints
+        self._texts = list(self._pieces)  # what each piece decodes to
         self._texts[_FIRST_BYTE : _FIRST_BYTE + 256] = [bytes([byte]) for byte in range(256)]
         self._texts[self.bos_id] = self._texts[self.eos_id] = b""
-        spellings = [piece.decode(errors="surrogateescape") for piece in self._pieces]
-        self._neighbours = {a + b for spelling in spellings for a, b in pairwise(spelling)}
-        # Were a byte's spelling part of another piece, bytes could take part in merges: then nothing is cut.
+        pieces = [piece.decode(errors="surrogateescape") for piece in self._pieces]
+        self._neighbours = {a + b for piece in pieces for a, b in pairwise(piece)}
+        # If the written form of a byte is part of another piece, bytes can take part in merges: then nothing is cut.
         self._divisible = not any(len(p) > 6 and _BYTE_PIECE.search(p) for p in self._pieces)
         self._merge_cached = lru_cache(maxsize=1 << 16)(self._merge)
 
@@ -65,18 +65,19 @@ class Llama2cTokenizer(Tokenizer):
         return [(self._merge_cached if len(part) <= _CACHED_CHARS else self._merge)(part) for part in parts]
 
     def _merge(self, text: str) -> tuple[int, ...]:
-        """Greedy merges of the characters of `text`, on a doubly linked list of its tokens."""
+        """The tokens of `text`: greedy merges of its characters, in a doubly linked list."""
+        # Start with one token per character, or per byte of a character that is not a piece.
         tokens: list[int] = []
         for character in text:
-            spelling = character.encode()
-            known = self._ids.get(spelling)
-            tokens += [known] if known is not None else [_FIRST_BYTE + byte for byte in spelling]
+            encoded = character.encode()
+            piece_id = self._ids.get(encoded)
+            tokens += [piece_id] if piece_id is not None else [_FIRST_BYTE + byte for byte in encoded]
         end = len(tokens)
         right, left = list(range(1, end + 1)), list(range(-1, end - 1))
         heap: list[tuple[float, int, int, int, int]] = []
 
         def offer(i: int) -> None:
-            """Put the pair that begins at i on the heap, if it spells a piece."""
+            """Put the pair that starts at i on the heap, if it forms a piece."""
             j = right[i]
             if j < end:
                 merged = self._ids.get(self._pieces[tokens[i]] + self._pieces[tokens[j]])
@@ -85,11 +86,12 @@ class Llama2cTokenizer(Tokenizer):
 
         for i in range(end):
             offer(i)
+        # Merge the best pair until none is left.
         while heap:
             _, i, first, second, merged = heapq.heappop(heap)
             j = right[i]
             if j == end or tokens[i] != first or tokens[j] != second:
-                continue  # one of the two was merged with another neighbour meanwhile
+                continue  # outdated: one of the two has been merged with its other neighbour
             tokens[i], tokens[j] = merged, -1
             right[i] = right[j]
             if right[j] < end:
@@ -103,12 +105,13 @@ class Llama2cTokenizer(Tokenizer):
         text = bytearray()
         for previous, i in pairwise([-1, *ids]):
             piece = self._texts[i]
-            # The space that encoding put before the text is one that no one wrote.
+            # After BOS, drop the space that encoding has added.
             text += piece[1:] if previous == self.bos_id and piece.startswith(b" ") else piece
         return text.decode(errors="replace")
 
 
 def _parse(data: bytes) -> tuple[list[bytes], list[float]]:
+    """Pieces and scores in a file's bytes."""
     pieces, scores, at = [], [], 4
     while at + 8 <= len(data):
         score, length = struct.unpack_from("<fI", data, at)
@@ -119,5 +122,5 @@ def _parse(data: bytes) -> tuple[list[bytes], list[float]]:
     if pieces[_FIRST_BYTE : _FIRST_BYTE + 256] != head:
         raise UserError("it is not a llama2.c tokenizer")
     if at != len(data):
-        raise UserError("it is a llama2.c tokenizer that was cut short")
+        raise UserError("it is a truncated llama2.c tokenizer; download it again")
     return pieces, scores

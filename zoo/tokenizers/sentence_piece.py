@@ -1,4 +1,4 @@
-"""SentencePiece models: Llama 2's, T5's and their like (Kudo and Richardson, arXiv 1808.06226)."""
+"""SentencePiece models such as those of Llama 2 and T5 (Kudo and Richardson 2018, arXiv 1808.06226)."""
 
 import base64
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ from zoo.tokenizers.base import State, Tokenizer
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece `.model`, given as its serialized proto.
+    """A tokenizer from the bytes of a SentencePiece `.model` file.
 
     Raises:
-        ValueError: the bytes are no SentencePiece model.
+        UserError: the bytes are not a SentencePiece model.
     """
 
     kind = "sentencepiece"
@@ -27,14 +27,14 @@ class SentencePieceTokenizer(Tokenizer):
         if not self.vocab_size:
             raise UserError("it is an empty SentencePiece model")
         self._proto = proto
-        bos, eos = self._model.bos_id(), self._model.eos_id()  # -1 where there is none
+        bos, eos = self._model.bos_id(), self._model.eos_id()  # -1 if the vocabulary lacks it
         self.bos_id, self.eos_id = (None if bos < 0 else bos), (None if eos < 0 else eos)
 
     def state(self) -> State:
         return {"kind": self.kind, "model": base64.b64encode(self._proto).decode()}
 
     def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._model.encode(list(texts), num_threads=1)  # its threads do not survive a fork
+        return self._model.encode(list(texts), num_threads=1)  # threads do not survive a fork
 
     def _decode(self, ids: list[int]) -> str:
         return self._model.decode(ids)

@@ -28,7 +28,7 @@ def as_token_batch(batch: Any) -> TokenBatch:
         return batch
     if isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
         return TokenBatch(*batch)
-    raise TypeError(f"a language model takes a TokenBatch or (tokens, targets), both (B, T), not {_shape(batch)}")
+    raise TypeError(f"a language model accepts a TokenBatch or (tokens, targets), both (B, T), not {_shape(batch)}")
 
 
 def _shape(batch: Any) -> str:

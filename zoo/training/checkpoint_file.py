@@ -16,11 +16,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: the file is damaged, holds more than tensors and plain values, or holds no dictionary.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
+        raise FileNotFoundError(f"there is no checkpoint {path}: check the path")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises half a dozen types for a broken file
-        raise UserError(f"{path} cannot be read as a checkpoint: it is damaged or holds more than weights") from error
+    except Exception as error:  # torch raises several types for a damaged file
+        raise UserError(
+            f"{path} cannot be read as a checkpoint: it is damaged, or holds Python objects besides tensors and plain "
+            "values; give another file"
+        ) from error
     if not isinstance(checkpoint, dict):
-        raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
+        raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint: give one that `zoo fit` wrote")
     return checkpoint

@@ -1,4 +1,11 @@
-"""Base LightningModule of language models: loss, perplexity, predictions and text generation for any causal network."""
+"""Base LightningModule of language models: loss, perplexity, predictions and text generation for any causal network.
+
+Example: `windows` is a dataset of pairs (tokens, targets), both (T,) int64.
+
+    network = Llama(LlamaConfig(vocab_size=257, dim=64, n_layers=2, n_heads=2))
+    module = LanguageModel(network, OptimizerConfig(lr=1e-3))
+    lightning.Trainer(max_steps=100).fit(module, DataLoader(windows, batch_size=8))
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -16,7 +23,7 @@ from zoo.tokenizers import Tokenizer
 from zoo.training.batches import IGNORED, as_token_batch
 from zoo.training.metrics import SummedLoss
 from zoo.training.module import ZooModule
-from zoo.training.protocols import LanguageModelNetwork, require
+from zoo.training.protocols import LanguageModelConfig, LanguageModelNetwork, require
 from zoo.training.random_streams import derive, global_seed
 
 
@@ -28,11 +35,14 @@ class LanguageModel(ZooModule):
     Logged: `train_loss`; for val and test `<split>_loss` in nats per token, `<split>_ppl` per token and, where batches
     carry word counts, `<split>_word_ppl`: exp(summed loss / words), which compares models with different tokenizers.
 
+    A subclass may override `compile_network` (what `compile` compiles) and `training_step`.
+
     Args:
         network: the model, a torch.nn.Module with the members of `LanguageModelNetwork`.
         optimizer_config: settings of the optimizer and its schedule.
-        tokenizer: turns text into the network's ids; needed by `sample_text`, and for texts in predictions.
-        compile: train through `torch.compile`.
+        tokenizer: turns text into the network's ids; `sample_text` needs it, and predictions contain texts only with
+            it.
+        compile: run the training loss through `torch.compile`; the default False runs it eagerly.
     """
 
     data_arguments: ClassVar[tuple[str, ...]] = ("vocab_size", "tokenizer")
@@ -52,19 +62,32 @@ class LanguageModel(ZooModule):
         self.perplexity = torch.nn.ModuleDict({split: SummedLoss() for split in ("val", "test")})
 
     def setup(self, stage: str) -> None:
+        """Check the network, and compile it if training starts.
+
+        Raises:
+            TypeError: the network lacks a member of `LanguageModelNetwork`, or its config one of `LanguageModelConfig`.
+        """
         require(self.model, LanguageModelNetwork)
-        self.training_loss = self.model.loss
+        require(self.model.config, LanguageModelConfig)
         if stage == "fit" and self.compiles:
             self.compile_network()
 
+    def training_loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """The network's loss, as a training step computes it."""
+        return self.model.loss(tokens, targets)
+
     def compile_network(self) -> None:
         """Compile what a training step runs; called once, when training starts."""
-        self.training_loss = torch.compile(self.model.loss)
+        self.training_loss = torch.compile(self.model.loss)  # type: ignore[method-assign]
 
     def check_data(self, data: Any) -> None:
-        """The data must hold running text whose windows fit into the context."""
+        """Compare the windows of a data module with the network's context.
+
+        Raises:
+            UserError: the data has no windows of text, or they are longer than the context.
+        """
         if not hasattr(data, "seq_len"):
-            raise UserError(f"{type(data).__name__} has no running text for a language model: give --data=TextLM")
+            raise UserError(f"{type(data).__name__} has no running text for a language model: set --data=TextLM")
         longest = self.model.config.max_seq_len
         if data.seq_len > longest:
             raise UserError(
@@ -95,11 +118,13 @@ class LanguageModel(ZooModule):
     # ---- evaluation
 
     def _update(self, split: str, batch: Any) -> None:
+        """Add a batch to the split's summed loss."""
         tokens, targets, _, words = as_token_batch(batch)
         loss = self.model.loss(tokens, targets)
         self.perplexity[split].update(loss, (targets != IGNORED).sum(), words)  # type: ignore[operator]
 
     def _log_perplexity(self, split: str) -> None:
+        """Log the loss and the perplexities of a whole split, over all ranks."""
         metric: Any = self.perplexity[split]
         result = metric.compute()
         metric.reset()
@@ -132,9 +157,9 @@ class LanguageModel(ZooModule):
         tokens, targets, index, _ = as_token_batch(batch)
         logits = self.model(tokens)[0]  # (B, T, V)
         nll = F.cross_entropy(logits.float().mT, targets, reduction="none", ignore_index=IGNORED)  # (B, T)
-        is_scored = targets != IGNORED
-        counts = is_scored.sum(1)
-        losses = nll.sum(1) / counts.clamp(min=1)
+        is_scored = targets != IGNORED  # (B, T)
+        counts = is_scored.sum(1)  # (B,)
+        losses = nll.sum(1) / counts.clamp(min=1)  # (B,)
         rows: list[dict[str, Any]] = [{} for _ in tokens]
         for i, row in enumerate(rows):
             if index is not None:
@@ -161,7 +186,7 @@ class LanguageModel(ZooModule):
     def sample_text(self, prompt: str, max_new_tokens: int, temperature: float) -> str:
         """`prompt` with its continuation; the draw depends on the run's seed and the step only."""
         if self.tokenizer is None:
-            raise UserError(f"{type(self).__name__} has no tokenizer: pass tokenizer= to sample text")
+            raise UserError(f"{type(self).__name__} cannot sample text without a tokenizer: pass it as tokenizer=")
         ids = self.tokenizer.encode(prompt) or [0]
         seed = derive(global_seed(), "sample", self.global_step)
         steps = self.stream([ids], max_new_tokens, temperature=temperature, seed=seed)
@@ -169,15 +194,23 @@ class LanguageModel(ZooModule):
 
 
 def required_vocab_size(vocab_size: int | None, tokenizer: Tokenizer | None, model: str) -> int:
-    """The vocabulary size given as an argument or by the tokenizer.
+    """The vocabulary size of a new model, from its argument or from its tokenizer.
+
+    Args:
+        vocab_size: the argument, if given.
+        tokenizer: the tokenizer, if given.
+        model: class name for the error message.
 
     Raises:
         UserError: neither is given, or the two differ.
     """
     if vocab_size is None:
         if tokenizer is None:
-            raise UserError(f"{model} needs vocab_size, the number of token ids in its data, or a tokenizer")
+            raise UserError(f"{model} needs vocab_size, the number of token ids in its data, or a tokenizer: pass one")
         return tokenizer.vocab_size
     if tokenizer is not None and tokenizer.vocab_size != vocab_size:
-        raise UserError(f"{model}: vocab_size is {vocab_size}, but the tokenizer has {tokenizer.vocab_size} tokens")
+        raise UserError(
+            f"{model}: vocab_size is {vocab_size}, but the tokenizer has {tokenizer.vocab_size} tokens: pass only "
+            "one of them, or equal sizes"
+        )
     return vocab_size

@@ -9,6 +9,7 @@ from torch import nn
 
 from zoo.errors import UserError
 from zoo.optim import OptimizerConfig
+from zoo.private_apis.lightning_api import batch_index
 from zoo.registry import registered_name
 from zoo.tokenizers import Tokenizer, from_state
 from zoo.training.random_streams import derive, global_seed
@@ -41,12 +42,16 @@ class ZooModule(LightningModule):
             UserError: the two do not fit; the message names the options to change.
         """
 
+    @torch.compiler.disable
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's. Excluded from `torch.compile(module)`, because torch cannot trace Lightning's code."""
+        super().log(*args, **kwargs)
+
     # ---- training
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout from (seed, rank, batch number): a resumed run needs no generator state."""
-        assert self.trainer is not None
-        torch.manual_seed(derive(global_seed(), "step", self.global_rank, self.trainer.fit_loop.total_batch_idx))
+        torch.manual_seed(derive(global_seed(), "step", self.global_rank, batch_index(self.trainer)))
 
     @property
     def logs_this_step(self) -> bool:
@@ -65,8 +70,16 @@ class ZooModule(LightningModule):
         return 1.0
 
     def configure_optimizers(self) -> Any:
+        """The optimizer, and its learning-rate schedule over all steps of the run.
+
+        Raises:
+            UserError: the number of steps is unlimited, or an optimizer setting is outside its range.
+        """
+        total_steps = self.trainer.estimated_stepping_batches
+        if total_steps == float("inf"):
+            raise UserError("the learning-rate schedule needs the number of steps: set trainer.max_steps or max_epochs")
         optimizer = self.optimizer_config.build(self.named_parameters(), self.lr_scale)
-        schedule = self.optimizer_config.schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        schedule = self.optimizer_config.schedule(optimizer, int(total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # ---- checkpoints
@@ -78,6 +91,7 @@ class ZooModule(LightningModule):
             checkpoint["tokenizer"] = self.tokenizer.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the tokenizer, unless the constructor was given one."""
         if self.tokenizer is None and "tokenizer" in checkpoint:
             self.tokenizer = from_state(checkpoint["tokenizer"])
 
@@ -85,10 +99,10 @@ class ZooModule(LightningModule):
         """As torch's, except that a missing, unknown or misshapen tensor raises UserError."""
         own = self.state_dict()
         for name in [*own, *state_dict] if strict else []:
-            here, there = (tuple(s[name].shape) if name in s else "missing" for s in (own, state_dict))
-            if here != there:
+            expected, given = (tuple(state[name].shape) if name in state else "missing" for state in (own, state_dict))
+            if expected != given:
                 raise UserError(
-                    f"the checkpoint does not fit this {type(self).__name__}: {name} is {there} in the file and {here} "
-                    "in the model; drop the settings that change the model's sizes"
+                    f"the checkpoint does not fit this {type(self).__name__}: {name} is {given} in the file and "
+                    f"{expected} in the model; drop the settings that change the model's sizes"
                 )
         return super().load_state_dict(state_dict, strict=strict, assign=assign)

@@ -1,1 +1,130 @@
-"""Llama checkpoint formats."""
+"""Llama checkpoints of several formats: load, save, start from pretrained weights.
+
+Read, recognised by content and not by name:
+- llama2.c's `.bin` (llama2c.py);
+- llama2.c's `.pt`, also with the names of CMU's minllama course, and checkpoints of the zoo (torch_files.py);
+- Hugging Face folders (hugging_face.py).
+Written: llama2.c's `.bin` and Hugging Face folders. No code from a file is run.
+"""
+
+import hashlib
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from zoo.errors import UserError
+from zoo.llama.checkpoints.hugging_face import read_folder, write_folder
+from zoo.llama.checkpoints.llama2c import check_bin_can_express, read_bin, write_bin
+from zoo.llama.checkpoints.names import Weights, fuse_projections, llama2c_shapes, split_projections
+from zoo.llama.checkpoints.torch_files import read_torch_file
+from zoo.llama.model import Llama, LlamaConfig
+
+TORCH_MAGICS = (b"PK", b"\x80\x02")  # first bytes of files by torch.save, since 2020 and before
+
+
+def load_checkpoint(path: str | os.PathLike) -> Llama:
+    """The model in a file or folder of any format: fp32, on the CPU, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: there is no file or folder `path`.
+        UserError: it is damaged, of an unknown format, or holds pickled objects; or a tensor is missing, unknown or of
+            the wrong shape.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no checkpoint at {path}: check the path")
+    if path.is_dir():
+        config, weights = read_folder(path)
+    else:
+        with path.open("rb") as file:
+            magic = file.read(2)
+        config, weights = read_torch_file(path) if magic in TORCH_MAGICS else read_bin(path)
+    if config.tie_embeddings:
+        weights.pop("output.weight", None)
+    _check_tensors(weights, config, path)
+    model = Llama(config).eval()
+    model.load_state_dict(fuse_projections(weights, config))
+    return model
+
+
+def save_checkpoint(model: Llama, path: str | os.PathLike, format: str = "hf") -> None:
+    """Write the weights in fp32, each file atomically; existing files of the same names are replaced.
+
+    Args:
+        model: the model to save.
+        path: for "hf" a folder, for "llama2c" a file; missing folders are created.
+        format: "hf", a Hugging Face folder; or "llama2c", a `.bin` for llama2.c's run.c.
+
+    Raises:
+        UserError: the format is unknown or cannot express the model's settings (rotary scaling, rope_theta and norm_eps
+            in a `.bin`).
+    """
+    path, config = Path(path), model.config
+    if format not in ("hf", "llama2c"):
+        raise UserError(f'format must be "hf" or "llama2c", not {format!r}')
+    if format == "llama2c":
+        check_bin_can_express(config)
+    weights = split_projections(model.state_dict(), config)
+    folder = path if format == "hf" else path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    # Write into a temporary folder on the same disk, flush, and rename: a file is either complete or the old one.
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+        if format == "hf":
+            write_folder(Path(temporary), config, weights)
+        else:
+            write_bin(Path(temporary, path.name), config, weights)
+        for file in Path(temporary).iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+            os.replace(file, folder / file.name)
+
+
+def new_or_loaded(config: LlamaConfig, weights: str | None, vocab_size: int | None = None) -> Llama:
+    """A new model, or a pretrained one.
+
+    Args:
+        config: settings of a new model; a pretrained one takes only dropout and gradient_checkpointing from it.
+        weights: file or folder of the pretrained model; None builds a new one.
+        vocab_size: size of the tokenizer's vocabulary, which must be the pretrained model's; None does not check.
+
+    Raises:
+        UserError: the sizes differ, or as `load_checkpoint`.
+    """
+    if not weights:
+        return Llama(config)
+    loaded = load_checkpoint(weights)
+    if vocab_size not in (None, loaded.config.vocab_size):
+        raise UserError(
+            f"the tokenizer has {vocab_size} tokens, but the model in {weights} {loaded.config.vocab_size}: set "
+            "--data.tokenizer to the model's tokenizer"
+        )
+    model = Llama(replace(loaded.config, dropout=config.dropout, gradient_checkpointing=config.gradient_checkpointing))
+    model.load_state_dict(loaded.state_dict())
+    return model
+
+
+def digest(model: Llama) -> str:
+    """16 hex digits, equal for two models exactly if all their weights are."""
+    hasher = hashlib.blake2b(digest_size=8)
+    for name, tensor in model.state_dict().items():
+        hasher.update(name.encode())
+        hasher.update(tensor.contiguous().numpy().data)
+    return hasher.hexdigest()
+
+
+def _check_tensors(weights: Weights, config: LlamaConfig, path: Path) -> None:
+    """Raises UserError unless `weights` has exactly the tensors of a Llama with these settings."""
+    expected = llama2c_shapes(config)
+    for fault, names in (("lacks", expected.keys() - weights), ("has an unknown", weights.keys() - expected)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UserError(
+                f"{path} {fault} tensor {min(names)}{more}: it does not match its own settings; give another file"
+            )
+    for name, shape in expected.items():
+        if weights[name].shape != shape:
+            raise UserError(
+                f"{path}: the shape of tensor {name} is {tuple(weights[name].shape)}, but the settings imply {shape}; "
+                "give another file"
+            )

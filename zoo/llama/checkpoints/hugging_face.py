@@ -1,7 +1,7 @@
-"""Llama's weights as a Hugging Face folder: config.json with model.safetensors, or shards and their index.
+"""Hugging Face folders of a Llama: config.json with model.safetensors, or with shards and their index.
 
-Theirs differ by name, by the order of the rows of q and k (rotary pairs x[i] with x[i + hd/2], not adjacent
-ones), and by where the rotary settings stand, which transformers 5 moved.
+Differences from llama2.c's format: parameter names; the order of the rows of q and k, because rotary pairs are
+(x[i], x[i + hd/2]) instead of adjacent elements; the place of the rotary settings, which transformers 5 changed.
 """
 
 import json
@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from zoo.errors import UserError
+from zoo.llama.checkpoints.names import Weights
 from zoo.llama.model import SCALING_KEYS, LlamaConfig
 
-Weights = dict[str, Tensor]  # by llama2.c's names
-THEIRS = {
+TO_HUGGING_FACE = {  # llama2.c's name, without the layer's number -> Hugging Face's
     "tok_embeddings": "model.embed_tokens",
     "norm": "model.norm",
     "output": "lm_head",
@@ -30,64 +30,84 @@ THEIRS = {
     "feed_forward.w2": "mlp.down_proj",
     "feed_forward.w3": "mlp.up_proj",
 }
-OURS = {theirs: ours for ours, theirs in THEIRS.items()}
+TO_LLAMA2C = {hugging_face: llama2c for llama2c, hugging_face in TO_HUGGING_FACE.items()}
 
 
 def read_folder(folder: Path) -> tuple[LlamaConfig, Weights]:
-    """Settings and weights of a folder; ValueError, in one sentence, for what is no Llama or damaged."""
-    place = folder / "config.json"
-    theirs = _read_json(place)
-    if theirs.get("model_type") != "llama":
-        raise UserError(f"{place} describes a {theirs.get('model_type')!r} model, not a llama")
-    rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}  # transformers 5, and 4
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "llama3") or theirs.get("attention_bias") or theirs.get("mlp_bias"):
-        raise UserError(f"{place} asks for biases or for rotary scaling {kind!r}, which this Llama has not")
-    try:
-        config = LlamaConfig(
-            vocab_size=theirs["vocab_size"],
-            dim=theirs["hidden_size"],
-            n_layers=theirs["num_hidden_layers"],
-            n_heads=theirs["num_attention_heads"],
-            n_kv_heads=theirs.get("num_key_value_heads"),
-            hidden_dim=theirs["intermediate_size"],
-            max_seq_len=theirs.get("max_position_embeddings", 2048),
-            norm_eps=theirs.get("rms_norm_eps", 1e-6),
-            rope_theta=rope.get("rope_theta", theirs.get("rope_theta", 10000.0)),
-            rope_scaling={key: rope[key] for key in SCALING_KEYS} if kind == "llama3" else None,
-            tie_embeddings=theirs.get("tie_word_embeddings", False),
-        )
-    except KeyError as error:
-        raise UserError(f"{place} lacks the field {error}") from None
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{place} holds settings of no Llama: {error}") from None
-    if theirs.get("head_dim") not in (None, config.head_dim):
-        raise UserError(f"{place} sets head_dim {theirs['head_dim']}, but here it is hidden_size / heads")
-    index = folder / "model.safetensors.index.json"
-    shards = {"model.safetensors"}  # before an index, which an earlier, sharded model may have left beside it
-    if index.exists() and not (folder / "model.safetensors").exists():
-        shards = set(_read_json(index).get("weight_map", {}).values())
+    """Settings and weights of a folder.
+
+    Raises:
+        UserError: the folder holds another model, or a file is missing or damaged.
+    """
+    config = _read_config(folder / "config.json")
     weights: Weights = {}
-    for shard in sorted(shards):
-        if Path(shard).name != shard or not (folder / shard).is_file():
-            raise UserError(f"{folder} lacks its weights file {shard}")
+    for shard in _shards(folder):
         try:
-            tensors = load_file(folder / shard)
+            tensors = load_file(shard)
         except SafetensorError:
-            raise UserError(f"{folder / shard} is truncated, or no safetensors file") from None
+            raise UserError(f"{shard} is truncated, or not in safetensors format: download it again") from None
         for name, tensor in tensors.items():
-            if not name.endswith("rotary_emb.inv_freq"):  # a table, which old versions stored
-                name, tensor = _translated(name, OURS), tensor.float()
-                weights[name] = _unpermuted(tensor, config.head_dim) if _is_rotated(name) else tensor
+            if name.endswith("rotary_emb.inv_freq"):  # a table that old versions of transformers stored
+                continue
+            name, tensor = _translated(name, TO_LLAMA2C), tensor.float()
+            weights[name] = _to_adjacent_pairs(tensor, config.head_dim) if _is_rotated(name) else tensor
     return config, weights
 
 
+def _read_config(file: Path) -> LlamaConfig:
+    """The settings in a config.json."""
+    settings = _read_json(file)
+    if settings.get("model_type") != "llama":
+        raise UserError(f"{file} describes a {settings.get('model_type')!r} model, not a llama: give another folder")
+    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}  # transformers 5, and 4
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3") or settings.get("attention_bias") or settings.get("mlp_bias"):
+        raise UserError(f"{file} needs biases or rotary scaling {kind!r}, which zoo.llama does not support")
+    try:
+        config = LlamaConfig(
+            vocab_size=settings["vocab_size"],
+            dim=settings["hidden_size"],
+            n_layers=settings["num_hidden_layers"],
+            n_heads=settings["num_attention_heads"],
+            n_kv_heads=settings.get("num_key_value_heads"),
+            hidden_dim=settings["intermediate_size"],
+            max_seq_len=settings.get("max_position_embeddings", 2048),
+            norm_eps=settings.get("rms_norm_eps", 1e-6),
+            rope_theta=rope.get("rope_theta", settings.get("rope_theta", 10000.0)),
+            rope_scaling={key: rope[key] for key in SCALING_KEYS} if kind == "llama3" else None,
+            tie_embeddings=settings.get("tie_word_embeddings", False),
+        )
+    except KeyError as error:
+        raise UserError(f"{file} lacks the field {error}: download it again") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{file} does not hold the settings of a Llama: {error}; give another folder") from None
+    if settings.get("head_dim") not in (None, config.head_dim):
+        raise UserError(
+            f"{file} sets head_dim {settings['head_dim']}, but zoo.llama supports only hidden_size / "
+            f"num_attention_heads, here {config.head_dim}"
+        )
+    return config
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The folder's weight files: model.safetensors, or else those that the index names."""
+    names = {"model.safetensors"}
+    index = folder / "model.safetensors.index.json"
+    # model.safetensors has precedence: an index next to it may be left over from an earlier, sharded model.
+    if index.exists() and not (folder / "model.safetensors").exists():
+        names = set(_read_json(index).get("weight_map", {}).values())
+    for name in sorted(names):
+        if Path(name).name != name or not (folder / name).is_file():
+            raise UserError(f"{folder} lacks its weights file {name}: download it into the folder")
+    return [folder / name for name in sorted(names)]
+
+
 def write_folder(folder: Path, config: LlamaConfig, weights: Weights) -> None:
-    """Writes config.json and model.safetensors into a folder, for transformers 4 and 5."""
+    """Write config.json and model.safetensors, for transformers 4 and 5."""
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
     if config.rope_scaling is not None:
         rope |= {"rope_type": "llama3"} | {key: config.rope_scaling[key] for key in SCALING_KEYS}
-    theirs = {
+    settings = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "vocab_size": config.vocab_size,
@@ -106,39 +126,40 @@ def write_folder(folder: Path, config: LlamaConfig, weights: Weights) -> None:
         "tie_word_embeddings": config.tie_embeddings,
         "attention_bias": False,
         "mlp_bias": False,
-        "bos_token_id": None,  # the tokenizer's affair; a wrong one would end texts at an ordinary token
+        "bos_token_id": None,  # unknown here; transformers' default ids could be those of ordinary tokens
         "eos_token_id": None,
         "dtype": "float32",
     }
     tensors = {
-        _translated(name, THEIRS): _permuted(tensor, config.head_dim) if _is_rotated(name) else tensor
+        _translated(name, TO_HUGGING_FACE): _to_split_pairs(tensor, config.head_dim) if _is_rotated(name) else tensor
         for name, tensor in weights.items()
     }
     save_file({name: t.contiguous() for name, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(theirs, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def _translated(name: str, words: dict[str, str]) -> str:
-    """A tensor's name in the other tongue; an unknown one stays, to be refused by that name."""
+def _translated(name: str, table: dict[str, str]) -> str:
+    """A tensor's name in the other format; an unknown name stays as it is, so that it is reported."""
     stem, layers = name.removesuffix(".weight"), "layers."
-    prefix = "model." if words is THEIRS else ""
+    prefix = "model." if table is TO_HUGGING_FACE else ""
     if (inner := stem.removeprefix("model.")).startswith(layers) and inner.count(".") >= 2:
-        _, number, part = inner.split(".", 2)
-        return f"{prefix}layers.{number}.{words[part]}.weight" if part in words else name
-    return f"{words[stem]}.weight" if stem in words else name
+        _, number, block = inner.split(".", 2)
+        return f"{prefix}layers.{number}.{table[block]}.weight" if block in table else name
+    return f"{table[stem]}.weight" if stem in table else name
 
 
 def _is_rotated(name: str) -> bool:
+    """Whether the tensor by this llama2.c name projects to queries or keys."""
     return name.endswith(("attention.wq.weight", "attention.wk.weight"))
 
 
-def _permuted(weight: Tensor, head_dim: int) -> Tensor:
-    """Rows of q or k from adjacent rotary pairs to half-split ones."""
+def _to_split_pairs(weight: Tensor, head_dim: int) -> Tensor:
+    """Rows of wq or wk in Hugging Face's order: rotary pairs (i, i + hd/2) instead of (2i, 2i + 1)."""
     return weight.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
 
 
-def _unpermuted(weight: Tensor, head_dim: int) -> Tensor:
-    """Back again; a matrix that is no whole number of heads stays, to be refused by its shape."""
+def _to_adjacent_pairs(weight: Tensor, head_dim: int) -> Tensor:
+    """The inverse of `_to_split_pairs`; a matrix of another size stays as it is, so that its shape is reported."""
     if len(weight) % head_dim:
         return weight
     return weight.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
@@ -146,11 +167,11 @@ def _unpermuted(weight: Tensor, head_dim: int) -> Tensor:
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"{path.parent} is no Hugging Face folder: it has no {path.name}")
+        raise UserError(f"{path.parent} is not a Hugging Face folder: it lacks {path.name}")
     try:
         content = json.loads(path.read_text())
-    except ValueError:  # JSON's and Unicode's errors
+    except ValueError:  # raised for wrong JSON and for wrong UTF-8
         content = None
     if not isinstance(content, dict):
-        raise UserError(f"{path} is truncated, or no JSON object")
+        raise UserError(f"{path} is truncated, or holds no JSON object: download it again")
     return content

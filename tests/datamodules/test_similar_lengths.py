@@ -1,4 +1,4 @@
-"""Training batches of texts of like length: every row once, the same on any number of ranks, resumed to the bit."""
+"""Training batches of texts of similar length: every row once, equal for any number of ranks, exactly resumable."""
 
 import csv
 from itertools import chain
@@ -10,6 +10,7 @@ from lightning import LightningModule, Trainer
 
 from tests.resume import assert_resume_is_bitwise
 from zoo.datamodules import TextRegression
+from zoo.private_apis.lightning_api import batch_index
 from zoo.training.random_streams import derive
 
 
@@ -23,7 +24,7 @@ def reviews(tmp_path):
 
 
 class Mean(LightningModule):
-    """The mean of a text's embedded tokens; dropout drawn as a function of the step."""
+    """A regression on the mean of a text's embedded tokens; dropout is seeded by the step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,11 +32,11 @@ class Mean(LightningModule):
         self.out = torch.nn.Linear(8, 1)
 
     def on_train_batch_start(self, batch, batch_idx: int) -> None:
-        torch.manual_seed(derive(7, "step", self.global_rank, self.trainer.fit_loop.epoch_loop.total_batch_idx))
+        torch.manual_seed(derive(7, "step", self.global_rank, batch_index(self.trainer)))
 
     def training_step(self, batch, batch_idx: int):
-        real = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.real is None else batch.real
-        mean = (self.embedding(batch.tokens) * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+        mask = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.padding_mask is None else batch.padding_mask
+        mean = (self.embedding(batch.tokens) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         return (self.out(torch.nn.functional.dropout(mean, 0.2)) - batch.targets.float()).square().mean()
 
     def validation_step(self, batch, batch_idx: int) -> None: ...
@@ -57,7 +58,7 @@ def batches(data: TextRegression, count: int) -> list[list[int]]:
     return [batch.index.tolist() for batch, _ in zip(data.train_dataloader(), range(count), strict=False)]
 
 
-def test_training_batches_hold_texts_of_like_length(reviews):
+def test_training_batches_hold_texts_of_similar_length(reviews):
     data = TextRegression(reviews, target_columns="y", batch_size=4, seed=1)
     lengths, seen = data.lengths("train"), batches(data, 24)
     assert sorted(chain(*seen[:12])) == sorted(chain(*seen[12:])) == list(range(48))
@@ -67,16 +68,16 @@ def test_training_batches_hold_texts_of_like_length(reviews):
     assert batches(data, 24) == seen
 
 
-def test_two_ranks_see_together_what_one_with_twice_the_batch_sees(reviews, monkeypatch):
+def test_two_ranks_see_the_rows_of_one_rank_with_twice_the_batch(reviews, monkeypatch):
     alone = batches(TextRegression(reviews, target_columns="y", batch_size=4, seed=1), 20)
     parts = []
     for rank in range(2):
-        monkeypatch.setattr(TextRegression, "_place", lambda _, rank=rank: (rank, 2))
+        monkeypatch.setattr(TextRegression, "rank_and_ranks", lambda _, rank=rank: (rank, 2))
         parts.append(batches(TextRegression(reviews, target_columns="y", batch_size=2, seed=1), 20))
     assert alone == [a + b for a, b in zip(*parts, strict=True)]
 
 
-def test_without_shuffling_rows_come_in_their_own_order(reviews, monkeypatch):
+def test_without_shuffling_rows_keep_their_order(reviews, monkeypatch):
     data = TextRegression(reviews, target_columns="y", batch_size=4)
     data.shuffle = False
     assert list(chain(*batches(data, 12))) == list(range(48))

@@ -1,0 +1,65 @@
+"""Lightning's private counters of training batches mean what zoo.private_apis.lightning_api says."""
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import DataLoader, TensorDataset
+
+from zoo.private_apis import lightning_api
+
+
+class Recorder(LightningModule):
+    """A linear model that records the counters at each hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(1, 1)
+        self.started: list[tuple[int, int, bool]] = []
+        self.ended: list[tuple[int, int, bool]] = []
+
+    def counters(self) -> tuple[int, int, bool]:
+        functions = lightning_api.batches_done, lightning_api.batches_done_in_epoch, lightning_api.is_batch_unfinished
+        done, done_in_epoch, is_unfinished = (function(self.trainer) for function in functions)
+        return done, done_in_epoch, is_unfinished
+
+    def on_train_batch_start(self, batch, batch_idx: int) -> None:
+        assert lightning_api.batch_index(self.trainer) == len(self.started)
+        self.started.append(self.counters())
+
+    def training_step(self, batch, batch_idx: int):
+        return self.linear(batch[0]).square().mean()
+
+    def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
+        assert lightning_api.batch_index(self.trainer) == len(self.ended)
+        self.ended.append(self.counters())
+        assert lightning_api.is_epoch_done(self.trainer) == (batch_idx == 2)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A module after two epochs of three batches, and its trainer."""
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer, module = Trainer(accelerator="cpu", max_epochs=2, default_root_dir=tmp_path, **off), Recorder()
+    trainer.fit(module, DataLoader(TensorDataset(torch.ones(6, 1)), batch_size=2))
+    return trainer, module
+
+
+def test_counters_of_finished_batches(trained):
+    _, module = trained
+    assert module.started == [(0, 0, True), (1, 1, True), (2, 2, True), (3, 0, True), (4, 1, True), (5, 2, True)]
+    assert module.ended == [(1, 1, False), (2, 2, False), (3, 3, False), (4, 1, False), (5, 2, False), (6, 3, False)]
+
+
+def test_take_back_batches_makes_them_run_again(trained):
+    trainer, _ = trained
+    lightning_api.take_back_batches(trainer, 2)
+    assert lightning_api.batches_done(trainer) == 4
+    assert lightning_api.batches_done_in_epoch(trainer) == 1
+    assert lightning_api.batch_index(trainer) == 3
+    assert not lightning_api.is_batch_unfinished(trainer)
+    assert not lightning_api.is_epoch_done(trainer)
+    progress = lightning_api.training_progress(trainer)
+    assert progress.total.ready == progress.total.started == progress.total.processed == progress.total.completed == 4

@@ -1,0 +1,52 @@
+"""Lightning's undocumented counters of training batches: read, and corrected when a run resumes.
+
+tests/private_apis/test_lightning_progress.py fails when a new version of Lightning changes them.
+"""
+
+from typing import Any
+
+
+def batch_index(trainer: Any) -> int:
+    """Index of the current training batch, counted from 0 over all epochs and over all runs that were resumed."""
+    return trainer.fit_loop.epoch_loop.total_batch_idx
+
+
+def batches_done(trainer: Any) -> int:
+    """Training batches finished since the first step, over all epochs."""
+    return training_progress(trainer).total.processed
+
+
+def batches_done_in_epoch(trainer: Any) -> int:
+    """Training batches finished in the current epoch."""
+    return training_progress(trainer).current.processed
+
+
+def is_epoch_done(trainer: Any) -> bool:
+    """Whether the last batch of the current epoch is finished."""
+    progress = training_progress(trainer)
+    return progress.is_last_batch and progress.current.processed == progress.current.ready
+
+
+def is_batch_unfinished(trainer: Any) -> bool:
+    """Whether a training batch was started and not finished, as after Ctrl-C."""
+    total = training_progress(trainer).total
+    return total.ready > total.processed
+
+
+def take_back_batches(trainer: Any, count: int) -> None:
+    """Count an unfinished batch and the last `count` finished batches as not started, so that they run again."""
+    progress = training_progress(trainer)
+    for counts in (progress.total, progress.current):
+        counts.processed -= count
+        counts.ready = counts.started = counts.completed = counts.processed
+    progress.is_last_batch = False
+
+
+def training_progress(trainer: Any) -> Any:
+    """Lightning's record of training batches.
+
+    Its attributes `total` (all epochs) and `current` (this epoch) each hold the counts `ready` (fetched), `started`,
+    `processed` (optimizer step done) and `completed` (hooks done); `is_last_batch` says whether the current batch is
+    the last of its epoch.
+    """
+    return trainer.fit_loop.epoch_loop.batch_progress
