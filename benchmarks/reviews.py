@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import facts, store  # noqa: E402
-from zoo.baselines.baselines import bag_of_words  # noqa: E402
+from zoo.baselines import bag_of_words  # noqa: E402
 from zoo.cli.command_line import ZooCLI  # noqa: E402
 from zoo.datamodules import Reviews  # noqa: E402
 

@@ -108,6 +108,11 @@ class Reviews(RowData):
         """(C,) the names of the classes."""
         return self.labels.names
 
+    @property
+    def label_spellings(self) -> list[str]:
+        """(C,) each class as the files write it."""
+        return self.labels.spellings
+
     def setup(self, stage: str) -> None:
         for split in self._placeholders & {*SPLITS[stage]} - {"predict"}:
             raise UserError(
@@ -165,6 +170,11 @@ class Reviews(RowData):
         """What stands before a text, and after it."""
         before, _, after = (self.hparams["prompt"] or "{text}").replace("{choices}", self.choices).partition("{text}")
         return before, after
+
+    @property
+    def prompt_parts(self) -> tuple[str, str] | None:
+        """The prompt before a text and after it; None without a prompt."""
+        return None if self.hparams["prompt"] is None else self.prompts
 
     def _spelt(self, texts: list[str]) -> list[str]:
         before, after = self.prompts
