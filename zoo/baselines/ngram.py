@@ -30,8 +30,8 @@ class NGram:
             raise UserError(f"an n-gram of order {order} over {vocab_size} tokens does not fit 62 bits")
         self.vocab_size, self.order = vocab_size, order
         if order == 1:
-            counts = np.bincount(tokens, minlength=vocab_size) + 1.0
-            self.unigram = counts / counts.sum()  # (V,)
+            smoothed = np.bincount(tokens, minlength=vocab_size) + 1.0
+            self.unigram = smoothed / smoothed.sum()  # (V,)
             return
         self.levels = []
         grams, counts = np.unique(_codes(tokens, order, vocab_size), return_counts=True)

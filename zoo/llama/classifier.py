@@ -113,6 +113,7 @@ class LlamaClassifier(TextClassifier):
         model = new_or_loaded(part(config, LlamaConfig), source, size)
         super().__init__(model, names, label_spellings, config, tokenizer)
         self.save_hyperparameters(ignore=["tokenizer"])
+        self.hparams["vocab_size"] = model.config.vocab_size  # it may have come from the tokenizer
         if source:  # a checkpoint of this module must not need the file that it started from, except an adapter's
             stored_base = {"base": os.path.abspath(source)} if stores_adapter_only else {}
             self.hparams.update(asdict(model.config) | {"weights": None} | stored_base)
@@ -242,7 +243,7 @@ def _pretrained_weights(method: str, weights: str | None, base: str | None) -> s
     if not source:
         raise UserError(f"method={method} needs pretrained weights: give their path with --model.weights")
     if not weights and not os.path.exists(source):
-        raise FileNotFoundError(
+        raise UserError(
             f"the pretrained weights of this checkpoint are not at {source}: give their path with --model.base"
         )
     return source
@@ -260,7 +261,7 @@ def _training_rows(loader: Any) -> tuple[list[str], np.ndarray, list[int]]:
     Raises:
         UserError: the loader has no map-style dataset, or two rows have the same index.
     """
-    dataset = getattr(loader, "dataset", None)
+    dataset: Any = getattr(loader, "dataset", None)
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise UserError("bow_features needs a training loader with a map-style dataset: set bow_features to None")
     if hasattr(dataset, "texts") and hasattr(dataset, "targets"):  # whole columns, without tokenizing

@@ -164,6 +164,6 @@ def required_label_names(label_names: list[str] | None) -> list[str]:
     """
     if not label_names:
         raise UserError(
-            "label_names is empty, but a classifier needs the names of its classes: give labelled data, as --data=Reviews"
+            "label_names is empty, but a classifier needs the names of its classes: use labelled data (--data=Reviews)"
         )
     return label_names

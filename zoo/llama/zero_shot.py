@@ -71,6 +71,7 @@ class LlamaZeroShot(TextClassifier):
         model = new_or_loaded(config, weights, size)
         super().__init__(model, names, label_spellings, OptimizerConfig(), tokenizer)
         self.save_hyperparameters(ignore=["tokenizer"])
+        self.hparams["vocab_size"] = model.config.vocab_size  # it may have come from the tokenizer
         if weights:
             self.hparams.update(asdict(model.config) | {"weights": None})
         self.prompt_parts = prompt_parts
