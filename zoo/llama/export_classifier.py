@@ -17,7 +17,7 @@ def export(path: str | Path, target: str | Path, base: str | Path | None = None)
 
     Args:
         path: checkpoint of a LlamaClassifier.
-        target: file to write. It has no optimizer state: training cannot be resumed from it.
+        target: file to write. It omits the optimizer state, so training cannot be resumed from it.
         base: path of the pretrained weights of a "head" or "lora" checkpoint, where they have moved since training.
     """
     options: Any = {} if base is None else {"base": str(base)}

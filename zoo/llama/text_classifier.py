@@ -55,7 +55,8 @@ class TextClassifier(ZooModule):
         self.label_names = label_names
         self.label_spellings = label_spellings or label_names
         if len(self.label_spellings) != len(label_names):
-            raise UserError(f"label_spellings has {len(self.label_spellings)} entries for {len(label_names)} classes")
+            given, needed = len(self.label_spellings), len(label_names)
+            raise UserError(f"label_spellings has {given} entries for {needed} classes: give {needed}")
         self.confusion_matrix: np.ndarray | None = None  # (C, C) counts of the last evaluation: true class, predicted
         n_classes, splits = len(label_names), ("val", "test")
         self.losses = nn.ModuleDict({split: MeanMetric(nan_strategy=float("nan")) for split in splits})

@@ -77,7 +77,7 @@ class LlamaZeroShot(TextClassifier):
         self.prompt_parts = prompt_parts
         self.normalize, self.calibrate, self.course_scoring = normalize, calibrate, course_scoring
         self._calibration: Tensor | None = None  # (1, C) scores after the prompt without a text
-        self.eval()  # there is no training mode: dropout stays off
+        self.eval()  # it is never trained: dropout stays off
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
