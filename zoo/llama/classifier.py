@@ -15,7 +15,7 @@ from zoo.baselines.bag_of_words import BowKind
 from zoo.errors import UserError
 from zoo.layers.linear_nll import linear_nll
 from zoo.layers.lora import add_lora
-from zoo.llama.checkpoints.files import digest, new_or_loaded
+from zoo.llama.checkpoints import digest, new_or_loaded
 from zoo.llama.classifier_head import ClassifierHead, Pooling
 from zoo.llama.model import LlamaConfig
 from zoo.llama.module import LlamaSettings

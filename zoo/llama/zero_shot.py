@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.llama.checkpoints.files import new_or_loaded
+from zoo.llama.checkpoints import new_or_loaded
 from zoo.llama.class_scores import continuation_scores, continuations, course_scores
 from zoo.llama.model import LlamaConfig
 from zoo.llama.text_classifier import TextClassifier, required_label_names
