@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.measure import facts  # noqa: E402
-from zoo.baselines.baselines import NGram  # noqa: E402
+from zoo.baselines import NGram  # noqa: E402
 from zoo.cli.command_line import ZooCLI  # noqa: E402
 
 CONFIG = ROOT / "configs" / "tiny" / "revdeq.yaml"

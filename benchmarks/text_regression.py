@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import facts  # noqa: E402
-from zoo.baselines.baselines import marginal_nll  # noqa: E402
+from zoo.baselines import marginal_nll  # noqa: E402
 from zoo.regress_lm import Example, ExampleInput, RegressLM  # noqa: E402
 from zoo.training.random_streams import derive  # noqa: E402
 from zoo.training.regressor import scores  # noqa: E402

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import facts  # noqa: E402
-from zoo.baselines.baselines import NGram  # noqa: E402
+from zoo.baselines import NGram  # noqa: E402
 from zoo.cli.command_line import ZooCLI  # noqa: E402
 from zoo.datamodules import TextLM  # noqa: E402
 

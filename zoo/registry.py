@@ -12,6 +12,7 @@ from zoo.errors import UserError
 MODELS: Mapping[str, str] = {
     "LlamaLM": "zoo.llama.module.LlamaLM",
     "LlamaClassifier": "zoo.llama.classifier.LlamaClassifier",
+    "LlamaZeroShot": "zoo.llama.zero_shot.LlamaZeroShot",
     "RegressLM": "zoo.regress_lm.module.RegressLM",
     "MiniRLM": "zoo.mini_rlm.module.MiniRLM",
     "ICRTransformer": "zoo.icr.module.ICRTransformer",

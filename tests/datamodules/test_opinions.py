@@ -2,7 +2,7 @@
 
 import re
 
-from zoo.baselines.baselines import bag_of_words
+from zoo.baselines import bag_of_words
 from zoo.datamodules import Reviews
 from zoo.datamodules.opinions import ROWS
 

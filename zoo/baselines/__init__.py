@@ -1,1 +1,23 @@
-"""Baselines that every neural model is compared with: n-grams, bags of words, marginal distributions."""
+"""Baselines that every neural model is compared with: n-grams, bags of words, marginal distributions.
+
+Importing this package loads numpy only; scikit-learn and torch are imported by the first use of what needs them.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from zoo.baselines.bag_of_words import bag_of_words
+from zoo.baselines.marginal import marginal_nll
+from zoo.baselines.ngram import NGram
+
+if TYPE_CHECKING:
+    from zoo.baselines.bow_features import BowFeatures
+
+__all__ = ["BowFeatures", "NGram", "bag_of_words", "marginal_nll"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "BowFeatures":
+        from zoo.baselines.bow_features import BowFeatures
+
+        return BowFeatures
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

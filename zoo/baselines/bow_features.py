@@ -1,16 +1,16 @@
-"""A bag of words beside the hidden state: the logits of a linear classifier of words and pairs of words.
+"""BowFeatures: class logits of a linear bag-of-words classifier, as a torch module that another classifier adds.
 
-On a few thousand texts it is a strong rival of a small Llama, and may err elsewhere. Its logits on the texts it was
-fitted to say nothing of how far it can be trusted, so those for training come from fits without the text: stacked
+On a few thousand texts a bag of words is as accurate as a small Llama, and makes other mistakes. Its logits on the
+texts that it was fitted to are overconfident, so the logits used in training come from fits without the text: stacked
 generalization, Wolpert 1992, https://doi.org/10.1016/S0893-6080(05)80023-1.
 
-Words weigh by TF-IDF in a logistic regression; or, by their presence, in multinomial naive Bayes, whose certainty grows
-with a text's length beyond all reason and is therefore divided by a temperature (Guo et al. 2017,
-https://arxiv.org/abs/1706.04599) that fits the logits of those held-out texts.
+Two kinds: logistic regression on TF-IDF features; and multinomial naive Bayes on the presence of words. Naive Bayes is
+the more overconfident the longer a text is, so its logits are divided by the temperature (Guo et al. 2017,
+https://arxiv.org/abs/1706.04599) that minimizes the loss of the held-out logits.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -23,90 +23,112 @@ from sklearn.naive_bayes import MultinomialNB
 from sklearn.preprocessing import normalize
 from torch import Tensor, nn
 
-from zoo.baselines.baselines import WORDS
+from zoo.baselines.bag_of_words import WORD_PATTERN, BowKind
 from zoo.errors import UserError
 from zoo.training.random_streams import derive
 
-BUCKETS = 2**18
-Weigh = Literal["tfidf", "naive_bayes"]
+BUCKETS = 2**18  # hash values of words and pairs of words
+FOLDS = 5
 
 
-class BagOfWords(nn.Module):
-    """Texts to logits (B, C), once `fit`, from hashed words and pairs in lower case.
+class BowFeatures(nn.Module):
+    """Texts to class logits (B, C) by a linear classifier of hashed lower-case words and pairs of words.
+
+    Before `fit` all logits are 0.
 
     Args:
-        n_classes: C.
-        weigh: "tfidf", with sublinear counts, for logistic regression; "naive_bayes", by presence.
-        inverse_penalty: scikit-learn's `C` of that regression: the larger, the closer to the training texts.
+        n_classes: number of classes C.
+        kind: "tfidf", logistic regression on sublinear TF-IDF; or "naive_bayes", on the presence of words.
+        C: scikit-learn's inverse penalty of the logistic regression, above 0; larger values fit more closely.
     """
 
     weight: Tensor
     bias: Tensor
     idf: Tensor
 
-    def __init__(self, n_classes: int, weigh: Weigh = "tfidf", inverse_penalty: float = 3.0) -> None:
+    def __init__(self, n_classes: int, kind: BowKind = "tfidf", C: float = 3.0) -> None:
         super().__init__()
-        if weigh not in get_args(Weigh) or not inverse_penalty > 0:
-            raise UserError(f"bag is tfidf or naive_bayes, and bag_c positive, not {weigh!r} and {inverse_penalty}")
-        self.weigh, self.inverse_penalty = weigh, inverse_penalty
+        if kind not in get_args(BowKind):
+            raise UserError(f"bow_features must be one of {', '.join(get_args(BowKind))}, or null, not {kind!r}")
+        if not C > 0:
+            raise UserError(f"bow_C must be above 0, not {C}")
+        self.kind, self.C = kind, C
         self.register_buffer("weight", torch.zeros(BUCKETS, n_classes))
         self.register_buffer("bias", torch.zeros(n_classes))
         self.register_buffer("idf", torch.ones(BUCKETS))
-        self._hash = HashingVectorizer(
-            n_features=BUCKETS, alternate_sign=False, norm=None, ngram_range=(1, 2), token_pattern=WORDS
+        self._vectorizer = HashingVectorizer(
+            n_features=BUCKETS, alternate_sign=False, norm=None, ngram_range=(1, 2), token_pattern=WORD_PATTERN
         )
 
     def forward(self, texts: Sequence[str]) -> Tensor:
+        """Logits (B, C) of B texts, on the device of the buffers."""
         logits = self._features(texts) @ self.weight.cpu().numpy()
         return torch.from_numpy(logits).to(self.bias) + self.bias
 
-    def fit(self, texts: Sequence[str], targets: np.ndarray, folds: int = 5, seed: int = 0) -> Tensor:
-        """Learn from texts and their classes (N,); returns logits (N, C), each by a fit without the text's fold."""
-        counts = self._hash.transform(texts)
-        appear = np.bincount(counts.indices, minlength=BUCKETS)
-        self.idf.copy_(torch.from_numpy(np.log((1 + len(texts)) / (1 + appear)) + 1))
+    def fit(self, texts: Sequence[str], targets: np.ndarray) -> Tensor:
+        """Fit the classifier to texts and their classes (N,).
+
+        Returns:
+            Logits (N, C) of the same texts, each from a fit to the other folds.
+        """
+        counts = self._vectorizer.transform(texts)
+        document_counts = np.bincount(counts.indices, minlength=BUCKETS)
+        self.idf.copy_(torch.from_numpy(np.log((1 + len(texts)) / (1 + document_counts)) + 1))
         features = self._features(texts)
-        weight, bias = self._linear(features, targets)
-        fold = np.random.default_rng(derive(seed, "folds")).permutation(len(texts)) % folds
-        held_out = np.zeros((len(texts), len(bias)), dtype=np.float32)
-        for number in range(folds):
-            slope, offset = self._linear(features[fold != number], targets[fold != number])
-            held_out[fold == number] = features[fold == number] @ slope + offset
-        scale = _certainty(held_out, targets) if self.weigh == "naive_bayes" else 1.0
+        held_out, scale = self._cross_fit(features, targets)
+        weight, bias = self._fit_linear(features, targets)
         self.weight.copy_(torch.from_numpy(scale * weight))
         self.bias.copy_(torch.from_numpy(scale * bias))
         return torch.from_numpy(scale * held_out)
 
+    def held_out_logits(self, texts: Sequence[str], targets: np.ndarray) -> Tensor:
+        """What `fit` returns, for a classifier that is fitted to these texts already; its buffers do not change."""
+        held_out, scale = self._cross_fit(self._features(texts), targets)
+        return torch.from_numpy(scale * held_out)
+
     def _features(self, texts: Sequence[str]) -> Any:
-        """(N, BUCKETS), sparse: of presence, or of TF-IDF in rows of length 1."""
-        counts = self._hash.transform(texts).astype(np.float32)
-        if self.weigh == "naive_bayes":
+        """Sparse matrix (N, BUCKETS): 1 for each word present, or TF-IDF in rows of length 1."""
+        counts = self._vectorizer.transform(texts).astype(np.float32)
+        if self.kind == "naive_bayes":
             counts.data[:] = 1
             return counts
         counts.data = (1 + np.log(counts.data)) * self.idf.cpu().numpy()[counts.indices]
         return normalize(counts, copy=False)
 
-    def _linear(self, features: Any, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Weights (BUCKETS, C) and bias (C,); a class without a row is never chosen."""
-        seen, classes = np.unique(features.indices), np.unique(targets)
+    def _cross_fit(self, features: Any, targets: np.ndarray) -> tuple[np.ndarray, float]:
+        """Logits (N, C) of each row from a fit to the other folds, and the factor that calibrates them."""
+        n_rows = features.shape[0]
+        fold = np.random.default_rng(derive(0, "folds")).permutation(n_rows) % FOLDS
+        held_out = np.zeros((n_rows, len(self.bias)), dtype=np.float32)
+        for number in range(FOLDS):
+            weight, bias = self._fit_linear(features[fold != number], targets[fold != number])
+            held_out[fold == number] = features[fold == number] @ weight + bias
+        scale = _inverse_temperature(held_out, targets) if self.kind == "naive_bayes" else 1.0
+        return held_out, scale
+
+    def _fit_linear(self, features: Any, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Weights (BUCKETS, C) and bias (C,); a class without a row gets a bias of -10 and is never predicted."""
+        # Fit only the buckets that occur: the others keep weight 0.
+        used, classes = np.unique(features.indices), np.unique(targets)
         weight, bias = np.zeros((BUCKETS, len(self.bias)), np.float32), np.full(len(self.bias), -10, np.float32)
-        if len(classes) < 2:  # nothing to tell apart
+        if len(classes) < 2:  # scikit-learn cannot fit a single class
             bias[classes] = 0
             return weight, bias
-        if self.weigh == "naive_bayes":
-            model = MultinomialNB().fit(features[:, seen], targets)
+        if self.kind == "naive_bayes":
+            model = MultinomialNB().fit(features[:, used], targets)
+            # Centre over the classes: it changes no probability.
             slope, offset = (each - each.mean(0) for each in (model.feature_log_prob_, model.class_log_prior_))
         else:
-            model = LogisticRegression(C=self.inverse_penalty, max_iter=300).fit(features[:, seen], targets)
+            model = LogisticRegression(C=self.C, max_iter=300).fit(features[:, used], targets)
             slope, offset = model.coef_, model.intercept_
-            if len(slope) == 1:  # of two classes scikit-learn keeps the second's logit, less the first's
+            if len(slope) == 1:  # for two classes scikit-learn stores the difference of their logits
                 slope, offset = np.concatenate([-slope, slope]) / 2, np.concatenate([-offset, offset]) / 2
-        weight[np.ix_(seen, classes)], bias[classes] = slope.T, offset
+        weight[np.ix_(used, classes)], bias[classes] = slope.T, offset
         return weight, bias
 
 
-def _certainty(logits: np.ndarray, targets: np.ndarray) -> float:
-    """The factor, between a thousandth and 1, by which logits (N, C) tell the classes (N,) best: 1 / temperature."""
+def _inverse_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
+    """The factor between 0.001 and 1 that minimizes the loss of logits (N, C) on the classes (N,)."""
 
     def loss(power: float) -> float:
         return log_loss(targets, softmax(10**power * logits, axis=1), labels=range(logits.shape[1]))

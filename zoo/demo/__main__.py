@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.baselines.baselines import NGram, bag_of_words
+from zoo.baselines import NGram, bag_of_words
 from zoo.cli.command_line import ZooCLI
 from zoo.cli.overview import ROOT
 from zoo.console.table import table

@@ -11,8 +11,9 @@ from zoo.llama.model import Llama, LlamaConfig
 if TYPE_CHECKING:
     from zoo.llama.classifier import LlamaClassifier
     from zoo.llama.module import LlamaLM
+    from zoo.llama.zero_shot import LlamaZeroShot
 
-__all__ = ["Llama", "LlamaClassifier", "LlamaConfig", "LlamaLM", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Llama", "LlamaClassifier", "LlamaConfig", "LlamaLM", "LlamaZeroShot", "load_checkpoint", "save_checkpoint"]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,4 +25,8 @@ def __getattr__(name: str) -> Any:
         from zoo.llama.classifier import LlamaClassifier
 
         return LlamaClassifier
+    if name == "LlamaZeroShot":
+        from zoo.llama.zero_shot import LlamaZeroShot
+
+        return LlamaZeroShot
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

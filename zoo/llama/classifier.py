@@ -1,84 +1,88 @@
-"""Llama in Lightning as a classifier of texts: `LlamaClassifier`."""
+"""Llama in Lightning as a text classifier: LlamaClassifier trains all weights, a head alone, or LoRA."""
 
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
-from torchmetrics.aggregation import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
+from zoo.baselines.bag_of_words import BowKind
 from zoo.errors import UserError
 from zoo.layers.linear_nll import linear_nll
-from zoo.layers.lora import add_lora, merge_lora
+from zoo.layers.lora import add_lora
 from zoo.llama.checkpoints import digest, new_or_loaded
-from zoo.llama.class_scores import Head, Pooling, continuations, course_scores, word_scores
-from zoo.llama.figures import confusion
+from zoo.llama.classifier_head import ClassifierHead, Pooling
 from zoo.llama.model import LlamaConfig
-from zoo.training.batches import TextBatch
-from zoo.training.checkpoint_file import read_checkpoint
-from zoo.training.module import ZooModule
+from zoo.llama.module import LlamaSettings
+from zoo.llama.text_classifier import TextClassifier, required_label_names
+from zoo.tokenizers import Tokenizer
+from zoo.training.batches import IGNORED, TextBatch
+from zoo.training.language_model import required_vocab_size
+from zoo.training.settings import part
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from zoo.baselines import BowFeatures
 
-    from zoo.baselines.bow_features import BagOfWords
-
-Method = Literal["full", "head", "lora", "zero_shot"]
+METHODS = ("full", "head", "lora")
 
 
-class LlamaClassifier(ZooModule):
-    """Llama as a classifier of texts: zero-shot by a prompt, fine-tuned, or adapted by LoRA; for `Reviews`.
+class LlamaClassifier(TextClassifier):
+    """Llama fine-tuned as a text classifier: all weights, a linear head alone, or low-rank updates (LoRA).
 
-    Logged: `train_loss`, and for val and test `<split>_loss`, `<split>_accuracy` and `<split>_macro_f1`; the confusion
-    matrix is drawn. With "head" and "lora" a checkpoint holds what was trained and names the file that it was trained
-    beside (`base`), which must be there when it is loaded; `export` makes one that needs no other.
+    Logged: `train_loss`, and for val and test `<split>_loss`, `<split>_accuracy` and `<split>_macro_f1`. The `Plots`
+    callback draws the confusion matrix. With method "head" or "lora" a checkpoint stores only what was trained, and the
+    path of the pretrained weights, which must exist when the checkpoint is loaded; `zoo.llama.export_classifier` writes
+    a checkpoint that needs no other file.
 
     Args:
-        label_names: the names of the classes, which follow the data's.
-        method: what is trained: "full", all weights; "head", a linear map on the hidden states; "lora", that and
-            low-rank updates; or nothing, "zero_shot": a class is chosen by its name after `data.prompt`.
-        weights: start from these: a llama2.c `.bin` or `.pt`, a Hugging Face folder or a checkpoint of ours. The
-            architecture is then the file's, but for dropout and gradient checkpointing.
-        base: of a checkpoint by "head" or "lora", where the weights that it was trained beside lie now.
-        pooling: "last" (the last token's hidden state), "mean", or "attention".
-        head_dropout: of the pooled state.
-        lora_rank: of the updates.
-        lora_alpha: their scale is lora_alpha / lora_rank.
-        lora_targets: the adapted matrices, with commas between, of wqkv, wo, w13, w2 (and output, where it is untied).
-        lm_weight: add so much of the next-token loss on the same texts: pretraining goes on while the classes are
-            learnt.
-        bag: add the logits of a bag of words and pairs of words, times a learnt number: of logistic regression on
-            "tfidf", or of "naive_bayes". It is fitted when training starts (see zoo.baselines.bow_features).
-        bag_c: the inverse penalty of that regression.
-        normalize: zero-shot: the mean over the tokens of a name, not the sum.
-        calibrate: zero-shot: subtract what the names score after the prompt without a text.
-        compat: zero-shot as CMU's minllama course scores it, padding and all; its prompt ends with a space.
-        lr: peak learning rate, of the head and the last layer.
-        layer_decay: each layer's learning rate is this share of the next one's.
-        warmup_steps: optimizer steps of linear warm-up.
-        min_lr_ratio: the cosine ends at this share of `lr`.
-        beta1, beta2: AdamW's decay rates.
-        weight_decay: decoupled decay of the matrices.
-        **architecture: the fields of `LlamaConfig`. `vocab_size` follows the data's tokenizer.
+        label_names: names of the classes; on the command line those of the data.
+        method: what is trained: "full", all weights; "head", a linear map of the hidden states; "lora", the linear map
+            and low-rank updates of the matrices in `lora_targets`. The last two need pretrained weights.
+        weights: file or folder of pretrained weights to start from: a llama2.c `.bin` or `.pt`, a Hugging Face folder
+            or a checkpoint of the zoo. Its architecture replaces the settings here, except dropout and
+            gradient_checkpointing. Default: random weights.
+        base: path of the pretrained weights of a checkpoint by "head" or "lora", where they have moved since training.
+            Default: the path stored in the checkpoint.
+        pooling: how the hidden states of a text become one vector: "last", the last token's state; "mean", the mean
+            over tokens; "attention", a mean weighted by the softmax of products with a trained vector.
+        head_dropout: dropout probability of the pooled vector, in [0, 1).
+        lora_rank: rank of the updates, at least 1; used with method=lora only.
+        lora_alpha: the updates are scaled by lora_alpha / lora_rank.
+        lora_targets: names of the adapted matrices, separated by commas: wqkv, wo, w13, w2, and output where the
+            embeddings are not tied.
+        lm_weight: weight of the next-token loss on the same texts, which is added to the classification loss; 0 turns
+            it off.
+        bow_features: add the logits of a bag-of-words classifier, times a trained number: "tfidf", logistic regression
+            on TF-IDF; "naive_bayes"; or null for none. It is fitted to the training texts when training starts.
+        bow_C: inverse penalty of that logistic regression, above 0; larger values fit the training texts more closely.
+        layer_decay: the learning rate of each layer is this share of the next layer's, in (0, 1]; 1 gives all layers
+            the rate `lr`.
+        vocab_size: number of token ids; on the command line that of the data's tokenizer.
+        tokenizer: the tokenizer of the data, stored in checkpoints; on the command line the data's.
+        label_spellings: how files write each class, in the order of `label_names`, for predictions; on the command
+            line those of the data. Default: label_names.
+        **settings: the fields of `LlamaConfig` and `OptimizerConfig`.
     """
 
-    item = "samples"  # what Throughput counts
-    losses: Any
-    scores: Any
-    confusions: Any
+    data_arguments: ClassVar[tuple[str, ...]] = ("vocab_size", "tokenizer", "label_names", "label_spellings")
+    renamed_arguments: ClassVar[dict[str, str]] = {
+        "bag": "bow_features",
+        "bag_c": "bow_C",
+        "normalize": "it is an option of LlamaZeroShot: set --model LlamaZeroShot",
+        "calibrate": "it is an option of LlamaZeroShot: set --model LlamaZeroShot",
+        "compat": "it is LlamaZeroShot's option course_scoring: set --model LlamaZeroShot",
+    }
+    item = "samples"  # unit of the Throughput callback
 
     def __init__(
         self,
         label_names: list[str],
-        method: Method = "full",
+        method: str = "full",
         weights: str | None = None,
         base: str | None = None,
         pooling: Pooling = "last",
@@ -87,151 +91,107 @@ class LlamaClassifier(ZooModule):
         lora_alpha: float = 16.0,
         lora_targets: str = "wqkv,wo,w13,w2",
         lm_weight: float = 0.0,
-        bag: Literal["tfidf", "naive_bayes"] | None = None,
-        bag_c: float = 3.0,
-        normalize: bool = False,
-        calibrate: bool = False,
-        compat: bool = False,
-        lr: float = 1e-3,
+        bow_features: BowKind | None = None,
+        bow_C: float = 3.0,
         layer_decay: float = 1.0,
-        warmup_steps: int = 100,
-        min_lr_ratio: float = 0.1,
-        beta1: float = 0.9,
-        beta2: float = 0.95,
-        weight_decay: float = 0.1,
-        **architecture: Any,
+        vocab_size: int | None = None,
+        tokenizer: Tokenizer | None = None,
+        label_spellings: list[str] | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        if not label_names:
-            raise UserError("these data name no classes: give the classifier data such as Reviews, with label_names")
-        self.label_names, classes = label_names, len(label_names)
-        if compat and (normalize or calibrate):
-            raise UserError("compat scores as the course does, which knows no normalize and no calibrate: drop those")
-        if method == "zero_shot" and bag is not None:
-            raise UserError("method zero_shot learns nothing, so it has no bag of words: drop bag")
+        names = required_label_names(label_names)
+        _check_method(method)
+        stores_adapter_only = method in ("head", "lora")
+        source = _pretrained_weights(method, weights, base) if stores_adapter_only else weights
+        is_size_given = vocab_size is not None or tokenizer is not None
+        size = required_vocab_size(vocab_size, tokenizer, "LlamaClassifier") if is_size_given or not source else None
+        config = LlamaSettings(vocab_size=size or LlamaConfig.vocab_size, **settings)
         if not 0 < layer_decay <= 1:
-            raise UserError(f"layer_decay must be a share above 0, not {layer_decay}")
-        self.beside = method in ("head", "lora")
-        source = weights or (base if self.beside else None)
-        if self.beside and not source:
-            raise UserError(f"method {method} trains beside weights that stay: give some with --model.weights")
-        if self.beside and not weights and not os.path.exists(source or ""):
-            raise FileNotFoundError(
-                f"the weights that this model was trained beside are not at {source}: say where with --model.base"
-            )
-        self.model = new_or_loaded(LlamaConfig(**architecture), source, architecture.get("vocab_size"))
-        if source:
-            kept = {"base": os.path.abspath(source)} if self.beside else {}
-            self.hparams.update(asdict(self.model.config) | {"weights": None} | kept)
-        if self.beside:
-            self.digest = digest(self.model)
-            self.model.requires_grad_(False)
+            raise UserError(f"layer_decay must be above 0 and at most 1, not {layer_decay}")
+        if layer_decay < 1 and config.optimizer == "muon":
+            raise UserError("layer_decay has no effect on matrices under optimizer=muon: set layer_decay to 1")
+        model = new_or_loaded(part(config, LlamaConfig), source, size)
+        super().__init__(model, names, label_spellings, config, tokenizer)
+        self.save_hyperparameters(ignore=["tokenizer"])
+        self.hparams["vocab_size"] = model.config.vocab_size  # it may have come from the tokenizer
+        if source:  # a checkpoint of this module must not need the file that it started from, except an adapter's
+            stored_base = {"base": os.path.abspath(source)} if stores_adapter_only else {}
+            self.hparams.update(asdict(model.config) | {"weights": None} | stored_base)
+
+        # Choose what is trained.
+        self.stores_adapter_only = stores_adapter_only
+        if stores_adapter_only:
+            self.base_digest = digest(model)
+            model.requires_grad_(False)
         if method == "lora":
-            add_lora(self.model, lora_rank, lora_alpha, [name.strip() for name in lora_targets.split(",")])
-        if not self.model.config.tie_embeddings and not lm_weight:
-            self.model.output.requires_grad_(False)  # takes no part, and would keep several processes waiting
-        self.bag = None if bag is None else _bag(classes, bag, bag_c)
-        if self.bag is not None:
-            self.trust = nn.Parameter(torch.ones(()))
-        self.held_out: Tensor | None = None  # (N, C) the bag's logits of training texts, by fits without them
-        if method != "zero_shot":
-            self.head = Head(self.model.config.dim, classes, pooling, head_dropout)
-        self._prior: Tensor | None = None  # (1, C)
-        self.confused: np.ndarray | None = None  # (C, C) of the last evaluation
-        splits = ("val", "test")
-        self.losses = nn.ModuleDict({split: MeanMetric(nan_strategy=float("nan")) for split in splits})
-        self.confusions = nn.ModuleDict({split: MulticlassConfusionMatrix(classes) for split in splits})
-        scores = {
-            "accuracy": MulticlassAccuracy(classes, average="micro"),
-            "macro_f1": MulticlassF1Score(classes, average="macro"),
-        }
-        self.scores = nn.ModuleDict({s: MetricCollection({**scores}, prefix=f"{s}_").clone() for s in splits})
+            add_lora(model, lora_rank, lora_alpha, [name.strip() for name in lora_targets.split(",")])
+        if not model.config.tie_embeddings and not lm_weight:
+            # The output matrix gets no gradient, for which several processes would wait.
+            model.output.requires_grad_(False)
 
-    @property
-    def data(self) -> Any:
-        """The DataModule of the running trainer."""
-        return self.trainer.datamodule  # type: ignore[attr-defined]
+        self.layer_decay, self.lm_weight = layer_decay, lm_weight
+        self.bow_features = None if bow_features is None else _new_bow_features(len(names), bow_features, bow_C)
+        if self.bow_features is not None:
+            self.bow_weight = nn.Parameter(torch.ones(()))
+        self._held_out_logits: dict[int, Tensor] | None = None  # a training row's index -> bag-of-words logits (C,)
+        self.head = ClassifierHead(model.config.dim, len(names), pooling, head_dropout)
 
-    def setup(self, stage: str) -> None:
-        data, h = self.data, self.hparams
-        if data.label_names != self.label_names:
-            raise UserError(f"the data's classes are {data.label_names}, but the model's {self.label_names}")
-        longest, needed = self.model.config.max_seq_len, data.max_input_len
-        if h["method"] == "zero_shot":
-            if stage == "fit":
-                raise UserError("method zero_shot trains nothing: use zoo validate, test or predict")
-            needed += max(map(len, self._words)) - 1
-        if needed > longest:
-            raise UserError(
-                f"data.max_input_len {data.max_input_len} needs {needed} positions, but the model has max_seq_len "
-                f"{longest}: lower the first"
-            )
-        self._prior = None
-        if stage == "fit" and self.bag is not None:
-            self.held_out = self.bag.fit(data.texts("train"), data.targets("train")[:, 0].astype(int))
+    def forward(self, batch: TextBatch | Tensor) -> Tensor:
+        """Logits (B, C) of a batch, or of tokens (B, T) without padding."""
+        if isinstance(batch, Tensor):
+            if self.bow_features is not None:
+                raise TypeError("bow_features needs the texts of a TextBatch, not a tensor of tokens")
+            return self.head(self.model.hidden(batch)).float()
+        bow_logits = None if self.bow_features is None else self.bow_features(batch.texts)
+        return self._classify(self.model.hidden(batch.tokens), batch.padding_mask, bow_logits)
 
-    # ---- the classes of a batch
-
-    def forward(self, batch: TextBatch) -> Tensor:
-        """(B, C) logits."""
-        return self._zero_shot(batch) if self.hparams["method"] == "zero_shot" else self._trained(batch)[0]
-
-    def _trained(self, batch: TextBatch) -> tuple[Tensor, Tensor]:
-        """Logits (B, C) and hidden states (B, T, dim)."""
-        hidden = self.model.hidden(batch.tokens)
-        logits = self.head(hidden, batch.padding_mask).float()
-        if self.bag is not None:
-            held_out = self.held_out if self.training else None
-            words = self.bag(batch.texts) if held_out is None else held_out[batch.index.cpu()].to(logits)
-            logits = logits + self.trust * words
-        return logits, hidden
-
-    @property
-    def _words(self) -> list[list[int]]:
-        """The tokens of the names of the classes."""
-        tokenizer = self.data.tokenizer
-        if self.data.hparams["prompt"] is None:
-            raise UserError("method zero_shot asks for the class: give data.prompt, such as '{text} This movie is'")
-        if self.hparams["compat"]:
-            if not self.data.prompts[1].endswith(" "):
-                raise UserError("compat scores as the course does, whose prompt ends with a space: end data.prompt so")
-            return [tokenizer.encode(name, bos=False) for name in self.label_names]
-        return continuations(tokenizer, self.data.prompts[1], self.label_names)
-
-    def _zero_shot(self, batch: TextBatch) -> Tensor:
-        h, words = self.hparams, self._words
-        if h["compat"]:
-            return course_scores(self.model, batch.tokens, words)
-        scores = word_scores(self.model, batch.tokens, batch.padding_mask, words, h["normalize"])
-        if h["calibrate"]:
-            if self._prior is None:
-                ids = self.data.tokenizer.encode("".join(self.data.prompts).strip())
-                prompt = torch.tensor([ids], device=self.device)
-                self._prior = word_scores(self.model, prompt, None, words, h["normalize"])
-            scores = scores - self._prior
-        return scores
+    def _classify(self, hidden: Tensor, padding_mask: Tensor | None, bow_logits: Tensor | None) -> Tensor:
+        """Logits (B, C) of hidden states (B, T, dim) and bag-of-words logits (B, C)."""
+        logits = self.head(hidden, padding_mask).float()
+        return logits if bow_logits is None else logits + self.bow_weight * bow_logits.to(logits)
 
     # ---- training
 
+    def on_train_start(self) -> None:
+        """Fit the bag of words to the rows of the training loader's dataset."""
+        if self.bow_features is None:
+            return
+        texts, classes, indices = _training_rows(self.trainer.train_dataloader)
+        if self.trainer.ckpt_path is None:
+            logits = self.bow_features.fit(texts, classes)
+        else:  # a resumed run: the checkpoint has restored the fitted weights
+            logits = self.bow_features.held_out_logits(texts, classes)
+        self._held_out_logits = dict(zip(indices, logits, strict=True))
+
+    def _training_bow_logits(self, batch: TextBatch) -> Tensor | None:
+        """Bag-of-words logits (B, C) of training rows, from fits that did not include the row."""
+        if self.bow_features is None:
+            return None
+        if self._held_out_logits is None:
+            return self.bow_features(batch.texts)
+        return torch.stack([self._held_out_logits[i] for i in batch.index.tolist()])
+
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
-        logits, hidden = self._trained(batch)
+        hidden = self.model.hidden(batch.tokens)  # (B, T, dim)
+        logits = self._classify(hidden, batch.padding_mask, self._training_bow_logits(batch))
         loss = F.cross_entropy(logits, batch.targets[:, 0].long())
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch.index))
-        if weight := self.hparams["lm_weight"]:
-            following = batch.tokens[:, 1:]  # (B, T - 1)
+        if self.lm_weight:
+            # The next-token loss of the same hidden states, over tokens only.
+            next_tokens = batch.tokens[:, 1:]  # (B, T - 1)
             if batch.padding_mask is not None:
-                following = following.masked_fill(~batch.padding_mask[:, 1:], -100)
-            nll = linear_nll(hidden[:, :-1].flatten(0, 1), self.model.output_weight, following.flatten())
-            self.log("train_lm_loss", nll, batch_size=len(batch.index))
-            loss = loss + weight * nll
+                next_tokens = next_tokens.masked_fill(~batch.padding_mask[:, 1:], IGNORED)
+            lm_loss = linear_nll(hidden[:, :-1].flatten(0, 1), self.model.output_weight, next_tokens.flatten())
+            self.log("train_lm_loss", lm_loss, batch_size=len(batch.index))
+            loss = loss + self.lm_weight * lm_loss
         return loss
 
     def lr_scale(self, name: str) -> float:
-        layers = self.model.config.n_layers
-        if found := re.match(r"model\.layers\.(\d+)\.", name):
-            return self.hparams["layer_decay"] ** (layers - 1 - int(found[1]))
-        return self.hparams["layer_decay"] ** layers if name.startswith("model.tok_embeddings") else 1.0
+        """layer_decay to the power of the number of layers above the parameter."""
+        n_layers = self.model.config.n_layers
+        if match := re.match(r"model\.layers\.(\d+)\.", name):
+            return self.layer_decay ** (n_layers - 1 - int(match[1]))
+        return self.layer_decay**n_layers if name.startswith("model.tok_embeddings") else 1.0
 
     def count(self, batch: TextBatch) -> int:
         """Samples of a training batch."""
@@ -242,103 +202,72 @@ class LlamaClassifier(ZooModule):
         length = batch.tokens.shape[1]
         return length * self.model.flops_per_token(length)
 
-    # ---- evaluation
-
-    def _update(self, split: str, batch: TextBatch) -> None:
-        logits, target = self(batch), batch.targets[:, 0].long()
-        self.losses[split].update(F.cross_entropy(logits, target), weight=len(target))
-        self.scores[split].update(logits, target)
-        self.confusions[split].update(logits, target)
-
-    def _log(self, split: str) -> None:
-        reached = {f"{split}_loss": self.losses[split].compute()} | self.scores[split].compute()
-        self.log_dict(reached, prog_bar=True, sync_dist=True)  # equal on all ranks: the metrics have synced
-        self.confused = self.confusions[split].compute().cpu().numpy()
-        for metric in (self.losses[split], self.scores[split], self.confusions[split]):
-            metric.reset()
-
-    def validation_step(self, batch: TextBatch, batch_idx: int) -> None:
-        self._update("val", batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log("val")
-
-    def test_step(self, batch: TextBatch, batch_idx: int) -> None:
-        self._update("test", batch)
-
-    def on_test_epoch_end(self) -> None:
-        self._log("test")
-
-    def figures(self) -> "dict[str, Figure]":
-        """The confusion matrix of the last evaluation, for the callback that draws."""
-        if self.confused is None:
-            return {}
-        right = np.trace(self.confused) / max(self.confused.sum(), 1)
-        return {"confusion": confusion(self.confused, self.label_names, f"accuracy {right:.3f}")}
-
-    def predict_step(self, batch: TextBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """One row for every text: the label as the files spell it, the probabilities of all, and what is known."""
-        probabilities = self(batch).softmax(-1)  # (B, C)
-        spelt = self.data.labels.spellings
-        rows = []
-        for index, text, p, target in zip(
-            batch.index.tolist(), batch.texts, probabilities, batch.targets[:, 0], strict=True
-        ):
-            best = int(p.argmax())
-            row = {"index": index, "input": text, "label": spelt[best], "name": self.label_names[best]}
-            row["probabilities"] = dict(zip(self.label_names, p.tolist(), strict=True))
-            rows.append(row if target.isnan() else row | {"gold": spelt[int(target)]})
-        return rows
-
     # ---- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        if self.beside:
-            trained = checkpoint["state_dict"].keys() - self._frozen().keys()
-            checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in trained}
-            checkpoint["base_digest"] = self.digest
+        if self.stores_adapter_only:
+            frozen = self._frozen_parameters()
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {name: tensor for name, tensor in state.items() if name not in frozen}
+            checkpoint["base_digest"] = self.base_digest
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        learnt = checkpoint["hyper_parameters"]["label_names"]
-        if learnt != self.label_names:
+        super().on_load_checkpoint(checkpoint)
+        if self.stores_adapter_only and checkpoint.get("base_digest", self.base_digest) != self.base_digest:
             raise UserError(
-                f"this checkpoint learnt the classes {learnt}, in this order, not {self.label_names}: drop "
-                "data.label_names, or name each label by one of those"
-            )
-        if self.beside and checkpoint.get("base_digest", self.digest) != self.digest:
-            raise UserError(
-                f"the weights in {self.hparams['base']} are not those that this checkpoint was trained beside: "
-                "say where they are with --model.base"
+                f"the weights in {self.hparams['base']} differ from the pretrained weights of this checkpoint: give "
+                "the path of the right ones with --model.base"
             )
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        frozen = self._frozen() if self.beside else {}
+        frozen = self._frozen_parameters() if self.stores_adapter_only else {}
         return super().load_state_dict({**frozen, **state_dict}, strict=strict, assign=assign)
 
-    def _frozen(self) -> dict[str, Tensor]:
+    def _frozen_parameters(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.named_parameters() if not p.requires_grad}
 
 
-def _bag(n_classes: int, weigh: Literal["tfidf", "naive_bayes"], inverse_penalty: float) -> "BagOfWords":
-    from zoo.baselines.bow_features import BagOfWords  # and with it scikit-learn, only for those who ask for it
+def _check_method(method: str) -> None:
+    if method == "zero_shot":
+        raise UserError(
+            "method=zero_shot is a model class now: set --model LlamaZeroShot (in a config `class_path: LlamaZeroShot`)"
+        )
+    if method not in METHODS:
+        raise UserError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
 
-    return BagOfWords(n_classes, weigh, inverse_penalty)
+
+def _pretrained_weights(method: str, weights: str | None, base: str | None) -> str:
+    """Path of the frozen weights of an adapter."""
+    source = weights or base
+    if not source:
+        raise UserError(f"method={method} needs pretrained weights: give their path with --model.weights")
+    if not weights and not os.path.exists(source):
+        raise UserError(
+            f"the pretrained weights of this checkpoint are not at {source}: give their path with --model.base"
+        )
+    return source
 
 
-def export(path: str | Path, target: str | Path, base: str | Path | None = None) -> None:
-    """Write the checkpoint at `path`, its low-rank updates merged into the weights, as one that needs no other file.
+def _new_bow_features(n_classes: int, kind: BowKind, C: float) -> "BowFeatures":
+    from zoo.baselines import BowFeatures  # imports scikit-learn, which takes a second
 
-    `base` says where the weights that it was trained beside lie now, if they have moved.
+    return BowFeatures(n_classes, kind, C)
+
+
+def _training_rows(loader: Any) -> tuple[list[str], np.ndarray, list[int]]:
+    """The texts, classes (N,) and indices of all rows of a loader's dataset.
+
+    Raises:
+        UserError: the loader has no map-style dataset, or two rows have the same index.
     """
-    moved: Any = {} if base is None else {"base": str(base)}
-    module = LlamaClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True, **moved)
-    merge_lora(module.model)
-    module.hparams.update({"method": "full", "base": None} if module.beside else {})
-    checkpoint = read_checkpoint(str(path))
-    left_out = ("optimizer_states", "lr_schedulers", "base_digest", "loops", "callbacks")
-    torch.save(
-        {name: value for name, value in checkpoint.items() if name not in left_out}
-        | {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)},
-        target,
-    )
+    dataset: Any = getattr(loader, "dataset", None)
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise UserError("bow_features needs a training loader with a map-style dataset: set bow_features to None")
+    if hasattr(dataset, "texts") and hasattr(dataset, "targets"):  # whole columns, without tokenizing
+        return dataset.texts, dataset.targets[:, 0].astype(int), list(range(len(dataset.texts)))
+    rows = [dataset[i] for i in range(len(dataset))]
+    indices = [row.index for row in rows]
+    if len(set(indices)) < len(indices):
+        raise UserError("bow_features needs training rows with different indices: give each Row its own index")
+    return [row.text for row in rows], np.array([int(row.targets[0]) for row in rows]), indices

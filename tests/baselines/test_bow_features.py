@@ -1,0 +1,101 @@
+"""BowFeatures against scikit-learn's classifiers, and its held-out logits."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.naive_bayes import MultinomialNB
+from sklearn.pipeline import make_pipeline
+
+from tests.commands import ROOT
+from zoo.baselines import BowFeatures
+from zoo.baselines.bag_of_words import WORD_PATTERN
+from zoo.errors import UserError
+
+TEXTS = [f"a {'fine' if i % 2 else 'dull'} film number {i}" for i in range(40)]
+CLASSES = np.array([i % 2 for i in range(40)])
+
+
+@pytest.mark.parametrize("kind", ["tfidf", "naive_bayes"])
+def test_fitted_logits_and_held_out_logits_predict_the_class(kind):
+    bag = BowFeatures(3, kind, C=10.0)
+    held_out = bag.fit(TEXTS, CLASSES)
+    assert (held_out.argmax(1).numpy() == CLASSES).all()
+    logits = bag(["dull , dull", "FINE !", "unseen"])
+    assert logits[:2].argmax(1).tolist() == [0, 1]
+    assert (logits[:, 2] < logits[:, :2].min(1).values).all()  # the third class has no row
+    again = BowFeatures(3, kind, 10.0)
+    again.load_state_dict(bag.state_dict())
+    assert torch.equal(again(TEXTS), bag(TEXTS))
+
+
+@pytest.mark.parametrize("kind", ["tfidf", "naive_bayes"])
+def test_held_out_logits_are_computed_without_their_text(kind):
+    texts = [f"word{i}" for i in range(40)]
+    bag = BowFeatures(2, kind, 1e4)
+    held_out = bag.fit(texts, CLASSES)
+    assert (bag(texts).argmax(1).numpy() == CLASSES).all()  # each text has a word that no other has
+    assert (held_out.argmax(1).numpy() == CLASSES).mean() < 0.7  # unseen in the other folds
+
+
+@pytest.mark.parametrize("kind", ["tfidf", "naive_bayes"])
+def test_fold_without_the_rare_class_predicts_the_other_one(kind):
+    bag = BowFeatures(2, kind)
+    held_out = bag.fit(TEXTS[:7], np.array([1, 1, 1, 0, 1, 1, 1]))
+    assert held_out[3].argmax() == 1  # the only text of class 0
+    assert bag(TEXTS[:7]).isfinite().all()
+
+
+def test_logistic_regression_of_three_classes_equals_scikit_learn():
+    classes = np.array([i % 3 for i in range(40)])
+    bag = BowFeatures(3, "tfidf", 10.0)
+    bag.fit(TEXTS, classes)
+    peer = make_pipeline(TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=WORD_PATTERN))
+    model = LogisticRegression(C=10.0, max_iter=300).fit(peer.fit_transform(TEXTS), classes)
+    expected = model.predict_log_proba(peer.transform(TEXTS))
+    assert np.allclose(bag(TEXTS).log_softmax(1), expected, atol=1e-3)
+
+
+def test_naive_bayes_equals_scikit_learn_at_the_temperature_that_fits_held_out_logits():
+    classes = np.where(np.arange(40) % 7 == 0, 1 - CLASSES, CLASSES)  # some labels are noise
+    bag = BowFeatures(2, "naive_bayes")
+    held_out = bag.fit(TEXTS, classes)
+    peer = make_pipeline(CountVectorizer(binary=True, ngram_range=(1, 2), token_pattern=WORD_PATTERN), MultinomialNB())
+    expected = torch.from_numpy(peer.fit(TEXTS, classes).predict_log_proba(TEXTS)).diff(dim=1).float()
+    scale = bag(TEXTS).diff(dim=1) / expected
+    assert 0 < scale[0] < 0.9
+    assert torch.allclose(scale, scale[:1].expand_as(scale), rtol=1e-3)
+    losses = [F.cross_entropy(factor * held_out, torch.from_numpy(classes)).item() for factor in (0.9, 1, 1.1)]
+    assert losses[1] == min(losses)
+
+
+@pytest.mark.parametrize("kind", ["tfidf", "naive_bayes"])
+def test_held_out_logits_of_a_fitted_classifier_equal_those_of_its_fit(kind):
+    bag = BowFeatures(2, kind)
+    held_out = bag.fit(TEXTS, CLASSES)
+    state = {name: buffer.clone() for name, buffer in bag.state_dict().items()}
+    assert torch.equal(bag.held_out_logits(TEXTS, CLASSES), held_out)
+    assert all(torch.equal(buffer, state[name]) for name, buffer in bag.state_dict().items())
+
+
+def test_logits_are_zero_before_the_fit():
+    assert torch.equal(BowFeatures(2)(["a film"]), torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [(("tfidf", 0.0), "bow_C must be above 0"), (("counts", 1.0), "bow_features must be one of tfidf, naive_bayes")],
+)
+def test_arguments_out_of_range_are_refused(arguments, sentence):
+    with pytest.raises(UserError, match=sentence):
+        BowFeatures(2, *arguments)
+
+
+def test_import_of_the_package_loads_neither_scikit_learn_nor_torch():
+    script = "import sys, zoo.baselines; assert not {'sklearn', 'torch', 'scipy'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)

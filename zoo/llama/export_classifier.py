@@ -1,0 +1,30 @@
+"""Export of a LlamaClassifier's checkpoint: merge its low-rank updates, so that it needs no other file."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.layers.lora import merge_lora
+from zoo.llama.classifier import LlamaClassifier
+from zoo.training.checkpoint_file import read_checkpoint
+
+NOT_EXPORTED = ("optimizer_states", "lr_schedulers", "base_digest", "loops", "callbacks")
+
+
+def export(path: str | Path, target: str | Path, base: str | Path | None = None) -> None:
+    """Write the checkpoint at `path` to `target` with all its weights, as if its method were "full".
+
+    Args:
+        path: checkpoint of a LlamaClassifier.
+        target: file to write. It omits the optimizer state, so training cannot be resumed from it.
+        base: path of the pretrained weights of a "head" or "lora" checkpoint, where they have moved since training.
+    """
+    options: Any = {} if base is None else {"base": str(base)}
+    module = LlamaClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True, **options)
+    merge_lora(module.model)
+    if module.stores_adapter_only:
+        module.hparams.update({"method": "full", "base": None})
+    checkpoint = read_checkpoint(path)
+    exported = {name: value for name, value in checkpoint.items() if name not in NOT_EXPORTED}
+    torch.save(exported | {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}, target)
