@@ -1,4 +1,4 @@
-"""The reversible equilibrium language model in Lightning: RevDEQLM."""
+"""LightningModule of the reversible deep equilibrium language model: RevDEQLM."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,11 +25,12 @@ class RevDEQSettings(OptimizerConfig, RevDEQConfig):
 
 
 class RevDEQLM(LanguageModel):
-    """Reversible deep equilibrium language model: one block iterated, exact gradients, memory independent of depth.
+    """Reversible deep equilibrium language model: one iterated block, exact gradients, memory independent of depth.
 
-    Logged in addition to what every language model logs: `residual`, the training batch's mean |z - f(z)| / |f(z)| after
-    the iteration; `evaluations`, how often f was evaluated; `reconstruction_error`, the relative distance between the
-    start of the forward pass and the end of the backward pass. Training stops when the latter exceeds 1e-3.
+    Logged in addition to what every language model logs: `residual`, the training batch's mean |z - f(z)| / |f(z)|
+    after the iteration; `evaluations`, the number of evaluations of f; `reconstruction_error`, the distance between the
+    start of the iteration and the end of the backward pass, relative to the norm of z. Training stops where it exceeds
+    1e-3.
 
     Args:
         vocab_size: number of token ids; on the command line that of the data's tokenizer.
@@ -66,4 +67,4 @@ class RevDEQLM(LanguageModel):
             self.log("residual", self.solution.residual.mean())
             self.log("evaluations", float(self.solution.evaluations))
             self.log("reconstruction_error", self.solution.reconstruction_error)
-        del self.solution  # and with it the state
+        del self.solution  # frees the state
