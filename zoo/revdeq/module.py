@@ -54,6 +54,9 @@ class RevDEQLM(LanguageModel):
         # The block alone: forward and backward pass must run the same kernels.
         self.model.cell.compile()
 
+    # Not compiled by torch.compile(module), which would reach the forward pass only: the backward pass would round
+    # differently, and the inverse would amplify the difference. The argument `compile` compiles the block for both.
+    @torch.compiler.disable
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         batch = as_token_batch(batch)
         self.solution = self.model.solve(batch.tokens)

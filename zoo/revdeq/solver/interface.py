@@ -99,8 +99,8 @@ def solve(
     if state_dtype == torch.float64 and inputs[0].device.type == "mps":  # which has no fp64
         state_dtype = torch.float32
     z0 = torch.zeros_like(inputs[0], dtype=state_dtype) if z0 is None else z0.to(state_dtype)
-    if len(z0) != len(inputs[0]):
-        raise UserError(f"z0 has {len(z0)} samples, but x {len(inputs[0])}: they must be equal")
+    if z0.shape[0] != inputs[0].shape[0]:  # not len(), which torch.export would make a constant
+        raise UserError(f"z0 has {z0.shape[0]} samples, but x {inputs[0].shape[0]}: they must be equal")
     parameters = [p for p in f.parameters() if p.requires_grad] if torch.is_grad_enabled() else []
     tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (z0, *inputs, *parameters))
     evaluate = make_evaluate(call, inputs, SavedAutocast(z0.device.type), state_dtype)
