@@ -50,9 +50,7 @@ def test_rotary_accepts_a_start_per_row():
 def test_rotary_scores_depend_on_distance_only():
     rotary = RotaryEmbedding(8, 32)
     query, key = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
-    scores = [
-        (rotary(query, key, start + 5)[0] * rotary(query, key, start)[1]).sum() for start in (0, 7, 20)
-    ]
+    scores = [(rotary(query, key, start + 5)[0] * rotary(query, key, start)[1]).sum() for start in (0, 7, 20)]
     torch.testing.assert_close(torch.stack(scores), scores[0].expand(3))
 
 

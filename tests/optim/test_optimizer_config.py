@@ -59,7 +59,7 @@ def test_muon_updates_only_matrices_inside_layers():
 
 
 def test_muon_needs_matrices_inside_layers():
-    with pytest.raises(UserError, match="optimizer=muon needs a model with matrices inside layers: choose adamw or ada"):
+    with pytest.raises(UserError, match="optimizer=muon needs a model with matrices inside layers: choose adamw"):
         OptimizerConfig(optimizer="muon").build(nn.Linear(3, 2).named_parameters())
 
 

@@ -15,15 +15,15 @@ import numpy as np
 
 HERE = Path(__file__).parent
 TINY = 1e-300  # a tolerance that is never reached; with 0 the original makes no step
-# beta, N, and whether the iteration starts at z0 instead of 0. The inverse amplifies rounding by (1 - beta)^-2 per step:
-# with beta far from 0.5 results can be compared to 1e-12 for a few steps only.
+# beta, N, and whether the iteration starts at z0 instead of 0. The inverse amplifies rounding by (1 - beta)^-2 per
+# step: with beta far from 0.5 results can be compared to 1e-12 for a few steps only.
 REVERSIBLE = [
     (0.5, 1, False), (0.5, 4, False), (0.5, 4, True), (0.5, 8, False), (0.3, 8, True), (0.8, 2, True), (1.5, 4, False)
 ]  # fmt: skip
 
 
 def function() -> dict[str, np.ndarray]:
-    """Weights of f(z, x) = C tanh(A z + B x + b), a contraction, its inputs and the gradient of its output, for 3 samples."""
+    """Weights of a contraction f(z, x) = C tanh(A z + B x + b), inputs, and the gradient of the output, for 3 samples."""
     rng = np.random.default_rng(0)
     shapes = {"A": (6, 4), "B": (6, 4), "b": (6,), "C": (4, 6), "x": (3, 4), "z0": (3, 4), "cotangent": (3, 4)}
     values = {name: rng.normal(size=shape) for name, shape in shapes.items()}

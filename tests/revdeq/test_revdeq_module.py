@@ -1,4 +1,4 @@
-"""RevDEQLM through the Trainer and the command line: training, resuming, two processes, precision, logging, generation."""
+"""RevDEQLM with the Trainer and the command line: training, resuming, two processes, precision, logging, text."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""RevDEQLM without the zoo's command line, data modules and callbacks: Trainer, DataLoader, checkpoints, compile, export."""
+"""RevDEQLM with plain Lightning: Trainer, DataLoader, load_from_checkpoint, predict, torch.compile, torch.export."""
 
 import pytest
 import torch
