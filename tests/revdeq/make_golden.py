@@ -23,7 +23,7 @@ REVERSIBLE = [
 
 
 def function() -> dict[str, np.ndarray]:
-    """Weights of a contraction f(z, x) = C tanh(A z + B x + b), inputs, and the gradient of the output, for 3 samples."""
+    """Weights of a contraction f(z, x) = C tanh(A z + B x + b), inputs, and the gradient of the output, 3 samples."""
     rng = np.random.default_rng(0)
     shapes = {"A": (6, 4), "B": (6, 4), "b": (6,), "C": (4, 6), "x": (3, 4), "z0": (3, 4), "cotangent": (3, 4)}
     values = {name: rng.normal(size=shape) for name, shape in shapes.items()}
