@@ -36,8 +36,8 @@ def gradients(**options):
 
 
 # An inverted step of beta 1/2 amplifies rounding by up to (2 + L)^2, L the Lipschitz constant of f at its states. For
-# L = 0 that is 4^N eps: 3e-14 for N = 4, 7e-12 for N = 8. The bounds leave a factor of 35 and 14 for L. They hold only if
-# f is continuous: a cast to fp32 inside it (as rotary embedding once had) makes jumps of 6e-8 where a value crosses a
+# L = 0 that is 4^N eps: 3e-14 for N = 4, 7e-12 for N = 8. The bounds leave a factor of 35 and 14 for L. They need a
+# continuous f: a cast to fp32 inside it (as rotary embedding once had) makes jumps of 6e-8 where a value crosses a
 # rounding boundary, and which values do depends on the CPU's kernels.
 @pytest.mark.parametrize("kind", [*KINDS, {"dropout": 0.3}])
 @pytest.mark.parametrize(("steps", "bound"), [(4, 1e-12), (8, 1e-10)])
