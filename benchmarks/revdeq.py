@@ -1,11 +1,11 @@
-"""RevDEQ's ways to its gradients: the memory and the time of a training step against N, and how exact they are.
+"""RevDEQ's gradient methods: memory and time of a training step against N, and exactness.
 
     python benchmarks/revdeq.py [--only memory time gradients gpu] [--threads 1]
 
-The same network throughout, its backward pass reversible, plain (unrolled), checkpointing each step, or implicit (2N
-evaluations each way); and torchdeq, where that package is installed, on the same block and weights: implicit too, 2N
-evaluations each way, its default solver. Every peak of memory is of a fresh process. Rows go to results/revdeq.json,
-memory and time into a plot beside it, results/revdeq_memory.png.
+Always the same network, with a backward pass that is reversible, plain (unrolled), checkpointed at each step, or
+implicit (2N evaluations in each pass). If torchdeq is installed, it is measured on the same block and weights: implicit
+too, 2N evaluations in each pass, default solver. Every memory peak is measured in a new process. Rows are written to
+results/revdeq.json, the plot of memory and time to results/revdeq_memory.png.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from zoo.revdeq import ReconstructionError, RevDEQ, RevDEQConfig  # noqa: E402
 
 SMALL: dict[str, Any] = {"vocab_size": 256, "hidden_size": 256, "num_heads": 4, "intermediate_size": 1024}
 LENGTH, STEPS = 256, (1, 2, 4, 8, 16, 32)
-KEEP = 16  # steps whose way back fp64 states are good for, at beta .5
+KEEP = 16  # number of steps that can be inverted with fp64 states at beta 0.5
 WAYS = {"reversible": "reversible", "plain": "unroll", "checkpoint": "checkpoint", "implicit": "implicit"}
 PEER = "torchdeq"
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
@@ -70,18 +70,18 @@ def ways() -> list[str]:
 
 
 def solved(model: RevDEQ, tokens: Tensor, way: str, n: int) -> Any:
-    """The state, as a solution, at 2N evaluations of the cell."""
+    """The solution after 2N evaluations of the cell, by one of the methods."""
     if way == PEER:
         import torchdeq
 
         x = model.tok_embeddings(tokens) + model.pos_embeddings.weight[: tokens.shape[1]]
-        limits = {"f_max_iter": 2 * n, "b_max_iter": 2 * n, "f_tol": -1.0, "b_tol": -1.0}  # never ends sooner
+        limits = {"f_max_iter": 2 * n, "b_max_iter": 2 * n, "f_tol": -1.0, "b_tol": -1.0}  # never ends early
         states, _ = torchdeq.get_deq(ift=True, **limits)(lambda z: model.cell(z, (x,)), torch.zeros_like(x))
         return SimpleNamespace(z=states[-1])
     ahead: Row = {"max_steps": n}
     if way == "reversible":
         ahead |= {"keep_every": KEEP}
-    if way == "implicit":  # backward_steps are its evaluations on the way back
+    if way == "implicit":  # backward_steps is the number of evaluations of the backward pass
         ahead = {"solver": "plain", "max_steps": 2 * n, "backward_steps": 2 * n}
     return model.solve(tokens, backward=WAYS[way], **ahead)
 
@@ -98,9 +98,9 @@ def stepping(model: RevDEQ, tokens: Tensor, way: str, n: int) -> Callable[[], No
 
 
 def memory(repeats: int) -> list[Row]:
-    """Peak memory of a step beyond what the process held before it, each in a process of its own.
+    """Peak memory of a step minus the memory before it, each measured in a new process.
 
-    glibc is told to give freed tensors back at once: what it keeps of them varies from run to run, by a tenth and more.
+    glibc is set to return freed tensors at once: otherwise results vary by a tenth and more between runs.
     """
     rows = []
     about = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -118,7 +118,7 @@ def memory_of(way: str, n: int) -> None:
         return next(int(line.split()[1]) / 1024 for line in status if line.startswith(kind))
 
     model = build(**SMALL, max_position_embeddings=LENGTH)
-    stepping(model, text(model, 1, 8), way, 1)()  # what is loaded at first use counts in no way
+    stepping(model, text(model, 1, 8), way, 1)()  # libraries that are loaded at first use are not counted
     tokens = text(model, 4, LENGTH)
     before = megabytes("VmRSS")
     stepping(model, tokens, way, n)()
@@ -140,7 +140,7 @@ def row(what: str, way: str, n: int, value: float, unit: str) -> Row:
 
 
 def gradients_of(model: RevDEQ, tokens: Tensor, autocast: torch.autocast, **settings: Any) -> dict[str, Tensor]:
-    """Gradients of a weighted sum of the hidden states by x and by the parameters, under one mask of dropout."""
+    """Gradients of a weighted sum of the hidden states by x and the parameters, with a fixed dropout mask."""
     torch.manual_seed(2)
     model.zero_grad()
     seen: list[Tensor] = []
@@ -149,10 +149,10 @@ def gradients_of(model: RevDEQ, tokens: Tensor, autocast: torch.autocast, **sett
         x.register_hook(seen.append)
 
     hook = model.tok_embeddings.register_forward_hook(keep)
-    # A first state that wants a gradient, as all others do: what is compiled for them then serves it too.
+    # The first state requires a gradient, as all others do, so that one compiled version serves all.
     z0 = torch.zeros(*tokens.shape, model.config.hidden_size, device=tokens.device, requires_grad=True)
     with warnings.catch_warnings(), autocast:
-        warnings.filterwarnings("ignore", message=".*may lose more digits")  # how many is what is measured
+        warnings.filterwarnings("ignore", message=".*may lose more digits")  # the loss of digits is what is measured
         hidden = model.norm(model.solve(tokens, z0=z0, max_reconstruction_error=math.inf, **settings).z)
         weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(3)).to(hidden)
         loss = (hidden * weights).sum()
@@ -162,11 +162,11 @@ def gradients_of(model: RevDEQ, tokens: Tensor, autocast: torch.autocast, **sett
 
 
 def exactness(model: RevDEQ, tokens: Tensor, autocast: Callable[[], torch.autocast], of: str, **settings: Any) -> Row:
-    """How far the reversible gradients are from the unrolled: |difference| / |unrolled| of the worst tensor."""
+    """Error of reversible gradients: the largest |difference from unrolled| / |unrolled| of all tensors."""
     keep_every = settings.pop("keep_every", None)
     exact = gradients_of(model, tokens, autocast(), backward="unroll", **settings)
-    found = gradients_of(model, tokens, autocast(), backward="reversible", keep_every=keep_every, **settings)
-    error = float(torch.stack([(found[name] - exact[name]).norm() / exact[name].norm() for name in exact]).max())
+    reversible = gradients_of(model, tokens, autocast(), backward="reversible", keep_every=keep_every, **settings)
+    error = float(torch.stack([(reversible[name] - exact[name]).norm() / exact[name].norm() for name in exact]).max())
     n = settings["max_steps"]
     return {"benchmark": f"gradients, {of}, N {n}", "part": "gradients", "of": of, "N": n, "error": error}
 
@@ -197,11 +197,11 @@ def gpu(repeats: int, device: str = "cuda", batch: int = 32, **sizes: Any) -> li
             model = compiled(device, sizes)
             benchmark = f"training, {way}, {of}, N {n}"
             try:
-                figures = half_precision(model, dtype, way, n, batch, repeats)
+                measured = half_precision(model, dtype, way, n, batch, repeats)
             except (torch.cuda.OutOfMemoryError, ReconstructionError) as error:
-                print(f"{benchmark}: left out: {error}")
+                print(f"{benchmark}: skipped: {error}")
                 continue
-            rows.append({"benchmark": benchmark, "part": "gpu", "of": f"{way}, {of}", "N": n, **figures})
+            rows.append({"benchmark": benchmark, "part": "gpu", "of": f"{way}, {of}", "N": n, **measured})
     return rows
 
 
@@ -238,7 +238,7 @@ def half_precision(model: RevDEQ, dtype: torch.dtype, way: str, n: int, batch: i
 
 
 def plot(path: Path, into: Path) -> None:
-    """Memory and time against N, a line for each way."""
+    """Plot memory and time against N, one line per method."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -275,11 +275,11 @@ def main() -> None:
         return memory_of(args.memory_of[0], int(args.memory_of[1]))
     about = {"repeats": args.repeats, "threads": args.threads, **facts()}
     if PEER not in ways():
-        print(f"{PEER}: left out, for it is not installed (pip install --no-deps torchdeq)")
+        print(f"{PEER}: skipped, because it is not installed (pip install --no-deps torchdeq)")
     rows = []
     for part in args.only:
         if part == "gpu" and not torch.cuda.is_available():
-            print("gpu: left out, for there is no CUDA device")
+            print("gpu: skipped, because there is no CUDA device")
             continue
         for result in PARTS[part](args.repeats):
             rows.append(result | about)

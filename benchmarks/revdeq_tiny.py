@@ -1,8 +1,9 @@
-"""The tiny RevDEQ trained by its reversible gradients and by unrolling: equal steps and seeds, equal losses?
+"""Validation loss of the tiny RevDEQ trained with reversible gradients and by unrolling, with equal steps and seeds.
 
     python benchmarks/revdeq_tiny.py [--seeds 0 1 2]
 
-Both blocks, by configs/tiny/revdeq.yaml, beside counting models of the same bytes. Rows go to results/revdeq_tiny.json.
+Both blocks, with configs/tiny/revdeq.yaml, and n-gram models of the same bytes. Rows are written to
+results/revdeq_tiny.json.
 """
 
 import argparse
@@ -27,7 +28,7 @@ QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=
 
 
 def train(block: str, backward: str, seed: int, folder: Path) -> tuple[dict[str, Any], Any]:
-    """The validation loss, in nats per byte over the whole split, of one training; and its data."""
+    """Train once: (validation loss in nats per byte over the whole split, the data module)."""
     argv = [f"--config={CONFIG}", f"--output_dir={folder}", f"--seed_everything={seed}", *QUIET]
     start = time.perf_counter()
     ZooCLI(["fit", *argv, f"--model.block={block}", f"--model.backward={backward}", "--samples.max_new_tokens=0"])

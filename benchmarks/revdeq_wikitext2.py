@@ -1,9 +1,9 @@
-"""RevDEQ and a Llama of as many parameters on WikiText-2: equal steps, equal tokens, several seeds, one table.
+"""RevDEQ and a Llama with the same number of parameters on WikiText-2: equal steps and tokens, several seeds.
 
     python benchmarks/revdeq_wikitext2.py --data_dir wikitext-2/    # a folder with train.txt, valid.txt, test.txt
 
-Both are trained by their own configs of configs/wikitext2, the Llama cut down to RevDEQ's size. Rows go to
-results/revdeq_wikitext2.json; the runs stay in --output_dir.
+Both are trained with their configs in configs/wikitext2, the Llama reduced to RevDEQ's size. Rows are written to
+results/revdeq_wikitext2.json; the runs remain in --output_dir.
 """
 
 import argparse
@@ -25,7 +25,7 @@ CONFIGS = ROOT / "configs" / "wikitext2"
 STEPS = ["--trainer.max_steps=600", "--trainer.val_check_interval=200", "--model.warmup_steps=100"]
 STEPS_TO_REST = (1, 2, 4, 8, 16, 32)
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--samples.max_new_tokens=0"]
-# The name of a row, its config, its options, and the evaluations of a block or layer that a token passes through.
+# Name of the row -> config, options, number of blocks or layers that a token passes through.
 MODELS = {
     "RevDEQ-post_norm": ("revdeq.yaml", ["--model.block=post_norm"], 8),
     "RevDEQ-paper": ("revdeq.yaml", ["--model.block=paper"], 8),
@@ -34,21 +34,21 @@ MODELS = {
 
 
 def residuals(checkpoint: Path) -> dict[str, list[float]]:
-    """The relative residual after N steps on the first validation batch, and the perplexity that z then gives."""
+    """Relative residual after N steps on the first validation batch, and the perplexity with that state."""
     cli = ZooCLI(["validate", f"--ckpt_path={checkpoint}", "--trainer.fast_dev_run=1"])
     model = cli.model.model.eval()
-    inputs, targets, _ = next(iter(cli.datamodule.val_dataloader()))
-    found: dict[str, list[float]] = {"N": list(STEPS_TO_REST), "residual": [], "batch_ppl": []}
+    inputs, targets = next(iter(cli.datamodule.val_dataloader()))[:2]
+    result: dict[str, list[float]] = {"N": list(STEPS_TO_REST), "residual": [], "batch_ppl": []}
     with torch.no_grad():
         for steps in STEPS_TO_REST:
             solution = model.solve(inputs, max_steps=steps)
-            found["residual"].append(solution.residual.mean().item())
-            found["batch_ppl"].append(model.loss(inputs, targets, solution).exp().item())
-    return found
+            result["residual"].append(solution.residual.mean().item())
+            result["batch_ppl"].append(model.loss(inputs, targets, solution).exp().item())
+    return result
 
 
 def step_seconds(checkpoints: dict[str, Path]) -> dict[str, float]:
-    """Forward and backward of a training step of each model, in turn: the seconds of the trainings are not."""
+    """Seconds of forward and backward pass of a training step, the models measured alternately."""
 
     def step(checkpoint: Path) -> Callable[[], None]:
         model = ZooCLI(["validate", f"--ckpt_path={checkpoint}", "--trainer.fast_dev_run=1"]).model.model.train()
@@ -67,7 +67,7 @@ def step_seconds(checkpoints: dict[str, Path]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True, help="WikiText-2's folder")
-    parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS), help="to train")
+    parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS), help="models to train")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "wikitext2-revdeq")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom in a kernel of its own, and is committed without what it printed."""
+"""The notebook runs from top to bottom in a new kernel, and is committed without outputs."""
 
 import re
 from pathlib import Path
@@ -26,49 +26,49 @@ def notebook():
 
 
 def execute(notebook, folder, parameters):
-    """Run a notebook in `folder`, with `parameters` after its own."""
-    here = [cell.metadata.get("tags") == ["parameters"] for cell in notebook.cells].index(True)
-    notebook.cells.insert(here + 1, nbformat.v4.new_code_cell(parameters))
-    where = {"metadata": {"path": str(folder)}}
-    NotebookClient(notebook, kernel_name="python3", timeout=120, resources=where).execute()
+    """Run a notebook in `folder`, with the code `parameters` after its cell of parameters."""
+    index = [cell.metadata.get("tags") == ["parameters"] for cell in notebook.cells].index(True)
+    notebook.cells.insert(index + 1, nbformat.v4.new_code_cell(parameters))
+    resources = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, kernel_name="python3", timeout=120, resources=resources).execute()
 
 
-def said(notebook, cell_id):
-    """What a cell printed to stdout."""
+def printed(notebook, cell_id):
+    """The text that a cell printed to stdout."""
     cell = next(cell for cell in notebook.cells if cell.id == cell_id)
     return "".join(o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stdout")
 
 
-def test_committed_cells_have_no_outputs(notebook):
+def test_committed_notebook_has_no_outputs(notebook):
     for cell in notebook.cells:
         assert not cell.get("outputs"), cell.id
         assert cell.get("execution_count") is None, cell.id
 
 
-def test_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the kernel works in another folder
+def test_notebook_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the kernel runs in another folder
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     execute(notebook, tmp_path, SHORT)
 
-    header, *rows = said(notebook, "toy").splitlines()
+    header, *rows = printed(notebook, "toy").splitlines()
     differences = [float(row.split()[-1]) for row in rows]
     assert header.endswith("gradients differ by")
     assert len(differences) == 4
     assert max(differences) < 1e-10
 
-    loss = float(re.match(r"(\S+) nats per byte", said(notebook, "validation"))[1])
+    loss = float(re.match(r"(\S+) nats per byte", printed(notebook, "validation"))[1])
     assert 2 < loss < 7  # six steps from log(257) = 5.5
     plot = next(cell for cell in notebook.cells if cell.id == "plot")
     assert any("image/png" in output.get("data", {}) for output in plot.outputs)
-    text = said(notebook, "generate")
+    text = printed(notebook, "generate")
     assert text.startswith("The ")
     assert len(text) > 50
-    folder = Path(said(notebook, "tensorboard").split()[-1])
+    folder = Path(printed(notebook, "tensorboard").split()[-1])
     assert folder.is_relative_to(tmp_path.resolve())
     assert list(folder.glob("events.out.tfevents*"))
 
 
-def test_colab_asks_for_the_repository(notebook, tmp_path):
+def test_colab_without_repository_raises(notebook, tmp_path):
     del notebook.cells[3:]
     with pytest.raises(CellExecutionError, match="set REPOSITORY above to the address"):
         execute(notebook, tmp_path, "import sys\nsys.modules['google.colab'] = sys")

@@ -1,4 +1,4 @@
-"""The linear map by oneDNN is F.linear, forward and backward."""
+"""`linear` (by oneDNN) against F.linear, forward and backward."""
 
 import pytest
 import torch
@@ -10,26 +10,26 @@ from zoo.layers.linear import by_onednn, linear
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(7, 5), (3, 4, 5), (2, 3, 4, 5)])
-def test_it_is_f_linear(shape, bias):
+def test_equals_f_linear(shape, bias):
     torch.manual_seed(0)
     x, weight = torch.randn(shape, requires_grad=True), torch.randn(6, 5, requires_grad=True)
     parts = [x, weight, *([torch.randn(6, requires_grad=True)] if bias else [])]
-    ours, theirs = linear(*parts), F.linear(*parts)
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    upstream = torch.randn_like(ours)
-    gradients = [torch.autograd.grad(out, parts, upstream) for out in (ours, theirs)]
-    for mine, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-5)
+    output, expected = linear(*parts), F.linear(*parts)
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
+    upstream = torch.randn_like(output)
+    gradients = [torch.autograd.grad(out, parts, upstream) for out in (output, expected)]
+    for gradient, expected_gradient in zip(*gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, atol=1e-5, rtol=1e-5)
 
 
-def test_only_what_is_asked_for_has_a_gradient():
+def test_only_tensors_that_require_gradients_get_them():
     x, weight = torch.randn(3, 5), torch.randn(6, 5, requires_grad=True)
     linear(x, weight).sum().backward()
     assert x.grad is None
     torch.testing.assert_close(weight.grad, x.sum(0).expand(6, -1))
 
 
-def test_other_types_and_autocast_go_to_torch(monkeypatch):
+def test_other_dtypes_and_autocast_use_f_linear(monkeypatch):
     x, weight = torch.randn(3, 5), torch.randn(6, 5)
     assert not by_onednn(x.double())
     with torch.autocast("cpu", torch.bfloat16):

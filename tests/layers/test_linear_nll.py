@@ -1,4 +1,4 @@
-"""The chunked cross-entropy against torch's, in value and gradients."""
+"""Chunked cross-entropy against torch's: value and gradients."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def problem():
 
 
 @pytest.mark.parametrize("rows", [1, 8, 100])
-def test_equals_cross_entropy_whatever_the_chunk(problem, monkeypatch, rows):
+def test_equals_cross_entropy_for_any_chunk_size(problem, monkeypatch, rows):
     monkeypatch.setitem(module.CHUNK_BYTES, "cpu", rows * 4 * 50)
     hidden, weight, targets = problem
     loss, expected = linear_nll(*problem), F.cross_entropy(F.linear(hidden, weight), targets)
@@ -28,7 +28,7 @@ def test_equals_cross_entropy_whatever_the_chunk(problem, monkeypatch, rows):
     torch.testing.assert_close(ours, theirs)
 
 
-def test_no_target_at_all_is_a_loss_of_zero(problem):
+def test_no_scored_target_gives_zero_loss_and_gradients(problem):
     hidden, weight, targets = problem
     loss = linear_nll(hidden, weight, torch.full_like(targets, -100))
     loss.backward()
@@ -37,14 +37,14 @@ def test_no_target_at_all_is_a_loss_of_zero(problem):
     assert not weight.grad.any()
 
 
-def test_without_gradients_the_value_is_the_same(problem):
+def test_no_grad_gives_the_same_value(problem):
     loss = linear_nll(*problem)
     with torch.no_grad():
         assert torch.equal(linear_nll(*problem), loss)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast(problem, dtype):
+def test_autocast_keeps_small_gradients_under_loss_scaling(problem, dtype):
     hidden, weight, targets = problem
     with torch.autocast("cpu", dtype=dtype):
         loss = linear_nll(*problem)

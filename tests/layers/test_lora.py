@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from zoo.errors import UserError
 from zoo.layers.lora import add_lora, merge_lora
 
 
@@ -13,14 +14,14 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Embedding(7, 6), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
 
 
-def test_an_adapted_model_starts_as_the_one_it_adapts(model):
+def test_adapted_model_starts_with_the_same_outputs(model):
     tokens = torch.arange(7)
     before = model(tokens)
     add_lora(model, rank=2, alpha=4.0)
     assert torch.equal(model(tokens), before)
 
 
-def test_only_the_low_rank_updates_train_and_merging_keeps_what_they_learnt(model):
+def test_only_updates_train_and_merging_keeps_the_outputs(model):
     tokens, frozen = torch.arange(7), {name: p.clone() for name, p in model.named_parameters()}
     add_lora(model, rank=2, alpha=4.0)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -42,6 +43,14 @@ def test_only_the_low_rank_updates_train_and_merging_keeps_what_they_learnt(mode
     assert 1 <= torch.linalg.matrix_rank(update, rtol=1e-4) <= 2
 
 
-def test_a_rank_of_zero_is_refused(model):
-    with pytest.raises(ValueError, match="lora_rank must be at least 1, not 0"):
+def test_rank_zero_raises_user_error(model):
+    with pytest.raises(UserError, match="lora_rank must be at least 1, not 0"):
         add_lora(model, rank=0, alpha=1.0)
+
+
+def test_unknown_target_and_second_adaptation_raise_user_error(model):
+    with pytest.raises(UserError, match="lora_targets names no '7' of this model, which has 1, 3"):
+        add_lora(model, rank=1, alpha=1.0, targets=["7"])
+    add_lora(model, rank=1, alpha=1.0, targets=["3"])
+    with pytest.raises(UserError, match="has low-rank updates already"):
+        add_lora(model, rank=1, alpha=1.0)

@@ -1,4 +1,4 @@
-"""AdamW against the rule written out in float64, its two paths against each other, its state through a file."""
+"""AdamW against its formula in fp64, fused against plain updates, and resuming from a file."""
 
 import copy
 import io
@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from zoo.errors import UserError
 from zoo.optim import AdamW
 
 
@@ -27,7 +28,7 @@ def problem(dtype=torch.float32):
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("correct_bias", [True, False])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_is_its_rule(fused, correct_bias, weight_decay):
+def test_matches_its_formula(fused, correct_bias, weight_decay):
     parameters, backward = problem(torch.float64)
     lr, beta1, beta2, eps = 3e-3, 0.9, 0.99, 1e-4
     optimizer = AdamW(
@@ -48,7 +49,7 @@ def test_is_its_rule(fused, correct_bias, weight_decay):
 
 
 @pytest.mark.parametrize("correct_bias", [True, False])
-def test_both_paths_agree_in_fp32(correct_bias):
+def test_fused_and_plain_updates_agree_in_fp32(correct_bias):
     (plain, backward_plain), (fused, backward_fused) = problem(), problem()
     settings = {"lr": 1e-3, "weight_decay": 0.1, "correct_bias": correct_bias}
     optimizers = AdamW(plain, fused=False, **settings), AdamW(fused, fused=True, **settings)
@@ -61,14 +62,14 @@ def test_both_paths_agree_in_fp32(correct_bias):
 
 def test_differs_from_torch_where_eps_matters():
     (a, backward_a), (b, backward_b) = problem(), problem()
-    ours, theirs = AdamW(a, 1e-2, eps=1e-2), torch.optim.AdamW(b, 1e-2, eps=1e-2, weight_decay=0)
+    zoo, torchs = AdamW(a, 1e-2, eps=1e-2), torch.optim.AdamW(b, 1e-2, eps=1e-2, weight_decay=0)
     for _ in range(5):
-        backward_a(), backward_b(), ours.step(), theirs.step()
+        backward_a(), backward_b(), zoo.step(), torchs.step()
     assert not torch.allclose(a[0], b[0], atol=1e-4)
 
 
 @pytest.mark.parametrize("fused", [None, False])
-def test_resumes_bitwise_through_a_file(fused):
+def test_resume_from_a_file_is_bitwise(fused):
     straight, backward = problem()
     optimizer = AdamW(straight, 1e-2, weight_decay=0.1, fused=fused)
     for _ in range(3):
@@ -88,7 +89,7 @@ def test_resumes_bitwise_through_a_file(fused):
     assert all(torch.equal(a, b) for a, b in zip(straight, resumed, strict=True))
 
 
-def test_parameters_may_join_and_skip_steps():
+def test_parameters_without_gradients_skip_a_step():
     parameters, backward = problem()
     optimizer = AdamW(parameters, 1e-2)
     backward()
@@ -100,13 +101,13 @@ def test_parameters_may_join_and_skip_steps():
     assert [optimizer.state[p]["step"] for p in parameters] == [2, 1]
 
 
-def test_gradient_scaler_keeps_its_hands_on_the_scale():
+def test_gradient_scaler_skips_a_step_with_infinite_gradients():
     parameters, backward = problem()
     assert not getattr(AdamW(parameters), "_step_supports_amp_scaling", False)
     optimizer, scaler = AdamW(parameters, 1e-2), torch.amp.GradScaler("cpu")
     before = [p.detach().clone() for p in parameters]
     backward()
-    scaler.scale(torch.ones(()))  # a scaler begins with its first loss
+    scaler.scale(torch.ones(()))  # a scaler starts with its first loss
     parameters[0].grad[0, 0] = torch.inf
     scaler.step(optimizer)
     scaler.update()
@@ -119,20 +120,20 @@ def test_gradient_scaler_keeps_its_hands_on_the_scale():
         ({"lr": -1.0}, "lr must be at least 0, not -1.0"),
         ({"eps": math.nan}, "eps must be at least 0, not nan"),
         ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
-        ({"betas": (0.9, 1.0)}, r"betas must lie in \[0, 1\)"),
+        ({"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\)"),
     ],
 )
-def test_refuses_settings_out_of_range(settings, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_settings_out_of_range_raise_user_error(settings, sentence):
+    with pytest.raises(UserError, match=sentence):
         AdamW(problem()[0], **settings)
 
 
-def test_refuses_sparse_gradients_and_a_fused_path_that_is_not_there():
+def test_sparse_gradients_and_missing_fused_kernel_raise_user_error():
     embedding = torch.nn.Embedding(4, 2, sparse=True)
     embedding(torch.tensor([1])).sum().backward()
-    with pytest.raises(ValueError, match="dense gradients"):
+    with pytest.raises(UserError, match="dense gradients"):
         AdamW(embedding.parameters()).step()
     odd = torch.zeros(2, dtype=torch.complex64, requires_grad=True)
     odd.grad = torch.ones_like(odd)
-    with pytest.raises(ValueError, match="fused=True has no kernel"):
+    with pytest.raises(UserError, match="fused=True has no kernel"):
         AdamW([odd], fused=True).step()

@@ -1,4 +1,4 @@
-"""Muon and AdamW as one optimizer."""
+"""MuonAdamW: torch's Muon and our AdamW as one optimizer."""
 
 import copy
 
@@ -31,7 +31,7 @@ def train(model, optimizers, steps=5):
             optimizer.zero_grad()
 
 
-def test_it_is_the_two_side_by_side():
+def test_equals_muon_and_adamw_as_two_optimizers():
     one, two = network(), network()
     matrices, vectors = parts(one)
     train(one, [MuonAdamW(matrices, vectors, muon_lr=0.02, lr=0.01)])
@@ -42,19 +42,19 @@ def test_it_is_the_two_side_by_side():
         assert torch.equal(p, q)
 
 
-def test_its_state_is_saved_and_restored(tmp_path):
-    whole = network()
-    optimizer = MuonAdamW(*parts(whole))
-    train(whole, [optimizer], 3)
-    torch.save([whole.state_dict(), optimizer.state_dict()], tmp_path / "state.pt")
+def test_resume_from_a_file_is_bitwise(tmp_path):
+    first = network()
+    optimizer = MuonAdamW(*parts(first))
+    train(first, [optimizer], 3)
+    torch.save([first.state_dict(), optimizer.state_dict()], tmp_path / "state.pt")
     again = network()
     weights, state = torch.load(tmp_path / "state.pt", weights_only=True)
     again.load_state_dict(weights)
     resumed = MuonAdamW(*parts(again))
     resumed.load_state_dict(copy.deepcopy(state))
-    for model, opt in ((whole, optimizer), (again, resumed)):
+    for model, opt in ((first, optimizer), (again, resumed)):
         for group in opt.param_groups:
             group["initial_lr"] = group["lr"] = 0.01
         train(model, [opt], 3)
-    for p, q in zip(whole.parameters(), again.parameters(), strict=True):
+    for p, q in zip(first.parameters(), again.parameters(), strict=True):
         assert torch.equal(p, q)

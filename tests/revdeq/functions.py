@@ -1,4 +1,4 @@
-"""Shared by the tests of `solve`: a small f, and the gradients that a way of solving gives it."""
+"""Helpers for the tests of `solve`: a small f, and its gradients by each method."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ from zoo.revdeq import solve
 
 
 class Function(nn.Module):
-    """A small f that mixes nothing between samples; `gain` above 1 and it need not contract."""
+    """A small f that treats samples independently; with `gain` above 1 it need not be a contraction."""
 
     def __init__(self, dtype=torch.float64, gain=1.0, dim=6):
         super().__init__()
@@ -28,12 +28,12 @@ def gradients(backward, steps, dtype=torch.float64, autocast=None, f=None, rows=
     leaves = [x.requires_grad_(), z0.requires_grad_(), *f.parameters()]
     with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
         solution = solve(f, x, z0, max_steps=steps, backward=backward, **options)
-    unused = backward in ("implicit", "phantom")  # z0, of which a fixed point knows nothing
+    unused = backward in ("implicit", "phantom")  # z0: a fixed point does not depend on it
     return solution, torch.autograd.grad((solution.z * weight).sum(), leaves, allow_unused=unused)
 
 
-def off(got, expected):
-    """The relative difference of all gradients together."""
+def relative_difference(got, expected):
+    """Norm of the difference of all gradients, relative to the norm of those expected."""
     return (flat(got) - flat(expected)).norm() / flat(expected).norm()
 
 

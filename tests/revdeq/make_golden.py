@@ -1,9 +1,9 @@
-"""Writes golden_jax.json: what the JAX original answers on a small function in fp64.
+"""Writes golden_jax.json: results of the JAX original on a small function in fp64.
 
     python tests/revdeq/make_golden.py --upstream PATH     # a checkout of sammccallum/reversible-deq (a1bd296)
 
-It needs jax and equinox (0.10.2 and 0.13.8 made the file), which the suite does without. Beside the answers the file
-holds the weights and inputs that both sides take.
+Needs jax and equinox (the file was made with 0.10.2 and 0.13.8), which the test suite does not need. The file holds the
+weights, the inputs and the results.
 """
 
 import argparse
@@ -14,26 +14,27 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).parent
-TINY = 1e-300  # a tolerance that nothing meets; at 0 the original makes no step at all
-# beta, N and whether it begins at z0 rather than at 0. The inverse loses a factor of (1 - beta)^-2 a step: a beta far
-# from .5 can be compared to 1e-12 for a few steps only.
+TINY = 1e-300  # a tolerance that is never reached; with 0 the original makes no step
+# beta, N, and whether the iteration starts at z0 instead of 0. The inverse amplifies rounding by (1 - beta)^-2 per
+# step: with beta far from 0.5 results can be compared to 1e-12 for a few steps only.
 REVERSIBLE = [
     (0.5, 1, False), (0.5, 4, False), (0.5, 4, True), (0.5, 8, False), (0.3, 8, True), (0.8, 2, True), (1.5, 4, False)
 ]  # fmt: skip
 
 
 def function() -> dict[str, np.ndarray]:
-    """Weights of f(z, x) = C tanh(A z + B x + b), a contraction, and what goes in and comes back, for 3 samples."""
+    """Weights of a contraction f(z, x) = C tanh(A z + B x + b), inputs, and the gradient of the output, 3 samples."""
     rng = np.random.default_rng(0)
     shapes = {"A": (6, 4), "B": (6, 4), "b": (6,), "C": (4, 6), "x": (3, 4), "z0": (3, 4), "cotangent": (3, 4)}
-    drawn = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    values = {name: rng.normal(size=shape) for name, shape in shapes.items()}
     for name in ("A", "C"):
-        drawn[name] *= 0.8 / np.linalg.norm(drawn[name], 2)
-    drawn["z0"] *= np.array([[0.1], [1.0], [10.0]])  # so that samples differ in how soon they rest
-    return drawn
+        values[name] *= 0.8 / np.linalg.norm(values[name], 2)
+    values["z0"] *= np.array([[0.1], [1.0], [10.0]])  # so that samples converge after different numbers of steps
+    return values
 
 
-def answers(jax, eqx, rdeq) -> list[dict]:
+def compute_cases(jax, eqx, rdeq) -> list[dict]:
+    """Results of the original for all settings."""
     jnp, data = jax.numpy, function()
     zeros = np.zeros_like(data["z0"])
 
@@ -46,7 +47,7 @@ def answers(jax, eqx, rdeq) -> list[dict]:
         def __call__(self, z, x):
             return self.C @ jnp.tanh(self.A @ z + self.B @ x + self.b)
 
-    def answer(solver, adjoint, tol: float, max_steps: int, z0: np.ndarray) -> dict:
+    def compute(solver, adjoint, tol: float, max_steps: int, z0: np.ndarray) -> dict:
         def loss(arguments):
             f, x = arguments
             each = jax.vmap(lambda z, x: rdeq.solve(f, z, x, solver, adjoint, tol=tol, max_steps=max_steps))
@@ -63,32 +64,32 @@ def answers(jax, eqx, rdeq) -> list[dict]:
         }
 
     cases = []
-    for beta, n, begins in REVERSIBLE:
-        z0 = data["z0"] if begins else zeros
-        made = answer(rdeq.Reversible(beta), rdeq.ReversibleAdjoint(), TINY, n, z0)
-        cases.append({"adjoint": "reversible", "beta": beta, "N": n, "z0": z0.tolist(), **made})
-    made = answer(rdeq.Reversible(0.5), rdeq.ReversibleAdjoint(), 0.05, 20, data["z0"])
-    cases.append({"adjoint": "tolerance", "beta": 0.5, "N": 20, "tol": 0.05, "z0": data["z0"].tolist(), **made})
-    made = answer(rdeq.Relaxed(0.8), rdeq.ImplicitAdjoint(1e-14, 300), 1e-14, 300, zeros)
-    cases.append({"adjoint": "implicit", "beta": 0.8, "N": 300, "tol": 1e-14, "z0": zeros.tolist(), **made})
-    made = answer(rdeq.Relaxed(0.5), rdeq.PhantomAdjoint(0.5, 5), TINY, 6, zeros)
-    cases.append({"adjoint": "phantom", "beta": 0.5, "N": 6, "z0": zeros.tolist(), **made})
+    for beta, n, starts_at_z0 in REVERSIBLE:
+        z0 = data["z0"] if starts_at_z0 else zeros
+        results = compute(rdeq.Reversible(beta), rdeq.ReversibleAdjoint(), TINY, n, z0)
+        cases.append({"adjoint": "reversible", "beta": beta, "N": n, "z0": z0.tolist(), **results})
+    results = compute(rdeq.Reversible(0.5), rdeq.ReversibleAdjoint(), 0.05, 20, data["z0"])
+    cases.append({"adjoint": "tolerance", "beta": 0.5, "N": 20, "tol": 0.05, "z0": data["z0"].tolist(), **results})
+    results = compute(rdeq.Relaxed(0.8), rdeq.ImplicitAdjoint(1e-14, 300), 1e-14, 300, zeros)
+    cases.append({"adjoint": "implicit", "beta": 0.8, "N": 300, "tol": 1e-14, "z0": zeros.tolist(), **results})
+    results = compute(rdeq.Relaxed(0.5), rdeq.PhantomAdjoint(0.5, 5), TINY, 6, zeros)
+    cases.append({"adjoint": "phantom", "beta": 0.5, "N": 6, "z0": zeros.tolist(), **results})
     return cases
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--upstream", type=Path, required=True, help="the checkout")
-    parser.add_argument("--output", type=Path, default=HERE / "golden_jax.json", help="file of the answers")
+    parser.add_argument("--upstream", type=Path, required=True, help="folder of the checkout")
+    parser.add_argument("--output", type=Path, default=HERE / "golden_jax.json", help="file to write")
     args = parser.parse_args()
     sys.path.insert(0, str(args.upstream))
     import equinox
     import jax
     import reversible_deq
 
-    jax.config.update("jax_enable_x64", True)  # without it jax makes every number fp32
+    jax.config.update("jax_enable_x64", True)  # without it jax computes in fp32
     data = {name: array.tolist() for name, array in function().items() if name != "z0"}
-    content = data | {"cases": answers(jax, equinox, reversible_deq)}
+    content = data | {"cases": compute_cases(jax, equinox, reversible_deq)}
     args.output.write_text(json.dumps(content) + "\n")
 
 

@@ -1,37 +1,37 @@
-"""`solve`: what is kept for the way back, what is counted, and where a tolerance stops."""
+"""`solve`: saved memory, counted evaluations, and stopping by tolerance."""
 
 import gc
 import weakref
 
 import torch
 
-from tests.revdeq.functions import Function, gradients, off
+from tests.revdeq.functions import Function, gradients, relative_difference
 from zoo.revdeq import solve
 
 
-class Kept:
-    """A tensor that a backward pass waits for; `alive` knows those whose graphs have not been dropped."""
+class SavedTensor:
+    """A tensor saved for a backward pass; `alive` holds those whose graph still exists."""
 
     def __init__(self, tensor, alive):
         self.tensor = tensor
         alive.add(self)
 
 
-def kept_bytes(backward, steps):
+def saved_bytes(backward, steps):
     alive = weakref.WeakSet()
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: Kept(t.detach(), alive), lambda kept: kept.tensor):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: SavedTensor(t.detach(), alive), lambda saved: saved.tensor):
         solution = solve(Function(), torch.ones(3, 6, dtype=torch.float64), max_steps=steps, backward=backward)
     assert solution.z.requires_grad
-    return sum(kept.tensor.nbytes for kept in alive)
+    return sum(saved.tensor.nbytes for saved in alive)
 
 
-def test_the_reversible_pass_keeps_no_more_for_more_steps():
-    assert kept_bytes("reversible", 4) == kept_bytes("reversible", 16)
-    assert kept_bytes("unroll", 16) > 3 * kept_bytes("unroll", 4)
-    assert kept_bytes("reversible", 4) < kept_bytes("unroll", 4) / 3
+def test_reversible_memory_does_not_grow_with_steps():
+    assert saved_bytes("reversible", 4) == saved_bytes("reversible", 16)
+    assert saved_bytes("unroll", 16) > 3 * saved_bytes("unroll", 4)
+    assert saved_bytes("reversible", 4) < saved_bytes("unroll", 4) / 3
 
 
-def test_nothing_is_kept_alive_by_a_cycle():
+def test_no_reference_cycle_keeps_the_graph_alive():
     gc.collect()
     gc.disable()
     try:
@@ -51,10 +51,10 @@ class Counted(Function):
         return super().forward(z, x)
 
 
-def test_evaluations_are_counted_and_the_residual_costs_one_when_asked_for():
+def test_evaluations_are_counted_and_the_residual_costs_one():
     f = Counted()
     solution, _ = gradients("reversible", 4, f=f)
-    assert f.calls == 8 + 8  # forward, and again on the way back
+    assert f.calls == 8 + 8  # in the forward and again in the backward pass
     assert solution.evaluations == 8
     assert solution.steps == 4
     x = torch.randn(3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -69,9 +69,9 @@ def test_evaluations_are_counted_and_the_residual_costs_one_when_asked_for():
 # ---- stopping by tolerance
 
 
-def test_a_tolerance_stops_each_sample_by_itself():
+def test_tolerance_stops_each_sample_independently():
     together, got = gradients("reversible", 15, tol=0.05, rows=5)
-    assert together.steps.unique().numel() > 1, "all samples stopped at once: the test shows nothing"
+    assert together.steps.unique().numel() > 1, "all samples stopped at the same step: the test shows nothing"
     assert (together.residual <= 0.05).all()
     assert together.evaluations == 2 * together.steps.max() + 1
     f, draw = Function(), torch.Generator().manual_seed(1)
@@ -85,10 +85,10 @@ def test_a_tolerance_stops_each_sample_by_itself():
     z = torch.cat([row.z for row in rows])
     torch.testing.assert_close(together.z, z, rtol=0, atol=1e-12)
     expected = torch.autograd.grad((z * weight).sum(), [x, z0, *f.parameters()])
-    assert off(got, expected) < 1e-9
+    assert relative_difference(got, expected) < 1e-9
 
 
-def test_a_tolerance_out_of_reach_ends_after_max_steps():
+def test_unreachable_tolerance_ends_after_max_steps():
     solution, _ = gradients("reversible", 3, tol=1e-12)
     assert (solution.steps == 3).all()
     assert (solution.residual > 1e-12).all()

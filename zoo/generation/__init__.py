@@ -1,1 +1,1 @@
-"""Text generation: sampling loop and decoders."""
+"""Text generation for any language model: sampling loop, decoders."""

@@ -1,6 +1,6 @@
-"""Decoders: a language model prepared to generate for a fixed number of rows, and helpers that build them."""
+"""Decoders: a language model prepared to generate for a fixed number of rows, and helpers to write one."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,45 +13,63 @@ from zoo.training.protocols import Decoder
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def make_decoder(network: Any, precision: str = "fp32", compile: bool = False) -> Callable[[int, int], Decoder]:
-    """A function (batch_size, max_len) -> `Decoder`: the network's own, with its cache, or a `FullContextDecoder`.
+def make_decoder(
+    network: Any, batch_size: int, max_len: int, precision: str = "fp32", compile: bool = False
+) -> Decoder:
+    """The network's own decoder if it has a method `decoder`, otherwise a `FullContextDecoder`.
+
+    Args:
+        network: a `LanguageModelNetwork`.
+        batch_size: number of rows.
+        max_len: number of columns at most, prompt included.
+        precision: of the weights while decoding, "fp32" or "bf16".
+        compile: compile the decoding step.
 
     Raises:
-        UserError: the network has no decoder of its own, and precision or compile ask for one.
+        UserError: the network has no method `decoder`, and `precision` or `compile` is not the default.
     """
     if hasattr(network, "decoder"):
-        return lambda batch_size, max_len: network.decoder(batch_size, max_len, precision, compile)
+        return network.decoder(batch_size, max_len, precision, compile)
     if precision != "fp32" or compile:
-        raise UserError(f"{type(network).__name__} decodes eagerly in fp32: drop --precision and --compile")
-    return lambda batch_size, max_len: FullContextDecoder(network)
+        raise UserError(
+            f"{type(network).__name__} generates in fp32 and without compilation only: drop --precision and --compile"
+        )
+    return FullContextDecoder(network)
 
 
 class FullContextDecoder:
-    """A `Decoder` for any language model: evaluates the whole context of each row for every token, without a cache."""
+    """A `Decoder` for any language model, without a cache: evaluates the whole text of each row for every token.
+
+    Args:
+        network: a `LanguageModelNetwork`; it need not know about padding.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
 
     def prefill(self, tokens: Tensor, left_padding: Tensor | None = None) -> Tensor:
         """Logits (B, V) after prompts (B, T), of which the first `left_padding` (B,) columns are padding."""
-        padding = [0] * len(tokens) if left_padding is None else left_padding.tolist()
-        self.rows = [row[skip:] for row, skip in zip(tokens, padding, strict=True)]
+        self.text, self.left_padding = tokens, left_padding
         return self._logits()
 
     def step(self, tokens: Tensor) -> Tensor:
         """Logits (B, V) after one more token in each row, tokens (B,)."""
-        self.rows = [torch.cat([row, token[None]]) for row, token in zip(self.rows, tokens, strict=True)]
+        self.text = torch.cat([self.text, tokens[:, None]], 1)
         return self._logits()
 
+    @torch.no_grad()
     def _logits(self) -> Tensor:
-        # Row by row: rows may differ in length, and a network need not know about padding.
         with evaluating(self.network):
-            return torch.cat([self.network(row[None])[0][:, -1] for row in self.rows]).float()
+            if self.left_padding is None:
+                return self.network(self.text)[0][:, -1].float()  # (B, V)
+            # Rows of different lengths, one by one and without their padding.
+            rows = [row[padding:] for row, padding in zip(self.text, self.left_padding.tolist(), strict=True)]
+            return torch.cat([self.network(row[None])[0][:, -1] for row in rows]).float()  # (B, V)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; afterwards each of its modules is in the mode it was in."""
+    """A context in which the model is in evaluation mode; afterwards each of its modules has its previous mode."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Parts that the rooms share: one idea a file, each with its equation and its source."""
+"""Layers that several models share: one per file, each with its equation and source."""
 
 from zoo.layers.attention import Attention
 from zoo.layers.feed_forward import FeedForward

@@ -1,7 +1,7 @@
-"""Multi-head attention with grouped key-value heads; causality is an argument.
+"""Multi-head attention with grouped key-value heads, causal or not: softmax(q k^T / sqrt(hd) + mask) v.
 
-softmax(q k^T / sqrt(hd) + mask) v, Vaswani et al. 2017, https://arxiv.org/abs/1706.03762. H / KV query heads share one
-key-value head: Ainslie et al. 2023, https://arxiv.org/abs/2305.13245.
+Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, equation 1. Groups of H / KV query heads share one key-value
+head: Ainslie et al. 2023, https://arxiv.org/abs/2305.13245.
 """
 
 import torch
@@ -13,23 +13,23 @@ from zoo.layers.linear import Linear
 from zoo.layers.rotary import RotaryEmbedding
 
 
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False, mask: Tensor | None = None
-) -> Tensor:
-    """Query (B, H, T, hd) over key and value (B, KV, S, hd), H a multiple of KV -> (B, H, T, hd).
+def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention -> (B, H, T, hd).
 
     Args:
-        query, key, value: projected and, where wanted, rotated.
-        causal: position t sees positions 0 ... t; without a mask only, for T == S.
-        mask: boolean (B or 1, 1, T or 1, S), True where a query may see a key; it replaces `causal`.
+        query: (B, H, T, hd), H a multiple of KV.
+        key: (B, KV, S, hd).
+        value: (B, KV, S, hd).
+        causal: position t sees positions 0 ... t, for T == S; ignored where `mask` is given.
+        mask: boolean (B or 1, 1, T or 1, S), True where a query may see a key; None: see `causal`.
     """
     n_heads, n_kv_heads = query.shape[1], key.shape[1]
     if mask is None:
         return F.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=n_heads != n_kv_heads)
     if n_heads == n_kv_heads:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    # With a mask SDPA's enable_gqa would leave the fused kernels. So the heads of a group become additional queries of
-    # the key-value head that they share.
+    # With a mask, SDPA's enable_gqa does not use the fused kernels. So treat the heads of a group as additional queries
+    # of their shared key-value head.
     batch, _, length, head_dim = query.shape
     group = n_heads // n_kv_heads
     query = query.reshape(batch, n_kv_heads, group * length, head_dim)  # (B, KV, group T, hd)
@@ -37,13 +37,17 @@ def attend(
     return mixed.view(batch, n_heads, length, head_dim)
 
 
-def causal_mask(
-    start: int, end: int, left_padding: Tensor | None = None, device: torch.device | None = None
-) -> Tensor:
-    """Which of the columns before `end` the columns start ... end - 1 may see: boolean (B or 1, 1, T, end).
+def causal_mask(start: int, end: int, left_padding: Tensor | None = None, device: torch.device | None = None) -> Tensor:
+    """Causal mask for columns start ... end - 1 over columns 0 ... end - 1: boolean (B or 1, 1, end - start, end).
 
-    A column sees all columns up to itself except the first `left_padding` (B,) of its row. A padding column sees itself,
-    so that no softmax row is fully masked.
+    A column sees all columns up to itself except padding. A padding column sees itself, so that no softmax row is fully
+    masked.
+
+    Args:
+        start: first column of the queries.
+        end: number of columns of the keys.
+        left_padding: (B,) number of padding columns on the left of each row; None: none.
+        device: of the mask; None: torch's default.
     """
     column = torch.arange(end, device=device)
     row = column[start:, None]  # (T, 1)
@@ -54,7 +58,7 @@ def causal_mask(
 
 
 class Attention(nn.Module):
-    """Self-attention without biases; the three input projections are one matrix `wqkv` with rows q, k, v.
+    """Self-attention without biases. The three input projections are one matrix `wqkv` with the rows of q, k and v.
 
     Args:
         dim: width of the input and output.
@@ -81,11 +85,12 @@ class Attention(nn.Module):
 
         Args:
             x: the input.
-            rotary: rotates queries and keys; None leaves them.
-            cache: (keys and values, number of this layer, start): x occupies columns start ... start + T - 1 of the
-                cache, and `mask` must cover start + T keys (None: start is 0).
-            left_padding: (B,) padding columns on the left, which positions do not count.
-            mask: as in `attend`.
+            rotary: rotates queries and keys by their positions; None: no rotary embedding.
+            cache: (key-value cache, index of this layer in it, start). x occupies columns start ... start + T - 1 of
+                the cache, and `mask` covers start + T keys; without a mask start must be 0. None: no cache.
+            left_padding: (B,) number of padding columns on the left of each row; positions count from the first token.
+                None: none.
+            mask: boolean (B or 1, 1, T or 1, S), True where a query may see a key; None: see `causal`.
         """
         heads = self.n_heads, self.n_kv_heads, self.n_kv_heads
         qkv = self.wqkv(x).unflatten(-1, (-1, self.head_dim))  # (B, T, H + 2 KV, hd)

@@ -1,4 +1,7 @@
-"""The gated feed-forward layer SwiGLU: w2(silu(w1 x) * w3 x). Shazeer 2020, https://arxiv.org/abs/2002.05202."""
+"""Gated feed-forward layer SwiGLU: w2(silu(w1 x) * w3 x).
+
+Shazeer 2020, https://arxiv.org/abs/2002.05202, equation 6.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,7 +10,13 @@ from zoo.layers.linear import Linear
 
 
 class FeedForward(nn.Module):
-    """SwiGLU over the last axis, (..., dim) -> (..., dim); `w13` holds gate w1 and up w3, in this order."""
+    """SwiGLU over the last axis, (..., dim) -> (..., dim). The matrix `w13` holds the rows of w1 (gate), then of w3
+    (up).
+
+    Args:
+        dim: width of the input and output.
+        hidden_dim: width between w1, w3 and w2.
+    """
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -16,4 +25,4 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.w13(x).chunk(2, dim=-1)  # (..., hidden_dim) each
-        return self.w2(F.silu(gate) * up)
+        return self.w2(F.silu(gate) * up)  # (..., dim)

@@ -1,4 +1,4 @@
-"""The keys and values of the past, kept so that a new token reads them instead of computing them again."""
+"""Key-value cache: keys and values of earlier tokens, so that a new token does not compute them again."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,17 @@ from zoo.errors import UserError
 
 
 class KVCache:
-    """Preallocated keys and values, filled from the left: one tensor (B, 2, KV, max_len, hd) a layer."""
+    """Preallocated keys and values, filled from the left: for each layer one tensor (B, 2, KV, max_len, hd).
+
+    Args:
+        n_layers: number of tensors; attention layers, or attention layers times evaluations of each.
+        batch: rows B.
+        n_kv_heads: key-value heads KV.
+        max_len: columns; the longest text, prompt included.
+        head_dim: size of a head, hd.
+        dtype: of the tensors; None: torch's default.
+        device: of the tensors; None: torch's default.
+    """
 
     def __init__(
         self,
@@ -24,7 +34,14 @@ class KVCache:
         self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(n_layers)]
 
     def extend(self, layer: int, start: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes key and value (B, KV, T, hd) at start; returns all so far, (B, KV, start + T, hd) each."""
+        """Write key and value (B, KV, T, hd) at columns start ... start + T - 1 of a layer.
+
+        Returns:
+            All keys and values so far, (B, KV, start + T, hd) each.
+
+        Raises:
+            UserError: the columns exceed max_len.
+        """
         end = start + key.shape[2]
         if end > self.max_len:
             raise UserError(f"{end} positions do not fit a key-value cache of {self.max_len}")

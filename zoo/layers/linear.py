@@ -1,7 +1,6 @@
-"""x W^T + b, by oneDNN where that is faster: in fp32 on a CPU.
+"""Linear map y = x W^T + b, computed by oneDNN where that is faster: in fp32 on a CPU.
 
-F.linear reaches oneDNN in 16 bits only. On AMD's CPUs oneDNN's fp32 product is up to twice as fast as MKL's, and as
-exact.
+On AMD's CPUs oneDNN's fp32 matrix product is up to twice as fast as MKL's, and as exact.
 """
 
 import torch
@@ -9,35 +8,39 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+from zoo.private_apis.torch_api import has_onednn_linear, onednn_linear
+
+ONEDNN = has_onednn_linear()
 
 
 def by_onednn(x: Tensor) -> bool:
-    """Whether it is oneDNN that multiplies x here."""
+    """Whether products with x are computed by oneDNN: x is fp32 on a CPU and nothing is being compiled."""
     on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
-    return ONEDNN is not None and on_cpu and not torch.compiler.is_compiling()
+    return bool(ONEDNN) and on_cpu and not torch.compiler.is_compiling()
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (..., n), weight (m, n), bias (m,) -> (..., m): for where autograd does not look."""
-    return ONEDNN(x, weight, bias, "none", [], "") if by_onednn(x) else F.linear(x, weight, bias)  # type: ignore[misc]
+    """x (..., n), weight (m, n), bias (m,) -> (..., m), for code that autograd does not record."""
+    return onednn_linear(x, weight, bias) if by_onednn(x) else F.linear(x, weight, bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """F.linear: x (..., n), weight (m, n), bias (m,) -> (..., m). By oneDNN there is no second derivative."""
+    """As F.linear: x (..., n), weight (m, n), bias (m,) -> (..., m). The oneDNN path has first derivatives only."""
     if by_onednn(x) and not torch.is_autocast_enabled("cpu"):
-        return _Linear.apply(x, weight, bias)
+        return _OneDNNLinear.apply(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
 class Linear(nn.Linear):
-    """nn.Linear by `linear`."""
+    """torch.nn.Linear that computes by `linear`. Arguments as in torch.nn.Linear."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
 
-class _Linear(torch.autograd.Function):
+class _OneDNNLinear(torch.autograd.Function):
+    """`onednn_linear` with gradients."""
+
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -47,10 +50,10 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        rows = grad.flatten(0, -2)
-        of_x, of_weight, of_bias = ctx.needs_input_grad
+        rows = grad.flatten(0, -2)  # (N, m)
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
-            product(grad, weight.T) if of_x else None,
-            product(rows.T, x.flatten(0, -2).T) if of_weight else None,
-            rows.sum(0) if of_bias else None,
+            product(grad, weight.T) if needs_x else None,  # (..., n)
+            product(rows.T, x.flatten(0, -2).T) if needs_weight else None,  # (m, n)
+            rows.sum(0) if needs_bias else None,  # (m,)
         )

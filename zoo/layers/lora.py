@@ -1,6 +1,7 @@
-"""Low-rank adaptation (Hu et al. 2021, 2106.09685): W + (alpha / r) B A, with W frozen and B, A trained.
+"""Low-rank adaptation (LoRA): W + (alpha / r) B A, with W frozen and B, A trained.
 
-A is drawn as `nn.Linear` draws its weight, B starts at zero, so that an adapted model starts as the one it adapts.
+Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3. A is initialized as `nn.Linear` initializes its weight and
+B with zeros, so that an adapted model starts with the outputs of the original one.
 """
 
 import math
@@ -14,13 +15,19 @@ from zoo.errors import UserError
 
 
 class LowRank(nn.Module):
-    """Adds (alpha / r) B A to a matrix (out, in)."""
+    """A parametrization that adds (alpha / r) B A to a matrix (out, in).
+
+    Args:
+        weight: the matrix; its shape and device are used.
+        rank: r, the rank of the update.
+        alpha: scale of the update.
+    """
 
     def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
         super().__init__()
-        out, into = weight.shape
-        self.a = nn.Parameter(torch.empty(rank, into, device=weight.device))
-        self.b = nn.Parameter(torch.zeros(out, rank, device=weight.device))
+        out_features, in_features = weight.shape
+        self.a = nn.Parameter(torch.empty(rank, in_features, device=weight.device))
+        self.b = nn.Parameter(torch.zeros(out_features, rank, device=weight.device))
         self.scale = alpha / rank
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
 
@@ -29,39 +36,42 @@ class LowRank(nn.Module):
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float, targets: Collection[str] | None = None) -> None:
-    """Freeze `model` and put a trained low-rank update on weight matrices of it.
+    """Freeze `model` and add a trained low-rank update to its weight matrices.
 
     Args:
-        model: adapted in place.
-        rank, alpha: of each update.
-        targets: the modules whose matrices are adapted, by the last part of their names; by default all that are no
-            embeddings.
+        model: changed in place.
+        rank: rank of each update, at least 1.
+        alpha: scale of each update, which is multiplied by alpha / rank.
+        targets: names of the modules to adapt, each the last part of a module's full name; None: all modules with a
+            matrix, except embeddings.
 
     Raises:
-        ValueError: the rank is not positive, the model has such updates already, or no module has a target's name.
+        UserError: the rank is below 1, the model is adapted already, or a target matches no module.
     """
     if rank < 1:
         raise UserError(f"lora_rank must be at least 1, not {rank}")
     if any(parametrize.is_parametrized(module) for module in model.modules()):
-        raise UserError("the model has low-rank updates already: drop one of the two lora_rank")
-    found = [
+        raise UserError("the model has low-rank updates already: set lora_rank in one place only")
+    # All matrices outside embeddings: (last part of the module's name, module, name of the matrix in it).
+    matrices = [
         (path.rpartition(".")[2], module, name)
         for path, module in model.named_modules()
         if not isinstance(module, nn.Embedding)
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.ndim == 2
     ]
-    known = {last for last, _, _ in found}
-    if strange := sorted({*targets} - known) if targets is not None else []:
-        raise UserError(f"lora_targets names no {strange[0]!r} of this model, which has {', '.join(sorted(known))}")
+    available = {module_name for module_name, _, _ in matrices}
+    unknown = [] if targets is None else sorted({*targets} - available)
+    if unknown:
+        raise UserError(f"lora_targets names no {unknown[0]!r} of this model, which has {', '.join(sorted(available))}")
     model.requires_grad_(False)
-    matrices = [(module, name) for last, module, name in found if targets is None or last in targets]
-    for module, name in matrices:
-        parametrize.register_parametrization(module, name, LowRank(getattr(module, name), rank, alpha))
+    for module_name, module, name in matrices:
+        if targets is None or module_name in targets:
+            parametrize.register_parametrization(module, name, LowRank(getattr(module, name), rank, alpha))
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Put the updates into the weights: the model is then as if it had never been adapted, and trains as a whole."""
+    """Add the updates to the weights and remove them; the model then has its original structure and is trainable."""
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
             for name in list(module.parametrizations):  # type: ignore[arg-type]

@@ -9,10 +9,14 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """Scales each vector (..., dim) to unit root mean square, then by a learnt weight (dim,).
+    """Scales each vector (..., dim) to unit root mean square, then by a learned weight (dim,).
 
-    The mean is taken in fp32 whatever the input's type, and the result cast back before the weight: so do
-    Llama and its relatives, and at 16 bits the order shows.
+    The mean is taken in fp32 whatever x's dtype, and the result is cast back before it is multiplied by the weight.
+    Llama does it in this order, and in 16 bits the order changes the result.
+
+    Args:
+        dim: size of the last axis.
+        eps: added to the mean square before the root.
     """
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
@@ -21,4 +25,4 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, eps=self.eps).type_as(x) * self.weight
+        return F.rms_norm(x.float(), self.weight.shape, eps=self.eps).type_as(x) * self.weight  # (..., dim)

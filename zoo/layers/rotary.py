@@ -1,7 +1,7 @@
-"""Rotary position embedding: pair i of a head turns by the angle position * theta^(-2i/hd).
+"""Rotary position embedding: pair i of a head is rotated by the angle position * theta^(-2i/hd).
 
-Su et al. 2021, https://arxiv.org/abs/2104.09864. Pairs are adjacent, (x[2i], x[2i+1]), as in the paper, Meta's
-Llama and llama2.c; Hugging Face pairs x[i] with x[i + hd/2] and stores permuted weights instead.
+Su et al. 2021, https://arxiv.org/abs/2104.09864, equation 34. Pairs are adjacent, (x[2i], x[2i+1]), as in the paper,
+Meta's Llama and llama2.c; Hugging Face pairs x[i] with x[i + hd/2] and stores permuted weights instead.
 """
 
 import math
@@ -9,17 +9,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.errors import UserError
+from zoo.private_apis.torch_api import Fp32Buffers
 
 
 def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any] | None = None) -> Tensor:
     """Radians per position of each pair, fp32 (hd/2,).
 
-    `scaling` is Llama 3.1's, with Hugging Face's keys (factor, low_freq_factor, high_freq_factor,
-    original_max_position_embeddings): wavelengths that fit the original context high_freq_factor times or
-    more stay, those that fit it fewer than low_freq_factor times grow by `factor`, those between are blended.
+    Args:
+        head_dim: size of a head, hd; even.
+        theta: base of the frequencies; larger values rotate the last pairs more slowly.
+        scaling: Llama 3.1's change of the frequencies for long contexts, with Hugging Face's keys factor,
+            low_freq_factor, high_freq_factor, original_max_position_embeddings. Pairs that make at least
+            high_freq_factor turns within the original context keep their frequency; pairs that make at most
+            low_freq_factor turns have it divided by `factor`; between the two it is interpolated. None: no change.
     """
     frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2).float() / head_dim)  # (hd/2,)
     if scaling is None:
@@ -31,13 +36,27 @@ def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any] | None =
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns the adjacent pairs of x (..., hd) by the angles of cos and sin (..., hd/2), in fp32."""
-    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (..., hd/2) each
+    """Rotate the adjacent pairs of x (..., hd) by angles given as cos and sin (..., hd/2); the result has x's dtype.
+
+    Computed in fp32, or in fp64 if x is fp64: a cast to fp32 in between would make an fp64 network discontinuous.
+    """
+    wide = x if x.dtype == torch.float64 else x.float()
+    a, b = wide.unflatten(-1, (-1, 2)).unbind(-1)  # (..., hd/2) each
     return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2).type_as(x)  # (..., hd)
 
 
-class RotaryEmbedding(nn.Module):
-    """Rotates queries and keys by their positions; the tables (max_seq_len, hd/2) stay fp32 under `.half()`."""
+class RotaryEmbedding(Fp32Buffers):
+    """Rotates queries and keys by their positions. The tables of angles stay fp32 when the module is cast.
+
+    Args:
+        head_dim: size of a head, hd; even.
+        max_seq_len: number of positions in the tables, which are (max_seq_len, hd/2).
+        theta: base of the frequencies; larger values rotate the last pairs more slowly.
+        scaling: Llama 3.1's scaling for long contexts, see `frequencies`; None: none.
+
+    Raises:
+        UserError: head_dim is odd.
+    """
 
     cos: Tensor
     sin: Tensor
@@ -47,32 +66,32 @@ class RotaryEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         if head_dim % 2:
-            raise UserError(f"rotary embedding turns pairs, so head_dim must be even, not {head_dim}")
+            raise UserError(f"rotary embedding rotates pairs, so head_dim must be even, not {head_dim}")
         angles = torch.outer(torch.arange(max_seq_len).float(), frequencies(head_dim, theta, scaling))
-        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("cos", angles.cos(), persistent=False)  # (max_seq_len, hd/2)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def _apply(self, fn, recurse=True):
-        tables = self.cos, self.sin
-        super()._apply(fn, recurse)
-        if self.cos.dtype != tables[0].dtype:  # a cast: follow it to its device, keep fp32
-            self.cos, self.sin = (table.to(self.cos.device) for table in tables)
-        return self
-
     def forward(self, query: Tensor, key: Tensor, start: int | Tensor = 0) -> tuple[Tensor, Tensor]:
-        """Rotates query (B, T, H, hd) and key (B, T, KV, hd), which stand at positions start ... start + T - 1.
+        """Rotate query (B, T, H, hd) and key (B, T, KV, hd) at positions start ... start + T - 1.
 
-        `start` is one position for all rows, or a tensor (B,) with one per row; negative ones (left padding)
-        count as 0. A range that ends beyond max_seq_len raises ValueError (IndexError from a tensor).
+        Args:
+            query: projected queries.
+            key: projected keys.
+            start: position of the first column, for all rows, or a tensor (B,) with one per row. Negative positions
+                (left padding) count as 0.
+
+        Raises:
+            UserError: a position is beyond max_seq_len (IndexError where `start` is a tensor).
         """
         length = query.shape[1]
         if isinstance(start, int):
             if start + length > len(self.cos):
                 raise UserError(
-                    f"position {start + length - 1} lies beyond the rotary table of {len(self.cos)} positions"
+                    f"position {start + length - 1} is beyond the rotary table of {len(self.cos)} positions: raise the "
+                    "model's max_seq_len or shorten the text"
                 )
-            cos, sin = self.cos[start : start + length, None], self.sin[start : start + length, None]
+            cos, sin = self.cos[start : start + length, None], self.sin[start : start + length, None]  # (T, 1, hd/2)
         else:
             at = start.reshape(-1, 1) + torch.arange(length, device=start.device)  # (B or 1, T)
-            cos, sin = (table[at.clamp(min=0)].unsqueeze(2) for table in (self.cos, self.sin))
+            cos, sin = (table[at.clamp(min=0)].unsqueeze(2) for table in (self.cos, self.sin))  # (B or 1, T, 1, hd/2)
         return rotate(query, cos, sin), rotate(key, cos, sin)

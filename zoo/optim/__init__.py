@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules."""
+"""Optimizers, learning-rate schedules and their settings."""
 
 from zoo.optim.adamw import AdamW
 from zoo.optim.config import OptimizerConfig

@@ -1,12 +1,13 @@
 """AdamW with the "efficient" bias correction and decoupled weight decay.
 
-Kingma & Ba 2015, https://arxiv.org/abs/1412.6980, end of section 2: both bias corrections move into the step,
+Kingma & Ba 2015, https://arxiv.org/abs/1412.6980, end of section 2. With m and v the running means of the gradient and
+of its square, both bias corrections are part of the step size:
 
-    alpha_t = lr sqrt(1 - b2^t) / (1 - b1^t),   p -= alpha_t m / (sqrt(v) + eps),
+    alpha_t = lr sqrt(1 - b2^t) / (1 - b1^t),   p -= alpha_t m / (sqrt(v) + eps)
 
-so eps is not divided by sqrt(1 - b2^t) and weighs more in the first steps than in torch.optim.AdamW. Then decay,
-Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101, on the weights that have already moved (torch decays
-before): p -= lr wd p. With correct_bias=False alpha_t = lr, as in BERT's original.
+So eps is not divided by sqrt(1 - b2^t), and has more influence in the first steps than in torch.optim.AdamW. Weight
+decay (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101) then acts on the updated weights, p -= lr wd p; torch
+decays before the update. With correct_bias=False alpha_t = lr, as in the original BERT.
 """
 
 from collections import defaultdict
@@ -18,16 +19,26 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from zoo.errors import UserError
+from zoo.private_apis.torch_api import fused_adamw, has_fused_adamw
 
 Bucket = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]  # parameters, gradients, m, v
 
 
 class AdamW(Optimizer):
-    """The rule above, for dense real parameters.
+    """AdamW as defined in this module, for dense real parameters.
 
-    `fused` None takes torch's one-pass kernel where it has one (float parameters on a CPU or a CUDA GPU), True
-    insists on it, False takes the plain path, which is the definition. Raises ValueError for settings outside
-    their range and for sparse gradients.
+    Args:
+        params: parameters, or dictionaries with "params" and settings of a group.
+        lr: learning rate, at least 0.
+        betas: decay rates of the running means of the gradient and of its square, in [0, 1).
+        eps: added to the root of the second moment, at least 0.
+        weight_decay: decoupled weight decay, at least 0; 0 turns it off.
+        correct_bias: correct the running means for their start at 0; False: alpha_t = lr.
+        fused: True: update by torch's fused kernel, for float parameters on a CPU or a CUDA GPU; False: by the plain
+            formula; None: by the kernel where it exists.
+
+    Raises:
+        UserError: a setting is outside its range, a gradient is sparse, or fused=True has no kernel for a parameter.
     """
 
     def __init__(
@@ -52,7 +63,7 @@ class AdamW(Optimizer):
             if not group[name] >= 0:
                 raise UserError(f"AdamW: {name} must be at least 0, not {group[name]}")
         if not all(0 <= beta < 1 for beta in group["betas"]):
-            raise UserError(f"AdamW: betas must lie in [0, 1), not {group['betas']}")
+            raise UserError(f"AdamW: betas must be in [0, 1), not {group['betas']}")
         super().add_param_group(param_group)
 
     @torch.no_grad()
@@ -71,7 +82,7 @@ class AdamW(Optimizer):
         return loss
 
     def _buckets(self, group: dict[str, Any]) -> dict[tuple[int, bool, torch.device, torch.dtype], Bucket]:
-        """The group's parameters with a gradient: those that one kernel call may take lie together."""
+        """Parameters with a gradient, grouped by (step, fused, device, dtype): one kernel call updates each bucket."""
         buckets: dict[Any, Bucket] = defaultdict(lambda: ([], [], [], []))
         for parameter in group["params"]:
             gradient = parameter.grad
@@ -84,10 +95,11 @@ class AdamW(Optimizer):
                 state["step"] = 0  # a plain int: reading it never waits for a GPU
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
             state["step"] += 1
-            fused = parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda")
+            on_device = parameter.device.type in ("cpu", "cuda")
+            fused = has_fused_adamw() and parameter.is_floating_point() and on_device
             if group["fused"] and not fused:
                 raise UserError(f"AdamW: fused=True has no kernel for {parameter.dtype} on {parameter.device}")
-            # lr wd = 1 would set the weights to 0: the one case the fused kernel's terms cannot express.
+            # lr wd = 1 sets the weights to 0, which the fused kernel cannot express: see `_fused_step`.
             fused = fused and group["fused"] is not False and group["lr"] * group["weight_decay"] < 1
             bucket = buckets[state["step"], fused, parameter.device, parameter.dtype]
             tensors = (parameter, gradient, state["exp_avg"], state["exp_avg_sq"])
@@ -97,6 +109,7 @@ class AdamW(Optimizer):
 
 
 def _plain_step(bucket: Bucket, group: dict[str, Any], step: int, alpha: float) -> None:
+    """The update as in the module's documentation."""
     beta1, beta2 = group["betas"]
     for parameter, gradient, m, v in zip(*bucket, strict=True):
         m.lerp_(gradient, 1 - beta1)
@@ -106,19 +119,23 @@ def _plain_step(bucket: Bucket, group: dict[str, Any], step: int, alpha: float) 
 
 
 def _fused_step(bucket: Bucket, group: dict[str, Any], step: int, alpha: float) -> None:
-    """The same update by torch's kernel, which computes, in one pass over memory and with hats for its settings,
+    """The same update by torch's fused kernel. With its settings lr', wd' and eps' the kernel computes
 
-        p <- (1 - lr^ wd^) p - lr^ / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps^)
+        p <- (1 - lr' wd') p - lr' / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps')
 
-    while ours, multiplied out, is p <- (1 - lr wd) p - (1 - lr wd) alpha m / (sqrt(v) + eps): equal where
-    eps^ = eps / sqrt(1 - b2^t), lr^ sqrt(1 - b2^t) / (1 - b1^t) = (1 - lr wd) alpha and lr^ wd^ = lr wd.
+    The update of this class, multiplied out, is
+
+        p <- (1 - lr wd) p - (1 - lr wd) alpha m / (sqrt(v) + eps)
+
+    Both are equal for eps' = eps / sqrt(1 - b2^t), lr' sqrt(1 - b2^t) / (1 - b1^t) = (1 - lr wd) alpha, lr' wd' = lr
+    wd.
     """
     parameters, gradients, m, v = bucket
     beta1, beta2 = group["betas"]
     root, decay = (1 - beta2**step) ** 0.5, group["lr"] * group["weight_decay"]
     lr = (1 - decay) * alpha * (1 - beta1**step) / root
     steps = [torch.full((), float(step), device=parameters[0].device)] * len(parameters)
-    torch._fused_adamw_(
-        parameters, gradients, m, v, [], steps, lr=lr, beta1=beta1, beta2=beta2, eps=group["eps"] / root,
-        weight_decay=decay / lr if decay else 0.0, amsgrad=False, maximize=False,
+    fused_adamw(
+        parameters, gradients, m, v, steps, lr=lr, beta1=beta1, beta2=beta2, eps=group["eps"] / root,
+        weight_decay=decay / lr if decay else 0.0,
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """Optimizer and learning-rate settings, defined once for all models."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -25,13 +26,14 @@ class OptimizerConfig:
     Args:
         optimizer: "adamw"; "adafactor", torch's Adafactor; or "muon", Muon for the matrices inside layers and AdamW for
             all other parameters.
-        lr: peak learning rate.
-        muon_lr: peak learning rate of the matrices that Muon updates; used with optimizer=muon only.
-        warmup_steps: optimizer steps of linear warm-up; 0 starts at the peak.
+        lr: peak learning rate, at least 0.
+        muon_lr: peak learning rate of the matrices that Muon updates, at least 0; used with optimizer=muon only.
+        warmup_steps: optimizer steps of linear warm-up, at least 0; 0 starts at the peak.
         min_lr_ratio: the cosine ends at this share of the peak learning rate, from 0 to 1.
         beta1: AdamW's decay rate of the first moment, in [0, 1).
         beta2: AdamW's decay rate of the second moment, in [0, 1).
-        weight_decay: decoupled weight decay of matrices; 0 turns it off.
+        weight_decay: decoupled weight decay of matrices, at least 0; 0 turns it off. The matrices that Muon updates
+            have a weight decay of 0.1 instead.
     """
 
     optimizer: OptimizerName = "adamw"
@@ -44,9 +46,23 @@ class OptimizerConfig:
     weight_decay: float = 0.1
 
     def check(self) -> None:
-        """Raises UserError for a setting outside its range."""
+        """Check all settings.
+
+        Raises:
+            UserError: a setting is outside its range; the message names both.
+        """
         if self.optimizer not in get_args(OptimizerName):
             raise UserError(f"optimizer must be one of {', '.join(get_args(OptimizerName))}, not {self.optimizer!r}")
+        for name in ("lr", "muon_lr", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} must be a finite number of at least 0, not {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} must be in [0, 1), not {getattr(self, name)}")
+        if not 0 <= self.min_lr_ratio <= 1:
+            raise UserError(f"min_lr_ratio must be in [0, 1], not {self.min_lr_ratio}")
+        if self.warmup_steps < 0:
+            raise UserError(f"warmup_steps must be at least 0, not {self.warmup_steps}")
 
     def build(
         self, parameters: Iterable[tuple[str, nn.Parameter]], lr_scale: Callable[[str], float] = lambda name: 1.0
@@ -55,37 +71,36 @@ class OptimizerConfig:
 
         Args:
             parameters: (name, parameter) pairs, as from `named_parameters()`. With Muon, a matrix whose name contains
-                ".layers." is Muon's.
-            lr_scale: factor on the learning rate of a parameter, by its name.
+                ".layers." is updated by Muon.
+            lr_scale: factor on AdamW's and Adafactor's learning rate of a parameter, by its name.
 
         Raises:
-            UserError: a setting is outside its range.
+            UserError: a setting is outside its range, or optimizer=muon is given a model without layers.
         """
         self.check()
         trained = {name: p for name, p in parameters if p.requires_grad}
-        is_hidden = {name: self.optimizer == "muon" and ".layers." in name and p.ndim == 2 for name, p in trained.items()}
-        hidden = [p for name, p in trained.items() if is_hidden[name]]
-        scales = {name: lr_scale(name) for name in trained}
+        muon_names = {name for name, p in trained.items() if ".layers." in name and p.ndim == 2}
+        if self.optimizer != "muon":
+            muon_names = set()
+        elif not muon_names:
+            raise UserError("optimizer=muon needs a model with matrices inside layers: choose adamw or adafactor")
         # One group per learning rate, and within it one with weight decay (matrices) and one without (vectors).
+        scales = {name: lr_scale(name) for name in trained if name not in muon_names}
         groups: list[dict[str, Any]] = []
         for scale in sorted(set(scales.values()), reverse=True):
             for is_matrix in (True, False):
-                chosen = [
-                    p
-                    for name, p in trained.items()
-                    if not is_hidden[name] and scales[name] == scale and (p.ndim >= 2) == is_matrix
-                ]
+                names = [name for name in scales if scales[name] == scale and (trained[name].ndim >= 2) == is_matrix]
                 decay = self.weight_decay if is_matrix else 0.0
-                groups.append({"params": chosen, "lr": self.lr * scale, "weight_decay": decay})
+                group = {"params": [trained[name] for name in names], "lr": self.lr * scale, "weight_decay": decay}
+                groups.append(group)
         if self.optimizer == "adafactor":
             return torch.optim.Adafactor(groups, lr=self.lr)
         betas = (self.beta1, self.beta2)
         if self.optimizer == "muon":
-            return MuonAdamW(hidden, groups, muon_lr=self.muon_lr, lr=self.lr, betas=betas)
+            matrices = [p for name, p in trained.items() if name in muon_names]
+            return MuonAdamW(matrices, groups, muon_lr=self.muon_lr, lr=self.lr, betas=betas)
         return AdamW(groups, lr=self.lr, betas=betas)
 
     def schedule(self, optimizer: torch.optim.Optimizer, total_steps: int) -> LambdaLR:
         """Warm-up and cosine decay over `total_steps` optimizer steps."""
-        return LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, self.warmup_steps, total_steps, self.min_lr_ratio)
-        )
+        return LambdaLR(optimizer, lambda step: warmup_cosine(step, self.warmup_steps, total_steps, self.min_lr_ratio))

@@ -1,8 +1,10 @@
-"""Muon for the matrices inside a network, AdamW for the rest: torch's Muon and our AdamW as one optimizer.
+"""Muon for the matrices inside layers, AdamW for all other parameters, as one optimizer.
 
-Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) moves a matrix along its momentum with all its
-singular values made equal, here to the length of AdamW's steps (Liu et al. 2025, https://arxiv.org/abs/2502.16982).
-Embeddings, heads and vectors have no such geometry: they are AdamW's.
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) replaces the momentum of a matrix by the nearest
+semi-orthogonal matrix, which sets all its singular values to 1. The update is then scaled to the root mean square of
+AdamW's (Liu et al. 2025, https://arxiv.org/abs/2502.16982). Embeddings, output layers and vectors are left to AdamW.
+
+The algorithm itself is `torch.optim.Muon`; this module adds what torch leaves out, one optimizer object for both parts.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,13 +18,16 @@ from zoo.optim.adamw import AdamW
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Two optimizers in one, so that a trainer, a schedule and a checkpoint see one.
+    """`torch.optim.Muon` and `zoo.optim.AdamW` as one optimizer, for a trainer, a schedule and a checkpoint.
 
     Args:
         matrices: (out, in) weights for Muon.
         others: parameters, or groups of them, for AdamW.
-        muon_lr, muon_weight_decay, momentum: Muon's.
-        lr, **adamw: AdamW's.
+        muon_lr: Muon's learning rate.
+        muon_weight_decay: Muon's decoupled weight decay.
+        momentum: Muon's momentum, in [0, 1).
+        lr: AdamW's learning rate.
+        **adamw: further arguments of `zoo.optim.AdamW`.
     """
 
     def __init__(
@@ -44,14 +49,14 @@ class MuonAdamW(torch.optim.Optimizer):
         )
         self.parts: tuple[torch.optim.Optimizer, ...] = (muon, AdamW(others, lr=lr, **adamw))
         super().__init__([p for part in self.parts for group in part.param_groups for p in group["params"]], {})
-        self._share()
+        self._share_groups()
 
-    def _share(self) -> None:
-        # The very groups of the parts: a schedule that sets a rate here sets it there.
+    def _share_groups(self) -> None:
+        # The same dictionaries as those of the parts: a schedule that sets a learning rate here sets it there.
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of both."""
+        """One update by both parts; returns the closure's loss, if there is a closure."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for part in self.parts:
             part.step()
@@ -63,4 +68,4 @@ class MuonAdamW(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
-        self._share()
+        self._share_groups()

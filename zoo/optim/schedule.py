@@ -1,12 +1,16 @@
-"""Learning-rate schedules, as multipliers of the peak rate for `torch.optim.lr_scheduler.LambdaLR`."""
+"""Learning-rate schedules: factors on the peak learning rate, for `torch.optim.lr_scheduler.LambdaLR`."""
 
 import math
 
 
 def warmup_cosine(step: int, warmup_steps: int, total_steps: int, min_ratio: float = 0.1) -> float:
-    """Multiplier of the step-th update (from 0): rises linearly to 1, falls as a cosine to `min_ratio`, stays.
+    """Linear warm-up to 1, then cosine decay to `min_ratio`, which is kept after `total_steps`.
 
-    The first update already moves (1 / warmup_steps), the last warm-up update runs at the peak.
+    Args:
+        step: index of the optimizer step, from 0.
+        warmup_steps: number of warm-up steps; the first has the factor 1 / warmup_steps, the last 1. 0: no warm-up.
+        total_steps: number of steps after which the factor is `min_ratio`.
+        min_ratio: final factor, from 0 to 1.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -15,9 +19,12 @@ def warmup_cosine(step: int, warmup_steps: int, total_steps: int, min_ratio: flo
 
 
 def triangle(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Multiplier of the step-th update (from 0): rises linearly to 1 in `warmup_steps`, falls linearly to 0.
+    """Linear warm-up to 1, then linear decay, which reaches 0 only after the last step.
 
-    The first update already moves, the last one still does.
+    Args:
+        step: index of the optimizer step, from 0.
+        warmup_steps: number of warm-up steps; the first has the factor 1 / warmup_steps, the last 1. 0: no warm-up.
+        total_steps: number of steps; the factor at this index is 0.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps

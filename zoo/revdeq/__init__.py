@@ -1,10 +1,9 @@
-"""The reversible deep-equilibrium language model: the solver, the network, and (lazily: Lightning) its module."""
+"""Reversible deep equilibrium language model: solver, network and, imported on first use, its LightningModule."""
 
 from typing import TYPE_CHECKING, Any
 
 from zoo.revdeq.model import RevDEQ, RevDEQConfig
-from zoo.revdeq.solver.reversible import ReconstructionError
-from zoo.revdeq.solver.solve import Solution, solve
+from zoo.revdeq.solver import ReconstructionError, Solution, solve
 
 if TYPE_CHECKING:
     from zoo.revdeq.module import RevDEQLM

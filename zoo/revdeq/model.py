@@ -1,10 +1,10 @@
-"""A language model whose depth is an iteration: one block, applied until its output is (nearly) its own input.
+"""RevDEQ: a reversible deep equilibrium language model, one block applied until its output is (nearly) its own input.
 
-Reversible deep equilibrium models, McCallum et al. 2025, https://arxiv.org/abs/2509.12917; the JAX original is
-https://github.com/sammccallum/reversible-deq. Token and position embeddings are the input x, the iteration of solver.py
-finds z ~ f(z, x), and a norm and a linear map read the next token off z. Departures from the original:
-- the norm before the head is applied (the original makes one and leaves it out);
-- queries, keys and values come from one linear map each, not two in a row; attention has no biases;
+McCallum et al. 2025, https://arxiv.org/abs/2509.12917; JAX original: https://github.com/sammccallum/reversible-deq.
+Token and position embeddings are the input x, the solver iterates z = f(z, x), and a norm and a linear map predict the
+next token from z. Departures from the original:
+- the norm before the output layer is applied (the original creates one and does not use it);
+- queries, keys and values come from one linear map each instead of two; attention has no biases;
 - dropout, rotary positions and tied embeddings exist as options, the vocabulary is not padded.
 """
 
@@ -22,42 +22,47 @@ from zoo.errors import UserError
 from zoo.layers import Attention, KVCache, RotaryEmbedding
 from zoo.layers.linear import Linear
 from zoo.layers.linear_nll import linear_nll
-from zoo.revdeq.solver.solve import Backward, Solution, Solver, check, solve
+from zoo.revdeq.solver import Backward, Solution, Solver, check_settings, solve
 
 if TYPE_CHECKING:
     from zoo.revdeq.decoder import Decoder
 
 Positions = Literal["learned", "rotary"]
 Block = Literal["paper", "post_norm"]
-Past = tuple[KVCache, int, int]  # keys and values, the first layer's slot in it, the column where z begins
+CacheSlot = tuple[KVCache, int, int]  # the cache, the first layer's slot in it, the column of z's first token
 
 
 @dataclass
 class RevDEQConfig:
-    """Sizes of the network and of its iteration; the defaults are the paper's for WikiText-103, 94M parameters.
+    """Sizes of the network and settings of its iteration; the defaults are the paper's for WikiText-103, 94M
+    parameters.
 
     Args:
-        vocab_size: tokens.
+        vocab_size: number of token ids.
         hidden_size: width of the state.
-        num_heads: attention heads; they divide hidden_size.
+        num_heads: attention heads, a divisor of hidden_size.
         intermediate_size: width inside each MLP.
-        mlp_layers: layers of that width inside each MLP.
-        num_layers: blocks that make up one evaluation of f.
-        max_position_embeddings: the longest context.
-        positions: "learned", added to the tokens, or "rotary", inside attention.
-        block: "paper" is a pre-norm block, whose iteration is cut off after N steps, well before it rests;
-            "post_norm" normalizes after each branch, and more steps bring it to rest (measured, not proven: the card).
-        num_fixed_point_iterations: N, the steps; each evaluates f twice.
-        fixed_point_tol: end a sequence's iteration earlier where its relative residual is at most this. What comes
-            later in a sequence then changes what comes before; None makes all N steps.
+        mlp_layers: number of hidden layers inside each MLP, each of width intermediate_size.
+        num_layers: number of blocks in one evaluation of f.
+        max_position_embeddings: longest context in tokens.
+        positions: "learned" position embeddings, added to the tokens, or "rotary" embedding in attention.
+        block: "paper", a pre-norm block whose iteration does not converge and is truncated after N steps; or
+            "post_norm", which normalizes after each branch and converges with more steps (measured, not proven).
+        num_fixed_point_iterations: N, steps of the iteration, at least 1; each evaluates f twice.
+        fixed_point_tol: stop iterating a sequence where its relative residual is at most this, greater than 0. Later
+            tokens then influence earlier ones. null: always N steps.
         beta: share of f in every half-step, in (0, 2), not 1.
-        backward: how gradients are had: reversible, unroll, checkpoint, implicit or phantom (see solver.py).
-        keep_every: reversible: keep the states of every so many steps, where N or beta would lose the way back.
-        solver: for implicit and phantom: reversible, plain, anderson or broyden.
-        warm_start: generation begins each token at the state of the one before, and keeps the states at rest only;
-            for the post_norm block, and as exact as its fixed_point_tol.
-        tie_embeddings: the head is the embedding.
-        dropout: on the embeddings and both branches of a block; one mask for all evaluations of a pass.
+        backward: gradient method. reversible: exact, memory does not grow with N. unroll: ordinary backpropagation.
+            checkpoint: the same gradients as unroll, saving only the states of each step. implicit, phantom:
+            approximate where the iteration has not converged.
+        keep_every: with backward=reversible, save the states before every keep_every-th step; for an N or beta whose
+            inverse loses too many digits. null: save the start only.
+        solver: with backward=implicit or phantom: reversible, plain (damped iteration), anderson or broyden.
+        warm_start: in generation, start each token from the state of the token before, and cache converged states only.
+            Needs block=post_norm and fixed_point_tol, which sets the accuracy.
+        tie_embeddings: use the token embedding as output matrix.
+        dropout: probability, in [0, 1), on the embeddings and on both branches of a block; one mask for all evaluations
+            of a forward pass.
     """
 
     vocab_size: int = 50257
@@ -84,91 +89,107 @@ class RevDEQConfig:
         for name in (*sizes, "max_position_embeddings", "num_fixed_point_iterations"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name, value, known in (("positions", self.positions, Positions), ("block", self.block, Block)):
-            if value not in get_args(known):
-                raise UserError(f"{name} is one of {', '.join(get_args(known))}, not {value!r}")
+        for name, value, allowed in (("positions", self.positions, Positions), ("block", self.block, Block)):
+            if value not in get_args(allowed):
+                raise UserError(f"{name} must be one of {', '.join(get_args(allowed))}, not {value!r}")
         if self.hidden_size % self.num_heads:
-            raise UserError(f"hidden_size {self.hidden_size} does not divide into num_heads {self.num_heads}")
+            raise UserError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
         head_dim = self.hidden_size // self.num_heads
         if self.positions == "rotary" and head_dim % 2:
-            raise UserError(f"rotary positions turn pairs: hidden_size / num_heads must be even, not {head_dim}")
+            raise UserError(f"positions=rotary rotates pairs: hidden_size / num_heads must be even, not {head_dim}")
         if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout must lie in [0, 1), not {self.dropout}")
+            raise UserError(f"dropout must be in [0, 1), not {self.dropout}")
         if self.warm_start and self.fixed_point_tol is None:
-            raise UserError("warm_start needs a fixed_point_tol, at which a token's iteration may end")
+            raise UserError("warm_start needs a fixed_point_tol, at which the iteration of a token ends")
         if self.warm_start and self.block == "paper":
-            raise UserError("warm_start needs a block that comes to rest: block=post_norm")
-        check(self.beta, self.fixed_point_tol, self.backward, self.solver, self.keep_every)
+            raise UserError("warm_start needs a block whose iteration converges: set block=post_norm")
+        check_settings(self.beta, self.fixed_point_tol, self.backward, self.solver, self.keep_every)
 
     @property
     def max_seq_len(self) -> int:
-        """The longest context, by the name that the zoo's language models share."""
+        """Longest context in tokens: max_position_embeddings under the name that all language models share."""
         return self.max_position_embeddings
 
     @property
     def evaluations(self) -> int:
-        """Of the cell in a pass without a tolerance."""
+        """Number of evaluations of the cell in a forward pass without a tolerance."""
         return self.num_fixed_point_iterations * (2 if self.solver == "reversible" else 1)
 
 
-def unturned(query: Tensor, key: Tensor, start: int | Tensor = 0) -> tuple[Tensor, Tensor]:
-    """What stands in for rotary embedding where positions are learned."""
-    return query, key
-
-
 class Layer(nn.Module):
-    """Attention and an MLP over the state z (B, T, d), with the input x (B, T, d) injected."""
+    """A transformer block on the state z (B, T, d), into which the input x (B, T, d) is injected."""
 
     def __init__(self, config: RevDEQConfig) -> None:
         super().__init__()
         d, inner = config.hidden_size, [config.intermediate_size] * config.mlp_layers
-        self.post_norm, self.keep = config.block == "post_norm", 1 - config.dropout
+        self.post_norm, self.keep_probability = config.block == "post_norm", 1 - config.dropout
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.attention = Attention(d, config.num_heads, config.num_heads)
         self.mlp = nn.ModuleList(Linear(n, m) for n, m in pairwise([d, *inner, d]))
 
     def feed_forward(self, h: Tensor) -> Tensor:
+        """The MLP with GELU between its layers, (B, T, d) -> (B, T, d)."""
         *hidden, last = self.mlp
         for linear in hidden:
             h = F.gelu(linear(h), approximate="tanh")  # (B, T, inner)
         return last(h)
 
-    def forward(self, z: Tensor, x: Tensor, rotary: Any, masks: Sequence[Tensor | None], **past: Any) -> Tensor:
-        after_attention, after_mlp = masks
+    def forward(
+        self, z: Tensor, x: Tensor, rotary: RotaryEmbedding | None, masks: Sequence[Tensor | None], **attention: Any
+    ) -> Tensor:
+        """z (B, T, d) -> (B, T, d).
+
+        Args:
+            z: the state.
+            x: the input.
+            rotary: rotary embedding of queries and keys; None: none.
+            masks: dropout masks (B, T, d) after attention and after the MLP; None: no dropout.
+            **attention: further arguments of `Attention.forward`.
+        """
+        mask1, mask2 = masks
         if self.post_norm:
             h = z + x
-            h = self.norm1(h + self.drop(self.attention(h, rotary, **past), after_attention))
-            return self.norm2(h + self.drop(self.feed_forward(h), after_mlp))
-        z = z + self.drop(self.attention(self.norm1(z + x), rotary, **past), after_attention)
-        return z + self.drop(self.feed_forward(self.norm2(z)), after_mlp)
+            h = self.norm1(h + self.drop(self.attention(h, rotary, **attention), mask1))
+            return self.norm2(h + self.drop(self.feed_forward(h), mask2))
+        z = z + self.drop(self.attention(self.norm1(z + x), rotary, **attention), mask1)
+        return z + self.drop(self.feed_forward(self.norm2(z)), mask2)
 
     def drop(self, h: Tensor, mask: Tensor | None) -> Tensor:
-        return h if mask is None else h * mask / self.keep
+        """Dropout of h (B, T, d) with a given mask."""
+        return h if mask is None else h * mask / self.keep_probability
 
 
 class Cell(nn.Module):
-    """f(z, (x, *masks)): the layers, one after another; two dropout masks (B, T, d) for each, or none."""
+    """f(z, (x, *masks)), the iterated function: all layers in sequence, with two dropout masks each, or none."""
 
     def __init__(self, config: RevDEQConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
-        turns = config.positions == "rotary"
-        head_dim = config.hidden_size // config.num_heads
-        self.rotary: Any = RotaryEmbedding(head_dim, config.max_position_embeddings) if turns else unturned
+        self.rotary = None
+        if config.positions == "rotary":
+            self.rotary = RotaryEmbedding(config.hidden_size // config.num_heads, config.max_position_embeddings)
 
-    def forward(self, z: Tensor, inputs: tuple[Tensor, ...], cache: Past | None = None, **past: Any) -> Tensor:
-        """z (B, T, d) to f(z) (B, T, d)."""
+    def forward(
+        self, z: Tensor, inputs: tuple[Tensor, ...], cache: CacheSlot | None = None, **attention: Any
+    ) -> Tensor:
+        """z (B, T, d) -> f(z) (B, T, d); `attention` are further arguments of `Attention.forward`."""
         x, *masks = inputs
         for number, layer in enumerate(self.layers):
             if cache is not None:
-                kept, first, start = cache
-                past["cache"] = kept, first + number, start
-            z = layer(z, x, self.rotary, masks[2 * number : 2 * number + 2] or (None, None), **past)
+                kv_cache, first_slot, start = cache
+                attention["cache"] = kv_cache, first_slot + number, start
+            z = layer(z, x, self.rotary, masks[2 * number : 2 * number + 2] or (None, None), **attention)
         return z
 
 
 class RevDEQ(nn.Module):
-    """Tokens (B, T) to logits (B, T, V) of the next token at each position, by RevDEQConfig's sizes."""
+    """Reversible deep equilibrium language model: tokens (B, T) -> logits (B, T, V) of each next token.
+
+    Args:
+        config: sizes and settings.
+    """
+
+    slides = True  # generation continues beyond the context from its last half
 
     def __init__(self, config: RevDEQConfig) -> None:
         super().__init__()
@@ -181,8 +202,9 @@ class RevDEQ(nn.Module):
         self.norm = nn.LayerNorm(d)
         if not config.tie_embeddings:
             self.output = nn.Linear(d, config.vocab_size, bias=False)
-        # Torch's own initialization is the original's too: N(0, 1) for embeddings, U(+-1 / sqrt(n)) for matrices. What
-        # is injected must not be small, or the norm on it magnifies every change of z, and the way back loses digits.
+        # Torch's default initialization is also the original's: N(0, 1) for embeddings, U(+-1 / sqrt(n)) for matrices.
+        # The injected x must not be small: the norm of z + x would amplify changes of z, and the inverse would lose
+        # digits.
         self.scale = 1.0
         if config.tie_embeddings:
             self.scale = math.sqrt(d)
@@ -196,38 +218,49 @@ class RevDEQ(nn.Module):
     def solve(
         self, tokens: Tensor, f: Any = None, start: int = 0, left_padding: Tensor | None = None, **settings: Any
     ) -> Solution:
-        """The state (B, T, d) that the iteration comes to for tokens (B, T), which stand at positions start ... less
-        `left_padding` (B,) where their row is padded on the left. `f` in place of the cell, other settings of `solve`."""
-        end = start + tokens.shape[1]
-        if end > self.config.max_position_embeddings:
-            raise UserError(f"{end} tokens are more than the model's context of {self.config.max_position_embeddings}")
+        """Embed tokens (B, T) and iterate the cell; the solution's z is (B, T, d).
+
+        Args:
+            tokens: token ids.
+            f: function to iterate in place of the cell; None: the cell.
+            start: position of the first column.
+            left_padding: (B,) number of padding columns on the left of each row, which positions do not count.
+            **settings: settings of `zoo.revdeq.solve` that replace those of the config.
+        """
+        c, end = self.config, start + tokens.shape[1]
+        if end > c.max_position_embeddings:
+            raise UserError(f"{end} tokens are more than the model's context of {c.max_position_embeddings}")
+        # The input: token and position embeddings.
         x = self.scale * self.tok_embeddings(tokens)  # (B, T, d)
-        if self.config.positions == "learned":
+        if c.positions == "learned":
             at = torch.arange(start, end, device=tokens.device)
             x = x + self.pos_embeddings(at if left_padding is None else (at - left_padding[:, None]).clamp(min=0))
+        # Dropout masks are part of the input, so that every evaluation of the cell uses the same ones.
         masks: list[Tensor] = []
-        if self.training and (p := self.config.dropout):
-            x = F.dropout(x, p)
-            masks = [torch.rand_like(x) >= p for _ in range(2 * self.config.num_layers)]
-        c = self.config
-        ways: dict[str, Any] = {"beta": c.beta, "max_steps": c.num_fixed_point_iterations, "tol": c.fixed_point_tol}
-        ways |= {"backward": c.backward, "keep_every": c.keep_every, "solver": c.solver, **settings}
-        return solve(self.cell if f is None else f, (x, *masks), **ways)
+        if self.training and c.dropout:
+            x = F.dropout(x, c.dropout)
+            masks = [torch.rand_like(x) >= c.dropout for _ in range(2 * c.num_layers)]
+        config_settings: dict[str, Any] = {
+            "beta": c.beta, "max_steps": c.num_fixed_point_iterations, "tol": c.fixed_point_tol,
+            "backward": c.backward, "keep_every": c.keep_every, "solver": c.solver,
+        }  # fmt: skip
+        return solve(self.cell if f is None else f, (x, *masks), **{**config_settings, **settings})
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, T, V) and the hidden states after the final norm (B, T, d) of tokens (B, T)."""
+        """Logits (B, T, V) and hidden states after the final norm (B, T, d) of tokens (B, T)."""
         hidden = self.norm(self.solve(tokens).z)
         return F.linear(hidden, self.output_weight), hidden
 
     def loss(self, tokens: Tensor, targets: Tensor, solution: Solution | None = None) -> Tensor:
-        """Mean negative log-likelihood, in nats, of targets (B, T) given tokens (B, T); -100 does not count."""
+        """Mean negative log-likelihood in nats of targets (B, T) given tokens (B, T); targets of -100 do not count.
+
+        `solution` is that of `solve(tokens)`, where it is known already.
+        """
         hidden = self.norm((solution or self.solve(tokens)).z)  # (B, T, d)
         return linear_nll(hidden.flatten(0, 1), self.output_weight, targets.flatten())
 
-    slides = True  # generation continues past the context from its last half
-
     def generate(self, tokens: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
-        """Tokens (B, T) continued to at most (B, T + max_new_tokens); options as in zoo.generation.sampling."""
+        """Continue tokens (B, T) by up to max_new_tokens: (B, T + n). Options as in `zoo.generation.sampling`."""
         from zoo.generation.sampling import generate
 
         return generate(self, tokens, max_new_tokens, **options)
@@ -237,12 +270,13 @@ class RevDEQ(nn.Module):
         from zoo.revdeq.decoder import Decoder
 
         if compile:
-            raise UserError("RevDEQ decodes eagerly: drop --compile")
+            raise UserError("RevDEQ decodes without compilation: drop --compile")
         return Decoder(self, batch_size, max_len, precision)
 
     def flops_per_token(self, seq_len: int) -> int:
-        """Floating-point operations of training on one token, what is computed twice counted once: 6 for every weight
-        of the head, and of the cell at each of its evaluations; and attention's, without the causal mask's saving.
+        """Floating-point operations of training on one token, forward and backward, without recomputation.
+
+        6 for each weight of the output layer and, at each evaluation, of the cell; plus attention, causal mask ignored.
         """
         c = self.config
         cell = sum(p.numel() for p in self.cell.parameters())

@@ -1,4 +1,4 @@
-"""The reversible equilibrium language model in Lightning: RevDEQLM."""
+"""LightningModule of the reversible deep equilibrium language model: RevDEQLM."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,11 +25,12 @@ class RevDEQSettings(OptimizerConfig, RevDEQConfig):
 
 
 class RevDEQLM(LanguageModel):
-    """Reversible deep equilibrium language model: one block iterated, exact gradients, memory independent of depth.
+    """Reversible deep equilibrium language model: one iterated block, exact gradients, memory independent of depth.
 
-    Logged in addition to what every language model logs: `residual`, the training batch's mean |z - f(z)| / |f(z)| after
-    the iteration; `evaluations`, how often f was evaluated; `reconstruction_error`, the relative distance between the
-    start of the forward pass and the end of the backward pass. Training stops when the latter exceeds 1e-3.
+    Logged in addition to what every language model logs: `residual`, the training batch's mean |z - f(z)| / |f(z)|
+    after the iteration; `evaluations`, the number of evaluations of f; `reconstruction_error`, the distance between the
+    start of the iteration and the end of the backward pass, relative to the norm of z. Training stops where it exceeds
+    1e-3.
 
     Args:
         vocab_size: number of token ids; on the command line that of the data's tokenizer.
@@ -53,6 +54,9 @@ class RevDEQLM(LanguageModel):
         # The block alone: forward and backward pass must run the same kernels.
         self.model.cell.compile()
 
+    # Not compiled by torch.compile(module), which would reach the forward pass only: the backward pass would round
+    # differently, and the inverse would amplify the difference. The argument `compile` compiles the block for both.
+    @torch.compiler.disable
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         batch = as_token_batch(batch)
         self.solution = self.model.solve(batch.tokens)
@@ -66,4 +70,4 @@ class RevDEQLM(LanguageModel):
             self.log("residual", self.solution.residual.mean())
             self.log("evaluations", float(self.solution.evaluations))
             self.log("reconstruction_error", self.solution.reconstruction_error)
-        del self.solution  # and with it the state
+        del self.solution  # frees the state

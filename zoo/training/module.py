@@ -32,6 +32,7 @@ class ZooModule(LightningModule):
 
     def __init__(self, optimizer_config: OptimizerConfig, tokenizer: Tokenizer | None = None) -> None:
         super().__init__()
+        optimizer_config.check()
         self.optimizer_config = optimizer_config
         self.tokenizer = tokenizer
 

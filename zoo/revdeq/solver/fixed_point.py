@@ -1,9 +1,9 @@
-"""Ways to a fixed point z = f(z), sample by sample, where nobody differentiates through the way.
+"""Fixed-point solvers for z = f(z), sample by sample, which are not differentiated through.
 
 plain      z <- (1 - b) z + b f(z)
-anderson   the combination of the last states whose residual is least (Anderson 1965; Walker & Ni 2011,
+anderson   the combination of the last states with the smallest residual (Anderson 1965; Walker & Ni 2011,
            https://doi.org/10.1137/10078356X)
-broyden    a quasi-Newton method for f(z) - z = 0 that corrects its inverse Jacobian by one rank at every step
+broyden    a quasi-Newton method for f(z) - z = 0 with a rank-one correction of the inverse Jacobian at every step
            (Broyden 1965, https://doi.org/10.1090/S0025-5718-1965-0198670-6)
 """
 
@@ -13,14 +13,16 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from zoo.revdeq.solver.iteration import Evaluate, Iteration, Report, relative_residual, relax
+from zoo.revdeq.solver.diagnostics import Diagnostics, relative_residual
+from zoo.revdeq.solver.evaluation import Evaluate
+from zoo.revdeq.solver.iteration import Iteration, relax
 
-MEMORY = 6  # states that Anderson's method combines, and corrections that Broyden's keeps
+MEMORY = 6  # number of states that Anderson's method combines, and of corrections that Broyden's method keeps
 Points = Iterator[tuple[Tensor, Tensor]]
 
 
 def plain(f: Evaluate, z: Tensor, beta: float) -> Points:
-    """States z (B, n) with f(z), without end; so are the others."""
+    """Damped iteration: yields states z (B, n) with f(z) (B, n), endlessly, as the other solvers do."""
     while True:
         fz = f(z)
         yield z, fz
@@ -28,43 +30,48 @@ def plain(f: Evaluate, z: Tensor, beta: float) -> Points:
 
 
 def anderson(f: Evaluate, z: Tensor, beta: float) -> Points:
+    """Anderson acceleration."""
     states: list[Tensor] = []
     values: list[Tensor] = []
     while True:
         fz = f(z)
         yield z, fz
         states, values = [*states, z][-MEMORY:], [*values, fz][-MEMORY:]
-        past, ahead = torch.stack(states, 1), torch.stack(values, 1)  # (B, m, n)
-        gaps = ahead - past
-        gram = gaps @ gaps.mT  # (B, m, m)
-        # Of the weights that sum to 1, those of the least gap solve gram w ~ 1; the ridge is for gaps that repeat.
-        digits = torch.finfo(z.dtype)
-        ridge = 100 * digits.eps * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + digits.tiny
+        inputs, outputs = torch.stack(states, 1), torch.stack(values, 1)  # (B, m, n)
+        residuals = outputs - inputs
+        gram = residuals @ residuals.mT  # (B, m, m)
+        # Among weights that sum to 1, those with the smallest residual solve gram w ~ 1. The ridge keeps the system
+        # solvable where residuals repeat.
+        limits = torch.finfo(z.dtype)
+        ridge = 100 * limits.eps * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + limits.tiny
         gram = gram + ridge * torch.eye(len(states), dtype=z.dtype, device=z.device)
         weights = torch.linalg.solve(gram, torch.ones_like(gram[..., :1]))  # (B, m, 1)
         weights = weights / weights.sum(1, keepdim=True)
-        z = (weights * relax(beta, past, ahead)).sum(1)
+        z = (weights * relax(beta, inputs, outputs)).sum(1)  # (B, n)
 
 
 def broyden(f: Evaluate, z: Tensor, beta: float) -> Points:
+    """Broyden's "good" method with limited memory; `beta` is not used."""
     left: list[Tensor] = []
     right: list[Tensor] = []
 
     def product(columns: list[Tensor], rows: list[Tensor], vector: Tensor) -> Tensor:
-        """(-1 + sum of columns rows^T) times vector (B, n): of left and right, the inverse Jacobian of f(z) - z."""
+        """(-I + sum of columns rows^T) vector (B, n). With `left` and `right`: the inverse Jacobian of f(z) - z."""
         return sum((u * (v * vector).sum(1, keepdim=True) for u, v in zip(columns, rows, strict=True)), -vector)
 
     fz = f(z)
     while True:
         yield z, fz
-        gap = fz - z
-        step = -product(left, right, gap)
+        # A quasi-Newton step.
+        residual = fz - z
+        step = -product(left, right, residual)
         z = z + step
         fz = f(z)
-        turn = fz - z - gap
+        # Correct the inverse Jacobian by u v^T, so that it maps the change of the residual to the step.
+        change = fz - z - residual
         row = product(right, left, step)
-        scale = (row * turn).sum(1, keepdim=True)  # 0 where a sample is at rest: it then keeps its Jacobian
-        column = torch.where(scale == 0, 0, (step - product(left, right, turn)) / scale)
+        scale = (row * change).sum(1, keepdim=True)  # 0 where a sample has converged: it keeps its Jacobian
+        column = torch.where(scale == 0, 0, (step - product(left, right, change)) / scale)
         left, right = [*left, column][-MEMORY:], [*right, row][-MEMORY:]
 
 
@@ -73,24 +80,34 @@ SOLVERS: dict[str, Callable[[Evaluate, Tensor, float], Points]] = {
 }  # fmt: skip
 
 
-def find(solver: str, f: Evaluate, z0: Tensor, iteration: Iteration, report: Report) -> Tensor:
-    """The best state, sample by sample, that `solver` meets from z0 (B, ...) in the iteration's max_steps evaluations,
-    or until every residual is within its tolerance."""
+def find_fixed_point(solver: str, f: Evaluate, z0: Tensor, iteration: Iteration, diagnostics: Diagnostics) -> Tensor:
+    """The state with the smallest residual, for each sample, that `solver` reaches from z0 (B, ...).
 
-    def flat(rows: Tensor) -> Tensor:
+    It ends after iteration.max_steps evaluations, or when every residual is within iteration.tol.
+
+    Args:
+        solver: key of SOLVERS.
+        f: the function.
+        z0: first state (B, ...).
+        iteration: beta, max_steps and tol.
+        diagnostics: filled in.
+    """
+
+    def flat_f(rows: Tensor) -> Tensor:
         return f(rows.view_as(z0))[:, None].flatten(1)
 
     best = z0[:, None].flatten(1)  # (B, n)
-    residual = torch.full_like(best[:, 0], torch.inf)
+    residual = torch.full_like(best[:, 0], torch.inf)  # (B,)
     steps = torch.zeros_like(residual, dtype=torch.long)
     tol = -1.0 if iteration.tol is None else iteration.tol
-    for z, fz in islice(SOLVERS[solver](flat, best, iteration.beta), iteration.max_steps):
-        report.evaluations += 1
+    for z, fz in islice(SOLVERS[solver](flat_f, best, iteration.beta), iteration.max_steps):
+        diagnostics.evaluations += 1
         steps += ~(residual <= tol)
-        now = relative_residual(z, fz)
-        better = now < residual.masked_fill(residual <= tol, 0)  # a sample within the tolerance stays
-        best, residual = torch.where(better[:, None], z, best), torch.where(better, now, residual)
+        new_residual = relative_residual(z, fz)
+        is_better = new_residual < residual.masked_fill(residual <= tol, 0)  # a sample within the tolerance stays
+        best = torch.where(is_better[:, None], z, best)
+        residual = torch.where(is_better, new_residual, residual)
         if (residual <= tol).all():
             break
-    report.steps, report.residual = steps, residual
+    diagnostics.steps, diagnostics.residual = steps, residual
     return best.view_as(z0)

@@ -1,27 +1,28 @@
-"""Gradients of a fixed point, whatever way led to it.
+"""Gradients of a fixed point by the implicit function theorem.
 
-At z = f(z, x) the implicit function theorem gives dL/dtheta = u df/dtheta with u = u df/dz + dL/dz, a linear
-fixed-point problem of its own (Bai et al. 2019, https://arxiv.org/abs/1909.01377). It is as exact as both fixed points.
+At z = f(z, x), dL/dtheta = u df/dtheta, where u solves u = u df/dz + dL/dz, a linear fixed-point problem (Bai et al.
+2019, https://arxiv.org/abs/1909.01377). The gradients are as exact as both fixed points, whatever solver found them.
 """
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from zoo.revdeq.solver.fixed_point import find
-from zoo.revdeq.solver.iteration import Autocast, Function, Iteration, Report, per_sample_norm
-from zoo.revdeq.solver.pullback import Pullback
+from zoo.revdeq.solver.diagnostics import Diagnostics, per_sample_norm
+from zoo.revdeq.solver.evaluation import Differentiable, Function, SavedAutocast
+from zoo.revdeq.solver.fixed_point import find_fixed_point
+from zoo.revdeq.solver.iteration import Iteration
 
 
 class Implicit(torch.autograd.Function):
-    """apply(f, solver, iteration, how many inputs, z, *inputs, *parameters) -> z, a fixed point found before.
+    """apply(f, solver, adjoint, number of inputs, z, *inputs, *parameters) -> z, where z is a fixed point of f.
 
-    Solver and iteration are those of the backward pass's own fixed point.
+    `solver` and `adjoint` are the solver and the iteration settings of the backward pass's fixed-point problem.
     """
 
     @staticmethod
     def forward(ctx, f: Function, solver: str, adjoint: Iteration, n: int, z: Tensor, *leaves: Tensor) -> Tensor:
-        ctx.f, ctx.solver, ctx.adjoint, ctx.n, ctx.autocast = f, solver, adjoint, n, Autocast(z.device.type)
+        ctx.f, ctx.solver, ctx.adjoint, ctx.n, ctx.autocast = f, solver, adjoint, n, SavedAutocast(z.device.type)
         ctx.save_for_backward(z, *leaves)
         return z.clone()
 
@@ -29,15 +30,16 @@ class Implicit(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         z, *leaves = ctx.saved_tensors
-        pullback = Pullback(ctx.f, leaves[: ctx.n], leaves[ctx.n :], ctx.autocast, z.dtype)
-        leaf, value = pullback.at(z)
-        # The problem is linear: it is solved at size 1, lest the tolerance mean another thing for another loss.
+        f = Differentiable(ctx.f, leaves[: ctx.n], leaves[ctx.n :], ctx.autocast, z.dtype)
+        leaf, value = f.record(z)
+        # The problem is linear. Solve it at norm 1, so that the tolerance does not depend on the scale of the loss.
         size = per_sample_norm(grad).clamp(min=torch.finfo(grad.dtype).tiny).view(-1, *[1] * (grad.ndim - 1))
-        unit = grad / size
+        unit_grad = grad / size
 
-        def adjoint(u: Tensor) -> Tensor:
-            through = torch.autograd.grad(value, leaf, u, retain_graph=True, allow_unused=True)[0]
-            return unit if through is None else unit + through.to(u.dtype)
+        def adjoint_step(u: Tensor) -> Tensor:
+            product = torch.autograd.grad(value, leaf, u, retain_graph=True, allow_unused=True)[0]
+            return unit_grad if product is None else unit_grad + product.to(u.dtype)
 
-        pullback.pull(leaf, value, size * find(ctx.solver, adjoint, unit, ctx.adjoint, Report()))
-        return None, None, None, None, None, *pullback.gradients
+        u = find_fixed_point(ctx.solver, adjoint_step, unit_grad, ctx.adjoint, Diagnostics())
+        f.vjp(leaf, value, size * u)
+        return None, None, None, None, None, *f.gradients

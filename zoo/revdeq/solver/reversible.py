@@ -1,86 +1,91 @@
-"""Backpropagation through the reversible iteration, by walking it back.
+"""Backpropagation through the reversible iteration by inverting it step by step.
 
 From the last y and z, the states before them are (McCallum et al. 2025, https://arxiv.org/abs/2509.12917)
 
     z' = (z - b f(y, x)) / (1 - b)
-    y' = (y - b f(z', x)) / (1 - b),
+    y' = (y - b f(z', x)) / (1 - b)
 
-and differentiating f at y and z' on the way gives the gradients of the very iteration that was run. Kept are x, the
-start, y and z, whatever the number of steps. Dividing by 1 - b magnifies rounding at every step; hence states in fp64
-while f computes in x's dtype, and f called the same way in both passes, so that its own rounding returns and cancels.
-Where that is not enough, the way back begins anew at states kept every so many steps.
+Differentiating f at y and z' along the way gives the gradients of the iteration that was run. Only x, z0 and the last y
+and z are saved, whatever the number of steps. Dividing by 1 - b amplifies rounding at every step. Therefore states are
+fp64 while f computes in x's dtype, and f is called the same way in both passes, so that its own rounding repeats and
+cancels. Where that is not enough, states saved every few steps restart the inversion.
 """
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from zoo.revdeq.solver.iteration import Autocast, Function, Iteration, Report, undo
-from zoo.revdeq.solver.pullback import Pullback
+from zoo.errors import UserError
+from zoo.revdeq.solver.diagnostics import Diagnostics
+from zoo.revdeq.solver.evaluation import Differentiable, Function, SavedAutocast
+from zoo.revdeq.solver.iteration import Iteration, undo
 
 
-class ReconstructionError(ValueError):
-    """Walking the iteration back did not end where it began, so its gradients would be wrong."""
+class ReconstructionError(UserError):
+    """The inverted iteration did not end at its start, so the gradients would be wrong."""
 
 
 class Reversible(torch.autograd.Function):
-    """apply(f, (iteration, report, keep_every, bound), how many inputs, z0, *inputs, *parameters) -> z.
+    """apply(f, (iteration, diagnostics, keep_every, max_error), number of inputs, z0, *inputs, *parameters) -> z.
 
-    Parameters are inputs and their gradients outputs, because an inner backward() would go past
-    DistributedDataParallel.
+    Parameters are inputs of the Function and their gradients its outputs, because DistributedDataParallel would not see
+    an inner call of backward().
     """
 
     @staticmethod
     def forward(
-        ctx, f: Function, settings: tuple[Iteration, Report, int, float], n: int, z0: Tensor, *leaves: Tensor
+        ctx, f: Function, settings: tuple[Iteration, Diagnostics, int, float], n: int, z0: Tensor, *leaves: Tensor
     ) -> Tensor:
-        ctx.f, ctx.settings, ctx.n, ctx.autocast = f, settings, n, Autocast(z0.device.type)
-        iteration, report, every, _ = settings
-        kept: list[Tensor] = []
+        ctx.f, ctx.settings, ctx.n, ctx.autocast = f, settings, n, SavedAutocast(z0.device.type)
+        iteration, diagnostics, keep_every, _ = settings
+        checkpoints: list[Tensor] = []  # y and z before every keep_every-th step, from the first
 
-        def keep(number: int, y: Tensor, z: Tensor) -> None:
-            if (number - 1) % every == 0:
-                kept.extend((y, z))
+        def save(number: int, y: Tensor, z: Tensor) -> None:
+            if (number - 1) % keep_every == 0:
+                checkpoints.extend((y, z))
 
-        value = Pullback(f, leaves[:n], leaves[n:], ctx.autocast, z0.dtype).value
-        y, z = iteration.run(value, z0, report, keep)
-        ctx.kept = len(kept)
-        ctx.save_for_backward(y, z, *kept, *leaves)
+        value = Differentiable(f, leaves[:n], leaves[n:], ctx.autocast, z0.dtype).value
+        y, z = iteration.run(value, z0, diagnostics, save)
+        ctx.n_checkpoints = len(checkpoints)
+        ctx.save_for_backward(y, z, *checkpoints, *leaves)
         return z
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
         y, z, *saved = ctx.saved_tensors
-        kept, leaves = saved[: ctx.kept], saved[ctx.kept :]
-        iteration, report, every, bound = ctx.settings
-        beta, steps = iteration.beta, int(report.steps.max())
-        pullback = Pullback(ctx.f, leaves[: ctx.n], leaves[ctx.n :], ctx.autocast, z.dtype)
-        size, of_y, of_z = z.norm(), torch.zeros_like(grad), grad
+        checkpoints, leaves = saved[: ctx.n_checkpoints], saved[ctx.n_checkpoints :]
+        iteration, diagnostics, keep_every, max_error = ctx.settings
+        beta, steps = iteration.beta, int(diagnostics.steps.max())
+        f = Differentiable(ctx.f, leaves[: ctx.n], leaves[ctx.n :], ctx.autocast, z.dtype)
+        size, y_grad, z_grad = z.norm(), torch.zeros_like(grad), grad
         error = torch.zeros_like(size)
         for number in range(steps, 0, -1):
 
-            def made(new: Tensor, old: Tensor | float, number: int = number) -> Tensor:
-                return iteration.where(report, number, new, old)
+            def if_made(new: Tensor, old: Tensor | float, number: int = number) -> Tensor:
+                return iteration.if_made(diagnostics, number, new, old)
 
-            leaf, value = pullback.at(y)
-            of_y = of_y + pullback.pull(leaf, value, made(beta * of_z, 0))
-            z = made(undo(beta, z, value.detach()), z)
-            leaf, value = pullback.at(z)
-            from_z = pullback.pull(leaf, value, made(beta * of_y, 0))
-            y = made(undo(beta, y, value.detach()), y)
-            of_z = made((1 - beta) * of_z, of_z) + from_z
-            of_y = made((1 - beta) * of_y, of_y)
-            if (number - 1) % every == 0:
-                *kept, y_then, z_then = kept
-                missed = torch.maximum((y - y_then).norm(), (z - z_then).norm()) / (1e-5 + size)
-                error, y, z = torch.maximum(error, missed), y_then, z_then
-        report.reconstruction_error.copy_(error)
-        # A state that is not finite is another matter: the loss tells, and fp16's scaler leaves the step out.
-        if size.isfinite() and not error <= bound:
+            # Differentiate and undo z <- (1 - b) z + b f(y).
+            leaf, value = f.record(y)
+            y_grad = y_grad + f.vjp(leaf, value, if_made(beta * z_grad, 0))
+            z = if_made(undo(beta, z, value.detach()), z)
+            # Differentiate and undo y <- (1 - b) y + b f(z), at the z that was just restored.
+            leaf, value = f.record(z)
+            grad_through_f = f.vjp(leaf, value, if_made(beta * y_grad, 0))
+            y = if_made(undo(beta, y, value.detach()), y)
+            z_grad = if_made((1 - beta) * z_grad, z_grad) + grad_through_f
+            y_grad = if_made((1 - beta) * y_grad, y_grad)
+            # Where the forward pass saved this state: measure the error, and continue from the exact state.
+            if (number - 1) % keep_every == 0:
+                *checkpoints, exact_y, exact_z = checkpoints
+                distance = torch.maximum((y - exact_y).norm(), (z - exact_z).norm()) / (1e-5 + size)
+                error, y, z = torch.maximum(error, distance), exact_y, exact_z
+        diagnostics.reconstruction_error.copy_(error)
+        # If z is not finite the loss shows it, and fp16's gradient scaler skips the step.
+        if size.isfinite() and not error <= max_error:
             raise ReconstructionError(
-                f"walking back {steps} steps of beta {beta} missed the start by {error:.2g} of the state's size, more "
-                f"than {bound:g}, so gradients would be wrong: take fewer steps, a smaller beta, keep_every, "
-                "states in fp64 or backward=checkpoint, and see that f has no randomness of its own, such as dropout"
+                f"inverting {steps} steps of beta {beta} missed their start by {error:.2g} of the state's norm, more "
+                f"than {max_error:g}, so gradients would be wrong: use fewer steps, a beta nearer 0.5, keep_every, "
+                "fp64 states or backward=checkpoint, and make sure that f is deterministic (pass dropout masks in x)"
             )
-        return None, None, None, of_y + of_z, *pullback.gradients
+        return None, None, None, y_grad + z_grad, *f.gradients

@@ -1,0 +1,144 @@
+"""`solve`: iterate z = f(z, x), with a choice of gradient methods."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import UserError
+from zoo.revdeq.solver.diagnostics import Diagnostics, relative_residual
+from zoo.revdeq.solver.evaluation import SavedAutocast, make_evaluate
+from zoo.revdeq.solver.fixed_point import find_fixed_point
+from zoo.revdeq.solver.implicit import Implicit
+from zoo.revdeq.solver.iteration import Iteration, relax
+from zoo.revdeq.solver.reversible import Reversible
+from zoo.revdeq.solver.settings import Backward, Solver, check_settings, warn_of_rounding
+
+PHANTOM_STEPS, IMPLICIT_STEPS = 5, 50  # defaults of backward_steps
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Result of `solve`.
+
+    Attributes:
+        z: the last state, of z0's shape and x's dtype.
+        steps: number of steps: (), or with a tolerance or another solver (B,), one per sample.
+        evaluations: number of evaluations of f in the forward pass.
+        reconstruction_error: () distance between z0 and the end of the reversible backward pass, relative to the norm
+            of z; NaN until that pass has run, and with other methods.
+    """
+
+    z: Tensor
+    steps: Tensor
+    evaluations: int
+    reconstruction_error: Tensor
+    _residual: Callable[[], Tensor]
+
+    @cached_property
+    def residual(self) -> Tensor:
+        """|z - f(z, x)| / (1e-5 + |f(z, x)|) of each sample, (B,).
+
+        Without a tolerance the first access evaluates f once.
+        """
+        return self._residual()
+
+
+def solve(
+    f: nn.Module,
+    x: Tensor | tuple[Tensor, ...],
+    z0: Tensor | None = None,
+    *,
+    beta: float = 0.5,
+    max_steps: int = 4,
+    tol: float | None = None,
+    backward: Backward = "reversible",
+    state_dtype: torch.dtype = torch.float64,
+    solver: Solver = "reversible",
+    backward_steps: int | None = None,
+    keep_every: int | None = None,
+    max_reconstruction_error: float = 1e-3,
+) -> Solution:
+    """Iterate f(z, x) from z0 towards its fixed point.
+
+    Args:
+        f: a module, called f(z, x), that returns z's shape. It is called again in the backward pass and must then
+            return the same values: pass dropout masks in x. Its parameters and x receive gradients. With "reversible"
+            and "implicit" no other tensor does that f holds or closes over: pass such tensors in x.
+        x: a tensor (B, ...), or a tuple of tensors that begins with such a tensor. f computes in its dtype.
+        z0: the first state (B, ...); None: zeros of the shape of x, or of its first tensor.
+        beta: share of f in every half-step, in (0, 2) and not 1.
+        max_steps: N, the number of steps. The reversible iteration evaluates f twice a step, the other solvers once.
+        tol: stop a sample where its relative residual is at most this; None: N steps for every sample. A sample is
+            z[i]; for a sequence, later tokens then influence how long earlier ones are iterated.
+        backward: gradient method. "reversible" inverts the iteration: the gradients of unrolling, in memory that does
+            not grow with N. "unroll" is ordinary backpropagation, "checkpoint" saves only the states of each step.
+            "implicit" treats z as a fixed point; "phantom" differentiates through a few more damped steps from it (Geng
+            et al. 2021, https://arxiv.org/abs/2111.05177). The last two are approximate where z is not a fixed point.
+        state_dtype: dtype of z during the iteration; fp32 where the device has no fp64.
+        solver: solver for z with "implicit" and "phantom"; the other methods use the reversible iteration.
+        backward_steps: steps of the backward pass: of "implicit" at most this many, until its residual is at most tol,
+            or 1e-8 (default 50); of "phantom" exactly this many (default 5).
+        keep_every: with "reversible", save the states before every keep_every-th step, so that at most so many steps
+            are inverted in a row; for an N or a beta whose inverse would lose too many digits. None: save z0 only.
+        max_reconstruction_error: the reversible backward pass raises ReconstructionError beyond this error.
+
+    Raises:
+        UserError: a setting is out of range or does not go with another one.
+    """
+    check_settings(beta, tol, backward, solver, keep_every, backward_steps)
+    if max_steps < 1:
+        raise UserError(f"max_steps must be at least 1, not {max_steps}")
+    inputs, call = (x, f) if isinstance(x, tuple) else ((x,), lambda z, inputs: f(z, *inputs))
+    if not inputs[0].is_floating_point():
+        raise UserError(f"x must be of a floating-point dtype, in which f computes, not {inputs[0].dtype}")
+    if torch.is_grad_enabled() and not isinstance(f, nn.Module):
+        raise UserError("f must be an nn.Module: gradients go to its parameters")
+    if state_dtype == torch.float64 and inputs[0].device.type == "mps":  # which has no fp64
+        state_dtype = torch.float32
+    z0 = torch.zeros_like(inputs[0], dtype=state_dtype) if z0 is None else z0.to(state_dtype)
+    if z0.shape[0] != inputs[0].shape[0]:  # not len(), which torch.export would make a constant
+        raise UserError(f"z0 has {z0.shape[0]} samples, but x {inputs[0].shape[0]}: they must be equal")
+    parameters = [p for p in f.parameters() if p.requires_grad] if torch.is_grad_enabled() else []
+    tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (z0, *inputs, *parameters))
+    evaluate = make_evaluate(call, inputs, SavedAutocast(z0.device.type), state_dtype)
+    diagnostics = Diagnostics()
+    iteration = Iteration(beta, max_steps, tol, checkpointed=tracked and backward == "checkpoint")
+
+    # Forward: find z, recorded by autograd with "unroll" and "checkpoint", inside a Function with "reversible".
+    if tracked and backward == "reversible":
+        every = min(keep_every or max_steps, max_steps)
+        if tol is None:
+            warn_of_rounding(beta, every, state_dtype, max_reconstruction_error)
+        settings = iteration, diagnostics, every, max_reconstruction_error
+        z = Reversible.apply(call, settings, len(inputs), z0, *inputs, *parameters)
+    elif tracked and backward in ("unroll", "checkpoint"):
+        _, z = iteration.run(evaluate, z0, diagnostics)
+    else:
+        with torch.no_grad():
+            if solver == "reversible":
+                _, z = iteration.run(evaluate, z0, diagnostics)
+            else:
+                z = find_fixed_point(solver, evaluate, z0, iteration, diagnostics)
+
+    # Attach gradients to a z that was found without them.
+    if tracked and backward == "implicit":
+        adjoint_solver = "plain" if solver == "reversible" else solver
+        adjoint = Iteration(beta, backward_steps or IMPLICIT_STEPS, 1e-8 if tol is None else tol)
+        z = Implicit.apply(call, adjoint_solver, adjoint, len(inputs), z, *inputs, *parameters)
+    if tracked and backward == "phantom":
+        phantom = z
+        for _ in range(backward_steps or PHANTOM_STEPS):
+            phantom = relax(beta, phantom, evaluate(phantom))
+        z = z + (phantom - phantom.detach())  # the value of z with the gradient of the phantom steps
+
+    final, known_residual = z.detach(), diagnostics.residual
+
+    @torch.no_grad()
+    def residual() -> Tensor:
+        return relative_residual(final, evaluate(final)) if known_residual is None else known_residual
+
+    z = z.to(inputs[0].dtype)
+    return Solution(z, diagnostics.steps, diagnostics.evaluations, diagnostics.reconstruction_error, residual)
