@@ -43,7 +43,7 @@ Row = dict[str, Any]
 # What the seed's script trains, but for its cutting every text at 50 characters, which the zoo does not do.
 AS_THE_SEED = [
     "--model.pooling=last", "--model.bidirectional=false", "--model.n_layers=1", "--model.dim=32", "--model.dropout=0",
-    "--model.head_dim=0", "--model.targets=raw", "--model.loss=mse", "--model.lr=1e-3", "--model.warmup_steps=1",
+    "--model.readout_dim=0", "--model.target_scale=raw", "--model.loss=mse", "--model.lr=1e-3", "--model.warmup_steps=1",
     "--model.min_lr_ratio=1", "--model.weight_decay=0", "--data.batch_size=1440", "--trainer.max_steps=5",
     "--trainer.val_check_interval=5", "--trainer.log_every_n_steps=1", "--trainer.gradient_clip_val=null",
 ]  # fmt: skip

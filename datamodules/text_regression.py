@@ -43,8 +43,8 @@ class TextRegression(RowData):
             default all but the targets and the group.
         row_format: how: "key_value" (`lr: 0.1, layers: 2`), "json", or "values" (`0.1 2`); by default the first, but
             "text", the column as it is, where there is only one.
-        digits: significant digits to which the numbers in texts are rounded; by default they stay as they are.
-        powers: with digits, write each number as a mantissa and a power of ten, two words: 0.00041 as 4.1 e-4.
+        round_digits: significant digits to which the numbers in texts are rounded; by default they stay as they are.
+        power_tokens: with round_digits, write each number as a mantissa and a power of ten, two words: 0.00041 as 4.1 e-4.
         column_names: the names of a CSV's or TSV's columns, with commas between, where it has no header.
         group_column: rows with the same value in it are never cut apart into different splits.
         max_input_len: tokens that a text may have.
@@ -77,8 +77,8 @@ class TextRegression(RowData):
         target_columns: str | None = None,
         columns: str | None = None,
         row_format: RowFormat | None = None,
-        digits: int | None = None,
-        powers: bool = False,
+        round_digits: int | None = None,
+        power_tokens: bool = False,
         column_names: str | None = None,
         group_column: str | None = None,
         max_input_len: int = 2048,
@@ -100,9 +100,10 @@ class TextRegression(RowData):
         seed: int | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, seed, max_input_len, bad_rows, val_fraction, test_fraction)
-        self.save_hyperparameters(logger=False)  # a logger would have none of these differ from the model's: digits
-        if digits is not None and not 1 <= digits <= 17:
-            raise UserError(f"digits must lie between 1 and 17, not at {digits}")
+        self.save_hyperparameters(logger=False)  # a logger would have none of these differ from the model's
+        if round_digits is not None and not 1 <= round_digits <= 17:
+            raise UserError(f"round_digits must lie between 1 and 17, not at {round_digits}")
+        self.round_digits, self.power_tokens = round_digits, power_tokens
         if text_column and (columns or row_format not in (None, "text")):
             raise UserError("text_column names the whole text: drop it, or drop columns and row_format")
         if features and jitter:
@@ -229,8 +230,8 @@ class TextRegression(RowData):
 
     def _spelt(self, texts: list[str]) -> list[str]:
         """The texts, their numbers rounded where that was asked for."""
-        digits, powers = self.hparams["digits"], self.hparams["powers"]
-        return [rounded(text, digits, powers) for text in texts] if digits else texts
+        digits, power_tokens = self.hparams["round_digits"], self.hparams["power_tokens"]
+        return [rounded(text, digits, power_tokens) for text in texts] if digits else texts
 
 
 def _integers(split: str) -> Rows:

@@ -12,7 +12,7 @@ from zoo.errors import UserError
 MODELS: Mapping[str, str] = {
     "LlamaLM": "zoo.llama.module.LlamaLM",
     "LlamaClassifier": "zoo.llama.classifier.LlamaClassifier",
-    "RegressLM": "zoo.regress_lm.module.RegressLM",
+    "RegressLM": "zoo.regress_lm.api.RegressLM",
     "MiniRLM": "zoo.mini_rlm.module.MiniRLM",
     "ICRTransformer": "zoo.icr.module.ICRTransformer",
     "RevDEQLM": "zoo.revdeq.module.RevDEQLM",
