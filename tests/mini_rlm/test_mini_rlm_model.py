@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from zoo.mini_rlm import Reader, ReaderConfig
+from zoo.mini_rlm import MiniRLMConfig, MiniRLMNetwork
 from zoo.mini_rlm.embeddings import read_embeddings
 from zoo.mini_rlm.scales import Scale
 from zoo.training.batches import Row, collate
@@ -16,9 +16,9 @@ LENGTHS = (5, 1, 9, 3)
 KINDS = [(e, p) for e in ("lstm", "transformer") for p in ("mean", "cls", "last")]
 
 
-def reader(encoder, pooling="mean", **options):
+def network(encoder, pooling="mean", **options):
     torch.manual_seed(0)
-    return Reader(ReaderConfig(encoder=encoder, pooling=pooling, **{**SIZES, **options})).eval()
+    return MiniRLMNetwork(MiniRLMConfig(encoder=encoder, pooling=pooling, **{**SIZES, **options})).eval()
 
 
 def texts(seed=0):
@@ -33,7 +33,7 @@ def batch(rows):
 
 @pytest.mark.parametrize(("encoder", "pooling"), KINDS)
 def test_a_row_does_not_depend_on_padding_or_on_its_neighbours(encoder, pooling):
-    model, rows = reader(encoder, pooling), texts()
+    model, rows = network(encoder, pooling), texts()
     tokens, padding_mask = batch(rows)
     together = model(tokens, padding_mask)  # (4, 2)
     alone = torch.cat([model(*batch([row])) for row in rows])  # a batch of one is (1, 2): nothing is squeezed away
@@ -46,7 +46,7 @@ def test_a_row_does_not_depend_on_padding_or_on_its_neighbours(encoder, pooling)
 
 @pytest.mark.parametrize(("encoder", "pooling"), KINDS)
 def test_every_token_and_its_place_is_read(encoder, pooling):
-    model, [row, *_] = reader(encoder, pooling), texts()
+    model, [row, *_] = network(encoder, pooling), texts()
     answer = model(torch.tensor([row]))
     for i in range(len(row)):
         other = [*row[:i], (row[i] + 1) % 20, *row[i + 1 :]]
@@ -56,7 +56,7 @@ def test_every_token_and_its_place_is_read(encoder, pooling):
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_last_is_where_each_direction_of_the_lstm_ends(bidirectional):
-    model, rows = reader("lstm", "last", bidirectional=bidirectional), texts()
+    model, rows = network("lstm", "last", bidirectional=bidirectional), texts()
     for row, got in zip(rows, model(*batch(rows)), strict=True):
         _, (hidden, _) = model.encoder.lstm(model.embedding(torch.tensor([row])))  # (2 layers x directions, 1, 8)
         top = hidden[-2:] if bidirectional else hidden[-1:]
@@ -65,7 +65,7 @@ def test_last_is_where_each_direction_of_the_lstm_ends(bidirectional):
 
 def test_a_text_is_never_cut():
     """The seed cut its rows at 50 characters, before the dropout rate that stood at their end."""
-    model = reader("transformer", max_positions=8)
+    model = network("transformer", max_seq_len=8)
     model(torch.zeros(1, 8, dtype=torch.long))
     with pytest.raises(ValueError, match="position 8 lies beyond"):
         model(torch.zeros(1, 9, dtype=torch.long))
@@ -73,11 +73,11 @@ def test_a_text_is_never_cut():
     changed = long.clone()
     changed[0, -1] = 1
     for encoder in ("lstm", "transformer"):
-        assert not torch.equal(reader(encoder)(long), reader(encoder)(changed))
+        assert not torch.equal(network(encoder)(long), network(encoder)(changed))
 
 
 def test_the_perceptron_reads_features_alone():
-    model, features = reader("mlp", n_features=3), torch.randn(4, 3)
+    model, features = network("mlp", n_features=3), torch.randn(4, 3)
     tokens, padding_mask = batch(texts())
     assert model(tokens, padding_mask, features).shape == (4, 2)
     assert torch.equal(model(tokens + 1, padding_mask, features), model(tokens, padding_mask, features))
@@ -92,20 +92,20 @@ def test_the_perceptron_reads_features_alone():
         ({"n_layers": 0}, "n_layers must be at least 1, not 0"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), not 1.0"),
         ({"encoder": "transformer", "dim": 20, "n_heads": 4}, "dim 20 does not divide into n_heads 4 of even width"),
-        ({"pooling": "cls", "bidirectional": False}, "an LSTM has read nothing: set bidirectional"),
+        ({"pooling": "cls", "bidirectional": False}, "a forward LSTM has read nothing: set bidirectional"),
         ({"encoder": "mlp"}, "set n_features to how many there are"),
     ],
 )
 def test_contradictory_settings_are_refused(wrong, sentence):
     with pytest.raises(ValueError, match=sentence):
-        ReaderConfig(**wrong)
+        MiniRLMConfig(**wrong)
 
 
 def test_flops_are_six_n_a_token_plus_attention():
-    model = reader("transformer")
+    model = network("transformer")
     active = sum(p.numel() for p in model.parameters()) - 20 * 16  # an embedding is looked up
     assert model.flops(7) == 6 * active * 7 + 12 * 2 * 16 * 49
-    model = reader("mlp", n_features=3)
+    model = network("mlp", n_features=3)
     assert model.flops(7) == 6 * sum(p.numel() for p in model.parameters())
 
 

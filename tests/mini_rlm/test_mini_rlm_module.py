@@ -57,7 +57,7 @@ def test_resume_is_bitwise(encoder, devices, tmp_path):
 
 
 def test_scales_are_of_the_training_rows_and_travel_in_the_checkpoint(tmp_path):
-    model, rows = module("mlp", targets="standard"), data("mlp")
+    model, rows = module("mlp", target_scale="standard"), data("mlp")
     trainer = quiet(max_steps=1)
     trainer.fit(model, rows)
     expected = rows.configs("train")
@@ -97,7 +97,7 @@ def test_three_servers(tmp_path):
         str(tmp_path), tokenizer="characters", target_columns="efficiency", features=True, batch_size=3
     )
     torch.manual_seed(0)
-    model = MiniRLM("mlp", targets="standard", loss="mse", n_features=3, dim=64, n_layers=1, lr=0.01, warmup_steps=1)
+    model = MiniRLM("mlp", target_scale="standard", loss="mse", n_features=3, dim=64, n_layers=1, lr=0.01, warmup_steps=1)
     trainer = quiet(max_steps=200, limit_val_batches=1, val_check_interval=200, check_val_every_n_epoch=None)
     trainer.fit(model, servers)
     assert trainer.callback_metrics["val_mae"] < 0.01
@@ -123,8 +123,8 @@ def test_several_objectives(tmp_path):
 def test_the_data_must_give_what_the_perceptron_reads():
     with pytest.raises(ValueError, match="the data gives 0 numbers for a text, but the model has n_features 4"):
         quiet(max_steps=1).fit(module("mlp"), data())
-    with pytest.raises(ValueError, match=r"data\.max_input_len 128 needs 129 positions, .* has max_positions 128"):
-        quiet(max_steps=1).fit(module("transformer", max_positions=128), data())
+    with pytest.raises(ValueError, match=r"data\.max_input_len 128 needs 129 positions, .* has max_seq_len 128"):
+        module("transformer", max_seq_len=128).check_data(data())
     with pytest.raises(ValueError, match="encoder mlp reads no tokens"):
         module("mlp", freeze_embeddings=True)
     with pytest.raises(ValueError, match="loss is huber, with a positive huber_delta, or mse, not mae"):

@@ -9,14 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zoo.regress_lm.number_tokenizers import (
-    IEEEFloatTokenizer,
-    NormalizedTokenizer,
-    P10Tokenizer,
-    Separator,
-    SpecialValues,
-    number_tokenizer,
-)
+from zoo.regress_lm.number_formats import number_tokenizer
+from zoo.regress_lm.number_tokenizers import IEEEFloatTokenizer, NormalizedTokenizer, P10Tokenizer
+from zoo.regress_lm.number_wrappers import Separator, SpecialValues
 from zoo.regress_lm.vocabulary import NumberVocabulary
 
 # Upstream's tokens of some numbers, written by make_golden.py.
@@ -50,7 +45,7 @@ def joined(tokenizer, value):
 @pytest.mark.parametrize("name", GOLDEN)
 def test_truncated_tokens_are_upstreams(name):
     tokenizer, golden = UPSTREAM[name], GOLDEN[name]
-    ids, _ = tokenizer.spell(np.array(golden["values"]))
+    ids, _ = tokenizer.tokenize(np.array(golden["values"]))
     assert ["".join(tokenizer.tokens[i] for i in row) for row in ids] == golden["tokens"]
 
 

@@ -105,7 +105,7 @@ def test_low_rank_updates_are_merged_into_weights_of_the_same_names(small):
 
 
 def test_several_objectives_are_drawn_and_scored_together():
-    model = RegressLM.from_scratch(max_input_len=64, n_objectives=2, numbers="p10", **SMALL)
+    model = RegressLM.from_scratch(max_input_len=64, n_objectives=2, number_format="p10", **SMALL)
     examples = [Example(x="a", y=[1.0, -2.0]), Example(x="b", y=(3.5, 40.0))]
     model.fine_tune(examples, max_epochs=60, lr=5e-3, progress=False)
     a, b = model.sample([ExampleInput("a"), ExampleInput("b")], num_samples=9, temperature=0)
@@ -118,13 +118,13 @@ def test_several_objectives_are_drawn_and_scored_together():
 
 
 def test_the_exact_mean_is_what_many_samples_tend_to():
-    model = RegressLM.from_scratch(max_input_len=8, numbers="normalized", digits=2, seed=2, **SMALL)
+    model = RegressLM.from_scratch(max_input_len=8, number_format="normalized", number_digits=2, seed=2, **SMALL)
     exact = model.exact_mean([ExampleInput("a"), ExampleInput("bc")])
     drawn = model.sample([ExampleInput("a"), ExampleInput("bc")], num_samples=20_000, seed=0)
     for i in range(2):
         assert exact[i, 0] == pytest.approx(drawn[i].mean(), abs=4 * drawn[i].std() / math.sqrt(20_000))
     with pytest.raises(ValueError, match="too many to enumerate"):
-        RegressLM.from_scratch(max_input_len=8, numbers="p10", digits=8, **SMALL).exact_mean([ExampleInput("a")])
+        RegressLM.from_scratch(max_input_len=8, number_format="p10", number_digits=8, **SMALL).exact_mean([ExampleInput("a")])
 
 
 def test_special_values_are_targets_only_where_they_were_asked_for(small):
@@ -159,7 +159,7 @@ def test_a_saved_model_comes_back_whole(small, tmp_path):
     inputs = [ExampleInput("some text")]
     assert np.array_equal(small.sample(inputs, 30, seed=1)[0], again.sample(inputs, 30, seed=1)[0])
     assert again.tokenizer.fingerprint == small.tokenizer.fingerprint
-    assert torch.load(tmp_path / "model.ckpt", weights_only=True)["zoo"]["model"] == "zoo.regress_lm.module.RegressLM"
+    assert torch.load(tmp_path / "model.ckpt", weights_only=True)["zoo"]["model"] == "RegressLM"
 
 
 def test_an_adapted_model_is_saved_and_not_adapted_twice(tmp_path):

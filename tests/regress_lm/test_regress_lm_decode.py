@@ -5,15 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from zoo.regress_lm.decoding import enumerate_law, log_prob, sample
+from zoo.regress_lm.decoding import enumerate_all, log_prob, sample
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
-from zoo.regress_lm.number_tokenizers import (
-    IEEEFloatTokenizer,
-    NormalizedTokenizer,
-    P10Tokenizer,
-    Separator,
-    SpecialValues,
-)
+from zoo.regress_lm.number_tokenizers import IEEEFloatTokenizer, NormalizedTokenizer, P10Tokenizer
+from zoo.regress_lm.number_wrappers import Separator, SpecialValues
 from zoo.regress_lm.vocabulary import NumberVocabulary
 
 DIGITS = NumberVocabulary(NormalizedTokenizer(length=2))
@@ -51,9 +46,9 @@ def test_the_cache_agrees_with_the_full_forward(texts, dtype):
     ids = sample(model, IEEE, tokens, padding_mask, 5).ids[:, 3]
     with torch.no_grad():
         logits = model(tokens, ids, padding_mask)
-        text, past, stepped = model.read(model.encode(tokens, padding_mask)), None, []
+        text, past, stepped = model.project_memory(model.encode(tokens, padding_mask)), None, []
         for token in F.pad(ids[:, :-1], (1, 0)).split(1, 1):
-            step, past = model.spell(token, text, padding_mask, past)
+            step, past = model.decode(token, text, padding_mask, past)
             stepped.append(step)
     torch.testing.assert_close(torch.cat(stepped, 1), logits, rtol=0, atol=1e-5)
 
@@ -75,7 +70,7 @@ def test_samples_obey_the_grammar_and_know_their_law(texts, vocabulary):
 @pytest.mark.parametrize("vocabulary", [DIGITS, SMALL], ids=["digits", "two-special"])
 def test_enumeration_is_the_whole_law(texts, vocabulary):
     model, (tokens, padding_mask) = build(vocabulary), texts
-    ids, log_probs = enumerate_law(model, vocabulary, tokens, padding_mask, chunk=7)
+    ids, log_probs = enumerate_all(model, vocabulary, tokens, padding_mask, chunk=7)
     assert ids.shape == (vocabulary.count, vocabulary.length)
     assert len(set(map(tuple, ids.tolist()))) == vocabulary.count
     assert allowed_everywhere(vocabulary, ids)
@@ -90,7 +85,7 @@ def test_enumeration_is_the_whole_law(texts, vocabulary):
 def test_samples_follow_the_enumerated_law(texts):
     """1e5 samples of 100 numbers: total variation under .02, where about .01 is chance."""
     model, (tokens, padding_mask) = build(DIGITS), texts
-    ids, log_probs = enumerate_law(model, DIGITS, tokens, padding_mask)
+    ids, log_probs = enumerate_all(model, DIGITS, tokens, padding_mask)
     places = {tuple(spelling): place for place, spelling in enumerate(ids.tolist())}
     drawn = sample(model, DIGITS, tokens, padding_mask, 100_000, seed=1).ids
     for row in range(3):
@@ -103,7 +98,7 @@ def test_samples_follow_the_enumerated_law(texts):
 def test_temperature_and_top_k_sharpen_the_law(texts):
     model, (tokens, padding_mask) = build(NumberVocabulary(NormalizedTokenizer(length=1))), texts
     vocabulary = NumberVocabulary(NormalizedTokenizer(length=1))
-    ids, log_probs = enumerate_law(model, vocabulary, tokens, padding_mask)
+    ids, log_probs = enumerate_all(model, vocabulary, tokens, padding_mask)
     for options, law in (
         ({"temperature": 0.5}, (log_probs / 0.5).softmax(1)),
         ({"temperature": 3.0}, (log_probs / 3.0).softmax(1)),
@@ -150,8 +145,8 @@ def test_draws_depend_on_the_seed_and_the_row_only(texts):
 def test_equal_prefixes_are_computed_once(texts, monkeypatch):
     model, (tokens, padding_mask) = build(DIGITS), texts
     widths = []
-    spell = model.spell
-    monkeypatch.setattr(model, "spell", lambda last, *rest: widths.append(len(last)) or spell(last, *rest))
+    spell = model.decode
+    monkeypatch.setattr(model, "decode", lambda last, *rest: widths.append(len(last)) or spell(last, *rest))
     sample(model, DIGITS, tokens, padding_mask, 500)
     assert widths[0] == 3
     assert widths[1] <= 30
@@ -210,5 +205,5 @@ def test_misuse_is_refused(texts):
     for options, word in (({"temperature": -1.0}, "temperature"), ({"top_k": 0}, "top_k"), ({"num_samples": 0}, "num")):
         with pytest.raises(ValueError, match=word):
             sample(model, IEEE, tokens, padding_mask, **({"num_samples": 2} | options))
-    with pytest.raises(ValueError, match="400,000 spellings are too many"):
-        enumerate_law(model, IEEE, tokens, padding_mask, limit=1000)
+    with pytest.raises(ValueError, match="400,000 token sequences are too many"):
+        enumerate_all(model, IEEE, tokens, padding_mask, limit=1000)

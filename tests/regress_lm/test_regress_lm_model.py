@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.regress_lm.make_golden import draw
-from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig, load_upstream
+from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
+from zoo.regress_lm.upstream_weights import load_upstream
 
 # What upstream's model answers with the weights that `draw` draws, written by make_golden.py.
 GOLDEN = json.loads((Path(__file__).parent / "golden_model.json").read_text())
@@ -179,9 +180,9 @@ def test_bf16_follows_fp32(texts):
 def test_flops_are_those_that_torch_counts(texts):
     """Of the plain way: keys and values of every token, the first layer as the others."""
     tokens, _, numbers = texts
-    model = build(n_encoder_layers=1, n_decoder_layers=3, hidden_mult=2, vocab_size=100).train()
+    model = build(n_encoder_layers=1, n_decoder_layers=3, hidden_dim=64, vocab_size=100).train()
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model.spell(numbers, model.read(model.encode(tokens)))[0].sum().backward()
+        model.decode(numbers, model.project_memory(model.encode(tokens)))[0].sum().backward()
     assert counter.get_total_flops() == len(tokens) * model.flops(tokens.shape[1])
 
 
@@ -211,7 +212,7 @@ def test_the_cheaper_ways_give_the_same_answers_and_gradients(texts, padded):
         if vocab_size == 30:
             logits = model(tokens, numbers, padding_mask)  # 56 queries ask the memory of 64 numbers a token
         else:
-            logits, _ = model.spell(F.pad(numbers[:, :-1], (1, 0)), model.read(model.encode(tokens, padding_mask)), padding_mask)
+            logits, _ = model.decode(F.pad(numbers[:, :-1], (1, 0)), model.project_memory(model.encode(tokens, padding_mask)), padding_mask)
         F.cross_entropy(logits.mT, numbers).backward()
         answers.append((logits, {name: parameter.grad for name, parameter in model.named_parameters()}))
     torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-5)

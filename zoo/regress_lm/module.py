@@ -104,8 +104,9 @@ class RegressLMModule(Regressor):
     ) -> None:
         formatter = number_tokenizer(number_format, number_digits, number_exponent, special_values)
         vocabulary = NumberVocabulary(formatter, n_objectives)
+        vocab_size = required_vocab_size(vocab_size, tokenizer, "RegressLM")  # stored in checkpoints
         config = RegressLMSettings(
-            vocab_size=required_vocab_size(vocab_size, tokenizer, "RegressLM"),
+            vocab_size=vocab_size,
             number_vocab_size=vocabulary.size,
             number_len=vocabulary.length,
             **settings,
