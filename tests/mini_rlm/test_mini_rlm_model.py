@@ -32,7 +32,7 @@ def batch(rows):
 
 
 @pytest.mark.parametrize(("encoder", "pooling"), KINDS)
-def test_a_row_does_not_depend_on_padding_or_on_its_neighbours(encoder, pooling):
+def test_a_row_does_not_depend_on_padding_or_on_its_batch(encoder, pooling):
     model, rows = network(encoder, pooling), texts()
     tokens, padding_mask = batch(rows)
     together = model(tokens, padding_mask)  # (4, 2)
@@ -41,11 +41,12 @@ def test_a_row_does_not_depend_on_padding_or_on_its_neighbours(encoder, pooling)
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
     wider = nn.functional.pad(tokens, (0, 7), value=3), nn.functional.pad(padding_mask, (0, 7))
     torch.testing.assert_close(model(*wider), alone, rtol=1e-5, atol=1e-6)
-    assert torch.equal(model(tokens.masked_fill(~padding_mask, 19), padding_mask), together)  # what stands in the padding is not read
+    other_padding = tokens.masked_fill(~padding_mask, 19)
+    assert torch.equal(model(other_padding, padding_mask), together)
 
 
 @pytest.mark.parametrize(("encoder", "pooling"), KINDS)
-def test_every_token_and_its_place_is_read(encoder, pooling):
+def test_output_depends_on_every_token_and_its_position(encoder, pooling):
     model, [row, *_] = network(encoder, pooling), texts()
     answer = model(torch.tensor([row]))
     for i in range(len(row)):
@@ -55,7 +56,7 @@ def test_every_token_and_its_place_is_read(encoder, pooling):
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_last_is_where_each_direction_of_the_lstm_ends(bidirectional):
+def test_last_pooling_takes_the_final_state_of_each_lstm_direction(bidirectional):
     model, rows = network("lstm", "last", bidirectional=bidirectional), texts()
     for row, got in zip(rows, model(*batch(rows)), strict=True):
         _, (hidden, _) = model.encoder.lstm(model.embedding(torch.tensor([row])))  # (2 layers x directions, 1, 8)
@@ -63,7 +64,7 @@ def test_last_is_where_each_direction_of_the_lstm_ends(bidirectional):
         torch.testing.assert_close(model.head(torch.cat(list(top), dim=-1)), got[None], rtol=1e-5, atol=1e-6)
 
 
-def test_a_text_is_never_cut():
+def test_a_text_is_never_truncated():
     """The seed cut its rows at 50 characters, before the dropout rate that stood at their end."""
     model = network("transformer", max_seq_len=8)
     model(torch.zeros(1, 8, dtype=torch.long))
@@ -76,7 +77,7 @@ def test_a_text_is_never_cut():
         assert not torch.equal(network(encoder)(long), network(encoder)(changed))
 
 
-def test_the_perceptron_reads_features_alone():
+def test_mlp_reads_features_only():
     model, features = network("mlp", n_features=3), torch.randn(4, 3)
     tokens, padding_mask = batch(texts())
     assert model(tokens, padding_mask, features).shape == (4, 2)
@@ -101,7 +102,7 @@ def test_contradictory_settings_are_refused(wrong, sentence):
         MiniRLMConfig(**wrong)
 
 
-def test_flops_are_six_n_a_token_plus_attention():
+def test_flops_are_six_n_per_token_plus_attention():
     model = network("transformer")
     active = sum(p.numel() for p in model.parameters()) - 20 * 16  # an embedding is looked up
     assert model.flops(7) == 6 * active * 7 + 12 * 2 * 16 * 49
@@ -113,7 +114,7 @@ def test_flops_are_six_n_a_token_plus_attention():
 
 
 @pytest.mark.parametrize("kind", ["asinh", "standard", "raw"])
-def test_a_scale_goes_there_and_back(kind):
+def test_scale_inverse_restores_values(kind):
     values = np.random.default_rng(0).standard_cauchy((500, 2)) * [1.0, 1e4]
     scale = Scale(2, kind)
     scale.fit(values)
@@ -123,7 +124,7 @@ def test_a_scale_goes_there_and_back(kind):
     assert scale.inverse(scale(x)).dtype == torch.float64
 
 
-def test_a_scale_fits_its_column():
+def test_scale_fits_its_column():
     values = np.random.default_rng(0).normal(7, 3, (4000, 1))
     for kind, width in (("standard", 1.0), ("asinh", 0.36)):
         scale = Scale(1, kind)
@@ -137,7 +138,7 @@ def test_a_scale_fits_its_column():
         Scale(1, "log")
 
 
-def test_a_scale_travels_with_the_weights():
+def test_scale_is_part_of_the_state_dict():
     scale, other = Scale(1, "asinh"), Scale(1, "asinh")
     scale.fit(np.arange(100.0)[:, None])
     other.load_state_dict(scale.state_dict())
@@ -147,7 +148,7 @@ def test_a_scale_travels_with_the_weights():
 # ---- embeddings
 
 
-def test_embeddings_are_read_from_either_format(tmp_path):
+def test_embeddings_are_read_from_pt_and_safetensors(tmp_path):
     matrix = torch.randn(20, 16)
     torch.save(matrix, tmp_path / "alone.pt")
     torch.save({"bias": torch.zeros(3), "weight": matrix}, tmp_path / "dict.pt")

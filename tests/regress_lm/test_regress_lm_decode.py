@@ -41,7 +41,7 @@ def allowed_everywhere(vocabulary, ids):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_cache_agrees_with_the_full_forward(texts, dtype):
+def test_cached_decoding_equals_the_full_forward(texts, dtype):
     model, (tokens, padding_mask) = build(IEEE).to(dtype), texts
     ids = sample(model, IEEE, tokens, padding_mask, 5).ids[:, 3]
     with torch.no_grad():
@@ -54,7 +54,7 @@ def test_the_cache_agrees_with_the_full_forward(texts, dtype):
 
 
 @pytest.mark.parametrize("vocabulary", [DIGITS, SMALL, IEEE], ids=["digits", "two-special", "ieee"])
-def test_samples_obey_the_grammar_and_know_their_law(texts, vocabulary):
+def test_samples_obey_the_grammar_and_have_correct_log_prob(texts, vocabulary):
     model, (tokens, padding_mask) = build(vocabulary), texts
     drawn = sample(model, vocabulary, tokens, padding_mask, 200)
     assert drawn.ids.shape == (3, 200, vocabulary.length)
@@ -68,7 +68,7 @@ def test_samples_obey_the_grammar_and_know_their_law(texts, vocabulary):
 
 
 @pytest.mark.parametrize("vocabulary", [DIGITS, SMALL], ids=["digits", "two-special"])
-def test_enumeration_is_the_whole_law(texts, vocabulary):
+def test_enumeration_covers_the_whole_distribution(texts, vocabulary):
     model, (tokens, padding_mask) = build(vocabulary), texts
     ids, log_probs = enumerate_all(model, vocabulary, tokens, padding_mask, chunk=7)
     assert ids.shape == (vocabulary.count, vocabulary.length)
@@ -82,7 +82,7 @@ def test_enumeration_is_the_whole_law(texts, vocabulary):
         torch.testing.assert_close(log_probs[row, some], expected, rtol=0, atol=1e-5)
 
 
-def test_samples_follow_the_enumerated_law(texts):
+def test_samples_follow_the_enumerated_distribution(texts):
     """1e5 samples of 100 numbers: total variation under .02, where about .01 is chance."""
     model, (tokens, padding_mask) = build(DIGITS), texts
     ids, log_probs = enumerate_all(model, DIGITS, tokens, padding_mask)
@@ -95,7 +95,7 @@ def test_samples_follow_the_enumerated_law(texts):
         assert np.abs(counts / counts.sum() - log_probs[row].exp().numpy()).sum() / 2 < 0.02
 
 
-def test_temperature_and_top_k_sharpen_the_law(texts):
+def test_temperature_and_top_k_change_the_distribution(texts):
     model, (tokens, padding_mask) = build(NumberVocabulary(NormalizedTokenizer(length=1))), texts
     vocabulary = NumberVocabulary(NormalizedTokenizer(length=1))
     ids, log_probs = enumerate_all(model, vocabulary, tokens, padding_mask)
@@ -115,7 +115,7 @@ def test_temperature_and_top_k_sharpen_the_law(texts):
         torch.testing.assert_close(drawn.log_prob, expected, rtol=0, atol=1e-5)
 
 
-def test_greedy_takes_the_likeliest_token_at_each_position(texts):
+def test_greedy_takes_the_most_likely_token_at_each_position(texts):
     model, (tokens, padding_mask) = build(SMALL), texts
     ids = sample(model, SMALL, tokens, padding_mask, 3, temperature=0).ids
     assert (ids == ids[:, :1]).all()
@@ -128,7 +128,7 @@ def test_greedy_takes_the_likeliest_token_at_each_position(texts):
         state = SMALL.next_state[state, token]
 
 
-def test_draws_depend_on_the_seed_and_the_row_only(texts):
+def test_draws_depend_on_seed_and_row_only(texts):
     model, (tokens, padding_mask) = build(IEEE), texts
     drawn = sample(model, IEEE, tokens, padding_mask, 60, seed=5).ids
     assert torch.equal(sample(model, IEEE, tokens, padding_mask, 60, seed=5).ids, drawn)
@@ -152,7 +152,7 @@ def test_equal_prefixes_are_computed_once(texts, monkeypatch):
     assert widths[1] <= 30
 
 
-def test_log_prob_is_the_models_renormalized_over_the_grammar(texts):
+def test_log_prob_is_renormalised_over_the_grammar(texts):
     model, (tokens, padding_mask) = build(IEEE), texts
     ids = IEEE.encode([[0.57], [-123.0], [4e5]])
     ours = log_prob(model, IEEE, tokens, padding_mask, ids)
@@ -167,17 +167,16 @@ def test_log_prob_is_the_models_renormalized_over_the_grammar(texts):
     assert log_prob(model, IEEE, tokens, padding_mask, ids)[1] == -torch.inf
 
 
-def test_separators_are_no_news(texts):
+def test_separators_do_not_change_log_prob(texts):
     with_pad, without = NumberVocabulary(Separator(P10Tokenizer(2, 1))), NumberVocabulary(P10Tokenizer(2, 1))
     model = build(with_pad)
     tokens, padding_mask = texts
     ids = with_pad.encode([[12.0], [-0.5], [99.0]])
-    torch.testing.assert_close(
-        log_prob(model, with_pad, tokens, padding_mask, ids), log_prob(model, without, tokens, padding_mask, ids[:, :-1])
-    )
+    expected = log_prob(model, without, tokens, padding_mask, ids[:, :-1])
+    torch.testing.assert_close(log_prob(model, with_pad, tokens, padding_mask, ids), expected)
 
 
-def test_a_training_model_samples_without_dropout_and_stays_in_training(texts):
+def test_sampling_disables_dropout_and_restores_training_mode(texts):
     tokens, padding_mask = texts
     model = build(IEEE)
     expected = sample(model, IEEE, tokens, padding_mask, 10).ids
@@ -199,7 +198,7 @@ def test_bf16_samples_obey_the_grammar(texts):
         assert drawn.log_prob.isfinite().all()
 
 
-def test_misuse_is_refused(texts):
+def test_options_out_of_range_are_refused(texts):
     tokens, padding_mask = texts
     model = build(IEEE)
     for options, word in (({"temperature": -1.0}, "temperature"), ({"top_k": 0}, "top_k"), ({"num_samples": 0}, "num")):

@@ -43,7 +43,7 @@ def texts():
 
 
 @pytest.mark.parametrize("golden", GOLDEN, ids=["ieee", "two-objectives"])
-def test_upstreams_weights_give_upstreams_answers(golden):
+def test_golden_logits_and_losses_match_upstream(golden):
     model = load_upstream(upstream_state(golden), max_input_len=24).eval()
     tokens, numbers = torch.tensor(golden["tokens"]), torch.tensor(golden["numbers"])
     assert model.config.number_len == numbers.shape[1]
@@ -59,7 +59,7 @@ def test_upstreams_weights_give_upstreams_answers(golden):
     torch.testing.assert_close(z_loss, torch.tensor(golden["z_losses"]), **close)
 
 
-def test_upstreams_weights_come_with_or_without_prefix_and_from_files(tmp_path):
+def test_upstream_weights_load_with_or_without_prefix_and_from_files(tmp_path):
     state = upstream_state(GOLDEN[0])
     bare = {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
     torch.save({"model_state": state, "global_step": 3}, tmp_path / "trainer.pt")
@@ -71,7 +71,7 @@ def test_upstreams_weights_come_with_or_without_prefix_and_from_files(tmp_path):
     assert expected.keys() == {name for name in bare if not name.endswith(("pe", "inv_freq"))}
 
 
-def test_foreign_weights_are_refused_in_a_sentence(tmp_path):
+def test_weights_of_another_model_are_refused_in_one_sentence(tmp_path):
     state = upstream_state(GOLDEN[0])
     lacking = {name: tensor for name, tensor in state.items() if not name.endswith("encoder.norm.weight")}
     torch.save({"weights": state, "code": Path}, tmp_path / "code.pt")
@@ -89,7 +89,7 @@ def test_foreign_weights_are_refused_in_a_sentence(tmp_path):
         load_upstream(tmp_path / "none.pt")
 
 
-def test_a_row_does_not_depend_on_how_it_is_padded(texts):
+def test_a_row_does_not_depend_on_its_padding(texts):
     tokens, padding_mask, numbers = texts
     model = build()
     wide = F.pad(tokens, (0, 20), value=7)
@@ -102,7 +102,7 @@ def test_a_row_does_not_depend_on_how_it_is_padded(texts):
             torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-5)
 
 
-def test_padding_gets_no_gradient_and_an_empty_text_no_nan(texts):
+def test_padding_has_zero_gradient_and_an_empty_text_no_nan(texts):
     tokens, padding_mask, numbers = texts
     padding_mask[2] = False
     model = build()
@@ -116,7 +116,7 @@ def test_padding_gets_no_gradient_and_an_empty_text_no_nan(texts):
     assert gradient.isfinite().all()
 
 
-def test_the_decoder_sees_the_text_and_only_what_was_spelt(texts):
+def test_decoder_is_causal_and_depends_on_the_text(texts):
     tokens, padding_mask, numbers = texts
     model = build()
     later, other = numbers.clone(), tokens.clone()
@@ -129,7 +129,7 @@ def test_the_decoder_sees_the_text_and_only_what_was_spelt(texts):
         assert (model(other, numbers, padding_mask) - logits).abs().amax((1, 2)).min() > 1e-3
 
 
-def test_each_layer_starts_on_its_own():
+def test_each_layer_draws_its_own_initial_weights():
     model = build(n_encoder_layers=3, n_decoder_layers=3)
     for layers in (model.encoder.layers, model.decoder.layers):
         for name, first in layers[0].named_parameters():
@@ -137,7 +137,7 @@ def test_each_layer_starts_on_its_own():
                 assert not torch.equal(first, dict(layers[1].named_parameters())[name]), name
 
 
-def test_at_upstreams_sizes_there_are_as_many_parameters():
+def test_parameter_count_at_upstream_sizes():
     config = RegressLMConfig(vocab_size=32100, number_vocab_size=13, number_len=7, dim=512)
     with torch.device("meta"):
         model = EncoderDecoder(config)
@@ -177,7 +177,7 @@ def test_bf16_follows_fp32(texts):
         torch.testing.assert_close(logits.float(), expected, rtol=0.05, atol=0.1)
 
 
-def test_flops_are_those_that_torch_counts(texts):
+def test_flops_equal_torchs_count(texts):
     """Of the plain way: keys and values of every token, the first layer as the others."""
     tokens, _, numbers = texts
     model = build(n_encoder_layers=1, n_decoder_layers=3, hidden_dim=64, vocab_size=100).train()
@@ -199,7 +199,7 @@ def test_wrong_settings_and_long_texts_are_refused():
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_the_cheaper_ways_give_the_same_answers_and_gradients(texts, padded):
+def test_shortcuts_give_the_same_logits_and_gradients(texts, padded):
     tokens, padding_mask, numbers = texts
     padding_mask = padding_mask if padded else None
     answers = []
@@ -212,7 +212,8 @@ def test_the_cheaper_ways_give_the_same_answers_and_gradients(texts, padded):
         if vocab_size == 30:
             logits = model(tokens, numbers, padding_mask)  # 56 queries ask the memory of 64 numbers a token
         else:
-            logits, _ = model.decode(F.pad(numbers[:, :-1], (1, 0)), model.project_memory(model.encode(tokens, padding_mask)), padding_mask)
+            text = model.project_memory(model.encode(tokens, padding_mask))
+            logits, _ = model.decode(F.pad(numbers[:, :-1], (1, 0)), text, padding_mask)
         F.cross_entropy(logits.mT, numbers).backward()
         answers.append((logits, {name: parameter.grad for name, parameter in model.named_parameters()}))
     torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-5)
@@ -258,7 +259,7 @@ print((peak() - before) / 1024)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
-def test_8192_padded_tokens_take_no_square_of_memory():
+def test_memory_of_8192_padded_tokens_is_not_quadratic():
     """One attention matrix of two rows and four heads would take 2 GB."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 150

@@ -27,8 +27,8 @@ class MiniRLMConfig:
 
     Args:
         encoder: "lstm" or "transformer" process the text's tokens, "mlp" the numbers in the text.
-        pooling: how the states of a text become one vector: the "mean" over its tokens, the state of a trained vector in
-            front of the text ("cls"), or the state of the "last" token. Without effect for "mlp".
+        pooling: how the states of a text become one vector: the "mean" over its tokens, the state of a trained vector
+            in front of the text ("cls"), or the state of the "last" token. Without effect for "mlp".
         vocab_size: number of token ids.
         n_features: F, how many numbers a text contains, for encoder=mlp.
         outputs: number of outputs.
@@ -38,8 +38,8 @@ class MiniRLMConfig:
         n_layers: layers of the encoder.
         n_heads: attention heads of the transformer; they divide dim into even parts.
         bidirectional: whether the LSTM also runs from the end of the text to its start.
-        dropout: probability, from 0 to below 1, between the LSTM's layers, on the transformer's residual branches and on
-            the pooled text. Embeddings have no dropout because they carry the digits of numbers.
+        dropout: probability, from 0 to below 1, between the LSTM's layers, on the transformer's residual branches and
+            on the pooled text. Embeddings have no dropout because they carry the digits of numbers.
         max_seq_len: longest text in tokens that the transformer accepts, the cls vector included.
         rope_theta: base of the transformer's rotary frequencies.
     """

@@ -36,8 +36,8 @@ class MiniRLM(Regressor):
 
     Args:
         encoder: "lstm" or "transformer" process the text's tokens, "mlp" the numbers in the text.
-        pooling: how the states of a text become one vector: the "mean" over its tokens, the state of a trained vector in
-            front of the text ("cls"), or the state of the "last" token. Without effect for "mlp".
+        pooling: how the states of a text become one vector: the "mean" over its tokens, the state of a trained vector
+            in front of the text ("cls"), or the state of the "last" token. Without effect for "mlp".
         target_scale: scale on which targets are learned, fitted to the training targets: "asinh" (linear near the
             median, logarithmic for outliers), "standard" (mean 0, standard deviation 1) or "raw" (unchanged).
         loss: loss on that scale, "huber" or "mse".

@@ -1,9 +1,9 @@
 """Constrained decoding of numbers from an EncoderDecoder: sampling, log-probability, exhaustive enumeration.
 
 At each position the model's probabilities are renormalised over the tokens that the grammar of number tokens allows
-there. The product over the positions is the distribution that `sample` draws from at temperature 1, `log_prob` evaluates
-and `enumerate_all` lists. Decoding walks a tree of prefixes: a text's memory is projected to keys and values once, and a
-prefix is computed once for all samples that share it, attending to the keys and values of its ancestors.
+there. The product over the positions is the distribution that `sample` draws from at temperature 1, `log_prob`
+evaluates and `enumerate_all` lists. Decoding walks a tree of prefixes: a text's memory is projected to keys and values
+once, and a prefix is computed once for all samples that share it, attending to the keys and values of its ancestors.
 """
 
 from collections.abc import Iterator, Sequence

@@ -31,8 +31,8 @@ def summary(samples: Tensor, log_prob: Tensor) -> dict[str, Tensor]:
 def crps(samples: Tensor, targets: Tensor) -> Tensor:
     """Continuous ranked probability score (B, K) of samples (B, S, K), in the targets' unit; smaller is better.
 
-    E|X - y| - E|X - X'| / 2 over the samples (Gneiting and Raftery 2007), where X and X' are different samples: unbiased,
-    and the absolute error for a single sample. NaN for a row with a NaN sample.
+    E|X - y| - E|X - X'| / 2 over the samples (Gneiting and Raftery 2007), where X and X' are different samples. It is
+    unbiased, and the absolute error for a single sample. NaN for a row with a NaN sample.
     """
     n = samples.shape[1]
     error = (samples - targets.unsqueeze(1)).abs().mean(1)  # (B, K)

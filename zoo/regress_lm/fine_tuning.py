@@ -49,8 +49,8 @@ def fine_tune(
     Args:
         model: trained in place.
         examples: texts and their numbers.
-        validation_examples: determine the best weights and when to stop. Default: a tenth of the examples, which is then
-            not trained on; fewer than 20 examples are all used for both.
+        validation_examples: determine the best weights and when to stop. Default: a tenth of the examples, which is
+            then not trained on; fewer than 20 examples are all used for both.
         seed: of the order, of the held-out part and of dropout. Default: 0.
         max_epochs: largest number of epochs; the cosine ends there.
         batch_size: examples per step.

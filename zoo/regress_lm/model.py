@@ -88,7 +88,7 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """The decoder's attention. Parameters are named as in torch.nn.MultiheadAttention, with rows q, k, v in one matrix."""
+    """The decoder's attention, with the parameter names of torch.nn.MultiheadAttention: rows q, k, v in one matrix."""
 
     def __init__(self, dim: int, n_heads: int) -> None:
         super().__init__()

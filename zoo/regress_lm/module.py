@@ -37,11 +37,12 @@ class RegressLMModule(Regressor):
     """Text in, distribution over numbers out: an encoder reads any text, a decoder generates the number's tokens.
 
     Logged in addition to the scores of every regressor: `nll`, nats per row under the constrained distribution that is
-    sampled from; `crps`; `coverage_50` and `coverage_90`, the shares of targets inside the central 50% and 90% intervals.
+    sampled from; `crps`; `coverage_50` and `coverage_90`, the shares of targets inside the central 50% and 90%
+    intervals.
 
     Args:
-        number_format: tokens of a number: "ieee" (sign, exponent, mantissa), "p10" (sign, mantissa, a token for the power
-            of ten) or "normalized" (digits of a target in [0, 1]).
+        number_format: tokens of a number: "ieee" (sign, exponent, mantissa), "p10" (sign, mantissa, a token for the
+            power of ten) or "normalized" (digits of a target in [0, 1]).
         number_digits: significant digits of a number. Default: 4, and 3 for "normalized".
         number_exponent: for "ieee" the number of exponent digits (default 1), for "p10" the largest power of ten
             (default 10).
@@ -58,8 +59,8 @@ class RegressLMModule(Regressor):
         weights: checkpoint with initial weights, of the zoo or of upstream. Default: random weights.
         round_digits: significant digits to which the numbers in texts are rounded before the tokenizer, None for no
             rounding; on the command line that of the data. Texts given to the Python API are rounded in the same way.
-        power_tokens: whether rounded numbers in texts are a mantissa and a power of ten; on the command line that of the
-            data.
+        power_tokens: whether rounded numbers in texts are a mantissa and a power of ten; on the command line that of
+            the data.
         vocab_size: number of token ids; on the command line that of the data's tokenizer.
         tokenizer: the tokenizer of the data, stored in checkpoints; on the command line the data's.
         **settings: the other fields of `RegressLMConfig`, and those of `OptimizerConfig`.
@@ -184,7 +185,7 @@ class RegressLMModule(Regressor):
     # ---- evaluation
 
     def draw(self, batch: TextBatch, num_samples: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Samples (B, S, K) in float64 and their log-probabilities (B, S). A row's draws depend on its index and the seed."""
+        """Samples (B, S, K) in float64 and their log-probabilities (B, S); a row's draws depend on index and seed."""
         h: Any = self.hparams
         ids, log_prob = decoding.sample(
             self.model, self.vocabulary, batch.tokens, batch.padding_mask, num_samples,

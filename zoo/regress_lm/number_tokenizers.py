@@ -6,15 +6,16 @@
                               https://arxiv.org/abs/2112.01898);
 and .523 is <5><2><3> with three digits of [0, 1], Normalized. Tokens and grammar are those of
 https://github.com/google-deepmind/regress-lm. There IEEE truncates digits, so that .57 becomes .5699, and P10 decodes
-its own .57 as .5700000000000001. Here a number becomes the nearest one that the tokens can represent, and the tokens are
-decoded to the nearest double: the error is at most half a unit of the last digit, and a decimal of as many digits is
-reproduced exactly.
+its own .57 as .5700000000000001. Here a number becomes the nearest one that the tokens can represent, and the tokens
+are decoded to the nearest double: the error is at most half a unit of the last digit, and a decimal of as many digits
+is reproduced exactly.
 """
 
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 

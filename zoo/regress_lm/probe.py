@@ -3,10 +3,10 @@
     python -m zoo.regress_lm.probe --ckpt_path best.ckpt --write pairs.csv    # the test split's texts, and changed ones
     python -m zoo.regress_lm.probe --ckpt_path best.ckpt --pairs pairs.csv    # once their changed_target is filled in
 
-A pair is a text and the same text with its first number doubled, or with a negation added or removed. A model that reads
-the text answers the two differently; a model that relies on mood or topic answers both the same (contrast sets, Gardner
-et al. 2020, https://arxiv.org/abs/2004.02709). The correct target of a changed text needs knowledge of the subject, so the
-file leaves it empty for you to fill in.
+A pair is a text and the same text with its first number doubled, or with a negation added or removed. A model that
+reads the text answers the two differently; a model that relies on mood or topic answers both the same (contrast sets,
+Gardner et al. 2020, https://arxiv.org/abs/2004.02709). The correct target of a changed text needs knowledge of the
+subject, so the file leaves it empty for you to fill in.
 """
 
 import argparse
@@ -157,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m zoo.regress_lm.probe", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--ckpt_path", required=True, help="checkpoint of a RegressLM")
     parser.add_argument("--pairs", type=Path, help="CSV file of pairs to measure on")
-    parser.add_argument("--write", type=Path, help="CSV file to write, with pairs from the test split for you to fill in")
+    parser.add_argument("--write", type=Path, help="CSV file to write, with pairs from the test split to fill in")
     parser.add_argument(
         "--tolerance", type=float, default=0.0, help="largest error of a correct prediction (default: 0)"
     )

@@ -14,7 +14,7 @@ from zoo.regress_lm.rounding import Floats
 
 
 class NumberVocabulary:
-    """A number tokenizer's tokens with upstream's ids: 0 is `<pad>`, which also starts every row, then the others, sorted.
+    """A number tokenizer's tokens with upstream's ids: 0 is `<pad>`, which also starts every row; others are sorted.
 
     The `n_objectives` numbers of a row follow each other: `length` tokens from a vocabulary of `size`.
 

@@ -13,9 +13,9 @@ def scores(predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     A few very large targets dominate r2 and rmse: do not rely on these two where targets span orders of magnitude.
 
     Returns:
-        "mae" and "median_error", the mean and the median of |prediction - target|, and "rmse", all in the targets' unit;
-        "r2", the coefficient of determination; "spearman" and "pearson", correlations. A score that is undefined (a
-        constant column, a single row) is NaN.
+        "mae" and "median_error", mean and median of |prediction - target|, and "rmse", all in the targets' unit; "r2",
+        the coefficient of determination; "spearman" and "pearson", correlations. A score that is undefined (a constant
+        column, a single row) is NaN.
     """
     columns = []
     for p, t in zip(predictions.T, targets.T, strict=True):

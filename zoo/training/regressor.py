@@ -76,7 +76,8 @@ class Regressor(ZooModule):
         """Raises UserError where the data has another number of targets than the model."""
         if columns != self.n_objectives:
             raise UserError(
-                f"the data has {columns} target columns, but the model n_objectives {self.n_objectives}: make them equal"
+                f"the data has {columns} target columns, but the model n_objectives {self.n_objectives}: "
+                "make them equal"
             )
 
     # ---- what a subclass implements
@@ -159,7 +160,7 @@ def to_json(values: Tensor) -> float | list[float]:
 
 
 def target_fields(target: Tensor, **others: Tensor) -> dict[str, Any]:
-    """The fields of a prediction that depend on the target (K,): "target" and `others`; none if the target is unknown."""
+    """Fields of a prediction that depend on its target (K,), "target" and `others`; none if the target is unknown."""
     if target.isnan().any():
         return {}
     return {"target": to_json(target)} | {name: to_json(values) for name, values in others.items()}
