@@ -20,6 +20,7 @@ pytestmark = [
     # Lightning's advice for larger data.
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*The number of training batches"),
+    pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no"),
 ]
 TOKENIZER = load_tokenizer("characters")
 SIZES = {"dim": 16, "hidden_dim": 16, "n_layers": 1, "n_heads": 2}
@@ -79,11 +80,11 @@ def test_a_class_out_of_range_is_named_in_training_and_evaluation(tmp_path):
     good, bad = np.arange(16) % 3, np.full(16, 3)
     with pytest.raises(ValueError, match=r"a target is 3, but n_classes 3 means one of 0 \.\.\. 2"):
         trainer(tmp_path, max_epochs=1).fit(module(n_classes=3), loader(bad))
-    model, run = module(n_classes=3), trainer(tmp_path, max_epochs=1, num_sanity_val_steps=0)
+    run = trainer(tmp_path, max_epochs=1, num_sanity_val_steps=0)
     for evaluate in (run.validate, run.test):
         with pytest.raises(ValueError, match=r"a target is 3, but n_classes 3 means one of 0 \.\.\. 2"):
-            evaluate(model, loader(bad), verbose=False)
-    run.fit(model, loader(good), loader(good))
+            evaluate(module(n_classes=3), loader(bad), verbose=False)
+    run.fit(module(n_classes=3), loader(good), loader(good))
     assert run.callback_metrics["val_accuracy"].isfinite()
 
 

@@ -21,6 +21,7 @@ pytestmark = [
     # Lightning's advice for larger data.
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*The number of training batches"),
+    pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no"),
 ]
 TOKENIZER = load_tokenizer("bytes")
 SMALL = {"dim": 16, "n_heads": 2, "n_encoder_layers": 1, "n_decoder_layers": 1, "num_samples": 8, "val_samples": 2}
