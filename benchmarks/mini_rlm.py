@@ -43,9 +43,10 @@ Row = dict[str, Any]
 # The settings of the original tutorial script, except that the zoo does not truncate texts to 50 characters.
 ORIGINAL_SETTINGS = [
     "--model.pooling=last", "--model.bidirectional=false", "--model.n_layers=1", "--model.dim=32", "--model.dropout=0",
-    "--model.readout_dim=0", "--model.target_scale=raw", "--model.loss=mse", "--model.lr=1e-3", "--model.warmup_steps=1",
-    "--model.min_lr_ratio=1", "--model.weight_decay=0", "--data.batch_size=1440", "--trainer.max_steps=5",
-    "--trainer.val_check_interval=5", "--trainer.log_every_n_steps=1", "--trainer.gradient_clip_val=null",
+    "--model.readout_dim=0", "--model.target_scale=raw", "--model.loss=mse", "--model.lr=1e-3",
+    "--model.warmup_steps=1", "--model.min_lr_ratio=1", "--model.weight_decay=0", "--data.batch_size=1440",
+    "--trainer.max_steps=5", "--trainer.val_check_interval=5", "--trainer.log_every_n_steps=1",
+    "--trainer.gradient_clip_val=null",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Reader: a row's outputs are its own, whatever is padded or stands beside it; scales and embeddings."""
+"""MiniRLM's network: independence of padding and batch, pooling, features; scales and embeddings."""
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_last_pooling_takes_the_final_state_of_each_lstm_direction(bidirectional
 
 
 def test_a_text_is_never_truncated():
-    """The seed cut its rows at 50 characters, before the dropout rate that stood at their end."""
+    """The original script truncated rows to 50 characters, before the dropout rate at their end."""
     model = network("transformer", max_seq_len=8)
     model(torch.zeros(1, 8, dtype=torch.long))
     with pytest.raises(ValueError, match="position 8 lies beyond"):

@@ -1,4 +1,4 @@
-"""MiniRLM: it learns, resumes to the bit, keeps its scales, tells classes apart, answers from its checkpoint alone."""
+"""MiniRLM with the zoo's data: learning, bitwise resume, scales, classes, predictions from a checkpoint alone."""
 
 import json
 
@@ -77,7 +77,7 @@ def test_estimate_does_not_depend_on_the_batch(encoder):
     together = model.estimate(collate(test))  # (8, 1)
     for row, expected in zip(test, together, strict=True):
         alone = model.estimate(collate([row]))
-        assert alone.shape == (1, 1)  # the seed's squeeze() lost a batch of one
+        assert alone.shape == (1, 1)  # the original script's squeeze() dropped the axis of a batch of one
         torch.testing.assert_close(alone[0], expected, rtol=1e-4, atol=1e-4)
 
 
@@ -89,7 +89,7 @@ def test_configs_train_for_hundreds_of_updates():
 
 
 def test_mlp_interpolates_three_rows_of_servers(tmp_path):
-    """Three rows of CPU, RAM and DISK, and a fourth between the last two, where a straight line would say 6.8."""
+    """Three rows of CPU, RAM and DISK, and a fourth between the last two; linear interpolation gives 6.8."""
     rows = "CPU,RAM,DISK,efficiency\n8,32,1000,2.5\n16,64,2000,4.7\n32,128,4000,8.9\n"
     for name in ("train.csv", "valid.csv"):
         (tmp_path / name).write_text(rows)
@@ -141,9 +141,9 @@ def test_trains_on_bpe_tokens():
 # ---- classes
 
 
-def moods(tmp_path, strange=""):
+def moods(tmp_path, extra_lines=""):
     words = ["awful", "so so", "great"]
-    lines = [json.dumps({"text": f"{words[i % 3]} {i}", "mood": i % 3}) for i in range(60)] + [strange]
+    lines = [json.dumps({"text": f"{words[i % 3]} {i}", "mood": i % 3}) for i in range(60)] + [extra_lines]
     (tmp_path / "moods.jsonl").write_text("\n".join(lines))
     return TextRegression(
         str(tmp_path / "moods.jsonl"), text_column="text", target_columns="mood", tokenizer="characters", batch_size=8
@@ -162,10 +162,10 @@ def test_classification(tmp_path):
     assert len(row["probabilities"]) == 3
 
 
-@pytest.mark.parametrize("strange", [3, 1.5, -1])
-def test_a_target_out_of_the_classes_is_refused(strange, tmp_path):
-    texts = moods(tmp_path, "\n".join([json.dumps({"text": "?", "mood": strange})] * 30))
-    with pytest.raises(ValueError, match=f"a target is {strange}, but n_classes 3 means one of 0 ... 2"):
+@pytest.mark.parametrize("invalid", [3, 1.5, -1])
+def test_a_target_out_of_the_classes_is_refused(invalid, tmp_path):
+    texts = moods(tmp_path, "\n".join([json.dumps({"text": "?", "mood": invalid})] * 30))
+    with pytest.raises(ValueError, match=f"a target is {invalid}, but n_classes 3 means one of 0 ... 2"):
         quiet(max_steps=1).fit(module(n_classes=3), texts)
     with pytest.raises(ValueError, match="n_classes needs one target column, not 2"):
         module(n_classes=3, n_objectives=2)
@@ -206,7 +206,7 @@ def test_fit_then_predict_and_test_from_the_checkpoint_alone(tmp_path, capfd):
     assert rows[0].keys() == {"index", "input", "prediction", "target"}
     assert main(["test", *alone, "--data.test_on=layers"]) == 0, capfd.readouterr().err
     assert "test_spearman" in capfd.readouterr().out
-    mine = tmp_path / "mine.csv"  # configurations of one's own, without scores
+    mine = tmp_path / "mine.csv"  # the user's configurations, without scores
     mine.write_text("lr,batch_size,layers,dropout\n0.01,32,4,0.25\n")
     argv = ["predict", *alone, f"--data_dir={mine}", f"--predictions.path={tmp_path / 'mine.jsonl'}"]
     assert main(argv) == 0, capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""Numbers as tokens: correctly rounded, read back exactly, clamped aloud; truncated, upstream's."""
+"""Number tokenizers: correct rounding, exact decoding, warnings of clamping; upstream's tokens with truncation."""
 
 import json
 import warnings
@@ -14,7 +14,7 @@ from zoo.regress_lm.number_tokenizers import IEEEFloatTokenizer, NormalizedToken
 from zoo.regress_lm.number_wrappers import Separator, SpecialValues
 from zoo.regress_lm.vocabulary import NumberVocabulary
 
-# Upstream's tokens of some numbers, written by make_golden.py.
+# Upstream's tokens for some numbers, written by make_golden.py.
 GOLDEN = json.loads((Path(__file__).parent / "golden_numbers.json").read_text())
 UPSTREAM = {
     "ieee": IEEEFloatTokenizer(truncate=True),
@@ -63,7 +63,7 @@ def test_documented_examples():
 
 @pytest.mark.parametrize("digits", [1, 4, 7, 15])
 def test_rounding_equals_exact_arithmetic(digits):
-    """1e5 numbers, ties among them, against Python's formatting, which rounds the exact value half to even."""
+    """1e5 numbers, with ties, compared with Python's formatting, which rounds the exact value half to even."""
     rng = np.random.default_rng(digits)
     values = rng.normal(size=100_000) * 10.0 ** rng.uniform(-9, 9, 100_000)
     values[:20_000] = rng.integers(-(10**6), 10**6, 20_000) * 2.0 ** rng.integers(-9, 3, 20_000)

@@ -1,4 +1,4 @@
-"""The shortcut probe: it tells a model that reads from one that does not."""
+"""The shortcut probe: it distinguishes a model that reads the text from one that does not."""
 
 import csv
 
@@ -26,7 +26,7 @@ def test_changes_are_minimal(text, expected):
 
 
 class Reader(RegressLM):
-    """Answers with the number that stands in the text, or always with `fixed`."""
+    """Predicts the number in the text, or always `fixed`."""
 
     def __init__(self, fixed=None):
         self.fixed = fixed

@@ -1,4 +1,4 @@
-"""RegressLM from Python: the seed's calls, and what users would expect of them."""
+"""The Python API of RegressLM: fine-tuning, sampling, probabilities, saving and loading."""
 
 import math
 
@@ -19,7 +19,7 @@ def small() -> RegressLM:
 
 
 def words(n: int) -> list[Example]:
-    """Texts whose number is how often they say "a"."""
+    """Texts whose number is their count of "a"."""
     return [Example(x="a" * (i % 5) + "b" * (i % 3 + 1), y=float(i % 5)) for i in range(n)]
 
 
@@ -80,7 +80,7 @@ def test_fine_tune_is_determined_by_its_seed(monkeypatch):
     for seed in (3, 3, 4):
         model = RegressLM.from_scratch(max_input_len=64, dropout=0.1, seed=1, **SMALL)
         before = torch.random.get_rng_state()
-        monkeypatch.setenv("PL_GLOBAL_SEED", str(len(drawn)))  # is not ours to go by
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(len(drawn)))  # must have no effect
         model.fine_tune(words(32), seed=seed, max_epochs=2, batch_size=8, lora_rank=2, progress=False)
         assert torch.equal(before, torch.random.get_rng_state())
         drawn.append(model.sample([ExampleInput("aab")], num_samples=50, seed=0)[0])

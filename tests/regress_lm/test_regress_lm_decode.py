@@ -1,4 +1,4 @@
-"""Sampling, log-probabilities and enumeration: one law, under one grammar."""
+"""Constrained decoding: sampling, log-probability and enumeration agree on one distribution under the grammar."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ IEEE = NumberVocabulary(IEEEFloatTokenizer())
 
 
 def build(vocabulary):
-    """A random model whose laws are far from uniform."""
+    """A random model whose distributions are far from uniform."""
     torch.manual_seed(0)
     model = EncoderDecoder(RegressLMConfig(30, vocabulary.size, vocabulary.length, dim=32, max_input_len=40)).eval()
     torch.nn.init.normal_(model.generator.weight, std=0.5)
@@ -26,7 +26,7 @@ def build(vocabulary):
 
 @pytest.fixture
 def texts():
-    """Tokens (3, 10) of rows of 10, 4 and 7."""
+    """Tokens (3, 10) of rows with lengths 10, 4 and 7, and their padding mask."""
     padding_mask = torch.arange(10) < torch.tensor([10, 4, 7])[:, None]
     return torch.randint(30, (3, 10), generator=torch.Generator().manual_seed(2)) * padding_mask, padding_mask
 
@@ -83,7 +83,7 @@ def test_enumeration_covers_the_whole_distribution(texts, vocabulary):
 
 
 def test_samples_follow_the_enumerated_distribution(texts):
-    """1e5 samples of 100 numbers: total variation under .02, where about .01 is chance."""
+    """1e5 samples of 100 numbers: total variation below .02; about .01 is expected by chance."""
     model, (tokens, padding_mask) = build(DIGITS), texts
     ids, log_probs = enumerate_all(model, DIGITS, tokens, padding_mask)
     places = {tuple(spelling): place for place, spelling in enumerate(ids.tolist())}
@@ -99,7 +99,7 @@ def test_temperature_and_top_k_change_the_distribution(texts):
     model, (tokens, padding_mask) = build(NumberVocabulary(NormalizedTokenizer(length=1))), texts
     vocabulary = NumberVocabulary(NormalizedTokenizer(length=1))
     ids, log_probs = enumerate_all(model, vocabulary, tokens, padding_mask)
-    for options, law in (
+    for options, distribution in (
         ({"temperature": 0.5}, (log_probs / 0.5).softmax(1)),
         ({"temperature": 3.0}, (log_probs / 3.0).softmax(1)),
         ({"top_k": 3}, log_probs.where(log_probs >= log_probs.topk(3).values[:, 2:], -torch.inf).softmax(1)),
@@ -109,8 +109,8 @@ def test_temperature_and_top_k_change_the_distribution(texts):
     ):
         drawn = sample(model, vocabulary, tokens, padding_mask, 20_000, seed=1, **options)
         share = (drawn.ids == ids[:, 0]).double().mean(1)  # (3, 10): each of the ten ids
-        assert (share - law).abs().max() < 0.02
-        # Whatever is drawn, its log-probability is the model's.
+        assert (share - distribution).abs().max() < 0.02
+        # Temperature and top-k do not change the reported log-probability.
         expected = log_probs.gather(1, (drawn.ids[..., 0, None] == ids[:, 0]).int().argmax(-1))
         torch.testing.assert_close(drawn.log_prob, expected, rtol=0, atol=1e-5)
 
@@ -163,7 +163,7 @@ def test_log_prob_is_renormalised_over_the_grammar(texts):
     torch.testing.assert_close(ours.float(), theirs - lost, rtol=0, atol=1e-5)
     ours.sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
-    ids[1, 0] = 5  # a digit where a sign belongs
+    ids[1, 0] = 5  # a digit in the position of a sign
     assert log_prob(model, IEEE, tokens, padding_mask, ids)[1] == -torch.inf
 
 

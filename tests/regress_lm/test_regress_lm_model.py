@@ -1,4 +1,4 @@
-"""The encoder-decoder against upstream's answers, and what any reader of padded texts must hold."""
+"""The encoder-decoder: parity with upstream, padding, causality, gradients, memory, compilation."""
 
 import json
 import subprocess
@@ -14,13 +14,13 @@ from tests.regress_lm.make_golden import draw
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
 from zoo.regress_lm.upstream_weights import load_upstream
 
-# What upstream's model answers with the weights that `draw` draws, written by make_golden.py.
+# Outputs of upstream's model with the weights of `draw`, written by make_golden.py.
 GOLDEN = json.loads((Path(__file__).parent / "golden_model.json").read_text())
 PREFIX = "encoder_decoder."
 
 
 def upstream_state(golden):
-    """A state dict with upstream's names and shapes, its tables included, and the golden weights."""
+    """A state dict with upstream's names and shapes, position tables included, and the golden weights."""
     state = {}
     for name, shape in golden["shapes"].items():
         state[name] = torch.from_numpy(draw(name.removeprefix(PREFIX), tuple(shape)))
@@ -35,7 +35,7 @@ def build(**changes):
 
 @pytest.fixture
 def texts():
-    """Four rows of tokens (4, 12), of 12, 5, 1 and 9; what pads them; and their numbers (4, 7)."""
+    """Tokens (4, 12) of rows with lengths 12, 5, 1 and 9; their padding mask; and number tokens (4, 7)."""
     generator = torch.Generator().manual_seed(1)
     padding_mask = torch.arange(12) < torch.tensor([12, 5, 1, 9])[:, None]
     tokens = torch.randint(30, (4, 12), generator=generator) * padding_mask
@@ -51,11 +51,11 @@ def test_golden_logits_and_losses_match_upstream(golden):
         logits = model(tokens, numbers, tokens != 0)
     close = {"rtol": 0, "atol": 1e-5}
     torch.testing.assert_close(logits, torch.tensor(golden["logits"]), **close)
-    counts = numbers != 0  # neither side's loss counts separators
+    counts = numbers != 0  # both losses exclude separators
     log_probs = -F.cross_entropy(logits.mT, numbers, reduction="none", ignore_index=0)
     torch.testing.assert_close(log_probs.sum(1), torch.tensor(golden["log_probs"]), rtol=0, atol=2e-5)
     torch.testing.assert_close(-log_probs.sum(1) / counts.sum(1), torch.tensor(golden["losses"]), **close)
-    z_loss = 0.01 * (logits.logsumexp(-1).square() * counts).sum(1)  # upstream's is a sum, beside an average
+    z_loss = 0.01 * (logits.logsumexp(-1).square() * counts).sum(1)  # upstream adds a sum to an average
     torch.testing.assert_close(z_loss, torch.tensor(golden["z_losses"]), **close)
 
 
@@ -106,7 +106,7 @@ def test_padding_has_zero_gradient_and_an_empty_text_no_nan(texts):
     tokens, padding_mask, numbers = texts
     padding_mask[2] = False
     model = build()
-    tokens = tokens.masked_fill(~padding_mask, 29)  # an id that no text holds
+    tokens = tokens.masked_fill(~padding_mask, 29)  # an id in no text
     tokens[padding_mask] = tokens[padding_mask] % 29
     logits = model(tokens, numbers, padding_mask)
     logits.square().sum().backward()
@@ -178,7 +178,7 @@ def test_bf16_follows_fp32(texts):
 
 
 def test_flops_equal_torchs_count(texts):
-    """Of the plain way: keys and values of every token, the first layer as the others."""
+    """Without shortcuts: keys and values of every token are projected, and the first layer is like the others."""
     tokens, _, numbers = texts
     model = build(n_encoder_layers=1, n_decoder_layers=3, hidden_dim=64, vocab_size=100).train()
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -210,7 +210,9 @@ def test_shortcuts_give_the_same_logits_and_gradients(texts, padded):
             for parameter in model.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.1)
         if vocab_size == 30:
-            logits = model(tokens, numbers, padding_mask)  # 56 queries ask the memory of 64 numbers a token
+            logits = model(
+                tokens, numbers, padding_mask
+            )  # 56 queries, fewer than dim 64: the memory itself is attended to
         else:
             text = model.project_memory(model.encode(tokens, padding_mask))
             logits, _ = model.decode(F.pad(numbers[:, :-1], (1, 0)), text, padding_mask)
@@ -248,11 +250,11 @@ def peak():
 torch.set_num_threads(1)
 model = EncoderDecoder(RegressLMConfig(30, 13, 7, dim=32, n_heads=4, n_encoder_layers=1, max_input_len=8192)).eval()
 tokens = torch.zeros(2, 8192, dtype=torch.int64)
-real = torch.arange(8192) < torch.tensor([8192, 6000])[:, None]
+padding_mask = torch.arange(8192) < torch.tensor([8192, 6000])[:, None]
 with torch.no_grad():
-    model.encode(tokens[:, :64], real[:, :64])
+    model.encode(tokens[:, :64], padding_mask[:, :64])
     before = peak()
-    model.encode(tokens, real)
+    model.encode(tokens, padding_mask)
 print((peak() - before) / 1024)
 """
 

@@ -1,4 +1,4 @@
-"""RegressLM through the command line: folders, resuming, predictions, several processes."""
+"""RegressLM with the command line: output folders, resuming, predictions, several processes."""
 
 import json
 import re
@@ -22,7 +22,7 @@ QUIET = [
 
 @pytest.fixture
 def news(tmp_path):
-    """The seed's kind of data: a folder of YAML files, one of them without its number."""
+    """A folder of YAML files, one of them without its number."""
     folder = tmp_path / "finance_positive"
     folder.mkdir()
     for i in range(40):
