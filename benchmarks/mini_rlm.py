@@ -1,10 +1,10 @@
-"""Mini-RLM on the seed's 2,000 synthetic configurations: three encoders, several seeds, and what stands beside them.
+"""MiniRLM on 2,000 synthetic configurations: three encoders, several seeds, and baselines for comparison.
 
     python benchmarks/mini_rlm.py
 
-Trains each model through `zoo fit`, measures its best checkpoint through `zoo test` on the 400 test rows and on rows
-from outside the training ranges, and writes results/mini_rlm.json (a row per model). The baselines are fitted on
-training and validation rows together. The runs stay in --output_dir, for TensorBoard.
+Trains each model with `zoo fit`, evaluates its best checkpoint with `zoo test` on the 400 test rows and on rows outside
+the training ranges, and writes results/mini_rlm.json (a row per model). The baselines are fitted to training and
+validation rows together. The runs remain in --output_dir, for TensorBoard.
 """
 
 import argparse
@@ -34,44 +34,45 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.measure import facts  # noqa: E402
 from zoo.cli.command_line import ZooCLI  # noqa: E402
 from zoo.datamodules.synthetic_configs import ELSEWHERE, SyntheticConfigs  # noqa: E402
-from zoo.training.regressor import scores  # noqa: E402
+from zoo.training.regression_metrics import scores  # noqa: E402
 
 CONFIG = ROOT / "configs" / "mini_rlm.yaml"
 SCORES = ("mae", "median_error", "spearman", "r2")
 Row = dict[str, Any]
 
-# What the seed's script trains, but for its cutting every text at 50 characters, which the zoo does not do.
-AS_THE_SEED = [
+# The settings of the original tutorial script, except that the zoo does not truncate texts to 50 characters.
+ORIGINAL_SETTINGS = [
     "--model.pooling=last", "--model.bidirectional=false", "--model.n_layers=1", "--model.dim=32", "--model.dropout=0",
-    "--model.head_dim=0", "--model.targets=raw", "--model.loss=mse", "--model.lr=1e-3", "--model.warmup_steps=1",
-    "--model.min_lr_ratio=1", "--model.weight_decay=0", "--data.batch_size=1440", "--trainer.max_steps=5",
-    "--trainer.val_check_interval=5", "--trainer.log_every_n_steps=1", "--trainer.gradient_clip_val=null",
+    "--model.readout_dim=0", "--model.target_scale=raw", "--model.loss=mse", "--model.lr=1e-3",
+    "--model.warmup_steps=1", "--model.min_lr_ratio=1", "--model.weight_decay=0", "--data.batch_size=1440",
+    "--trainer.max_steps=5", "--trainer.val_check_interval=5", "--trainer.log_every_n_steps=1",
+    "--trainer.gradient_clip_val=null",
 ]  # fmt: skip
 
 
 def overlay(encoder: str) -> list[str]:
-    """The options of `zoo fit` for one of the encoders."""
+    """Options of `zoo fit` for an encoder."""
     return [] if encoder == "lstm" else [f"--config={CONFIG.with_stem(f'mini_rlm_{encoder}')}"]
 
 
 def train(name: str, folder: Path, *options: str) -> Row:
-    """Train through the command line; measure the best checkpoint on the test rows, and on those from elsewhere."""
+    """Train with `zoo fit`; evaluate the best checkpoint on the test rows and outside the training ranges."""
     argv = [f"--config={CONFIG}", *options, f"--output_dir={folder}", "--trainer.enable_progress_bar=false"]
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "zoo", "fit", *argv], cwd=ROOT, check=True)
     seconds = time.perf_counter() - start
-    reached = {}
+    results = {}
     for test_on in ("same", *ELSEWHERE):
         alone = [f"--ckpt_path={folder / 'best.ckpt'}", "--trainer.enable_progress_bar=false", "--trainer.logger=false"]
         cli = ZooCLI(["test", *alone, f"--data.test_on={test_on}"])
         metrics = {score: cli.trainer.callback_metrics[f"test_{score}"].item() for score in SCORES}
-        reached |= metrics if test_on == "same" else {f"on_{test_on}": metrics}
+        results |= metrics if test_on == "same" else {f"on_{test_on}": metrics}
     parameters = sum(p.numel() for p in cli.model.parameters())
-    return {"model": name, **reached, "seconds": seconds, "parameters": parameters}
+    return {"model": name, **results, "seconds": seconds, "parameters": parameters}
 
 
 def mean(name: str, runs: list[Row]) -> Row:
-    """The mean of several seeds' rows, with the standard deviation of each score."""
+    """Mean of the rows of several seeds, with the standard deviation of each score."""
     row: Row = {"model": name, "parameters": runs[0]["parameters"], "seconds": np.mean([r["seconds"] for r in runs])}
     row |= {s: np.mean([r[s] for r in runs]) for s in SCORES}
     row |= {f"{s}_sd": np.std([r[s] for r in runs], ddof=1) for s in SCORES} if len(runs) > 1 else {}
@@ -81,15 +82,15 @@ def mean(name: str, runs: list[Row]) -> Row:
 
 
 def learner(model: Any) -> Any:
-    """A scikit-learn model of the targets' asinh, whose unit is the better of two in cross-validation."""
+    """A scikit-learn model of the targets' asinh; cross-validation chooses between two units."""
     scale = make_pipeline(RobustScaler(), FunctionTransformer(np.arcsinh, np.sinh))
     units = {"transformer__robustscaler__quantile_range": [(25.0, 75.0), (5.0, 95.0)]}
-    whole = TransformedTargetRegressor(model, transformer=scale)
-    return GridSearchCV(whole, units, scoring="neg_median_absolute_error")
+    regressor = TransformedTargetRegressor(model, transformer=scale)
+    return GridSearchCV(regressor, units, scoring="neg_median_absolute_error")
 
 
 def baselines() -> list[Row]:
-    """What knows the formula, what knows no row, and what learns from the numbers or from the text."""
+    """Rows of the formula, of the median, and of models trained on the numbers or on the text."""
     data = {test_on: SyntheticConfigs(test_on=test_on) for test_on in ("same", *ELSEWHERE)}
     ridge, numbers, texts = RidgeCV(np.logspace(-3, 3, 13)), SyntheticConfigs.configs, SyntheticConfigs.texts
     ngrams = TfidfVectorizer(analyzer="char", ngram_range=(1, 5), lowercase=False)
@@ -102,17 +103,18 @@ def baselines() -> list[Row]:
         "ridge, character n-grams": (learner(make_pipeline(ngrams, ridge)), texts),
     }
     rows = []
-    for name, (model, see) in learners.items():
+    for name, (model, inputs) in learners.items():
         start = time.perf_counter()
         if model:
-            seen, targets = ([*of("train"), *of("val")] for of in (partial(see, data["same"]), data["same"].targets))
-            model.fit(seen, np.concatenate(targets))
+            columns = partial(inputs, data["same"]), data["same"].targets
+            x, targets = ([*column("train"), *column("val")] for column in columns)
+            model.fit(x, np.concatenate(targets))
         row: Row = {"model": name, "seconds": time.perf_counter() - start}
         for test_on, d in data.items():
-            answers = model.predict(see(d, "test"))[:, None] if model else see(d, "test")
-            reached = scores(answers, d.targets("test"))
-            found = {s: None if np.isnan(reached[s]) else reached[s] for s in SCORES}
-            row |= found if test_on == "same" else {f"on_{test_on}": found}
+            predictions = model.predict(inputs(d, "test"))[:, None] if model else inputs(d, "test")
+            metrics = scores(predictions, d.targets("test"))
+            finite = {s: None if np.isnan(metrics[s]) else metrics[s] for s in SCORES}
+            row |= finite if test_on == "same" else {f"on_{test_on}": finite}
         rows.append(row)
     return rows
 
@@ -130,7 +132,7 @@ def main() -> None:
         runs = [train(f"{encoder}, seed {s}", args.output_dir / f"{encoder} {s}", *of[s]) for s in args.seeds]
         rows += [*runs, mean(f"{encoder}, mean of {len(runs)} seeds", runs)]
     other = {"lstm, rows of draw 1": ["--data.rows_seed=1"], "lstm, rows of draw 2": ["--data.rows_seed=2"]}
-    other["lstm, trained as the seed does"] = AS_THE_SEED
+    other["lstm, trained as the seed does"] = ORIGINAL_SETTINGS
     rows += [train(name, args.output_dir / name, *options) for name, options in other.items()]
     rows += baselines()
     path = ROOT / "results" / "mini_rlm.json"

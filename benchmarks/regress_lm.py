@@ -1,11 +1,11 @@
-"""Our RegressLM beside google-deepmind/regress-lm: the same weights, in one run, measured in turn.
+"""Compares our RegressLM with google-deepmind/regress-lm: equal weights, measured alternately in one run.
 
     python benchmarks/regress_lm.py --upstream PATH     # a checkout; it needs transformers, sentencepiece, ordered-set
 
 Training steps, sampling, peak memory, texts of 8,192 tokens, and, on a machine with CUDA, fp16. The model is
-upstream's default, d = 512 with 2 + 2 layers, over a vocabulary of characters; the optimizer is the same on both
-sides; the peer pads to its max_input_len, as it does, and each row names that length. Each figure is the median of
-`--repeats` rounds in which both have their turn. Rows go to `--output` as JSON, and to the terminal as a table.
+upstream's default, d = 512 with 2 + 2 layers, over a vocabulary of characters; both use the same optimizer. The peer
+pads to its max_input_len, which each row names. Each value is the median of `--repeats` rounds that measure both. Rows
+are written to `--output` as JSON, and printed as a table.
 """
 
 import argparse
@@ -26,8 +26,9 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.measure import facts, in_turn, store  # noqa: E402
 from zoo.optim import AdamW  # noqa: E402
 from zoo.regress_lm.decoding import sample  # noqa: E402
-from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig, load_upstream  # noqa: E402
+from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig  # noqa: E402
 from zoo.regress_lm.number_tokenizers import IEEEFloatTokenizer  # noqa: E402
+from zoo.regress_lm.upstream_weights import load_upstream  # noqa: E402
 from zoo.regress_lm.vocabulary import NumberVocabulary  # noqa: E402
 
 VOCABULARY = NumberVocabulary(IEEEFloatTokenizer())
@@ -39,7 +40,7 @@ Row = dict[str, Any]
 
 
 def peer_of(max_input_len: int, encoder: str = "VANILLA") -> Any:
-    """Upstream's model for texts of that length."""
+    """Upstream's model for texts of at most `max_input_len` tokens."""
     from regress_lm import tokenizers, vocabs
     from regress_lm.pytorch.encoders import EncoderType
     from regress_lm.pytorch.model import PyTorchModelConfig
@@ -56,18 +57,18 @@ def peer_of(max_input_len: int, encoder: str = "VANILLA") -> Any:
 
 
 def ours_of(max_input_len: int) -> EncoderDecoder:
-    """Our model of the same sizes, without upstream."""
+    """Our model of the same sizes, with random weights."""
     torch.manual_seed(0)
     return EncoderDecoder(
         RegressLMConfig(
             CHARACTERS, VOCABULARY.size, VOCABULARY.length, dim=SIZES["dim"], n_encoder_layers=2,
-            n_decoder_layers=2, n_heads=8, hidden_mult=4, max_input_len=max_input_len,
+            n_decoder_layers=2, n_heads=8, max_input_len=max_input_len,
         )
     )  # fmt: skip
 
 
 def texts(rows: int, length: int) -> tuple[Tensor, Tensor]:
-    """Tokens (rows, length), none of them upstream's padding, and numbers (rows, 7)."""
+    """Tokens (rows, length) without upstream's padding id, and number tokens (rows, 7)."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(2, CHARACTERS, (rows, length), generator=generator)
     values = torch.randn(rows, 1, generator=generator, dtype=torch.float64)
@@ -75,7 +76,7 @@ def texts(rows: int, length: int) -> tuple[Tensor, Tensor]:
 
 
 def padded(tokens: Tensor, numbers: Tensor, max_input_len: int) -> dict[str, Tensor]:
-    """The same as upstream's converter makes it: every row as wide as max_input_len."""
+    """The batch as upstream's converter makes it: every row padded to max_input_len."""
     return {
         "encoder_input": F.pad(tokens, (0, max_input_len - tokens.shape[1])),
         "input_token_lens": torch.full((len(tokens),), tokens.shape[1]),
@@ -109,20 +110,20 @@ def their_step(peer: Any, tokens: Tensor, numbers: Tensor) -> Callable[[], Tenso
 
 
 def train(rows: int, length: int, max_input_len: int, repeats: int) -> list[Row]:
-    """A training step of both, at equal weights."""
+    """Times of a training step of both models with equal weights."""
     peer = peer_of(max_input_len)
     model = load_upstream(peer.state_dict(), max_input_len=max_input_len)
     batch = texts(rows, length)
     steps = {"ours": our_step(model, *batch), "peer": their_step(peer, *batch)}
     first = {name: float(step()) for name, step in steps.items()}
-    assert abs(first["ours"] - first["peer"]) < 1e-4, f"the two disagree, {first}: nothing to compare"
+    assert abs(first["ours"] - first["peer"]) < 1e-4, f"the two models have different losses, {first}"
     seconds = in_turn(steps, repeats)
     what = f"train step, {rows} x {length} characters, max_input_len {max_input_len}"
     return [row(what, seconds["ours"], seconds["peer"], "s", parameters=sum(p.numel() for p in model.parameters()))]
 
 
 def independence(repeats: int) -> list[Row]:
-    """Our own step on short texts: what a larger max_input_len costs. The peer of this row is ours at 64."""
+    """Cost of a larger max_input_len for our training step on short texts. The peer of this row is our model at 64."""
     batch = texts(SIZES["inputs"], SIZES["short"])
     seconds = in_turn({str(n): our_step(ours_of(n), *batch) for n in (64, 2048)}, 5 * repeats)
     what = f"our train step, {SIZES['inputs']} x {SIZES['short']}, at max_input_len 2048 / at 64"
@@ -140,7 +141,7 @@ def their_sampling(peer: Any, tokens: Tensor, num_samples: int) -> Callable[[], 
 
 
 def samples(length: int, max_input_len: int, num_samples: int, repeats: int) -> list[Row]:
-    """Floats drawn by both, at equal weights: random ones, so that few samples share a prefix."""
+    """Times of sampling from both models with equal random weights, so that few samples share a prefix."""
     peer = peer_of(max_input_len).eval()
     model = load_upstream(peer.state_dict(), max_input_len=max_input_len).eval()
     tokens, _ = texts(SIZES["inputs"], length)
@@ -152,7 +153,7 @@ def samples(length: int, max_input_len: int, num_samples: int, repeats: int) -> 
 
 
 def long(repeats: int) -> list[Row]:
-    """One text of 8,192 tokens: our exact attention beside upstream's Performer, which approximates another."""
+    """One text of 8,192 tokens: our exact attention compared with upstream's Performer, which approximates it."""
     rows, peaks = [], {who: peak("long", who) for who in ("ours", "performer", "peer")}
     for length in (SIZES["full"], SIZES["long"]):
         batch = texts(1, length)
@@ -169,7 +170,7 @@ def long(repeats: int) -> list[Row]:
 
 
 def attention_share(step: Callable[[], Any]) -> float:
-    """The share of a step's time that goes into the attention kernels, forward and backward."""
+    """Share of a step's time in the attention kernels, forward and backward."""
     with torch.profiler.profile() as profile:
         step()
     events = profile.key_averages()
@@ -178,21 +179,19 @@ def attention_share(step: Callable[[], Any]) -> float:
 
 
 def attention_flops(model: EncoderDecoder, length: int) -> float:
-    """The share of a step's arithmetic that grows with the square of the length."""
+    """Share of a step's floating-point operations that grows with the square of the length."""
     square = 12 * model.config.n_encoder_layers * model.config.dim * length**2
     return round(square / model.flops(length), 3)
 
 
 def memory(repeats: int) -> list[Row]:
-    """Peak memory, beyond what the process held before the model, of each side in a process of its own."""
+    """Peak memory of each model in a separate process, minus the memory before the model was built."""
     whats = {
         "train-short": f"train steps, {SIZES['inputs']} x {SIZES['short']} characters, max_input_len {SIZES['full']}",
         "train-full": f"train steps, {SIZES['rows']} x {SIZES['full']} characters",
         "sample": f"sampling {SIZES['inputs']} x {SIZES['samples']}, {SIZES['middle']} characters",
     }
-    return [
-        row(f"peak memory of {what}", peak(name, "ours"), peak(name, "peer"), "MB") for name, what in whats.items()
-    ]
+    return [row(f"peak memory of {what}", peak(name, "ours"), peak(name, "peer"), "MB") for name, what in whats.items()]
 
 
 def peak(what: str, who: str) -> float:
@@ -202,10 +201,10 @@ def peak(what: str, who: str) -> float:
 
 
 def memory_of(what: str, who: str) -> None:
-    import regress_lm.pytorch.model  # noqa: F401 - in both processes, so that it counts in neither
+    import regress_lm.pytorch.model  # noqa: F401 - in both processes, so that its memory counts in neither
 
     def megabytes(kind: str) -> float:
-        """This process's memory now (VmRSS) or at its highest (VmHWM); getrusage would count the parent's."""
+        """Current (VmRSS) or peak (VmHWM) memory of this process; getrusage would include the parent's."""
         status = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) / 1024 for line in status if line.startswith(kind))
 
@@ -226,9 +225,9 @@ def memory_of(what: str, who: str) -> None:
 
 
 def gpu(repeats: int) -> list[Row]:
-    """fp16 by autocast on a GPU: training at full length, compiled, and sampling."""
+    """fp16 with autocast on a GPU: compiled training at full length, and sampling."""
     device, name = "cuda", torch.cuda.get_device_name()
-    found = next((flops for chip, flops in PEAK_FLOPS.items() if chip in name), float("nan"))
+    peak_flops = next((flops for chip, flops in PEAK_FLOPS.items() if chip in name), float("nan"))
     rows, rates, flops = [], {}, 0
     batch = [part.to(device) for part in texts(32, SIZES["full"])]
     for who in ("ours", "peer"):
@@ -247,12 +246,16 @@ def gpu(repeats: int) -> list[Row]:
 
             def loss() -> Tensor:
                 return losses(inputs)[0].mean()  # noqa: B023
+
         rates[who] = half_precision(model, loss, repeats) * batch[0].numel()
         del model
         gc.collect()
         torch.cuda.empty_cache()
     per_token = flops / SIZES["full"]
-    mfu = {"MFU": round(rates["ours"] * per_token / found, 3), "peer_MFU": round(rates["peer"] * per_token / found, 3)}
+    mfu = {
+        "MFU": round(rates["ours"] * per_token / peak_flops, 3),
+        "peer_MFU": round(rates["peer"] * per_token / peak_flops, 3),
+    }
     what = f"train, 32 x {SIZES['full']} characters, fp16, compiled, {name}"
     rows.append(row(what, rates["ours"], rates["peer"], "tokens/s", **mfu))
     tokens, count = texts(64, 128)[0].to(device), SIZES["samples"]
@@ -268,7 +271,7 @@ def gpu(repeats: int) -> list[Row]:
 
 
 def half_precision(model: torch.nn.Module, loss: Callable[[], Tensor], repeats: int) -> float:
-    """Steps a second, with loss scaling."""
+    """Training steps per second with loss scaling."""
     optimizer, scaler = AdamW(model.train().parameters(), lr=1e-4), torch.amp.GradScaler("cuda")
 
     def step() -> None:
@@ -310,7 +313,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run (default: all)")
     parser.add_argument("--repeats", type=int, default=5, help="measured rounds of each part (default: 5)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
-    parser.add_argument("--tiny", action="store_true", help="sizes that only show that everything runs; stores nothing")
+    parser.add_argument(
+        "--tiny", action="store_true", help="tiny sizes, as a check that everything runs; stores nothing"
+    )
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "regress_lm.json", help="file of the rows")
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -325,7 +330,7 @@ def main() -> None:
     rows = []
     for name in args.only:
         if name == "gpu" and not torch.cuda.is_available():
-            print("gpu: left out, for there is no CUDA device")
+            print("gpu: skipped, no CUDA device")
             continue
         for result in PARTS[name](args.repeats):
             rows.append({**result, **about})

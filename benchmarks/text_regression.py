@@ -1,11 +1,11 @@
-"""RegressLM on real tables and texts, beside the baselines that each of them has: several seeds, one JSON row each.
+"""RegressLM on real tables and texts, compared with baselines: several seeds, one JSON row each.
 
     python benchmarks/text_regression.py integers                 # y = x, y = 3x - 7 and decimals, by the Python API
     python benchmarks/text_regression.py scan_bench --data_dir DIR      # DIR with train.csv, test.csv
     python benchmarks/text_regression.py vader --data_dir DIR           # DIR with tweets_GroundTruth.txt, amazon...
     python benchmarks/text_regression.py timm --data_dir DIR            # DIR with timm's benchmark-infer-amp-...csv
 
-Each writes results/regress_lm_<study>.json; the runs stay in --output_dir. What it does not know goes to `zoo fit`.
+Each writes results/regress_lm_<study>.json; the runs remain in --output_dir. Other options are passed to `zoo fit`.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from benchmarks.measure import facts  # noqa: E402
 from zoo.baselines import marginal_nll  # noqa: E402
 from zoo.regress_lm import Example, ExampleInput, RegressLM  # noqa: E402
 from zoo.training.random_streams import derive  # noqa: E402
-from zoo.training.regressor import scores  # noqa: E402
+from zoo.training.regression_metrics import scores  # noqa: E402
 
 Row = dict[str, Any]
 Table = list[dict[str, str]]
 
 
-# ---- y = x and its like, through the Python API with its defaults
+# ---- y = x and similar tasks, with the Python API and its defaults
 
 
 def integers(args: argparse.Namespace) -> Iterator[Row]:
@@ -63,18 +63,18 @@ def integers(args: argparse.Namespace) -> Iterator[Row]:
                 "mae": float(np.abs(greedy - targets).mean()),
                 "nll": -model.log_prob(test).mean().item(),
                 "marginal_nll": marginal_nll(*ids, model.vocabulary.size),
-                "entropy": float(np.log(len(x))),  # of the integers, all as likely
+                "entropy": float(np.log(len(x))),  # of the uniform distribution of the integers
                 "epochs": len(losses),
                 "seconds": seconds,
                 "parameters": sum(p.numel() for p in model.parameters()),
             }
 
 
-# ---- tables and texts, through the command line
+# ---- tables and texts, with the command line
 
 
 def study(args: argparse.Namespace, name: str, folder: Path, data: Path, seed: int) -> tuple[Path, Row]:
-    """Train configs/<name>/regress_lm.yaml on `data`; returns the best checkpoint and what the training took."""
+    """Train configs/<name>/regress_lm.yaml on `data`; returns the best checkpoint, and the seconds and steps."""
     start = time.perf_counter()
     config = ROOT / "configs" / name / "regress_lm.yaml"
     argv = [f"--config={config}", f"--data_dir={data}", f"--seed_everything={seed}", f"--output_dir={folder}"]
@@ -85,7 +85,7 @@ def study(args: argparse.Namespace, name: str, folder: Path, data: Path, seed: i
 
 
 def test(checkpoint: Path, data: Path) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """What `zoo test` logs of the checkpoint on the data's test split, and its predictions and targets."""
+    """The metrics of `zoo test` for the checkpoint on the data's test split, the predictions and the targets."""
     from lightning.pytorch import Callback
 
     from zoo.cli.command_line import ZooCLI
@@ -111,7 +111,7 @@ def read(path: Path) -> Table:
 
 
 def write(folder: Path, **splits: Table) -> Path:
-    """`folder` with a CSV file for each split, as `TextRegression` reads it."""
+    """Write a CSV file for each split into `folder`, as `TextRegression` reads it; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, table in splits.items():
         with (folder / f"{split}.csv").open("w", encoding="utf-8", newline="") as file:
@@ -132,11 +132,11 @@ def forest(train: Table, test: Table, inputs: list[str], target: str, seed: int,
 
     y = matrix(train, [target])[:, 0]
     model = RandomForestRegressor(300, n_jobs=-1, random_state=seed).fit(matrix(train, inputs), np.log(y) if log else y)
-    found = model.predict(matrix(test, inputs))
-    return np.exp(found) if log else found
+    predictions = model.predict(matrix(test, inputs))
+    return np.exp(predictions) if log else predictions
 
 
-def spoken(predictions: np.ndarray, targets: np.ndarray) -> Row:
+def one_objective(predictions: np.ndarray, targets: np.ndarray) -> Row:
     """The scores of one objective."""
     return scores(predictions[:, None], targets[:, None])
 
@@ -162,10 +162,10 @@ def scan_bench(args: argparse.Namespace) -> Iterator[Row]:
             checkpoint, took = study(args, "scan_bench", args.output_dir / name, data, seed)
             logged, _, _ = test(checkpoint, data)
             yield {"model": "RegressLM", **about, **logged, **took}
-            found = forest(train, held_out, SCAN_INPUTS, "valid_loss", seed)
-            yield {"model": "random forest, 15 numbers", **about, **spoken(found, target)}
+            predictions = forest(train, held_out, SCAN_INPUTS, "valid_loss", seed)
+            yield {"model": "random forest, 15 numbers", **about, **one_objective(predictions, target)}
         median = np.full(len(target), np.median(matrix(train, ["valid_loss"])))
-        yield {"model": "median", "rows": rows, **spoken(median, target)}
+        yield {"model": "median", "rows": rows, **one_objective(median, target)}
 
 
 def vader(args: argparse.Namespace) -> Iterator[Row]:
@@ -193,9 +193,9 @@ def vader(args: argparse.Namespace) -> Iterator[Row]:
         for other, others in splits.items():
             target = matrix(others["test"], ["sentiment"])[:, 0]
             about = {"trained_on": source, "tested_on": other}
-            found = ridge.predict([row["text"] for row in others["test"]])
-            yield {"model": "ridge on TF-IDF of words and pairs", **about, **spoken(found, target)}
-            yield {"model": "median", **about, **spoken(np.full(len(target), np.median(y)), target)}
+            predictions = ridge.predict([row["text"] for row in others["test"]])
+            yield {"model": "ridge on TF-IDF of words and pairs", **about, **one_objective(predictions, target)}
+            yield {"model": "median", **about, **one_objective(np.full(len(target), np.median(y)), target)}
         for seed in args.seeds:
             checkpoint, took = study(args, "vader", args.output_dir / f"{source}-seed{seed}", folders[source], seed)
             for other in splits:
@@ -215,16 +215,16 @@ def timm(args: argparse.Namespace) -> Iterator[Row]:
     target = matrix(rest, ["infer_samples_per_sec"])[:, 0]
     inputs = ["infer_img_size", "infer_batch_size", "param_count", "infer_gmacs", "infer_macts"]
 
-    def on_log_scale(found: np.ndarray) -> Row:
-        plain, log = spoken(found, target), spoken(np.log10(found), np.log10(target))
+    def on_log_scale(predictions: np.ndarray) -> Row:
+        plain, log = one_objective(predictions, target), one_objective(np.log10(predictions), np.log10(target))
         return plain | {"log10_mae": log["mae"], "log10_pearson": log["pearson"]}
 
     for seed in args.seeds:
         checkpoint, took = study(args, "timm", args.output_dir / f"seed{seed}", data, seed)
-        logged, found, _ = test(checkpoint, data)
-        yield {"model": "RegressLM", "seed": seed, **logged, **on_log_scale(found), **took}
-        found = forest(train, rest, inputs, "infer_samples_per_sec", seed, log=True)
-        yield {"model": "random forest, 5 numbers", "seed": seed, **on_log_scale(found)}
+        logged, predictions, _ = test(checkpoint, data)
+        yield {"model": "RegressLM", "seed": seed, **logged, **on_log_scale(predictions), **took}
+        predictions = forest(train, rest, inputs, "infer_samples_per_sec", seed, log=True)
+        yield {"model": "random forest, 5 numbers", "seed": seed, **on_log_scale(predictions)}
     median = np.full(len(target), np.median(matrix(train, ["infer_samples_per_sec"])))
     yield {"model": "median", **on_log_scale(median)}
 

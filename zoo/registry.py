@@ -13,7 +13,7 @@ MODELS: Mapping[str, str] = {
     "LlamaLM": "zoo.llama.module.LlamaLM",
     "LlamaClassifier": "zoo.llama.classifier.LlamaClassifier",
     "LlamaZeroShot": "zoo.llama.zero_shot.LlamaZeroShot",
-    "RegressLM": "zoo.regress_lm.module.RegressLM",
+    "RegressLM": "zoo.regress_lm.api.RegressLM",
     "MiniRLM": "zoo.mini_rlm.module.MiniRLM",
     "ICRTransformer": "zoo.icr.module.ICRTransformer",
     "RevDEQLM": "zoo.revdeq.module.RevDEQLM",

@@ -1,4 +1,4 @@
-"""Reader: a row's outputs are its own, whatever is padded or stands beside it; scales and embeddings."""
+"""MiniRLM's network: independence of padding and batch, pooling, features; scales and embeddings."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from zoo.mini_rlm import Reader, ReaderConfig
+from zoo.mini_rlm import MiniRLMConfig, MiniRLMNetwork
 from zoo.mini_rlm.embeddings import read_embeddings
 from zoo.mini_rlm.scales import Scale
 from zoo.training.batches import Row, collate
@@ -16,9 +16,9 @@ LENGTHS = (5, 1, 9, 3)
 KINDS = [(e, p) for e in ("lstm", "transformer") for p in ("mean", "cls", "last")]
 
 
-def reader(encoder, pooling="mean", **options):
+def network(encoder, pooling="mean", **options):
     torch.manual_seed(0)
-    return Reader(ReaderConfig(encoder=encoder, pooling=pooling, **{**SIZES, **options})).eval()
+    return MiniRLMNetwork(MiniRLMConfig(encoder=encoder, pooling=pooling, **{**SIZES, **options})).eval()
 
 
 def texts(seed=0):
@@ -32,8 +32,8 @@ def batch(rows):
 
 
 @pytest.mark.parametrize(("encoder", "pooling"), KINDS)
-def test_a_row_does_not_depend_on_padding_or_on_its_neighbours(encoder, pooling):
-    model, rows = reader(encoder, pooling), texts()
+def test_a_row_does_not_depend_on_padding_or_on_its_batch(encoder, pooling):
+    model, rows = network(encoder, pooling), texts()
     tokens, padding_mask = batch(rows)
     together = model(tokens, padding_mask)  # (4, 2)
     alone = torch.cat([model(*batch([row])) for row in rows])  # a batch of one is (1, 2): nothing is squeezed away
@@ -41,12 +41,13 @@ def test_a_row_does_not_depend_on_padding_or_on_its_neighbours(encoder, pooling)
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
     wider = nn.functional.pad(tokens, (0, 7), value=3), nn.functional.pad(padding_mask, (0, 7))
     torch.testing.assert_close(model(*wider), alone, rtol=1e-5, atol=1e-6)
-    assert torch.equal(model(tokens.masked_fill(~padding_mask, 19), padding_mask), together)  # what stands in the padding is not read
+    other_padding = tokens.masked_fill(~padding_mask, 19)
+    assert torch.equal(model(other_padding, padding_mask), together)
 
 
 @pytest.mark.parametrize(("encoder", "pooling"), KINDS)
-def test_every_token_and_its_place_is_read(encoder, pooling):
-    model, [row, *_] = reader(encoder, pooling), texts()
+def test_output_depends_on_every_token_and_its_position(encoder, pooling):
+    model, [row, *_] = network(encoder, pooling), texts()
     answer = model(torch.tensor([row]))
     for i in range(len(row)):
         other = [*row[:i], (row[i] + 1) % 20, *row[i + 1 :]]
@@ -55,17 +56,17 @@ def test_every_token_and_its_place_is_read(encoder, pooling):
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_last_is_where_each_direction_of_the_lstm_ends(bidirectional):
-    model, rows = reader("lstm", "last", bidirectional=bidirectional), texts()
+def test_last_pooling_takes_the_final_state_of_each_lstm_direction(bidirectional):
+    model, rows = network("lstm", "last", bidirectional=bidirectional), texts()
     for row, got in zip(rows, model(*batch(rows)), strict=True):
         _, (hidden, _) = model.encoder.lstm(model.embedding(torch.tensor([row])))  # (2 layers x directions, 1, 8)
         top = hidden[-2:] if bidirectional else hidden[-1:]
         torch.testing.assert_close(model.head(torch.cat(list(top), dim=-1)), got[None], rtol=1e-5, atol=1e-6)
 
 
-def test_a_text_is_never_cut():
-    """The seed cut its rows at 50 characters, before the dropout rate that stood at their end."""
-    model = reader("transformer", max_positions=8)
+def test_a_text_is_never_truncated():
+    """The original script truncated rows to 50 characters, before the dropout rate at their end."""
+    model = network("transformer", max_seq_len=8)
     model(torch.zeros(1, 8, dtype=torch.long))
     with pytest.raises(ValueError, match="position 8 lies beyond"):
         model(torch.zeros(1, 9, dtype=torch.long))
@@ -73,11 +74,11 @@ def test_a_text_is_never_cut():
     changed = long.clone()
     changed[0, -1] = 1
     for encoder in ("lstm", "transformer"):
-        assert not torch.equal(reader(encoder)(long), reader(encoder)(changed))
+        assert not torch.equal(network(encoder)(long), network(encoder)(changed))
 
 
-def test_the_perceptron_reads_features_alone():
-    model, features = reader("mlp", n_features=3), torch.randn(4, 3)
+def test_mlp_reads_features_only():
+    model, features = network("mlp", n_features=3), torch.randn(4, 3)
     tokens, padding_mask = batch(texts())
     assert model(tokens, padding_mask, features).shape == (4, 2)
     assert torch.equal(model(tokens + 1, padding_mask, features), model(tokens, padding_mask, features))
@@ -92,20 +93,20 @@ def test_the_perceptron_reads_features_alone():
         ({"n_layers": 0}, "n_layers must be at least 1, not 0"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), not 1.0"),
         ({"encoder": "transformer", "dim": 20, "n_heads": 4}, "dim 20 does not divide into n_heads 4 of even width"),
-        ({"pooling": "cls", "bidirectional": False}, "an LSTM has read nothing: set bidirectional"),
+        ({"pooling": "cls", "bidirectional": False}, "a forward LSTM has read nothing: set bidirectional"),
         ({"encoder": "mlp"}, "set n_features to how many there are"),
     ],
 )
 def test_contradictory_settings_are_refused(wrong, sentence):
     with pytest.raises(ValueError, match=sentence):
-        ReaderConfig(**wrong)
+        MiniRLMConfig(**wrong)
 
 
-def test_flops_are_six_n_a_token_plus_attention():
-    model = reader("transformer")
+def test_flops_are_six_n_per_token_plus_attention():
+    model = network("transformer")
     active = sum(p.numel() for p in model.parameters()) - 20 * 16  # an embedding is looked up
     assert model.flops(7) == 6 * active * 7 + 12 * 2 * 16 * 49
-    model = reader("mlp", n_features=3)
+    model = network("mlp", n_features=3)
     assert model.flops(7) == 6 * sum(p.numel() for p in model.parameters())
 
 
@@ -113,7 +114,7 @@ def test_flops_are_six_n_a_token_plus_attention():
 
 
 @pytest.mark.parametrize("kind", ["asinh", "standard", "raw"])
-def test_a_scale_goes_there_and_back(kind):
+def test_scale_inverse_restores_values(kind):
     values = np.random.default_rng(0).standard_cauchy((500, 2)) * [1.0, 1e4]
     scale = Scale(2, kind)
     scale.fit(values)
@@ -123,7 +124,7 @@ def test_a_scale_goes_there_and_back(kind):
     assert scale.inverse(scale(x)).dtype == torch.float64
 
 
-def test_a_scale_fits_its_column():
+def test_scale_fits_its_column():
     values = np.random.default_rng(0).normal(7, 3, (4000, 1))
     for kind, width in (("standard", 1.0), ("asinh", 0.36)):
         scale = Scale(1, kind)
@@ -137,7 +138,7 @@ def test_a_scale_fits_its_column():
         Scale(1, "log")
 
 
-def test_a_scale_travels_with_the_weights():
+def test_scale_is_part_of_the_state_dict():
     scale, other = Scale(1, "asinh"), Scale(1, "asinh")
     scale.fit(np.arange(100.0)[:, None])
     other.load_state_dict(scale.state_dict())
@@ -147,7 +148,7 @@ def test_a_scale_travels_with_the_weights():
 # ---- embeddings
 
 
-def test_embeddings_are_read_from_either_format(tmp_path):
+def test_embeddings_are_read_from_pt_and_safetensors(tmp_path):
     matrix = torch.randn(20, 16)
     torch.save(matrix, tmp_path / "alone.pt")
     torch.save({"bias": torch.zeros(3), "weight": matrix}, tmp_path / "dict.pt")

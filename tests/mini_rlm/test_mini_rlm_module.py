@@ -1,4 +1,4 @@
-"""MiniRLM: it learns, resumes to the bit, keeps its scales, tells classes apart, answers from its checkpoint alone."""
+"""MiniRLM with the zoo's data: learning, bitwise resume, scales, classes, predictions from a checkpoint alone."""
 
 import json
 
@@ -38,7 +38,7 @@ def quiet(**options):
 
 
 @pytest.mark.parametrize("encoder", KINDS)
-def test_it_learns_a_batch_by_heart(encoder):
+def test_overfits_one_batch(encoder):
     model, rows = module(encoder, lr=2e-2, warmup_steps=5, weight_decay=0.0), data(encoder, n_rows=20)
     trainer = quiet(max_steps=80, overfit_batches=1)
     trainer.fit(model, rows)
@@ -56,8 +56,8 @@ def test_resume_is_bitwise(encoder, devices, tmp_path):
     )  # fmt: skip
 
 
-def test_scales_are_of_the_training_rows_and_travel_in_the_checkpoint(tmp_path):
-    model, rows = module("mlp", targets="standard"), data("mlp")
+def test_scales_are_fitted_to_training_rows_and_stored_in_checkpoints(tmp_path):
+    model, rows = module("mlp", target_scale="standard"), data("mlp")
     trainer = quiet(max_steps=1)
     trainer.fit(model, rows)
     expected = rows.configs("train")
@@ -70,26 +70,26 @@ def test_scales_are_of_the_training_rows_and_travel_in_the_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("encoder", KINDS)
-def test_an_estimate_does_not_depend_on_its_neighbours(encoder):
+def test_estimate_does_not_depend_on_the_batch(encoder):
     model, rows = module(encoder).eval(), data(encoder)
     model.fit_scales(rows.targets("train"), rows.features("train"))
     test = [rows.dataset("test")[i] for i in range(8)]
     together = model.estimate(collate(test))  # (8, 1)
     for row, expected in zip(test, together, strict=True):
         alone = model.estimate(collate([row]))
-        assert alone.shape == (1, 1)  # the seed's squeeze() lost a batch of one
+        assert alone.shape == (1, 1)  # the original script's squeeze() dropped the axis of a batch of one
         torch.testing.assert_close(alone[0], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_configs_train_for_more_than_the_seeds_five_updates():
+def test_configs_train_for_hundreds_of_updates():
     for name in ("mini_rlm.yaml", "tiny/mini_rlm.yaml"):
         settings = yaml.safe_load((ROOT / "configs" / name).read_text())
         assert settings["trainer"]["max_steps"] >= 300
         assert settings["trainer"]["gradient_clip_val"] == 1.0
 
 
-def test_three_servers(tmp_path):
-    """Three rows of CPU, RAM and DISK, and a fourth between the last two, where a straight line would say 6.8."""
+def test_mlp_interpolates_three_rows_of_servers(tmp_path):
+    """Three rows of CPU, RAM and DISK, and a fourth between the last two; linear interpolation gives 6.8."""
     rows = "CPU,RAM,DISK,efficiency\n8,32,1000,2.5\n16,64,2000,4.7\n32,128,4000,8.9\n"
     for name in ("train.csv", "valid.csv"):
         (tmp_path / name).write_text(rows)
@@ -97,7 +97,8 @@ def test_three_servers(tmp_path):
         str(tmp_path), tokenizer="characters", target_columns="efficiency", features=True, batch_size=3
     )
     torch.manual_seed(0)
-    model = MiniRLM("mlp", targets="standard", loss="mse", n_features=3, dim=64, n_layers=1, lr=0.01, warmup_steps=1)
+    sizes = {"n_features": 3, "dim": 64, "n_layers": 1}
+    model = MiniRLM("mlp", target_scale="standard", loss="mse", lr=0.01, warmup_steps=1, **sizes)
     trainer = quiet(max_steps=200, limit_val_batches=1, val_check_interval=200, check_val_every_n_epoch=None)
     trainer.fit(model, servers)
     assert trainer.callback_metrics["val_mae"] < 0.01
@@ -120,18 +121,18 @@ def test_several_objectives(tmp_path):
     assert len(row["prediction"]) == len(row["target"]) == 2
 
 
-def test_the_data_must_give_what_the_perceptron_reads():
+def test_data_that_does_not_fit_the_model_is_refused():
     with pytest.raises(ValueError, match="the data gives 0 numbers for a text, but the model has n_features 4"):
         quiet(max_steps=1).fit(module("mlp"), data())
-    with pytest.raises(ValueError, match=r"data\.max_input_len 128 needs 129 positions, .* has max_positions 128"):
-        quiet(max_steps=1).fit(module("transformer", max_positions=128), data())
+    with pytest.raises(ValueError, match=r"data\.max_input_len 128 needs 129 positions, .* has max_seq_len 128"):
+        module("transformer", max_seq_len=128).check_data(data())
     with pytest.raises(ValueError, match="encoder mlp reads no tokens"):
         module("mlp", freeze_embeddings=True)
     with pytest.raises(ValueError, match="loss is huber, with a positive huber_delta, or mse, not mae"):
         module(loss="mae")
 
 
-def test_subwords_in_place_of_characters():
+def test_trains_on_bpe_tokens():
     rows = data(tokenizer="bpe", bpe_vocab_size=300)
     quiet(max_steps=1).fit(module(vocab_size=rows.vocab_size), rows)
     assert rows.lengths("train").max() < 40 < min(map(len, rows.texts("train")))
@@ -140,16 +141,16 @@ def test_subwords_in_place_of_characters():
 # ---- classes
 
 
-def moods(tmp_path, strange=""):
+def moods(tmp_path, extra_lines=""):
     words = ["awful", "so so", "great"]
-    lines = [json.dumps({"text": f"{words[i % 3]} {i}", "mood": i % 3}) for i in range(60)] + [strange]
+    lines = [json.dumps({"text": f"{words[i % 3]} {i}", "mood": i % 3}) for i in range(60)] + [extra_lines]
     (tmp_path / "moods.jsonl").write_text("\n".join(lines))
     return TextRegression(
         str(tmp_path / "moods.jsonl"), text_column="text", target_columns="mood", tokenizer="characters", batch_size=8
     )
 
 
-def test_classes(tmp_path):
+def test_classification(tmp_path):
     model, texts = module(n_classes=3, lr=1e-2, warmup_steps=5), moods(tmp_path)
     trainer = quiet(max_steps=60, limit_val_batches=None, val_check_interval=60, check_val_every_n_epoch=None)
     trainer.fit(model, texts)
@@ -161,10 +162,10 @@ def test_classes(tmp_path):
     assert len(row["probabilities"]) == 3
 
 
-@pytest.mark.parametrize("strange", [3, 1.5, -1])
-def test_a_target_that_is_no_class_is_refused(strange, tmp_path):
-    texts = moods(tmp_path, "\n".join([json.dumps({"text": "?", "mood": strange})] * 30))
-    with pytest.raises(ValueError, match=f"a target is {strange}, but n_classes 3 means one of 0 ... 2"):
+@pytest.mark.parametrize("invalid", [3, 1.5, -1])
+def test_a_target_out_of_the_classes_is_refused(invalid, tmp_path):
+    texts = moods(tmp_path, "\n".join([json.dumps({"text": "?", "mood": invalid})] * 30))
+    with pytest.raises(ValueError, match=f"a target is {invalid}, but n_classes 3 means one of 0 ... 2"):
         quiet(max_steps=1).fit(module(n_classes=3), texts)
     with pytest.raises(ValueError, match="n_classes needs one target column, not 2"):
         module(n_classes=3, n_objectives=2)
@@ -173,7 +174,7 @@ def test_a_target_that_is_no_class_is_refused(strange, tmp_path):
 # ---- embeddings
 
 
-def test_it_starts_from_embeddings_that_are_given(tmp_path):
+def test_pretrained_embeddings_are_loaded_frozen_and_stored(tmp_path):
     matrix = torch.randn(99, 16)
     torch.save(matrix, tmp_path / "e.pt")
     model = module(embeddings=str(tmp_path / "e.pt"), freeze_embeddings=True)
@@ -189,7 +190,7 @@ def test_it_starts_from_embeddings_that_are_given(tmp_path):
 # ---- the command line
 
 
-def test_fit_then_answer_from_the_checkpoint_alone(tmp_path, capfd):
+def test_fit_then_predict_and_test_from_the_checkpoint_alone(tmp_path, capfd):
     out = tmp_path / "run"
     argv = [
         "fit", f"--config={ROOT / 'configs' / 'tiny' / 'mini_rlm.yaml'}", f"--output_dir={out}", "--model.dim=16",
@@ -205,7 +206,7 @@ def test_fit_then_answer_from_the_checkpoint_alone(tmp_path, capfd):
     assert rows[0].keys() == {"index", "input", "prediction", "target"}
     assert main(["test", *alone, "--data.test_on=layers"]) == 0, capfd.readouterr().err
     assert "test_spearman" in capfd.readouterr().out
-    mine = tmp_path / "mine.csv"  # configurations of one's own, without scores
+    mine = tmp_path / "mine.csv"  # the user's configurations, without scores
     mine.write_text("lr,batch_size,layers,dropout\n0.01,32,4,0.25\n")
     argv = ["predict", *alone, f"--data_dir={mine}", f"--predictions.path={tmp_path / 'mine.jsonl'}"]
     assert main(argv) == 0, capfd.readouterr().err

@@ -1,9 +1,9 @@
-"""Writes golden_numbers.json and golden_model.json: what upstream's tokenizers and model answer.
+"""Writes golden_numbers.json and golden_model.json: tokens of upstream's tokenizers and outputs of its model.
 
     python tests/regress_lm/make_golden.py --upstream PATH     # a checkout of google-deepmind/regress-lm (f85730d)
 
-The suite cannot import upstream, so its answers are kept. Weights are drawn by name and shape, by `draw`, which the
-tests call too: the files hold no weights.
+The tests cannot import upstream, so its outputs are stored. `draw` generates the weights from a parameter's name and
+shape, for this script and the tests: the files contain no weights.
 """
 
 import argparse
@@ -15,21 +15,21 @@ import numpy as np
 
 HERE = Path(__file__).parent
 TEXTS = ["X1: 12", "lr=0.003, layers=7", "-", "{'a': [1, 2.5e-3]}"]
-TABLES = ("pe", "inv_freq")  # of positions: computed, not drawn
+TABLES = ("pe", "inv_freq")  # of positions: computed, not random
 
 
 def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The golden model's weights of that name, fp32."""
+    """The golden model's fp32 weights for a parameter's name and shape."""
     noise = np.random.default_rng([3, *name.encode()]).normal(size=shape)
     if len(shape) == 2:
-        noise /= (5 if "generator" in name else 1) * shape[1] ** 0.5  # so that losses are of a usual size
+        noise /= (5 if "generator" in name else 1) * shape[1] ** 0.5  # so that losses have a realistic size
     elif "norm" in name and name.endswith("weight"):
         noise = 1 + 0.2 * noise
     return noise.astype(np.float32)
 
 
 def values() -> np.ndarray:
-    """Numbers of every size, beyond the range too, decimals and powers of ten."""
+    """Numbers of all magnitudes, some outside the range, decimals and powers of ten."""
     rng = np.random.default_rng(0)
     wide = rng.normal(size=150) * 10.0 ** rng.uniform(-12, 13, 150)
     decimals = np.round(rng.uniform(-100, 100, 100), 2)

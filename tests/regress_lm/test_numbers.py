@@ -1,4 +1,4 @@
-"""Numbers as tokens: correctly rounded, read back exactly, clamped aloud; truncated, upstream's."""
+"""Number tokenizers: correct rounding, exact decoding, warnings of clamping; upstream's tokens with truncation."""
 
 import json
 import warnings
@@ -9,17 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zoo.regress_lm.number_tokenizers import (
-    IEEEFloatTokenizer,
-    NormalizedTokenizer,
-    P10Tokenizer,
-    Separator,
-    SpecialValues,
-    number_tokenizer,
-)
+from zoo.regress_lm.number_formats import number_tokenizer
+from zoo.regress_lm.number_tokenizers import IEEEFloatTokenizer, NormalizedTokenizer, P10Tokenizer
+from zoo.regress_lm.number_wrappers import Separator, SpecialValues
 from zoo.regress_lm.vocabulary import NumberVocabulary
 
-# Upstream's tokens of some numbers, written by make_golden.py.
+# Upstream's tokens for some numbers, written by make_golden.py.
 GOLDEN = json.loads((Path(__file__).parent / "golden_numbers.json").read_text())
 UPSTREAM = {
     "ieee": IEEEFloatTokenizer(truncate=True),
@@ -48,13 +43,13 @@ def joined(tokenizer, value):
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_truncated_tokens_are_upstreams(name):
+def test_truncated_tokens_match_upstream(name):
     tokenizer, golden = UPSTREAM[name], GOLDEN[name]
-    ids, _ = tokenizer.spell(np.array(golden["values"]))
+    ids, _ = tokenizer.tokenize(np.array(golden["values"]))
     assert ["".join(tokenizer.tokens[i] for i in row) for row in ids] == golden["tokens"]
 
 
-def test_examples_of_the_notes():
+def test_documented_examples():
     ieee, p10 = IEEEFloatTokenizer(), P10Tokenizer()
     assert joined(ieee, -72.5) == "<-><+><1><7><2><5><0>"
     assert joined(ieee, 1e-3) == "<+><-><3><1><0><0><0>"
@@ -67,8 +62,8 @@ def test_examples_of_the_notes():
 
 
 @pytest.mark.parametrize("digits", [1, 4, 7, 15])
-def test_rounds_as_exact_arithmetic_does(digits):
-    """1e5 numbers, ties among them, against Python's formatting, which rounds the exact value half to even."""
+def test_rounding_equals_exact_arithmetic(digits):
+    """1e5 numbers, with ties, compared with Python's formatting, which rounds the exact value half to even."""
     rng = np.random.default_rng(digits)
     values = rng.normal(size=100_000) * 10.0 ** rng.uniform(-9, 9, 100_000)
     values[:20_000] = rng.integers(-(10**6), 10**6, 20_000) * 2.0 ** rng.integers(-9, 3, 20_000)
@@ -78,7 +73,7 @@ def test_rounds_as_exact_arithmetic_does(digits):
 
 
 @pytest.mark.parametrize(("base", "digits"), [(2, 11), (3, 8), (16, 5)])
-def test_other_bases_lose_half_a_unit_at_most(base, digits):
+def test_other_bases_have_an_error_of_half_a_unit_at_most(base, digits):
     rng = np.random.default_rng(0)
     values = rng.normal(size=500) * 10.0 ** rng.uniform(-6, 6, 500)
     tokenizer = IEEEFloatTokenizer(base, 5, digits)
@@ -93,7 +88,7 @@ def test_other_bases_lose_half_a_unit_at_most(base, digits):
         assert abs(Fraction(read) - Fraction(value)) <= half + rounding_of_the_double
 
 
-def test_every_decimal_of_so_many_digits_stays():
+def test_decimals_of_as_many_digits_are_reproduced():
     rng = np.random.default_rng(1)
     for digits in (4, 9, 15):
         mantissas, powers = rng.integers(-(10**digits), 10**digits, 3000), rng.integers(-8, 9, 3000)
@@ -125,7 +120,7 @@ def test_small_numbers_lose_digits_one_by_one():
     ],
     ids=["ieee", "truncated", "p10", "normalized", "special"],
 )
-def test_clamps_aloud(tokenizer, inside, beyond):
+def test_clamping_warns(tokenizer, inside, beyond):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tokenizer.encode(inside)
@@ -136,7 +131,7 @@ def test_clamps_aloud(tokenizer, inside, beyond):
     assert tokenizer.decode(ids)[len(inside) :].tolist() == [high if value > 0.5 else low for value in beyond]
 
 
-def test_the_range_may_exceed_that_of_doubles():
+def test_range_may_exceed_that_of_doubles():
     tokenizer = IEEEFloatTokenizer(exponent_digits=3)
     values = np.array([5e-324, 1e-310, 2.5e-300, np.finfo(float).max])
     assert tokenizer.limits == (-np.inf, np.inf)
@@ -144,7 +139,7 @@ def test_the_range_may_exceed_that_of_doubles():
     assert tokenizer.from_tokens(["<+>", "<->", *["<9>"] * 7]) == 0.0
 
 
-def test_what_cannot_be_spelt_is_refused():
+def test_invalid_numbers_tokens_and_sizes_are_refused():
     for value in (np.nan, np.inf, -np.inf):
         for tokenizer in (IEEEFloatTokenizer(), P10Tokenizer(), NormalizedTokenizer()):
             with pytest.raises(ValueError, match="SpecialValues"):
@@ -175,7 +170,7 @@ def test_special_values_repeat_their_token():
             tokenizer.from_tokens(tokens)
 
 
-def test_separator_ends_in_pad():
+def test_separator_appends_pad():
     tokenizer = Separator(SpecialValues(P10Tokenizer(2, 1)))
     assert joined(tokenizer, 12.0) == "<+><1><2><E0><pad>"
     assert joined(tokenizer, np.inf) == "<INF><INF><INF><INF><pad>"
@@ -185,7 +180,7 @@ def test_separator_ends_in_pad():
 
 
 @pytest.mark.parametrize("tokenizer", ALL, ids=NAMES)
-def test_the_grammar_allows_what_is_spelt_and_vocabularies_keep_it(tokenizer):
+def test_grammar_allows_encoded_numbers(tokenizer):
     rng = np.random.default_rng(0)
     low, high = np.clip(tokenizer.limits, -1e6, 1e6)
     values = rng.uniform(low, high, (40, 3))
@@ -203,7 +198,7 @@ def test_the_grammar_allows_what_is_spelt_and_vocabularies_keep_it(tokenizer):
     assert vocabulary.allowed.any(1).all()
 
 
-def test_vocabularies_have_upstreams_ids_and_count_their_spellings():
+def test_vocabulary_ids_match_upstream_and_sequences_are_counted():
     ieee = NumberVocabulary(IEEEFloatTokenizer())
     assert ieee.tokens == ["<pad>", "<+>", "<->", *(f"<{i}>" for i in range(10))]
     assert (ieee.size, ieee.length, ieee.count) == (13, 7, 400_000)

@@ -1,4 +1,4 @@
-"""The shortcut probe: it tells a model that reads from one that does not."""
+"""The shortcut probe: it distinguishes a model that reads the text from one that does not."""
 
 import csv
 
@@ -26,7 +26,7 @@ def test_changes_are_minimal(text, expected):
 
 
 class Reader(RegressLM):
-    """Answers with the number that stands in the text, or always with `fixed`."""
+    """Predicts the number in the text, or always `fixed`."""
 
     def __init__(self, fixed=None):
         self.fixed = fixed
@@ -35,7 +35,7 @@ class Reader(RegressLM):
         return [np.full(num_samples, float(x.x.split()[-1]) if self.fixed is None else self.fixed) for x in inputs]
 
 
-def test_a_shortcut_shows_where_accuracy_alone_looks_well():
+def test_probe_detects_a_shortcut_that_accuracy_hides():
     pairs = [
         {"text": f"now {i}", "target": 1.0, "change": "number", "changed": f"now {2 * i}", "changed_target": 2.0 * i}
         for i in (1, 1, 1, 5)
@@ -76,7 +76,7 @@ def test_pairs_are_written_filled_in_and_measured(tmp_path, capsys):
     assert table[-1]["pairs"] == "8"
 
 
-def test_bad_pairs_are_named(tmp_path):
+def test_bad_pairs_are_refused_by_number(tmp_path):
     path = tmp_path / "pairs.csv"
     path.write_text("text,target\na,1\n")
     with pytest.raises(ValueError, match="has no column 'change'"):

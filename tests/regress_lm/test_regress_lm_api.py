@@ -1,4 +1,4 @@
-"""RegressLM from Python: the seed's calls, and what users would expect of them."""
+"""The Python API of RegressLM: fine-tuning, sampling, probabilities, saving and loading."""
 
 import math
 
@@ -19,7 +19,7 @@ def small() -> RegressLM:
 
 
 def words(n: int) -> list[Example]:
-    """Texts whose number is how often they say "a"."""
+    """Texts whose number is their count of "a"."""
     return [Example(x="a" * (i % 5) + "b" * (i % 3 + 1), y=float(i % 5)) for i in range(n)]
 
 
@@ -28,7 +28,7 @@ def loss(model: RegressLM, examples: list[Example]) -> float:
     return model.losses(batch).mean().item()
 
 
-def test_the_seeds_own_calls(small):
+def test_readme_example_learns_two_examples(small):
     small.fine_tune([Example(x="hello", y=0.3), Example(x="world", y=-0.3)], max_epochs=40, lr=3e-3, progress=False)
     samples1, samples2 = small.sample([ExampleInput(x="hello"), ExampleInput(x="world")], num_samples=128)
     assert samples1.shape == samples2.shape == (128,)
@@ -38,21 +38,21 @@ def test_the_seeds_own_calls(small):
     assert RegressLM.from_default(max_input_len=8, **SMALL).model.config.max_input_len == 8
 
 
-def test_arguments_that_do_not_exist_are_refused(small):
+def test_unknown_arguments_are_refused(small):
     with pytest.raises(TypeError, match="max_input_length"):
         RegressLM.from_scratch(max_input_length=2048)
     with pytest.raises(TypeError, match="epochs"):
         small.fine_tune(words(4), epochs=3)
 
 
-def test_fine_tuning_learns_and_leaves_the_best_weights(small):
+def test_fine_tune_learns_and_restores_the_best_weights(small):
     losses = small.fine_tune(words(64), words(15), max_epochs=30, batch_size=16, lr=3e-3, progress=False)
     assert losses[-1] < 0.3 * losses[0]
     assert not small.training
     assert loss(small, words(15)) == pytest.approx(min(losses), rel=1e-5)
 
 
-def test_fine_tuning_stops_when_patience_ends_and_restores_what_was_best(small):
+def test_fine_tune_stops_after_patience_and_restores_the_best_weights(small):
     never_seen = [Example(x="b", y=7.0)]
     losses = small.fine_tune(words(20), never_seen, max_epochs=50, lr=1e-2, patience=5, progress=False)
     assert len(losses) < 50
@@ -60,7 +60,7 @@ def test_fine_tuning_stops_when_patience_ends_and_restores_what_was_best(small):
     assert loss(small, never_seen) == pytest.approx(min(losses), rel=1e-5)
 
 
-def test_without_validation_examples_a_tenth_is_held_out(small, monkeypatch):
+def test_fine_tune_holds_out_a_tenth_by_default(small, monkeypatch):
     seen = {True: set(), False: set()}
     own = RegressLM.losses
 
@@ -75,12 +75,12 @@ def test_without_validation_examples_a_tenth_is_held_out(small, monkeypatch):
     assert not seen[True] & seen[False]
 
 
-def test_one_seed_is_one_result(monkeypatch):
+def test_fine_tune_is_determined_by_its_seed(monkeypatch):
     drawn = []
     for seed in (3, 3, 4):
         model = RegressLM.from_scratch(max_input_len=64, dropout=0.1, seed=1, **SMALL)
         before = torch.random.get_rng_state()
-        monkeypatch.setenv("PL_GLOBAL_SEED", str(len(drawn)))  # is not ours to go by
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(len(drawn)))  # must have no effect
         model.fine_tune(words(32), seed=seed, max_epochs=2, batch_size=8, lora_rank=2, progress=False)
         assert torch.equal(before, torch.random.get_rng_state())
         drawn.append(model.sample([ExampleInput("aab")], num_samples=50, seed=0)[0])
@@ -88,7 +88,7 @@ def test_one_seed_is_one_result(monkeypatch):
     assert not np.array_equal(drawn[0], drawn[2])
 
 
-def test_an_inputs_samples_do_not_depend_on_its_neighbours(small):
+def test_samples_do_not_depend_on_the_other_inputs(small):
     texts = [ExampleInput("a"), ExampleInput("a much longer text")]
     together = small.sample(texts, num_samples=20, seed=5)
     assert np.array_equal(together[0], small.sample(texts[:1], num_samples=20, seed=5)[0])
@@ -105,7 +105,7 @@ def test_low_rank_updates_are_merged_into_weights_of_the_same_names(small):
 
 
 def test_several_objectives_are_drawn_and_scored_together():
-    model = RegressLM.from_scratch(max_input_len=64, n_objectives=2, numbers="p10", **SMALL)
+    model = RegressLM.from_scratch(max_input_len=64, n_objectives=2, number_format="p10", **SMALL)
     examples = [Example(x="a", y=[1.0, -2.0]), Example(x="b", y=(3.5, 40.0))]
     model.fine_tune(examples, max_epochs=60, lr=5e-3, progress=False)
     a, b = model.sample([ExampleInput("a"), ExampleInput("b")], num_samples=9, temperature=0)
@@ -117,17 +117,18 @@ def test_several_objectives_are_drawn_and_scored_together():
         model.fine_tune([Example("a", [1.0, 2.0]), Example("b", 1.0)])
 
 
-def test_the_exact_mean_is_what_many_samples_tend_to():
-    model = RegressLM.from_scratch(max_input_len=8, numbers="normalized", digits=2, seed=2, **SMALL)
+def test_exact_mean_is_the_limit_of_sample_means():
+    model = RegressLM.from_scratch(max_input_len=8, number_format="normalized", number_digits=2, seed=2, **SMALL)
     exact = model.exact_mean([ExampleInput("a"), ExampleInput("bc")])
     drawn = model.sample([ExampleInput("a"), ExampleInput("bc")], num_samples=20_000, seed=0)
     for i in range(2):
         assert exact[i, 0] == pytest.approx(drawn[i].mean(), abs=4 * drawn[i].std() / math.sqrt(20_000))
+    model = RegressLM.from_scratch(max_input_len=8, number_format="p10", number_digits=8, **SMALL)
     with pytest.raises(ValueError, match="too many to enumerate"):
-        RegressLM.from_scratch(max_input_len=8, numbers="p10", digits=8, **SMALL).exact_mean([ExampleInput("a")])
+        model.exact_mean([ExampleInput("a")])
 
 
-def test_special_values_are_targets_only_where_they_were_asked_for(small):
+def test_special_values_need_special_values_true(small):
     for bad in ([Example("a", 1.0), Example("a", math.nan)], [Example("a", 1.0), Example("a", math.inf)]):
         with pytest.raises(ValueError, match=r"example 1 has (nan|inf) for a number"):
             small.fine_tune(bad, progress=False)
@@ -140,7 +141,7 @@ def test_special_values_are_targets_only_where_they_were_asked_for(small):
     assert (b == 2.0).all()
 
 
-def test_bad_examples_are_named(small):
+def test_bad_examples_are_refused_by_number(small):
     with pytest.raises(ValueError, match="no examples"):
         small.fine_tune([])
     with pytest.raises(ValueError, match="no validation examples"):
@@ -153,13 +154,13 @@ def test_bad_examples_are_named(small):
         small.fine_tune([Example("a", 1e30)], max_epochs=1, progress=False)
 
 
-def test_a_saved_model_comes_back_whole(small, tmp_path):
+def test_save_and_load_restore_the_model(small, tmp_path):
     small.save(tmp_path / "model.ckpt")
     again = RegressLM.load(tmp_path / "model.ckpt")
     inputs = [ExampleInput("some text")]
     assert np.array_equal(small.sample(inputs, 30, seed=1)[0], again.sample(inputs, 30, seed=1)[0])
     assert again.tokenizer.fingerprint == small.tokenizer.fingerprint
-    assert torch.load(tmp_path / "model.ckpt", weights_only=True)["zoo"]["model"] == "zoo.regress_lm.module.RegressLM"
+    assert torch.load(tmp_path / "model.ckpt", weights_only=True)["zoo"]["model"] == "RegressLM"
 
 
 def test_an_adapted_model_is_saved_and_not_adapted_twice(tmp_path):
@@ -187,7 +188,7 @@ def test_any_tokenizer_of_the_zoo_will_do(zoo_data):
         assert model.sample([ExampleInput("hello")], num_samples=3)[0].shape == (3,)
 
 
-def test_z_loss_is_averaged_as_the_loss_is(small):
+def test_z_loss_is_averaged_over_tokens(small):
     [batch] = small.batches(words(3), 8)
     plain = small.losses(batch)
     logits = small.model(batch.tokens, batch.numbers, batch.padding_mask)
@@ -196,7 +197,7 @@ def test_z_loss_is_averaged_as_the_loss_is(small):
 
 
 @pytest.mark.gpu
-def test_it_learns_and_samples_on_a_gpu():
+def test_fine_tune_and_sample_on_a_gpu():
     model = RegressLM.from_scratch(max_input_len=64, **SMALL)
     assert model.device.type == "cuda"
     model.fine_tune(words(64), words(15), max_epochs=30, batch_size=16, lr=3e-3, progress=False)

@@ -1,19 +1,14 @@
-"""Sampling, log-probabilities and enumeration: one law, under one grammar."""
+"""Constrained decoding: sampling, log-probability and enumeration agree on one distribution under the grammar."""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from zoo.regress_lm.decoding import enumerate_law, log_prob, sample
+from zoo.regress_lm.decoding import enumerate_all, log_prob, sample
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
-from zoo.regress_lm.number_tokenizers import (
-    IEEEFloatTokenizer,
-    NormalizedTokenizer,
-    P10Tokenizer,
-    Separator,
-    SpecialValues,
-)
+from zoo.regress_lm.number_tokenizers import IEEEFloatTokenizer, NormalizedTokenizer, P10Tokenizer
+from zoo.regress_lm.number_wrappers import Separator, SpecialValues
 from zoo.regress_lm.vocabulary import NumberVocabulary
 
 DIGITS = NumberVocabulary(NormalizedTokenizer(length=2))
@@ -22,7 +17,7 @@ IEEE = NumberVocabulary(IEEEFloatTokenizer())
 
 
 def build(vocabulary):
-    """A random model whose laws are far from uniform."""
+    """A random model whose distributions are far from uniform."""
     torch.manual_seed(0)
     model = EncoderDecoder(RegressLMConfig(30, vocabulary.size, vocabulary.length, dim=32, max_input_len=40)).eval()
     torch.nn.init.normal_(model.generator.weight, std=0.5)
@@ -31,7 +26,7 @@ def build(vocabulary):
 
 @pytest.fixture
 def texts():
-    """Tokens (3, 10) of rows of 10, 4 and 7."""
+    """Tokens (3, 10) of rows with lengths 10, 4 and 7, and their padding mask."""
     padding_mask = torch.arange(10) < torch.tensor([10, 4, 7])[:, None]
     return torch.randint(30, (3, 10), generator=torch.Generator().manual_seed(2)) * padding_mask, padding_mask
 
@@ -46,20 +41,20 @@ def allowed_everywhere(vocabulary, ids):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_cache_agrees_with_the_full_forward(texts, dtype):
+def test_cached_decoding_equals_the_full_forward(texts, dtype):
     model, (tokens, padding_mask) = build(IEEE).to(dtype), texts
     ids = sample(model, IEEE, tokens, padding_mask, 5).ids[:, 3]
     with torch.no_grad():
         logits = model(tokens, ids, padding_mask)
-        text, past, stepped = model.read(model.encode(tokens, padding_mask)), None, []
+        text, past, stepped = model.project_memory(model.encode(tokens, padding_mask)), None, []
         for token in F.pad(ids[:, :-1], (1, 0)).split(1, 1):
-            step, past = model.spell(token, text, padding_mask, past)
+            step, past = model.decode(token, text, padding_mask, past)
             stepped.append(step)
     torch.testing.assert_close(torch.cat(stepped, 1), logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("vocabulary", [DIGITS, SMALL, IEEE], ids=["digits", "two-special", "ieee"])
-def test_samples_obey_the_grammar_and_know_their_law(texts, vocabulary):
+def test_samples_obey_the_grammar_and_have_correct_log_prob(texts, vocabulary):
     model, (tokens, padding_mask) = build(vocabulary), texts
     drawn = sample(model, vocabulary, tokens, padding_mask, 200)
     assert drawn.ids.shape == (3, 200, vocabulary.length)
@@ -73,9 +68,9 @@ def test_samples_obey_the_grammar_and_know_their_law(texts, vocabulary):
 
 
 @pytest.mark.parametrize("vocabulary", [DIGITS, SMALL], ids=["digits", "two-special"])
-def test_enumeration_is_the_whole_law(texts, vocabulary):
+def test_enumeration_covers_the_whole_distribution(texts, vocabulary):
     model, (tokens, padding_mask) = build(vocabulary), texts
-    ids, log_probs = enumerate_law(model, vocabulary, tokens, padding_mask, chunk=7)
+    ids, log_probs = enumerate_all(model, vocabulary, tokens, padding_mask, chunk=7)
     assert ids.shape == (vocabulary.count, vocabulary.length)
     assert len(set(map(tuple, ids.tolist()))) == vocabulary.count
     assert allowed_everywhere(vocabulary, ids)
@@ -87,10 +82,10 @@ def test_enumeration_is_the_whole_law(texts, vocabulary):
         torch.testing.assert_close(log_probs[row, some], expected, rtol=0, atol=1e-5)
 
 
-def test_samples_follow_the_enumerated_law(texts):
-    """1e5 samples of 100 numbers: total variation under .02, where about .01 is chance."""
+def test_samples_follow_the_enumerated_distribution(texts):
+    """1e5 samples of 100 numbers: total variation below .02; about .01 is expected by chance."""
     model, (tokens, padding_mask) = build(DIGITS), texts
-    ids, log_probs = enumerate_law(model, DIGITS, tokens, padding_mask)
+    ids, log_probs = enumerate_all(model, DIGITS, tokens, padding_mask)
     places = {tuple(spelling): place for place, spelling in enumerate(ids.tolist())}
     drawn = sample(model, DIGITS, tokens, padding_mask, 100_000, seed=1).ids
     for row in range(3):
@@ -100,11 +95,11 @@ def test_samples_follow_the_enumerated_law(texts):
         assert np.abs(counts / counts.sum() - log_probs[row].exp().numpy()).sum() / 2 < 0.02
 
 
-def test_temperature_and_top_k_sharpen_the_law(texts):
+def test_temperature_and_top_k_change_the_distribution(texts):
     model, (tokens, padding_mask) = build(NumberVocabulary(NormalizedTokenizer(length=1))), texts
     vocabulary = NumberVocabulary(NormalizedTokenizer(length=1))
-    ids, log_probs = enumerate_law(model, vocabulary, tokens, padding_mask)
-    for options, law in (
+    ids, log_probs = enumerate_all(model, vocabulary, tokens, padding_mask)
+    for options, distribution in (
         ({"temperature": 0.5}, (log_probs / 0.5).softmax(1)),
         ({"temperature": 3.0}, (log_probs / 3.0).softmax(1)),
         ({"top_k": 3}, log_probs.where(log_probs >= log_probs.topk(3).values[:, 2:], -torch.inf).softmax(1)),
@@ -114,13 +109,13 @@ def test_temperature_and_top_k_sharpen_the_law(texts):
     ):
         drawn = sample(model, vocabulary, tokens, padding_mask, 20_000, seed=1, **options)
         share = (drawn.ids == ids[:, 0]).double().mean(1)  # (3, 10): each of the ten ids
-        assert (share - law).abs().max() < 0.02
-        # Whatever is drawn, its log-probability is the model's.
+        assert (share - distribution).abs().max() < 0.02
+        # Temperature and top-k do not change the reported log-probability.
         expected = log_probs.gather(1, (drawn.ids[..., 0, None] == ids[:, 0]).int().argmax(-1))
         torch.testing.assert_close(drawn.log_prob, expected, rtol=0, atol=1e-5)
 
 
-def test_greedy_takes_the_likeliest_token_at_each_position(texts):
+def test_greedy_takes_the_most_likely_token_at_each_position(texts):
     model, (tokens, padding_mask) = build(SMALL), texts
     ids = sample(model, SMALL, tokens, padding_mask, 3, temperature=0).ids
     assert (ids == ids[:, :1]).all()
@@ -133,7 +128,7 @@ def test_greedy_takes_the_likeliest_token_at_each_position(texts):
         state = SMALL.next_state[state, token]
 
 
-def test_draws_depend_on_the_seed_and_the_row_only(texts):
+def test_draws_depend_on_seed_and_row_only(texts):
     model, (tokens, padding_mask) = build(IEEE), texts
     drawn = sample(model, IEEE, tokens, padding_mask, 60, seed=5).ids
     assert torch.equal(sample(model, IEEE, tokens, padding_mask, 60, seed=5).ids, drawn)
@@ -150,14 +145,14 @@ def test_draws_depend_on_the_seed_and_the_row_only(texts):
 def test_equal_prefixes_are_computed_once(texts, monkeypatch):
     model, (tokens, padding_mask) = build(DIGITS), texts
     widths = []
-    spell = model.spell
-    monkeypatch.setattr(model, "spell", lambda last, *rest: widths.append(len(last)) or spell(last, *rest))
+    spell = model.decode
+    monkeypatch.setattr(model, "decode", lambda last, *rest: widths.append(len(last)) or spell(last, *rest))
     sample(model, DIGITS, tokens, padding_mask, 500)
     assert widths[0] == 3
     assert widths[1] <= 30
 
 
-def test_log_prob_is_the_models_renormalized_over_the_grammar(texts):
+def test_log_prob_is_renormalised_over_the_grammar(texts):
     model, (tokens, padding_mask) = build(IEEE), texts
     ids = IEEE.encode([[0.57], [-123.0], [4e5]])
     ours = log_prob(model, IEEE, tokens, padding_mask, ids)
@@ -168,21 +163,20 @@ def test_log_prob_is_the_models_renormalized_over_the_grammar(texts):
     torch.testing.assert_close(ours.float(), theirs - lost, rtol=0, atol=1e-5)
     ours.sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
-    ids[1, 0] = 5  # a digit where a sign belongs
+    ids[1, 0] = 5  # a digit in the position of a sign
     assert log_prob(model, IEEE, tokens, padding_mask, ids)[1] == -torch.inf
 
 
-def test_separators_are_no_news(texts):
+def test_separators_do_not_change_log_prob(texts):
     with_pad, without = NumberVocabulary(Separator(P10Tokenizer(2, 1))), NumberVocabulary(P10Tokenizer(2, 1))
     model = build(with_pad)
     tokens, padding_mask = texts
     ids = with_pad.encode([[12.0], [-0.5], [99.0]])
-    torch.testing.assert_close(
-        log_prob(model, with_pad, tokens, padding_mask, ids), log_prob(model, without, tokens, padding_mask, ids[:, :-1])
-    )
+    expected = log_prob(model, without, tokens, padding_mask, ids[:, :-1])
+    torch.testing.assert_close(log_prob(model, with_pad, tokens, padding_mask, ids), expected)
 
 
-def test_a_training_model_samples_without_dropout_and_stays_in_training(texts):
+def test_sampling_disables_dropout_and_restores_training_mode(texts):
     tokens, padding_mask = texts
     model = build(IEEE)
     expected = sample(model, IEEE, tokens, padding_mask, 10).ids
@@ -204,11 +198,11 @@ def test_bf16_samples_obey_the_grammar(texts):
         assert drawn.log_prob.isfinite().all()
 
 
-def test_misuse_is_refused(texts):
+def test_options_out_of_range_are_refused(texts):
     tokens, padding_mask = texts
     model = build(IEEE)
     for options, word in (({"temperature": -1.0}, "temperature"), ({"top_k": 0}, "top_k"), ({"num_samples": 0}, "num")):
         with pytest.raises(ValueError, match=word):
             sample(model, IEEE, tokens, padding_mask, **({"num_samples": 2} | options))
-    with pytest.raises(ValueError, match="400,000 spellings are too many"):
-        enumerate_law(model, IEEE, tokens, padding_mask, limit=1000)
+    with pytest.raises(ValueError, match="400,000 token sequences are too many"):
+        enumerate_all(model, IEEE, tokens, padding_mask, limit=1000)

@@ -1,4 +1,4 @@
-"""The encoder-decoder against upstream's answers, and what any reader of padded texts must hold."""
+"""The encoder-decoder: parity with upstream, padding, causality, gradients, memory, compilation."""
 
 import json
 import subprocess
@@ -11,15 +11,16 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.regress_lm.make_golden import draw
-from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig, load_upstream
+from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
+from zoo.regress_lm.upstream_weights import load_upstream
 
-# What upstream's model answers with the weights that `draw` draws, written by make_golden.py.
+# Outputs of upstream's model with the weights of `draw`, written by make_golden.py.
 GOLDEN = json.loads((Path(__file__).parent / "golden_model.json").read_text())
 PREFIX = "encoder_decoder."
 
 
 def upstream_state(golden):
-    """A state dict with upstream's names and shapes, its tables included, and the golden weights."""
+    """A state dict with upstream's names and shapes, position tables included, and the golden weights."""
     state = {}
     for name, shape in golden["shapes"].items():
         state[name] = torch.from_numpy(draw(name.removeprefix(PREFIX), tuple(shape)))
@@ -34,7 +35,7 @@ def build(**changes):
 
 @pytest.fixture
 def texts():
-    """Four rows of tokens (4, 12), of 12, 5, 1 and 9; what pads them; and their numbers (4, 7)."""
+    """Tokens (4, 12) of rows with lengths 12, 5, 1 and 9; their padding mask; and number tokens (4, 7)."""
     generator = torch.Generator().manual_seed(1)
     padding_mask = torch.arange(12) < torch.tensor([12, 5, 1, 9])[:, None]
     tokens = torch.randint(30, (4, 12), generator=generator) * padding_mask
@@ -42,7 +43,7 @@ def texts():
 
 
 @pytest.mark.parametrize("golden", GOLDEN, ids=["ieee", "two-objectives"])
-def test_upstreams_weights_give_upstreams_answers(golden):
+def test_golden_logits_and_losses_match_upstream(golden):
     model = load_upstream(upstream_state(golden), max_input_len=24).eval()
     tokens, numbers = torch.tensor(golden["tokens"]), torch.tensor(golden["numbers"])
     assert model.config.number_len == numbers.shape[1]
@@ -50,15 +51,15 @@ def test_upstreams_weights_give_upstreams_answers(golden):
         logits = model(tokens, numbers, tokens != 0)
     close = {"rtol": 0, "atol": 1e-5}
     torch.testing.assert_close(logits, torch.tensor(golden["logits"]), **close)
-    counts = numbers != 0  # neither side's loss counts separators
+    counts = numbers != 0  # both losses exclude separators
     log_probs = -F.cross_entropy(logits.mT, numbers, reduction="none", ignore_index=0)
     torch.testing.assert_close(log_probs.sum(1), torch.tensor(golden["log_probs"]), rtol=0, atol=2e-5)
     torch.testing.assert_close(-log_probs.sum(1) / counts.sum(1), torch.tensor(golden["losses"]), **close)
-    z_loss = 0.01 * (logits.logsumexp(-1).square() * counts).sum(1)  # upstream's is a sum, beside an average
+    z_loss = 0.01 * (logits.logsumexp(-1).square() * counts).sum(1)  # upstream adds a sum to an average
     torch.testing.assert_close(z_loss, torch.tensor(golden["z_losses"]), **close)
 
 
-def test_upstreams_weights_come_with_or_without_prefix_and_from_files(tmp_path):
+def test_upstream_weights_load_with_or_without_prefix_and_from_files(tmp_path):
     state = upstream_state(GOLDEN[0])
     bare = {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
     torch.save({"model_state": state, "global_step": 3}, tmp_path / "trainer.pt")
@@ -70,7 +71,7 @@ def test_upstreams_weights_come_with_or_without_prefix_and_from_files(tmp_path):
     assert expected.keys() == {name for name in bare if not name.endswith(("pe", "inv_freq"))}
 
 
-def test_foreign_weights_are_refused_in_a_sentence(tmp_path):
+def test_weights_of_another_model_are_refused_in_one_sentence(tmp_path):
     state = upstream_state(GOLDEN[0])
     lacking = {name: tensor for name, tensor in state.items() if not name.endswith("encoder.norm.weight")}
     torch.save({"weights": state, "code": Path}, tmp_path / "code.pt")
@@ -88,7 +89,7 @@ def test_foreign_weights_are_refused_in_a_sentence(tmp_path):
         load_upstream(tmp_path / "none.pt")
 
 
-def test_a_row_does_not_depend_on_how_it_is_padded(texts):
+def test_a_row_does_not_depend_on_its_padding(texts):
     tokens, padding_mask, numbers = texts
     model = build()
     wide = F.pad(tokens, (0, 20), value=7)
@@ -101,11 +102,11 @@ def test_a_row_does_not_depend_on_how_it_is_padded(texts):
             torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-5)
 
 
-def test_padding_gets_no_gradient_and_an_empty_text_no_nan(texts):
+def test_padding_has_zero_gradient_and_an_empty_text_no_nan(texts):
     tokens, padding_mask, numbers = texts
     padding_mask[2] = False
     model = build()
-    tokens = tokens.masked_fill(~padding_mask, 29)  # an id that no text holds
+    tokens = tokens.masked_fill(~padding_mask, 29)  # an id in no text
     tokens[padding_mask] = tokens[padding_mask] % 29
     logits = model(tokens, numbers, padding_mask)
     logits.square().sum().backward()
@@ -115,7 +116,7 @@ def test_padding_gets_no_gradient_and_an_empty_text_no_nan(texts):
     assert gradient.isfinite().all()
 
 
-def test_the_decoder_sees_the_text_and_only_what_was_spelt(texts):
+def test_decoder_is_causal_and_depends_on_the_text(texts):
     tokens, padding_mask, numbers = texts
     model = build()
     later, other = numbers.clone(), tokens.clone()
@@ -128,7 +129,7 @@ def test_the_decoder_sees_the_text_and_only_what_was_spelt(texts):
         assert (model(other, numbers, padding_mask) - logits).abs().amax((1, 2)).min() > 1e-3
 
 
-def test_each_layer_starts_on_its_own():
+def test_each_layer_draws_its_own_initial_weights():
     model = build(n_encoder_layers=3, n_decoder_layers=3)
     for layers in (model.encoder.layers, model.decoder.layers):
         for name, first in layers[0].named_parameters():
@@ -136,7 +137,7 @@ def test_each_layer_starts_on_its_own():
                 assert not torch.equal(first, dict(layers[1].named_parameters())[name]), name
 
 
-def test_at_upstreams_sizes_there_are_as_many_parameters():
+def test_parameter_count_at_upstream_sizes():
     config = RegressLMConfig(vocab_size=32100, number_vocab_size=13, number_len=7, dim=512)
     with torch.device("meta"):
         model = EncoderDecoder(config)
@@ -176,12 +177,12 @@ def test_bf16_follows_fp32(texts):
         torch.testing.assert_close(logits.float(), expected, rtol=0.05, atol=0.1)
 
 
-def test_flops_are_those_that_torch_counts(texts):
-    """Of the plain way: keys and values of every token, the first layer as the others."""
+def test_flops_equal_torchs_count(texts):
+    """Without shortcuts: keys and values of every token are projected, and the first layer is like the others."""
     tokens, _, numbers = texts
-    model = build(n_encoder_layers=1, n_decoder_layers=3, hidden_mult=2, vocab_size=100).train()
+    model = build(n_encoder_layers=1, n_decoder_layers=3, hidden_dim=64, vocab_size=100).train()
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model.spell(numbers, model.read(model.encode(tokens)))[0].sum().backward()
+        model.decode(numbers, model.project_memory(model.encode(tokens)))[0].sum().backward()
     assert counter.get_total_flops() == len(tokens) * model.flops(tokens.shape[1])
 
 
@@ -198,7 +199,7 @@ def test_wrong_settings_and_long_texts_are_refused():
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_the_cheaper_ways_give_the_same_answers_and_gradients(texts, padded):
+def test_shortcuts_give_the_same_logits_and_gradients(texts, padded):
     tokens, padding_mask, numbers = texts
     padding_mask = padding_mask if padded else None
     answers = []
@@ -209,9 +210,12 @@ def test_the_cheaper_ways_give_the_same_answers_and_gradients(texts, padded):
             for parameter in model.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.1)
         if vocab_size == 30:
-            logits = model(tokens, numbers, padding_mask)  # 56 queries ask the memory of 64 numbers a token
+            logits = model(
+                tokens, numbers, padding_mask
+            )  # 56 queries, fewer than dim 64: the memory itself is attended to
         else:
-            logits, _ = model.spell(F.pad(numbers[:, :-1], (1, 0)), model.read(model.encode(tokens, padding_mask)), padding_mask)
+            text = model.project_memory(model.encode(tokens, padding_mask))
+            logits, _ = model.decode(F.pad(numbers[:, :-1], (1, 0)), text, padding_mask)
         F.cross_entropy(logits.mT, numbers).backward()
         answers.append((logits, {name: parameter.grad for name, parameter in model.named_parameters()}))
     torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-5)
@@ -246,18 +250,18 @@ def peak():
 torch.set_num_threads(1)
 model = EncoderDecoder(RegressLMConfig(30, 13, 7, dim=32, n_heads=4, n_encoder_layers=1, max_input_len=8192)).eval()
 tokens = torch.zeros(2, 8192, dtype=torch.int64)
-real = torch.arange(8192) < torch.tensor([8192, 6000])[:, None]
+padding_mask = torch.arange(8192) < torch.tensor([8192, 6000])[:, None]
 with torch.no_grad():
-    model.encode(tokens[:, :64], real[:, :64])
+    model.encode(tokens[:, :64], padding_mask[:, :64])
     before = peak()
-    model.encode(tokens, real)
+    model.encode(tokens, padding_mask)
 print((peak() - before) / 1024)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
-def test_8192_padded_tokens_take_no_square_of_memory():
+def test_memory_of_8192_padded_tokens_is_not_quadratic():
     """One attention matrix of two rows and four heads would take 2 GB."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 150

@@ -1,4 +1,4 @@
-"""RegressLM through the command line: folders, resuming, predictions, several processes."""
+"""RegressLM with the command line: output folders, resuming, predictions, several processes."""
 
 import json
 import re
@@ -22,7 +22,7 @@ QUIET = [
 
 @pytest.fixture
 def news(tmp_path):
-    """The seed's kind of data: a folder of YAML files, one of them without its number."""
+    """A folder of YAML files, one of them without its number."""
     folder = tmp_path / "finance_positive"
     folder.mkdir()
     for i in range(40):
@@ -36,7 +36,7 @@ def fit(data, folder, *options: str) -> ZooCLI:
     return ZooCLI(["fit", *MODEL, *settings, *QUIET, f"--data_dir={data}", f"--output_dir={folder}", *options])
 
 
-def test_a_run_lands_under_its_datas_label_and_the_time(news, tmp_path):
+def test_output_dir_names_the_data_label_and_the_time(news, tmp_path):
     cli = fit(news, tmp_path / "saved_models" / "{data}" / "{time}")
     [run] = (tmp_path / "saved_models" / "finance_positive").iterdir()
     assert re.fullmatch(r"\d{8}-\d{6}", run.name)
@@ -44,7 +44,7 @@ def test_a_run_lands_under_its_datas_label_and_the_time(news, tmp_path):
     assert {"best.ckpt", "last.ckpt", "config.yaml"} <= {file.name for file in run.iterdir()}
 
 
-def test_going_on_with_data_of_another_label_stops_and_writes_nothing(news, tmp_path):
+def test_resume_with_data_of_another_label_stops_and_writes_nothing(news, tmp_path):
     run = tmp_path / "run"
     fit(news, run)
     before = {file: file.read_bytes() for file in run.iterdir()}
@@ -57,14 +57,14 @@ def test_going_on_with_data_of_another_label_stops_and_writes_nothing(news, tmp_
     assert cli.trainer.global_step == 6
 
 
-def test_which_last_is_meant_must_be_clear(capsys, tmp_path):
+def test_ckpt_path_last_with_a_pattern_in_output_dir_is_refused(capsys, tmp_path):
     options = ["--ckpt_path=last", f"--data_dir={tmp_path}"]
     said = complaint(capsys, 1, "fit", f"--config={ROOT / 'configs' / 'regress_lm.yaml'}", *options)
     assert "which run of saved_models/{data}/{time} is meant" in said
 
 
 @pytest.mark.parametrize(("optimizer", "devices"), [("adamw", 1), ("adafactor", 1), ("muon", 1), ("adamw", 2)])
-def test_the_optimizer_resumes_in_step(optimizer, devices, tmp_path):
+def test_resume_is_bitwise_with_each_optimizer(optimizer, devices, tmp_path):
     from zoo.datamodules import TextRegression
 
     sizes = {"vocab_size": TextRegression().vocab_size, "dim": 16, "n_heads": 2, "n_encoder_layers": 1}
@@ -78,7 +78,7 @@ def test_the_optimizer_resumes_in_step(optimizer, devices, tmp_path):
     )
 
 
-def test_predictions_come_from_the_checkpoint_alone(news, tmp_path):
+def test_predict_from_the_checkpoint_alone(news, tmp_path):
     run = tmp_path / "run"
     fit(news, run)
     ZooCLI(["predict", f"--ckpt_path={run / 'best.ckpt'}", "--model.keep_samples=true", *QUIET])
@@ -92,27 +92,29 @@ def test_predictions_come_from_the_checkpoint_alone(news, tmp_path):
     assert list(row["quantiles"]) == ["0.05", "0.25", "0.5", "0.75", "0.95"]
 
 
-def test_rounding_goes_with_the_checkpoint_and_leaves_the_users_text(tmp_path):
+def test_rounding_is_stored_in_checkpoints_and_leaves_the_input_text(tmp_path):
     table = tmp_path / "runs.csv"
     table.write_text("lr,loss\n" + "".join(f"{0.00012345 * i:.7f},{i}\n" for i in range(1, 41)))
-    options = ["--data.target_columns=loss", "--data.digits=2", "--data.powers=true", "--data.row_format=values"]
+    rounding = ["--data.round_digits=2", "--data.power_tokens=true"]
+    options = ["--data.target_columns=loss", "--data.row_format=values", *rounding]
     cli = fit(table, tmp_path / "run", *options)
     [text] = cli.datamodule.texts("test")[:1]
     assert " e-" not in text
     model = RegressLM.load(tmp_path / "run" / "last.ckpt")
-    assert model.rounding == (2, True)
+    assert (model.hparams["round_digits"], model.hparams["power_tokens"]) == (2, True)
     [row] = model.rows([ExampleInput(text)])
     assert model.tokenizer.decode(row.tokens) == rounded(text, 2, True)
     model.save(tmp_path / "saved.ckpt")
-    assert RegressLM.load(tmp_path / "saved.ckpt").rounding == (2, True)
+    again = RegressLM.load(tmp_path / "saved.ckpt")
+    assert (again.hparams["round_digits"], again.hparams["power_tokens"]) == (2, True)
     predict = ["predict", f"--ckpt_path={tmp_path / 'saved.ckpt'}", f"--data_dir={table}"]
-    ZooCLI([*predict, options[0], options[3], *QUIET])
+    ZooCLI([*predict, *options[:2], *QUIET])
     rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == 40
     assert rows[0]["input"] == "0.0001234"
 
 
-def test_test_says_how_good_point_and_law_are_and_draws_them(news, tmp_path):
+def test_test_logs_scores_of_point_and_distribution_and_writes_plots(news, tmp_path):
     run = tmp_path / "run"
     fit(news, run)
     cli = ZooCLI(["test", f"--ckpt_path={run / 'best.ckpt'}", *QUIET])
@@ -125,7 +127,7 @@ def test_test_says_how_good_point_and_law_are_and_draws_them(news, tmp_path):
     assert (run / "test-calibration.png").stat().st_size > 5000
 
 
-def test_figures_go_to_tensorboard(news, tmp_path):
+def test_figures_are_written_to_tensorboard(news, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     fit(news, tmp_path / "run", "--trainer.val_check_interval=2")
@@ -134,7 +136,7 @@ def test_figures_go_to_tensorboard(news, tmp_path):
     assert "val_mae" in tags["scalars"]
 
 
-def test_weights_of_another_run_are_a_start(news, tmp_path):
+def test_weights_initialise_from_another_run(news, tmp_path):
     fit(news, tmp_path / "first")
     first = torch.load(tmp_path / "first" / "last.ckpt", weights_only=True)["state_dict"]
     options = [f"--model.weights={tmp_path / 'first' / 'last.ckpt'}", "--model.lr=0.0", "--model.lora_rank=2"]
@@ -145,10 +147,8 @@ def test_weights_of_another_run_are_a_start(news, tmp_path):
     ZooCLI(["test", f"--ckpt_path={tmp_path / 'second' / 'best.ckpt'}", *QUIET])
 
 
-def test_contradictions_are_named(news, tmp_path):
+def test_contradictory_options_are_refused(news, tmp_path):
     with pytest.raises(ValueError, match="2048 is beyond the model's max_input_len 64"):
         fit(news, tmp_path / "run", "--model.max_input_len=64")
-    with pytest.raises(ValueError, match="1 target columns, but the model n_objectives 2"):
-        fit(news, tmp_path / "run", "--model.n_objectives=2")
     with pytest.raises(ValueError, match="normalized"):
-        fit(news, tmp_path / "run", "--model.numbers=normalized", "--model.exponent=2")
+        fit(news, tmp_path / "run", "--model.number_format=normalized", "--model.number_exponent=2")

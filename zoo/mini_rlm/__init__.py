@@ -1,13 +1,13 @@
-"""Mini-RLM: the network, and (lazily, for it needs Lightning) its module. See README.md here."""
+"""MiniRLM: the network, and its LightningModule, imported on first use because it needs Lightning. See README.md."""
 
 from typing import TYPE_CHECKING, Any
 
-from zoo.mini_rlm.model import Reader, ReaderConfig
+from zoo.mini_rlm.model import MiniRLMConfig, MiniRLMNetwork
 
 if TYPE_CHECKING:
     from zoo.mini_rlm.module import MiniRLM
 
-__all__ = ["MiniRLM", "Reader", "ReaderConfig"]
+__all__ = ["MiniRLM", "MiniRLMConfig", "MiniRLMNetwork"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Token embeddings that were learnt elsewhere."""
+"""Reads pretrained token embeddings from a file."""
 
 from pathlib import Path
 
@@ -10,26 +10,30 @@ from zoo.errors import UserError
 
 
 def read_embeddings(path: str | Path, shape: tuple[int, int]) -> Tensor:
-    """The matrix (vocab_size, dim) that a .safetensors or .pt file holds, alone or as its one tensor of this shape.
+    """The matrix (vocab_size, dim) in a .safetensors or .pt file: the file's only tensor of this shape.
+
+    Args:
+        path: the file.
+        shape: the expected shape.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, or holds no such matrix, or several.
+        FileNotFoundError: the file does not exist.
+        UserError: the file cannot be read, or holds no matrix of this shape or several.
     """
     file = Path(path)
     if not file.exists():
         raise FileNotFoundError(f"there are no embeddings at {file}: give a .pt or .safetensors file")
     try:
-        safe = file.suffix == ".safetensors"
-        held = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
+        is_safetensors = file.suffix == ".safetensors"
+        content = load_file(file) if is_safetensors else torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise half a dozen types for a broken file
         raise UserError(f"{file} cannot be read as embeddings: it is damaged, or holds more than weights") from error
-    tensors = [t for t in (held.values() if isinstance(held, dict) else [held]) if isinstance(t, Tensor)]
-    fitting = [tensor for tensor in tensors if tensor.shape == shape]
-    if len(fitting) != 1:
+    tensors = [t for t in (content.values() if isinstance(content, dict) else [content]) if isinstance(t, Tensor)]
+    candidates = [tensor for tensor in tensors if tensor.shape == shape]
+    if len(candidates) != 1:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors[:4]) or "no tensor"
         raise UserError(
             f"embeddings for this model are one matrix {shape}, vocabulary by dim, but {file} holds {shapes}: "
-            "set dim to its width and data.tokenizer to what it was learnt with"
+            "set dim to its width and data.tokenizer to the tokenizer that it was trained with"
         )
-    return fitting[0]
+    return candidates[0]

@@ -1,9 +1,9 @@
-"""Mini-RLM's network: a short text, or the numbers that stand in it, to a few outputs.
+"""MiniRLM's network: a short text, or the numbers in it, to a few outputs.
 
-Characters are embedded, read by an LSTM (Hochreiter & Schmidhuber 1997, https://doi.org/10.1162/neco.1997.9.8.1735)
-or by a pre-norm transformer with rotary positions (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762), pooled
-into one vector and mapped to the outputs; or the numbers go through a perceptron. Padding is told by a mask: it is
-never read, attended to or pooled, so that a row's outputs are its own, whatever stands beside it in the batch.
+Token embeddings pass through an LSTM (Hochreiter & Schmidhuber 1997, https://doi.org/10.1162/neco.1997.9.8.1735) or a
+pre-norm transformer with rotary positions (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762), are pooled into one
+vector and mapped to the outputs. Alternatively the numbers in the text pass through a multilayer perceptron. A mask
+marks padding, which is neither processed nor pooled: the outputs of a row do not depend on the other rows of its batch.
 """
 
 from dataclasses import dataclass
@@ -22,13 +22,26 @@ Pooling = Literal["mean", "cls", "last"]
 
 
 @dataclass
-class ReaderConfig:
-    """Sizes and kinds. Contradictory settings raise ValueError.
+class MiniRLMConfig:
+    """Sizes and kinds of a `MiniRLMNetwork`. Contradictory settings raise UserError.
 
-    dim is the width of the embedding and of the transformer, or of the mlp's hidden layers; hidden_dim the width of
-    each direction of the LSTM; head_dim that of the hidden layer between the pooled text and the outputs, 0 for none.
-    dropout acts between the LSTM's layers, on the transformer's residual branches and on the pooled text, not on the
-    embeddings, which spell numbers. n_heads, max_positions and rope_theta are the transformer's alone.
+    Args:
+        encoder: "lstm" or "transformer" process the text's tokens, "mlp" the numbers in the text.
+        pooling: how the states of a text become one vector: the "mean" over its tokens, the state of a trained vector
+            in front of the text ("cls"), or the state of the "last" token. Without effect for "mlp".
+        vocab_size: number of token ids.
+        n_features: F, how many numbers a text contains, for encoder=mlp.
+        outputs: number of outputs.
+        dim: width of the embedding and of the transformer, or of the hidden layers of the mlp.
+        hidden_dim: width of each direction of the LSTM.
+        readout_dim: width of the hidden layer between the pooled text and the outputs; 0 for none.
+        n_layers: layers of the encoder.
+        n_heads: attention heads of the transformer; they divide dim into even parts.
+        bidirectional: whether the LSTM also runs from the end of the text to its start.
+        dropout: probability, from 0 to below 1, between the LSTM's layers, on the transformer's residual branches and
+            on the pooled text. Embeddings have no dropout because they carry the digits of numbers.
+        max_seq_len: longest text in tokens that the transformer accepts, the cls vector included.
+        rope_theta: base of the transformer's rotary frequencies.
     """
 
     encoder: Encoder = "lstm"
@@ -38,19 +51,19 @@ class ReaderConfig:
     outputs: int = 1
     dim: int = 64
     hidden_dim: int = 64
-    head_dim: int = 64
+    readout_dim: int = 64
     n_layers: int = 2
     n_heads: int = 4
     bidirectional: bool = True
     dropout: float = 0.0
-    max_positions: int = 4096
+    max_seq_len: int = 4096
     rope_theta: float = 100.0
 
     def __post_init__(self) -> None:
         for name, kinds in (("encoder", Encoder), ("pooling", Pooling)):
             if getattr(self, name) not in get_args(kinds):
                 raise UserError(f"{name} is one of {', '.join(get_args(kinds))}, not {getattr(self, name)!r}")
-        for name in ("vocab_size", "outputs", "dim", "hidden_dim", "n_layers", "n_heads", "max_positions"):
+        for name in ("vocab_size", "outputs", "dim", "hidden_dim", "n_layers", "n_heads", "max_seq_len"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
@@ -58,35 +71,44 @@ class ReaderConfig:
         if self.encoder == "transformer" and self.dim % (2 * self.n_heads):
             raise UserError(f"dim {self.dim} does not divide into n_heads {self.n_heads} of even width")
         if self.encoder == "lstm" and self.pooling == "cls" and not self.bidirectional:
-            raise UserError("pooling cls stands before the text, where an LSTM has read nothing: set bidirectional")
+            raise UserError(
+                "pooling=cls comes before the text, where a forward LSTM has read nothing: set bidirectional"
+            )
         if self.encoder == "mlp" and not self.n_features:
-            raise UserError("encoder mlp reads the numbers in a text: set n_features to how many there are")
+            raise UserError(
+                "encoder=mlp needs the numbers in the texts: set n_features to how many there are, or on the command "
+                "line --data.features true"
+            )
 
 
-class Reader(nn.Module):
-    """Tokens (B, T), or the numbers in the texts (B, F), to outputs (B, O), by ReaderConfig's sizes."""
+class MiniRLMNetwork(nn.Module):
+    """Tokens (B, T), or the numbers in the texts (B, F), to outputs (B, O)."""
 
-    def __init__(self, config: ReaderConfig) -> None:
+    def __init__(self, config: MiniRLMConfig) -> None:
         super().__init__()
         self.config = c = config
         self.dropout = nn.Dropout(c.dropout)
         if c.encoder == "mlp":
-            self.mlp = perceptron(c.n_features, *[c.dim] * c.n_layers, c.outputs)
+            self.mlp = multilayer_perceptron(c.n_features, *[c.dim] * c.n_layers, c.outputs)
             return
         self.embedding = nn.Embedding(c.vocab_size, c.dim)
         nn.init.normal_(self.embedding.weight, std=0.5)
         if c.pooling == "cls":
             self.cls = nn.Parameter(0.5 * torch.randn(c.dim))
         self.encoder = LSTM(c) if c.encoder == "lstm" else Transformer(c)
-        hidden = [c.head_dim] if c.head_dim else []
-        self.head = perceptron(self.encoder.width, *hidden, c.outputs)
+        hidden = [c.readout_dim] if c.readout_dim else []
+        self.head = multilayer_perceptron(self.encoder.width, *hidden, c.outputs)
 
     def forward(self, tokens: Tensor, padding_mask: Tensor | None = None, features: Tensor | None = None) -> Tensor:
-        """(B, O). `padding_mask` (B, T) is True at tokens and False at the padding after them; None: there is none."""
+        """Outputs (B, O) of tokens (B, T), or of features (B, F) for encoder=mlp.
+
+        `padding_mask` (B, T) is True at tokens and False at the padding after them; None means no padding.
+        """
         if self.config.encoder == "mlp":
             return self.mlp(features)
         x = self.embedding(tokens)  # (B, T, dim)
-        if self.config.pooling == "cls":  # one more place, before the text
+        # The cls vector becomes one more position in front of the text.
+        if self.config.pooling == "cls":
             x = torch.cat([self.cls.expand(len(x), 1, -1), x], dim=1)  # (B, 1 + T, dim)
             padding_mask = None if padding_mask is None else nn.functional.pad(padding_mask, (1, 0), value=True)
         lengths = tokens.new_full((len(x),), x.shape[1]) if padding_mask is None else padding_mask.sum(1)  # (B,)
@@ -94,20 +116,21 @@ class Reader(nn.Module):
         return self.head(self.dropout(self.pool(states, padding_mask, lengths)))
 
     def pool(self, states: Tensor, padding_mask: Tensor | None, lengths: Tensor) -> Tensor:
-        """States (B, T, width) to one vector a row (B, width)."""
+        """One vector per row (B, width) from states (B, T, width) and the rows' lengths (B,)."""
         if self.config.pooling == "cls":
             return states[:, 0]
         if self.config.pooling == "mean":
-            kept = states if padding_mask is None else states * padding_mask[..., None]
-            return kept.sum(1) / lengths[:, None]
-        last = states[torch.arange(len(states), device=states.device), lengths - 1]
-        if self.config.encoder == "lstm" and self.config.bidirectional:  # what reads backwards ends at the first token
+            masked = states if padding_mask is None else states * padding_mask[..., None]
+            return masked.sum(1) / lengths[:, None]
+        last = states[torch.arange(len(states), device=states.device), lengths - 1]  # (B, width)
+        # The LSTM's backward direction ends at the first token.
+        if self.config.encoder == "lstm" and self.config.bidirectional:
             forward, backward = last.chunk(2, dim=-1)[0], states[:, 0].chunk(2, dim=-1)[1]
             return torch.cat([forward, backward], dim=-1)
         return last
 
     def flops(self, length: int) -> float:
-        """Floating-point operations of one training sample of so many tokens, forward and backward."""
+        """Floating-point operations of training on one text of `length` tokens, forward and backward."""
         lookups = {"embedding.weight", "cls"}
         active = sum(p.numel() for name, p in self.named_parameters() if name not in lookups)
         if self.config.encoder == "mlp":
@@ -116,20 +139,20 @@ class Reader(nn.Module):
         return 6 * active * length + (attention if self.config.encoder == "transformer" else 0)
 
 
-def perceptron(*widths: int) -> nn.Sequential:
-    """Linear maps from one width to the next, a smooth kink between any two."""
+def multilayer_perceptron(*widths: int) -> nn.Sequential:
+    """Linear layers from one width to the next, with SiLU between them."""
     layers = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), nn.SiLU())]
     return nn.Sequential(*layers[:-1])
 
 
 class LSTM(nn.Module):
-    """x (B, T, dim) to states (B, T, width): rows are packed, so that neither direction steps over padding."""
+    """x (B, T, dim) to states (B, T, width). Rows are packed, so that neither direction processes padding."""
 
-    def __init__(self, c: ReaderConfig) -> None:
+    def __init__(self, c: MiniRLMConfig) -> None:
         super().__init__()
-        between = c.dropout if c.n_layers > 1 else 0.0
+        layer_dropout = c.dropout if c.n_layers > 1 else 0.0
         self.lstm = nn.LSTM(
-            c.dim, c.hidden_dim, c.n_layers, batch_first=True, bidirectional=c.bidirectional, dropout=between
+            c.dim, c.hidden_dim, c.n_layers, batch_first=True, bidirectional=c.bidirectional, dropout=layer_dropout
         )
         self.width = c.hidden_dim * (1 + c.bidirectional)
 
@@ -141,39 +164,39 @@ class LSTM(nn.Module):
 
 
 class Transformer(nn.Module):
-    """x (B, T, dim) to normed states (B, T, dim): every token sees every real token of its row.
+    """x (B, T, dim) to normed states (B, T, dim): every token attends to all tokens of its row, padding excepted.
 
-    A text beyond max_positions raises ValueError; none is ever cut.
+    A text longer than max_seq_len raises UserError; it is never truncated.
     """
 
-    def __init__(self, c: ReaderConfig) -> None:
+    def __init__(self, c: MiniRLMConfig) -> None:
         super().__init__()
         self.width = c.dim
-        self.rotary = RotaryEmbedding(c.dim // c.n_heads, c.max_positions, c.rope_theta)
+        self.rotary = RotaryEmbedding(c.dim // c.n_heads, c.max_seq_len, c.rope_theta)
         self.layers = nn.ModuleList(TransformerLayer(c) for _ in range(c.n_layers))
         self.norm = RMSNorm(c.dim)
 
     def forward(self, x: Tensor, padding_mask: Tensor | None, lengths: Tensor) -> Tensor:
-        seen = torch.ones(1, x.shape[1], dtype=torch.bool, device=x.device) if padding_mask is None else padding_mask
+        mask = torch.ones(1, x.shape[1], dtype=torch.bool, device=x.device) if padding_mask is None else padding_mask
         for layer in self.layers:
-            x = layer(x, self.rotary, seen[:, None, None])
+            x = layer(x, self.rotary, mask[:, None, None])
         return self.norm(x)
 
 
 class TransformerLayer(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
-    def __init__(self, c: ReaderConfig) -> None:
+    def __init__(self, c: MiniRLMConfig) -> None:
         super().__init__()
         self.attention_norm, self.ffn_norm = RMSNorm(c.dim), RMSNorm(c.dim)
-        self.attention = Attention(c.dim, c.n_heads, c.n_heads)
+        self.attention = Attention(c.dim, c.n_heads, c.n_heads, causal=False)
         self.feed_forward = FeedForward(c.dim, 8 * c.dim // 3)
         self.dropout = nn.Dropout(c.dropout)
         for name, parameter in self.named_parameters():
             if name.endswith(("wqkv.weight", "wo.weight", "w13.weight", "w2.weight")):
                 nn.init.normal_(parameter, std=0.05)
 
-    def forward(self, x: Tensor, rotary: RotaryEmbedding, seen: Tensor) -> Tensor:
-        """x (B, T, dim) -> (B, T, dim), where `seen` (B or 1, 1, 1, T) says which keys there are."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, mask=seen))
+    def forward(self, x: Tensor, rotary: RotaryEmbedding, mask: Tensor) -> Tensor:
+        """x (B, T, dim) -> (B, T, dim); mask (B or 1, 1, 1, T) is True at the keys to attend to."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, mask=mask))
         return x + self.dropout(self.feed_forward(self.ffn_norm(x)))

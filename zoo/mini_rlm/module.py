@@ -1,6 +1,7 @@
-"""Mini-RLM in Lightning: one number, or a class, for every text."""
+"""MiniRLM in Lightning: regression of texts by a single output vector, or classification."""
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch.nn.functional as F
@@ -8,43 +9,63 @@ from torch import Tensor
 
 from zoo.errors import UserError
 from zoo.mini_rlm.embeddings import read_embeddings
-from zoo.mini_rlm.model import Encoder, Pooling, Reader, ReaderConfig
+from zoo.mini_rlm.model import Encoder, MiniRLMConfig, MiniRLMNetwork, Pooling
 from zoo.mini_rlm.scales import Scale, ScaleKind
-from zoo.training.batches import TextBatch
-from zoo.training.regressor import Regressor, known
+from zoo.optim import OptimizerConfig
+from zoo.tokenizers import Tokenizer
+from zoo.training.batches import TextBatch, targets_and_features
+from zoo.training.language_model import required_vocab_size
+from zoo.training.regressor import Regressor, target_fields
+from zoo.training.settings import part
+
+
+@dataclass
+class MiniRLMSettings(OptimizerConfig, MiniRLMConfig):
+    """All settings of a MiniRLM and its training."""
+
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    lr: float = 3e-3
+    warmup_steps: int = 50
+    min_lr_ratio: float = 0.0
 
 
 class MiniRLM(Regressor):
-    """RegressLM's small sibling: a character LSTM or transformer, or a perceptron, regresses configurations.
+    """Small sibling of RegressLM: a character LSTM, a transformer or a multilayer perceptron predicts numbers of texts.
 
-    Logged are the scores of every regressor, or, with classes, `accuracy`.
+    Logged in addition to `train_loss` and `<split>_loss`: the scores of every regressor, or with classes `accuracy`.
 
     Args:
-        encoder: what reads: "lstm" or "transformer" the text's tokens, "mlp" the numbers that stand in it.
-        pooling: what of the states is kept: their "mean" over the real tokens, the one of a learnt vector before the
-            text ("cls"), or that of the "last" real token.
-        targets: the scale on which the targets are learnt: "asinh", "standard" or "raw" (zoo.mini_rlm.scales).
-        loss: on that scale, "huber" or "mse".
-        huber_delta: where Huber's loss turns from square to linear.
-        n_objectives: K numbers for each text.
-        n_classes: not 0: the target is one of so many classes, 0, 1, ...
-        n_features: how many numbers stand in each text, for the mlp.
-        embeddings: start from these token embeddings, a matrix (vocab_size, dim) alone in a .pt or .safetensors file.
-        freeze_embeddings: leave them as they are.
-        optimizer: "adamw" or "adafactor".
-        lr: peak learning rate.
-        warmup_steps: optimizer steps of linear warm-up.
-        min_lr_ratio: the cosine ends at this share of `lr`.
-        beta1, beta2: AdamW's decay rates.
-        weight_decay: decoupled decay of the matrices.
-        **architecture: the other fields of `ReaderConfig`. `vocab_size` follows the data's tokenizer.
+        encoder: "lstm" or "transformer" process the text's tokens, "mlp" the numbers in the text.
+        pooling: how the states of a text become one vector: the "mean" over its tokens, the state of a trained vector
+            in front of the text ("cls"), or the state of the "last" token. Without effect for "mlp".
+        target_scale: scale on which targets are learned, fitted to the training targets: "asinh" (linear near the
+            median, logarithmic for outliers), "standard" (mean 0, standard deviation 1) or "raw" (unchanged).
+        loss: loss on that scale, "huber" or "mse".
+        huber_delta: absolute error, on that scale, at which Huber's loss changes from quadratic to linear; positive.
+        n_objectives: K, the number of targets of each text; on the command line that of the data.
+        n_classes: 0 for regression; otherwise the only target is one of the classes 0 ... n_classes - 1.
+        n_features: F, how many numbers each text contains, for encoder=mlp; on the command line that of the data, which
+            is 0 without --data.features true.
+        embeddings: .pt or .safetensors file with the initial token embeddings, a matrix (vocab_size, dim). Default:
+            random embeddings.
+        freeze_embeddings: keep the token embeddings fixed during training.
+        vocab_size: number of token ids; on the command line that of the data's tokenizer. Not needed for encoder=mlp.
+        tokenizer: the tokenizer of the data, stored in checkpoints; on the command line the data's.
+        **settings: the other fields of `MiniRLMConfig`, and those of `OptimizerConfig`.
     """
+
+    data_arguments: ClassVar[tuple[str, ...]] = ("vocab_size", "tokenizer", "n_objectives", "n_features")
+    renamed_arguments: ClassVar[dict[str, str]] = {
+        "targets": "target_scale",
+        "max_positions": "max_seq_len",
+        "head_dim": "readout_dim",
+    }
 
     def __init__(
         self,
         encoder: Encoder = "lstm",
         pooling: Pooling = "mean",
-        targets: ScaleKind = "asinh",
+        target_scale: ScaleKind = "asinh",
         loss: Literal["huber", "mse"] = "huber",
         huber_delta: float = 0.1,
         n_objectives: int = 1,
@@ -52,108 +73,148 @@ class MiniRLM(Regressor):
         n_features: int = 0,
         embeddings: str | None = None,
         freeze_embeddings: bool = False,
-        optimizer: Literal["adamw", "adafactor"] = "adamw",
-        lr: float = 3e-3,
-        warmup_steps: int = 50,
-        min_lr_ratio: float = 0.0,
-        beta1: float = 0.9,
-        beta2: float = 0.95,
-        weight_decay: float = 0.1,
-        **architecture: Any,
+        vocab_size: int | None = None,
+        tokenizer: Tokenizer | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
         if n_classes and n_objectives != 1:
             raise UserError(f"n_classes needs one target column, not {n_objectives}: set n_objectives to 1")
         if loss not in ("huber", "mse") or not huber_delta > 0:
             raise UserError(f"loss is huber, with a positive huber_delta, or mse, not {loss} with {huber_delta}")
-        config = ReaderConfig(
-            encoder=encoder, pooling=pooling, n_features=n_features, outputs=n_classes or n_objectives, **architecture
-        )
-        self.model = Reader(config)
-        self.target_scale = Scale(n_objectives, "raw" if n_classes else targets)
-        self.feature_scale = Scale(n_features)
         if encoder == "mlp" and (embeddings or freeze_embeddings):
             raise UserError("encoder mlp reads no tokens: drop embeddings and freeze_embeddings")
+        if encoder != "mlp":
+            vocab_size = required_vocab_size(vocab_size, tokenizer, "MiniRLM")
+        config = MiniRLMSettings(
+            encoder=encoder,
+            pooling=pooling,
+            vocab_size=vocab_size or MiniRLMConfig.vocab_size,
+            n_features=n_features,
+            outputs=n_classes or n_objectives,
+            **settings,
+        )
+        super().__init__(MiniRLMNetwork(part(config, MiniRLMConfig)), config, n_objectives, tokenizer)
+        self.save_hyperparameters(ignore=["tokenizer"])
+        self.target_scale = Scale(n_objectives, "raw" if n_classes else target_scale)
+        self.feature_scale = Scale(n_features)
+        self.has_scales = False
         if embeddings:
             self.model.embedding.weight.data.copy_(read_embeddings(embeddings, (config.vocab_size, config.dim)))
             self.hparams["embeddings"] = None  # a checkpoint of this module must not need the file it started from
         if freeze_embeddings:
             self.model.embedding.requires_grad_(False)
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        data, h, c = self.data, self.hparams, self.model.config
-        places = data.max_input_len + (c.pooling == "cls")
-        if c.encoder == "transformer" and places > c.max_positions:
-            raise UserError(
-                f"data.max_input_len {data.max_input_len} needs {places} positions, but the model has max_positions "
-                f"{c.max_positions}: raise the second"
-            )
-        if c.encoder == "mlp" and data.n_features != h["n_features"]:
-            raise UserError(
-                f"the data gives {data.n_features} numbers for a text, but the model has n_features {h['n_features']}: "
-                "set data.features to true, and n_features to how many there are"
-            )
-        for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ()):
-            self._check_classes(data.targets(split))
-        if stage == "fit":
-            self.fit_scales(data.targets("train"), data.features("train") if c.encoder == "mlp" else None)
+    # ---- scales
 
-    def _check_classes(self, targets: np.ndarray) -> None:
-        classes = self.hparams["n_classes"]
-        strange = targets[~np.isin(targets, range(classes))]
-        if classes and len(strange):
-            raise UserError(f"a target is {strange[0]:g}, but n_classes {classes} means one of 0 ... {classes - 1}")
+    def on_train_start(self) -> None:
+        """Check the training rows, and fit the scales to them unless a checkpoint brought its own."""
+        targets, features = targets_and_features(self.trainer.train_dataloader)
+        self.check_objectives(targets.shape[1])
+        self.check_features(0 if features is None else features.shape[1])
+        self.check_classes(targets)
+        if not self.has_scales:
+            self.fit_scales(targets, features)
 
     def fit_scales(self, targets: np.ndarray, features: np.ndarray | None = None) -> None:
-        """Learn the scales from the training targets (N, K) and, for the mlp, features (N, F)."""
-        self.target_scale.fit(targets)
-        if features is not None:
-            self.feature_scale.fit(features)
+        """Fit the scales to the training targets (N, K) and, for encoder=mlp, to the features (N, F).
 
-    def forward(self, batch: TextBatch) -> Tensor:
-        """(B, K) numbers on the targets' scale, or (B, n_classes) logits."""
+        Training calls this when it starts, unless it has been called before or the scales come from a checkpoint.
+        """
+        self.target_scale.fit(targets)
+        if self.hparams["encoder"] == "mlp" and features is not None:
+            self.feature_scale.fit(features)
+        self.has_scales = True
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.has_scales = True
+
+    # ---- checks
+
+    def check_data(self, data: Any) -> None:
+        """The longest text must fit into the transformer, and encoder=mlp needs features."""
+        super().check_data(data)
+        c = self.model.config
+        positions = data.max_input_len + (c.pooling == "cls")
+        if c.encoder == "transformer" and positions > c.max_seq_len:
+            raise UserError(
+                f"data.max_input_len {data.max_input_len} needs {positions} positions, but the model has max_seq_len "
+                f"{c.max_seq_len}: set --model.max_seq_len to at least {positions}"
+            )
+
+    def check_batch(self, batch: Any) -> None:
+        super().check_batch(batch)
+        self.check_features(0 if batch.features is None else batch.features.shape[1])
+
+    def check_features(self, columns: int) -> None:
+        """Raises UserError where encoder=mlp gets another number of features than it has inputs."""
+        expected = self.hparams["n_features"]
+        if self.hparams["encoder"] == "mlp" and columns != expected:
+            raise UserError(
+                f"the data gives {columns} numbers for a text, but the model has n_features {expected}: set "
+                "data.features to true, and n_features to how many numbers each text contains"
+            )
+
+    def check_classes(self, targets: np.ndarray) -> None:
+        """Raises UserError where a target (N, K) is not the number of a class."""
+        n_classes = self.hparams["n_classes"]
+        wrong = targets[~np.isin(targets, range(n_classes))]
+        if n_classes and len(wrong):
+            raise UserError(f"a target is {wrong[0]:g}, but n_classes {n_classes} means one of 0 ... {n_classes - 1}")
+
+    def on_before_batch_transfer(self, batch: TextBatch, dataloader_idx: int) -> TextBatch:
+        """Check the classes of evaluation batches while they are on the CPU; `on_train_start` checks training rows."""
+        if self.hparams["n_classes"] and (self.trainer.validating or self.trainer.testing):
+            self.check_classes(batch.targets.numpy())
+        return batch
+
+    # ---- loss and predictions
+
+    def outputs(self, batch: TextBatch) -> Tensor:
+        """(B, K) predictions on the targets' scale, or (B, n_classes) logits."""
         features = self.feature_scale(batch.features) if self.hparams["encoder"] == "mlp" else None
         return self.model(batch.tokens, batch.padding_mask, features).float()
 
     def losses(self, batch: TextBatch) -> Tensor:
-        return self._losses(self(batch), batch.targets)
+        return self._losses(self.outputs(batch), batch.targets)
 
     def estimate(self, batch: TextBatch) -> Tensor:
-        return self._estimate(self(batch))
+        """(B, K) predictions in the targets' unit; with classes (B, 1) the most likely class."""
+        return self._estimate(self.outputs(batch))
 
     def evaluate(self, batch: TextBatch) -> dict[str, Tensor]:
-        outputs = self(batch)  # once for both
+        outputs = self.outputs(batch)  # once for loss and prediction
         loss = self._losses(outputs, batch.targets)
         return {"loss": loss, "prediction": self._estimate(outputs), "target": batch.targets}
 
     def _losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self.hparams["n_classes"]:
             return F.cross_entropy(outputs, targets[:, 0].long(), reduction="none")
-        wanted = self.target_scale(targets)  # (B, K)
+        scaled = self.target_scale(targets)  # (B, K)
         if self.hparams["loss"] == "mse":
-            return F.mse_loss(outputs, wanted, reduction="none").mean(1)
-        return F.smooth_l1_loss(outputs, wanted, reduction="none", beta=self.hparams["huber_delta"]).mean(1)
+            return F.mse_loss(outputs, scaled, reduction="none").mean(1)
+        return F.smooth_l1_loss(outputs, scaled, reduction="none", beta=self.hparams["huber_delta"]).mean(1)
 
     def _estimate(self, outputs: Tensor) -> Tensor:
         if self.hparams["n_classes"]:
             return outputs.argmax(-1, keepdim=True).double()
         return self.target_scale.inverse(outputs)
 
-    def reached(self, columns: dict[str, np.ndarray]) -> dict[str, float]:
+    def compute_metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
         if not self.hparams["n_classes"]:
-            return super().reached(columns)
-        right = columns["prediction"] == columns["target"]
-        return {"loss": float(columns["loss"].mean()), "accuracy": float(right.mean())}
+            return super().compute_metrics(outputs)
+        is_correct = outputs["prediction"] == outputs["target"]
+        return {"loss": float(outputs["loss"].mean()), "accuracy": float(is_correct.mean())}
 
     def predict_step(self, batch: TextBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """As every regressor's; with classes, the likeliest one and the probabilities of all."""
+        """The fields of every regressor; with classes "prediction" is the most likely class, and there are
+        "probabilities" of all classes."""
         if not self.hparams["n_classes"]:
             return super().predict_step(batch, batch_idx)
-        probabilities = self(batch).softmax(-1)  # (B, n_classes)
+        probabilities = self.outputs(batch).softmax(-1)  # (B, n_classes)
         rows = zip(batch.index.tolist(), batch.texts, probabilities, batch.targets, strict=True)
         return [
-            {"index": i, "input": text, "prediction": int(p.argmax()), "probabilities": p.tolist()} | known(target)
+            {"index": i, "input": text, "prediction": int(p.argmax()), "probabilities": p.tolist()}
+            | target_fields(target)
             for i, text, p, target in rows
         ]

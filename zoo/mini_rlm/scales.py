@@ -1,4 +1,4 @@
-"""Columns of numbers brought to a common scale, which is learnt from training data and kept with the weights."""
+"""Invertible scaling of numeric columns, fitted on training data and stored with the weights."""
 
 from typing import Literal, get_args
 
@@ -12,11 +12,17 @@ ScaleKind = Literal["asinh", "standard", "raw"]
 
 
 class Scale(nn.Module):
-    """x (..., K) <-> z (..., K), column by column: z = (x - centre) / spread, or for "asinh" the asinh of that.
+    """Scales x (..., K) to z (..., K) column by column: z = (x - centre) / spread, or asinh of that for kind "asinh".
 
-    "standard" has mean and standard deviation. "asinh" has the median and twice the distance between the quartiles,
-    which is as far as Tukey's fences lie from the median of a symmetric column: linear within them and logarithmic
-    beyond, it lets a few huge targets neither decide the loss nor set the unit of the rest. "raw" is x itself.
+    Args:
+        columns: K.
+        kind: "standard" uses mean and standard deviation. "asinh" uses the median and twice the interquartile range,
+            the distance from the median to Tukey's fences in a symmetric column: z is linear between the fences and
+            logarithmic beyond, so that a few huge targets neither dominate the loss nor determine the unit of the
+            others. "raw" leaves x unchanged.
+
+    Raises:
+        UserError: the kind is unknown.
     """
 
     centre: Tensor  # (K,) float64
@@ -31,7 +37,7 @@ class Scale(nn.Module):
         self.register_buffer("spread", torch.ones(columns, dtype=torch.float64))
 
     def fit(self, column_values: np.ndarray) -> None:
-        """Learn from (N, K); a column without spread is only centred."""
+        """Compute centre and spread from values (N, K). A constant column gets spread 1."""
         if self.kind == "raw":
             return
         centre, spread = column_values.mean(0), column_values.std(0)
@@ -42,10 +48,11 @@ class Scale(nn.Module):
         self.spread.copy_(torch.from_numpy(np.where(spread > 0, spread, 1.0)))
 
     def forward(self, x: Tensor) -> Tensor:
+        """z (..., K) in float32 of x (..., K), computed in float64."""
         z = (x.double() - self.centre) / self.spread
         return (z.asinh() if self.kind == "asinh" else z).float()
 
     def inverse(self, z: Tensor) -> Tensor:
-        """z (..., K) back to the columns' own unit, in float64."""
+        """x (..., K) in float64, in the columns' own unit, of z (..., K)."""
         x = z.double()
         return (x.sinh() if self.kind == "asinh" else x) * self.spread + self.centre

@@ -1,7 +1,22 @@
-"""RegressLM: text in, number out, decoded token by token, with its whole distribution. See README.md here."""
+"""RegressLM: text in, distribution over numbers out, decoded token by token. See README.md.
+
+`RegressLM` is imported on first use, because it needs Lightning.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from zoo.regress_lm.example import Example, ExampleInput
-from zoo.regress_lm.module import RegressLM
 from zoo.regress_lm.number_tokenizers import IEEEFloatTokenizer, NormalizedTokenizer, P10Tokenizer
 
+if TYPE_CHECKING:
+    from zoo.regress_lm.api import RegressLM
+
 __all__ = ["Example", "ExampleInput", "IEEEFloatTokenizer", "NormalizedTokenizer", "P10Tokenizer", "RegressLM"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "RegressLM":
+        from zoo.regress_lm.api import RegressLM
+
+        return RegressLM
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What S samples of a number say: point estimates, quantiles, and how far the whole distribution can be trusted."""
+"""Statistics of sampled numbers: point estimates, quantiles, CRPS and calibration."""
 
 import numpy as np
 import torch
@@ -8,16 +8,17 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def summary(samples: Tensor, log_prob: Tensor) -> dict[str, Tensor]:
-    """Point estimates from samples (B, S, K) with log-probabilities (B, S).
+    """Point estimates and quantiles of samples (B, S, K) with log-probabilities (B, S). NaN samples are left out.
 
     Returns:
-        "median", "mean", "std" (B, K) over the samples, "mode" (B, K), the likeliest of them, and "quantiles"
-        (B, K, 5) at 5, 25, 50, 75 and 95%. A sample of NaN (an invalid number) is left out.
+        "median", "mean", "std" (B, K) of the samples; "mode" (B, K), the most likely sample; and "quantiles"
+        (B, K, 5) at 5, 25, 50, 75 and 95%.
     """
-    at = torch.tensor(QUANTILES, dtype=samples.dtype, device=samples.device)
-    between = "nearest" if samples.isinf().any() else "linear"  # nothing lies between a number and infinity
-    quantiles = samples.nanquantile(at, dim=1, interpolation=between).permute(1, 2, 0)  # (B, K, 5)
-    mean = samples.nanmean(1)
+    levels = torch.tensor(QUANTILES, dtype=samples.dtype, device=samples.device)
+    # Interpolation between a number and infinity is undefined.
+    interpolation = "nearest" if samples.isinf().any() else "linear"
+    quantiles = samples.nanquantile(levels, dim=1, interpolation=interpolation).permute(1, 2, 0)  # (B, K, 5)
+    mean = samples.nanmean(1)  # (B, K)
     return {
         "median": quantiles[..., 2],
         "mean": mean,
@@ -28,29 +29,30 @@ def summary(samples: Tensor, log_prob: Tensor) -> dict[str, Tensor]:
 
 
 def crps(samples: Tensor, targets: Tensor) -> Tensor:
-    """(B, K) continuous ranked probability score of samples (B, S, K), in the targets' unit; smaller is better.
+    """Continuous ranked probability score (B, K) of samples (B, S, K), in the targets' unit; smaller is better.
 
-    E|X - y| - E|X - X'| / 2 over the samples (Gneiting and Raftery 2007), the pairs X != X' by their ranks: unbiased,
-    and for a single sample the absolute error. NaN for a row with a sample of NaN.
+    E|X - y| - E|X - X'| / 2 over the samples (Gneiting and Raftery 2007), where X and X' are different samples. It is
+    unbiased, and the absolute error for a single sample. NaN for a row with a NaN sample.
     """
     n = samples.shape[1]
     error = (samples - targets.unsqueeze(1)).abs().mean(1)  # (B, K)
     if n == 1:
         return error
+    # Sum over pairs in n log n operations: in sorted order sample i is the larger of i - 1 pairs.
     rank = torch.arange(1, n + 1, device=samples.device, dtype=samples.dtype).view(1, n, 1)
     spread = ((2 * rank - n - 1) * samples.sort(1).values).sum(1) * 2 / (n * (n - 1))  # (B, K), E|X - X'|
     return error - spread / 2
 
 
 def pit(samples: Tensor, targets: Tensor) -> Tensor:
-    """(B, K) the share of samples below the target, ties counted half: uniform on [0, 1] where calibrated.
+    """Probability integral transform (B, K), Dawid 1984: the share of samples (B, S, K) below the target, ties half.
 
-    The probability integral transform of Dawid (1984).
+    It is uniform on [0, 1] for calibrated predictions.
     """
     y = targets.unsqueeze(1)
     return ((samples < y).double() + 0.5 * (samples == y).double()).mean(1)
 
 
-def coverage(places: np.ndarray, level: float) -> float:
-    """The share of targets, by their `places` in their distributions, within the central interval for `level`."""
-    return float((np.abs(places - 0.5) <= level / 2).mean())
+def coverage(pit_values: np.ndarray, level: float) -> float:
+    """The share of targets inside the central interval of probability `level`, from their `pit` values."""
+    return float((np.abs(pit_values - 0.5) <= level / 2).mean())

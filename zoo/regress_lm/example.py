@@ -1,4 +1,4 @@
-"""What the Python API is given: texts, and texts with the numbers that belong to them."""
+"""Input types of the Python API: a text, and a text with its numbers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,13 +6,22 @@ from dataclasses import dataclass
 
 @dataclass
 class ExampleInput:
-    """A text whose number is asked for."""
+    """A text whose number is to be predicted.
+
+    Args:
+        x: the text.
+    """
 
     x: str
 
 
 @dataclass
 class Example(ExampleInput):
-    """A text and its number, or its K numbers where the model has K objectives."""
+    """A text with its number, or with K numbers for a model of K objectives.
+
+    Args:
+        x: the text.
+        y: the number or numbers.
+    """
 
     y: float | Sequence[float]

@@ -1,11 +1,12 @@
-"""Does the model read, or take shortcuts? Accuracy on minimally changed texts beside accuracy on the texts themselves.
+"""Probe for shortcuts: accuracy on minimally changed texts compared with accuracy on the original texts.
 
     python -m zoo.regress_lm.probe --ckpt_path best.ckpt --write pairs.csv    # the test split's texts, and changed ones
     python -m zoo.regress_lm.probe --ckpt_path best.ckpt --pairs pairs.csv    # once their changed_target is filled in
 
-A pair is a text and the same text with its first number changed, or its negation put in or taken out: what a reader
-answers differently, and what a model that goes by mood or topic answers the same (contrast sets, Gardner et al. 2020,
-https://arxiv.org/abs/2004.02709). Only who knows the subject knows the changed target, so it is left empty for you.
+A pair is a text and the same text with its first number doubled, or with a negation added or removed. A model that
+reads the text answers the two differently; a model that relies on mood or topic answers both the same (contrast sets,
+Gardner et al. 2020, https://arxiv.org/abs/2004.02709). The correct target of a changed text needs knowledge of the
+subject, so the file leaves it empty for you to fill in.
 """
 
 import argparse
@@ -21,8 +22,10 @@ import numpy as np
 from zoo.console.exit_codes import run_command
 from zoo.console.table import table
 from zoo.errors import UserError
+from zoo.registry import DATA_MODULES, load_class
+from zoo.regress_lm.api import RegressLM
 from zoo.regress_lm.example import ExampleInput
-from zoo.regress_lm.module import RegressLM
+from zoo.training.checkpoint_file import read_checkpoint
 
 COLUMNS = ("text", "target", "change", "changed", "changed_target")
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w.]*\d)")
@@ -31,7 +34,7 @@ _AUXILIARY = re.compile(r"\b(?:is|are|was|were|has|have|had|will|would|can|could
 
 
 def changes(text: str) -> Iterator[tuple[str, str]]:
-    """The minimal changes that `text` allows, each named: its first number doubled, its negation toggled."""
+    """The minimal changes of a text, as (kind, changed text): its first number doubled, its negation toggled."""
     if match := _NUMBER.search(text):
         doubled = f"{2 * float(match[0]):.10g}" if float(match[0]) else "1"
         yield "number", text[: match.start()] + doubled + text[match.end() :]
@@ -41,29 +44,54 @@ def changes(text: str) -> Iterator[tuple[str, str]]:
         yield "negation", f"{text[: match.end()]} not{text[match.end() :]}"
 
 
-def write_pairs(ckpt_path: str, path: Path) -> int:
-    """Write the changed texts of the checkpoint's test split to `path`; returns how many pairs there are."""
-    from zoo.cli.command_line import ZooCLI
+def load_data(ckpt_path: str) -> Any:
+    """The data module whose settings a checkpoint stores, with the checkpoint's tokenizer.
 
+    Raises:
+        UserError: the checkpoint names no data module.
+    """
+    checkpoint = read_checkpoint(ckpt_path)
+    name = next((name for name in DATA_MODULES if name in checkpoint), None)
+    if name is None:
+        raise UserError(f"{ckpt_path} stores no data settings: give a checkpoint of `zoo fit`")
+    settings = checkpoint["datamodule_hyper_parameters"]
+    settings = {key: value for key, value in settings.items() if not key.startswith("_")}
+    return load_class(name)(**settings | {"tokenizer": ckpt_path})
+
+
+def write_pairs(ckpt_path: str, path: Path) -> int:
+    """Write the changed texts of the checkpoint's test split to a CSV file.
+
+    Args:
+        ckpt_path: a checkpoint of `zoo fit`.
+        path: the file to write.
+
+    Returns:
+        The number of pairs.
+
+    Raises:
+        UserError: the file exists already.
+    """
     if path.exists():
         raise UserError(f"{path} is there already: move it away, or give another --write")
-    data: Any = ZooCLI(["test", f"--ckpt_path={ckpt_path}", "--trainer.fast_dev_run=1"]).datamodule
-    found = 0
+    data = load_data(ckpt_path)
+    texts, targets = data.texts("test"), data.targets("test")[:, 0]
+    count = 0
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        for text, target in zip(data.texts("test"), data.targets("test")[:, 0], strict=True):
+        for text, target in zip(texts, targets, strict=True):
             for kind, changed in changes(text):
                 writer.writerow([text, repr(float(target)), kind, changed, ""])
-                found += 1
-    return found
+                count += 1
+    return count
 
 
 def read_pairs(path: Path) -> list[dict[str, Any]]:
-    """The pairs in `path` whose changed target is known.
+    """The pairs in a CSV file whose changed_target is filled in.
 
     Raises:
-        ValueError: a column is missing, a target is no number, or no changed target is filled in.
+        UserError: a column is missing, a target is not a number, or no changed_target is filled in.
     """
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
@@ -71,7 +99,7 @@ def read_pairs(path: Path) -> list[dict[str, Any]]:
             raise UserError(f"{path} has no column {missing[0]!r}: it needs {', '.join(COLUMNS)}")
         pairs: list[dict[str, Any]] = [row for row in reader if (row["changed_target"] or "").strip()]
     if not pairs:
-        raise UserError(f"{path} has no row with a changed_target: fill in what is right for the changed texts")
+        raise UserError(f"{path} has no row with a changed_target: fill in the correct targets of the changed texts")
     for i, pair in enumerate(pairs, start=1):
         for name in ("target", "changed_target"):
             try:
@@ -84,35 +112,40 @@ def read_pairs(path: Path) -> list[dict[str, Any]]:
 def probe(
     model: RegressLM, pairs: list[dict[str, Any]], tolerance: float, num_samples: int = 64
 ) -> list[dict[str, str]]:
-    """One line for each kind of change: how many of its texts, changed texts and whole pairs the model has right.
+    """Accuracy on original texts, on changed texts and on whole pairs, one row for each kind of change and one for all.
 
-    Right is a median within `tolerance` of the target; `same` is the share of pairs that are told apart by their
-    targets, but not by the model.
+    Args:
+        model: predicts the median of its samples.
+        pairs: as `read_pairs` returns them.
+        tolerance: a prediction is correct if it differs from the target by at most this.
+        num_samples: samples of each text.
+
+    Returns:
+        Table rows. "same" is the share of the pairs with different targets for which the predictions are equal.
     """
-    columns = [("text", "target"), ("changed", "changed_target")]
-    guesses, targets = [], []
-    for text, target in columns:
+    predictions, targets = [], []
+    for text, target in (("text", "target"), ("changed", "changed_target")):
         samples = model.sample([ExampleInput(pair[text]) for pair in pairs], num_samples, seed=0)
-        guesses.append(np.array([np.nanmedian(s) for s in samples]))
+        predictions.append(np.array([np.nanmedian(s) for s in samples]))
         targets.append(np.array([pair[target] for pair in pairs]))
-    right = [np.abs(guess - target) <= tolerance for guess, target in zip(guesses, targets, strict=True)]
-    error = [np.abs(guess - target) for guess, target in zip(guesses, targets, strict=True)]
-    apart = np.abs(targets[0] - targets[1]) > tolerance
+    error = [np.abs(p - t) for p, t in zip(predictions, targets, strict=True)]
+    is_correct = [e <= tolerance for e in error]
+    targets_differ = np.abs(targets[0] - targets[1]) > tolerance
     kinds = np.array([pair["change"] for pair in pairs])
     rows = []
     for kind in [*dict.fromkeys(kinds.tolist()), "all"]:
-        chosen = kinds == kind if kind != "all" else np.full(len(kinds), True)
-        differ = chosen & apart
-        same = (guesses[0] == guesses[1])[differ].mean() if differ.any() else float("nan")
+        selected = kinds == kind if kind != "all" else np.full(len(kinds), True)
+        differ = selected & targets_differ
+        same = (predictions[0] == predictions[1])[differ].mean() if differ.any() else float("nan")
         rows.append(
             {
                 "change": kind,
-                "pairs": str(chosen.sum()),
-                "accuracy": f"{right[0][chosen].mean():.3f}",
-                "accuracy, changed": f"{right[1][chosen].mean():.3f}",
-                "both right": f"{(right[0] & right[1])[chosen].mean():.3f}",
-                "MAE": f"{error[0][chosen].mean():.4g}",
-                "MAE, changed": f"{error[1][chosen].mean():.4g}",
+                "pairs": str(selected.sum()),
+                "accuracy": f"{is_correct[0][selected].mean():.3f}",
+                "accuracy, changed": f"{is_correct[1][selected].mean():.3f}",
+                "both right": f"{(is_correct[0] & is_correct[1])[selected].mean():.3f}",
+                "MAE": f"{error[0][selected].mean():.4g}",
+                "MAE, changed": f"{error[1][selected].mean():.4g}",
                 "same": f"{same:.3f}",
             }
         )
@@ -120,19 +153,22 @@ def probe(
 
 
 def main() -> None:
+    """Command line of the probe."""
     parser = argparse.ArgumentParser(prog="python -m zoo.regress_lm.probe", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--ckpt_path", required=True, help="a RegressLM")
-    parser.add_argument("--pairs", type=Path, help="measure on these")
-    parser.add_argument("--write", type=Path, help="write pairs for you to fill in, from the test split")
-    parser.add_argument("--tolerance", type=float, default=0.0, help="right within so much (default: exactly)")
+    parser.add_argument("--ckpt_path", required=True, help="checkpoint of a RegressLM")
+    parser.add_argument("--pairs", type=Path, help="CSV file of pairs to measure on")
+    parser.add_argument("--write", type=Path, help="CSV file to write, with pairs from the test split to fill in")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.0, help="largest error of a correct prediction (default: 0)"
+    )
     args = parser.parse_args()
     if not Path(args.ckpt_path).exists():
         raise FileNotFoundError(f"there is no checkpoint {args.ckpt_path}")
     if (args.pairs is None) == (args.write is None):
         raise UserError("give either --pairs FILE or --write FILE")
     if args.write:
-        found = write_pairs(args.ckpt_path, args.write)
-        print(f"{args.write}: {found} pairs; fill in changed_target, then give it as --pairs", file=sys.stderr)
+        count = write_pairs(args.ckpt_path, args.write)
+        print(f"{args.write}: {count} pairs; fill in changed_target, then give the file as --pairs", file=sys.stderr)
     else:
         print(table(probe(RegressLM.load(args.ckpt_path), read_pairs(args.pairs), args.tolerance)))
 

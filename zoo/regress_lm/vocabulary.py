@@ -1,4 +1,4 @@
-"""The decoder's vocabulary: ids for the tokens of numbers, and which may follow which."""
+"""The decoder's vocabulary: ids of number tokens, and the grammar of which may follow which."""
 
 from functools import cached_property
 
@@ -8,14 +8,19 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.regress_lm.number_tokenizers import PAD, NumberTokenizer
+from zoo.regress_lm.number_tokenizers import NumberTokenizer
+from zoo.regress_lm.number_wrappers import PAD
 from zoo.regress_lm.rounding import Floats
 
 
 class NumberVocabulary:
-    """A tokenizer's tokens with upstream's ids: 0 is `<pad>`, which also begins every row, then the others, sorted.
+    """A number tokenizer's tokens with upstream's ids: 0 is `<pad>`, which also starts every row; others are sorted.
 
-    A row's `n_objectives` numbers stand one after another: `length` tokens in all, of a vocabulary of `size`.
+    The `n_objectives` numbers of a row follow each other: `length` tokens from a vocabulary of `size`.
+
+    Args:
+        tokenizer: of one number.
+        n_objectives: numbers of a row, at least 1.
     """
 
     def __init__(self, tokenizer: NumberTokenizer, n_objectives: int = 1) -> None:
@@ -37,13 +42,13 @@ class NumberVocabulary:
         return torch.from_numpy(ids.reshape(len(ids), self.length))
 
     def decode(self, ids: Tensor | ArrayLike) -> Floats:
-        """Ids (..., length), as the grammar allows them, to numbers (..., K)."""
+        """Ids (..., length) that the grammar allows to numbers (..., K)."""
         array = np.asarray(ids.cpu() if isinstance(ids, Tensor) else ids)
         return self.tokenizer.decode(self._local[array].reshape(*array.shape[:-1], self.n_objectives, -1))
 
     @cached_property
     def allowed(self) -> Tensor:
-        """(S, V) bool: the tokens that may come in each state; state 0 begins."""
+        """(S, V) bool: the tokens that may come in each state; the first state is 0."""
         allowed = torch.zeros(len(self.tokenizer.allowed), self.size, dtype=torch.bool)
         allowed[:, self._ids] = torch.from_numpy(self.tokenizer.allowed)
         return allowed
@@ -52,19 +57,20 @@ class NumberVocabulary:
     def next_state(self) -> Tensor:
         """(S, V) int64: the state after each token; after the last one of a number, 0 again."""
         states = len(self.tokenizer.allowed)
-        following = torch.zeros(states, self.size, dtype=torch.int64)
-        following[:, self._ids] = torch.from_numpy(self.tokenizer.next_state % states)
-        return following
+        next_state = torch.zeros(states, self.size, dtype=torch.int64)
+        next_state[:, self._ids] = torch.from_numpy(self.tokenizer.next_state % states)
+        return next_state
 
     @property
     def count(self) -> int:
-        """How many whole sequences the grammar allows."""
-        at = {0: 1}  # the sequences that have led to each state
+        """Number of complete token sequences that the grammar allows."""
+        # The number of prefixes that lead to each state, position by position.
+        prefixes = {0: 1}
         for _ in range(self.tokenizer.num_tokens):
-            following: dict[int, int] = {}
-            for state, ways in at.items():
+            extended: dict[int, int] = {}
+            for state, count in prefixes.items():
                 for token in self.allowed[state].nonzero().flatten().tolist():
                     after = int(self.next_state[state, token])
-                    following[after] = following.get(after, 0) + ways
-            at = following
-        return at[0] ** self.n_objectives
+                    extended[after] = extended.get(after, 0) + count
+            prefixes = extended
+        return prefixes[0] ** self.n_objectives

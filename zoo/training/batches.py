@@ -1,10 +1,16 @@
 """Batches: documented NamedTuples that data modules produce and modules consume, and how rows become batches."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
+
+from zoo.errors import UserError
+from zoo.tokenizers import Tokenizer
+from zoo.training.random_streams import stream
 
 IGNORED = -100  # a target that is not scored: the default ignore_index of torch's cross_entropy
 
@@ -38,17 +44,17 @@ def _shape(batch: Any) -> str:
 
 
 class Row(NamedTuple):
-    """One text, its tokens, its K targets (NaN where unknown) and, where asked for, the F numbers that stand in it."""
+    """One text for a regressor or classifier. `collate` joins rows into a `TextBatch`."""
 
-    tokens: list[int]
-    targets: tuple[float, ...]
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a row
+    tokens: list[int]  # the text's token ids, at least one
+    targets: tuple[float, ...]  # K numbers, or the number of a class; NaN where unknown
+    index: int  # type: ignore[assignment]  # the row's place in its split; hides tuple.index
     text: str
-    features: tuple[float, ...] | None = None
+    features: tuple[float, ...] | None = None  # the F numbers in the text, for models that read numbers
 
 
 class TextBatch(NamedTuple):
-    """What the models of texts with answers are given. Padding has no id of its own: `padding_mask` tells it."""
+    """A batch of texts with their targets. Padding has no id of its own: `padding_mask` marks it."""
 
     tokens: Tensor  # (B, T) int64, each row's ids, then zeros
     padding_mask: Tensor | None  # (B, T) bool, True at tokens; None where no row is padded
@@ -56,11 +62,44 @@ class TextBatch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # (B,) int64, the rows' places in their split
     texts: list[str]
     features: Tensor | None  # (B, F) float32
-    numbers: Tensor | None = None  # (B, L) int64, the targets as a model's number tokens, which the model adds
+    numbers: Tensor | None = None  # (B, L) int64, the targets as RegressLM's number tokens, which the model adds
 
 
-def collate(rows: list[Row]) -> TextBatch:
-    """The rows as one batch, no wider than the longest of them."""
+def text_rows(
+    texts: Sequence[str],
+    targets: ArrayLike | None,
+    tokenizer: Tokenizer,
+    features: ArrayLike | None = None,
+) -> list[Row]:
+    """Rows for a plain DataLoader: `DataLoader(text_rows(...), batch_size=32, collate_fn=collate)`.
+
+    Args:
+        texts: N texts.
+        targets: N numbers, or (N, K) for K objectives; NaN or None where unknown.
+        tokenizer: turns the texts into ids.
+        features: (N, F) numbers, for models that read numbers instead of text.
+
+    Raises:
+        UserError: a text has no token, or the number of targets or features differs from that of the texts.
+    """
+    values = np.full(len(texts), np.nan) if targets is None else np.asarray(targets, dtype=np.float64)
+    numbers = None if features is None else np.asarray(features, dtype=np.float64)
+    for name, array in (("targets", values), ("features", numbers)):
+        if array is not None and len(array) != len(texts):
+            raise UserError(f"there are {len(texts)} texts, but {len(array)} {name}: give one for each text")
+    columns = values.reshape(len(texts), -1)  # (N, K)
+    rows = []
+    for i, (text, ids) in enumerate(zip(texts, tokenizer.encode_batch(texts), strict=True)):
+        if not ids:
+            raise UserError(f"text {i} has no token: leave out empty texts")
+        rows.append(
+            Row(ids, tuple(columns[i].tolist()), i, text, None if numbers is None else tuple(numbers[i].tolist()))
+        )
+    return rows
+
+
+def collate(rows: Sequence[Row]) -> TextBatch:
+    """The rows as one batch, as wide as the longest of them: the `collate_fn` of a DataLoader over rows."""
     lengths = np.array([len(row.tokens) for row in rows])
     padding_mask = np.arange(lengths.max()) < lengths[:, None]  # (B, T)
     tokens = np.zeros(padding_mask.shape, dtype=np.int64)
@@ -75,15 +114,73 @@ def collate(rows: list[Row]) -> TextBatch:
     )
 
 
-def bucketed(order: Tensor, lengths: Tensor, step: int, generator: torch.Generator, window: int = 50) -> Tensor:
-    """`order` (N,) rearranged so that each `step` rows in turn are of like length, still in random order.
+def targets_and_features(loader: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """Targets (N, K) and features (N, F), if there are any, of all rows behind a training DataLoader.
 
-    Within every window of `window` steps the rows are sorted by length and the steps are shuffled; a row stays in its
-    window, so chance still decides what is seen when. Rows at the end that fill no step stay at the end.
+    A dataset's own arrays `targets` and `features` are used where it has them; otherwise all its `Row`s are read.
+
+    Raises:
+        TypeError: the loader has no map-style dataset of rows.
     """
-    whole = len(order) - len(order) % step
+    dataset: Any = getattr(loader, "dataset", None)
+    if hasattr(dataset, "targets"):
+        return np.asarray(dataset.targets, dtype=np.float64), getattr(dataset, "features", None)
+    rows = [dataset[i] for i in range(len(dataset))] if hasattr(dataset, "__len__") else []
+    if not rows or not all(isinstance(row, Row) for row in rows):
+        raise TypeError(
+            "training needs a DataLoader over a map-style dataset of zoo.training.batches.Row, for instance the list "
+            "that text_rows returns"
+        )
+    features = None if rows[0].features is None else np.array([row.features for row in rows], dtype=np.float32)
+    return np.array([row.targets for row in rows], dtype=np.float64), features
+
+
+def bucketed(order: Tensor, lengths: Tensor, step: int, generator: torch.Generator, window: int = 50) -> Tensor:
+    """Rearrange `order` so that rows of similar length share a step.
+
+    Within every window of `window` steps the rows are sorted by length and the steps are shuffled. A row stays in its
+    window, so the order remains mostly random. Rows at the end that fill no step stay at the end.
+
+    Args:
+        order: (N,) row numbers in random order.
+        lengths: (N,) length of each row in tokens, by row number.
+        step: rows per step.
+        generator: source of the shuffle of the steps.
+        window: steps per window.
+
+    Returns:
+        (N,) row numbers.
+    """
+    full = len(order) - len(order) % step  # rows that fill whole steps
     parts = []
-    for rows in order[:whole].split(window * step):
+    for rows in order[:full].split(window * step):
         steps = rows[lengths[rows].argsort(stable=True)].view(-1, step)  # (steps, step)
         parts.append(steps[torch.randperm(len(steps), generator=generator)].flatten())
-    return torch.cat([*parts, order[whole:]])
+    return torch.cat([*parts, order[full:]])
+
+
+class BucketBatchSampler:
+    """Batch sampler for a plain DataLoader: rows of similar length together, reshuffled every epoch.
+
+    Each pass over it is one epoch; its order depends on the seed and the number of passes before it. Unlike the loaders
+    of `zoo.datamodules` it keeps a last batch that is not full, so that it also serves a handful of rows, and it does
+    not resume in the middle of an epoch.
+
+    Args:
+        lengths: length of each row in tokens.
+        batch_size: rows per batch.
+        seed: of the order.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int = 0) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = torch.tensor(lengths), batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = stream(self.seed, "order", self.epoch)
+        self.epoch += 1
+        order = torch.randperm(len(self.lengths), generator=generator)
+        order = bucketed(order, self.lengths, self.batch_size, generator)
+        yield from (rows.tolist() for rows in order.split(self.batch_size))

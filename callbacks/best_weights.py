@@ -1,0 +1,33 @@
+"""Callback that keeps the best weights of a run in memory, for training without files."""
+
+import math
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from zoo.callbacks.checkpoint import require_logged
+
+
+class BestWeights(Callback):
+    """Keep a copy of the weights with the lowest `monitor` of all validations, and all its values.
+
+    Args:
+        monitor: the logged metric to minimise.
+    """
+
+    def __init__(self, monitor: str = "val_loss") -> None:
+        self.monitor = monitor
+        self.values: list[float] = []
+        self.weights: dict[str, Tensor] = {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        require_logged(trainer, "monitor", self.monitor)
+        value = trainer.callback_metrics[self.monitor].item()
+        if value < min(self.values, default=math.inf) or not self.values:
+            self.weights = {name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()}
+        self.values.append(value)
+
+    def restore(self, module: LightningModule) -> None:
+        """Load the best weights into the module, if there was any validation."""
+        if self.weights:
+            module.load_state_dict(self.weights)

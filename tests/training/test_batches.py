@@ -1,0 +1,104 @@
+"""Batches of texts: padding and its mask, rows for plain DataLoaders, and batches of rows of similar length."""
+
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from zoo.tokenizers import load_tokenizer
+from zoo.training.batches import BucketBatchSampler, Row, bucketed, collate, targets_and_features, text_rows
+
+
+def test_collate_pads_to_the_longest_row():
+    rows = [Row([7, 0, 9], (0.1,), 4, "abc"), Row([5], (float("nan"),), 2, "d")]
+    batch = collate(rows)
+    assert batch.tokens.tolist() == [[7, 0, 9], [5, 0, 0]]
+    assert batch.padding_mask.tolist() == [[True, True, True], [True, False, False]]
+    assert batch.targets.dtype == torch.float64
+    assert batch.targets[0, 0].item() == 0.1  # not its float32 neighbour
+    assert batch.targets[1].isnan().all()
+    assert batch.index.tolist() == [4, 2]
+    assert batch.texts == ["abc", "d"]
+    assert batch.features is None
+
+
+def test_collate_of_equal_lengths_has_no_mask():
+    batch = collate([Row([1, 2], (1.0, 2.0), i, "ab", (3.0,)) for i in range(3)])
+    assert batch.padding_mask is None
+    assert batch.targets.shape == (3, 2)
+    assert batch.features.dtype == torch.float32
+    assert batch.features.shape == (3, 1)
+
+
+def lengths_and_order(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(1, 500, (n,), generator=generator), torch.randperm(n, generator=generator)
+
+
+def test_bucketed_keeps_every_row_once_and_reduces_padding():
+    lengths, order = lengths_and_order(1003)
+    new = bucketed(order, lengths, 10, torch.Generator().manual_seed(1))
+    assert sorted(new.tolist()) == list(range(1003))
+    assert new[1000:].tolist() == order[1000:].tolist()  # rows that fill no step stay in place
+
+    def padding(order: torch.Tensor) -> float:
+        steps = lengths[order[:1000]].view(-1, 10)
+        return 1 - (steps.sum() / (steps.max(dim=1).values * 10).sum()).item()
+
+    assert padding(order) > 0.4
+    assert padding(new) < 0.03
+
+
+def test_bucketed_depends_on_the_generator_and_is_not_sorted():
+    lengths, order = lengths_and_order(200)
+    first, same, other = (bucketed(order, lengths, 4, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    longest = lengths[first].view(-1, 4).max(dim=1).values
+    assert not torch.equal(longest, longest.sort().values)
+
+
+def test_bucketed_keeps_rows_in_their_window():
+    lengths, order = lengths_and_order(80)
+    new = bucketed(order, lengths, 4, torch.Generator(), window=5)
+    for start in range(0, 80, 20):
+        assert set(new[start : start + 20].tolist()) == set(order[start : start + 20].tolist())
+
+
+def test_bucket_batch_sampler_reshuffles_and_keeps_the_last_batch():
+    lengths, _ = lengths_and_order(23)
+    sampler = BucketBatchSampler(lengths.tolist(), 4, seed=1)
+    first, second = list(sampler), list(sampler)
+    assert len(sampler) == len(first) == 6
+    assert [len(batch) for batch in first] == [4] * 5 + [3]
+    assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(23))
+    assert first != second
+    assert list(BucketBatchSampler(lengths.tolist(), 4, seed=1)) == first
+
+
+def test_text_rows_serve_a_plain_dataloader():
+    tokenizer = load_tokenizer("bytes")
+    rows = text_rows(["a", "bcd"], [[1.5, 2.0], [3.0, np.nan]], tokenizer, [[7.0], [8.0]])
+    assert rows[0] == Row(tokenizer.encode_batch(["a"])[0], (1.5, 2.0), 0, "a", (7.0,))
+    [batch] = DataLoader(rows, batch_size=2, collate_fn=collate)
+    assert batch.tokens.shape == (2, 3)
+    assert batch.features.tolist() == [[7.0], [8.0]]
+    [row] = text_rows(["a"], None, tokenizer)
+    assert np.isnan(row.targets).tolist() == [True]
+    for texts, targets, words in (
+        (["a"], [1, 2], "1 texts, but 2 targets"),
+        (["a", ""], [1, 2], "text 1 has no token"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            text_rows(texts, targets, tokenizer)
+
+
+def test_targets_and_features_of_a_loaders_rows():
+    rows = text_rows(["a", "b"], [1.0, 2.0], load_tokenizer("bytes"), [[3.0], [4.0]])
+    targets, features = targets_and_features(DataLoader(rows, collate_fn=collate))
+    assert targets.tolist() == [[1.0], [2.0]]
+    assert features.tolist() == [[3.0], [4.0]]
+    with pytest.raises(TypeError, match="map-style dataset"):
+        targets_and_features(DataLoader([1, 2]))

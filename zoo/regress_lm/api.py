@@ -1,0 +1,196 @@
+"""Python API of RegressLM: train on lists of examples, sample numbers, evaluate probabilities, save and load.
+
+regress_lm = RegressLM.from_scratch(max_input_len=2048)
+regress_lm.fine_tune([Example(x="hello", y=0.3), Example(x="world", y=-0.3)])
+samples1, samples2 = regress_lm.sample([ExampleInput(x="hi"), ExampleInput(x="bye")], num_samples=128)
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import lightning
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoo.errors import UserError
+from zoo.regress_lm import decoding, fine_tuning
+from zoo.regress_lm.example import Example, ExampleInput
+from zoo.regress_lm.module import RegressLMModule
+from zoo.tokenizers import Tokenizer, load_tokenizer
+from zoo.tokenizers.numerals import rounded
+from zoo.training.batches import Row, TextBatch, collate
+from zoo.training.random_streams import derive
+
+
+class RegressLM(RegressLMModule):
+    """Text in, distribution over numbers out: an encoder reads any text, a decoder generates the number's tokens.
+
+    A `RegressLMModule`, whose arguments it takes, with a Python API for lists of examples.
+    """
+
+    # ---- create, save and load
+
+    @classmethod
+    def from_scratch(
+        cls, max_input_len: int = 2048, *, tokenizer: str | Tokenizer = "bytes", seed: int = 0, **settings: Any
+    ) -> Self:
+        """A new model with random weights, on the GPU if there is one.
+
+        Args:
+            max_input_len: longest text in tokens. Short texts cost no more with a larger value.
+            tokenizer: of the texts: a `Tokenizer`, or a name or path for `load_tokenizer`.
+            seed: of the initial weights.
+            **settings: the other arguments of `RegressLM`.
+
+        Raises:
+            TypeError: an argument does not exist.
+        """
+        text_tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+        with torch.random.fork_rng():
+            torch.manual_seed(derive(seed, "weights"))
+            model = cls(tokenizer=text_tokenizer, max_input_len=max_input_len, **settings)
+        return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+    from_default = from_scratch
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """The model in a checkpoint of `save` or `zoo fit`, on the GPU if there is one."""
+        model = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+        return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+    def save(self, path: str | Path) -> None:
+        """Write a checkpoint for `load`, `zoo test`, `zoo predict` and `zoo fit --model.weights`."""
+        assert self.tokenizer is not None
+        k, h = self.n_objectives, self.hparams
+        data = {
+            "max_input_len": self.model.config.max_input_len,
+            # Rows to predict need no target columns, but their number must be that of the model.
+            "target_columns": ",".join(f"target{i}" for i in range(1, k + 1)) if k > 1 else None,
+            "round_digits": h["round_digits"],
+            "power_tokens": h["power_tokens"],
+        }
+        checkpoint = {
+            "state_dict": self.state_dict(),
+            "hyper_parameters": dict(h),
+            "datamodule_hyper_parameters": data,
+            "TextRegression": {"class": "TextRegression", "tokenizer": self.tokenizer.fingerprint},
+            "pytorch-lightning_version": lightning.__version__,
+        }
+        self.on_save_checkpoint(checkpoint)
+        torch.save(checkpoint, path)
+
+    # ---- train
+
+    def fine_tune(
+        self,
+        examples: Sequence[Example],
+        validation_examples: Sequence[Example] | None = None,
+        seed: int | None = None,
+        **options: Any,
+    ) -> list[float]:
+        """Train on `examples`, keeping the weights with the lowest validation loss.
+
+        Args:
+            examples: texts and their numbers.
+            validation_examples: determine the best weights. Default: a tenth of the examples.
+            seed: of the order, of the held-out part and of dropout. Default: 0.
+            **options: the other arguments of `zoo.regress_lm.fine_tuning.fine_tune`.
+
+        Returns:
+            The validation loss (nats per number token) after each epoch.
+        """
+        return fine_tuning.fine_tune(self, examples, validation_examples, seed, **options)
+
+    # ---- predict
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        inputs: Sequence[ExampleInput],
+        num_samples: int,
+        temperature: float = 1.0,
+        *,
+        top_k: int | None = None,
+        seed: int | None = None,
+        batch_size: int = 64,
+    ) -> list[np.ndarray]:
+        """Draw numbers for every input. The samples of an input depend on the seed and its place in the list only.
+
+        Args:
+            inputs: texts.
+            num_samples: numbers per text, at least 1.
+            temperature: divides the logits; 0 takes the most likely tokens.
+            top_k: draw among the k most likely tokens at each position; None for all.
+            seed: of the draws; None draws a seed from torch's global generator.
+            batch_size: texts that are processed together.
+
+        Returns:
+            For each input float64 (num_samples,), or (num_samples, K) for K > 1 objectives.
+        """
+        seed = int(torch.randint(2**62, ())) if seed is None else seed
+        samples: list[np.ndarray] = []
+        for batch in self.batches(inputs, batch_size):
+            ids, _ = decoding.sample(
+                self.model, self.vocabulary, batch.tokens, batch.padding_mask, num_samples,
+                temperature=temperature, top_k=top_k, seed=seed, rows=batch.index,
+            )  # fmt: skip
+            samples += list(self.vocabulary.decode(ids.cpu()))  # (S, K) each
+        return [s[:, 0] if self.n_objectives == 1 else s for s in samples]
+
+    @torch.inference_mode()
+    def log_prob(self, examples: Sequence[Example], batch_size: int = 256) -> Tensor:
+        """(B,) log-probability in nats of each example's number, rounded to its tokens, under `sample`'s distribution.
+
+        Args:
+            examples: texts and their numbers.
+            batch_size: texts that are processed together.
+        """
+        return torch.cat([self.log_probs(batch) for batch in self.batches(examples, batch_size)])
+
+    @torch.inference_mode()
+    def exact_mean(self, inputs: Sequence[ExampleInput]) -> np.ndarray:
+        """(B, K) mean of the whole distribution, summed over all numbers that the tokens can represent.
+
+        Raises:
+            UserError: there are too many such numbers.
+        """
+        means = []
+        for batch in self.batches(inputs, 1):
+            ids, log_probs = decoding.enumerate_all(self.model, self.vocabulary, batch.tokens, batch.padding_mask)
+            means.append(log_probs.double().exp().cpu().numpy() @ self.vocabulary.decode(ids.cpu()))
+        return np.concatenate(means)
+
+    def batches(self, examples: Sequence[ExampleInput], batch_size: int) -> list[TextBatch]:
+        """Batches of `examples` in their order, on the model's device, with number tokens where numbers are given."""
+        rows = self.rows(examples)
+        batches = [collate(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
+        batches = [self.on_before_batch_transfer(batch, 0) for batch in batches]
+        return [self.transfer_batch_to_device(batch, self.device, 0) for batch in batches]
+
+    def rows(self, examples: Sequence[ExampleInput]) -> list[Row]:
+        """Rows of `examples`: tokens, and K targets, NaN for inputs without numbers.
+
+        Raises:
+            UserError: a text is empty or too long, or an example has another number of targets than the model.
+        """
+        assert self.tokenizer is not None
+        k, limit, h = self.n_objectives, self.model.config.max_input_len, self.hparams
+        texts = [e.x for e in examples]
+        if h["round_digits"]:
+            texts = [rounded(text, h["round_digits"], h["power_tokens"]) for text in texts]
+        rows = []
+        for i, (example, ids) in enumerate(zip(examples, self.tokenizer.encode_batch(texts), strict=True)):
+            if not 0 < len(ids) <= limit:
+                what = f"{len(ids)} tokens, beyond max_input_len {limit}" if ids else "no text"
+                raise UserError(f"example {i} has {what}: {example.x[:40]!r}")
+            y = getattr(example, "y", (float("nan"),) * k)
+            targets = tuple(map(float, y)) if isinstance(y, Sequence | np.ndarray) else (float(y),)
+            if len(targets) != k:
+                raise UserError(f"example {i} has {len(targets)} numbers, but the model {k} objectives")
+            if hasattr(example, "y") and not (h["special_values"] or np.isfinite(targets).all()):
+                raise UserError(f"example {i} has {example.y} for a number: only special_values=True allows this")
+            rows.append(Row(ids, targets, i, example.x))
+        return rows

@@ -1,0 +1,60 @@
+"""Loads the weights of https://github.com/google-deepmind/regress-lm into an `EncoderDecoder`."""
+
+import os
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.errors import UserError
+from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
+
+
+def load_upstream(
+    source: Mapping[str, Any] | str | os.PathLike, max_input_len: int = 2048, n_heads: int = 8, **changes: Any
+) -> EncoderDecoder:
+    """An `EncoderDecoder` with upstream's weights. The sizes follow from the shapes of the tensors.
+
+    Args:
+        source: a state dict, with or without the prefix `encoder_decoder.`, or a file with one.
+        max_input_len: longest text in tokens, which no shape shows.
+        n_heads: attention heads, which no shape shows.
+        **changes: other fields of `RegressLMConfig`; by default number_len is that of the stored positions.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        UserError: the file is damaged, or holds the weights of another model.
+    """
+    content: Any = source
+    if not isinstance(source, Mapping):
+        try:
+            content = torch.load(source, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no checkpoint at {source}") from None
+        except (pickle.UnpicklingError, RuntimeError, EOFError):
+            raise UserError(f"{source} is damaged, or holds more than tensors: torch cannot read it safely") from None
+    state = content.get("model_state", content)  # its Trainer's files also hold the optimizer
+    weights: dict[str, Tensor] = {name.removeprefix("encoder_decoder."): state[name] for name in state}
+    positions = weights.pop("decoder_positional_encoding.pe", None)  # (1, number_len + 1, dim)
+    weights.pop("encoder.rotary_pos_emb.inv_freq", None)
+    try:
+        number_vocab_size, dim = weights["generator.weight"].shape
+        config = {
+            "vocab_size": len(weights["encoder.embedding.weight"]),
+            "number_vocab_size": number_vocab_size,
+            "number_len": 0 if positions is None else positions.shape[1] - 1,
+            "dim": dim,
+            "n_encoder_layers": sum(name.endswith("q_proj.weight") for name in weights),
+            "n_decoder_layers": sum(name.endswith("self_attn.in_proj_weight") for name in weights),
+            "hidden_dim": len(weights["decoder.layers.0.linear1.weight"]),
+        }
+        model = EncoderDecoder(
+            RegressLMConfig(**config | {"max_input_len": max_input_len, "n_heads": n_heads} | changes)
+        )
+        model.load_state_dict(weights)
+    except (KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"these are not the weights of a RegressLM with a plain encoder: {reason}") from None
+    return model
