@@ -9,10 +9,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.plugins import MixedPrecision as MixedPrecisionPlugin
 from torch import nn
 
-from zoo.callbacks import Checkpoint, EarlyStopping, Half, Predictions, Samples, Throughput
+from zoo.callbacks import Checkpoint, EarlyStopping, MixedPrecision, Predictions, Samples, Throughput
 from zoo.callbacks.checkpoint import AtomicCheckpointIO
 from zoo.datamodules import ZooDataModule
 
@@ -214,7 +214,7 @@ def test_without_patience_nothing_stops(tmp_path):
     assert t.current_epoch == 4
 
 
-# ---- half
+# ---- mixed precision
 
 
 class Autocast(Callback):
@@ -227,13 +227,13 @@ class Autocast(Callback):
 @pytest.mark.parametrize(("name", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
 def test_half_runs_autocast_where_it_is_told_to(tmp_path, name, dtype):
     seen = Autocast()
-    t = trainer(tmp_path, Half(name, devices=("cpu",)), seen, Checkpoint(), max_steps=3, gradient_clip_val=1.0)
+    t = trainer(tmp_path, MixedPrecision(name, devices=("cpu",)), seen, Checkpoint(), max_steps=3, gradient_clip_val=1.0)
     t.fit(Plane(), Points())
     assert seen.dtype == dtype
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["state_dict"]["net.weight"].dtype == torch.float32
     assert ("MixedPrecision" in saved) == (name == "fp16")  # the scaler's state
-    resumed = trainer(tmp_path, Half(name, devices=("cpu",)), Checkpoint(), max_steps=4)
+    resumed = trainer(tmp_path, MixedPrecision(name, devices=("cpu",)), Checkpoint(), max_steps=4)
     resumed.fit(Plane(), Points(), ckpt_path=tmp_path / "last.ckpt")
     if name == "fp16":
         scale = saved["MixedPrecision"]["scale"]
@@ -248,16 +248,16 @@ def test_gradients_are_clipped_after_they_are_unscaled(tmp_path):
                 self.norm = nn.utils.get_total_norm([p.grad for p in module.parameters()]).item()
 
     seen = Clipped()
-    trainer(tmp_path, Half(devices=("cpu",)), seen, max_steps=12, gradient_clip_val=0.01).fit(Plane(), Points())
+    trainer(tmp_path, MixedPrecision(devices=("cpu",)), seen, max_steps=12, gradient_clip_val=0.01).fit(Plane(), Points())
     # The first steps overflow and are skipped while the scale of 65536 is being halved.
     assert seen.norm == pytest.approx(0.01, rel=1e-2)
 
 
 def test_half_leaves_a_cpu_and_an_explicit_precision_alone(tmp_path):
-    t = trainer(tmp_path, Half(), max_steps=1)
+    t = trainer(tmp_path, MixedPrecision(), max_steps=1)
     t.fit(Plane(), Points())
-    assert not isinstance(t.precision_plugin, MixedPrecision)
-    t = trainer(tmp_path, Half("fp16", devices=("cpu",)), max_steps=1, precision="bf16-mixed")
+    assert not isinstance(t.precision_plugin, MixedPrecisionPlugin)
+    t = trainer(tmp_path, MixedPrecision("fp16", devices=("cpu",)), max_steps=1, precision="bf16-mixed")
     t.fit(Plane(), Points())
     assert t.precision_plugin.precision == "bf16-mixed"
 
@@ -308,7 +308,7 @@ def test_predictions_are_lines_in_input_order(tmp_path):
     t.predict(Plane(), Points(7), return_predictions=False)
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert [line["index"] for line in lines] == list(range(7))
-    with pytest.raises(ValueError, match=r"predictions\.jsonl is there already"):
+    with pytest.raises(ValueError, match=r"predictions\.jsonl exists already"):
         trainer(tmp_path, Predictions()).predict(Plane(), Points(7), return_predictions=False)
 
 
@@ -352,6 +352,7 @@ def test_a_failed_prediction_leaves_no_file(tmp_path):
         lambda: Checkpoint(every_n_steps=0),
         lambda: EarlyStopping(patience=0),
         lambda: Throughput(every_n_steps=0),
+        lambda: Samples(every_n_validations=0),
     ],
 )
 def test_settings_out_of_range_are_refused(make):

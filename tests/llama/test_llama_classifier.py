@@ -319,12 +319,12 @@ def test_zero_shot_on_the_real_checkpoint(zoo_data, tmp_path, capsys):
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", ["full", "lora", "zero_shot"])
 def test_half_precision_on_a_gpu(reviews, weights, method):
-    from zoo.callbacks import Half
+    from zoo.callbacks import MixedPrecision
 
     asks = method == "zero_shot"
     film = data(reviews, prompt="{text} It is" if asks else None)
     module = classifier(method, weights, calibrate=asks, bag=None if asks else "tfidf")
-    trainer = quiet(max_steps=20, limit_val_batches=0, accelerator="gpu", devices=1, callbacks=[Half("fp16")])
+    trainer = quiet(max_steps=20, limit_val_batches=0, accelerator="gpu", devices=1, callbacks=[MixedPrecision("fp16")])
     if not asks:
         trainer.fit(module, film)
     trainer.test(module, film, verbose=False)
