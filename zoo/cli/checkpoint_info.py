@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zoo.cli.renamed_arguments import find_renamed, renamed_arguments
 from zoo.datamodules.sources.corpus import data_label
 from zoo.errors import UserError
 from zoo.registry import DATA_MODULES, MODELS
@@ -36,6 +37,20 @@ class CheckpointInfo:
     def defaults(self) -> dict[str, Any]:
         """Defaults for the parser."""
         return {key: spec for key, spec in (("model", self.model), ("data", self.data)) if spec}
+
+    def check_names(self, classes: Mapping[str, type | None]) -> None:
+        """Drop stored settings that no longer exist. Raises UserError for one that is known by another name today.
+
+        Args:
+            classes: the classes of "model" and "data".
+        """
+        for group, spec in self.defaults().items():
+            for name, new_name in renamed_arguments(classes.get(group)).items():
+                if not new_name:
+                    spec["init_args"].pop(name, None)
+                elif name in spec["init_args"]:
+                    sentence = find_renamed([(f"{group}.{name}", self.path)], classes)
+                    raise UserError(f"{sentence}; an older version of the zoo wrote this checkpoint")
 
     def check_tokenizer(self, data: Any) -> None:
         """Raises UserError where the data's tokenizer has another vocabulary size than the model was trained with."""

@@ -38,10 +38,6 @@ class ClassNames:
         valid = {group: (names or [stored.get(group, "")])[-1] for group, names in self.named.items()}
         return {group: self.loaded.get(name) for group, name in valid.items()}
 
-    def data_arguments(self) -> set[str]:
-        """The constructor arguments of the loaded models that come from the data module."""
-        return {name for cls in self.loaded.values() for name in getattr(cls, "data_arguments", ())}
-
 
 def _import(name: str) -> type | None:
     """A class by its registered name or its import path; None where there is none, which the parser then reports."""

@@ -69,7 +69,7 @@ class ZooCLI(OpenLightningCLI):
         self.checkpoint_info = self._read_checkpoint()
         stored = self.checkpoint_info.defaults() if self.checkpoint_info and self.verb != "fit" else {}
         self.classes = self.class_names.load({group: spec["class_path"] for group, spec in stored.items()})
-        self._refuse_renamed(stored)
+        self._refuse_renamed()
         super().__init__(
             ZooModule,
             ZooDataModule,
@@ -104,19 +104,12 @@ class ZooCLI(OpenLightningCLI):
             )
         return info
 
-    def _refuse_renamed(self, stored: dict[str, Any]) -> None:
+    def _refuse_renamed(self) -> None:
         """Refuse old names of options on the command line, in configs, and in the checkpoint's settings."""
-        classes = {**CALLBACKS, **self.classes}
-        if sentence := find_renamed(self.arguments.keys, classes):
+        if sentence := find_renamed(self.arguments.keys, {**CALLBACKS, **self.classes}):
             refuse(sentence)
-        if self.checkpoint_info and stored:
-            keys = [
-                (f"{group}.{name}", self.checkpoint_info.path)
-                for group, spec in stored.items()
-                for name in spec["init_args"]
-            ]
-            if sentence := find_renamed(keys, classes):
-                raise UserError(f"{sentence}; the checkpoint was written by an older version of the zoo")
+        if self.checkpoint_info and self.verb != "fit":
+            self.checkpoint_info.check_names(self.classes)
 
     # ---- the parser
 
@@ -141,7 +134,7 @@ class ZooCLI(OpenLightningCLI):
         for key, cls in CALLBACKS.items():
             parser.add_lightning_class_args(cls, key)
         # A model class declares which constructor arguments come from attributes of the data module.
-        for name in sorted(self.class_names.data_arguments()):
+        for name in getattr(self.classes["model"], "data_arguments", ()):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def parse_arguments(self, parser: Any, args: Any) -> None:

@@ -1,7 +1,7 @@
 """Old names of options: refused with the new name, wherever they are given.
 
 A module, data or callback class declares `renamed_arguments: ClassVar[dict[str, str]]`, old name -> new name. A value that
-is not an identifier is a sentence about an option that no longer exists.
+is not an identifier is a sentence about an option that no longer exists; it may be empty.
 """
 
 from collections.abc import Iterable, Mapping
@@ -34,6 +34,6 @@ def find_renamed(keys: Iterable[tuple[str, str]], classes: Mapping[str, type | N
         dashes, where = ("", f"{source}: ") if source else ("--", "")
         old = dashes + ".".join([group, *rest])
         if name and not new_name.isidentifier():
-            return f"{where}{old} no longer exists: {new_name}"
+            return f"{where}{old} no longer exists" + (f": {new_name}" if new_name else "")
         return f"{where}{old} is now called {dashes}{'.'.join([new_group, *filter(None, [new_name]), *rest[1:]])}"
     return None

@@ -1,6 +1,7 @@
 """Run a command: errors that the user can fix become one sentence, all others keep their traceback."""
 
 import os
+import select
 import sys
 import warnings
 from collections.abc import Callable
@@ -70,12 +71,17 @@ def _is_raised(error: BaseException, name: str) -> bool:
 def _stdout_is_closed() -> bool:
     """Whether it is standard output whose pipe broke, rather than the pipe to a worker process."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python flushes stdout once more at exit: give it a file that accepts everything.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        stdout = sys.stdout.fileno()
+    except OSError:  # not a file, as in a notebook
+        return False
+    if hasattr(select, "poll"):  # not on Windows
+        poll = select.poll()
+        poll.register(stdout, select.POLLOUT)
+        if not any(event & select.POLLERR for _, event in poll.poll(0)):
+            return False
+    # Python flushes stdout once more at exit: give it a file that accepts everything.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return True
 
 
 def _traceback_then_report(*exception_info: Any) -> None:
