@@ -41,6 +41,7 @@ class CLI(OpenLightningCLI):
 def test_hooks_are_called(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["zoo"])  # LightningCLI warns where both it and args hold words
     words = ["validate", "--trainer.max_steps=3", "--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}"]
+    words.append("--seed_everything=0")
     cli = CLI(Model, LightningDataModule, trainer_class=RecordingTrainer, save_config_callback=None, args=words)
     assert cli.trainer.validated_with == {"ckpt_path": "no/such/file", "verbose": False}
     assert any(isinstance(callback, Extra) for callback in cli.trainer.callbacks)

@@ -21,6 +21,8 @@ class ZooParser(LightningArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # the parser of one class, inside that of the command, which then reports
+            super().error(message, ex)
         if os.environ.get("ZOO_DEBUG") and ex is not None:
             raise UserError(self.sentence(message)) from ex
         refuse(self.sentence(message))
@@ -30,10 +32,13 @@ class ZooParser(LightningArgumentParser):
         if option := api.unknown_option(message):
             return f"there is no option {option}{did_you_mean(option, self._option_names())}"
         if setting := api.unknown_setting(message):
-            names = [name.removeprefix("--") for name in self._option_names()]
+            group = f"--{api.key_of(message) or ''}".removesuffix(".init_args")
+            names = [name.removeprefix(group).lstrip(".-") for name in self._option_names() if name.startswith(group)]
             return f"there is no setting {setting!r}{did_you_mean(setting, names)}"
         if name := api.unknown_class(message):
             return f"there is no model or data class {name!r}{did_you_mean(name, [*MODELS, *DATA_MODULES])}"
+        if problem := api.failed_import(message):
+            return f"there is no model or data class {problem[0]!r}: {problem[1]}"
         if path := api.missing_file(message):
             return f"there is no file {os.path.relpath(path)}"
         if missing := api.missing_arguments(message):

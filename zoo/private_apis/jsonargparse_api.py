@@ -78,20 +78,35 @@ def key_of(message: str) -> str | None:
     return found[1] if found else None
 
 
+def failed_import(message: str) -> tuple[str, str] | None:
+    """A class path that cannot be imported, and the reason."""
+    found = re.search(r"Problem with given class_path '([^']+)':\s+(No module named [^\n]+|[^\n]+ no attribute [^\n]+)", message)
+    return (found[1], found[2]) if found else None
+
+
 def one_sentence(message: str) -> str:
-    """The informative line of jsonargparse's nested messages, or a sentence made of its parts."""
-    lines = [re.sub(r"^\s*- ", "", line).strip() for line in message.splitlines() if line.strip()]
-    types = r"Expected a (?:<class|typing\.Literal)"
-    noise = re.compile(rf"^(Parser key|Does not validate|Subtypes:|Errors:|{types}|Given value|Problem with)")
-    informative = [line for line in lines if not noise.match(line)]
+    """The informative line of jsonargparse's nested messages, or a sentence made of the key, the types and the value."""
+    keys = re.findall(r'Parser key "([^"]+)"', message)
+    innermost = message[message.rfind('Parser key "') :] if keys else message
+    key = ".".join(keys) or "a value"
+    if value := re.search(r"Expected an? (.+?)\. Got value: (.*)", innermost):
+        return f"{key} must be {_kind(value[1])}, not {value[2]!r}"
+    union = re.match(r"(.*?)Given value type: .*?Given value: (.*?)$", innermost, re.DOTALL | re.MULTILINE)
+    kinds = re.findall(r"- Expected an? (<class '\w+'>|typing\.Literal\[.+?\])$", union[1], re.M) if union else []
+    lines = [re.sub(r"^\s*- ", "", line).strip() for line in innermost.splitlines() if line.strip()]
+    noise = re.compile(r"^(Parser key|Does not validate|Subtypes:|Errors:|Expected a (?:<class|path)|Given value|Problem)")
+    informative = [line for line in lines if not (noise.match(line) or line.startswith("Expected a typing.Literal"))]
     if informative:
         return informative[0]
-    if expected := re.search(r"Expected an? (?:<class '(\w+)'>|([^.]+))\.? Got value: (.*)", message):
-        return f"{key_of(message) or 'a value'} must be {expected[1] or expected[2]}, not {expected[3]!r}"
-    if union := re.search(r'.*Parser key "([^"]+)":(.*?)Given value: (.*?)$', message, re.DOTALL | re.MULTILINE):
-        kinds = re.findall(r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.+?)\]$)", union[2], re.MULTILINE)
-        return f"{union[1]} must be {' or '.join(map(''.join, kinds)).replace('NoneType', 'null')}, not {union[3]!r}"
+    if union and kinds:
+        return f"{key} must be {' or '.join(_kind(kind) for kind in kinds)}, not {union[2]!r}"
     return " ".join(lines)
+
+
+def _kind(name: str) -> str:
+    """A type as the user writes its values."""
+    inside = re.match(r"typing\.Literal\[(.+)\]$|<class '(\w+)'>$", name)
+    return (inside[1] or inside[2]).replace("NoneType", "null") if inside else name
 
 
 # ---- YAML
