@@ -128,9 +128,7 @@ class Checkpoint(LightningCheckpoint):
             self.best_model_path = self._save(trainer, "best.ckpt")
         self._save(trainer, "last.ckpt")
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._step = trainer.global_step
 
     def on_train_batch_end(

@@ -24,9 +24,7 @@ class MixedPrecision(Callback):
 
     renamed_arguments: ClassVar[dict[str, str]] = {"precision": "dtype"}
 
-    def __init__(
-        self, dtype: Literal["fp16", "bf16", "off"] = "fp16", devices: tuple[str, ...] = ("cuda",)
-    ) -> None:
+    def __init__(self, dtype: Literal["fp16", "bf16", "off"] = "fp16", devices: tuple[str, ...] = ("cuda",)) -> None:
         self.dtype = dtype
         self.devices = devices
 

@@ -36,9 +36,7 @@ class Throughput(Callback):
         self._restart()
         self.warm = False
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.since is None:
             self.since = self._now(trainer)
         if self.first_step is None:

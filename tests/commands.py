@@ -1,4 +1,4 @@
-"""Helpers of the command-line tests: options of a micro Llama, `fit` with them, and the message of a refused command."""
+"""Helpers of the command-line tests: options of a micro Llama, `fit` with them, the message of a refused command."""
 
 from pathlib import Path
 

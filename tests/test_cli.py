@@ -39,7 +39,8 @@ def test_help_names_verbs_and_models(capsys):
 def test_list_shows_the_name_of_every_config(capsys):
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
-    names = sorted(p.relative_to(ROOT / "configs").with_suffix("").as_posix() for p in (ROOT / "configs").rglob("*.yaml"))
+    folder = ROOT / "configs"
+    names = sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
     assert [line.split()[0] for line in shown.splitlines()[2:]] == names
 
 

@@ -21,7 +21,7 @@ from zoo.tokenizers import train_bpe
         (["fit", "--config", TINY, "--trainer.max_step=3"], 2, "did you mean --trainer.max_steps?"),
         (["fit", "--config", TINY, "--ckpt_pat=last"], 2, "no option --ckpt_pat; did you mean --ckpt_path?"),
         (["fit", "--config", TINY, "--output_di={tmp}"], 2, "no option --output_di; did you mean --output_dir?"),
-        (["fit", "--config", TINY, "--early.patience=1"], 2, "no option --early.patience; did you mean --early_stopping"),
+        (["fit", "--config", TINY, "--early.patience=1"], 2, "did you mean --early_stopping.patience?"),
         (["fit", "--config", TINY, "--model.drop=1"], 2, "did you mean dropout?"),
         (["fit", "--config", TINY, "--trainer.max_stepz=3"], 2, "did you mean --trainer.max_steps?"),
         (["fit", "--config", TINY, "--model.dimm=3"], 2, "no setting 'dimm'; did you mean dim?"),

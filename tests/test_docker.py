@@ -1,4 +1,4 @@
-"""Dockerfile and compose files agree with each other, with the README and with the pinned versions; nothing is built."""
+"""Dockerfile and compose files agree with each other, with the README and with the pinned versions."""
 
 import re
 import shlex

@@ -17,9 +17,8 @@ LINKED = ("datamodules", "callbacks", "configs")
 def wheel(tmp_path_factory):
     """A wheel built from a copy of the tracked and new files."""
     folder = tmp_path_factory.mktemp("wheel")
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
-    )
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("the list of files comes from git")
     for name in filter(None, listed.stdout.split("\0")):

@@ -88,7 +88,11 @@ def test_no_import_cycles():
 
 @pytest.mark.parametrize("package", MODEL_PACKAGES)
 def test_a_model_package_imports_no_other_model_no_data_and_no_command_line(package):
-    forbidden = [other for other in MODEL_PACKAGES if other != package] + ["zoo.datamodules", "zoo.cli", "zoo.callbacks"]
+    forbidden = [other for other in MODEL_PACKAGES if other != package] + [
+        "zoo.datamodules",
+        "zoo.cli",
+        "zoo.callbacks",
+    ]
     wrong = [
         f"{name} imports {imported}"
         for name, path in FILES.items()

@@ -100,7 +100,15 @@ def test_yaml_errors_name_the_line(tmp_path):
 
 
 def test_classes_and_keys_are_collected():
-    words = ["--model", "LlamaLM", "--model.class_path=RevDEQLM", "--data=my.module.Data", "--model.dim", "3", "--compile"]
+    words = [
+        "--model",
+        "LlamaLM",
+        "--model.class_path=RevDEQLM",
+        "--data=my.module.Data",
+        "--model.dim",
+        "3",
+        "--compile",
+    ]
     read = read_arguments(words)
     assert read.class_paths == {"model": ["LlamaLM", "RevDEQLM"], "data": ["my.module.Data"]}
     assert ("model.dim", "") in read.keys

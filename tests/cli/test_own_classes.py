@@ -52,8 +52,6 @@ CONFIG = "model:\n  class_path: my_package.models.{model}\ndata:\n  class_path: 
 OPTIONS = [word for word in MICRO if not word.startswith("--model.")]
 
 
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A working directory with the user's package, configs and a text; the test's process works in it."""

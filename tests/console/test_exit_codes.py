@@ -42,7 +42,9 @@ def test_an_error_of_the_user_is_one_sentence(error, sentence, capsys, monkeypat
         run_command(raising(error))
 
 
-@pytest.mark.parametrize("error", [ValueError("bug"), TypeError("bug"), KeyError("bug"), AssertionError(), ImportError()])
+@pytest.mark.parametrize(
+    "error", [ValueError("bug"), TypeError("bug"), KeyError("bug"), AssertionError(), ImportError()]
+)
 def test_a_bug_is_raised_and_a_report_requested(error, capsys, monkeypatch):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     with pytest.raises(type(error)):

@@ -51,7 +51,7 @@ def parser():
 
 
 def message(parser, *words):
-    with pytest.raises(Exception, match=".") as error:
+    with pytest.raises(Exception, match=r".") as error:
         parser.parse_args(words)
     return str(error.value)
 

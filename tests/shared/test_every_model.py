@@ -1,4 +1,4 @@
-"""Tests that every registered model must pass, with its config in configs/tiny: a new model gets them by being registered.
+"""Tests that every registered model must pass, with its config in configs/tiny. Registering a model is enough.
 
 Train, resume to the same bits, validate, predict from the checkpoint alone, load in Python, generate.
 """
@@ -24,7 +24,8 @@ from zoo.training.language_model import LanguageModel
 STEPS = 4
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 FAST = [f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1",
-        "--trainer.num_sanity_val_steps=0", "--trainer.log_every_n_steps=1", "--samples.max_new_tokens=2", *QUIET]  # fmt: skip
+        "--trainer.num_sanity_val_steps=0", "--trainer.log_every_n_steps=1",
+        "--samples.max_new_tokens=2", *QUIET]  # fmt: skip
 NO_CONFIG_NEEDED = {"LlamaZeroShot"}  # it is not trained
 
 

@@ -1,6 +1,8 @@
 """The model and data classes of a command: registered by name, or the user's own by import path."""
 
 import importlib
+import os
+import sys
 from collections.abc import Mapping
 
 from zoo.registry import DATA_MODULES, MODELS, load_class
@@ -44,6 +46,9 @@ def _import(name: str) -> type | None:
     if name in MODELS or name in DATA_MODULES:
         return load_class(name)
     module, _, attribute = name.rpartition(".")
+    # The `zoo` script, unlike `python -m zoo`, does not look into the working directory. At the end, it hides nothing.
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError):

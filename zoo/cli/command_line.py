@@ -122,8 +122,8 @@ class ZooCLI(OpenLightningCLI):
         parser.add_argument(
             "--output_dir",
             type=str | None,
-            help="folder of the run; {data} stands for the data's label, {time} for the time of the start. Default: the "
-            "checkpoint's folder, else runs/<model>",
+            help="folder of the run; {data} stands for the data's label, {time} for the time of the start. Default: "
+            "the checkpoint's folder, else runs/<model>",
         )
         parser.add_argument(
             "--allow_other_data",

@@ -41,8 +41,8 @@ def usage() -> str:
     lines += [
         "",
         "options of every model and verb:",
-        "  --config NAME      settings: a name that `zoo list` shows, or a YAML file; a later one overrides an earlier one,",
-        "                     and options after it override them all",
+        "  --config NAME      settings: a name that `zoo list` shows, or a YAML file; a later one overrides an earlier",
+        "                     one, and options after it override them all",
         "  --data_dir PATH    your data, instead of the config's",
         "  --output_dir DIR   folder of the run (default: the config's, else runs/<model>)",
         "  --ckpt_path FILE   a checkpoint; `last` and `best` are those in --output_dir",

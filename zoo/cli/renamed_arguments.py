@@ -1,7 +1,7 @@
 """Old names of options: refused with the new name, wherever they are given.
 
-A module, data or callback class declares `renamed_arguments: ClassVar[dict[str, str]]`, old name -> new name. A value that
-is not an identifier is a sentence about an option that no longer exists; it may be empty.
+A module, data or callback class declares `renamed_arguments: ClassVar[dict[str, str]]`, old name -> new name. A value
+that is not an identifier is a sentence about an option that no longer exists; it may be empty.
 """
 
 from collections.abc import Iterable, Mapping

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.7) -> str | None:
-    """The known name most similar to `name`; failing that one it abbreviates, or one whose last dotted part is similar."""
+    """The known name most similar to `name`, or else one that it abbreviates or whose last dotted part is similar."""
     names = sorted(set(known))
     if close := get_close_matches(name, names, n=1, cutoff=cutoff):
         return close[0]
@@ -17,7 +17,7 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.7) -> str | None:
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """"; did you mean NAME?" for the nearest known name; `otherwise` where none is similar."""
+    """ "; did you mean NAME?" for the nearest known name; `otherwise` where none is similar."""
     near = nearest(name, known)
     return f"; did you mean {near}?" if near else otherwise
 

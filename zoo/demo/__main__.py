@@ -1,6 +1,6 @@
 """`make demo`: train every tiny config, and print each model's result next to a baseline's.
 
-    python -m zoo.demo [--output_dir DIR] [CONFIG ...]
+Usage: python -m zoo.demo [--output_dir DIR] [CONFIG ...]
 """
 
 import argparse

@@ -80,12 +80,13 @@ def key_of(message: str) -> str | None:
 
 def failed_import(message: str) -> tuple[str, str] | None:
     """A class path that cannot be imported, and the reason."""
-    found = re.search(r"Problem with given class_path '([^']+)':\s+(No module named [^\n]+|[^\n]+ no attribute [^\n]+)", message)
+    reasons = r"(No module named [^\n]+|[^\n]+ no attribute [^\n]+)"
+    found = re.search(rf"Problem with given class_path '([^']+)':\s+{reasons}", message)
     return (found[1], found[2]) if found else None
 
 
 def one_sentence(message: str) -> str:
-    """The informative line of jsonargparse's nested messages, or a sentence made of the key, the types and the value."""
+    """The informative line of jsonargparse's nested messages, or a sentence made of key, types and value."""
     keys = re.findall(r'Parser key "([^"]+)"', message)
     innermost = message[message.rfind('Parser key "') :] if keys else message
     key = ".".join(keys) or "a value"
@@ -94,8 +95,9 @@ def one_sentence(message: str) -> str:
     union = re.match(r"(.*?)Given value type: .*?Given value: (.*?)$", innermost, re.DOTALL | re.MULTILINE)
     kinds = re.findall(r"- Expected an? (<class '\w+'>|typing\.Literal\[.+?\])$", union[1], re.M) if union else []
     lines = [re.sub(r"^\s*- ", "", line).strip() for line in innermost.splitlines() if line.strip()]
-    noise = re.compile(r"^(Parser key|Does not validate|Subtypes:|Errors:|Expected a (?:<class|path)|Given value|Problem)")
-    informative = [line for line in lines if not (noise.match(line) or line.startswith("Expected a typing.Literal"))]
+    expected = r"Expected a (?:<class|path|typing\.Literal)"
+    noise = re.compile(rf"^(Parser key|Does not validate|Subtypes:|Errors:|{expected}|Given value|Problem)")
+    informative = [line for line in lines if not noise.match(line)]
     if informative:
         return informative[0]
     if union and kinds:

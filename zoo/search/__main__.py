@@ -2,8 +2,8 @@
 
     python -m zoo.search --config tiny/regress_lm --space model.lr=log:1e-4:1e-2 --space model.dim=64,128
 
-Each trial is a `zoo fit` in a folder below --output_dir; one that is worse than the median of the others at the same step
-is stopped. A second call adds trials to the same study. The table is printed, and saved as trials.csv.
+Each trial is a `zoo fit` in a folder below --output_dir; one that is worse than the median of the others at the same
+step is stopped. A second call adds trials to the same study. The table is printed, and saved as trials.csv.
 """
 
 import argparse
