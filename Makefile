@@ -1,4 +1,4 @@
-# Two commands are enough: `make demo` and `make test`. Each sets up what it needs in .venv, once.
+# The two main commands are `make demo` and `make test`; each creates .venv first, once.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,7 +11,7 @@ help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name about; do \
 		printf 'make %-12s %s\n' "$$name" "$$about"; done
 
-setup: .venv/ready  ## create .venv and install the pinned versions; a no-op when done
+setup: .venv/ready  ## create .venv and install the pinned versions; does nothing if that is done
 
 .venv/ready: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the zoo needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -19,20 +19,20 @@ setup: .venv/ready  ## create .venv and install the pinned versions; a no-op whe
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: setup  ## train every model on its embedded default and print the results table (minutes)
+demo: setup  ## train every tiny config and print a table of results (minutes)
 	$(BIN)/python -m zoo.demo
 
-test: setup  ## the suite
+test: setup  ## run the test suite
 	$(BIN)/python -m pytest
 
-test-all: setup  ## the suite with its slow tests
+test-all: setup  ## run the test suite with its slow tests
 	$(BIN)/python -m pytest -m "slow or not slow"
 
-lint: setup  ## ruff, and mypy on zoo, datamodules, callbacks
+lint: setup  ## run ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-tensorboard: setup  ## watch the runs in a browser
+tensorboard: setup  ## show the runs in a browser
 	$(BIN)/tensorboard --logdir runs
 
 clean:  ## remove the environment and caches; runs stay

@@ -1,4 +1,4 @@
-"""What every benchmark here needs: turns taken in one run, and the facts that each row carries."""
+"""Shared by the benchmarks: candidates timed in turn within one run, and the facts stored with each row."""
 
 import json
 import platform
@@ -44,7 +44,7 @@ def facts() -> dict[str, Any]:
 
 
 def store(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write the rows; a benchmark measured again takes the place of its old row, and the others stay."""
+    """Write the rows; a row replaces the old one of the same benchmark, and the others stay."""
     old = json.loads(path.read_text()) if path.exists() else []
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(list({row["benchmark"]: row for row in old + rows}.values()), indent=1) + "\n")

@@ -1,4 +1,6 @@
-"""How long the command line takes to answer, beside the import of LightningCLI alone; whole processes, in turn.
+"""Start-up time of the command line, compared with the import of LightningCLI alone; whole processes, in turn.
+
+Usage:
 
     python benchmarks/startup.py
 

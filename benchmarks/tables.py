@@ -1,7 +1,9 @@
-"""Make the tables of README.md and of the model cards from the rows in results/, between their markers.
+"""Generate the tables of README.md and of the model cards from the rows in results/, between their markers.
 
-    python benchmarks/tables.py            # rewrite them
-    python benchmarks/tables.py --check    # fail where they are not what the rows say
+Usage:
+
+    python benchmarks/tables.py            # rewrite the tables
+    python benchmarks/tables.py --check    # fail where a table differs from its rows
 """
 
 import argparse
@@ -31,18 +33,18 @@ def figure(value: float) -> str:
 
 
 def speed(name: str) -> str:
-    """Ours beside the peer, a line per benchmark row."""
-    found = rows(name)
-    if not found:
+    """Our speed and the peer's, a line per benchmark row."""
+    measured = rows(name)
+    if not measured:
         return ""
     lines = []
-    for r in found:
+    for r in measured:
         floor = f"{r['share_of_floor']:.0%} of {figure(r['floor'])}" if "floor" in r else ""
         unit = r["unit"]
         lines.append(
             [r["benchmark"], f"{figure(r['ours'])} {unit}", f"{figure(r['peer'])} {unit}", f"{r['ratio']:.2f}", floor]
         )
-    facts = found[0]
+    facts = measured[0]
     about = f"{facts['cpu']}, {facts['threads']} thread, torch {facts['torch']}, commit {facts['commit']}"
     table = markdown(["benchmark", "ours", "peer", "ratio", "of the memory floor"], lines)
     how = f"median of {facts['repeats']} rounds in turn; on a CPU it is the ratios that count"
@@ -50,82 +52,84 @@ def speed(name: str) -> str:
 
 
 def faster(name: str) -> str:
-    """Ours beside the peer where less is better, a line per benchmark row, with how many times less it is."""
-    found = rows(name)
-    if not found:
+    """Our time and the peer's, a line per benchmark row, with their ratio."""
+    measured = rows(name)
+    if not measured:
         return ""
     lines = []
-    for r in found:
+    for r in measured:
         sides = [f"{figure(r[side])} {r['unit']}" for side in ("ours", "peer")]
         share = f"{r['attention_share']:.0%}" if "attention_share" in r else ""
         lines.append([r["benchmark"], *sides, f"{figure(r['peer'] / r['ours'])}x", share])
-    facts = found[0]
+    facts = measured[0]
     about = f"{facts['cpu']}, {facts['threads']} thread, torch {facts['torch']}, commit {facts['commit']}"
     header = ["benchmark", "ours", "peer", "times less"] + ["of ours in attention"] * any(line[-1] for line in lines)
     table = markdown(header, [line[: len(header)] for line in lines])
-    return f"{commands(found)} ({about}; median of {facts['repeats']} rounds in turn)\n\n{table}"
+    return f"{commands(measured)} ({about}; median of {facts['repeats']} rounds in turn)\n\n{table}"
 
 
-def commands(found: list[Row]) -> str:
-    """The command, or commands, that made the rows; of more than five only their script."""
-    distinct = list(dict.fromkeys(r["command"] for r in found))
+def commands(measured: list[Row]) -> str:
+    """The commands that produced the rows; of more than five only their script."""
+    distinct = list(dict.fromkeys(r["command"] for r in measured))
     if len(distinct) > 5:
         return f"`{' '.join(distinct[0].split()[:2])}` with the arguments that each row in results/ names"
     return ", ".join(f"`{command}`" for command in distinct)
 
 
 def wikitext2() -> str:
-    """Perplexities on WikiText-2, the mean of the seeds with their spread, the counting models below."""
-    found = rows("llama_wikitext2.json")
-    if not found:
+    """Perplexities on WikiText-2, mean and standard deviation over seeds, with n-gram models."""
+    measured = rows("llama_wikitext2.json")
+    if not measured:
         return ""
     columns = ["val_ppl", "test_ppl", "val_word_ppl", "test_word_ppl"]
     lines = []
-    for r in found:
+    for r in measured:
         cells = [f"{r[c]:.1f}" + (f" ± {r[c + '_sd']:.1f}" if c + "_sd" in r else "") for c in columns]
         parameters = f"{r['parameters'] / 1e6:.2f}M" if "parameters" in r else ""
         lines.append([r["model"], parameters, *cells, f"{r['seconds']:.0f}"])
     header = ["model", "parameters", "val /token", "test /token", "val /word", "test /word", "seconds"]
-    facts = found[0]
+    facts = measured[0]
     return f"`{facts['command']}` ({facts['cpu']}, {facts['threads']} threads)\n\n" + markdown(header, lines)
 
 
 def packing() -> str:
     """Seconds per megabyte of text, a line per tokenizer."""
-    found = rows("packing.json")
-    if not found:
+    measured = rows("packing.json")
+    if not measured:
         return ""
     lines = []
-    for r in found:
+    for r in measured:
         lines.append([r["tokenizer"], f"{r['vocab_size']:,}", figure(r["seconds_per_MB"]), figure(r["warm_seconds"])])
     header = ["tokenizer", "vocabulary", "s/MB", "next start, s"]
-    return f"`{found[0]['command']}` ({found[0]['cpu']})\n\n" + markdown(header, lines)
+    return f"`{measured[0]['command']}` ({measured[0]['cpu']})\n\n" + markdown(header, lines)
 
 
 def mini_rlm() -> str:
     """Mini-RLM's encoders and the baselines on the test rows."""
-    found = rows("mini_rlm.json")
-    if not found:
+    measured = rows("mini_rlm.json")
+    if not measured:
         return ""
     digits = {"median_error": 2, "spearman": 4, "mae": 1, "r2": 2}
     lines = []
-    for r in found:
+    for r in measured:
         spread = {c: f" ± {r[c + '_sd']:.{n}f}" if c + "_sd" in r else "" for c, n in digits.items()}
         cells = ["" if r[c] is None else f"{r[c]:.{n}f}{spread[c]}" for c, n in digits.items()]
         parameters = f"{r['parameters']:,}" if "parameters" in r else ""
         lines.append([r["model"], parameters, *cells, f"{r['seconds']:.0f}"])
     header = ["model", "parameters", "median error", "Spearman", "MAE", "R2", "seconds"]
-    return f"`{found[0]['command']}` ({found[0]['cpu']}, {found[0]['threads']} threads)\n\n" + markdown(header, lines)
+    return f"`{measured[0]['command']}` ({measured[0]['cpu']}, {measured[0]['threads']} threads)\n\n" + markdown(
+        header, lines
+    )
 
 
 def mini_rlm_elsewhere() -> str:
     """The same models on test rows from outside the training rows: median error and Spearman."""
-    found = [r for r in rows("mini_rlm.json") if "seed " not in r["model"] and "draw" not in r["model"]]
-    if not found:
+    measured = [r for r in rows("mini_rlm.json") if "seed " not in r["model"] and "draw" not in r["model"]]
+    if not measured:
         return ""
-    places = [key for key in found[0] if key.startswith("on_")]
+    places = [key for key in measured[0] if key.startswith("on_")]
     lines = []
-    for r in found:
+    for r in measured:
         here = [(r[p]["median_error"], r[p]["spearman"]) for p in places]
         lines.append([r["model"], *(f"{e:.1f}" + ("" if s is None else f", {s:.3f}") for e, s in here)])
     header = ["model", *(p.removeprefix("on_") for p in places)]
@@ -133,14 +137,14 @@ def mini_rlm_elsewhere() -> str:
 
 
 def icr_sweep() -> str:
-    """Distances per dimension of the members of a sweep, for each length of training, beside the exact estimators'."""
-    found = rows("icr_sweep.json")
-    if not found:
+    """Distances per dimension of a sweep's members, for each length of training, and of the exact estimators."""
+    measured = rows("icr_sweep.json")
+    if not measured:
         return ""
-    lengths = sorted({r["steps"] for r in found})
+    lengths = sorted({r["steps"] for r in measured})
     lines = []
-    for M in dict.fromkeys(str(r["M"]) for r in found):
-        of = {r["steps"]: r for r in found if str(r["M"]) == M}
+    for M in dict.fromkeys(str(r["M"]) for r in measured):
+        of = {r["steps"]: r for r in measured if str(r["M"]) == M}
         some = next(iter(of.values()))
         near = [[of[n].get(name) for n in lengths] for name in ("true_to_ridge", "pretrain_to_dmmse")]
         exact = some.get("dmmse", {}).get("true_to_ridge"), some["ridge"].get("pretrain_to_dmmse")
@@ -148,22 +152,22 @@ def icr_sweep() -> str:
     header = ["M"]
     for where, other in (("new tasks, from ridge", "dMMSE"), ("its pool, from dMMSE", "ridge")):
         header += [f"{where}: {n:,} steps" for n in lengths] + [other]
-    facts = found[0]
+    facts = measured[0]
     about = f"{facts['cpu']}, {facts['threads']} thread, commit {facts['commit']}"
-    return f"{commands(found)} ({about})\n\n{markdown(header, lines)}"
+    return f"{commands(measured)} ({about})\n\n{markdown(header, lines)}"
 
 
 def study(name: str, keys: dict[str, str], columns: dict[str, tuple[str, str]]) -> str:
     """A line per model and value of `keys`, the mean of its seeds and their standard deviation.
 
-    Lines of one value of the first key stand together.
+    Lines with the same value of the first key follow one another.
     `keys` and `columns` are header -> field of the row, for columns with the format of their numbers.
     """
-    found = rows(f"{name}.json")
-    if not found:
+    measured = rows(f"{name}.json")
+    if not measured:
         return ""
     groups: dict[tuple, list[Row]] = {}
-    for r in found:
+    for r in measured:
         groups.setdefault(tuple(str(r.get(field, "")) for field in keys.values()), []).append(r)
     first = list(dict.fromkeys(values[0] for values in groups))
     lines = []
@@ -174,40 +178,40 @@ def study(name: str, keys: dict[str, str], columns: dict[str, tuple[str, str]]) 
             spread = f" ± {statistics.stdev(numbers):{form}}" if len({*numbers}) > 1 else ""
             cells.append(f"{statistics.mean(numbers):{form}}{spread}" if numbers else "")
         lines.append([*values, str(len(group)) if "seed" in group[0] else "", *cells])
-    facts = found[0]
+    facts = measured[0]
     table = markdown([*keys, "seeds", *columns], lines)
-    return f"{commands(found)} ({facts['cpu']}, {facts['threads']} thread, commit {facts['commit']})\n\n{table}"
+    return f"{commands(measured)} ({facts['cpu']}, {facts['threads']} thread, commit {facts['commit']})\n\n{table}"
 
 
 def revdeq(line: str, forms: dict[str, str]) -> str:
-    """What rows of the parts `forms` found at each N: a line per value of the field `line`, cells by the forms."""
-    found = [r for r in rows("revdeq.json") if r["part"] in forms]
-    if not found:
+    """Rows of the parts in `forms` at each N: a line per value of the field `line`, cells formatted by `forms`."""
+    measured = [r for r in rows("revdeq.json") if r["part"] in forms]
+    if not measured:
         return ""
-    ours = {(r["part"], r["N"]): r["value"] for r in found if r.get("way") == "reversible"}
-    found = [r | {"share": ours[r["part"], r["N"]] / r["value"]} if "way" in r else r for r in found]
+    ours = {(r["part"], r["N"]): r["value"] for r in measured if r.get("way") == "reversible"}
+    measured = [r | {"share": ours[r["part"], r["N"]] / r["value"]} if "way" in r else r for r in measured]
     cells: dict[str, dict[int, list[str]]] = {}
-    for r in found:
+    for r in measured:
         cells.setdefault(r[line], {}).setdefault(r["N"], []).append(forms[r["part"]].format(**r))
-    columns = sorted({r["N"] for r in found})
+    columns = sorted({r["N"] for r in measured})
     lines = [[name, *(", ".join(of.get(n, [])) for n in columns)] for name, of in cells.items()]
-    facts = found[0]
+    facts = measured[0]
     about = f"{facts['cpu']}, {facts['threads']} thread, torch {facts['torch']}, commit {facts['commit']}"
-    return f"{commands(found)} ({about})\n\n{markdown(['', *(f'N = {n}' for n in columns)], lines)}"
+    return f"{commands(measured)} ({about})\n\n{markdown(['', *(f'N = {n}' for n in columns)], lines)}"
 
 
 def revdeq_residuals() -> str:
     """Residual and perplexity of a validation batch after N steps, the mean over the seeds."""
-    found = [r for r in rows("revdeq_wikitext2.json") if "residual" in r]
-    if not found:
+    measured = [r for r in rows("revdeq_wikitext2.json") if "residual" in r]
+    if not measured:
         return ""
     lines = []
-    for name in dict.fromkeys(r["model"] for r in found):
-        seeds = [r for r in found if r["model"] == name]
+    for name in dict.fromkeys(r["model"] for r in measured):
+        seeds = [r for r in measured if r["model"] == name]
         for key, form in (("residual", ".2g"), ("batch_ppl", ".1f")):
             means = [format(statistics.mean(column), form) for column in zip(*(r[key] for r in seeds), strict=True)]
             lines.append([f"{name}: {'residual' if key == 'residual' else 'perplexity'}", *means])
-    return markdown(["", *(f"N = {n}" for n in found[0]["N"])], lines)
+    return markdown(["", *(f"N = {n}" for n in measured[0]["N"])], lines)
 
 
 SCORES = {"Spearman": ("spearman", ".3f"), "MAE": ("mae", ".3f")}
@@ -275,7 +279,7 @@ TABLES = {
 
 
 def filled(text: str) -> str:
-    """`text` with what stands between `<!-- table: NAME -->` and `<!-- end -->` made anew."""
+    """`text` with the tables between `<!-- table: NAME -->` and `<!-- end -->` generated again."""
     pattern = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
     return pattern.sub(lambda m: f"{m[1]}{TABLES[m[2]]()}\n{m[3]}", text)
 

@@ -1,11 +1,11 @@
-"""Callbacks shared by every model. They know Lightning, and nothing of the zoo's models or data."""
+"""Callbacks for any LightningModule. They import Lightning, and nothing of the zoo's models or data."""
 
 from zoo.callbacks.checkpoint import Checkpoint
 from zoo.callbacks.early_stopping import EarlyStopping
-from zoo.callbacks.mixed_precision import Half
+from zoo.callbacks.mixed_precision import MixedPrecision
 from zoo.callbacks.plots import Plots
 from zoo.callbacks.predictions import Predictions
 from zoo.callbacks.samples import Samples
 from zoo.callbacks.throughput import Throughput
 
-__all__ = ["Checkpoint", "EarlyStopping", "Half", "Plots", "Predictions", "Samples", "Throughput"]
+__all__ = ["Checkpoint", "EarlyStopping", "MixedPrecision", "Plots", "Predictions", "Samples", "Throughput"]

@@ -1,4 +1,4 @@
-"""`best.ckpt` and `last.ckpt`, written so that no moment is a bad one to be killed in."""
+"""Atomic `best.ckpt` and `last.ckpt`: a run may be interrupted at any moment, also while it saves."""
 
 import math
 import os
@@ -12,16 +12,17 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from zoo.errors import UserError
+from zoo.private_apis.lightning_trainer import SIGTERMException
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write beside the target, fsync, rename: the name holds the old checkpoint or the new one, never half of one.
+    """Write a temporary file next to the target, fsync, rename: the target is the old checkpoint or the new one.
 
-    With `deferred` a failure is kept in `failure` rather than raised: the rank that writes must first reach the
-    barrier at which the others wait.
+    Args:
+        deferred: store a failure in `failure` rather than raise it: the rank that writes must first reach the barrier
+            at which the others wait.
     """
 
     def __init__(self, deferred: bool = False) -> None:
@@ -40,14 +41,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(partial, path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             partial.unlink(missing_ok=True)
-            kept = "the one before it is untouched" if path.exists() else "nothing was written"
+            remains = "the one before it is untouched" if path.exists() else "nothing was written"
             self.failure = OSError(
-                f"cannot save the checkpoint {path} ({reason(error)}); {kept}: make room or give another --output_dir"
+                f"cannot save the checkpoint {path} ({reason(error)}); {remains}: free disk space or give another "
+                "--output_dir"
             )
             if self.deferred:
                 return
             raise self.failure from error
-        if hasattr(os, "O_DIRECTORY"):  # the rename itself must reach the disk; Windows has no such call
+        if hasattr(os, "O_DIRECTORY"):  # the rename itself must reach the disk; not possible on Windows
             folder = os.open(path.parent, os.O_DIRECTORY)
             try:
                 os.fsync(folder)
@@ -59,7 +61,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def reason(error: BaseException) -> str:
-    """The operating system's own words for a failed write, wherever torch has wrapped them."""
+    """The operating system's description of a failed write, from inside torch's exceptions."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
@@ -69,17 +71,18 @@ def reason(error: BaseException) -> str:
 
 
 class Checkpoint(LightningCheckpoint):
-    """Keep the best and the last state of a run in `dirpath`.
+    """Save the best and the last state of a run as `best.ckpt` and `last.ckpt`.
 
     `last.ckpt` is written after every validation, every `every_n_steps` steps, when training ends, and on Ctrl-C
-    (SIGINT) and SIGTERM. A signal is noted, and all ranks agree on it after an optimizer step: they save together
-    and stop together, so none waits for another. A second Ctrl-C stops at once, without saving.
+    (SIGINT) and SIGTERM. A signal is recorded, and all ranks exchange it after an optimizer step: they save and stop
+    together, so that none waits for another. A second Ctrl-C stops at once, without saving.
 
     Args:
-        dirpath: the folder; None for the Trainer's `default_root_dir`.
-        monitor: the logged metric that decides which state is best.
-        mode: "min" or "max".
-        every_n_steps: save `last.ckpt` every so many optimizer steps too; None for after validations only.
+        dirpath: folder of the checkpoints. Default: the run's folder (the Trainer's `default_root_dir`).
+        monitor: name of the logged metric that decides which state is best.
+        mode: "min" where a lower metric is better, "max" where a higher one is.
+        every_n_steps: save `last.ckpt` also after each this many optimizer steps, at least 1. Default: after
+            validations and at the end only.
     """
 
     def __init__(
@@ -90,9 +93,9 @@ class Checkpoint(LightningCheckpoint):
         every_n_steps: int | None = None,
     ) -> None:
         if mode not in ("min", "max"):
-            raise UserError(f'checkpoint.mode is "min" or "max", not {mode!r}')
+            raise UserError(f'--checkpoint.mode is "min" or "max", not {mode!r}')
         if every_n_steps is not None and every_n_steps < 1:
-            raise UserError(f"checkpoint.every_n_steps must be at least 1, not {every_n_steps}")
+            raise UserError(f"--checkpoint.every_n_steps must be at least 1, not {every_n_steps}")
         self.dirpath = dirpath
         self.monitor = monitor
         self.mode = mode
@@ -112,29 +115,27 @@ class Checkpoint(LightningCheckpoint):
         return {"monitor": self.monitor, "best_score": self.best_score, "best_model_path": self.best_model_path}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict["monitor"] == self.monitor:  # another metric starts its own record
+        if state_dict["monitor"] == self.monitor:  # another metric starts a new record
             self.best_score = state_dict["best_score"]
             self.best_model_path = state_dict["best_model_path"]
 
     # ---- when to save
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking or _rehearsal(trainer):
+        if trainer.state.fn != "fit" or trainer.sanity_checking or _saves_nothing(trainer):
             return
         if self._improved(trainer):
             self.best_model_path = self._save(trainer, "best.ckpt")
         self._save(trainer, "last.ckpt")
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Between two optimizer steps half-accumulated gradients would be lost: wait for the border.
-        if trainer.global_step == self._step or _rehearsal(trainer):
+        # Between two optimizer steps accumulated gradients would be lost: wait for the next step.
+        if trainer.global_step == self._step or _saves_nothing(trainer):
             return
         stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         if stop or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
@@ -143,7 +144,7 @@ class Checkpoint(LightningCheckpoint):
             raise SIGTERMException if self._signal == signal.SIGTERM else KeyboardInterrupt
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not _rehearsal(trainer) and self._saved_step != trainer.global_step:
+        if not _saves_nothing(trainer) and self._saved_step != trainer.global_step:
             self._save(trainer, "last.ckpt")
 
     def _save(self, trainer: Trainer, name: str) -> str:
@@ -156,7 +157,7 @@ class Checkpoint(LightningCheckpoint):
         return path
 
     def _improved(self, trainer: Trainer) -> bool:
-        require_logged(trainer, "checkpoint.monitor", self.monitor)
+        require_logged(trainer, "--checkpoint.monitor", self.monitor)
         score = trainer.callback_metrics[self.monitor].item()
         better = math.isfinite(score) and (
             self.best_score is None or (score < self.best_score if self.mode == "min" else score > self.best_score)
@@ -170,9 +171,9 @@ class Checkpoint(LightningCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[signum] = signal.signal(signum, self._note)
+                self._handlers[signum] = signal.signal(signum, self._record_signal)
 
-    def _note(self, signum: int, frame: Any) -> None:
+    def _record_signal(self, signum: int, frame: Any) -> None:
         self._signal = signum
         signal.signal(signal.SIGINT, signal.default_int_handler)
         print("\nStopping after this step, with last.ckpt saved; Ctrl-C again stops at once.", file=sys.stderr)
@@ -184,12 +185,12 @@ class Checkpoint(LightningCheckpoint):
 
 
 def require_logged(trainer: Trainer, setting: str, metric: str) -> None:
-    """Raise ValueError where `metric`, which `setting` names, is not among what the model logs."""
+    """Raises UserError where the model does not log `metric`, the value of the option `setting`."""
     if metric not in trainer.callback_metrics:
         logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
         raise UserError(f"{setting} {metric!r} is not logged by this model, which logs {logged}")
 
 
-def _rehearsal(trainer: Any) -> bool:
-    """`fast_dev_run`: nothing of it is kept."""
+def _saves_nothing(trainer: Any) -> bool:
+    """Whether this is a `fast_dev_run`, of which no checkpoint is saved."""
     return bool(trainer.fast_dev_run)

@@ -1,4 +1,4 @@
-"""Early stopping whose patience is what the config says today."""
+"""Early stopping. On resume the patience is the current setting, not the checkpoint's."""
 
 from typing import Any
 
@@ -13,29 +13,29 @@ class EarlyStopping(LightningEarlyStopping):
     """Stop when `monitor`, measured on the fixed validation set, has not improved for `patience` validations.
 
     Args:
-        monitor: the logged metric to watch.
-        patience: validations without improvement before stopping; None never stops.
-        min_delta: the least change that counts as an improvement, in the metric's unit.
-        mode: "min" or "max".
+        monitor: name of the logged metric to watch.
+        patience: number of validations without improvement before training stops, at least 1. Default: never stop.
+        min_delta: smallest change that counts as an improvement, in the metric's unit.
+        mode: "min" where a lower metric is better, "max" where a higher one is.
     """
 
     def __init__(
         self, monitor: str = "val_loss", patience: int | None = None, min_delta: float = 0.0, mode: str = "min"
     ) -> None:
         if mode not in ("min", "max"):
-            raise UserError(f'early_stopping.mode is "min" or "max", not {mode!r}')
+            raise UserError(f'--early_stopping.mode is "min" or "max", not {mode!r}')
         if patience is not None and patience < 1:
-            raise UserError(f"early_stopping.patience must be at least 1, or null to never stop, not {patience}")
+            raise UserError(f"--early_stopping.patience must be at least 1, or null to never stop, not {patience}")
         self.enabled = patience is not None
         super().__init__(
             monitor, patience=patience or 1, min_delta=min_delta, mode=mode, check_on_train_epoch_end=False
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Lightning restores the checkpoint's patience over a changed config; the wait so far is what must last.
+        # Lightning would restore the checkpoint's patience over a changed one; only the count so far is restored here.
         super().load_state_dict({**state_dict, "patience": self.patience})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.enabled:
-            require_logged(trainer, "early_stopping.monitor", self.monitor)
+            require_logged(trainer, "--early_stopping.monitor", self.monitor)
             super().on_validation_end(trainer, pl_module)

@@ -1,4 +1,4 @@
-"""What a regression model's numbers are worth, seen at a glance: predictions over targets, and their calibration."""
+"""Plots of a regression model: predictions over targets, calibration, and the model's own figures."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,21 +8,21 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-if TYPE_CHECKING:  # half a second that only those who draw should wait
+if TYPE_CHECKING:  # imported when something is drawn: it takes half a second
     from matplotlib.figure import Figure
 
 
 class Plots(Callback):
-    """Draw predictions over targets, the calibration of predicted distributions, and what the model has to show.
+    """Draw predictions over targets, the calibration of predicted distributions, and the model's `figures()`.
 
     Validate, test and predict write `test-scatter.png`, `test-calibration.png` and so on into the run's folder; each
-    validation of a fit puts its figures into TensorBoard. A model's own are those of its `figures()`, if it has one.
-    A step's output says what there is to draw: "prediction" and "target", and for the calibration "pit", each target's
-    place in its predicted distribution; as tensors (B, K), or in a list of rows. Rows without a target are left out,
-    and with several processes each process's rows but the first's.
+    validation during fit writes its figures to TensorBoard. `pl_module.figures() -> {name: Figure}` is optional.
+    The data are what a step returns: "prediction" and "target", and for the calibration "pit", the predicted
+    distribution function at the target; as tensors (B, K), or in a list of rows. Rows without a target are left out.
+    With several processes only the rows of the first are drawn.
 
     Args:
-        enabled: draw at all.
+        enabled: whether to draw.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -52,7 +52,7 @@ class Plots(Callback):
         folder = Path(trainer.default_root_dir)
         for name, figure in self._figures(model).items():
             if trainer.is_global_zero:
-                folder.mkdir(parents=True, exist_ok=True)  # an evaluation without a run before it has none yet
+                folder.mkdir(parents=True, exist_ok=True)  # missing where only an evaluation was run
                 figure.savefig(folder / f"{trainer.state.fn.value}-{name}.png", dpi=120)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -80,7 +80,7 @@ class Plots(Callback):
 
 
 def scatter(predictions: np.ndarray, targets: np.ndarray) -> "Figure":
-    """Predictions (N,) over targets (N,), with the line on which they would be right."""
+    """Predictions (N,) over targets (N,), with the diagonal on which both are equal."""
     figure, axes = _square()
     axes.scatter(targets, predictions, s=6, alpha=0.4, linewidths=0)
     axes.axline((0, 0), slope=1, color="black", linewidth=0.8)
@@ -89,7 +89,7 @@ def scatter(predictions: np.ndarray, targets: np.ndarray) -> "Figure":
 
 
 def calibration(pit: np.ndarray) -> "Figure":
-    """How often targets lie below each predicted quantile, from their places (N,) in the predicted distributions."""
+    """Share of targets below each predicted quantile, from the distribution functions at the targets, pit (N,)."""
     figure, axes = _square()
     levels = np.linspace(0, 1, 101)
     axes.plot(levels, [(pit <= level).mean() for level in levels])

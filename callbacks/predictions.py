@@ -1,4 +1,4 @@
-"""Predictions as JSON lines, written while they come."""
+"""Predictions as JSON lines, written batch by batch."""
 
 import json
 import sys
@@ -11,16 +11,15 @@ from zoo.errors import UserError
 
 
 class Predictions(Callback):
-    """Write what `predict_step` returns, a list of dictionaries per batch, one line each, in input order.
+    """Write the dictionaries that `predict_step` returns for each batch, one line each, in input order.
 
-    Each rank writes the share of the data that it saw: `predictions.jsonl` in one process,
-    `predictions-rank<r>.jsonl` in several. A line's `index` is its place in the whole input. The file appears under
-    its name when it is complete.
+    Each rank writes its share of the data: `predictions.jsonl` in one process, `predictions-rank<r>.jsonl` in several.
+    A line's `index` is its position in the whole input. The file gets its name when it is complete.
 
     Args:
-        path: the file; None for `predictions.jsonl` in the Trainer's `default_root_dir`.
-        text_path: beside it, a file of lines `label ||| text`, as CMU's minllama course has them, for models that
-            predict a "label".
+        path: file of the predictions. Default: `predictions.jsonl` in the run's folder.
+        text_path: second file, of lines `label ||| text` in the format of CMU's minllama course, for models that
+            predict a "label". Default: none.
     """
 
     def __init__(self, path: str | None = None, text_path: str | None = None) -> None:
@@ -29,15 +28,15 @@ class Predictions(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.files = {}
-        wanted = [self.path or f"{trainer.default_root_dir}/predictions.jsonl", self.text_path]
-        for path in (Path(name) for name in wanted if name):
+        names = [self.path or f"{trainer.default_root_dir}/predictions.jsonl", self.text_path]
+        for path in (Path(name) for name in names if name):
             if trainer.world_size > 1:
                 path = path.with_stem(f"{path.stem}-rank{trainer.global_rank}")
             if path in self.files:
                 raise UserError(f"{path} cannot hold both kinds of lines: give another --predictions.text_path")
             if path.exists():
                 option = "predictions.text_path" if self.files else "predictions.path"
-                raise UserError(f"{path} is there already: move it away, or give another --{option}")
+                raise UserError(f"{path} exists already: move it away, or give another --{option}")
             path.parent.mkdir(parents=True, exist_ok=True)
             self.files[path] = open(_partial(path), "w", encoding="utf-8")  # noqa: SIM115 - closed when prediction ends
 

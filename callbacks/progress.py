@@ -1,4 +1,4 @@
-"""One line of progress: the epoch, its ETA, and the metrics that matter."""
+"""Progress bar: epoch, remaining time, metrics."""
 
 import math
 import sys
@@ -8,14 +8,14 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 
 class Progress(TQDMProgressBar):
-    """Lightning's tqdm bar; in a log file a new line only now and then, and after an error a line break."""
+    """Lightning's tqdm bar, refreshed every 100 steps in a log file, with a line break after an error."""
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=1 if sys.stdout.isatty() else 100)
 
     @property
     def total_train_batches(self) -> int | float:
-        """Lightning takes a batch for a step; a model may take several at once, and says how many."""
+        """Number of steps; `pl_module.steps_per_batch`, by default 1, is how many steps a batch contains."""
         steps = super().total_train_batches
         at_once = getattr(self.trainer.lightning_module, "steps_per_batch", 1)
         return steps if math.isinf(steps) else math.ceil(steps / at_once)

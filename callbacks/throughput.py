@@ -1,4 +1,4 @@
-"""How fast the run goes: items per second, and the share of the device's peak arithmetic that it uses."""
+"""Training throughput: items per second, and model FLOPs utilisation."""
 
 import time
 from typing import Any
@@ -13,17 +13,17 @@ from zoo.errors import UserError
 class Throughput(Callback):
     """Log `<item>_per_second` and, where the device's peak is known, `mfu` (model FLOPs utilisation).
 
-    The model says what it counts: `pl_module.item` is the unit ("tokens", "samples"), `pl_module.count(batch)`
-    the number of them in a batch, `pl_module.flops_per_item(batch)` the arithmetic of one, forward and backward.
-    Validation, checkpoints and the first window of steps (compilation, warm-up) are left out of the clock.
+    Read from the module: `item`, the unit ("tokens", "samples"); `count(batch)`, the number of items in a batch;
+    `flops_per_item(batch)`, the floating-point operations of one item, forward and backward. The time of validations,
+    checkpoints and the first `every_n_steps` steps (compilation, warm-up) is not counted.
 
     Args:
-        every_n_steps: optimizer steps over which one figure is averaged.
+        every_n_steps: number of optimizer steps that one value is averaged over, at least 1.
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
         if every_n_steps < 1:
-            raise UserError(f"throughput.every_n_steps must be at least 1, not {every_n_steps}")
+            raise UserError(f"--throughput.every_n_steps must be at least 1, not {every_n_steps}")
         self.every_n_steps = every_n_steps
         self._restart()
 
@@ -36,9 +36,7 @@ class Throughput(Callback):
         self._restart()
         self.warm = False
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.since is None:
             self.since = self._now(trainer)
         if self.first_step is None:
@@ -78,7 +76,7 @@ class Throughput(Callback):
 
     @staticmethod
     def _now(trainer: Trainer) -> float:
-        # Kernels run behind the clock's back: wait for them, once per window rather than per step.
+        # Kernels run asynchronously: wait for them, once per window rather than per step.
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()

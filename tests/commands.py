@@ -1,4 +1,4 @@
-"""Shared by the tests of the command line: a micro setting of the tiny Llama, and how a refusal must look."""
+"""Helpers of the command-line tests: options of a micro Llama, `fit` with them, the message of a refused command."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def fit(out, text_file, *options, max_steps=4):
 
 
 def complaint(capsys, code, *argv):
-    """The one sentence with which a command is refused."""
+    """The only line on standard error of a command that ends with `code`."""
     try:
         got = main([str(a) for a in argv])
     except SystemExit as stop:

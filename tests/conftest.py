@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: where the real data lies, and one thread so that small models run fast."""
+"""Fixtures shared by all tests: real data, a text file, a finished run, one thread and one seed."""
 
 import os
 import signal
@@ -17,12 +17,12 @@ def _one_thread():
 
 @pytest.fixture(autouse=True)
 def _one_seed():
-    torch.manual_seed(0)  # a process of its own starts from a random one, and so would what a test trains
+    torch.manual_seed(0)  # otherwise training in a test would depend on the tests before it
 
 
 @pytest.fixture(scope="session")
 def zoo_data() -> Path:
-    """The folder of real data, $ZOO_DATA; the test is skipped where there is none."""
+    """The folder of real data, $ZOO_DATA; the test is skipped where it does not exist."""
     path = Path(os.environ.get("ZOO_DATA", ROOT / ".." / "shared" / "data"))
     if not path.is_dir():
         pytest.skip(f"no real data in {path}: set ZOO_DATA to a folder that holds it")

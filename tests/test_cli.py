@@ -1,4 +1,4 @@
-"""The command line as a user meets it: the tiny Llama trained, stopped, resumed, used, and misused."""
+"""The command line end to end, with the tiny Llama: help, fit, validate, test, predict, generate, resume, signals."""
 
 import errno
 import json
@@ -19,13 +19,14 @@ import yaml
 from tests.commands import MICRO, ROOT, TEXT, TINY, complaint, fit
 from zoo.__main__ import main
 from zoo.cli import overview
+from zoo.cli.config_names import find_config
 
 
 def weights(path):
     return torch.load(path, weights_only=True)["state_dict"]
 
 
-# ---- what there is
+# ---- help and list
 
 
 def test_help_names_verbs_and_models(capsys):
@@ -35,15 +36,16 @@ def test_help_names_verbs_and_models(capsys):
     assert re.search(r"LlamaLM +Llama from scratch", shown)
 
 
-def test_list_shows_every_config_with_its_true_size(capsys):
+def test_list_shows_the_name_of_every_config(capsys):
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
-    files = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "configs").rglob("*.yaml"))
-    assert all(f in shown for f in files)
+    folder = ROOT / "configs"
+    names = sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
+    assert [line.split()[0] for line in shown.splitlines()[2:]] == names
 
 
 @pytest.mark.parametrize("row", overview.configs(), ids=lambda row: row["config"])
-def test_a_config_states_its_true_size_and_needs(row):
+def test_a_config_states_its_size_and_needs(row):
     from zoo.datamodules import LinearRegressionTasks, Reviews
     from zoo.icr import ICRTransformer, Task
     from zoo.llama import Llama, LlamaClassifier, LlamaConfig
@@ -51,12 +53,12 @@ def test_a_config_states_its_true_size_and_needs(row):
     from zoo.revdeq import RevDEQLM
 
     assert row["needs"]
-    settings = yaml.safe_load((ROOT / row["config"]).read_text())
-    base = yaml.safe_load((ROOT / "configs" / "llama.yaml").read_text())  # what an overlay lies on
+    settings = yaml.safe_load(find_config(row["config"]).read_text())
+    base = yaml.safe_load((ROOT / "configs" / "llama.yaml").read_text())  # what an overlay is applied to
     data = (base if row["model"] == "LlamaLM" else settings).get("data", {}).get("init_args", {})
     data = data | settings.get("data", {}).get("init_args", {})
     sizes = settings.get("model", {}).get("init_args", {})
-    vocabularies = {"bytes": 257, "gpt2": 50257, "words": 128}  # words: so many in scan_bench's rows
+    vocabularies = {"bytes": 257, "gpt2": 50257, "words": 128}  # words: the number of words in scan_bench's rows
     vocab_size = vocabularies.get(data.get("tokenizer", "bytes")) or data.get("bpe_vocab_size", 4096)
     names = data.get("label_names", "").split(",")
     if data.get("data") == "opinions":
@@ -80,7 +82,7 @@ def test_a_config_states_its_true_size_and_needs(row):
 
 
 def test_help_and_import_are_cheap():
-    """Not a timing: neither may pull torch in."""
+    """Neither imports torch. This is not a timing."""
     script = "import sys, zoo, zoo.__main__; zoo.__main__.main(['--help']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
@@ -88,7 +90,7 @@ def test_help_and_import_are_cheap():
 # ---- a run and its checkpoint
 
 
-def test_a_run_leaves_what_the_design_says(run):
+def test_files_in_the_folder_of_a_run(run):
     names = {p.name for p in run.iterdir()}
     assert {"best.ckpt", "last.ckpt", "config.yaml"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
@@ -105,14 +107,14 @@ def test_tensorboard_shows_the_training(run):
 
 
 @pytest.mark.parametrize("verb", ["validate", "test"])
-def test_a_checkpoint_alone_is_enough_to_measure(run, verb, capsys, monkeypatch, tmp_path):
+def test_validate_and_test_from_the_checkpoint_alone(run, verb, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert main([verb, f"--ckpt_path={run / 'best.ckpt'}", "--trainer.enable_progress_bar=false"]) == 0
     assert f"{'val' if verb == 'validate' else 'test'}_word_ppl" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
-def test_predict_scores_the_text_window_by_window(run, tmp_path):
+def test_predict_writes_a_score_per_window(run, tmp_path):
     out = tmp_path / "scores.jsonl"
     assert main(["predict", f"--ckpt_path={run / 'best.ckpt'}", f"--predictions.path={out}",
                  "--trainer.enable_progress_bar=false"]) == 0  # fmt: skip
@@ -121,7 +123,7 @@ def test_predict_scores_the_text_window_by_window(run, tmp_path):
     assert "".join(row["text"] for row in rows) in TEXT
 
 
-def test_generate_prints_the_prompt_and_nothing_but_text(run, capfd):
+def test_generate_prints_only_the_text(run, capfd):
     argv = ["generate", f"--ckpt_path={run / 'best.ckpt'}", "--prompt=The ", "--max_new_tokens=5", "--temperature=0"]
     assert main(argv) == 0
     first = capfd.readouterr().out
@@ -130,7 +132,7 @@ def test_generate_prints_the_prompt_and_nothing_but_text(run, capfd):
     assert capfd.readouterr().out == first
 
 
-def test_max_length_counts_the_prompt_too(run, capsys):
+def test_max_length_includes_the_prompt(run, capsys):
     argv = ["generate", f"--ckpt_path={run / 'best.ckpt'}", "--prompt=The ", "--temperature=0"]
     texts = []
     for length in ("--max_length=10", "--max_new_tokens=5"):  # four bytes and the mark before them
@@ -141,7 +143,7 @@ def test_max_length_counts_the_prompt_too(run, capsys):
 
 
 @pytest.mark.slow
-def test_generate_compiled_says_the_same(run, capfd):
+def test_generate_compiled_gives_the_same_text(run, capfd):
     argv = ["generate", f"--ckpt_path={run / 'best.ckpt'}", "--prompt=The ", "--max_new_tokens=5", "--temperature=0"]
     assert main(argv) == 0
     plain = capfd.readouterr().out
@@ -149,7 +151,7 @@ def test_generate_compiled_says_the_same(run, capfd):
     assert capfd.readouterr().out == plain
 
 
-def test_generate_continues_several_prompts_like_each_alone(run, capfd):
+def test_generate_several_prompts_equals_each_alone(run, capfd):
     argv = ["generate", f"--ckpt_path={run / 'best.ckpt'}", "--max_new_tokens=5", "--temperature=0"]
     alone = []
     for prompt in ("The quick", "A"):
@@ -159,7 +161,7 @@ def test_generate_continues_several_prompts_like_each_alone(run, capfd):
     assert capfd.readouterr().out == "".join(text + "\n" for text in alone)
 
 
-def test_generate_stops_each_of_several_prompts_where_it_would_stop_alone(run, capfd):
+def test_generate_stop_tokens_with_several_prompts(run, capfd):
     argv = ["generate", f"--ckpt_path={run / 'best.ckpt'}", "--temperature=0", "--max_new_tokens=20"]
     argv.append(f"--stop_tokens={list(range(97, 256))}")  # any letter
     alone = []
@@ -172,7 +174,7 @@ def test_generate_stops_each_of_several_prompts_where_it_would_stop_alone(run, c
     assert capfd.readouterr().out == "[a]\nA\n"
 
 
-def test_what_is_typed_beats_what_the_checkpoint_remembers(run, capsys, monkeypatch):
+def test_the_command_line_overrides_the_checkpoint(run, capsys, monkeypatch):
     import zoo.cli.command_line
 
     seen = {}
@@ -182,8 +184,8 @@ def test_what_is_typed_beats_what_the_checkpoint_remembers(run, capsys, monkeypa
     assert seen == {"seq_len": 24, "batch": 4, "dropout": 0.3}
 
 
-def test_the_text_need_not_be_there_any_more(run, text_file, tmp_path, capfd):
-    """A BPE learnt from the text travels in the checkpoint."""
+def test_the_training_text_is_not_needed_after_training(run, text_file, tmp_path, capfd):
+    """A BPE tokenizer trained on the text is stored in the checkpoint."""
     text = shutil.copy(text_file, tmp_path / "gone.txt")
     options = ["--data.tokenizer=bpe", "--data.bpe_vocab_size=270", "--model.max_seq_len=32"]
     assert fit(tmp_path / "run", text, *options, max_steps=2) == 0
@@ -202,10 +204,10 @@ def test_a_checkpoint_can_be_loaded_in_python(run):
     assert torch.equal(bare.eval()(tokens)[0], module.eval().model(tokens)[0])
 
 
-# ---- stopping and going on
+# ---- stop and resume
 
 
-def test_a_second_fit_refuses_and_a_resumed_one_equals_an_unbroken_one(run, text_file, tmp_path, capsys):
+def test_a_second_fit_is_refused_and_a_resumed_run_is_bitwise_equal(run, text_file, tmp_path, capsys):
     before = (run / "last.ckpt").read_bytes()
     argv = ["fit", f"--config={TINY}", *MICRO, f"--data_dir={text_file}", f"--output_dir={run}"]
     said = complaint(capsys, 1, *argv)
@@ -213,7 +215,7 @@ def test_a_second_fit_refuses_and_a_resumed_one_equals_an_unbroken_one(run, text
     assert "--ckpt_path last" in said
     assert (run / "last.ckpt").read_bytes() == before
 
-    # The schedule belongs to 8 steps from the start, so the first half is stopped, not planned, at 4.
+    # A constant learning rate, so that the schedule does not depend on max_steps.
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     constant = ["--model.min_lr_ratio=1"]
     assert fit(whole, text_file, *constant, max_steps=8) == 0
@@ -223,7 +225,7 @@ def test_a_second_fit_refuses_and_a_resumed_one_equals_an_unbroken_one(run, text
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
-def test_resuming_a_finished_run_says_so_and_keeps_it(run, text_file, tmp_path, capsys):
+def test_resuming_a_finished_run_changes_nothing(run, text_file, tmp_path, capsys):
     run = Path(shutil.copytree(run, tmp_path / "run"))
     before = weights(run / "last.ckpt")
     assert fit(run, text_file, "--ckpt_path=last") == 0
@@ -238,7 +240,7 @@ def test_the_saved_config_repeats_the_run(run, tmp_path):
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_the_command_line_beats_a_saved_config(run, tmp_path, capsys):
+def test_the_command_line_overrides_a_saved_config(run, tmp_path, capsys):
     other = tmp_path / "other.txt"
     other.write_text("x")
     argv = ["fit", f"--config={run / 'config.yaml'}", f"--data.data={other}", f"--output_dir={tmp_path / 'out'}"]
@@ -251,11 +253,11 @@ def test_a_full_disk_is_one_sentence(text_file, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("zoo.callbacks.checkpoint.torch.save", full)
     argv = ["fit", f"--config={TINY}", *MICRO, f"--data_dir={text_file}", f"--output_dir={tmp_path}"]
-    assert "(No space left on device); nothing was written: make room" in complaint(capsys, 1, *argv)
+    assert "(No space left on device); nothing was written: free disk space" in complaint(capsys, 1, *argv)
     assert not list(tmp_path.glob("*.ckpt*"))
 
 
-def test_fast_dev_run_leaves_nothing(text_file, tmp_path):
+def test_fast_dev_run_saves_nothing(text_file, tmp_path):
     assert fit(tmp_path, text_file, f"--config={ROOT / 'configs' / 'debug.yaml'}") == 0
     assert not list(tmp_path.glob("*.ckpt"))
 
@@ -270,7 +272,7 @@ def zoo(*argv, **options):
 @pytest.mark.parametrize(
     ("signum", "code", "devices"), [(signal.SIGINT, 130, 1), (signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 2)]
 )
-def test_a_signal_leaves_last_ckpt_and_its_exit_code(text_file, tmp_path, signum, code, devices):
+def test_a_signal_saves_last_ckpt_and_sets_the_exit_code(text_file, tmp_path, signum, code, devices):
     argv = ["fit", f"--config={TINY}", *MICRO, f"--data_dir={text_file}", f"--output_dir={tmp_path}",
             "--trainer.max_steps=100000", "--trainer.val_check_interval=20", "--data.num_workers=1"]  # fmt: skip
     if devices > 1:
@@ -289,7 +291,7 @@ def test_a_signal_leaves_last_ckpt_and_its_exit_code(text_file, tmp_path, signum
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] > 0
 
 
-def test_two_processes_through_the_real_entry(text_file, tmp_path):
+def test_two_processes_equal_one(text_file, tmp_path):
     argv = ["fit", f"--config={TINY}", f"--config={ROOT / 'configs' / 'ddp.yaml'}", *MICRO, f"--data_dir={text_file}",
             f"--output_dir={tmp_path / 'two'}", "--trainer.devices=2", "--trainer.max_steps=4", "--data.batch_size=2",
             "--model.dropout=0"]  # fmt: skip

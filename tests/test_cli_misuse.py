@@ -1,4 +1,4 @@
-"""What the command line says to bad input: one sentence that names it and what to do, and an exit code not 0."""
+"""Bad input on the command line: one sentence that names it and the remedy, and a non-zero exit code."""
 
 import pytest
 
@@ -11,8 +11,18 @@ from zoo.tokenizers import train_bpe
     ("argv", "code", "sentence"),
     [
         (["fti"], 2, "no verb 'fti'; did you mean 'fit'?"),
-        (["fit"], 2, "add --config FILE"),
+        (["fit"], 2, "a model and its data must be named: add --config NAME"),
         (["fit", "--config=configs/tiny/lama.yaml"], 2, "did you mean configs/tiny/llama.yaml?"),
+        (["fit", "--config=tiny/lama"], 2, "there is no config tiny/lama; did you mean tiny/llama?"),
+        (["fit", "-c", "tiny/lama.yaml"], 2, "there is no config tiny/lama.yaml; did you mean tiny/llama?"),
+        (["fit", "--config=xyz"], 2, "there is no config xyz; `zoo list` shows the names"),
+        (["fit", "--model=LlamaLM"], 2, "no data is named: add --config NAME"),
+        (["fit", "--data=TextLM"], 2, "no model is named: add --config NAME"),
+        (["fit", "--config", TINY, "--trainer.max_step=3"], 2, "did you mean --trainer.max_steps?"),
+        (["fit", "--config", TINY, "--ckpt_pat=last"], 2, "no option --ckpt_pat; did you mean --ckpt_path?"),
+        (["fit", "--config", TINY, "--output_di={tmp}"], 2, "no option --output_di; did you mean --output_dir?"),
+        (["fit", "--config", TINY, "--early.patience=1"], 2, "did you mean --early_stopping.patience?"),
+        (["fit", "--config", TINY, "--model.drop=1"], 2, "did you mean dropout?"),
         (["fit", "--config", TINY, "--trainer.max_stepz=3"], 2, "did you mean --trainer.max_steps?"),
         (["fit", "--config", TINY, "--model.dimm=3"], 2, "no setting 'dimm'; did you mean dim?"),
         (["fit", "--config", TINY, "--data.seqlen=3"], 2, "did you mean seq_len?"),
@@ -30,7 +40,7 @@ from zoo.tokenizers import train_bpe
         (["fit", "--config", TINY, "--data_dir={short}", "--output_dir={tmp}"], 1, "one window needs"),
         (["fit", "--config", TINY, "--data.seq_len=512", "--output_dir={tmp}"], 1, "set --data.seq_len to at most 256"),
         (["fit", "--config", TINY, "--output_dir=/proc/zoo"], 1, "cannot write to /proc/zoo"),
-        (["fit", "--config", TINY, "--ckpt_path={foreign}"], 1, "to start from its weights, --model.weights"),
+        (["fit", "--config", TINY, "--ckpt_path={foreign}"], 1, "To start from its weights, use --model.weights"),
         (["validate", "--config", TINY], 1, "add --ckpt_path FILE"),
         (["validate", "--ckpt_path=no.ckpt"], 1, "no checkpoint no.ckpt"),
         (["validate", "--ckpt_path={broken}"], 1, "broken.ckpt is truncated or damaged"),

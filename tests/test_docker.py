@@ -1,4 +1,4 @@
-"""The container files agree with each other, with the README and with the pinned versions. They are not built here."""
+"""Dockerfile and compose files agree with each other, with the README and with the pinned versions."""
 
 import re
 import shlex

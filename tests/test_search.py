@@ -1,6 +1,8 @@
-"""The hyperparameter search: a few trials of a micro model, a second call that goes on."""
+"""Hyperparameter search: reading search spaces, adding trials to a study, pruning, and Optuna missing."""
 
 import csv
+import subprocess
+import sys
 
 import pytest
 
@@ -8,10 +10,11 @@ from tests.commands import MICRO, TINY
 
 optuna = pytest.importorskip("optuna", reason="the search is an extra: pip install 'zoo[search]'")
 
-from zoo.search.__main__ import Prune, main, search, suggest  # noqa: E402
+from zoo.search.__main__ import main  # noqa: E402
+from zoo.search.study import Prune, search, suggest  # noqa: E402
 
 
-def test_spaces_are_read(monkeypatch):
+def test_suggest_reads_search_spaces():
     trial = optuna.trial.FixedTrial({"model.lr": 1e-3, "model.dim": 64, "data.batch_size": "16"})
     assert suggest(trial, "model.lr=log:1e-4:1e-2") == "--model.lr=0.001"
     assert suggest(trial, "model.dim=16:128") == "--model.dim=64"
@@ -21,7 +24,7 @@ def test_spaces_are_read(monkeypatch):
             suggest(trial, bad)
 
 
-def test_a_second_call_goes_on_with_the_study(text_file, tmp_path, capsys, monkeypatch):
+def test_a_second_call_adds_trials_to_the_study(text_file, tmp_path, capsys, monkeypatch):
     fit = [f"--config={TINY}", *MICRO, f"--data_dir={text_file}", "--trainer.max_steps=2"]
     [row] = search(fit, ["model.lr=log:1e-4:1e-2"], 1, tmp_path)
     assert row["state"] == "complete"
@@ -38,7 +41,7 @@ def test_a_second_call_goes_on_with_the_study(text_file, tmp_path, capsys, monke
     assert "model.lr" in capsys.readouterr().out
 
 
-def test_a_trial_that_falls_behind_is_stopped(text_file, tmp_path):
+def test_a_bad_trial_is_pruned(text_file, tmp_path):
     from zoo.cli.command_line import ZooCLI
 
     study = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(upper=0.01))
@@ -51,3 +54,14 @@ def test_a_trial_that_falls_behind_is_stopped(text_file, tmp_path):
     [trial] = study.trials
     assert trial.state == optuna.trial.TrialState.PRUNED
     assert list(trial.intermediate_values) == [2]
+
+
+def test_a_missing_optuna_is_one_sentence(tmp_path):
+    (tmp_path / "optuna.py").write_text("raise ImportError")
+    script = (
+        f"import runpy, sys; sys.path.insert(0, {str(tmp_path)!r}); sys.argv[1:] = ['--space', 'model.lr=1:2'];"
+        "runpy.run_module('zoo.search', run_name='__main__')"
+    )
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert process.returncode == 1
+    assert process.stderr == "zoo: the search needs Optuna, which is an extra: pip install 'zoo[search]'\n"

@@ -1,4 +1,4 @@
-"""The tables in the README and the cards are what the rows in results/ say."""
+"""The tables in the README and the model cards are those generated from results/."""
 
 import json
 import subprocess
@@ -10,11 +10,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def test_tables_are_made_from_the_rows():
+def test_tables_are_up_to_date():
     subprocess.run([sys.executable, "benchmarks/tables.py", "--check"], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.json")), ids=lambda p: p.name)
-def test_a_row_says_how_it_was_made(path):
+def test_a_row_names_its_commit_date_command_and_torch(path):
     for row in json.loads(path.read_text()):
         assert {"commit", "date", "command", "torch"} <= row.keys()

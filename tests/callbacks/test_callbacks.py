@@ -1,4 +1,4 @@
-"""Each shared callback on a model of one weight matrix, where what must happen can be worked out by hand."""
+"""Each shared callback on a model of one weight matrix, with expectations worked out by hand."""
 
 import errno
 import json
@@ -9,10 +9,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.plugins import MixedPrecision as MixedPrecisionPlugin
 from torch import nn
 
-from zoo.callbacks import Checkpoint, EarlyStopping, Half, Predictions, Samples, Throughput
+from zoo.callbacks import Checkpoint, EarlyStopping, MixedPrecision, Predictions, Samples, Throughput
 from zoo.callbacks.checkpoint import AtomicCheckpointIO
 from zoo.datamodules import ZooDataModule
 
@@ -38,7 +38,7 @@ class Plane(LightningModule):
         super().__init__()
         self.net = nn.Linear(4, 1)
         self.val_losses = iter(val_losses)
-        self.samples_asked = []
+        self.sampled_at = []
 
     def count(self, batch):
         return len(batch[0])
@@ -47,7 +47,7 @@ class Plane(LightningModule):
         return 24.0
 
     def sample_text(self, prompt, max_new_tokens, temperature):
-        self.samples_asked.append(self.global_step)
+        self.sampled_at.append(self.global_step)
         return f"{prompt} and <b>more</b>"
 
     def training_step(self, batch, batch_idx):
@@ -89,7 +89,7 @@ def step_of(path):
 # ---- checkpoint
 
 
-def test_best_is_the_best_and_last_is_the_last(tmp_path):
+def test_best_and_last_checkpoint(tmp_path):
     checkpoint = Checkpoint()
     t = trainer(tmp_path, checkpoint, max_epochs=4)
     t.fit(Plane([3.0, 1.0, 2.0, float("nan")]), Points())
@@ -99,15 +99,13 @@ def test_best_is_the_best_and_last_is_the_last(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
-def test_the_record_survives_a_resume(tmp_path):
+def test_best_score_is_restored_on_resume(tmp_path):
     trainer(tmp_path, Checkpoint(), max_epochs=2).fit(Plane([1.0, 2.0]), Points())
-    trainer(tmp_path, Checkpoint(), max_epochs=4).fit(
-        Plane([1.5, 1.2]), Points(), ckpt_path=tmp_path / "last.ckpt"
-    )
+    trainer(tmp_path, Checkpoint(), max_epochs=4).fit(Plane([1.5, 1.2]), Points(), ckpt_path=tmp_path / "last.ckpt")
     assert step_of(tmp_path / "best.ckpt") == 4
 
 
-def test_last_between_validations_and_at_the_end(tmp_path):
+def test_last_is_saved_every_n_steps_and_at_the_end(tmp_path):
     seen = []
 
     class Watch(Callback):
@@ -120,7 +118,7 @@ def test_last_between_validations_and_at_the_end(tmp_path):
     assert step_of(tmp_path / "last.ckpt") == 7
 
 
-def test_an_unknown_monitor_is_named(tmp_path):
+def test_checkpoint_names_an_unknown_monitor(tmp_path):
     with pytest.raises(ValueError, match=r"'val_los' is not logged by this model, which logs val_loss"):
         trainer(tmp_path, Checkpoint(monitor="val_los"), max_epochs=1).fit(Plane(), Points())
 
@@ -168,7 +166,7 @@ def test_a_failed_save_keeps_the_old_file_and_says_why(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def test_a_kill_in_the_middle_of_a_save_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_kill_during_a_save_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
     monkeypatch.setattr(os, "replace", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
@@ -177,7 +175,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_old_file(tmp_path, monkeypatc
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert torch.load(path)["step"] == 1
     monkeypatch.undo()
-    AtomicCheckpointIO().save_checkpoint({"step": 3}, path)  # the half-written file is in nobody's way
+    AtomicCheckpointIO().save_checkpoint({"step": 3}, path)  # the partial file does not prevent the next save
     assert torch.load(path)["step"] == 3
 
 
@@ -195,13 +193,13 @@ def test_loading_never_runs_code(tmp_path):
 # ---- early stopping
 
 
-def test_stops_after_patience_validations_without_improvement(tmp_path):
+def test_early_stopping_after_patience_validations_without_improvement(tmp_path):
     t = trainer(tmp_path, EarlyStopping(patience=2), max_epochs=10)
     t.fit(Plane([3.0, 2.0, 2.5, 2.2, 1.0]), Points())
     assert t.current_epoch == 4
 
 
-def test_a_changed_patience_counts_on_resume(tmp_path):
+def test_a_changed_patience_applies_on_resume(tmp_path):
     trainer(tmp_path, EarlyStopping(patience=5), Checkpoint(), max_epochs=2).fit(Plane([1.0, 2.0]), Points())
     t = trainer(tmp_path, EarlyStopping(patience=2), Checkpoint(), max_epochs=10)
     t.fit(Plane([3.0, 3.0, 3.0]), Points(), ckpt_path=tmp_path / "last.ckpt")
@@ -214,7 +212,7 @@ def test_without_patience_nothing_stops(tmp_path):
     assert t.current_epoch == 4
 
 
-# ---- half
+# ---- mixed precision
 
 
 class Autocast(Callback):
@@ -225,15 +223,17 @@ class Autocast(Callback):
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
-def test_half_runs_autocast_where_it_is_told_to(tmp_path, name, dtype):
+def test_mixed_precision_autocasts_on_its_devices(tmp_path, name, dtype):
     seen = Autocast()
-    t = trainer(tmp_path, Half(name, devices=("cpu",)), seen, Checkpoint(), max_steps=3, gradient_clip_val=1.0)
+    t = trainer(
+        tmp_path, MixedPrecision(name, devices=("cpu",)), seen, Checkpoint(), max_steps=3, gradient_clip_val=1.0
+    )
     t.fit(Plane(), Points())
     assert seen.dtype == dtype
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["state_dict"]["net.weight"].dtype == torch.float32
     assert ("MixedPrecision" in saved) == (name == "fp16")  # the scaler's state
-    resumed = trainer(tmp_path, Half(name, devices=("cpu",)), Checkpoint(), max_steps=4)
+    resumed = trainer(tmp_path, MixedPrecision(name, devices=("cpu",)), Checkpoint(), max_steps=4)
     resumed.fit(Plane(), Points(), ckpt_path=tmp_path / "last.ckpt")
     if name == "fp16":
         scale = saved["MixedPrecision"]["scale"]
@@ -248,16 +248,18 @@ def test_gradients_are_clipped_after_they_are_unscaled(tmp_path):
                 self.norm = nn.utils.get_total_norm([p.grad for p in module.parameters()]).item()
 
     seen = Clipped()
-    trainer(tmp_path, Half(devices=("cpu",)), seen, max_steps=12, gradient_clip_val=0.01).fit(Plane(), Points())
+    trainer(tmp_path, MixedPrecision(devices=("cpu",)), seen, max_steps=12, gradient_clip_val=0.01).fit(
+        Plane(), Points()
+    )
     # The first steps overflow and are skipped while the scale of 65536 is being halved.
     assert seen.norm == pytest.approx(0.01, rel=1e-2)
 
 
-def test_half_leaves_a_cpu_and_an_explicit_precision_alone(tmp_path):
-    t = trainer(tmp_path, Half(), max_steps=1)
+def test_mixed_precision_keeps_a_cpu_and_an_explicit_precision(tmp_path):
+    t = trainer(tmp_path, MixedPrecision(), max_steps=1)
     t.fit(Plane(), Points())
-    assert not isinstance(t.precision_plugin, MixedPrecision)
-    t = trainer(tmp_path, Half("fp16", devices=("cpu",)), max_steps=1, precision="bf16-mixed")
+    assert not isinstance(t.precision_plugin, MixedPrecisionPlugin)
+    t = trainer(tmp_path, MixedPrecision("fp16", devices=("cpu",)), max_steps=1, precision="bf16-mixed")
     t.fit(Plane(), Points())
     assert t.precision_plugin.precision == "bf16-mixed"
 
@@ -265,7 +267,7 @@ def test_half_leaves_a_cpu_and_an_explicit_precision_alone(tmp_path):
 # ---- throughput, samples, predictions
 
 
-def test_throughput_counts_items_over_training_time_only(tmp_path, monkeypatch):
+def test_throughput_is_items_per_second_of_training(tmp_path, monkeypatch):
     now = 0.0
 
     class Clock(Callback):  # a step takes a second, a validation a hundred
@@ -284,31 +286,31 @@ def test_throughput_counts_items_over_training_time_only(tmp_path, monkeypatch):
     assert "mfu" not in t.logged_metrics  # no CPU's peak is known
 
 
-def test_mfu_is_the_models_arithmetic_over_the_devices_peak(tmp_path, monkeypatch):
+def test_mfu_is_flops_per_second_over_the_peak(tmp_path, monkeypatch):
     monkeypatch.setattr("zoo.callbacks.throughput.get_available_flops", lambda device, dtype: 1e6)
     t = trainer(tmp_path, Throughput(every_n_steps=2), max_steps=6, log_every_n_steps=1)
     t.fit(Plane(), Points())
     assert t.logged_metrics["mfu"] == pytest.approx(t.logged_metrics["samples_per_second"] * 24 / 1e6)
 
 
-def test_samples_reach_tensorboard_as_they_are(tmp_path):
+def test_samples_in_tensorboard_are_unchanged(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     module = Plane()
     logger = TensorBoardLogger(tmp_path, name="", version="")
     samples = Samples("Once", every_n_validations=2)
     trainer(tmp_path, samples, max_epochs=4, logger=logger, log_every_n_steps=1).fit(module, Points())
-    assert module.samples_asked == [8, 16]
+    assert module.sampled_at == [8, 16]
     events = EventAccumulator(str(tmp_path)).Reload()
     assert events.Tensors("sample/text_summary")[0].tensor_proto.string_val[0] == b"    Once and <b>more</b>"
 
 
-def test_predictions_are_lines_in_input_order(tmp_path):
+def test_predictions_are_json_lines_in_input_order(tmp_path):
     t = trainer(tmp_path, Predictions())
     t.predict(Plane(), Points(7), return_predictions=False)
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert [line["index"] for line in lines] == list(range(7))
-    with pytest.raises(ValueError, match=r"predictions\.jsonl is there already"):
+    with pytest.raises(ValueError, match=r"predictions\.jsonl exists already"):
         trainer(tmp_path, Predictions()).predict(Plane(), Points(7), return_predictions=False)
 
 
@@ -322,7 +324,7 @@ def test_two_processes_share_the_predictions(tmp_path):
     assert ranks == [[0, 2, 4, 6], [1, 3, 5]]
 
 
-def test_labels_are_wanted_of_models_that_predict_them(tmp_path):
+def test_text_path_needs_a_model_that_predicts_labels(tmp_path):
     with pytest.raises(ValueError, match=r"Plane predicts no label: drop --predictions\.text_path"):
         trainer(tmp_path, Predictions(text_path=str(tmp_path / "out.txt"))).predict(Plane(), Points(7))
     assert not list(tmp_path.glob("*.tmp"))
@@ -352,6 +354,7 @@ def test_a_failed_prediction_leaves_no_file(tmp_path):
         lambda: Checkpoint(every_n_steps=0),
         lambda: EarlyStopping(patience=0),
         lambda: Throughput(every_n_steps=0),
+        lambda: Samples(every_n_validations=0),
     ],
 )
 def test_settings_out_of_range_are_refused(make):

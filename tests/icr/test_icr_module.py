@@ -12,7 +12,7 @@ from torch import nn
 from tests.commands import ROOT, complaint
 from tests.resume import BATCH_END, assert_resume_is_bitwise, assert_same_weights, train
 from zoo.__main__ import main
-from zoo.callbacks import Checkpoint, Half
+from zoo.callbacks import Checkpoint, MixedPrecision
 from zoo.datamodules import LinearRegressionTasks, SyntheticConfigs
 from zoo.icr import ICRTransformer, dmmse, load_model, predict_from_prompt, ridge
 from zoo.optim import triangle
@@ -130,7 +130,7 @@ def test_a_loss_that_is_no_number_stops_the_run():
 
 
 def test_half_precision(tmp_path):
-    callbacks = [Half("fp16", devices=("cpu",)), Checkpoint(str(tmp_path))]
+    callbacks = [MixedPrecision("fp16", devices=("cpu",)), Checkpoint(str(tmp_path))]
     trainer = quiet(max_steps=60, callbacks=callbacks, enable_checkpointing=True)
     model = Norms(**TASK, **SIZES, lr=1e-2, grad_clip=0.1)
     start = {name: p.clone() for name, p in model.named_parameters()}

@@ -185,11 +185,11 @@ def test_tokenizer_of_another_vocabulary_size_is_refused(stories, capsys):
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_half_precision_on_a_gpu(text, tmp_path, precision):
-    from zoo.callbacks import Checkpoint, Half
+    from zoo.callbacks import Checkpoint, MixedPrecision
 
     options = {"max_steps": 20, "max_epochs": -1, "gradient_clip_val": 1.0, "limit_val_batches": 0}
     module = LlamaLM(**SIZES, lr=1e-2, warmup_steps=2)
-    callbacks = [Half(precision), Checkpoint(str(tmp_path / "run"))]
+    callbacks = [MixedPrecision(precision), Checkpoint(str(tmp_path / "run"))]
     trainer = quiet(accelerator="gpu", devices=1, callbacks=callbacks, enable_checkpointing=True, **options)
     trainer.fit(module, data(text, tmp_path))
     assert trainer.callback_metrics["train_loss"] < 5

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.commands import ROOT, TEXT, complaint
 from tests.resume import VALIDATION_END, assert_resume_is_bitwise, train
 from zoo.__main__ import main
-from zoo.callbacks import Checkpoint, Half
+from zoo.callbacks import Checkpoint, MixedPrecision
 from zoo.datamodules import TextLM
 from zoo.revdeq import RevDEQLM
 
@@ -103,7 +103,7 @@ def test_half_precision_training_keeps_exact_gradients(text_file, tmp_path, prec
     logger = CSVLogger(tmp_path / "log", name="", version="")
     trainer = quiet(
         max_steps=12, limit_val_batches=0, gradient_clip_val=1.0, log_every_n_steps=1, logger=logger,
-        callbacks=[Half(precision, devices=("cpu",))],
+        callbacks=[MixedPrecision(precision, devices=("cpu",))],
     )  # fmt: skip
     trainer.fit(module(), data(text_file, tmp_path))
     assert trainer.callback_metrics["train_loss"] < 5
@@ -115,7 +115,7 @@ def test_half_precision_training_keeps_exact_gradients(text_file, tmp_path, prec
 def test_half_precision_on_a_gpu(text_file, tmp_path, precision):
     trainer = quiet(
         max_steps=20, limit_val_batches=0, gradient_clip_val=1.0, accelerator="gpu", devices=1, log_every_n_steps=1,
-        callbacks=[Half(precision), Checkpoint(str(tmp_path / "run"))], enable_checkpointing=True,
+        callbacks=[MixedPrecision(precision), Checkpoint(str(tmp_path / "run"))], enable_checkpointing=True,
         logger=CSVLogger(tmp_path),
     )  # fmt: skip
     trainer.fit(module(compile=True), data(text_file, tmp_path))

@@ -1,10 +1,13 @@
 """Checkpoint metadata: the settings of model and data stored in a file, which become the command line's defaults."""
 
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zoo.cli.renamed_arguments import find_renamed, renamed_arguments
+from zoo.datamodules.sources.corpus import data_label
 from zoo.errors import UserError
 from zoo.registry import DATA_MODULES, MODELS
 from zoo.training.checkpoint_file import read_checkpoint
@@ -22,7 +25,7 @@ class CheckpointInfo:
         model: {"class_path", "init_args"} of the model, or None.
         data: the same of the data module, or None.
         is_external: the file holds weights of another project, which the model itself reads (`model.weights`).
-        step: optimizer steps behind the checkpoint; None where unknown.
+        step: number of optimizer steps before the checkpoint was saved; None where unknown.
     """
 
     path: str
@@ -35,6 +38,20 @@ class CheckpointInfo:
         """Defaults for the parser."""
         return {key: spec for key, spec in (("model", self.model), ("data", self.data)) if spec}
 
+    def check_names(self, classes: Mapping[str, type | None]) -> None:
+        """Drop stored settings that no longer exist. Raises UserError for one that is known by another name today.
+
+        Args:
+            classes: the classes of "model" and "data".
+        """
+        for group, spec in self.defaults().items():
+            for name, new_name in renamed_arguments(classes.get(group)).items():
+                if not new_name:
+                    spec["init_args"].pop(name, None)
+                elif name in spec["init_args"]:
+                    sentence = find_renamed([(f"{group}.{name}", self.path)], classes)
+                    raise UserError(f"{sentence}; an older version of the zoo wrote this checkpoint")
+
     def check_tokenizer(self, data: Any) -> None:
         """Raises UserError where the data's tokenizer has another vocabulary size than the model was trained with."""
         trained = (self.model or {}).get("init_args", {}).get("vocab_size")
@@ -42,29 +59,48 @@ class CheckpointInfo:
         if given != trained:
             raise UserError(
                 f"the tokenizer has {given} tokens, but the model in {self.path} has {trained}: "
-                "drop --data.tokenizer, or give the one it was trained with"
+                "drop --data.tokenizer, or set it to the tokenizer that the model was trained with"
+            )
+
+    def check_label(self, data: str | None) -> None:
+        """Raises UserError where the checkpoint was trained on data of another label than `data`."""
+        trained = (self.data or {}).get("init_args", {}).get("data")
+        if trained and data and data_label(trained) != data_label(data):
+            raise UserError(
+                f"{self.path} was trained on {data_label(trained)!r}, and this is {data_label(data)!r}: "
+                "set --data_dir to the data it was trained on, or add --allow_other_data"
             )
 
 
-def read_checkpoint_info(path: str) -> CheckpointInfo:
-    """Metadata of a checkpoint of the zoo, or of an external Llama together with the tokenizer next to it."""
+def read_checkpoint_info(path: str, own_classes: Mapping[str, str] | None = None) -> CheckpointInfo:
+    """Metadata of a checkpoint of the zoo, or of an external Llama together with the tokenizer next to it.
+
+    Args:
+        path: the file or folder.
+        own_classes: class name -> import path of classes that are not registered but named by the user, and that the
+            checkpoint may therefore name too.
+    """
     if zipfile.is_zipfile(path):
         checkpoint = read_checkpoint(path)
         if "zoo" in checkpoint:
-            return _own(path, checkpoint)
+            return _own(path, checkpoint, own_classes or {})
     return _external(path)
 
 
-def _own(path: str, checkpoint: dict[str, Any]) -> CheckpointInfo:
+def _own(path: str, checkpoint: dict[str, Any], own_classes: Mapping[str, str]) -> CheckpointInfo:
     def spec(name: str | None, hparams: str) -> dict[str, Any] | None:
         settings = {k: v for k, v in checkpoint.get(hparams, {}).items() if k not in _NOT_RESTORED}
-        return {"class_path": name, "init_args": settings} if name else None
+        return {"class_path": own_classes.get(name, name), "init_args": settings} if name else None
 
     stored = str(checkpoint["zoo"].get("model", "")).rpartition(".")[2]
-    if stored not in MODELS:  # never imported: a file must not choose what code runs
-        raise UserError(f"{path} was written by a model {stored!r} that is not registered in zoo.registry")
+    if stored not in MODELS and stored not in own_classes:  # never imported: a file must not choose what code runs
+        raise UserError(
+            f"{path} was written by a model {stored!r} that is not registered in zoo.registry: name its class in a "
+            "config or with --model IMPORT.PATH"
+        )
     # Lightning stores a data module's state under the name of its class.
-    data = spec(next((name for name in DATA_MODULES if name in checkpoint), None), "datamodule_hyper_parameters")
+    data_name = next((name for name in (*own_classes, *DATA_MODULES) if name in checkpoint), None)
+    data = spec(data_name, "datamodule_hyper_parameters")
     if data and "tokenizer" in checkpoint:
         data["init_args"]["tokenizer"] = path  # the stored tokenizer; its original file is not needed
     return CheckpointInfo(
@@ -82,7 +118,7 @@ def _external(path: str) -> CheckpointInfo:
 def adjacent_tokenizer(path: Path) -> Path | None:
     """The only tokenizer in a Hugging Face folder or next to a llama2.c file; None where there is none or several."""
     if path.is_dir():
-        named = [path] if any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model")) else []
+        tokenizers = [path] if any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model")) else []
     else:
-        named = [*path.parent.glob("tok*.bin"), *path.parent.glob("*.model")]
-    return named[0] if len(named) == 1 else None
+        tokenizers = [*path.parent.glob("tok*.bin"), *path.parent.glob("*.model")]
+    return tokenizers[0] if len(tokenizers) == 1 else None

@@ -1,20 +1,20 @@
-"""What `zoo --help` and `zoo list` show, read from the source and the configs without importing torch."""
+"""The tables of `zoo --help` and `zoo list`, read from source files and configs without importing torch."""
 
 import ast
 import re
 from pathlib import Path
 
+from zoo.cli.config_names import CONFIGS, config_files
 from zoo.registry import MODELS
 
-ROOT = Path(__file__).parents[2]
-CONFIGS = Path(__file__).parents[1] / "configs"
+PACKAGE = Path(__file__).parents[1]
 
 VERBS = {
-    "fit": "train a model; validates on the way and keeps best.ckpt and last.ckpt",
+    "fit": "train a model; validates during training and saves best.ckpt and last.ckpt",
     "validate": "measure a checkpoint on the validation split",
     "test": "measure a checkpoint on the test split",
     "predict": "write a checkpoint's predictions as JSON lines",
-    "generate": "let a language model continue a prompt",
+    "generate": "continue a prompt with a language model",
     "list": "show every config: model, data, size, what it needs",
 }
 
@@ -23,7 +23,7 @@ def models() -> dict[str, str]:
     """Registered model -> first line of its class's docstring, read without importing it."""
     described = {}
     for name, path in MODELS.items():
-        file = ROOT.joinpath(*path.split(".")[:-1]).with_suffix(".py")
+        file = PACKAGE.parent.joinpath(*path.split(".")[:-1]).with_suffix(".py")
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef) and node.name == name:
                 described[name] = (ast.get_docstring(node) or "").split("\n")[0]
@@ -32,20 +32,22 @@ def models() -> dict[str, str]:
 
 def usage() -> str:
     """The text of `zoo --help`."""
-    width = max(map(len, [*VERBS, *models()]))
-    lines = ["usage: zoo VERB [--config FILE ...] [--ckpt_path FILE] [options]", "", "verbs:"]
+    described = models()
+    width = max(map(len, [*VERBS, *described]))
+    lines = ["usage: zoo VERB [--config NAME_OR_FILE ...] [--ckpt_path FILE] [options]", "", "verbs:"]
     lines += [f"  {verb:<{width}}  {sentence}" for verb, sentence in VERBS.items()]
     lines += ["", "models:"]
-    lines += [f"  {name:<{width}}  {sentence}" for name, sentence in models().items()]
+    lines += [f"  {name:<{width}}  {sentence}" for name, sentence in described.items()]
     lines += [
         "",
-        "the same for every model and verb:",
-        "  --config FILE      settings; several are laid over one another, the command line over all",
+        "options of every model and verb:",
+        "  --config NAME      settings: a name that `zoo list` shows, or a YAML file; a later one overrides an earlier",
+        "                     one, and options after it override them all",
         "  --data_dir PATH    your data, instead of the config's",
-        "  --output_dir DIR   where the run lives (default: the config's, runs/<name>)",
-        "  --ckpt_path FILE   a checkpoint; `last` and `best` are those of --output_dir",
+        "  --output_dir DIR   folder of the run (default: the config's, else runs/<model>)",
+        "  --ckpt_path FILE   a checkpoint; `last` and `best` are those in --output_dir",
         "",
-        "  zoo fit --config configs/tiny/llama.yaml",
+        "  zoo fit --config tiny/llama",
         "  zoo generate --ckpt_path runs/tiny-llama/best.ckpt --prompt 'The '",
         "",
         "`zoo VERB --help` shows all options of a verb. ZOO_DEBUG=1 shows the traceback behind an error.",
@@ -54,18 +56,21 @@ def usage() -> str:
 
 
 def configs() -> list[dict[str, str]]:
-    """One row per file in configs/: its name, model, data, size and needs."""
+    """One row per config of the zoo: its name, model, data, size and needs."""
     rows = []
-    for path in sorted((ROOT / "configs").rglob("*.yaml")):
+    for name, path in config_files().items():
         text = path.read_text(encoding="utf-8")
         about = dict(re.findall(r"^# (size|needs): (.*)$", text, re.MULTILINE))
         class_paths = re.findall(r"^(model|data):\n  class_path: (\w+)", text, re.MULTILINE)
         rows.append(
             {
-                "config": path.relative_to(ROOT).as_posix(),
+                "config": name,
                 **({"model": "", "data": ""} | dict(class_paths)),
                 "size": about.get("size", ""),
                 "needs": about.get("needs", ""),
             }
         )
     return rows
+
+
+__all__ = ["CONFIGS", "VERBS", "configs", "models", "usage"]

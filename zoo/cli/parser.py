@@ -1,59 +1,76 @@
-"""An argument parser whose errors are one sentence, with the near name where a name was mistyped."""
+"""An argument parser whose errors are one sentence, with the nearest name where a name is unknown."""
 
 import os
-import re
 import sys
-from pathlib import Path
-from typing import NoReturn
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
-from zoo.console.messages import near, one_sentence
-from zoo.datamodules import ZooDataModule
-from zoo.training.module import ZooModule
+from zoo.console.exit_codes import USAGE
+from zoo.console.messages import did_you_mean
+from zoo.errors import UserError
+from zoo.private_apis import jsonargparse_api as api
+from zoo.registry import DATA_MODULES, MODELS, load_all
 
 
 class ZooParser(LightningArgumentParser):
-    """LightningArgumentParser with readable errors; exit code 2, as argparse has it."""
+    """LightningArgumentParser with readable errors, exit code 2, and no abbreviated options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # the parser of one class, inside that of the command, which then reports
+            super().error(message, ex)
         if os.environ.get("ZOO_DEBUG") and ex is not None:
-            raise ex
-        print(f"zoo: {self.sentence(message)}", file=sys.stderr)
-        sys.exit(2)
+            raise UserError(self.sentence(message)) from ex
+        refuse(self.sentence(message))
 
     def sentence(self, message: str) -> str:
-        """The sentence in jsonargparse's message, and what the user probably meant."""
-        if found := re.search(r"unrecognized arguments: (\S+)", message):
-            return f"there is no option {found[1].split('=')[0]}" + near(found[1].split("=")[0], self._options())
-        if found := re.search(r"ption '([\w.]+)' is not accepted|not accept option '([\w.]+)'", message):
-            name = found[1] or found[2]
-            return f"there is no setting {name!r}" + near(name, self._options(), prefix="")
-        if found := re.search(r"dot import path string: (\S+)", message):
-            names = [c.__name__ for base in (ZooModule, ZooDataModule) for c in _subclasses(base)]
-            return f"there is no model or data class {found[1]!r}" + near(found[1], names)
-        if found := re.search(r"File does not exist: '([^']+)'", message):
-            beside = [str(p.relative_to(Path.cwd())) for p in (Path.cwd() / "configs").rglob("*.yaml")]
-            path = os.path.relpath(found[1])
-            return f"there is no config file {path}" + near(path, beside)
-        if "arguments are required" in message:
-            return "a model and its data must be named: add --config FILE, one of those that `zoo list` shows"
-        return one_sentence(message)
+        """jsonargparse's message as one sentence, with what the user probably meant."""
+        if option := api.unknown_option(message):
+            return f"there is no option {option}{did_you_mean(option, self._option_names())}"
+        if setting := api.unknown_setting(message):
+            group = f"--{api.key_of(message) or ''}".removesuffix(".init_args")
+            names = [name.removeprefix(group).lstrip(".-") for name in self._option_names() if name.startswith(group)]
+            return f"there is no setting {setting!r}{did_you_mean(setting, names)}"
+        if name := api.unknown_class(message):
+            return f"there is no model or data class {name!r}{did_you_mean(name, [*MODELS, *DATA_MODULES])}"
+        if problem := api.failed_import(message):
+            return f"there is no model or data class {problem[0]!r}: {problem[1]}"
+        if path := api.missing_file(message):
+            return f"there is no file {os.path.relpath(path)}"
+        if missing := api.missing_arguments(message):
+            return _about_missing(missing, api.key_of(message))
+        return api.one_sentence(message)
 
-    def _options(self) -> set[str]:
-        """Every dotted option of this parser and of its subcommand, those of all models and data included."""
-        options = set(self._option_string_actions)
-        for sub in (getattr(self._subcommands_action, "choices", None) or {}).values():
-            options |= set(sub._option_string_actions)
-        for group, base in (("model", ZooModule), ("data", ZooDataModule)):
-            for cls in _subclasses(base):
-                parser = ArgumentParser()
-                parser.add_class_arguments(cls, fail_untyped=False)
-                options |= {f"--{group}.{name}" for name in parser.get_defaults().keys()}  # noqa: SIM118 - a Namespace
-        return options
+    def _option_names(self) -> Iterator[str]:
+        """Every option of this parser and of its subcommand, with those of all registered models and data."""
+        yield from (option.name for option in api.options(self))
+        for name, cls in load_all().items():
+            group = "model" if name in MODELS else "data"
+            yield from (option.name.replace("--", f"--{group}.", 1) for option in api.class_options(cls))
 
 
-def _subclasses(base: type) -> list[type]:
-    direct: list[type] = base.__subclasses__()
-    return [c for c in direct if not c.__subclasses__()] + [c for d in direct for c in _subclasses(d)]
+def refuse(sentence: str) -> NoReturn:
+    """Print what is wrong with the command and exit with code 2."""
+    print(f"zoo: {sentence}", file=sys.stderr)
+    sys.exit(USAGE)
+
+
+def _about_missing(names: list[str], key: str | None) -> str:
+    """A sentence about required arguments that were not given.
+
+    Args:
+        names: the arguments, "model" and "data" perhaps behind the verb.
+        key: the class they belong to, "model" or "data", where they are constructor arguments.
+    """
+    classes = [name for name in ("model", "data") if not key and any(n.split(".")[-1] == name for n in names)]
+    if classes:
+        what = {"model": "no model is named", "data": "no data is named"}
+        said = "a model and its data must be named" if len(classes) == 2 else what[classes[0]]
+        also = "" if len(classes) == 2 else f" or --{classes[0]} CLASS"
+        return f"{said}: add --config NAME, one of those that `zoo list` shows{also}"
+    options = [f"--{key}.{name}" if key else f"--{name.split('.', 1)[-1]}" for name in names]
+    return f"{' and '.join(options)} must be given"

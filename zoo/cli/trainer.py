@@ -1,6 +1,7 @@
-"""The Trainer with one verb more: generate."""
+"""The Trainer with an additional verb: `generate`, text generation from the command line."""
 
 import sys
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from zoo.training.language_model import LanguageModel
 
 
 class ZooTrainer(Trainer):
-    """Lightning's Trainer, and `generate` for language models."""
+    """Lightning's Trainer with `generate` for language models."""
 
     def generate(
         self,
@@ -32,47 +33,44 @@ class ZooTrainer(Trainer):
         precision: Literal["fp32", "bf16"] = "fp32",
         compile: bool = False,
     ) -> list[str]:
-        """Let a language model continue a prompt.
+        """Continue a prompt with a language model.
 
-        One prompt is streamed to the terminal as it grows; several are continued together, each as it would be alone
-        (until the longest comes to the context's edge), and printed in their order.
+        One prompt is printed token by token; several are continued as one batch, each as it would be alone (until the
+        longest reaches the end of the context), and printed in their order.
 
         Args:
             model: a language model of the zoo.
-            datamodule: data whose tokenizer the model speaks.
-            ckpt_path: the weights.
-            prompt: the text to continue; empty starts a text.
-            prompts: several texts instead, as a JSON list.
-            max_new_tokens: how many tokens to add at most.
-            max_length: how many tokens prompt and continuation may have together, instead of max_new_tokens; of several
-                prompts the longest counts.
-            temperature: 0 for the likeliest text, 1 for the model's own distribution.
-            top_k: draw from the k likeliest tokens only.
-            top_p: draw from the fewest tokens that hold this much probability.
-            stop_tokens: ids that end a text; by default the tokenizer's BOS and EOS.
-            seed: of the draws; the same seed gives the same text.
-            precision: of the weights while decoding.
-            compile: compile the decoding step first; pays for long texts.
+            datamodule: data whose tokenizer the model uses.
+            ckpt_path: checkpoint with the model's weights.
+            prompt: text to continue; the empty default starts a new text.
+            prompts: several texts to continue, as a JSON list, instead of one prompt.
+            max_new_tokens: number of tokens to add at most.
+            max_length: number of tokens of prompt and continuation together at most, instead of max_new_tokens; of
+                several prompts the longest counts.
+            temperature: divides the logits; 0 takes the most likely token each time, 1 samples from the model's
+                distribution.
+            top_k: sample among the k most likely tokens only. Default: among all.
+            top_p: sample among the fewest most likely tokens whose total probability reaches top_p, in (0, 1].
+                Default: among all.
+            stop_tokens: ids that end a text. Default: the tokenizer's BOS and EOS.
+            seed: seed of the draws; the same seed gives the same text.
+            precision: type of the weights while decoding, "fp32" or "bf16".
+            compile: compile the decoding step first; worth its time for long texts.
 
         Returns:
             The texts, prompts included.
         """
         if not isinstance(model, LanguageModel):
-            raise UserError(f"{type(model).__name__} is no language model: it has nothing to generate")
+            raise UserError(f"{type(model).__name__} is not a language model: `zoo generate` needs one")
         if ckpt_path:
             model.load_state_dict(read_checkpoint(ckpt_path)["state_dict"])
         model.to(self.strategy.root_device).eval()
-        tokenizer = model.tokenizer
-        texts = [prompt] if prompts is None else prompts
-        if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):  # what Python makes of such bytes
-            raise UserError("the prompt holds bytes that are not UTF-8 text: give it in UTF-8")
-        ids = [tokenizer.encode(text) for text in texts]
-        if not all(ids):
-            raise UserError("this tokenizer has no token that starts a text, so --prompt must not be empty")
+        tokenizer: Any = model.tokenizer
+        ids = _encode(tokenizer, [prompt] if prompts is None else prompts)
         if max_length is not None:
             longest = max(map(len, ids))
             if max_length < longest:
-                raise UserError(f"max_length {max_length} is less than the prompt's {longest} tokens: raise it")
+                raise UserError(f"--max_length {max_length} is less than the prompt's {longest} tokens: raise it")
             max_new_tokens = max_length - longest
         if stop_tokens is None:
             stop_tokens = [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None]
@@ -82,18 +80,34 @@ class ZooTrainer(Trainer):
         )  # fmt: skip
         if len(ids) == 1:
             pieces = stream_decode(tokenizer, chain(ids[0], (int(step) for step in steps)))
-            return ["".join(map(_show, chain(pieces, ["\n"])))]
-        ended: set[int] = set()
-        for step in steps:
-            for row, token in enumerate(step.tolist()):
-                if row not in ended:
-                    ids[row].append(token)
-                if token in stop_tokens:
-                    ended.add(row)
-        return [_show(tokenizer.decode(row) + "\n") for row in ids]
+            return ["".join(map(_print, chain(pieces, ["\n"])))]
+        return [_print(tokenizer.decode(row) + "\n") for row in _append(ids, steps, stop_tokens)]
 
 
-def _show(text: str) -> str:
+def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Prompts as lists of ids. Raises UserError for text that is not UTF-8 or gives no token."""
+    # Python reads bytes that are not UTF-8 as lone surrogates.
+    if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
+        raise UserError("the prompt holds bytes that are not UTF-8 text: give it in UTF-8")
+    ids = [tokenizer.encode(text) for text in texts]
+    if not all(ids):
+        raise UserError("this tokenizer has no token that starts a text, so --prompt must not be empty")
+    return ids
+
+
+def _append(rows: list[list[int]], steps: Iterable[Any], stop_tokens: list[int]) -> list[list[int]]:
+    """The rows of ids with the generated tokens, each up to and with its first stop token."""
+    ended: set[int] = set()
+    for step in steps:
+        for row, token in enumerate(step.tolist()):
+            if row not in ended:
+                rows[row].append(token)
+            if token in stop_tokens:
+                ended.add(row)
+    return rows
+
+
+def _print(text: str) -> str:
     sys.stdout.write(text)
     sys.stdout.flush()
     return text

@@ -1,2 +1,1 @@
-"""Terminal output shared by all commands: exit codes, one-sentence messages, tables. Imports neither torch nor the CLI.
-"""
+"""Terminal output shared by all commands: exit codes, messages, tables. Imports neither torch nor the command line."""

@@ -2,7 +2,7 @@
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """Rows of one shape as aligned columns, their keys above them."""
+    """Rows with the same keys as aligned columns below a header of the keys."""
     columns = list(rows[0])
     widths = {c: max(len(c), *(len(row[c]) for row in rows)) for c in columns}
     lines = [columns, ["-" * widths[c] for c in columns], *([row[c] for c in columns] for row in rows)]

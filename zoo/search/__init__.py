@@ -1,1 +1,1 @@
-"""Hyperparameter search with Optuna."""
+"""Hyperparameter search with Optuna: `python -m zoo.search`."""

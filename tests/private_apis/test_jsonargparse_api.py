@@ -1,0 +1,89 @@
+"""jsonargparse's private members and the wording of its messages are as zoo.private_apis.jsonargparse_api expects."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+from jsonargparse import ArgumentParser
+
+from zoo.private_apis import jsonargparse_api as api
+
+
+@dataclass
+class Settings:
+    """Settings.
+
+    Args:
+        width: number of columns.
+    """
+
+    width: int = 3
+
+
+class Base:
+    def __init__(self, depth: int, kind: Literal["a", "b"] | None = None) -> None:
+        """A class.
+
+        Args:
+            depth: number of rows.
+            kind: letter.
+        """
+
+
+class Sub(Base):
+    """A subclass.
+
+    Args:
+        **settings: the fields of `Settings`.
+    """
+
+    def __init__(self, name: str = "x", **settings) -> None:
+        self.settings = Settings(**settings)
+
+
+@pytest.fixture
+def parser():
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--steps", type=int | None, help="number of steps")
+    parser.add_subclass_arguments(Base, "model", required=True)
+    return parser
+
+
+def message(parser, *words):
+    with pytest.raises(Exception, match=r".") as error:
+        parser.parse_args(words)
+    return str(error.value)
+
+
+def test_options(parser):
+    verbs = ArgumentParser()
+    verbs.add_subcommands().add_subcommand("fit", parser)
+    described = dict(api.options(verbs))
+    assert described["--steps"] == "number of steps"
+    assert "--config" in described
+
+
+def test_class_options_include_those_behind_settings():
+    assert dict(api.class_options(Sub)) == {"--name": "", "--width": "number of columns."}
+    assert dict(api.class_options(Base)) == {"--depth": "number of rows.", "--kind": "letter."}
+
+
+def test_messages(parser):
+    assert api.unknown_option(message(parser, "--model=Base", "--model.depth=1", "--step=1")) == "--step"
+    assert api.unknown_setting(message(parser, "--model=Base", "--model.dept=1")) == "dept"
+    assert api.unknown_class(message(parser, "--model=Bas")) == "Bas"
+    assert api.missing_arguments(message(parser)) == ["model"]
+    missing = message(parser, "--model=Base")
+    assert api.missing_arguments(missing) == ["depth"]
+    assert api.key_of(missing) == "model"
+    assert api.one_sentence(message(parser, "--steps=x")) == "steps must be int or null, not 'x'"
+
+
+def test_yaml_errors():
+    from jsonargparse import get_loader
+
+    with pytest.raises(api.loader_exceptions()) as error:
+        get_loader("yaml")("a: [1")
+    assert error.value.problem_mark.line >= 0
+    assert error.value.problem

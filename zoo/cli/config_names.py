@@ -1,0 +1,39 @@
+"""Configs by name: `--config tiny/llama` is the file configs/tiny/llama.yaml of the zoo, from any working directory."""
+
+import os
+from pathlib import Path
+
+from zoo.console.messages import did_you_mean
+from zoo.errors import UserError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+class UnknownConfigError(UserError):
+    """`--config` names neither a config of the zoo nor a file."""
+
+
+def config_files() -> dict[str, Path]:
+    """The configs that come with the zoo, by name: the path below configs/ without its suffix."""
+    # os.walk rather than rglob: in the repository zoo/configs is a link, and Python versions differ on those.
+    paths = [Path(folder) / file for folder, _, files in os.walk(CONFIGS) for file in files if file.endswith(".yaml")]
+    return {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in sorted(paths)}
+
+
+def find_config(name: str) -> Path:
+    """The file of a config, given by name or path. A name of the zoo wins over a file; write ./NAME for the file.
+
+    Raises:
+        UnknownConfigError: there is neither such a name nor such a file.
+    """
+    files = config_files()
+    if name in files:
+        return files[name]
+    path = Path(name)
+    if path.is_file():
+        return path
+    if Path("configs").is_dir() and path.parts[:1] == ("configs",):  # from the repository: suggest a path there
+        here = [p.as_posix() for p in Path("configs").rglob("*.yaml")]
+        raise UnknownConfigError(f"there is no config file {name}{did_you_mean(name, here)}")
+    bare = name.removeprefix("configs/").removesuffix(".yaml")
+    raise UnknownConfigError(f"there is no config {name}{did_you_mean(bare, files, '; `zoo list` shows the names')}")

@@ -1,0 +1,121 @@
+"""What the zoo reads from inside jsonargparse. Written for jsonargparse 4.53.
+
+Private members used: `_actions`, `_option_string_actions`, `_subcommands_action`, and the wording of error messages.
+tests/private_apis/test_jsonargparse_api.py fails when one of them changes.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from jsonargparse import ArgumentParser
+
+
+class Option(NamedTuple):
+    """An option of a parser."""
+
+    name: str  # "--trainer.max_steps"
+    help: str  # its description, "" where it has none
+
+
+def options(parser: ArgumentParser) -> list[Option]:
+    """The options of a parser and of its subcommands, without those of subclasses (`class_options`)."""
+    return [
+        Option(name, action.help or "")
+        for one in (parser, *_subparsers(parser))
+        for name, action in one._option_string_actions.items()
+    ]
+
+
+def class_options(cls: type) -> list[Option]:
+    """The constructor arguments of a class as options `--name`, those behind `**kwargs` included."""
+    parser = ArgumentParser()
+    own = set(parser._option_string_actions)
+    parser.add_class_arguments(cls, fail_untyped=False)
+    return [Option(n, a.help or "") for n, a in parser._option_string_actions.items() if n not in own]
+
+
+def _subparsers(parser: ArgumentParser) -> Iterator[ArgumentParser]:
+    yield from (getattr(parser._subcommands_action, "choices", None) or {}).values()
+
+
+# ---- error messages: each function returns the name that the message complains about, or None for another message
+
+
+def unknown_option(message: str) -> str | None:
+    """The option of "unrecognized arguments: --trainer.max_stepz=3"."""
+    found = re.search(r"unrecognized arguments: (\S+)", message)
+    return found[1].split("=")[0] if found else None
+
+
+def unknown_setting(message: str) -> str | None:
+    """The key of a config, or the argument of a class, that does not exist."""
+    found = re.search(r"ption '([\w.]+)' is not accepted|not accept option '([\w.]+)'", message)
+    return (found[1] or found[2]) if found else None
+
+
+def unknown_class(message: str) -> str | None:
+    """The class name that is neither known nor importable."""
+    found = re.search(r"dot import path string: (\S+)", message)
+    return found[1] if found else None
+
+
+def missing_file(message: str) -> str | None:
+    """The path of a config file that does not exist."""
+    found = re.search(r"File does not exist: '([^']+)'", message)
+    return found[1] if found else None
+
+
+def missing_arguments(message: str) -> list[str]:
+    """The names in "the following arguments are required: model, data"."""
+    found = re.search(r"the following arguments are required: ([^\n]+)", message)
+    return [name.strip() for name in found[1].split(",")] if found else []
+
+
+def key_of(message: str) -> str | None:
+    """The key whose value is wrong, as in 'Parser key "model": ...'."""
+    found = re.search(r'Parser key "([^"]+)"', message)
+    return found[1] if found else None
+
+
+def failed_import(message: str) -> tuple[str, str] | None:
+    """A class path that cannot be imported, and the reason."""
+    reasons = r"(No module named [^\n]+|[^\n]+ no attribute [^\n]+)"
+    found = re.search(rf"Problem with given class_path '([^']+)':\s+{reasons}", message)
+    return (found[1], found[2]) if found else None
+
+
+def one_sentence(message: str) -> str:
+    """The informative line of jsonargparse's nested messages, or a sentence made of key, types and value."""
+    keys = re.findall(r'Parser key "([^"]+)"', message)
+    innermost = message[message.rfind('Parser key "') :] if keys else message
+    key = ".".join(keys) or "a value"
+    if value := re.search(r"Expected an? (.+?)\. Got value: (.*)", innermost):
+        return f"{key} must be {_kind(value[1])}, not {value[2]!r}"
+    union = re.match(r"(.*?)Given value type: .*?Given value: (.*?)$", innermost, re.DOTALL | re.MULTILINE)
+    kinds = re.findall(r"- Expected an? (<class '\w+'>|typing\.Literal\[.+?\])$", union[1], re.M) if union else []
+    lines = [re.sub(r"^\s*- ", "", line).strip() for line in innermost.splitlines() if line.strip()]
+    expected = r"Expected a (?:<class|path|typing\.Literal)"
+    noise = re.compile(rf"^(Parser key|Does not validate|Subtypes:|Errors:|{expected}|Given value|Problem)")
+    informative = [line for line in lines if not noise.match(line)]
+    if informative:
+        return informative[0]
+    if union and kinds:
+        return f"{key} must be {' or '.join(_kind(kind) for kind in kinds)}, not {union[2]!r}"
+    return " ".join(lines)
+
+
+def _kind(name: str) -> str:
+    """A type as the user writes its values."""
+    inside = re.match(r"typing\.Literal\[(.+)\]$|<class '(\w+)'>$", name)
+    return (inside[1] or inside[2]).replace("NoneType", "null") if inside else name
+
+
+# ---- YAML
+
+
+def loader_exceptions() -> tuple[type[Exception], ...]:
+    """What jsonargparse's YAML loader raises for text that is not YAML."""
+    from jsonargparse._loaders_dumpers import get_loader_exceptions
+
+    return get_loader_exceptions("yaml")
