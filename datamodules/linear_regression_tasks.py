@@ -114,6 +114,9 @@ class LinearRegressionTasks(ZooDataModule):
             return lambda batches: map(dataset.rows, batches)
         return super()._opener(dataset)
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch  # prompts are drawn on the device, and queries are moved by the model
+
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"unit": "steps"}
 

@@ -109,12 +109,6 @@ class ICRTransformer(ZooModule):
 
     # ---- training
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        # Prompts of LinearRegressionTasks are drawn on the device: searching them for tensors to move takes time.
-        if isinstance(batch, tuple) and isinstance(batch[0], Tensor) and batch[0].device == device:
-            return batch
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
     def configure_optimizers(self) -> Any:
         total: float = self.trainer.max_steps
         if self.settings.warmup_steps is None:
