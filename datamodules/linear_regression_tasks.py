@@ -1,4 +1,4 @@
-"""LinearRegressionTasks: in-context regression prompts, drawn on the training device from the seed and the step."""
+"""LinearRegressionTasks: in-context regression prompts, drawn on the training device from seed and step."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -22,11 +22,11 @@ DRAWN = "drawn"
 class LinearRegressionTasks(ZooDataModule):
     """Linear regression in context. Training batches are `Prompts`, validation and test batches `EvaluationBatch`es.
 
-    Batch n of a run consists of the same prompts whenever and wherever it is drawn; x, task and noise come from separate
-    random streams. With several processes each takes its part of one draw.
+    Batch n of a run consists of the same prompts whenever and wherever it is drawn; x, task and noise come from
+    separate random streams. With several processes each takes its part of one draw.
 
-    `--data_dir` names a file of prompts for `predict`: JSON lines with `x_context` (n, D), `y_context` (n,) and `x_query`
-    (q, D).
+    `--data_dir` names a file of prompts for `predict`: JSON lines with `x_context` (n, D), `y_context` (n,) and
+    `x_query` (q, D).
 
     Args:
         D: number of components of each x, at least 1.
@@ -212,7 +212,7 @@ def read_queries(path: str, task: Task) -> list[Query]:
                 parts: list[Tensor] = [torch.tensor(row[name], dtype=torch.float32) for name in names]
             except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
                 raise UserError(
-                    f"{path} line {number} is no prompt, a JSON object with x_context, y_context and x_query that are"
+                    f"{path} line {number} is not a prompt, a JSON object with x_context, y_context and x_query that are"
                     f" lists of numbers ({error})"
                 ) from error
             try:

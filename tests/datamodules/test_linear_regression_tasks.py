@@ -168,17 +168,17 @@ def test_prompts_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("{", "is no prompt.*x_context, y_context and x_query"),
-        ("3", "is no prompt"),
-        ("[]", "is no prompt"),
-        (json.dumps({"x_context": [], "y_context": []}), "is no prompt.*x_query"),
-        (json.dumps(GOOD | {"y_context": ["one"]}), "is no prompt"),
-        (json.dumps(GOOD | {"x_query": [[1, 2, 3], [1, 2]]}), "is no prompt"),
+        ("{", "is not a prompt.*x_context, y_context and x_query"),
+        ("3", "is not a prompt"),
+        ("[]", "is not a prompt"),
+        (json.dumps({"x_context": [], "y_context": []}), "is not a prompt.*x_query"),
+        (json.dumps(GOOD | {"y_context": ["one"]}), "is not a prompt"),
+        (json.dumps(GOOD | {"x_query": [[1, 2, 3], [1, 2]]}), "is not a prompt"),
         (json.dumps(GOOD | {"x_query": [[1, 2]]}), r": x_query has shape \(1, 2\), and must be rows of D = 3 numbers"),
         (json.dumps(GOOD | {"x_query": []}), ": x_query "),
         (json.dumps(GOOD | {"y_context": [1, 2]}), ": y_context has shape"),
         (json.dumps(GOOD | {"y_context": [float("nan")]}), ": a number is NaN or infinite"),
-        (json.dumps({**GOOD, "x_context": [[1, 2, 3]] * 5, "y_context": [1] * 5}), ": 5 examples leave no room"),
+        (json.dumps({**GOOD, "x_context": [[1, 2, 3]] * 5, "y_context": [1] * 5}), ": 5 examples are too many"),
     ],
 )
 def test_a_bad_line_is_named(line, sentence, tmp_path):

@@ -1,4 +1,4 @@
-"""Analyses of a sweep: scores compared with a plain loop, gradients of its models, their PCA, the regression on them."""
+"""Analyses of a sweep: scores compared with a plain loop, gradients of its models, PCA and regression on them."""
 
 import json
 import shutil
@@ -132,7 +132,7 @@ def test_gradients_of_every_checkpoint(sweep, measured):
     for row in content["checkpoints"]:
         model = load_model(sweep / f"checkpoints_M{row['M']}" / f"checkpoint_step_{row['step']}.ckpt")
         assert row["ood_score"] == pytest.approx(scores.summary({"": _ood_errors(model)})[""]["mean"], rel=1e-5)
-        assert row["expected_loss"] == pytest.approx(row["ood_score"], rel=0.4)  # the same expectation, from other draws
+        assert row["expected_loss"] == pytest.approx(row["ood_score"], rel=0.4)  # from other draws
         at = [0, 0, 1, 1, 0, 0, 1, 1, 0, 0.5]
         assert [number for part in PARTS for number in row["parameters"][part]] == at
         draws = normals(model.config, 20000, 5, model.device)
@@ -263,12 +263,12 @@ def test_a_diverged_model_is_named(sweep, tmp_path, capsys):
 @pytest.mark.parametrize("command", ["pca", "regression"])
 def test_other_files_than_gradients_json_are_refused(command, text, tmp_path, capsys):
     (tmp_path / "scores.json").write_text(text)
-    assert "scores.json is no gradients.json: make one" in refused(capsys, command, tmp_path / "scores.json")
+    assert "scores.json is not a gradients.json: make one" in refused(capsys, command, tmp_path / "scores.json")
 
 
 @pytest.mark.parametrize("command", ["pca", "regression"])
 def test_too_few_or_equal_checkpoints_are_refused(command, tmp_path, capsys):
-    assert "nowhere.json is no gradients.json: make one" in refused(capsys, command, tmp_path / "nowhere.json")
+    assert "nowhere.json is not a gradients.json: make one" in refused(capsys, command, tmp_path / "nowhere.json")
     write_gradients(tmp_path, np.eye(2, 10), range(2))
     assert "has 2 of the at least 3 checkpoints that this takes" in refused(capsys, command, tmp_path)
     write_gradients(tmp_path, np.ones((3, 10)), [1, 1, 1])

@@ -100,9 +100,7 @@ def test_evaluation_does_not_change_training(tmp_path):
     options = {"max_steps": 15, "max_epochs": -1, "check_val_every_n_epoch": None}
     expected = train(module(warmup_steps=5), data(), tmp_path / "without", limit_val_batches=0, **options)
     for interval in (1, 4, 15):
-        result = train(
-            module(warmup_steps=5), data(), tmp_path / str(interval), val_check_interval=interval, **options
-        )
+        result = train(module(warmup_steps=5), data(), tmp_path / str(interval), val_check_interval=interval, **options)
         assert_same_weights(expected, result, f"val_check_interval {interval}")
 
 
@@ -200,7 +198,7 @@ def test_muon_trains_the_matrices():
 
 
 def test_warmup_needs_an_end():
-    with pytest.raises(UserError, match="warmup_steps needs an end .* give --trainer.max_steps"):
+    with pytest.raises(UserError, match=r"warmup_steps needs an end .* give --trainer\.max_steps"):
         quiet(max_steps=-1).fit(module(warmup_steps=3), data())
 
 

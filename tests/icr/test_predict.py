@@ -58,7 +58,7 @@ def test_ridge_from_prompt_equals_its_formula(model):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda x, y, q: (torch.zeros(6, 3), torch.zeros(6), q), "6 examples leave no room .* holds K - 1 = 5"),
+        (lambda x, y, q: (torch.zeros(6, 3), torch.zeros(6), q), "6 examples are too many: at most K - 1 = 5 fit before a query"),
         (lambda x, y, q: (x[:, :2], y, q), r"x_context has shape \(4, 2\), and must be rows of D = 3 numbers"),
         (lambda x, y, q: (x, y, q[:, :2]), r"x_query has shape \(5, 2\), and must be rows of D = 3"),
         (lambda x, y, q: (x, y, q[0]), r"x_query has shape \(3,\), and must be rows"),
@@ -102,7 +102,8 @@ def checkpoint(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("icr")
     tasks = LinearRegressionTasks(D=3, K=6, M=4, sigma2=0.25, batch_size=4)
-    train(ICRTransformer(CONFIG), tasks, folder, hooks=("on_train_batch_end",), every=10, max_steps=10, limit_val_batches=0)
+    options = {"hooks": ("on_train_batch_end",), "every": 10, "max_steps": 10, "limit_val_batches": 0}
+    train(ICRTransformer(CONFIG), tasks, folder, **options)
     [path] = folder.glob("*.ckpt")
     return path
 
@@ -122,10 +123,10 @@ def test_other_files_are_refused(checkpoint, tmp_path):
     other = torch.load(checkpoint, weights_only=True) | {"zoo": {"model": "zoo.llama.module.LlamaLM", "data": None}}
     path = tmp_path / "other.ckpt"
     torch.save(other, path)
-    with pytest.raises(ValueError, match="is no checkpoint of an ICRTransformer"):
+    with pytest.raises(ValueError, match="is not a checkpoint of an ICRTransformer"):
         load_model(path)
     torch.save({"weight": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match="is no checkpoint of an ICRTransformer"):
+    with pytest.raises(ValueError, match="is not a checkpoint of an ICRTransformer"):
         load_model(path)
     torch.save([1, 2], path)
     with pytest.raises(ValueError, match="holds a list, not a checkpoint"):

@@ -50,7 +50,7 @@ def icr_row(cli: ZooCLI) -> dict[str, str]:
         if (name := f"val_{kind}_to_{best}") in reached:
             where = "ridge on new tasks" if best == "ridge" else "dMMSE on its pool"
             ours.append(f"{reached[name].item() / model.config.D:.3f} from {where}")
-            zero.append(f"{data.evaluation('val')[kind].answers[best].square().mean() / model.config.D:.3f}")
+            zero.append(f"{getattr(data.evaluation('val'), kind).answers[best].square().mean() / model.config.D:.3f}")
     return {"metric": f"M = {model.config.M}: {', '.join(ours)}", "baseline": f"answering 0: {', '.join(zero)}"}
 
 

@@ -154,7 +154,7 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Predictions (..., B, k) of y (..., B, k) from x (B, k, D), k at most K; each from the pairs before it."""
-        # On a CPU one member uses the whole processor, and oneDNN has no batched products: take them one by one.
+        # On a CPU one member uses the whole processor, and oneDNN has no batched products: compute them one by one.
         if self._single and by_onednn(x):
             names, weights = zip(*self.named_parameters(), strict=True)
             each = zip(y, *(weight.unbind() for weight in weights), strict=True)

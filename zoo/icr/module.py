@@ -34,8 +34,8 @@ class ICRTransformer(ZooModule):
     `EvaluationBatch`es, or the same as training batches, which then count as "pretrain" prompts.
 
     Logged: `train_loss`; and for `val` and `test`, for the prompts `pretrain` (tasks of the pool) and `true` (new
-    tasks), as means over all positions: `<split>_<kind>_mse`, `_noise_free` (sigma2 less in expectation), and the squared
-    distances `_to_ridge` and `_to_dmmse`. All are in squared units of y; the paper divides them by D. `val_loss` is
+    tasks), as means over all positions: `<split>_<kind>_mse`, `_noise_free` (sigma2 less in expectation), and the
+    squared distances `_to_ridge` and `_to_dmmse`. All are in squared units of y; the paper divides them by D. `val_loss` is
     `val_pretrain_mse`. TensorBoard also has the errors by position.
 
     Args:

@@ -38,7 +38,7 @@ def read_config(path: str | Path) -> "tuple[ICRegConfig, dict[str, Any]]":
     metadata = checkpoint.get("zoo")
     name = str(metadata.get("model")) if isinstance(metadata, dict) else ""
     if name.rpartition(".")[2] != "ICRTransformer":
-        raise UserError(f"{path} is no checkpoint of an ICRTransformer")
+        raise UserError(f"{path} is not a checkpoint of an ICRTransformer")
     settings = checkpoint["hyper_parameters"]
     return ICRegConfig(**{field.name: settings[field.name] for field in fields(ICRegConfig)}), checkpoint
 
@@ -94,7 +94,7 @@ def ridge_from_prompt(model: "ICRTransformer", x_context: Tensor, y_context: Ten
 
 @torch.no_grad()
 def evaluate_ood_score(model: "ICRTransformer", n_samples: int = 10000, seed: int = 0) -> float:
-    """Mean squared error on new tasks from N(0, I), noise included, over all positions. Ridge regression's is the lowest.
+    """Mean squared error on new tasks from N(0, I), noise included, over all positions. The lowest is that of ridge.
 
     Args:
         model: the model.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 PROMPTS = 4096  # prompts computed together: tensors of 34 MB for K = 16 and D = 8
-# Size of a block of dMMSE scores, positions x tasks: fits a CPU cache (8 MB of fp64), or fills a GPU (256 MB).
+# Positions x tasks in a block of dMMSE scores: fits a CPU cache (8 MB of fp64) or fills a GPU (256 MB).
 CHUNK = {"cpu": (1024, 1024), "cuda": (4096, 8192)}
 
 
@@ -30,7 +30,7 @@ def least_squares(x: Tensor, y: Tensor) -> Tensor:
     """Least squares, w_k = X^+ y: the shortest of the weights that fit best."""
 
     def weights(gram: Tensor, product: Tensor) -> Tensor:
-        inverse = torch.linalg.pinv(gram, rtol=1e-12, hermitian=True)  # with torch's default rtol rounding errors count as data
+        inverse = torch.linalg.pinv(gram, rtol=1e-12, hermitian=True)  # torch's default counts rounding as data
         return (inverse @ product[..., None])[..., 0]
 
     return _linear(x, y, weights)
@@ -50,8 +50,9 @@ def dmmse(x: Tensor, y: Tensor, tasks: Tensor, sigma2: float) -> Tensor:
 
         w_k = sum_i softmax_i(-sum_{j<k} (y_j - w_i . x_j)^2 / (2 sigma2)) w_i
 
-    Multiplied out, the score of task i is (2 b'w_i - w_i'G w_i) / (2 sigma2) with G = X'X and b = X'y. This is attention
-    whose keys are w_i and the products of its components. The pool is read in chunks with an online softmax (see CHUNK).
+    Multiplied out, the score of task i is (2 b'w_i - w_i'G w_i) / (2 sigma2) with G = X'X and b = X'y. This is
+    attention whose keys are w_i and the products of its components. The pool is read in chunks with an online softmax
+    (see CHUNK).
     """
     device = x.device.type
     rows, chunk = CHUNK.get(device, CHUNK["cpu"])

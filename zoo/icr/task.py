@@ -118,9 +118,7 @@ class Task:
         return Prompts(x, y[0], w[0])
 
 
-def draw(
-    tasks: Sequence[Task], n: int, seed: int, *purpose: str | int, device: str | torch.device = "cpu"
-) -> Prompts:
+def draw(tasks: Sequence[Task], n: int, seed: int, *purpose: str | int, device: str | torch.device = "cpu") -> Prompts:
     """Draw n prompts for each of S tasks that differ in M only: x (n, K, D), y (S, n, K), w (S, n, D).
 
     The S sets share x, the noise and a uniform number u in [0, 1) per prompt, whose task is number floor(u M) of each
@@ -169,9 +167,7 @@ def check_prompt(task: Task, x_context: Tensor, y_context: Tensor, x_query: Tens
     if y_context.shape != x_context.shape[:1]:
         raise UserError(f"y_context has shape {tuple(y_context.shape)}, and must have a number for each x_context")
     if len(x_context) >= task.K:
-        raise UserError(
-            f"{len(x_context)} examples leave no room for a query: the context holds K - 1 = {task.K - 1}"
-        )
+        raise UserError(f"{len(x_context)} examples are too many: at most K - 1 = {task.K - 1} fit before a query")
     if not len(x_query):
         raise UserError("x_query is empty: there is nothing to predict")
     if not all(part.isfinite().all() for part in (x_context, y_context, x_query)):

@@ -1,9 +1,9 @@
 """Analyses over all checkpoints of a task-diversity sweep; each writes a JSON file and a figure.
 
     python -m zoo.icr.analysis scores     runs/sweep                 # errors on new tasks and on tasks of the pool
-    python -m zoo.icr.analysis gradients  runs/sweep                 # of the loss with respect to the prompts' distribution
+    python -m zoo.icr.analysis gradients  runs/sweep                 # of the loss, by the prompts' distribution
     python -m zoo.icr.analysis pca        runs/sweep/gradients.json  # principal components of the gradients
-    python -m zoo.icr.analysis regression runs/sweep/gradients.json  # regression of the error on new tasks on the gradients
+    python -m zoo.icr.analysis regression runs/sweep/gradients.json  # the error on new tasks from the gradients
 """
 
 import argparse
@@ -54,8 +54,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     about = {
-        "scores": "errors of every checkpoint on new tasks and on tasks of the pool, and its distances to ridge and dMMSE",
-        "gradients": "gradients of the expected loss with respect to mean and standard deviation of x, task and noise",
+        "scores": "errors of every checkpoint on new tasks and on tasks of the pool, distances to ridge and dMMSE",
+        "gradients": "gradients of the expected loss by mean and standard deviation of x, task and noise",
         "pca": "principal components of the gradients",
         "regression": "ridge regression of the error on new tasks (the OOD score) on the gradients",
     }
@@ -65,9 +65,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         source = "the folder of a sweep" if reads_sweep else "a gradients.json, or its folder"
         command.add_argument("source", type=Path, metavar="DIR" if reads_sweep else "FILE", help=source)
         command.add_argument("--output", type=Path, help="folder to write into (default: the folder of the input)")
-    parsers["scores"].add_argument("--n_prompts", type=int, default=2048, help="number of prompts of each kind (default: 2048)")
+    more = parsers["scores"].add_argument
+    more("--n_prompts", type=int, default=2048, help="number of prompts of each kind (default: 2048)")
     more = parsers["gradients"].add_argument
-    more("--n_prompts", type=int, default=4096, help="number of prompts over which gradients are averaged (default: 4096)")
+    more("--n_prompts", type=int, default=4096, help="number of prompts for each gradient (default: 4096)")
     more("--n_ood_samples", type=int, default=10000, help="number of prompts for the OOD score (default: 10000)")
     more("--seed", type=int, default=0, help="seed of the prompts (default: 0)")
     return parser.parse_args(argv)

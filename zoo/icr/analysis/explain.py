@@ -36,7 +36,7 @@ def read(path: Path) -> Table:
         rows = [{"M": row["M"], "step": row["step"]} for row in rows]
     except (OSError, ValueError, LookupError, TypeError) as error:
         command = "python -m zoo.icr.analysis gradients"
-        raise UserError(f"{path} is no gradients.json: make one from a sweep with `{command}`") from error
+        raise UserError(f"{path} is not a gradients.json: make one from a sweep with `{command}`") from error
     if len(rows) < 3:
         raise UserError(f"{path} has {len(rows)} of the at least 3 checkpoints that this takes: save more of them")
     if not np.ptp(scores) or not np.ptp(gradients, 0).any():

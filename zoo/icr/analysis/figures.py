@@ -28,7 +28,7 @@ def scores(result: Result) -> "Figure":
     colours: Any = ScalarMappable(Normalize(steps[0], max(steps[-1], steps[0] + 1)), "viridis_r")
     after = {step: {row["M"]: row for row in rows if row["step"] == step} for step in steps}
     last = {row["M"]: row for row in rows}  # rows are sorted by M and step
-    measures = [name for name in MEASURES if any(row["true"][name] for row in rows)]  # dMMSE is not defined for infinite pools
+    measures = [name for name in MEASURES if any(row["true"][name] for row in rows)]  # no dMMSE for infinite pools
     figure, panels = _panels(2, len(measures), sharex=True)
     for kind, across in zip(("true", "pretrain"), panels, strict=True):
         for measure, axes in zip(measures, across, strict=True):

@@ -20,7 +20,7 @@ CALLBACK = "MemberTracking"  # key of that callback's state in checkpoints
 class MemberCheckpointIO(AtomicCheckpointIO):
     """Writes a stacked model's checkpoint as one ICRTransformer checkpoint per member, and reads it from these.
 
-    The path `<folder>/last.ckpt` stands for `<folder>/checkpoints_M4/last.ckpt` and so on. A member can therefore be
+    The path `<folder>/last.ckpt` refers to `<folder>/checkpoints_M4/last.ckpt` and so on. A member can therefore be
     resumed together with any others that have reached the same step.
 
     Args:

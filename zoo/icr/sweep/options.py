@@ -15,10 +15,10 @@ ABOUT = "Train one ICR transformer for each number M of tasks, to see from which
 DETAILS = """\
     python -m zoo.icr.sweep --max_power 10 --num_steps 20000 --output_dir runs/icr-sweep      # for a GPU
 
-Members are trained as one stacked model, --stack of them at a time. --processes 4 divides the list among four processes,
-each on its own GPU if there are several; --share 2/4 is one such part, for a cluster's job array. A second call with the
-same settings resumes. Each member has a folder with checkpoints that `zoo validate`, `zoo.icr.load_model` and
-`python -m zoo.icr.analysis` read; experiment_metadata.json has the progress of each.
+Members are trained as one stacked model, --stack of them at a time. --processes 4 divides the list among four
+processes, each on its own GPU if there are several; --share 2/4 is one such part, for a cluster's job array. A second
+call with the same settings resumes. Each member has a folder with checkpoints that `zoo validate`,
+`zoo.icr.load_model` and `python -m zoo.icr.analysis` read; experiment_metadata.json has the progress of each.
 """
 
 
@@ -36,15 +36,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--num_steps", type=int, default=150_000, help="optimizer steps of each member (%(default)s)")
     add("--batch_size", type=int, default=2048, help="prompts of a step (%(default)s)")
     add("--learning_rate", type=float, default=1e-3, help="peak learning rate (%(default)s)")
-    add("--warmup_steps", type=int, help="steps up to the peak, after which the rate falls to 0 (default: constant rate)")
+    add("--warmup_steps", type=int, help="steps of warm-up, after which the rate falls to 0 (default: constant rate)")
     add("--grad_clip", type=norm, default=1.0, help="largest norm of a member's gradient, or none (%(default)s)")
     add("--checkpoint_every", type=int, help="steps between two checkpoints that are kept (default: only the last)")
     add("--eval_every", type=int, help="steps between two evaluations (default: num_steps / 20)")
     add("--n_val", type=int, default=1024, help="evaluation prompts of each kind (%(default)s)")
-    add("--early_stopping_patience", type=int, help="evaluations without improvement before a member stops (default: off)")
-    add("--early_stopping_min_delta", type=float, default=1e-6, help="least decrease of the error that is an improvement (%(default)s)")  # noqa: E501  # fmt: skip
+    add("--early_stopping_patience", type=int, help="evaluations without a new best before a stop (default: off)")
+    add("--early_stopping_min_delta", type=float, default=1e-6, help="decrease that is a new best (%(default)s)")
     add("--seed", type=int, default=0, help="seed of the weights and of the training prompts (%(default)s)")
-    add("--stack", type=int, default=0, help="members trained together; 1 trains one by one, 0 all together (%(default)s)")
+    add("--stack", type=int, default=0, help="members trained together, or 0 for all (%(default)s)")
     add("--processes", type=int, default=1, help="number of processes that share the members (%(default)s)")
     add("--share", type=share, metavar="I/N", help="train only the I-th of N parts of the list")
     add("--accelerator", default="auto", help="device type as in Lightning: cpu, gpu or auto (%(default)s)")
