@@ -17,7 +17,7 @@ CHUNK = {"cpu": (1024, 1024), "cuda": (4096, 8192)}
 
 
 def ridge(x: Tensor, y: Tensor, sigma2: float) -> Tensor:
-    """Ridge regression, w_k = (X'X + sigma2 I)^-1 X'y: Bayes-optimal for tasks from N(0, I), noise from N(0, sigma2)."""
+    """Ridge regression, w_k = (X'X + sigma2 I)^-1 X'y: Bayes-optimal for tasks N(0, I) and noise N(0, sigma2)."""
 
     def weights(gram: Tensor, product: Tensor) -> Tensor:
         gram.diagonal(dim1=-2, dim2=-1).add_(sigma2)
