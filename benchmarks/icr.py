@@ -1,9 +1,9 @@
-"""The ICR transformer's data and steps beside the plain ways to have them, and eight small members beside eight runs.
+"""Timings of the ICR transformer: data and training steps against plain loops, a stack against single runs.
 
     python benchmarks/icr.py [--only data step members gpu] [--threads 1]
 
-Every row is a ratio of two things measured in turn in one process: results/icr_speed.json. The last part needs a GPU:
-it prints the steps per second of the paper's base model beside what its arithmetic would allow.
+Each row in results/icr_speed.json is a ratio of two candidates measured alternately in one process. The last part needs
+a GPU: it prints the steps per second of the paper's base model and the limit set by its arithmetic.
 """
 
 import argparse
@@ -37,7 +37,7 @@ Row = dict[str, Any]
 
 
 class Items(Dataset):
-    """Prompts made one at a time, each with its own x, task and noise."""
+    """Prompts drawn one at a time."""
 
     def __init__(self, task: Task, n: int) -> None:
         self.task, self.n, self.pool = task, n, task.pool()
@@ -52,7 +52,7 @@ class Items(Dataset):
 
 
 def data(repeats: int) -> list[Row]:
-    """A batch of 2048 prompts of the paper's size, by items and at once."""
+    """Drawing a batch of 2048 prompts of the paper's size: item by item, and as a whole."""
     task = Task()
     loader = DataLoader(Items(task, 2048), batch_size=2048)
     ways = {"peer": lambda: next(iter(loader)), "ours": lambda: task.draw(2048, 0, "bench")}
@@ -67,10 +67,10 @@ def trainer(steps: int, **options: Any) -> Trainer:
     )  # fmt: skip
 
 
-def fit(sizes: Row, batch: int, steps: int, block: int, compile: bool = False, **options: Any) -> Callable[[], None]:
-    """Training as `zoo fit` does it, `steps` further at every call."""
+def fit(sizes: Row, batch: int, steps: int, compile: bool = False, **options: Any) -> Callable[[], None]:
+    """A function that trains `steps` steps as `zoo fit` does."""
     model = ICRTransformer(**sizes, compile=compile)
-    tasks = LinearRegressionTasks(**{k: sizes[k] for k in "DKM"}, batch_size=batch, steps_per_batch=block)
+    tasks = LinearRegressionTasks(**{k: sizes[k] for k in "DKM"}, batch_size=batch)
     return lambda: trainer(steps, **options).fit(model, tasks)
 
 
@@ -96,7 +96,7 @@ class GPT2(nn.Module):
 
 
 def loop(task: ICRegConfig, model: nn.Module, batch: int, steps: int) -> Callable[[], None]:
-    """The same in a plain loop: eager, torch's Adam, the loss read now and then."""
+    """The same training as a plain eager loop with torch's Adam; the loss is read every 10 steps."""
 
     def run() -> None:
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -114,12 +114,12 @@ def loop(task: ICRegConfig, model: nn.Module, batch: int, steps: int) -> Callabl
 
 
 def step(repeats: int) -> list[Row]:
-    """Steps of training, data included, through Lightning and in a plain loop."""
+    """Training steps, data included: through Lightning, and in a plain loop."""
     steps, config = 150, ICRegConfig(**SMALL)
     peers = {"the same network": Network(config), "transformers' GPT-2": GPT2(config)}
     ways = {name: loop(config, model, 128, steps) for name, model in peers.items()}
     ours = {"": False} | ({", compiled": True} if which("c++") else {})
-    ways |= {name: fit(SMALL, 128, steps, 50, compile=compile, accelerator="cpu") for name, compile in ours.items()}
+    ways |= {name: fit(SMALL, 128, steps, compile=compile, accelerator="cpu") for name, compile in ours.items()}
     seconds = {name: value / steps for name, value in in_turn(ways, repeats).items()}
     return [
         row(f"a training step{name}, data included, beside a plain eager loop of {peer}", seconds[peer], seconds[name])
@@ -129,7 +129,7 @@ def step(repeats: int) -> list[Row]:
 
 
 def members(repeats: int) -> list[Row]:
-    """One update of eight networks: stacked, and one after another."""
+    """One update of eight networks: as a stack, and one after another."""
     rows = []
     for width in (32, 64):
         config = ICRegConfig(**SMALL | {"d_model": width, "d_mlp": 4 * width})
@@ -144,7 +144,7 @@ def members(repeats: int) -> list[Row]:
 
 
 def updater(network: Network, x: torch.Tensor, y: torch.Tensor) -> Callable[[], None]:
-    """A function that trains the network, or the members in it, one step further."""
+    """A function that trains the network, or its members, for one step."""
     optimizer = AdamW(network.parameters(), eps=1e-8)
 
     def update() -> None:
@@ -156,7 +156,7 @@ def updater(network: Network, x: torch.Tensor, y: torch.Tensor) -> Callable[[], 
 
 
 def gpu(repeats: int) -> list[Row]:
-    """Steps per second of the paper's base model with batch 256, beside the arithmetic's own limit; no row."""
+    """Print steps per second of the paper's base model with batch 256 and the limit set by its arithmetic."""
     if not torch.cuda.is_available():
         print("no GPU here: nothing to measure on one")
         return []
@@ -173,13 +173,13 @@ def gpu(repeats: int) -> list[Row]:
         seconds = in_turn({"ours": lambda update=update: [update() for _ in range(100)]}, repeats)["ours"] / 100
         print(f"{mode or 'eager'}: {1 / seconds:.0f} steps/s, {work / seconds / peak:.1%} of the peak")
     for compile in (False, True):
-        run = fit(BASE, 256, 500, 50, compile=compile, accelerator="gpu")
+        run = fit(BASE, 256, 500, compile=compile, accelerator="gpu")
         print(f"zoo fit, {'compiled' if compile else 'eager'}: {500 / in_turn({'ours': run}, 3)['ours']:.0f} steps/s")
     return []
 
 
 def row(name: str, peer: float, ours: float) -> Row:
-    """Seconds; `ratio` is how many times as fast ours is."""
+    """One result in seconds; `ratio` is peer / ours."""
     return {"benchmark": name, "peer": peer, "ours": ours, "ratio": peer / ours, "unit": "s"}
 
 

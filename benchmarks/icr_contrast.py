@@ -1,9 +1,9 @@
-"""The two ICR transformers of `make demo`, M = inf and M = 4, with several seeds, on the test prompts.
+"""The two ICR transformers of `make demo`, M = inf and M = 4, trained with several seeds, on the test prompts.
 
     python benchmarks/icr_contrast.py
 
-Rows in results/icr_contrast.json: distances are squares per dimension, means over all places; beside the models, what
-stays at 0 and what each exact estimator is.
+Rows in results/icr_contrast.json: squared distances per dimension, means over all positions; also those of the
+predictor 0 and of the exact estimators.
 """
 
 import argparse
@@ -21,23 +21,24 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import facts  # noqa: E402
 from zoo.cli.command_line import ZooCLI  # noqa: E402
-from zoo.icr.evaluation import Evaluation  # noqa: E402
+from zoo.icr.evaluation import EvaluationBatch  # noqa: E402
 
 Row = dict[str, Any]
-ASKED = {"new tasks, from ridge": ("true", "ridge"), "its pool, from dMMSE": ("pretrain", "dmmse")}
+DISTANCES = {"new tasks, from ridge": ("true", "ridge"), "its pool, from dMMSE": ("pretrain", "dmmse")}
 OTHERS = {"dMMSE": "dmmse", "ridge": "ridge"}
 
 
-def beside(M: Any, evaluations: dict[str, Evaluation], D: int) -> list[Row]:
-    """The same distances for answers that are no transformer's."""
+def reference_rows(M: Any, split: EvaluationBatch, D: int) -> list[Row]:
+    """The same distances of the exact estimators and of the predictor 0."""
+    evaluations = split._asdict()
     answers = {name: {kind: e.answers[key] for kind, e in evaluations.items()} for name, key in OTHERS.items()}
     answers["0"] = {kind: torch.zeros_like(e.prompts.y) for kind, e in evaluations.items()}
     rows = []
     for name, of in answers.items():
         row: Row = {"M": M, "model": name}
-        for asked, (kind, best) in ASKED.items():
+        for label, (kind, best) in DISTANCES.items():
             distance = (of[kind] - evaluations[kind].answers[best]).square().mean().item() / D
-            row |= {asked: distance} if distance == distance else {}  # an infinite pool has no dMMSE: NaN
+            row |= {label: distance} if distance == distance else {}  # dMMSE of an infinite pool is NaN
         rows += [row] if len(row) > 2 else []
     return rows
 
@@ -59,10 +60,10 @@ def main() -> None:
             seconds = time.perf_counter() - start
             cli = ZooCLI(["test", f"--ckpt_path={folder / 'best.ckpt'}", quiet])
             data, reached = cli.datamodule, cli.trainer.callback_metrics
-            near = {asked: reached.get(f"test_{kind}_to_{best}") for asked, (kind, best) in ASKED.items()}
-            near = {asked: value.item() / data.D for asked, value in near.items() if value is not None}
+            near = {label: reached.get(f"test_{kind}_to_{best}") for label, (kind, best) in DISTANCES.items()}
+            near = {label: value.item() / data.D for label, value in near.items() if value is not None}
             rows.append({"M": data.M, "model": "ICRTransformer", "seed": seed, **near, "seconds": seconds})
-        rows += beside(data.M, data.evaluation("test"), data.D)
+        rows += reference_rows(data.M, data.evaluation("test"), data.D)
     path = ROOT / "results" / "icr_contrast.json"
     path.write_text(json.dumps([{**row, **about} for row in rows], indent=1) + "\n")
 

@@ -2,9 +2,9 @@
 
     python benchmarks/icr_sweep.py
 
-A sweep for each length, all members as one stack, then the distances of every member to the exact estimators: rows in
-results/icr_sweep.json, and a picture beside it. Stopped, it goes on where it was. The paper's setting (D = 8, K = 16,
-1.6M parameters, 500,000 steps) needs a GPU: see the model card.
+One sweep per length, all members in one stack, then the distances of every member to the exact estimators: rows in
+results/icr_sweep.json and a figure of the same name. A second call resumes. The paper's setting (D = 8, K = 16, 1.6M
+parameters, 500,000 steps) needs a GPU: see the model card.
 """
 
 import argparse
@@ -30,13 +30,13 @@ Row = dict[str, Any]
 
 
 def study(steps: int, tasks: str, folder: Path, seed: int) -> list[Row]:
-    """Train and analyse the members of one length; distances are squares per dimension, means over all places."""
+    """Train and analyse the members for one number of steps; squared distances per dimension, means over positions."""
     options = TINY | {"tasks": tasks, "num_steps": steps, "output_dir": folder, "seed": seed}
     words = [f"--{name}={value}" for name, value in options.items()]
-    subprocess.run([sys.executable, "-m", "zoo.icr.sweep.__main__", *words], cwd=ROOT, check=True)
-    subprocess.run([sys.executable, "-m", "zoo.icr.analysis.__main__", "scores", str(folder)], cwd=ROOT, check=True)
-    found = json.loads((folder / "scores.json").read_text())
-    exact = {of["M"]: of for of in found["references"]}
+    subprocess.run([sys.executable, "-m", "zoo.icr.sweep", *words], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "zoo.icr.analysis", "scores", str(folder)], cwd=ROOT, check=True)
+    scores = json.loads((folder / "scores.json").read_text())
+    exact = {of["M"]: of for of in scores["references"]}
 
     def distances(errors: Row) -> Row:
         return {
@@ -44,7 +44,7 @@ def study(steps: int, tasks: str, folder: Path, seed: int) -> list[Row]:
             for kind in ("true", "pretrain") for name in ("to_ridge", "to_dmmse", "noise_free") if errors[kind][name]
         }  # fmt: skip
 
-    last = {row["M"]: row for row in found["checkpoints"]}
+    last = {row["M"]: row for row in scores["checkpoints"]}
     return [
         {"M": M, "steps": steps, "seed": seed, **distances(row)}
         | {name: distances(exact[M][name]) for name in ("ridge", "dmmse") if exact[M][name]["true"]["mse"]}
@@ -53,7 +53,7 @@ def study(steps: int, tasks: str, folder: Path, seed: int) -> list[Row]:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Against M: how far from ridge on new tasks, how far from dMMSE on the pool's, a line for each length."""
+    """Distance to ridge on new tasks and to dMMSE on tasks of the pool against M, one line per number of steps."""
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
@@ -65,9 +65,9 @@ def draw(rows: list[Row], path: Path) -> None:
         for steps in sorted({row["steps"] for row in rows}):
             some = {str(row["M"]): row[name] for row in rows if row["steps"] == steps and name in row}
             axes.plot([order.index(M) for M in some], list(some.values()), marker=".", label=f"{steps:,} steps")
-        beside = {str(row["M"]): row[other][name] for row in rows if name in row.get(other, {})}
+        reference = {str(row["M"]): row[other][name] for row in rows if name in row.get(other, {})}
         label = {"dmmse": "dMMSE itself", "ridge": "ridge itself"}[other]
-        axes.plot([order.index(M) for M in beside], list(beside.values()), "k--", linewidth=1, label=label)
+        axes.plot([order.index(M) for M in reference], list(reference.values()), "k--", linewidth=1, label=label)
         axes.set(title=f"distance {title}", xlabel="M, tasks in the pool", yscale="log")
         axes.set_xticks(range(len(order)), order, rotation=45)
         axes.legend()

@@ -1,10 +1,10 @@
-"""Prompts of linear regression, drawn where the model trains: there is no data but a seed."""
+"""LinearRegressionTasks: in-context regression prompts, drawn on the training device from seed and step."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,30 +12,37 @@ from torch.utils.data import Dataset
 
 from zoo.datamodules.resumable import ZooDataModule
 from zoo.errors import UserError
-from zoo.icr.evaluation import KINDS, Evaluation, evaluation
+from zoo.icr.evaluation import KINDS, EvaluationBatch, evaluation
+from zoo.icr.predict import Query
 from zoo.icr.task import Diversity, Prompts, Task, check_prompt
 
 DRAWN = "drawn"
-PROMPT = ("x_context", "y_context", "x_query")
 
 
 class LinearRegressionTasks(ZooDataModule):
-    """Linear regression in context; a training batch is a block of steps, whose prompts the model draws one by one.
+    """Linear regression in context. Training batches are `Prompts`, validation and test batches `EvaluationBatch`es.
 
-    Step n of a run draws the same prompts whenever and wherever it is taken, from three streams for x, task and noise;
-    with several processes each takes its part of one draw. What Lightning counts as batches (`val_check_interval`,
-    `log_every_n_steps`) are blocks; `max_steps` and the learning rate count steps.
+    Batch n of a run consists of the same prompts whenever and wherever it is drawn; x, task and noise come from
+    separate random streams. With several processes each takes its part of one draw.
 
-    `--data_dir` gives prompts to predict: JSON lines with `x_context` (n, D), `y_context` (n,) and `x_query` (q, D).
+    `--data_dir` names a file of prompts for `predict`: JSON lines with `x_context` (n, D), `y_context` (n,) and
+    `x_query` (q, D).
 
     Args:
-        D, K, sigma2, M, max_M, task_seed: what is asked, as in zoo.icr.task; the model takes them over.
-        data: "drawn", or for predictions a file of prompts.
-        batch_size: prompts of a step, on each process.
-        steps_per_batch: steps of a block; more of them cost Lightning less.
-        n_val, n_test: prompts of each kind ("pretrain", with tasks of the pool, and "true", with new ones).
-        seed: of the training prompts; by default the run's.
+        D: number of components of each x, at least 1.
+        K: number of pairs (x, y) in each prompt, at least 2.
+        sigma2: variance of the noise in y, positive.
+        M: number of tasks in the pool, from 1 to max_M, or "inf" for a new task in every prompt.
+        max_M: largest M accepted, a guard against typing errors.
+        task_seed: seed of the pool and of the evaluation prompts; runs with the same value share them.
+        data: "drawn" to draw the prompts; for `predict` a file of prompts.
+        batch_size: prompts of a training batch on each process, at least 1.
+        n_val: validation prompts of each kind ("pretrain": tasks of the pool; "true": new tasks), at least 1.
+        n_test: test prompts of each kind, at least 1.
+        seed: seed of the training prompts; by default the run's.
     """
+
+    renamed_arguments: ClassVar[dict[str, str]] = {"steps_per_batch": ""}  # removed: a batch is one step
 
     def __init__(
         self,
@@ -47,20 +54,19 @@ class LinearRegressionTasks(ZooDataModule):
         task_seed: int = 0,
         data: str = DRAWN,
         batch_size: int = 256,
-        steps_per_batch: int = 10,
         n_val: int = 2048,
         n_test: int = 16384,
         seed: int | None = None,
     ) -> None:
         super().__init__(batch_size, seed=seed)
         self.save_hyperparameters(logger=False)
-        for name in ("steps_per_batch", "n_val", "n_test"):
+        for name in ("n_val", "n_test"):
             if self.hparams[name] < 1:
                 raise UserError(f"{name} must be at least 1, not {self.hparams[name]}")
         self.task = Task(D, K, sigma2, M, max_M, task_seed)
         for field in fields(Task):
-            setattr(self, field.name, self.hparams[field.name])  # for the command line, which hands them to the model
-        self._made: dict[tuple[Diversity, str], dict[str, Evaluation]] = {}
+            setattr(self, field.name, self.hparams[field.name])  # the command line passes these to the model
+        self._evaluations: dict[tuple[Diversity, str], EvaluationBatch] = {}
 
     def setup(self, stage: str) -> None:
         if stage == "predict" and self.hparams["data"] == DRAWN:
@@ -72,59 +78,128 @@ class LinearRegressionTasks(ZooDataModule):
     def device(self) -> torch.device:
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
-    def draw(self, step: int) -> Prompts:
-        """The prompts of one training step on this process."""
+    def draw(self, number: int) -> Prompts:
+        """The prompts of one training batch on this process; batches are numbered from 0 over the whole run."""
         rank, ranks = self.rank_and_ranks()
-        prompts = self.task.draw(ranks * self.batch_size, self.seed, step, device=self.device)
+        prompts = self.task.draw(ranks * self.batch_size, self.seed, number, device=self.device)
         return prompts.rows(slice(rank * self.batch_size, (rank + 1) * self.batch_size))
 
-    def evaluation(self, split: str) -> dict[str, Evaluation]:
-        """The prompts of each kind to evaluate on, with their references, made once."""
+    def evaluation(self, split: str) -> EvaluationBatch:
+        """All prompts of a split, "val" or "test", with the exact estimators' predictions; computed once."""
         return self.evaluation_of(self.task, split)
 
-    def evaluation_of(self, task: Task, split: str) -> dict[str, Evaluation]:
+    def evaluation_of(self, task: Task, split: str) -> EvaluationBatch:
         """The same for a task with another M."""
-        if (task.M, split) not in self._made:
-            n, device = self.hparams[f"n_{split}"], self.device
-            self._made[task.M, split] = {kind: evaluation(kind, task, n, split, device) for kind in KINDS}
-        return self._made[task.M, split]
-
-    def train_dataloader(self) -> "Blocks":  # type: ignore[override]
-        return Blocks(self.trainer, self.hparams["steps_per_batch"])
+        if (task.M, split) not in self._evaluations:
+            kinds = (evaluation(kind, task, self.hparams[f"n_{split}"], split, self.device) for kind in KINDS)
+            self._evaluations[task.M, split] = EvaluationBatch(*kinds)
+        return self._evaluations[task.M, split]
 
     def dataset(self, split: str) -> Dataset:
-        """The places of the prompts in `evaluation(split)`; for predictions the prompts of the file."""
+        """The queries of the file for "predict", the evaluation prompts for "val" and "test"."""
         if split == "predict":
-            return read_prompts(self.hparams["data"], self.task)  # type: ignore[return-value]
-        return range(self.hparams[f"n_{split}"])  # type: ignore[return-value]
+            return read_queries(self.hparams["data"], self.task)  # type: ignore[return-value]
+        return EvaluationPrompts(self.hparams[f"n_{split}"], lambda: self.evaluation(split))
+
+    def train_dataloader(self) -> "PromptLoader":  # type: ignore[override]
+        return PromptLoader(DrawnPrompts(self.task, self.draw), self.trainer)
 
     def predict_dataloader(self) -> Any:
         self.collate = list
         return super().predict_dataloader()
 
+    def _opener(self, dataset: Dataset) -> Any:
+        # Evaluation prompts are on the device already: a torch DataLoader would fetch and stack them one by one.
+        if isinstance(dataset, EvaluationPrompts):
+            return lambda batches: map(dataset.rows, batches)
+        return super()._opener(dataset)
 
-class Blocks:
-    """The numbers of the steps to take, from where the trainer stands to its end, a block at a time."""
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch  # prompts are drawn on the device, and queries are moved by the model
 
-    def __init__(self, trainer: Any, steps: int) -> None:
-        self._trainer, self._steps = trainer, steps
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"unit": "steps"}
 
-    def __iter__(self) -> Iterator[Tensor]:
-        step = self._trainer.global_step  # looked up at the first block, when a resumed trainer knows it
-        last = self._trainer.max_steps if self._trainer.max_steps >= 0 else float("inf")
-        while step < last:
-            block = torch.arange(step, int(min(step + self._steps, last)))
-            yield block
-            step += len(block)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if "unit" not in state_dict and self.trainer is not None and self.trainer.state.fn == "fit":
+            raise UserError(
+                "this checkpoint was written when a batch was a block of steps: it cannot be resumed, only evaluated"
+            )
 
 
-def read_prompts(path: str, task: Task) -> list[dict[str, Any]]:
-    """The prompts of a file of JSON lines: dicts of `index`, `x_context` (n, D), `y_context` (n,), `x_query` (q, D).
+class DrawnPrompts(Dataset):
+    """The training prompts as a data set: item n is batch n."""
+
+    def __init__(self, task: Task, draw: Callable[[int], Prompts]) -> None:
+        self.task, self.draw = task, draw
+
+    def __getitem__(self, number: int) -> Prompts:
+        return self.draw(number)
+
+
+class EvaluationPrompts(Dataset):
+    """The n evaluation prompts of a split; `evaluation` computes them when the first are requested."""
+
+    def __init__(self, n: int, evaluation: Callable[[], EvaluationBatch]) -> None:
+        self.n, self.evaluation = n, evaluation
+
+    def __len__(self) -> int:
+        return self.n
+
+    def rows(self, positions: Sequence[int]) -> EvaluationBatch:
+        """The prompts at the given positions as a batch."""
+        split = self.evaluation()
+        return split.rows(torch.tensor(positions, device=split.true.prompts.x.device))
+
+
+class PromptLoader:
+    """Training batches from the trainer's current batch to its last; without a trainer from 0 on without end.
+
+    Gradients that wait for the rest of their accumulation window are not in checkpoints. A run that is resumed inside a
+    window therefore repeats the window from its first batch.
+    """
+
+    def __init__(self, dataset: DrawnPrompts, trainer: Any = None) -> None:
+        self.dataset, self._trainer = dataset, trainer
+
+    def __iter__(self) -> Iterator[Prompts]:
+        number, last = 0, float("inf")
+        # Read the trainer when the first batch is requested: a resumed trainer knows its step only then.
+        if self._trainer is not None:
+            window = self._trainer.accumulate_grad_batches
+            number = self._trainer.global_step * window
+            if self._trainer.max_steps >= 0:
+                last = self._trainer.max_steps * window
+        while number < last:
+            yield self.dataset[number]
+            number += 1
+
+    def state_dict(self) -> dict[str, int]:
+        """The number of finished batches whose gradients wait for the rest of their accumulation window."""
+        progress = self._trainer.fit_loop.epoch_loop.batch_progress
+        finished = progress.current.processed
+        if progress.is_last_batch and finished == progress.current.ready:
+            return {"unused": 0}  # the last batch of an epoch closes its window early
+        return {"unused": finished % self._trainer.accumulate_grad_batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Set Lightning's counters back by the batches that will be repeated."""
+        progress = self._trainer.fit_loop.epoch_loop.batch_progress
+        if state["unused"] or progress.total.ready > progress.total.processed:
+            for count in (progress.total, progress.current):
+                count.processed -= state["unused"]
+                count.ready = count.started = count.completed = count.processed
+            progress.is_last_batch = False
+
+
+def read_queries(path: str, task: Task) -> list[Query]:
+    """The prompts in a file of JSON lines.
 
     Raises:
-        ValueError: a line is no such prompt, or does not fit the task; the sentence names it.
+        FileNotFoundError: there is no such file.
+        UserError: a line is not a prompt, or does not fit the task; the message names the line.
     """
-    prompts: list[dict[str, Any]] = []
+    queries: list[Query] = []
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file of prompts {path}")
     with open(path, encoding="utf-8") as file:
@@ -133,17 +208,18 @@ def read_prompts(path: str, task: Task) -> list[dict[str, Any]]:
                 continue
             try:
                 row = json.loads(line)
-                parts = [torch.tensor(row[name], dtype=torch.float32) for name in PROMPT]
+                names = ("x_context", "y_context", "x_query")
+                parts: list[Tensor] = [torch.tensor(row[name], dtype=torch.float32) for name in names]
             except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
                 raise UserError(
-                    f"{path} line {number} is no prompt, a JSON object with x_context, y_context and x_query that are"
+                    f"{path} line {number} is not a prompt, a JSON object with x_context, y_context and x_query that are"
                     f" lists of numbers ({error})"
                 ) from error
             try:
                 check_prompt(task, *parts)
-            except ValueError as error:
+            except UserError as error:
                 raise UserError(f"{path} line {number}: {error}") from error
-            prompts.append({"index": len(prompts), **dict(zip(PROMPT, parts, strict=True))})
-    if not prompts:
+            queries.append(Query(len(queries), *parts))
+    if not queries:
         raise UserError(f"{path} holds no prompts")
-    return prompts
+    return queries

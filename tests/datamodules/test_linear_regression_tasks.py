@@ -1,4 +1,4 @@
-"""LinearRegressionTasks: blocks of steps, prompts that know their step, a file of prompts to predict."""
+"""LinearRegressionTasks: draws by batch number, loaders, evaluation prompts, a file of prompts to predict."""
 
 import json
 from itertools import islice
@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from zoo.datamodules import LinearRegressionTasks
-from zoo.datamodules.linear_regression_tasks import Blocks, read_prompts
+from zoo.datamodules.linear_regression_tasks import DrawnPrompts, PromptLoader, read_queries
+from zoo.errors import UserError
 from zoo.icr import Task, dmmse, least_squares, ridge
 
 SIZES = {"D": 3, "K": 5, "M": 6, "batch_size": 8, "n_val": 20, "n_test": 30}
@@ -18,7 +19,7 @@ def data(**options):
     return LinearRegressionTasks(**{**SIZES, **options})
 
 
-def test_the_halves_of_two_processes_are_the_whole_of_one(monkeypatch):
+def test_two_processes_draw_the_prompts_of_one(monkeypatch):
     whole, half = data(), data(batch_size=4)
     for step in (0, 7):
         parts = []
@@ -29,65 +30,94 @@ def test_the_halves_of_two_processes_are_the_whole_of_one(monkeypatch):
             assert torch.equal(one, torch.cat(two))
 
 
-def test_a_step_draws_the_same_whenever_it_is_taken(monkeypatch):
+def test_a_batch_is_a_function_of_seed_and_number(monkeypatch):
     first = data().draw(5)
     assert first.x.shape == (8, 5, 3)
     assert first.y.shape == (8, 5)
     torch.randn(3)
-    again = data(steps_per_batch=3)
+    again = data()
     again.draw(4)
     assert all(torch.equal(a, b) for a, b in zip(first, again.draw(5), strict=True))
     assert not torch.equal(first.x, data().draw(6).x)
     assert not torch.equal(first.x, data(seed=1).draw(5).x)
-    monkeypatch.setenv("PL_GLOBAL_SEED", "1")  # the run's seed draws the prompts, and not the pool
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")  # the run's seed changes the prompts, not the pool
     other = data()
     assert torch.equal(other.draw(5).x, data(seed=1).draw(5).x)
     assert torch.equal(other.task.pool(), Task(D=3, M=6).pool())
-    assert torch.equal(other.evaluation("val")["true"].prompts.x, data(seed=3).evaluation("val")["true"].prompts.x)
+    assert torch.equal(other.evaluation("val").true.prompts.x, data(seed=3).evaluation("val").true.prompts.x)
+
+
+NUMBERS = DrawnPrompts(Task(), lambda number: number)  # batches that are their numbers
 
 
 @pytest.mark.parametrize(
-    ("start", "end", "length", "expected"),
-    [
-        (0, 5, 2, [[0, 1], [2, 3], [4]]),
-        (3, 5, 4, [[3, 4]]),
-        (5, 5, 4, []),
-        (2, 6, 4, [[2, 3, 4, 5]]),
-    ],
+    ("start", "end", "accumulate", "expected"),
+    [(0, 5, 1, [0, 1, 2, 3, 4]), (3, 5, 1, [3, 4]), (5, 5, 1, []), (2, 4, 3, [6, 7, 8, 9, 10, 11])],
 )
-def test_blocks_go_from_where_the_trainer_stands_to_its_end(start, end, length, expected):
-    trainer = SimpleNamespace(global_step=0, max_steps=end)
-    blocks = iter(Blocks(trainer, length))
-    trainer.global_step = start  # known only after the loader is asked for an iterator
-    assert [block.tolist() for block in blocks] == expected
+def test_loader_starts_at_the_trainers_step_and_ends_at_max_steps(start, end, accumulate, expected):
+    trainer = SimpleNamespace(global_step=0, max_steps=end, accumulate_grad_batches=accumulate)
+    batches = iter(PromptLoader(NUMBERS, trainer))
+    trainer.global_step = start  # known only after the iterator is created
+    assert list(batches) == expected
 
 
-def test_blocks_without_an_end():
-    blocks = Blocks(SimpleNamespace(global_step=9, max_steps=-1), 3)
-    assert [block.tolist() for block in islice(blocks, 2)] == [[9, 10, 11], [12, 13, 14]]
+def test_loader_without_an_end():
+    trainer = SimpleNamespace(global_step=9, max_steps=-1, accumulate_grad_batches=1)
+    assert list(islice(PromptLoader(NUMBERS, trainer), 2)) == [9, 10]
+    assert list(islice(PromptLoader(NUMBERS), 3)) == [0, 1, 2]
 
 
-def test_evaluation_stands_beside_the_exact_answers():
+def test_loader_without_a_trainer_yields_the_draws():
+    tasks = data()
+    for number, batch in enumerate(islice(tasks.train_dataloader(), 3)):
+        assert all(torch.equal(*both) for both in zip(batch, tasks.draw(number), strict=True))
+
+
+def test_evaluation_loader_covers_the_split_in_order():
+    tasks = data()
+    batches = list(tasks.val_dataloader())
+    assert [len(batch.true.prompts.x) for batch in batches] == [8, 8, 4]
+    for kind, whole in tasks.evaluation("val")._asdict().items():
+        parts = [getattr(batch, kind) for batch in batches]
+        assert torch.equal(torch.cat([part.prompts.y for part in parts]), whole.prompts.y)
+        for name, answer in whole.answers.items():
+            assert torch.equal(torch.cat([part.answers[name] for part in parts]), answer)
+
+
+def test_steps_per_batch_is_a_removed_argument():
+    assert "steps_per_batch" in LinearRegressionTasks.renamed_arguments
+    with pytest.raises(TypeError):
+        data(steps_per_batch=3)
+
+
+def test_checkpoints_of_blocks_are_not_resumed():
+    tasks = data()
+    tasks.trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"))
+    tasks.load_state_dict(tasks.state_dict())
+    with pytest.raises(UserError, match="cannot be resumed, only evaluated"):
+        tasks.load_state_dict({"class": "LinearRegressionTasks"})
+
+
+def test_evaluation_has_the_exact_estimators_predictions():
     tasks = data()
     pool = tasks.task.pool()
     for split, n in (("val", 20), ("test", 30)):
         both = tasks.evaluation(split)
-        assert tasks.evaluation(split)["true"].prompts.x is both["true"].prompts.x  # made once
-        for kind, (prompts, answers) in both.items():
+        assert tasks.evaluation(split) is both  # computed once
+        for kind, (prompts, answers) in both._asdict().items():
             assert len(prompts.x) == n
             known = (prompts.w[:, None] == pool).all(-1).any(1)
             assert known.all() if kind == "pretrain" else not known.any()
             x, y = prompts.x, prompts.y
             assert torch.equal(answers["ridge"], ridge(x, y, 0.125))
             assert torch.equal(answers["dmmse"], dmmse(x, y, pool, 0.125))
-            if "least_squares" in answers:
-                assert torch.equal(answers["least_squares"], least_squares(x, y))
-    assert not torch.equal(tasks.evaluation("val")["true"].prompts.x, tasks.evaluation("test")["true"].prompts.x[:20])
-    assert tasks.dataset("val") == range(20)
+            assert torch.equal(answers["least_squares"], least_squares(x, y))
+    assert not torch.equal(tasks.evaluation("val").true.prompts.x, tasks.evaluation("test").true.prompts.x[:20])
+    assert (len(tasks.dataset("val")), len(tasks.dataset("test"))) == (20, 30)
 
 
 def test_rows_of_an_evaluation():
-    whole = data().evaluation("val")["pretrain"]
+    whole = data().evaluation("val").pretrain
     some = whole.rows(torch.tensor([3, 11]))
     everywhere = whole.errors(torch.zeros(20, 5))
     for name, errors in some.errors(torch.zeros(2, 5)).items():
@@ -97,19 +127,19 @@ def test_rows_of_an_evaluation():
     assert torch.equal(everywhere["to_ridge"], whole.answers["ridge"].square())
 
 
-def test_an_infinite_pool_has_no_dmmse():
-    answers = data(M="inf").evaluation("val")["pretrain"].answers
-    assert "dmmse" not in answers or answers["dmmse"].isnan().all()
+def test_dmmse_is_not_defined_for_infinite_pools():
+    answers = data(M="inf").evaluation("val").pretrain.answers
+    assert answers["dmmse"].isnan().all()
     assert answers["ridge"].isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["batch_size", "steps_per_batch", "n_val", "n_test"])
+@pytest.mark.parametrize("name", ["batch_size", "n_val", "n_test"])
 def test_counts_start_at_one(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):
         data(**{name: 0})
 
 
-def test_what_a_file_is_for(tmp_path):
+def test_a_file_of_prompts_is_for_predict_only(tmp_path):
     with pytest.raises(ValueError, match="there are no prompts to predict: give a file of them"):
         data().setup("predict")
     for stage in ("fit", "validate", "test"):
@@ -127,45 +157,45 @@ GOOD = {"x_context": [[1, 2, 3]], "y_context": [0.5], "x_query": [[3, 2, 1], [0,
 def test_prompts_are_read(tmp_path):
     path = tmp_path / "prompts.jsonl"
     empty = {"x_context": [], "y_context": [], "x_query": [[1, 1, 1]]}
-    path.write_text(f"{json.dumps(GOOD)}\n\n{json.dumps(empty | {'note': 'more keys are left alone'})}\n")
-    first, second = read_prompts(str(path), Task(D=3, K=5))
-    assert (first["index"], second["index"]) == (0, 1)
-    assert torch.equal(first["x_query"], torch.tensor([[3.0, 2, 1], [0, 0, 0]]))
-    assert torch.equal(first["y_context"], torch.tensor([0.5]))
-    assert len(second["y_context"]) == 0
+    path.write_text(f"{json.dumps(GOOD)}\n\n{json.dumps(empty | {'note': 'other keys are ignored'})}\n")
+    first, second = read_queries(str(path), Task(D=3, K=5))
+    assert (first.index, second.index) == (0, 1)
+    assert torch.equal(first.x_query, torch.tensor([[3.0, 2, 1], [0, 0, 0]]))
+    assert torch.equal(first.y_context, torch.tensor([0.5]))
+    assert len(second.y_context) == 0
 
 
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("{", "is no prompt.*x_context, y_context and x_query"),
-        ("3", "is no prompt"),
-        ("[]", "is no prompt"),
-        (json.dumps({"x_context": [], "y_context": []}), "is no prompt.*x_query"),
-        (json.dumps(GOOD | {"y_context": ["one"]}), "is no prompt"),
-        (json.dumps(GOOD | {"x_query": [[1, 2, 3], [1, 2]]}), "is no prompt"),
+        ("{", "is not a prompt.*x_context, y_context and x_query"),
+        ("3", "is not a prompt"),
+        ("[]", "is not a prompt"),
+        (json.dumps({"x_context": [], "y_context": []}), "is not a prompt.*x_query"),
+        (json.dumps(GOOD | {"y_context": ["one"]}), "is not a prompt"),
+        (json.dumps(GOOD | {"x_query": [[1, 2, 3], [1, 2]]}), "is not a prompt"),
         (json.dumps(GOOD | {"x_query": [[1, 2]]}), r": x_query has shape \(1, 2\), and must be rows of D = 3 numbers"),
         (json.dumps(GOOD | {"x_query": []}), ": x_query "),
         (json.dumps(GOOD | {"y_context": [1, 2]}), ": y_context has shape"),
         (json.dumps(GOOD | {"y_context": [float("nan")]}), ": a number is NaN or infinite"),
-        (json.dumps({**GOOD, "x_context": [[1, 2, 3]] * 5, "y_context": [1] * 5}), ": 5 examples leave no room"),
+        (json.dumps({**GOOD, "x_context": [[1, 2, 3]] * 5, "y_context": [1] * 5}), ": 5 examples are too many"),
     ],
 )
 def test_a_bad_line_is_named(line, sentence, tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text(f"{json.dumps(GOOD)}\n\n{line}\n")
     with pytest.raises(ValueError, match=f"{path} line 3.*{sentence}"):
-        read_prompts(str(path), Task(D=3, K=5))
+        read_queries(str(path), Task(D=3, K=5))
 
 
 def test_an_empty_file_is_refused(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text("\n")
     with pytest.raises(ValueError, match=r"prompts\.jsonl holds no prompts"):
-        read_prompts(str(path), Task(D=3, K=5))
+        read_queries(str(path), Task(D=3, K=5))
 
 
 @pytest.mark.parametrize("path", ["none.jsonl", "."])
-def test_a_file_that_is_none(path):
+def test_a_missing_file_is_refused(path):
     with pytest.raises(FileNotFoundError, match=f"there is no file of prompts {path}"):
-        read_prompts(path, Task())
+        read_queries(path, Task())

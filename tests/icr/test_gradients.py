@@ -1,4 +1,4 @@
-"""The gradient of the expected loss, against closed forms, the score function and finite differences."""
+"""The gradient of the expected loss, compared with closed forms, the score function and finite differences."""
 
 import math
 
@@ -20,7 +20,7 @@ def within(estimate, expected, errors=4.0):
 
 
 def zero_loss(parameters):
-    """The loss of who always answers 0, and its gradient, as worked out by hand: E[(w . x + e)^2]."""
+    """The expected loss of the predictor 0 and its gradient in closed form: E[(w . x + e)^2]."""
     mx, sx, mw, sw, me, se = (part.double() for part in parts(parameters).values())
     both = mw @ mx + me  # E[w . x + e]
     loss = both**2 + (mw**2 * sx**2 + sw**2 * mx**2 + sw**2 * sx**2).sum() + se**2
@@ -31,17 +31,17 @@ def zero_loss(parameters):
 
 @pytest.mark.parametrize("estimator", [reparameterised, score_function])
 @pytest.mark.parametrize("parameters", [prior(TASK), ELSEWHERE])
-def test_closed_forms_of_always_answering_0(estimator, parameters):
+def test_closed_form_for_the_predictor_0(estimator, parameters):
     loss, gradient = estimator(lambda x, y: torch.zeros_like(y), parameters, normals(TASK, 20000, 0))
     expected = zero_loss(parameters)
     within(loss, expected[0])
     within(gradient, expected[1])
-    assert (gradient.error < 0.2).all()  # or anything would lie within them
+    assert (gradient.error < 0.2).all()  # otherwise any value would agree
 
 
 @pytest.mark.parametrize("estimator", [reparameterised, score_function])
-def test_closed_forms_of_a_model_that_reads_x(estimator):
-    """Who answers v . x errs as who answers 0 to tasks of another mean."""
+def test_closed_form_for_a_linear_predictor(estimator):
+    """The predictor v . x has the errors of the predictor 0 on tasks with another mean."""
     v = torch.tensor([0.9, -0.3])
     loss, gradient = estimator(lambda x, y: x @ v, ELSEWHERE, normals(TASK, 20000, 1))
     shifted = ELSEWHERE.clone()
@@ -51,7 +51,7 @@ def test_closed_forms_of_a_model_that_reads_x(estimator):
     within(gradient, expected[1])
 
 
-def test_the_score_function_agrees_where_the_context_is_read():
+def test_both_estimators_agree_for_ridge():
     def model(x, y):
         return ridge(x, y, 0.25)
 
@@ -61,7 +61,7 @@ def test_the_score_function_agrees_where_the_context_is_read():
         assert abs(loss.value - other_loss.value) < 4 * math.hypot(loss.error, other_loss.error)
         apart = (gradient.value - other.value) / (gradient.error**2 + other.error**2).sqrt()
         assert apart.abs().max() < 4
-        assert gradient.error.mean() < 0.7 * other.error.mean()  # why it is the one that is used
+        assert gradient.error.mean() < 0.7 * other.error.mean()  # lower variance
 
 
 def test_finite_differences_of_a_transformer():
@@ -81,16 +81,16 @@ def test_finite_differences_of_a_transformer():
     value, _ = reparameterised(network, at, draws)[1]
     assert value.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-7)
     answer = reparameterised(lambda x, y: 0 * y, at, draws)[1].value
-    assert (value - answer).abs().max() > 0.1  # the transformer's answers matter
+    assert (value - answer).abs().max() > 0.1  # the transformer's predictions have an influence
 
 
-def test_standard_errors_are_the_spread_of_repeated_estimates():
+def test_standard_errors_equal_the_deviation_of_repeated_estimates():
     repeated = [reparameterised(lambda x, y: 0 * y, ELSEWHERE, normals(TASK, 100, seed))[1] for seed in range(200)]
     values, errors = (torch.stack(column) for column in zip(*repeated, strict=True))
     assert (values.std(0) / errors.mean(0)).tolist() == pytest.approx([1.0] * 10, abs=0.2)
 
 
-def test_batches_change_nothing(monkeypatch):
+def test_batch_size_does_not_change_the_estimate(monkeypatch):
     def measure():
         return reparameterised(lambda x, y: ridge(x, y, 0.25), ELSEWHERE, normals(TASK, 50, 0))
 
@@ -99,8 +99,8 @@ def test_batches_change_nothing(monkeypatch):
     torch.testing.assert_close(measure(), whole)
 
 
-def test_a_prompt_has_one_task():
-    """x does not vary, nor is there noise: then all y of a prompt are its task's one value."""
+def test_all_pairs_of_a_prompt_share_one_task():
+    """With constant x and no noise all y of a prompt are equal."""
     seen = []
     fixed = torch.tensor([1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0])
     losses(lambda x, y: seen.append(y) or y, fixed.expand(5, -1), normals(TASK, 5, 0))

@@ -1,6 +1,8 @@
-"""The network: GPT-2 to the digit, blind to what comes later, and the same alone or side by side."""
+"""The network: equal to GPT-2, causal, and the same for single and stacked members."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ SMALL = {"D": 3, "K": 5, "d_model": 16, "d_mlp": 40, "n_heads": 2, "n_layers": 3
 
 
 def network(members=None, seed=0, **options):
-    """One whose weights are all in use: nothing is 0 or 1."""
+    """A network in which no weight is 0 or 1."""
     net = Network(ICRegConfig(**{**SMALL, **options}), members)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -37,33 +39,33 @@ def prompts(*shape, D=3, K=5, seed=0):
     [({"d_model": 128, "d_mlp": 512, "n_heads": 2, "n_layers": 8}, 1_591_808),
      ({"d_model": 64, "d_mlp": 256, "n_heads": 2, "n_layers": 4}, 202_752)],
 )  # fmt: skip
-def test_the_papers_sizes(sizes, count):
+def test_parameter_counts_equal_the_papers(sizes, count):
     config = ICRegConfig(**sizes)
     assert sum(p.numel() for p in Network(config).parameters()) == count
     assert sum(p.numel() for p in Network(config, members=3).parameters()) == 3 * count
 
 
 def gpt2(net):
-    """A GPT2Model of transformers with the network's weights."""
+    """transformers' GPT2Model with the network's weights."""
     c = net.config
-    theirs = GPT2Model(
+    peer = GPT2Model(
         GPT2Config(
             vocab_size=1, n_positions=2 * c.K, n_embd=c.d_model, n_layer=c.n_layers, n_head=c.n_heads, n_inner=c.d_mlp,
             activation_function="gelu_new", resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, attn_implementation="eager",
         )
     ).eval()  # fmt: skip
-    ours = net.state_dict()
+    state_dict = net.state_dict()
     names = {"norm1": "ln_1", "qkv": "attn.c_attn", "proj": "attn.c_proj", "norm2": "ln_2", "up": "mlp.c_fc",
              "down": "mlp.c_proj"}  # fmt: skip
-    state = {"wte.weight": torch.zeros(1, c.d_model), "wpe.weight": ours["positions"]}
-    state |= {f"ln_f.{end}": ours[f"norm.{end}"] for end in ("weight", "bias")}
+    state = {"wte.weight": torch.zeros(1, c.d_model), "wpe.weight": state_dict["positions"]}
+    state |= {f"ln_f.{end}": state_dict[f"norm.{end}"] for end in ("weight", "bias")}
     for i in range(c.n_layers):
-        for mine, yours in names.items():
-            weight = ours[f"layers.{i}.{mine}.weight"]  # theirs multiply from the right
-            state[f"h.{i}.{yours}.weight"] = weight if "norm" in mine else weight.T
-            state[f"h.{i}.{yours}.bias"] = ours[f"layers.{i}.{mine}.bias"]
-    theirs.load_state_dict(state)
-    return theirs
+        for own, other in names.items():
+            weight = state_dict[f"layers.{i}.{own}.weight"]  # transformers stores the transposed matrix
+            state[f"h.{i}.{other}.weight"] = weight if "norm" in own else weight.T
+            state[f"h.{i}.{other}.bias"] = state_dict[f"layers.{i}.{own}.bias"]
+    peer.load_state_dict(state)
+    return peer
 
 
 def tokens(x, y):
@@ -73,7 +75,7 @@ def tokens(x, y):
 
 
 @pytest.mark.parametrize("k", [5, 3, 1])
-def test_it_is_gpt2(k):
+def test_equals_gpt2_of_transformers(k):
     net = network()
     x, y = (part[:, :k] for part in prompts(7))
     with torch.no_grad():
@@ -84,8 +86,8 @@ def test_it_is_gpt2(k):
     assert expected.std() > 0.1
 
 
-def by_the_book(net, x, y):
-    """The network with no step left out, in fp64, a place and a head at a time."""
+def reference_network(net, x, y):
+    """The network without shortcuts, in fp64, one position and head at a time."""
     c, p = net.config, {name: tensor.double() for name, tensor in net.state_dict().items()}
 
     def linear(h, name):
@@ -125,34 +127,34 @@ def by_the_book(net, x, y):
 
 @pytest.mark.parametrize("use_prenorm", [True, False])
 @pytest.mark.parametrize("n_layers", [1, 3])
-def test_it_is_the_network_of_the_book(use_prenorm, n_layers):
+def test_equals_the_reference_network(use_prenorm, n_layers):
     net = network(use_prenorm=use_prenorm, n_layers=n_layers)
     x, y = prompts(4)
     with torch.no_grad():
-        torch.testing.assert_close(net(x, y).double(), by_the_book(net, x, y), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(net(x, y).double(), reference_network(net, x, y), rtol=1e-5, atol=1e-5)
     assert ("norm.weight" in net.state_dict()) == use_prenorm
 
 
 @pytest.mark.parametrize("use_prenorm", [True, False])
 @pytest.mark.parametrize("n_layers", [1, 3])
 @torch.no_grad()
-def test_nothing_is_known_before_its_time(use_prenorm, n_layers):
+def test_causality(use_prenorm, n_layers):
     net = network(use_prenorm=use_prenorm, n_layers=n_layers)
     x, y = prompts(4)
     before = net(x, y)
     for j in range(5):
         for changed in (x, y):
-            kept = changed.clone()
+            original = changed.clone()
             changed[:, j:] += 1
             after = net(x, y)
-            first = j if changed is x else j + 1  # its own x is known to a prediction, its own y is not
+            first = j if changed is x else j + 1  # a prediction depends on its own x, not on its own y
             torch.testing.assert_close(after[:, :first], before[:, :first], rtol=0, atol=1e-6)
             assert ((after - before)[:, first:].abs().amax(0) > 1e-3).all()
-            changed.copy_(kept)
+            changed.copy_(original)
 
 
 @torch.no_grad()
-def test_a_shorter_prompt_has_the_same_predictions():
+def test_shorter_prompts_have_the_same_predictions():
     net, (x, y) = network(), prompts(4)
     for k in range(1, 6):
         torch.testing.assert_close(net(x[:, :k], y[:, :k]), net(x, y)[:, :k], rtol=1e-5, atol=1e-5)
@@ -160,8 +162,8 @@ def test_a_shorter_prompt_has_the_same_predictions():
 
 @pytest.mark.parametrize("use_prenorm", [True, False])
 @pytest.mark.parametrize("k", [5, 2])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # by oneDNN, and as batches of products
-def test_members_are_networks_side_by_side(use_prenorm, k, dtype):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # by oneDNN, and by batched products
+def test_members_equal_single_networks(use_prenorm, k, dtype):
     singles = [network(seed=seed, use_prenorm=use_prenorm).to(dtype) for seed in range(3)]
     stack = network(members=3, use_prenorm=use_prenorm).to(dtype)
     stack.load_state_dict({n: torch.stack([one.state_dict()[n] for one in singles]) for n in stack.state_dict()})
@@ -179,7 +181,7 @@ def test_members_are_networks_side_by_side(use_prenorm, k, dtype):
             torch.testing.assert_close(together_grad[name][m], p.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_it_starts_small_and_members_start_equal():
+def test_initial_weights():
     config = ICRegConfig(d_model=64, d_mlp=256, n_layers=4)
     net, stack = Network(config), Network(config, members=2)
     for one in (net, stack):
@@ -197,12 +199,28 @@ def test_it_starts_small_and_members_start_equal():
     assert net(x, y).abs().max() < 1
 
 
-def test_the_arithmetic_is_counted(monkeypatch):
-    monkeypatch.setattr(linear, "ONEDNN", None)  # the counter does not know its products
+def test_flops_equal_torchs_count(monkeypatch):
+    monkeypatch.setattr(linear, "ONEDNN", None)  # the counter does not know oneDNN's products
     net = Network(ICRegConfig(d_model=64, d_mlp=256, n_layers=4))
     x, y = prompts(2, D=8, K=16)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         net(x, y).sum().backward()
     c, T = net.config, 31
-    masked = 3 * 2 * T * c.d_model * ((c.n_layers - 1) * T + c.K)  # the half that causality spares, counted there
+    masked = 3 * 2 * T * c.d_model * ((c.n_layers - 1) * T + c.K)  # the masked half of the scores, which torch counts
     assert net.flops() + masked == pytest.approx(counter.get_total_flops() / 2, rel=0.01)
+
+
+def test_network_exports_and_compiles():
+    net = network().eval()
+    x, y = prompts(4)
+    expected = net(x, y)
+    exported = torch.export.export(net, (x, y)).module()
+    torch.testing.assert_close(exported(x, y), expected, rtol=1e-5, atol=1e-5)
+    compiled = torch.compile(net, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, y), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("module", ["zoo.icr", "zoo.icr.model"])
+def test_network_imports_without_lightning(module):
+    code = f"import sys, {module}; sys.exit(any('lightning' in name for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

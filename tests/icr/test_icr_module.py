@@ -1,21 +1,26 @@
-"""ICRTransformer: it learns, resumes to the bit, clips, says what it measures, answers from its checkpoint alone."""
+"""ICRTransformer: training, bitwise resume, clipping, metrics, plain DataLoaders, and the command line."""
 
 import json
 import re
-from itertools import count
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from tests.commands import ROOT, complaint
 from tests.resume import BATCH_END, assert_resume_is_bitwise, assert_same_weights, train
 from zoo.__main__ import main
 from zoo.callbacks import Checkpoint, MixedPrecision
 from zoo.datamodules import LinearRegressionTasks, SyntheticConfigs
-from zoo.icr import ICRTransformer, dmmse, load_model, predict_from_prompt, ridge
-from zoo.optim import triangle
+from zoo.errors import UserError
+from zoo.icr import ICRTransformer, Prompts, dmmse, load_model, predict_from_prompt, ridge
+from zoo.optim import AdamW, triangle
+
+# Lightning's advice: a val_dataloader, more workers.
+pytestmark = pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
 
 TASK = {"D": 2, "K": 4, "sigma2": 0.25, "M": 8}
 SIZES = {"d_model": 16, "d_mlp": 32, "n_heads": 2, "n_layers": 2}
@@ -27,11 +32,12 @@ def module(**options):
 
 
 def data(**options):
-    defaults = {"batch_size": 16, "steps_per_batch": 4, "n_val": 64, "n_test": 64}
+    defaults = {"batch_size": 16, "n_val": 64, "n_test": 64}
     return LinearRegressionTasks(**{**TASK, **defaults, **options})
 
 
 def quiet(**options):
+    """A Trainer without output."""
     defaults = {
         "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
         "enable_model_summary": False, "num_sanity_val_steps": 0, "max_epochs": -1, "limit_val_batches": 0,
@@ -42,46 +48,89 @@ def quiet(**options):
 # ---- training
 
 
-def test_it_learns():
+def test_training_approaches_ridge():
     model = module(D=1, K=6, M="inf", d_model=32, d_mlp=64, lr=5e-3, warmup_steps=20)
     tasks = data(D=1, K=6, M="inf", batch_size=128, n_val=512)
     trainer = quiet(max_steps=400, limit_val_batches=None)
     trainer.validate(model, tasks, verbose=False)
-    assert trainer.callback_metrics["val_true_to_ridge"] > 0.5  # it answers 0
+    assert trainer.callback_metrics["val_true_to_ridge"] > 0.5  # it predicts nearly 0
     trainer.fit(model, tasks)
     assert trainer.global_step == 400
     assert trainer.callback_metrics["val_true_to_ridge"] < 0.3
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_resume_is_bitwise(devices, tmp_path):
-    """In the middle of warm-up and after it, from checkpoints every 7 steps, with blocks of other lengths, too."""
-    lengths = (length for i in count() for length in (7 if i == 0 else 3,))
+@pytest.mark.parametrize(("devices", "accumulate"), [(1, 1), (2, 1), (1, 3), (2, 3)])
+def test_resume_is_bitwise(devices, accumulate, tmp_path):
+    """During warm-up and after it, from checkpoints every 7 batches: with accumulation inside a window."""
     checkpoints = assert_resume_is_bitwise(
-        lambda: module(warmup_steps=11, grad_clip=0.2),
-        lambda: data(steps_per_batch=next(lengths), batch_size=16 // devices),
-        tmp_path, max_steps=20, max_epochs=-1, devices=devices, limit_val_batches=0,
+        lambda: module(warmup_steps=11, grad_clip=0.2), lambda: data(batch_size=16 // devices), tmp_path, every=7,
+        max_steps=20, max_epochs=-1, devices=devices, limit_val_batches=0, accumulate_grad_batches=accumulate,
     )  # fmt: skip
-    assert len(checkpoints) == 3
     steps = [torch.load(path, weights_only=True)["global_step"] for path in checkpoints]
-    assert steps == [7, 14, 20]
+    assert steps == ([7, 14] if accumulate == 1 else [2, 4, 7, 9, 11, 14, 16, 18])
 
 
-def test_resume_after_a_validation(tmp_path):
+def test_resume_across_epochs_is_bitwise(tmp_path):
+    """An epoch of 5 batches ends inside an accumulation window of 2, which is then closed early."""
+    assert_resume_is_bitwise(
+        lambda: module(warmup_steps=11), data, tmp_path, max_steps=10, limit_train_batches=5, limit_val_batches=0,
+        accumulate_grad_batches=2,
+    )  # fmt: skip
+
+
+def test_accumulation_averages_batches(tmp_path):
+    """Two batches of 16 per step have the gradient of their 32 prompts."""
+    tasks, model, reference = data(), module(grad_clip=None), module(grad_clip=None)
+    quiet(max_steps=1, accumulate_grad_batches=2).fit(model, tasks)
+    x, y = (torch.cat(both) for both in list(zip(tasks.draw(0), tasks.draw(1), strict=True))[:2])
+    quiet(max_steps=1).fit(reference, DataLoader(TensorDataset(x, y), batch_size=32))
+    for name, tensor in reference.state_dict().items():
+        if not name.endswith("qkv.bias"):  # the gradient of the keys' bias is rounding error only
+            torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_resume_after_validation_is_bitwise(tmp_path):
     assert_resume_is_bitwise(
         lambda: module(warmup_steps=11), data, tmp_path, hooks=("on_validation_end",),
-        max_steps=20, max_epochs=-1, val_check_interval=2, check_val_every_n_epoch=None,
+        max_steps=20, max_epochs=-1, val_check_interval=8, check_val_every_n_epoch=None,
     )  # fmt: skip
 
 
-def test_neither_blocks_nor_evaluation_change_the_training(tmp_path):
+def test_evaluation_does_not_change_training(tmp_path):
     options = {"max_steps": 15, "max_epochs": -1, "check_val_every_n_epoch": None}
-    expected = train(module(warmup_steps=5), data(steps_per_batch=1), tmp_path / "1", limit_val_batches=0, **options)
-    for block in (4, 15, 40):
-        got = train(
-            module(warmup_steps=5), data(steps_per_batch=block), tmp_path / str(block), val_check_interval=1, **options
-        )
-        assert_same_weights(expected, got, f"blocks of {block}")
+    expected = train(module(warmup_steps=5), data(), tmp_path / "without", limit_val_batches=0, **options)
+    for interval in (1, 4, 15):
+        result = train(module(warmup_steps=5), data(), tmp_path / str(interval), val_check_interval=interval, **options)
+        assert_same_weights(expected, result, f"val_check_interval {interval}")
+
+
+def test_batch_n_of_a_run_is_draw_n():
+    class Record(ICRTransformer):
+        def training_step(self, batch, batch_idx):
+            batches.append(batch)
+            return super().training_step(batch, batch_idx)
+
+    for accumulate in (1, 2):
+        batches: list[Prompts] = []
+        quiet(max_steps=4, accumulate_grad_batches=accumulate).fit(Record(**TASK, **SIZES), data())
+        assert len(batches) == 4 * accumulate
+        for number, batch in enumerate(batches):
+            assert all(torch.equal(*both) for both in zip(batch, data().draw(number), strict=True))
+
+
+def test_a_step_of_training_equals_a_plain_loop():
+    """Weights after 12 steps, against a loop of draws, torch's clipping and the zoo's AdamW."""
+    model, reference, tasks = module(warmup_steps=5), module(), data()
+    quiet(max_steps=12).fit(model, tasks)
+    optimizer = AdamW(reference.model.parameters(), lr=3e-3, betas=(0.9, 0.999), eps=1e-8)
+    for step in range(12):
+        optimizer.param_groups[0]["lr"] = 3e-3 * triangle(step, 5, 12)
+        x, y, _ = tasks.draw(step)
+        optimizer.zero_grad()
+        (reference.model(x, y) - y).square().mean().backward()
+        nn.utils.clip_grad_norm_(reference.model.parameters(), 1.0)
+        optimizer.step()
+    assert_same_weights(reference.model.state_dict(), model.model.state_dict(), "the loop")
 
 
 def test_two_processes_equal_one(tmp_path):
@@ -89,27 +138,27 @@ def test_two_processes_equal_one(tmp_path):
     one = train(module(grad_clip=0.2), data(batch_size=32), tmp_path / "one", **options)
     two = train(module(grad_clip=0.2), data(batch_size=16), tmp_path / "two", devices=2, **options)
     x, y, _ = data().task.draw(50, 0, "here")
-    answers = []
+    predictions = []
     for weights in (one, two):
         model = module()
         model.load_state_dict(weights)
-        answers.append(model(x, y).detach())
-    torch.testing.assert_close(answers[0], answers[1], rtol=0, atol=1e-6)
+        predictions.append(model(x, y).detach())
+    torch.testing.assert_close(predictions[0], predictions[1], rtol=0, atol=1e-6)
     for name in one:
-        if not name.endswith("qkv.bias"):  # a third of it, the keys', moves nothing: its gradients are rounding alone
+        if not name.endswith("qkv.bias"):  # the gradient of the keys' bias is rounding error only
             torch.testing.assert_close(one[name], two[name], rtol=0, atol=2e-6, msg=lambda m, name=name: name + m)
 
 
 class Norms(ICRTransformer):
-    """Notes the gradients' norm as the optimizer meets them, and the rate at which it moves."""
+    """Records the norm of the gradients that the optimizer receives, and its learning rate."""
 
-    def on_before_optimizer_step(self, optimizer):
-        super().on_before_optimizer_step(optimizer)
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         self.norms = [*getattr(self, "norms", []), nn.utils.get_total_norm([p.grad for p in self.parameters()]).item()]
         self.rates = [*getattr(self, "rates", []), optimizer.param_groups[0]["lr"]]
 
 
-def test_gradients_are_clipped_and_the_rate_is_a_triangle():
+def test_gradient_clipping_and_triangular_rate():
     runs = {}
     for clip in (None, 0.1):
         runs[clip] = Norms(**TASK, **SIZES, lr=0.01, warmup_steps=5, grad_clip=clip)
@@ -124,7 +173,36 @@ def test_gradients_are_clipped_and_the_rate_is_a_triangle():
     assert constant.rates == [0.01] * 6
 
 
-def test_a_loss_that_is_no_number_stops_the_run():
+def test_logged_gradient_norm_is_that_before_clipping(tmp_path):
+    logger = CSVLogger(tmp_path)
+    norms = {}
+    for clip in (None, 0.01):
+        trainer = quiet(max_steps=1, log_every_n_steps=1, logger=logger)
+        trainer.fit(module(grad_clip=clip), data())
+        norms[clip] = trainer.callback_metrics["grad_norm"].item()
+    assert norms[None] == norms[0.01] > 0.1
+
+
+def test_gradient_clip_val_of_the_trainer_is_obeyed():
+    model = Norms(**TASK, **SIZES, grad_clip=None)
+    quiet(max_steps=3, gradient_clip_val=0.05).fit(model, data())
+    assert model.norms == pytest.approx([0.05] * 3, rel=1e-4)
+
+
+def test_muon_trains_the_matrices():
+    model = module(optimizer="muon", warmup_steps=2)
+    before = model.model.layers[0].qkv.weight.clone()
+    quiet(max_steps=4).fit(model, data())
+    assert type(model.optimizers().optimizer).__name__ == "MuonAdamW"
+    assert not torch.equal(before, model.model.layers[0].qkv.weight)
+
+
+def test_warmup_needs_an_end():
+    with pytest.raises(UserError, match=r"warmup_steps needs an end .* give --trainer\.max_steps"):
+        quiet(max_steps=-1).fit(module(warmup_steps=3), data())
+
+
+def test_nonfinite_loss_stops_the_run():
     with pytest.raises(ValueError, match=r"^the loss is nan after \d+ steps: lower lr, or set grad_clip$"):
         quiet(max_steps=40).fit(module(lr=1e30, grad_clip=None, use_prenorm=False), data())
 
@@ -137,13 +215,13 @@ def test_half_precision(tmp_path):
     trainer.fit(model, data())
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
     assert not torch.equal(start["model.readout.weight"], model.model.readout.weight)
-    assert max(model.norms[-40:]) <= 0.1001  # of the gradients themselves, the scale divided out
+    assert max(model.norms[-40:]) <= 0.1001  # the norms of unscaled gradients
     assert "MixedPrecision" in torch.load(tmp_path / "last.ckpt", weights_only=True)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("options", [{}, {"compile": True}])
-def test_on_a_gpu(options):
+def test_training_on_a_gpu(options):
     model, tasks = module(D=1, K=6, M=8, lr=1e-2, **options), data(D=1, K=6, M=8, batch_size=64, n_val=512)
     trainer = quiet(max_steps=300, limit_val_batches=None, accelerator="gpu", devices=1)
     trainer.fit(model, tasks)
@@ -151,7 +229,7 @@ def test_on_a_gpu(options):
 
 
 @pytest.mark.slow
-def test_compiled_training_is_the_same_training(tmp_path):
+def test_compiled_training_equals_eager_training(tmp_path):
     options = {"max_steps": 8, "max_epochs": -1, "limit_val_batches": 0}
     plain, compiled = (
         train(module(compile=c), data(), tmp_path / str(c), **options)["model.readout.weight"] for c in (False, True)
@@ -159,30 +237,30 @@ def test_compiled_training_is_the_same_training(tmp_path):
     torch.testing.assert_close(plain, compiled, rtol=1e-3, atol=1e-4)
 
 
-# ---- what it says of itself
+# ---- metrics
 
 
-def test_metrics_are_means_over_prompts_and_places():
+def test_metrics_are_means_over_prompts_and_positions():
     model, tasks = module(), data(n_val=50)
     trainer = quiet(limit_val_batches=None)
     trainer.validate(model, tasks, verbose=False)
-    for kind, (prompts, _) in tasks.evaluation("val").items():
+    for kind, (prompts, _) in tasks.evaluation("val")._asdict().items():
         x, y, w = prompts
-        answer = model(x, y).detach()
+        prediction = model(x, y).detach()
         expected = {
             "mse": y, "noise_free": torch.einsum("bd,bkd->bk", w, x), "to_ridge": ridge(x, y, 0.25),
             "to_dmmse": dmmse(x, y, tasks.task.pool(), 0.25),
         }  # fmt: skip
         for name, target in expected.items():
             got = trainer.callback_metrics[f"val_{kind}_{name}"].item()
-            assert got == pytest.approx((answer - target).square().mean().item(), rel=1e-5), name
+            assert got == pytest.approx((prediction - target).square().mean().item(), rel=1e-5), name
     assert trainer.callback_metrics["val_loss"] == trainer.callback_metrics["val_pretrain_mse"]
     trainer.validate(module(M="inf"), data(M="inf"), verbose=False)
     assert trainer.callback_metrics.keys() >= {"val_true_to_ridge", "val_pretrain_to_ridge"}
     assert not any("dmmse" in name for name in trainer.callback_metrics)
 
 
-def test_evaluation_in_two_processes_is_of_all_prompts(tmp_path):
+def test_two_processes_evaluate_all_prompts(tmp_path):
     class Keep(ICRTransformer):
         def on_train_end(self):
             metrics = {name: value.item() for name, value in self.trainer.callback_metrics.items() if "val_" in name}
@@ -203,7 +281,7 @@ def test_evaluation_in_two_processes_is_of_all_prompts(tmp_path):
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 MICRO = [
     "--model.d_model=16", "--model.d_mlp=16", "--model.n_layers=1", "--data.D=3", "--data.K=5", "--data.batch_size=8",
-    "--data.n_val=40", "--data.n_test=40", "--trainer.max_steps=20", "--trainer.val_check_interval=1",
+    "--data.n_val=40", "--data.n_test=40", "--trainer.max_steps=20", "--trainer.val_check_interval=10",
     "--trainer.enable_model_summary=false", *QUIET,
 ]  # fmt: skip
 
@@ -222,16 +300,20 @@ def test_fit_fills_the_folder(trained):
     events = EventAccumulator(str(trained)).Reload()
     tags = events.Tags()
     places = {tag for tag in tags["scalars"] if re.search(r"pretrain_mse.*/", tag)}
-    assert len(places) == 5  # one for each place
+    assert len(places) == 5  # one for each position
     assert any("true" in tag and "noise_free" in tag for tag in tags["scalars"])
     names = {f"val_{kind}_{m}" for kind in ("pretrain", "true") for m in ("mse", "noise_free", "to_ridge", "to_dmmse")}
     assert names | {"train_loss", "val_loss"} <= set(tags["scalars"])
     assert len(tags["images"]) >= 1
-    assert [event.step for event in events.Scalars("val_loss")] == [10, 20]  # steps, not blocks
+    assert [event.step for event in events.Scalars("val_loss")] == [10, 20]  # the number of finished steps
     assert [event.step for event in events.Scalars(min(places))] == [10, 20]
+    rates = events.Scalars(next(tag for tag in tags["scalars"] if tag.startswith("lr")))
+    assert [event.step for event in rates] == [event.step for event in events.Scalars("train_loss")] == [9, 19]
+    assert len({event.value for event in rates}) == 2
+    assert "grad_norm" in tags["scalars"]
 
 
-def test_the_checkpoint_alone_is_enough(trained, tmp_path, capfd):
+def test_checkpoint_alone_validates_tests_and_predicts(trained, tmp_path, capfd):
     alone = [f"--ckpt_path={trained / 'best.ckpt'}", *QUIET]
     assert main(["validate", *alone]) == 0
     out = capfd.readouterr().out
@@ -245,9 +327,9 @@ def test_the_checkpoint_alone_is_enough(trained, tmp_path, capfd):
                {"x_context": [], "y_context": [], "x_query": [[1, 1, 1]]}]  # fmt: skip
     path = tmp_path / "prompts.jsonl"
     path.write_text("\n\n".join(map(json.dumps, prompts)))
-    answers = tmp_path / "answers.jsonl"
-    assert main(["predict", *alone, f"--data_dir={path}", f"--predictions.path={answers}"]) == 0, capfd.readouterr().err
-    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    output = tmp_path / "answers.jsonl"
+    assert main(["predict", *alone, f"--data_dir={path}", f"--predictions.path={output}"]) == 0, capfd.readouterr().err
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(row["index"], len(row["prediction"]), len(row["ridge"])) for row in rows] == [(0, 2, 2), (1, 1, 1)]
     for row, prompt in zip(rows, prompts, strict=True):
         x, y, query = (torch.tensor(value, dtype=torch.float32) for value in prompt.values())
@@ -258,8 +340,8 @@ def test_the_checkpoint_alone_is_enough(trained, tmp_path, capfd):
     assert rows[0]["ridge"] == pytest.approx([w[0].item() + w[1].item(), 0], abs=1e-6)
 
 
-def test_a_run_goes_on_where_it_stopped(trained, tmp_path):
-    """20 steps as two times 10, through the command line."""
+def test_run_resumes_through_the_command_line(trained, tmp_path):
+    """20 steps, and two times 10."""
     out = tmp_path / "run"
     start = ["fit", f"--config={TINY}", *MICRO, "--data.M=6", "--model.warmup_steps=null", f"--output_dir={out}"]
     assert main([*start, "--trainer.max_steps=10"]) == 0
@@ -281,7 +363,7 @@ def test_a_run_goes_on_where_it_stopped(trained, tmp_path):
         (["--data.K=1"], 1, "K must be at least 2"),
         (["--data.D=0"], 1, "D must be at least 1"),
         (["--data.sigma2=0"], 1, "sigma2, the variance of the noise, must be positive"),
-        (["--data.steps_per_batch=0"], 1, "steps_per_batch must be at least 1, not 0"),
+        (["--data.n_val=0"], 1, "n_val must be at least 1, not 0"),
         (["--data.batch_size=0"], 1, "batch_size must be at least 1, not 0"),
         (["--data_dir=prompts.jsonl"], 1, "drop --data_dir, which is for predict"),
         (["--model.n_heads=3"], 1, "d_model 16 does not divide into n_heads 3"),
@@ -294,7 +376,7 @@ def test_bad_settings_get_one_sentence(options, code, sentence, tmp_path, capsys
     assert sentence in complaint(capsys, code, *argv)
 
 
-def test_there_must_be_something_to_predict(trained, tmp_path, capsys):
+def test_predict_needs_a_file_of_prompts(trained, tmp_path, capsys):
     alone = [f"--ckpt_path={trained / 'best.ckpt'}", *QUIET, f"--predictions.path={tmp_path / 'answers.jsonl'}"]
     assert "there are no prompts to predict: give a file" in complaint(capsys, 1, "predict", *alone)
     path = tmp_path / "prompts.jsonl"
@@ -305,17 +387,23 @@ def test_there_must_be_something_to_predict(trained, tmp_path, capsys):
     assert "drop --data_dir" in complaint(capsys, 1, "test", *alone[:-1], f"--data_dir={path}")
 
 
-def test_other_data_is_refused_in_a_sentence(tmp_path):
-    options = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu", "max_epochs": 1}
-    trainer = Trainer(default_root_dir=tmp_path, **options)
-    with pytest.raises(ValueError, match="learns from LinearRegressionTasks, not from SyntheticConfigs"):
-        trainer.fit(ICRTransformer(D=2, K=3, d_model=8, d_mlp=8), SyntheticConfigs())
-    with pytest.raises(ValueError, match="the data has D 3, but the model 2: make them equal"):
-        trainer.fit(ICRTransformer(D=2, K=3, d_model=8, d_mlp=8), LinearRegressionTasks(D=3, K=3))
-
-
-def test_what_it_is_trained_on_is_what_its_checkpoint_says(tmp_path):
+def test_other_data_is_refused_in_a_sentence():
     model = ICRTransformer(D=2, K=3, d_model=8, d_mlp=8)
-    train(model, LinearRegressionTasks(D=2, K=3, M=5, sigma2=0.5), tmp_path, hooks=(BATCH_END,), max_steps=2)
+    with pytest.raises(UserError, match="learns from LinearRegressionTasks, not from SyntheticConfigs"):
+        model.check_data(SyntheticConfigs())
+    for options in ({"D": 3, "K": 3}, {"D": 2, "K": 4}):
+        tasks, name = LinearRegressionTasks(**options), "D" if options["D"] == 3 else "K"
+        sentence = f"the data has {name} {options[name]}, but the model {options[name] - 1}: make them equal"
+        with pytest.raises(UserError, match=sentence):
+            model.check_data(tasks)
+        with pytest.raises(UserError, match=sentence):
+            quiet(max_steps=1, limit_val_batches=1, num_sanity_val_steps=1).fit(model, tasks)
+    with pytest.raises(TypeError, match=r"takes Prompts or tensors \(x, y\).*not a Tensor"):
+        quiet(max_steps=1).fit(model, DataLoader(torch.zeros(4, 3)))
+
+
+def test_checkpoint_stores_the_task_of_the_training_data(tmp_path):
+    model = ICRTransformer(D=2, K=3, d_model=8, d_mlp=8)
+    train(model, LinearRegressionTasks(D=2, K=3, M=5, sigma2=0.5), tmp_path, hooks=(BATCH_END,), every=2, max_steps=2)
     (path,) = tmp_path.glob("*.ckpt")
     assert (load_model(path).config.M, load_model(path).config.sigma2) == (5, 0.5)

@@ -1,4 +1,4 @@
-"""A trained model at work: every query alone with the context, and refusals of one sentence."""
+"""Use of a trained model: queries are independent, wrong prompts and files are refused with one sentence."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ CONFIG = ICRegConfig(D=3, K=6, M=4, sigma2=0.25, d_model=16, d_mlp=32, n_heads=2
 
 @pytest.fixture(scope="module")
 def model():
-    """One that minds everything it reads: its weights are large."""
+    """A model with large weights, whose predictions depend on all inputs."""
     model = ICRTransformer(CONFIG).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -28,7 +28,7 @@ def prompt(n=4, q=5):
 
 
 @pytest.mark.parametrize("n", [0, 1, 5])
-def test_each_query_is_alone_with_the_context(model, n, monkeypatch):
+def test_queries_do_not_see_each_other(model, n, monkeypatch):
     monkeypatch.setattr(predict, "BATCH", 2)
     x, y, queries = prompt(n)
     together = predict_from_prompt(model, x, y, queries)
@@ -41,7 +41,7 @@ def test_each_query_is_alone_with_the_context(model, n, monkeypatch):
     )
 
 
-def test_it_is_the_models_own_prediction(model):
+def test_prediction_equals_the_models_output(model):
     x, y, queries = prompt(4, 1)
     whole = model(torch.cat([x, queries])[None], torch.cat([y, torch.tensor([123.0])])[None])
     torch.testing.assert_close(predict_from_prompt(model, x, y, queries), whole[:, -1].detach(), rtol=1e-5, atol=1e-5)
@@ -49,7 +49,7 @@ def test_it_is_the_models_own_prediction(model):
     assert not torch.allclose(after, predict_from_prompt(model, x, y, queries))
 
 
-def test_ridge_beside_it(model):
+def test_ridge_from_prompt_equals_its_formula(model):
     x, y, queries = prompt()
     w = torch.linalg.solve(x.T @ x + 0.25 * torch.eye(3), x.T @ y)
     torch.testing.assert_close(ridge_from_prompt(model, x, y, queries), queries @ w)
@@ -58,7 +58,7 @@ def test_ridge_beside_it(model):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda x, y, q: (torch.zeros(6, 3), torch.zeros(6), q), "6 examples leave no room .* holds K - 1 = 5"),
+        (lambda x, y, q: (torch.zeros(6, 3), torch.zeros(6), q), "6 examples are too many: at most K - 1 = 5 fit before a query"),
         (lambda x, y, q: (x[:, :2], y, q), r"x_context has shape \(4, 2\), and must be rows of D = 3 numbers"),
         (lambda x, y, q: (x, y, q[:, :2]), r"x_query has shape \(5, 2\), and must be rows of D = 3"),
         (lambda x, y, q: (x, y, q[0]), r"x_query has shape \(3,\), and must be rows"),
@@ -75,19 +75,19 @@ def test_a_prompt_that_does_not_fit_is_refused(model, change, sentence):
         predict_from_prompt(model, *change(*prompt()))
 
 
-def test_the_score_on_new_tasks():
-    fresh = ICRTransformer(CONFIG).eval()  # it answers nearly 0
+def test_ood_score_of_an_untrained_model():
+    fresh = ICRTransformer(CONFIG).eval()  # predicts nearly 0
     score = evaluate_ood_score(fresh, n_samples=5000)
     assert score == pytest.approx(3 + 0.25, rel=0.05)
     assert evaluate_ood_score(fresh, n_samples=5000) == score
     assert evaluate_ood_score(fresh, n_samples=5000, seed=1) != score
-    pool = CONFIG.pool().square().sum(-1).mean().item() + 0.25  # what it would be on the model's own pool
+    pool = CONFIG.pool().square().sum(-1).mean().item() + 0.25  # the score on tasks of the pool instead
     assert abs(pool - 3.25) > 0.5
     with pytest.raises(ValueError, match="n_samples must be at least 1, not 0"):
         evaluate_ood_score(fresh, n_samples=0)
 
 
-def test_the_score_is_of_all_samples(model, monkeypatch):
+def test_ood_score_covers_all_samples(model, monkeypatch):
     expected = evaluate_ood_score(model, n_samples=100)
     monkeypatch.setattr(predict, "BATCH", 33)
     assert evaluate_ood_score(model, n_samples=100) == pytest.approx(expected, rel=1e-6)
@@ -102,12 +102,13 @@ def checkpoint(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("icr")
     tasks = LinearRegressionTasks(D=3, K=6, M=4, sigma2=0.25, batch_size=4)
-    train(ICRTransformer(CONFIG), tasks, folder, hooks=("on_train_batch_end",), max_steps=10, limit_val_batches=0)
+    options = {"hooks": ("on_train_batch_end",), "every": 10, "max_steps": 10, "limit_val_batches": 0}
+    train(ICRTransformer(CONFIG), tasks, folder, **options)
     [path] = folder.glob("*.ckpt")
     return path
 
 
-def test_a_model_comes_back_from_its_file(checkpoint):
+def test_load_model_restores_weights_and_config(checkpoint):
     model = load_model(checkpoint)
     weights = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert all(torch.equal(weights[name], p) for name, p in model.named_parameters())
@@ -118,14 +119,14 @@ def test_a_model_comes_back_from_its_file(checkpoint):
         load_model(checkpoint, ICRegConfig())
 
 
-def test_another_file_is_refused(checkpoint, tmp_path):
+def test_other_files_are_refused(checkpoint, tmp_path):
     other = torch.load(checkpoint, weights_only=True) | {"zoo": {"model": "zoo.llama.module.LlamaLM", "data": None}}
     path = tmp_path / "other.ckpt"
     torch.save(other, path)
-    with pytest.raises(ValueError, match="is no checkpoint of an ICRTransformer"):
+    with pytest.raises(ValueError, match="is not a checkpoint of an ICRTransformer"):
         load_model(path)
     torch.save({"weight": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match="is no checkpoint of an ICRTransformer"):
+    with pytest.raises(ValueError, match="is not a checkpoint of an ICRTransformer"):
         load_model(path)
     torch.save([1, 2], path)
     with pytest.raises(ValueError, match="holds a list, not a checkpoint"):
@@ -137,7 +138,7 @@ def test_another_file_is_refused(checkpoint, tmp_path):
         load_model(tmp_path / "no.ckpt")
 
 
-def test_a_config_or_its_fields():
+def test_config_or_its_fields_but_not_both():
     with pytest.raises(ValueError, match="give a config or K, not both"):
         ICRTransformer(CONFIG, K=4)
     assert ICRTransformer(**vars(CONFIG)).config == CONFIG

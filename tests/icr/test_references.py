@@ -1,4 +1,4 @@
-"""The exact estimators against closed forms, against the notes' numbers, and against plain loops."""
+"""The exact estimators compared with closed forms, known errors and plain loops."""
 
 import pytest
 import torch
@@ -35,14 +35,14 @@ def each(task):
     }
 
 
-def test_ridge_has_the_errors_it_should():
+def test_ridge_errors_equal_known_values():
     _, (x, y, _) = prompts(30000)
     reached, error = mean_and_error((ridge(x, y, SIGMA2) - y).square())
     assert ((reached - torch.tensor(RIDGE)).abs() < 3 * error + 6e-4).all()
     assert error.max() < 0.08
 
 
-def test_ridge_is_its_formula():
+def test_ridge_equals_its_formula():
     _, (x, y, _) = prompts(5, D=3, K=6)
     got = ridge(x, y, SIGMA2)
     for b in range(5):
@@ -67,21 +67,21 @@ def test_dmmse_equals_a_loop(chunk, monkeypatch):
             torch.testing.assert_close(got[b, k], w @ x[b, k], rtol=1e-9, atol=1e-9)
 
 
-def test_dmmse_knows_its_pool():
+def test_dmmse_of_small_pools():
     task, (x, y, w) = prompts(20000, M=1)
     answer = dmmse(x, y, task.pool().double(), SIGMA2)
-    torch.testing.assert_close(answer, torch.einsum("bd,bkd->bk", w, x))  # there is nothing to learn
+    torch.testing.assert_close(answer, torch.einsum("bd,bkd->bk", w, x))  # the task is known without examples
     reached, error = mean_and_error((answer - y).square())
     assert ((reached - SIGMA2).abs() < 3 * error).all()
     task, (x, y, w) = prompts(50, M=33)
     answer = dmmse(x, y, task.pool().double(), SIGMA2)
-    torch.testing.assert_close(answer[:, 0], x[:, 0] @ task.pool().double().mean(0))  # nothing seen: the mean task
+    torch.testing.assert_close(answer[:, 0], x[:, 0] @ task.pool().double().mean(0))  # without examples: the mean task
 
 
-def test_dmmse_survives_scores_that_would_overflow():
+def test_dmmse_with_scores_that_would_overflow():
     task, (x, _, w) = prompts(20, M=33)
     clean = torch.einsum("bd,bkd->bk", w, x)
-    answer = dmmse(x, clean, task.pool().double(), 1e-9)  # scores of 1e10, of which the largest alone counts
+    answer = dmmse(x, clean, task.pool().double(), 1e-9)  # scores of 1e10, of which only the largest counts
     torch.testing.assert_close(answer[:, 1:], clean[:, 1:])
 
 
@@ -105,7 +105,7 @@ def test_the_order_of_the_context_does_not_matter(name):
 
 
 @pytest.mark.parametrize("name", ["ridge", "dmmse", "least_squares", "gradient_step"])
-def test_types_causes_and_prefixes(name):
+def test_dtype_causality_and_prefixes(name):
     task, (x, y, _) = prompts(4)
     answer = each(task)[name]
     whole = answer(x, y)
@@ -114,12 +114,12 @@ def test_types_causes_and_prefixes(name):
     torch.testing.assert_close(got.double()[:, :7], whole[:, :7], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(answer(x[:, :5], y[:, :5]), whole[:, :5])
     changed = y.clone()
-    changed[:, 1] += 9  # the second y is known to the third prediction, not to its own
+    changed[:, 1] += 9  # the second y influences the third prediction, not the second
     torch.testing.assert_close(answer(x, changed)[:, :2], whole[:, :2])
     assert not torch.allclose(answer(x, changed)[:, 2], whole[:, 2])
 
 
-def test_least_squares_fits_what_it_has_seen():
+def test_least_squares_fits_the_examples():
     _, (x, _, w) = prompts(2000, D=4, K=10)
     y = torch.einsum("bd,bkd->bk", w, x)
     got = least_squares(x, y)
@@ -132,7 +132,7 @@ def test_least_squares_fits_what_it_has_seen():
         torch.testing.assert_close(got[:, k], expected, rtol=1e-2, atol=1e-2)  # some contexts are nearly singular
 
 
-def test_a_gradient_step_has_the_errors_it_should():
+def test_gradient_step_errors_equal_known_values():
     _, (x, y, w) = prompts(30000)
     clean = torch.einsum("bd,bkd->bk", w, x)
     reached, error = mean_and_error((gradient_step(x, y, SIGMA2) - clean).square())
@@ -142,7 +142,7 @@ def test_a_gradient_step_has_the_errors_it_should():
 
 
 class Largest(TorchDispatchMode):
-    """The numbers in the largest tensor that any operation returns."""
+    """Records the size of the largest tensor that any operation returns."""
 
     numbers = 0
 
@@ -162,5 +162,5 @@ def test_memory_is_bounded(name, monkeypatch):
     answer = each(task) | {"dmmse": lambda x, y: dmmse(x, y, pool, SIGMA2)}
     with Largest() as largest:
         answer[name](x, y)
-    # What is given, or a chunk: the whole would have 25,600 numbers in its Gram matrices, 3,200,000 in its scores.
+    # The inputs or one chunk. Without chunks there would be 25,600 numbers in Gram matrices, 3,200,000 in scores.
     assert largest.numbers <= max(64 * 128, pool.numel(), x.numel(), 20 * 8 * 4 * 4)

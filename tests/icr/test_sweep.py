@@ -1,4 +1,4 @@
-"""The sweep: members that equal their own single runs, however they are stacked, shared out, killed and resumed."""
+"""The sweep: each member equals its single run, for any stacking, any division among processes, and after resuming."""
 
 import fcntl
 import json
@@ -17,13 +17,15 @@ from zoo.console.exit_codes import run_command
 from zoo.datamodules import LinearRegressionTasks
 from zoo.icr import ICRegConfig, ICRTransformer, load_model
 from zoo.icr.sweep import __main__ as sweep_module
-from zoo.icr.sweep.stack import StackedICR, StackedTasks
+from zoo.icr.sweep import training
+from zoo.icr.sweep.stacked_data import StackedTasks
+from zoo.icr.sweep.stacked_model import StackedICR
 from zoo.icr.task import Prompts
 from zoo.training.checkpoint_file import read_checkpoint
 
 SIZES = {"D": 2, "K": 4, "d_model": 8, "d_mlp": 16, "n_heads": 2, "n_layers": 2}
 TRAINING = {"num_steps": 60, "eval_every": 20, "checkpoint_every": 30, "batch_size": 8, "warmup_steps": 25, "n_val": 16}
-HARD = {"learning_rate": 0.003, "grad_clip": 0.2}  # so that most gradients are clipped
+HARD = {"learning_rate": 0.003, "grad_clip": 0.2}  # most gradients are clipped
 
 
 def sweep(folder: Path, tasks: str = "2,8,inf", **settings: object) -> dict[str, dict]:
@@ -37,6 +39,18 @@ def weights(folder: Path, M: int | str, name: str = "last.ckpt") -> dict[str, to
     return read_checkpoint(str(folder / f"checkpoints_M{M}" / name))["state_dict"]
 
 
+def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Raise KeyboardInterrupt in the training step that follows `step` finished ones."""
+    training_step = StackedICR.training_step
+
+    def killed(self, batch, batch_idx):
+        if self.global_step >= step:
+            raise KeyboardInterrupt
+        return training_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(StackedICR, "training_step", killed)
+
+
 def assert_close(folder: Path, other: Path, *members: int | str, atol: float = 1e-4) -> None:
     for M in members:
         expected = weights(folder, M)
@@ -45,7 +59,7 @@ def assert_close(folder: Path, other: Path, *members: int | str, atol: float = 1
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def finished(tmp_path_factory):
     """A finished sweep of three members in one stack."""
     folder = tmp_path_factory.mktemp("sweep")
     assert {of["status"] for of in sweep(folder).values()} == {"done"}
@@ -53,24 +67,24 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize("M", [2, 8, "inf"])
-def test_a_member_equals_its_own_single_run(whole, M, tmp_path, monkeypatch):
+def test_a_member_equals_its_own_single_run(finished, M, tmp_path, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     settings = {name: TRAINING[name] for name in ("warmup_steps",)} | SIZES
-    task = {name: SIZES[name] for name in ("D", "K")} | {"M": M, "batch_size": 8, "steps_per_batch": 1}
+    task = {name: SIZES[name] for name in ("D", "K")} | {"M": M, "batch_size": 8}
 
     def single(**options) -> dict[str, torch.Tensor]:
         module = ICRTransformer(lr=HARD["learning_rate"], **settings, **options)
         return train(module, LinearRegressionTasks(**task), tmp_path, max_steps=60, limit_val_batches=0)
 
     expected = single(grad_clip=HARD["grad_clip"])
-    for name, tensor in weights(whole, M).items():
+    for name, tensor in weights(finished, M).items():
         torch.testing.assert_close(tensor, expected[name], atol=1e-4, rtol=0)
     unclipped = single(grad_clip=None)
     assert any((unclipped[name] - expected[name]).abs().max() > 1e-3 for name in expected), "clipping was not active"
 
 
-def test_members_differ_in_their_pools_alone(whole):
-    two, eight = weights(whole, 2), weights(whole, 8)
+def test_members_share_initial_weights_x_and_noise_and_differ_in_their_pools(finished):
+    two, eight = weights(finished, 2), weights(finished, 8)
     assert any(not torch.equal(two[name], eight[name]) for name in two)
     start = [StackedICR([2, 8], config=ICRegConfig(**SIZES)), ICRTransformer(**SIZES)]
     stacked, single = (dict(module.model.named_parameters()) for module in start)
@@ -85,35 +99,29 @@ def test_members_differ_in_their_pools_alone(whole):
         assert torch.equal(alone.w, w[place])
 
 
-def test_one_by_one_and_in_shares(whole, tmp_path):
+def test_training_one_by_one_and_in_shares_gives_the_same_members(finished, tmp_path):
     sweep(tmp_path / "single", stack=1)
-    assert_close(whole, tmp_path / "single", 2, 8, "inf")
+    assert_close(finished, tmp_path / "single", 2, 8, "inf")
     first = sweep(tmp_path / "shared", share="1/2")
     assert [first[M]["status"] for M in ("2", "8", "inf")] == ["done", "waiting", "done"]
     second = sweep(tmp_path / "shared", share="2/2")
     assert {of["status"] for of in second.values()} == {"done"}
-    assert_close(whole, tmp_path / "shared", 2, 8, "inf")
+    assert_close(finished, tmp_path / "shared", 2, 8, "inf")
 
 
-def test_two_processes_share_the_list(whole, tmp_path, monkeypatch):
+def test_two_processes_give_the_same_members_as_one(finished, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     reached = sweep(tmp_path, processes=2)
     assert {of["status"] for of in reached.values()} == {"done"}
-    assert_close(whole, tmp_path, 2, 8, "inf")
+    assert_close(finished, tmp_path, 2, 8, "inf")
 
 
 @pytest.mark.parametrize("stack", [0, 2])
-def test_a_killed_sweep_goes_on_where_it_was(whole, stack, tmp_path, monkeypatch):
-    """Killed between two checkpoints, twice, and at last stacked in another way."""
-    log_losses = StackedICR._log_losses
+def test_killed_sweep_resumes(finished, stack, tmp_path, monkeypatch):
+    """Killed twice between two checkpoints, then resumed with another stacking."""
     for killed_at in (30, 50):  # with --stack 2 the third member is not yet begun
 
-        def killed(self, loss, killed_at=killed_at):
-            if self.global_step >= killed_at:
-                raise KeyboardInterrupt
-            log_losses(self, loss)
-
-        monkeypatch.setattr(StackedICR, "_log_losses", killed)
+        kill_at(monkeypatch, killed_at)
         assert run_command(lambda: sweep(tmp_path, stack=stack)) == 130
         monkeypatch.undo()
         statuses = json.loads((tmp_path / "experiment_metadata.json").read_text())["members"]
@@ -121,29 +129,22 @@ def test_a_killed_sweep_goes_on_where_it_was(whole, stack, tmp_path, monkeypatch
     assert read_checkpoint(str(tmp_path / "checkpoints_M2" / "last.ckpt"))["global_step"] == 40
     reached = sweep(tmp_path, stack=0)
     assert {of["status"] for of in reached.values()} == {"done"}
-    assert_close(whole, tmp_path, 2, 8, "inf", atol=1e-6)
+    assert_close(finished, tmp_path, 2, 8, "inf", atol=1e-6)
     for M in (2, 8, "inf"):
         assert {p.name for p in (tmp_path / f"checkpoints_M{M}").glob("*.ckpt")} == {
             "best.ckpt", "last.ckpt", "checkpoint_step_30.ckpt", "checkpoint_step_60.ckpt",
         }  # fmt: skip
 
 
-def test_a_resumed_stack_is_bitwise_the_unbroken_one(whole, tmp_path, monkeypatch):
-    log_losses = StackedICR._log_losses
-
-    def killed(self, loss):
-        if self.global_step >= 50:
-            raise KeyboardInterrupt
-        log_losses(self, loss)
-
-    monkeypatch.setattr(StackedICR, "_log_losses", killed)
+def test_resumed_stack_is_bitwise_equal(finished, tmp_path, monkeypatch):
+    kill_at(monkeypatch, 50)
     assert run_command(lambda: sweep(tmp_path)) == 130
     monkeypatch.undo()
     sweep(tmp_path)
-    assert_close(whole, tmp_path, 2, 8, "inf", atol=0)
+    assert_close(finished, tmp_path, 2, 8, "inf", atol=0)
 
 
-def test_a_finished_sweep_is_left_alone_and_can_grow(tmp_path, capsys):
+def test_finished_members_are_not_retrained_and_members_can_be_added(tmp_path, capsys):
     sweep(tmp_path, tasks="2")
     before = (tmp_path / "checkpoints_M2" / "last.ckpt").stat().st_mtime_ns
     reached = sweep(tmp_path, tasks="2,4")
@@ -152,7 +153,7 @@ def test_a_finished_sweep_is_left_alone_and_can_grow(tmp_path, capsys):
     assert "true_to_ridge" in capsys.readouterr().out
 
 
-def test_a_failed_member_is_reported_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+def test_member_with_nan_loss_is_reported_and_the_others_continue(tmp_path, monkeypatch, capsys):
     sweep(tmp_path / "without", tasks="2,inf")
     draw = StackedTasks.draw
 
@@ -171,10 +172,10 @@ def test_a_failed_member_is_reported_and_the_others_go_on(tmp_path, monkeypatch,
     assert [members[M]["status"] for M in ("2", "8", "inf")] == ["done", "failed", "done"]
     assert_close(tmp_path / "without", tmp_path / "with", 2, "inf", atol=1e-5)
     monkeypatch.undo()
-    assert sweep(tmp_path / "with")["8"]["status"] == "done"  # called again, it tries again
+    assert sweep(tmp_path / "with")["8"]["status"] == "done"  # a second call retries it
 
 
-def test_a_stack_that_breaks_does_not_stop_the_next(tmp_path, monkeypatch):
+def test_stack_that_raises_does_not_stop_the_next(tmp_path, monkeypatch):
     evaluation = StackedTasks.evaluation
 
     def broken(self, split):
@@ -189,11 +190,11 @@ def test_a_stack_that_breaks_does_not_stop_the_next(tmp_path, monkeypatch):
     assert members["8"]["error"].startswith("RuntimeError: out of memory")
 
 
-def test_each_member_stops_early_by_itself(whole, tmp_path):
-    """A min_delta between the members' falls in error stops those that fall by less, and leaves the others alone."""
+def test_early_stopping_acts_on_single_members(finished, tmp_path):
+    """A min_delta between the members' decreases in error stops the slowest and does not change the others."""
     losses = {}
     for M in ("2", "8", "inf"):
-        events = EventAccumulator(str(whole / f"checkpoints_M{M}")).Reload().Scalars("val_loss")
+        events = EventAccumulator(str(finished / f"checkpoints_M{M}")).Reload().Scalars("val_loss")
         losses[M] = [event.value for event in events]
         assert [event.step for event in events] == [20, 40, 60]
     falls = {M: first - second for M, (first, second, _) in losses.items()}
@@ -204,10 +205,10 @@ def test_each_member_stops_early_by_itself(whole, tmp_path):
     assert (tmp_path / f"checkpoints_M{slow}" / "checkpoint_step_40.ckpt").exists()
     going_on = [M for M in falls if slow != M]
     assert {reached[M]["status"] for M in going_on} <= {"done"}
-    assert_close(whole, tmp_path, *going_on, atol=1e-5)
+    assert_close(finished, tmp_path, *going_on, atol=1e-5)
 
 
-def test_metadata_is_there_from_the_start(tmp_path, monkeypatch):
+def test_metadata_is_written_before_training(tmp_path, monkeypatch):
     seen = {}
 
     def look(members, step, args, report):
@@ -215,18 +216,18 @@ def test_metadata_is_there_from_the_start(tmp_path, monkeypatch):
         for M in members:
             report(M, "done", step=60)
 
-    monkeypatch.setattr(sweep_module, "train", look)
+    monkeypatch.setattr(training, "train_stack", look)
     sweep(tmp_path)
     assert {of["status"] for of in seen["members"].values()} == {"waiting"}
     assert seen["settings"]["batch_size"] == 8
     assert seen["settings"]["D"] == 2
 
 
-def test_a_members_checkpoint_is_one_of_zoo_fit(whole, tmp_path, capsys):
-    path = whole / "checkpoints_M8" / "checkpoint_step_60.ckpt"
+def test_member_checkpoint_can_be_validated_by_the_command_line(finished, tmp_path, capsys):
+    path = finished / "checkpoints_M8" / "checkpoint_step_60.ckpt"
     model = load_model(str(path))
     assert (model.config.M, model.config.D, model.config.K) == (8, 2, 4)
-    score = json.loads((whole / "experiment_metadata.json").read_text())["members"]["8"]["val_true_mse"]
+    score = json.loads((finished / "experiment_metadata.json").read_text())["members"]["8"]["val_true_mse"]
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", "--trainer.logger=false"]
     assert main(["validate", f"--ckpt_path={path}", f"--output_dir={tmp_path}", *quiet]) == 0
     shown = re.search(r"val_true_mse\W+([\d.]+)", capsys.readouterr().out)
@@ -245,13 +246,13 @@ def test_a_members_checkpoint_is_one_of_zoo_fit(whole, tmp_path, capsys):
         ({"D": 3}, "is a sweep with D 2, not 3"),
     ],
 )
-def test_settings_that_make_no_sense(whole, options, sentence, capsys):
-    before = (whole / "experiment_metadata.json").read_bytes()
-    assert run_command(lambda: sweep(whole, **options)) == 1
+def test_invalid_settings_get_one_sentence(finished, options, sentence, capsys):
+    before = (finished / "experiment_metadata.json").read_bytes()
+    assert run_command(lambda: sweep(finished, **options)) == 1
     told = capsys.readouterr().err
     assert sentence in told
     assert told.count("\n") == 1
-    assert (whole / "experiment_metadata.json").read_bytes() == before
+    assert (finished / "experiment_metadata.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -261,7 +262,7 @@ def test_settings_that_make_no_sense(whole, options, sentence, capsys):
         {"learning_rate": 0}, {"early_stopping_patience": 0}, {"processes": 2, "share": "1/2"},
     ],
 )  # fmt: skip
-def test_slips_of_usage(options, tmp_path, capsys):
+def test_usage_errors(options, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         sweep(tmp_path / "new", **options)
     assert stopped.value.code == 2
@@ -269,35 +270,28 @@ def test_slips_of_usage(options, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
-def test_damaged_metadata(tmp_path, capsys):
+def test_damaged_metadata_is_named(tmp_path, capsys):
     (tmp_path / "experiment_metadata.json").write_text("{")
     assert run_command(lambda: sweep(tmp_path)) == 1
     assert "experiment_metadata.json is damaged" in capsys.readouterr().err
 
 
-def test_a_kill_between_evaluations_loses_no_more_than_checkpoint_every(tmp_path, monkeypatch):
-    log_losses = StackedICR._log_losses
-
-    def killed(self, loss):
-        if self.global_step >= 50:
-            raise KeyboardInterrupt
-        log_losses(self, loss)
-
-    monkeypatch.setattr(StackedICR, "_log_losses", killed)
+def test_kill_between_evaluations_loses_at_most_checkpoint_every_steps(tmp_path, monkeypatch):
+    kill_at(monkeypatch, 50)
     assert run_command(lambda: sweep(tmp_path, tasks="2", eval_every=60, checkpoint_every=15)) == 130
     assert read_checkpoint(str(tmp_path / "checkpoints_M2" / "last.ckpt"))["global_step"] == 45
 
 
-def test_a_stop_at_an_evaluation_waits_for_it(tmp_path, monkeypatch):
-    """Else the last block's stop would leave a member that is done, but was never evaluated."""
-    log_losses = StackedICR._log_losses
+def test_signal_at_the_last_step_is_obeyed_after_the_evaluation(tmp_path, monkeypatch):
+    """Otherwise a member would have finished its steps without an evaluation."""
+    training_step = StackedICR.training_step
 
-    def told_to_stop(self, loss):
-        log_losses(self, loss)
-        if self.global_step == 60:
+    def step_with_signal(self, batch, batch_idx):
+        if self.global_step == 59:
             os.kill(os.getpid(), signal.SIGINT)
+        return training_step(self, batch, batch_idx)
 
-    monkeypatch.setattr(StackedICR, "_log_losses", told_to_stop)
+    monkeypatch.setattr(StackedICR, "training_step", step_with_signal)
     assert run_command(lambda: sweep(tmp_path, tasks="2")) in (0, 130)
     member = json.loads((tmp_path / "experiment_metadata.json").read_text())["members"]["2"]
     assert member["status"] == "done"
@@ -305,11 +299,11 @@ def test_a_stop_at_an_evaluation_waits_for_it(tmp_path, monkeypatch):
     assert (tmp_path / "checkpoints_M2" / "checkpoint_step_60.ckpt").exists()
 
 
-def test_an_evaluation_that_is_not_finite_is_its_members_alone(tmp_path, monkeypatch, capsys):
+def test_nonfinite_evaluation_removes_only_its_member(tmp_path, monkeypatch, capsys):
     step = StackedICR.validation_step
 
-    def poisoned(self, rows, batch_idx):
-        step(self, rows, batch_idx)
+    def poisoned(self, batch, batch_idx):
+        step(self, batch, batch_idx)
         if self.global_step == 40 and 8 in self.members:
             for metric in self.errors.values():
                 metric.sums[:, self.members.index(8)] = torch.nan
@@ -321,8 +315,8 @@ def test_an_evaluation_that_is_not_finite_is_its_members_alone(tmp_path, monkeyp
     assert [members[M]["status"] for M in ("2", "8", "inf")] == ["done", "failed", "done"]
 
 
-def test_all_members_may_fail(tmp_path, monkeypatch):
-    monkeypatch.setenv("ZOO_DEBUG", "1")  # anything but the sentence would be raised
+def test_all_members_fail(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_DEBUG", "1")  # raises any other error
     monkeypatch.setattr(StackedTasks, "draw", lambda self, step: draw_nan(self))
 
     def draw_nan(data):
@@ -333,7 +327,7 @@ def test_all_members_may_fail(tmp_path, monkeypatch):
         run_command(lambda: sweep(tmp_path))
 
 
-def test_a_member_that_another_process_trains_is_left_to_it(tmp_path, capsys):
+def test_member_locked_by_another_process_is_skipped(tmp_path, capsys):
     folder = tmp_path / "checkpoints_M8"
     folder.mkdir()
     with open(folder / "lock", "w") as file:
@@ -344,8 +338,8 @@ def test_a_member_that_another_process_trains_is_left_to_it(tmp_path, capsys):
     assert "1 of 3 members have not ended, M 8 (waiting)" in told
 
 
-def test_a_share_answers_for_its_own_members(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep_module, "train", lambda members, *_: (_ for _ in ()).throw(RuntimeError("broken")))
+def test_exit_code_of_a_share_depends_on_its_own_members(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "train_stack", lambda members, *_: (_ for _ in ()).throw(RuntimeError("broken")))
     assert run_command(lambda: sweep(tmp_path, share="2/2")) == 1  # 8, which failed
     monkeypatch.undo()
     assert run_command(lambda: sweep(tmp_path, share="1/2")) == 0  # 2 and inf

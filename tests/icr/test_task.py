@@ -1,4 +1,4 @@
-"""The task: pools within pools, streams that know nothing of one another, draws that can be repeated."""
+"""The task: nested pools, independent random streams, repeatable draws."""
 
 import itertools
 
@@ -10,12 +10,12 @@ from zoo.icr.evaluation import evaluation
 from zoo.icr.task import BLOCK, draw
 
 
-def test_a_smaller_pool_begins_a_larger_one():
+def test_smaller_pools_are_prefixes_of_larger_ones():
     largest = Task(M=2 * BLOCK + 7).pool()
     assert largest.shape == (2 * BLOCK + 7, 8)
     for M in (1, 3, 64, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK):
         assert torch.equal(Task(M=M).pool(), largest[:M])
-    assert len(largest.unique(dim=0)) == len(largest)  # no block repeats another
+    assert len(largest.unique(dim=0)) == len(largest)  # no block is repeated
     assert not torch.equal(Task(M=3, task_seed=1).pool(), largest[:3])
 
 
@@ -31,7 +31,7 @@ def test_a_draw_is_a_function_of_seed_purpose_and_step():
 
 
 def test_streams_are_independent():
-    """No stream of any seed and step is another one, or leans on it: a run is not `seed + step` of another."""
+    """Streams of different seeds, steps and purposes are uncorrelated; a run is not `seed + step` of another."""
     task, n, streams = Task(D=4, K=4, M="inf"), 1024, []
     for seed, step in itertools.product(range(3), range(4)):
         prompts = task.draw(n, seed, step)
@@ -40,14 +40,14 @@ def test_streams_are_independent():
         prompts = evaluation(kind, Task(D=4, K=4, M=64), n, split).prompts
         streams += [prompts.x[: n // 4], prompts.y - prompts.clean]
     streams.append(Task(D=4, K=4, M=n).pool())
-    # The beginning of each: streams of one seed are equal from there on.
+    # The beginning of each stream.
     values = torch.stack([s.flatten() for s in streams]).double()  # (streams, 4 n)
     correlations = torch.corrcoef(values) - torch.eye(len(values))
     assert correlations.abs().max() < 6 / values.shape[1] ** 0.5
 
 
 @pytest.mark.parametrize("M", [4, 5, "inf"])
-def test_numbers_are_spread_as_they_should(M):
+def test_distribution_of_draws(M):
     n = 20000
     prompts = Task(D=3, K=4, sigma2=0.25, M=M).draw(n, 0, "test")
     noise = (prompts.y - prompts.clean).flatten()
@@ -64,7 +64,7 @@ def test_numbers_are_spread_as_they_should(M):
         assert (counts - n / M).abs().max() < 4 * (n / M) ** 0.5
 
 
-def test_pools_share_x_and_noise_and_the_place_of_the_task():
+def test_pools_share_x_noise_and_task_positions():
     tasks = [Task(M=M) for M in (2, 16, "inf")]
     x, y, w = together = draw(tasks, 50, 0, 9)
     noise = y - together.clean
@@ -78,7 +78,7 @@ def test_pools_share_x_and_noise_and_the_place_of_the_task():
     assert torch.equal(where[0], where[1] // 8)
 
 
-def test_rows_and_clean():
+def test_rows_and_clean_targets():
     prompts = Task(D=3, K=5).draw(10, 0, "test")
     some = prompts.rows(torch.tensor([7, 2]))
     for part, whole in zip(some, prompts, strict=True):
@@ -107,12 +107,12 @@ def test_rows_and_clean():
         ({"n_layers": 0}, "n_layers must be at least 1, not 0"),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_refused(settings, sentence):
+def test_settings_outside_their_range_are_refused(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         ICRegConfig(**settings)
 
 
-def test_max_M_is_no_hindrance_to_another_diversity():
+def test_with_diversity_raises_max_M():
     assert Task().with_diversity(2**16).pool().shape == (2**16, 8)
     assert Task(task_seed=3).with_diversity("inf") == Task(M="inf", task_seed=3)
     with pytest.raises(ValueError, match="has no pool"):

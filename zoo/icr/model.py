@@ -1,12 +1,12 @@
 """A transformer that reads examples (x, y) of a linear regression and predicts each y from the examples before it.
 
 Raventós et al. 2023, https://arxiv.org/abs/2306.15063: GPT-2 (Radford et al. 2019) over tokens of D + 1 numbers,
-x_k as [0, x_k] and y_k as [y_k, 0]; the prediction of y_k is read where x_k stands. Positions are learned; the maps
-into and out of the transformer have no bias. Departures, none of which changes a prediction:
-- the last token, y_K, is not computed, for nobody reads it;
-- nor is the last layer, but for its keys and values, where a y stands.
+x_k as [0, x_k] and y_k as [y_k, 0]. The prediction of y_k is the output at the token of x_k. Positions are learned; the
+input and output projections have no bias. Departures, none of which changes a prediction:
+- the last token, y_K, is not computed, because no prediction depends on it;
+- at y positions the last layer computes only keys and values.
 
-With `members` the same network stands several times side by side, each with its own weights.
+With `members` one module holds several networks of the same shape, each with its own weights.
 """
 
 import math
@@ -19,21 +19,22 @@ from torch.func import functional_call
 
 from zoo.errors import UserError
 from zoo.icr.task import Task
+from zoo.layers.attention import attend
 from zoo.layers.linear import by_onednn, linear
 
 
 @dataclass
 class ICRegConfig(Task):
-    """The task and the network that learns it; the defaults are those of the script this study comes from.
+    """The task and the network that learns it.
 
     Args:
-        d_model: width of the residual stream.
-        d_mlp: width inside each MLP.
-        n_heads: attention heads; they divide d_model.
-        n_layers: blocks.
-        use_prenorm: LayerNorm before each branch, and once at the end, as in GPT-2; else after each branch.
-        init_std: standard deviation of the first weights. GPT-2's 0.02 suits long runs; a narrow network that is to
-            learn in a thousand steps starts better from about 0.1.
+        d_model: width of the residual stream, a multiple of n_heads.
+        d_mlp: width of the hidden layer in each MLP.
+        n_heads: number of attention heads, a divisor of d_model.
+        n_layers: number of blocks.
+        use_prenorm: LayerNorm before each branch and once at the end, as in GPT-2; false: after each branch.
+        init_std: standard deviation of the initial weights, positive. GPT-2's 0.02 suits long runs; a narrow network
+            that should learn within a thousand steps starts better from about 0.1.
     """
 
     d_model: int = 512
@@ -55,7 +56,7 @@ class ICRegConfig(Task):
 
 
 class Linear(nn.Module):
-    """x (..., B, T, n) -> (..., B, T, m); with members a leading axis on x, weight and bias."""
+    """Affine map, x (..., B, T, n) -> (..., B, T, m); with members x, weight and bias have a leading axis S."""
 
     def __init__(self, n: int, m: int, members: tuple[int, ...], bias: bool = True) -> None:
         super().__init__()
@@ -65,13 +66,14 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.weight.ndim == 2:
             return linear(x, self.weight, self.bias)
+        # Members: one batched product for all.
         rows, weight = x.flatten(1, -2), self.weight.mT  # (S, B T, n), (S, n, m)
         out = rows @ weight if self.bias is None else torch.baddbmm(self.bias[:, None], rows, weight)
         return out.unflatten(1, x.shape[1:-1])
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(variance + 1e-5) * weight + bias."""
+    """Layer normalization: (x - mean) / sqrt(variance + 1e-5) * weight + bias."""
 
     def __init__(self, n: int, members: tuple[int, ...]) -> None:
         super().__init__()
@@ -84,7 +86,7 @@ class LayerNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention and an MLP, each a branch of the residual stream."""
+    """Transformer block: self-attention and an MLP, each a branch of the residual stream."""
 
     def __init__(self, config: ICRegConfig, members: tuple[int, ...]) -> None:
         super().__init__()
@@ -95,36 +97,43 @@ class Block(nn.Module):
         self.up = Linear(config.d_model, config.d_mlp, members)
         self.down = Linear(config.d_mlp, config.d_model, members)
 
-    def attend(self, h: Tensor, mask: Tensor | None) -> Tensor:
-        """h (..., B, T, d) -> (..., B, T, d), causal; with a mask (K, T) only at every second place."""
+    def attention(self, h: Tensor, mask: Tensor | None) -> Tensor:
+        """Causal self-attention, h (..., B, T, d) -> (..., B, T, d); with a mask (K, T) at positions 0, 2, ... only."""
         q, k, v = self.qkv(h).unflatten(-1, (3, self.n_heads, -1)).unbind(-3)  # (..., B, T, H, hd)
         q = q if mask is None else q[..., ::2, :, :]
+        # Members become additional rows of the batch.
         query, key, value = (part.flatten(0, -4).transpose(1, 2) for part in (q, k, v))  # (... B, H, T, hd)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
+        mixed = attend(query, key, value, causal=mask is None, mask=mask)  # (... B, H, T or K, hd)
         return self.proj(mixed.transpose(1, 2).reshape(*q.shape[:-2], -1))
 
     def mlp(self, h: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(h), approximate="tanh"))
 
     def forward(self, h: Tensor, mask: Tensor | None = None) -> Tensor:
-        """h (..., B, T, d) -> the same; with a mask (K, T) its rows at places 0, 2, ... alone."""
-        kept = h if mask is None else h[..., ::2, :]
+        """h (..., B, T, d) -> (..., B, T, d); with a mask (K, T) the outputs at positions 0, 2, ... only."""
+        residual = h if mask is None else h[..., ::2, :]
         if self.prenorm:
-            kept = kept + self.attend(self.norm1(h), mask)
-            return kept + self.mlp(self.norm2(kept))
-        kept = self.norm1(kept + self.attend(h, mask))
-        return self.norm2(kept + self.mlp(kept))
+            residual = residual + self.attention(self.norm1(h), mask)
+            return residual + self.mlp(self.norm2(residual))
+        residual = self.norm1(residual + self.attention(h, mask))
+        return self.norm2(residual + self.mlp(residual))
 
 
 class Network(nn.Module):
-    """The transformer, or `members` of them."""
+    """The transformer; with `members`, that many of them in one module, their weights stacked along the first axis.
+
+    Args:
+        config: sizes of the task and of the network.
+        members: number S of stacked networks; None: a single network without that axis.
+    """
 
     def __init__(self, config: ICRegConfig, members: int | None = None) -> None:
         super().__init__()
         self.config = config
         axis = () if members is None else (members,)
         with torch.device("meta"):
-            self._one: list[nn.Module] = [] if members is None else [Network(config)]  # in a list: not a part of this
+            # The code of one member, without weights; in a list, so that it is not registered as a submodule.
+            self._single: list[nn.Module] = [] if members is None else [Network(config)]
         self.embed = Linear(config.D + 1, config.d_model, axis, bias=False)
         self.positions = nn.Parameter(torch.empty(*axis, 2 * config.K, config.d_model))
         self.layers = nn.ModuleList(Block(config, axis) for _ in range(config.n_layers))
@@ -134,34 +143,40 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
-        """As GPT-2's: N(0, init_std^2), branches' last matrices narrower by sqrt(2 n_layers). Members start equal."""
-        narrower = 1 / math.sqrt(2 * self.config.n_layers)
+        """Draw the weights as GPT-2 does: N(0, init_std^2), with the last matrix of each branch scaled down by
+        sqrt(2 n_layers). All members start from the same weights.
+        """
+        branch_scale = 1 / math.sqrt(2 * self.config.n_layers)
         for name, p in self.named_parameters():
             if "norm" not in name and "bias" not in name:
-                std = self.config.init_std * (narrower if "proj" in name or "down" in name else 1)
+                std = self.config.init_std * (branch_scale if "proj" in name or "down" in name else 1)
                 p.copy_(std * torch.randn(p.shape[-2:], generator=generator))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """x (B, k, D) and y (..., B, k), k at most K -> (..., B, k): every y predicted from the pairs before it."""
-        if self._one and by_onednn(x):  # one member keeps a CPU busy, and oneDNN has no batches of products
+        """Predictions (..., B, k) of y (..., B, k) from x (B, k, D), k at most K; each from the pairs before it."""
+        # On a CPU one member uses the whole processor, and oneDNN has no batched products: compute them one by one.
+        if self._single and by_onednn(x):
             names, weights = zip(*self.named_parameters(), strict=True)
             each = zip(y, *(weight.unbind() for weight in weights), strict=True)
-            one = self._one[0]
-            return torch.stack([functional_call(one, dict(zip(names, of, strict=True)), (x, own)) for own, *of in each])
+            single = self._single[0]
+            outputs = [functional_call(single, dict(zip(names, own, strict=True)), (x, y_own)) for y_own, *own in each]
+            return torch.stack(outputs)  # (S, B, k)
+        # Interleave the tokens [0, x_k] and [y_k, 0]; the last y is not read.
         x = x.expand(*y.shape, -1)
         tokens = torch.stack([F.pad(x, (1, 0)), F.pad(y[..., None], (0, x.shape[-1]))], -2)  # (..., B, k, 2, D + 1)
         tokens = tokens.flatten(-3, -2)[..., :-1, :]  # (..., B, T = 2k - 1, D + 1)
         length = tokens.shape[-2]
         h = self.embed(tokens) + self.positions[..., None, :length, :]  # (..., B, T, d)
+        # All layers but the last compute every position, the last one only those of x.
         *layers, last = self.layers
         for layer in layers:
             h = layer(h)
-        places = torch.arange(length, device=h.device)
-        h = last(h, places <= places[::2, None])  # (..., B, k, d)
+        position = torch.arange(length, device=h.device)
+        h = last(h, position <= position[::2, None])  # (..., B, k, d)
         return self.readout(self.norm(h))[..., 0]
 
     def flops(self) -> float:
-        """Floating-point operations of one prompt of K pairs, forward and backward."""
+        """Floating-point operations of training on one prompt of K pairs, forward and backward."""
         c, T = self.config, 2 * self.config.K - 1
         everywhere, branches = 2 * 3 * c.d_model**2, 2 * (c.d_model**2 + 2 * c.d_model * c.d_mlp)
         full = T * (everywhere + branches) + 2 * T * T * c.d_model  # causal: half of 4 T^2 d

@@ -1,220 +1,241 @@
-"""The ICR transformer in Lightning: its training, its distances to the exact estimators, its answers to prompts."""
+"""ICRTransformer: the LightningModule that trains, evaluates and applies the in-context regression network."""
 
 import math
 import warnings
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from zoo.errors import UserError
-from zoo.icr.error_metrics import ByPlace, ErrorsByPlace, by_place, curves, means
-from zoo.icr.evaluation import KINDS, MEASURES
-from zoo.icr.figures import errors_by_place
+from zoo.icr.error_metrics import NAMES, ErrorsByKind, PositionErrors, error_curves, errors_by_position, mean_errors
+from zoo.icr.evaluation import KINDS, by_kind
+from zoo.icr.figures import plot_error_curves
 from zoo.icr.model import ICRegConfig, Network
-from zoo.icr.predict import predict_from_prompt, ridge_from_prompt
-from zoo.optim import AdamW, triangle
+from zoo.icr.predict import Query, predict_from_prompt, ridge_from_prompt
+from zoo.icr.references import ridge
+from zoo.icr.settings import ICRSettings
+from zoo.icr.task import Task, as_prompts
 from zoo.training.module import ZooModule
 from zoo.training.random_streams import global_seed, stream
+from zoo.training.settings import part
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+DIVERGED = "after {step} steps: lower lr, or set grad_clip"
 
 
 class ICRTransformer(ZooModule):
     """A transformer that learns linear regression from the examples in its context.
 
-    A Lightning batch is a block of steps (see `LinearRegressionTasks`), each its own update of the weights. Logged are
-    `train_loss`, and for `val` and `test` and the prompts `pretrain` (tasks of the pool) and `true` (new tasks), as
-    means over all places: `<split>_<kind>_mse`, `_noise_free` (sigma2 less in expectation), and the distances
-    `_to_ridge` and `_to_dmmse`; all are squares in y's unit, to be divided by D for the paper's.
-    `val_loss` is `val_pretrain_mse`. TensorBoard has them by place, too.
+    Training batches are `Prompts` or plain tensors (x, y), x (B, K, D) and y (B, K). Validation and test batches are
+    `EvaluationBatch`es, or the same as training batches, which then count as "pretrain" prompts.
+
+    Logged: `train_loss`; and for `val` and `test`, for the prompts `pretrain` (tasks of the pool) and `true` (new
+    tasks), as means over all positions: `<split>_<kind>_mse`, `_noise_free` (sigma2 less in expectation), and the
+    squared distances `_to_ridge` and `_to_dmmse`. All are in squared units of y; the paper divides them by D.
+    `val_loss` is `val_pretrain_mse`. TensorBoard also has the errors by position.
 
     Args:
-        config: in Python, an ICRegConfig in place of its fields as keywords.
-        lr: peak learning rate.
-        warmup_steps: the rate rises for so many steps, then falls to 0 at max_steps; None: it is constant.
-        grad_clip: gradients are cut to this norm; None: they are not.
-        beta1, beta2: Adam's decay rates.
-        weight_decay: decoupled decay of the weights.
-        compile: compile the network; on a GPU its passes are captured as CUDA graphs.
-        **architecture: the fields of ICRegConfig; those of the task follow the data.
+        config: sizes of task and network, instead of the fields of `ICRegConfig` as keywords. Python only.
+        compile: train and evaluate through `torch.compile`; on a GPU with CUDA graphs.
+        **settings: the fields of `ICRegConfig` and `ICRSettings`.
     """
 
-    item = "prompts"  # what Throughput counts
-    automatic_optimization = False
+    data_arguments: ClassVar[tuple[str, ...]] = tuple(field.name for field in fields(Task))
+    item = "prompts"  # unit of the Throughput callback
 
-    def __init__(
-        self,
-        config: ICRegConfig | None = None,
-        lr: float = 1e-3,
-        warmup_steps: int | None = None,
-        grad_clip: float | None = 1.0,
-        beta1: float = 0.9,
-        beta2: float = 0.999,
-        weight_decay: float = 0.0,
-        compile: bool = False,
-        **architecture: Any,
-    ) -> None:
-        super().__init__()
+    def __init__(self, config: ICRegConfig | None = None, compile: bool = False, **settings: Any) -> None:
+        if config is not None:
+            sizes = {field.name: getattr(config, field.name) for field in fields(ICRegConfig)}
+            if repeated := [name for name in settings if name in sizes]:
+                raise UserError(f"give a config or {', '.join(repeated)}, not both")
+            settings |= sizes
+        self.settings = ICRSettings(**settings)
+        super().__init__(self.settings)
+        self.config = part(self.settings, ICRegConfig)
+        self.compiles = compile
         self.save_hyperparameters(ignore=["config"])
-        if config is None:
-            config = ICRegConfig(**architecture)
-        elif architecture:
-            raise UserError(f"give a config or {', '.join(architecture)}, not both")
-        self.hparams.update(asdict(config))
-        self.config = config
-        self.model = self._network()
+        self.hparams.update(asdict(self.settings))  # so that a checkpoint does not depend on the defaults
+        self.model = self.build_network()
         self.model.initialize(stream(global_seed(), "weights"))
-        self.errors = self._metrics()
-        self.split, self.reached = "", ByPlace()  # of the last evaluation
+        self.errors = self.build_metrics()
+        self.split = ""  # of the last evaluation
+        self.reached: ErrorsByKind = {}  # in the last evaluation
 
-    def _network(self) -> Network:
+    def build_network(self) -> Network:
         return Network(self.config)
 
-    def _metrics(self) -> nn.ModuleDict:
-        shape = (*self.model.positions.shape[:-2], self.config.K)  # members first, where there are any
+    def build_metrics(self) -> nn.ModuleDict:
+        shape = (*self.model.positions.shape[:-2], self.config.K)  # (K,); (S, K) for stacked members
         names = [f"{split}_{kind}" for split in ("val", "test") for kind in KINDS]
-        return nn.ModuleDict({name: ErrorsByPlace(*shape) for name in names})
+        return nn.ModuleDict({name: PositionErrors(*shape) for name in names})
 
     def setup(self, stage: str) -> None:
         device = self.trainer.strategy.root_device.type
         if device == "mps":
-            raise UserError("the exact estimators need fp64, which MPS has not: add --trainer.accelerator cpu")
+            raise UserError("the exact estimators need fp64, which MPS does not support: add --trainer.accelerator cpu")
         if device == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32
-        if self.hparams["compile"]:
+        if self.compiles:
             self.model.compile(mode="reduce-overhead" if device == "cuda" else None)
-        if not hasattr(self.data, "task"):
-            raise UserError(f"ICRTransformer learns from LinearRegressionTasks, not from {type(self.data).__name__}")
-        task = vars(self.data.task)
-        for name in ("D", "K") if stage != "predict" else ():
-            if task[name] != (own := getattr(self.config, name)):
-                raise UserError(f"the data has {name} {task[name]}, but the model {own}: make them equal")
-        if stage == "fit":  # what it is trained on is what its checkpoints say
-            self.config = replace(self.config, **task)
-            self.hparams.update(task)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """x (B, k, D), y (B, k), k at most K -> (B, k): every y predicted from the pairs before it."""
+    def check_data(self, data: Any) -> None:
+        """The data must be `LinearRegressionTasks` of the same sizes."""
+        if not isinstance(getattr(data, "task", None), Task):
+            raise UserError(
+                f"ICRTransformer learns from LinearRegressionTasks, not from {type(data).__name__}: give "
+                "--data=LinearRegressionTasks"
+            )
+        self._compare_sizes(data.task)
+
+    def _compare_sizes(self, task: Task) -> None:
+        for name in ("D", "K"):
+            if (given := getattr(task, name)) != (own := getattr(self.config, name)):
+                raise UserError(f"the data has {name} {given}, but the model {own}: make them equal")
+
+    def forward(self, x: Any, y: Tensor | None = None) -> Tensor:
+        """Predictions (B, k) of y from x (B, k, D) and y (B, k), k at most K; each from the pairs before it.
+
+        Args:
+            x: the inputs; or, without `y`, a batch: `Prompts` or tensors (x, y).
+            y: the targets.
+        """
+        if y is None:
+            x, y, _ = as_prompts(x, self.config)
         return self.model(x, y)
 
     # ---- training
 
     def configure_optimizers(self) -> Any:
-        h: Any = self.hparams
-        betas = (h.beta1, h.beta2)
-        optimizer = AdamW(self.model.parameters(), lr=h.lr, betas=betas, eps=1e-8, weight_decay=h.weight_decay)
-        total, warmup = self.trainer.max_steps, h.warmup_steps
-        if warmup is not None and total < 0:
+        total: float = self.trainer.max_steps
+        if self.settings.warmup_steps is None:
+            total = 0  # a constant rate does not depend on it
+        elif total < 0:
+            total = self.trainer.estimated_stepping_batches  # a DataLoader for a number of epochs
+        if not 0 <= total < math.inf:
             raise UserError("warmup_steps needs an end at which the rate is 0: give --trainer.max_steps")
-        schedule = LambdaLR(optimizer, lambda step: 1.0 if warmup is None else triangle(step, warmup, total))
-        # Where fp16's scaler skips the very first step, torch would warn of the order of the two.
+        optimizer = self.settings.build(self.named_parameters())
+        schedule = self.settings.schedule(optimizer, int(total))
+        # Where the fp16 scaler skips the first step, torch would warn about the order of optimizer and schedule.
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def training_step(self, steps: Tensor, batch_idx: int) -> None:
-        optimizer: Any = self.optimizers()
-        schedule: Any = self.lr_schedulers()
-        losses = []
-        for step in steps.tolist():
-            x, y, _ = self.data.draw(step)
+    def on_train_start(self) -> None:
+        """Store the task of the training data, if it names one, so that checkpoints tell what the model has learned."""
+        task = getattr(getattr(self.trainer.train_dataloader, "dataset", None), "task", None)
+        if isinstance(task, Task):
+            self._compare_sizes(task)
+            self.config = replace(self.config, **{field.name: getattr(task, field.name) for field in fields(Task)})
+            self.hparams.update(asdict(task))
 
-            def descend(x: Tensor = x, y: Tensor = y) -> None:
-                optimizer.zero_grad()
-                loss = (self(x, y) - y).square().mean((-2, -1))  # () or, with members, (S,)
-                self.manual_backward(loss.sum())
-                losses.append(loss.detach())
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """The network has no dropout, so there is no generator to seed."""
 
-            optimizer.step(descend)
-            schedule.step()
-        self._log_losses(torch.stack(losses).mean(0))
+    def losses(self, batch: Any) -> Tensor:
+        """Mean squared error over prompts and positions: (), or (S,) for stacked members."""
+        x, y, _ = as_prompts(batch, self.config)
+        return (self.model(x, y) - y).square().mean((-2, -1))
 
-    def _log_losses(self, loss: Tensor) -> None:
-        if not loss.isfinite():
-            raise UserError(f"the loss is {loss.item()} after {self.global_step} steps: lower lr, or set grad_clip")
-        self.log("train_loss", loss, prog_bar=True, batch_size=1)
-        self.log("grad_norm", self.grad_norm, batch_size=1)  # of the last step, before clipping
-        self.log("step", float(self.global_step))
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.losses(batch)
+        # Reading the loss makes the host wait for a GPU, and logging takes time: not in every step.
+        if self.logs_this_step or loss.device.type == "cpu":
+            self.check_loss(loss)
+        if self.logs_this_step or self.global_step + 1 == self.trainer.max_steps:
+            self.log("train_loss", loss, prog_bar=True, batch_size=1)
+        return loss
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        # The base class would log the norm here, at every step of a block.
-        largest = math.inf if self.hparams["grad_clip"] is None else self.hparams["grad_clip"]
-        self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), largest)
+    def check_loss(self, loss: Tensor) -> None:
+        """Raises UserError where the loss is not finite."""
+        if not math.isfinite(value := loss.item()):
+            raise UserError(f"the loss is {value} {DIVERGED.format(step=self.global_step)}")
 
-    @property
-    def steps_per_batch(self) -> int:
-        """Optimizer steps of a block, for the progress bar."""
-        return self.data.hparams["steps_per_batch"]
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # The base class logs grad_norm before this.
+        if self.settings.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
+        if gradient_clip_val is not None:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def count(self, steps: Tensor) -> int:
-        """Prompts of a block of steps."""
-        return len(steps) * self.data.batch_size
+    def count(self, batch: Any) -> int:
+        """Prompts of a training batch."""
+        return as_prompts(batch, self.config).x.shape[0]
 
-    def flops_per_item(self, steps: Tensor) -> float:
+    def flops_per_item(self, batch: Any) -> float:
         """Floating-point operations of one training prompt, forward and backward."""
         return self.model.flops()
 
     # ---- evaluation
 
-    @property
-    def data(self) -> Any:
-        """The DataModule of the running trainer."""
-        return self.trainer.datamodule  # type: ignore[attr-defined]
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._add_errors("val", batch)
 
-    def validation_step(self, rows: Tensor, batch_idx: int) -> None:
-        self._measure("val", rows)
-
-    def test_step(self, rows: Tensor, batch_idx: int) -> None:
-        self._measure("test", rows)
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._add_errors("test", batch)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_errors("val")
+        self.log_errors("val")
 
     def on_test_epoch_end(self) -> None:
-        self._log_errors("test")
+        self.log_errors("test")
 
-    def _measure(self, split: str, rows: Tensor) -> None:
-        for kind, whole in self.data.evaluation(split).items():
-            some = whole.rows(rows)
-            self.errors[f"{split}_{kind}"].update(some.errors(self(some.prompts.x, some.prompts.y)))  # type: ignore[operator]
+    def _add_errors(self, split: str, batch: Any) -> None:
+        for kind, evaluation in by_kind(batch, self.config).items():
+            metric: Any = self.errors[f"{split}_{kind}"]
+            metric.update(evaluation, self.model(evaluation.prompts.x, evaluation.prompts.y))
 
-    def _reached(self, split: str) -> ByPlace:
-        """Errors (..., K) by kind and measure, over all prompts and processes."""
-        reached = {}
+    def compute_errors(self, split: str) -> ErrorsByKind:
+        """The errors of the whole split over all processes, each (..., K); the metrics are reset."""
+        errors = {}
         for kind in KINDS:
             metric: Any = self.errors[f"{split}_{kind}"]
-            reached[kind] = dict(zip(MEASURES, metric.compute(), strict=True))
+            if metric.update_called:
+                errors[kind] = dict(zip(NAMES, metric.compute(), strict=True))
             metric.reset()
-        return reached
+        return errors
 
-    def _log_errors(self, split: str) -> None:
-        self.split, self.reached = split, self._reached(split)
+    def log_errors(self, split: str) -> None:
+        """Log the errors of the split that was evaluated."""
+        self.split, self.reached = split, self.compute_errors(split)
         if not self.reached["pretrain"]["mse"].isfinite().all():
-            raise UserError(f"the errors are not finite after {self.global_step} steps: lower lr, or set grad_clip")
-        self.log_dict(means(split, self.reached), sync_dist=True)
+            raise UserError(f"the errors are not finite {DIVERGED.format(step=self.global_step)}")
+        self.log_dict(mean_errors(split, self.reached), sync_dist=True)
         if self.trainer.state.fn == "fit":
-            self.log("step", float(self.global_step), sync_dist=True)  # Lightning would count blocks
+            self.log("step", float(self.global_step), sync_dist=True)  # Lightning would log the step before
             if self.logger and not self.trainer.sanity_checking:
-                self.logger.log_metrics(by_place(split, self.reached), self.global_step)
+                self.logger.log_metrics(errors_by_position(split, self.reached), self.global_step)
 
     def figures(self) -> "dict[str, Figure]":
-        """Of the last evaluation, for the callback that draws: errors by place beside the references'."""
+        """The last evaluation's errors by position and those of the exact estimators, for the Plots callback."""
         if not self.reached:
             return {}
         after = f", {self.global_step:,} steps" if self.trainer.state.fn == "fit" else ""
-        drawn = curves(self.reached, self.data.evaluation(self.split))
-        return {"errors": errors_by_place(drawn, f"M = {self.config.M}{after}")}
+        return {"errors": plot_error_curves(error_curves(self.reached), f"M = {self.config.M}{after}")}
 
-    # ---- use
+    # ---- prediction
 
-    def predict_step(self, prompts: list[dict[str, Any]], batch_idx: int) -> list[dict[str, Any]]:
-        """One row for every prompt: its place in the file, the predictions of its queries, and ridge's."""
-        rows = []
-        for prompt in prompts:
-            parts = [prompt[name] for name in ("x_context", "y_context", "x_query")]
-            answers = {"prediction": predict_from_prompt(self, *parts), "ridge": ridge_from_prompt(self, *parts)}
-            rows.append({"index": prompt["index"]} | {name: answer.tolist() for name, answer in answers.items()})
-        return rows
+    def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, Any]]:
+        """Predictions and those of ridge regression, one row per prompt.
+
+        Args:
+            batch: a list of `Query`, whose rows have their "index" in the file and one number per query; or prompts,
+                `Prompts` or tensors (x, y), whose rows have one number per position.
+            batch_idx: number of the batch; unused.
+        """
+        if isinstance(batch, list) and isinstance(batch[0], Query):
+            rows = []
+            for index, *query in batch:
+                answers = {"prediction": predict_from_prompt(self, *query), "ridge": ridge_from_prompt(self, *query)}
+                rows.append({"index": index} | {name: answer.tolist() for name, answer in answers.items()})
+            return rows
+        x, y, _ = as_prompts(batch, self.config)
+        both = zip(self.model(x, y).tolist(), ridge(x, y, self.config.sigma2).tolist(), strict=True)
+        return [{"prediction": prediction, "ridge": best} for prediction, best in both]

@@ -1,16 +1,17 @@
-"""Linear regression to be learnt in context: prompts of K noisy examples, each prompt with a task of its own.
+"""In-context linear regression: each prompt consists of K noisy examples of one task, and each prompt has its own task.
 
     x_k ~ N(0, I_D),  y_k = w . x_k + e_k,  e_k ~ N(0, sigma2)
 
-where w is one of a pool of M tasks, each equally likely and itself drawn from N(0, I_D), or ("inf") one
-drawn anew from there.
-Raventós et al. 2023, https://arxiv.org/abs/2306.15063. Every draw is a function of (seed, purpose, step) alone.
+The task w is one of a pool of M tasks, all equally likely and drawn from N(0, I_D); with M = "inf" every prompt has a
+new task from N(0, I_D). Raventós et al. 2023, https://arxiv.org/abs/2306.15063.
+
+Every draw is a function of (seed, purpose, step) and of nothing else.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -18,42 +19,65 @@ from torch import Tensor
 from zoo.errors import UserError
 from zoo.training.random_streams import stream
 
-BLOCK = 4096  # tasks of the pool that are drawn at a time, so that a smaller pool begins a larger one
+BLOCK = 4096  # tasks of the pool are drawn in blocks of this size, so that a smaller pool is a prefix of a larger one
 
 Diversity = int | Literal["inf"]
 
 
 class Prompts(NamedTuple):
-    """B prompts; the leading axis of y and w is there where several pools share x and noise."""
+    """A batch of B prompts. y and w have a leading axis where several pools share x and noise."""
 
     x: Tensor  # (B, K, D)
     y: Tensor  # (..., B, K)
-    w: Tensor  # (..., B, D) the task of each
+    w: Tensor | None = None  # (..., B, D) the task of each prompt; None where it is unknown
 
     def rows(self, rows: Tensor | slice) -> "Prompts":
-        """Some of the prompts."""
-        return Prompts(self.x[rows], self.y[..., rows, :], self.w[..., rows, :])
+        """The prompts at the given positions of the batch."""
+        return Prompts(self.x[rows], self.y[..., rows, :], None if self.w is None else self.w[..., rows, :])
 
     @property
     def clean(self) -> Tensor:
-        """(..., B, K) the targets without their noise."""
+        """The targets without their noise, (..., B, K); NaN where the tasks are unknown."""
+        if self.w is None:
+            return torch.full_like(self.y, torch.nan)
         return torch.einsum("...bd,bkd->...bk", self.w, self.x)
+
+
+def as_prompts(batch: Any, task: "Task") -> Prompts:
+    """`Prompts` from a batch of prompts, or from tensors (x, y) or (x, y, w).
+
+    Raises:
+        TypeError: the batch is something else.
+        UserError: its D or K is not that of the task.
+    """
+    if not isinstance(batch, Prompts):
+        is_sequence = isinstance(batch, tuple | list) and len(batch) in (2, 3)
+        if not is_sequence or not all(isinstance(part, Tensor) for part in batch):
+            raise TypeError(
+                "ICRTransformer takes Prompts or tensors (x, y), x of shape (B, K, D) and y of shape (B, K), not a "
+                f"{type(batch).__name__}"
+            )
+        batch = Prompts(*batch)
+    for name, size, expected in (("D", batch.x.shape[-1], task.D), ("K", batch.y.shape[-1], task.K)):
+        if size != expected:
+            raise UserError(f"the data has {name} {size}, but the model {expected}: make them equal")
+    return batch
 
 
 @dataclass
 class Task:
-    """What is asked; the names and defaults are those of the script this study comes from.
+    """The distribution of prompts.
 
     Args:
-        D: numbers in each x.
-        K: pairs (x, y) in each prompt.
-        sigma2: variance of the noise.
-        M: tasks in the pool, or "inf".
-        max_M: how many the pool may hold at most: a larger M is taken for a slip.
-        task_seed: of the pool and of the sets for evaluation, which all runs share.
+        D: number of components of each x, at least 1.
+        K: number of pairs (x, y) in each prompt, at least 2.
+        sigma2: variance of the noise in y, positive.
+        M: number of tasks in the pool, from 1 to max_M, or "inf" for a new task in every prompt.
+        max_M: largest M accepted, a guard against typing errors.
+        task_seed: seed of the pool and of the evaluation prompts; runs with the same value share them.
 
     Raises:
-        ValueError: a setting makes no sense.
+        UserError: a setting is outside its range.
     """
 
     D: int = 8
@@ -78,28 +102,27 @@ class Task:
             raise UserError(f"M {self.M} is more tasks than the pool holds: raise max_M, which is {self.max_M}")
 
     def with_diversity(self, M: Diversity) -> Self:
-        """The same with another M, of which max_M does not stand in the way."""
+        """A copy with another M; max_M is raised where necessary."""
         return replace(self, M=M, max_M=self.max_M if M == "inf" else max(self.max_M, M))
 
     def pool(self, device: str | torch.device = "cpu") -> Tensor:
-        """(M, D) the tasks; those of a smaller M come first among those of a larger one."""
+        """The tasks, (M, D). The pool of a smaller M is the beginning of the pool of a larger one."""
         if self.M == "inf":
-            raise UserError('M "inf" has no pool: every prompt has a task of its own')
+            raise UserError('M "inf" has no pool: every prompt has its own task')
         return _pool(self.M, self.D, self.task_seed, str(device))
 
     def draw(self, n: int, seed: int, *purpose: str | int, device: str | torch.device = "cpu") -> Prompts:
-        """n prompts."""
+        """Draw n prompts; `seed` and `purpose` name the random streams."""
         x, y, w = draw([self], n, seed, *purpose, device=device)
+        assert w is not None
         return Prompts(x, y[0], w[0])
 
 
-def draw(
-    tasks: Sequence[Task], n: int, seed: int, *purpose: str | int, device: str | torch.device = "cpu"
-) -> Prompts:
-    """n prompts for each of S tasks that differ in M alone: y (S, n, K), w (S, n, D).
+def draw(tasks: Sequence[Task], n: int, seed: int, *purpose: str | int, device: str | torch.device = "cpu") -> Prompts:
+    """Draw n prompts for each of S tasks that differ in M only: x (n, K, D), y (S, n, K), w (S, n, D).
 
-    They share x and noise, and each prompt's place in its pool: the draw u in [0, 1) is task floor(u M). x, tasks and
-    noise each have a stream of their own.
+    The S sets share x, the noise and a uniform number u in [0, 1) per prompt, whose task is number floor(u M) of each
+    pool. x, u and the noise come from separate random streams.
     """
     K, D = tasks[0].K, tasks[0].D
 
@@ -109,14 +132,16 @@ def draw(
     x, noise = normal("x", K, D), normal("noise", K)
     pools = [task for task in tasks if task.M != "inf"]
     w = x.new_empty(len(tasks), n, D)
+    # Infinite pools: a new task per prompt.
     if len(pools) < len(tasks):
         w[:] = normal("new task", D)
+    # Finite pools: all are beginnings of the largest, so one lookup serves them all.
     if pools:
         sizes = torch.tensor([task.M for task in pools], dtype=torch.float64, device=device)
         generator = stream(seed, "task", *purpose, device=device)
         u = torch.rand(n, generator=generator, device=device, dtype=torch.float64)
         largest = max(pools, key=lambda task: task.M)
-        chosen = largest.pool(device)[(sizes[:, None] * u).long()]
+        chosen = largest.pool(device)[(sizes[:, None] * u).long()]  # (pools, n, D)
         if len(pools) == len(tasks):
             w = chosen
         else:
@@ -131,14 +156,18 @@ def _pool(M: int, D: int, seed: int, device: str) -> Tensor:
 
 
 def check_prompt(task: Task, x_context: Tensor, y_context: Tensor, x_query: Tensor) -> None:
-    """Raise ValueError where contexts (n, D), (n,) and queries (q, D) do not fit one another or the task."""
+    """Check that examples (n, D), (n,) and queries (q, D) fit each other and the task.
+
+    Raises:
+        UserError: they do not; the message names the shape and the one that is needed.
+    """
     for name, x in (("x_context", x_context), ("x_query", x_query)):
         if x.shape[1:] != (task.D,) and not (name == "x_context" and len(x) == 0):
             raise UserError(f"{name} has shape {tuple(x.shape)}, and must be rows of D = {task.D} numbers")
     if y_context.shape != x_context.shape[:1]:
         raise UserError(f"y_context has shape {tuple(y_context.shape)}, and must have a number for each x_context")
     if len(x_context) >= task.K:
-        raise UserError(f"{len(x_context)} examples leave no room for a query: the context holds K - 1 = {task.K - 1}")
+        raise UserError(f"{len(x_context)} examples are too many: at most K - 1 = {task.K - 1} fit before a query")
     if not len(x_query):
         raise UserError("x_query is empty: there is nothing to predict")
     if not all(part.isfinite().all() for part in (x_context, y_context, x_query)):

@@ -1,9 +1,9 @@
-"""Analyses over all checkpoints of a task-diversity sweep, each a JSON file and a picture.
+"""Analyses over all checkpoints of a task-diversity sweep; each writes a JSON file and a figure.
 
-    python -m zoo.icr.analysis scores     runs/sweep                 # errors on new tasks and on the pool's
+    python -m zoo.icr.analysis scores     runs/sweep                 # errors on new tasks and on tasks of the pool
     python -m zoo.icr.analysis gradients  runs/sweep                 # of the loss, by the prompts' distribution
-    python -m zoo.icr.analysis pca        runs/sweep/gradients.json  # their principal components over training
-    python -m zoo.icr.analysis regression runs/sweep/gradients.json  # what they say of the error on new tasks
+    python -m zoo.icr.analysis pca        runs/sweep/gradients.json  # principal components of the gradients
+    python -m zoo.icr.analysis regression runs/sweep/gradients.json  # the error on new tasks from the gradients
 """
 
 import argparse
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.console.exit_codes import run_command
-from zoo.icr.analysis import explain as explained
+from zoo.icr.analysis import explain
 from zoo.icr.analysis import figures as analysis_figures
 from zoo.icr.analysis.gradients import gradients
-from zoo.icr.analysis.saved_models import saved
+from zoo.icr.analysis.saved_models import find_models
 from zoo.icr.analysis.scores import scores
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def write(name: str, folder: Path, result: dict[str, Any], figure: "Figure") -> None:
-    """Write `<name>.json` and `<name>.png`, each whole or not at all."""
+    """Write `<name>.json` and `<name>.png`; an existing file is replaced only by a complete new one."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
     picture = io.BytesIO()
@@ -39,13 +39,13 @@ def write(name: str, folder: Path, result: dict[str, Any], figure: "Figure") -> 
         print(f"wrote {target}")
 
 
-def analyse(args: argparse.Namespace) -> dict[str, Any]:
-    """The result of one command."""
+def run_analysis(args: argparse.Namespace) -> dict[str, Any]:
+    """The result of the command in `args`."""
     if args.command == "scores":
-        return scores(saved(args.source), args.n_prompts)
+        return scores(find_models(args.source), args.n_prompts)
     if args.command == "gradients":
-        return gradients(saved(args.source), args.n_prompts, args.n_ood_samples, args.seed)
-    return getattr(explained, args.command)(explained.read(args.source))
+        return gradients(find_models(args.source), args.n_prompts, args.n_ood_samples, args.seed)
+    return getattr(explain, args.command)(explain.read(args.source))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -54,31 +54,32 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     about = {
-        "scores": "errors on new tasks and on the pool's, and distances to ridge and dMMSE, of every checkpoint",
+        "scores": "errors of every checkpoint on new tasks and on tasks of the pool, distances to ridge and dMMSE",
         "gradients": "gradients of the expected loss by mean and standard deviation of x, task and noise",
         "pca": "principal components of the gradients",
         "regression": "ridge regression of the error on new tasks (the OOD score) on the gradients",
     }
-    made = {name: commands.add_parser(name, help=text, description=text) for name, text in about.items()}
-    for name, command in made.items():
-        of_a_sweep = name in ("scores", "gradients")
-        source = "the folder of a sweep" if of_a_sweep else "a gradients.json, or its folder"
-        command.add_argument("source", type=Path, metavar="DIR" if of_a_sweep else "FILE", help=source)
-        command.add_argument("--output", type=Path, help="folder to write into (default: where the input lies)")
-    made["scores"].add_argument("--n_prompts", type=int, default=2048, help="prompts of each kind (default: 2048)")
-    more = made["gradients"].add_argument
-    more("--n_prompts", type=int, default=4096, help="prompts that a gradient is the mean of (default: 4096)")
-    more("--n_ood_samples", type=int, default=10000, help="prompts of the OOD score (default: 10000)")
-    more("--seed", type=int, default=0, help="of the prompts (default: 0)")
+    parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in about.items()}
+    for name, command in parsers.items():
+        reads_sweep = name in ("scores", "gradients")
+        source = "the folder of a sweep" if reads_sweep else "a gradients.json, or its folder"
+        command.add_argument("source", type=Path, metavar="DIR" if reads_sweep else "FILE", help=source)
+        command.add_argument("--output", type=Path, help="folder to write into (default: the folder of the input)")
+    more = parsers["scores"].add_argument
+    more("--n_prompts", type=int, default=2048, help="number of prompts of each kind (default: 2048)")
+    more = parsers["gradients"].add_argument
+    more("--n_prompts", type=int, default=4096, help="number of prompts for each gradient (default: 4096)")
+    more("--n_ood_samples", type=int, default=10000, help="number of prompts for the OOD score (default: 10000)")
+    more("--seed", type=int, default=0, help="seed of the prompts (default: 0)")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     """`python -m zoo.icr.analysis`."""
     args = parse(argv)
-    result = analyse(args)
-    beside = args.source if args.source.is_dir() else args.source.parent
-    write(args.command, args.output or beside, result, getattr(analysis_figures, args.command)(result))
+    result = run_analysis(args)
+    folder = args.source if args.source.is_dir() else args.source.parent
+    write(args.command, args.output or folder, result, getattr(analysis_figures, args.command)(result))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the gradients of a sweep's checkpoints have in common, and what they say of the OOD score."""
+"""Principal components of the checkpoints' gradients, and a regression of the OOD score on them."""
 
 import json
 from pathlib import Path
@@ -9,23 +9,23 @@ import numpy as np
 from zoo.errors import UserError
 from zoo.icr.analysis.gradients import PARTS
 
-ALPHAS = np.logspace(-3, 4, 15)  # strengths of the ridge regression's penalty, to choose from
+ALPHAS = np.logspace(-3, 4, 15)  # penalties from which the ridge regression chooses
 
 
 class Table(NamedTuple):
-    """The rows of a gradients.json."""
+    """The rows of a gradients.json as arrays."""
 
-    rows: list[dict[str, Any]]  # M and step of each
-    names: list[str]  # of the columns
+    rows: list[dict[str, Any]]  # M and step of each checkpoint
+    names: list[str]  # names of the columns
     gradients: np.ndarray  # (n, 4D + 2)
     scores: np.ndarray  # (n,) the OOD score of each
 
 
 def read(path: Path) -> Table:
-    """Read what `gradients` wrote: the file, or its folder.
+    """Read the gradients.json at `path`, a file or its folder.
 
     Raises:
-        ValueError: it is something else, or has fewer than 3 checkpoints, or these are all the same.
+        UserError: the file is something else, has fewer than 3 checkpoints, or all checkpoints are equal.
     """
     path = path / "gradients.json" if path.is_dir() else path
     try:
@@ -36,7 +36,7 @@ def read(path: Path) -> Table:
         rows = [{"M": row["M"], "step": row["step"]} for row in rows]
     except (OSError, ValueError, LookupError, TypeError) as error:
         command = "python -m zoo.icr.analysis gradients"
-        raise UserError(f"{path} is no gradients.json: make one from a sweep with `{command}`") from error
+        raise UserError(f"{path} is not a gradients.json: make one from a sweep with `{command}`") from error
     if len(rows) < 3:
         raise UserError(f"{path} has {len(rows)} of the at least 3 checkpoints that this takes: save more of them")
     if not np.ptp(scores) or not np.ptp(gradients, 0).any():
@@ -45,33 +45,36 @@ def read(path: Path) -> Table:
 
 
 def pca(table: Table) -> dict[str, Any]:
-    """The first two principal components of the gradients, each column scaled to mean 0 and variance 1 before.
+    """The first two principal components of the gradients, whose columns are first scaled to mean 0 and variance 1.
 
-    Returns `explained`, every component's share of the variance; `explained_if_even`, what each would have if all had
-    the same; `components`, the weights of the columns in the first two; and each checkpoint's `place` in these.
+    Returns:
+        "explained": each component's share of the variance. "explained_if_even": the share if all were equal.
+        "components": the weights of the columns in the first two. "checkpoints": each one's `place` in these two.
     """
     from sklearn.decomposition import PCA
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    found = PCA(svd_solver="full")
-    places = make_pipeline(StandardScaler(), found).fit_transform(table.gradients)[:, :2]
+    components = PCA(svd_solver="full")
+    places = make_pipeline(StandardScaler(), components).fit_transform(table.gradients)[:, :2]
     return {
-        "explained": found.explained_variance_ratio_.tolist(),
+        "explained": components.explained_variance_ratio_.tolist(),
         "explained_if_even": 1 / min(len(table.rows) - 1, len(table.names)),
-        "components": [dict(zip(table.names, c.tolist(), strict=True)) for c in found.components_[:2]],
+        "components": [dict(zip(table.names, c.tolist(), strict=True)) for c in components.components_[:2]],
         "checkpoints": [row | {"place": place.tolist()} for row, place in zip(table.rows, places, strict=True)],
     }
 
 
 def regression(table: Table) -> dict[str, Any]:
-    """The ridge regression of the OOD score on the gradients, columns scaled as in `pca`.
+    """Ridge regression of the OOD score on the gradients, whose columns are scaled as in `pca`.
 
-    R2 is 1 - sum (y - prediction)^2 / sum (y - mean y)^2. It is given in sample; with each checkpoint predicted from
-    all others (`r2_leave_one_out`), the scaling and the penalty, too, being theirs; and, since neighbours in one
-    training are almost copies, with the checkpoints of each M predicted from those of the other M, where there are at
-    least 3. `r2_constant` is that of the others' mean in place of a regression, one left out: 1 - (n / (n - 1))^2,
-    which is below 0, and what a regression that has found nothing comes to.
+    R2 is 1 - sum (y - prediction)^2 / sum (y - mean y)^2.
+
+    Returns:
+        "r2_in_sample"; "r2_leave_one_out", where each checkpoint is predicted from all others, including scaling and
+        penalty; "r2_leave_one_M_out", where the checkpoints of each M are predicted from those of the other M (None for
+        fewer than 3 different M), because successive checkpoints of one training are nearly equal; "r2_constant", the
+        leave-one-out R2 of the mean, 1 - (n / (n - 1))^2 < 0, the baseline; and the fitted regression.
     """
     from sklearn.dummy import DummyRegressor
     from sklearn.linear_model import RidgeCV

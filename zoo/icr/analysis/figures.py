@@ -1,4 +1,4 @@
-"""A picture of each analysis, from what its JSON file holds; matplotlib is imported when one is drawn."""
+"""One figure per analysis, drawn from the content of its JSON file. matplotlib is imported when one is drawn."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ MEASURES = {"mse": "error", "to_ridge": "distance to ridge", "to_dmmse": "distan
 
 
 def scores(result: Result) -> "Figure":
-    """Against M, on both kinds of prompts, the error and the distances to ridge and dMMSE; colours are steps."""
+    """Error and distances to ridge and dMMSE against M, on both kinds of prompts; the colour shows the step."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
@@ -27,8 +27,8 @@ def scores(result: Result) -> "Figure":
     steps = sorted({row["step"] for row in rows})
     colours: Any = ScalarMappable(Normalize(steps[0], max(steps[-1], steps[0] + 1)), "viridis_r")
     after = {step: {row["M"]: row for row in rows if row["step"] == step} for step in steps}
-    last = {row["M"]: row for row in rows}  # rows go by M and step
-    measures = [name for name in MEASURES if any(row["true"][name] for row in rows)]  # infinite pools have no dmmse
+    last = {row["M"]: row for row in rows}  # rows are sorted by M and step
+    measures = [name for name in MEASURES if any(row["true"][name] for row in rows)]  # no dMMSE for infinite pools
     figure, panels = _panels(2, len(measures), sharex=True)
     for kind, across in zip(("true", "pretrain"), panels, strict=True):
         for measure, axes in zip(measures, across, strict=True):
@@ -52,7 +52,7 @@ def scores(result: Result) -> "Figure":
 
 
 def gradients(result: Result) -> "Figure":
-    """Against the step, each part of the gradient: the length of those by means, the mean of those by deviations."""
+    """Each part of the gradient against the step: the norm for the means, the average for the standard deviations."""
     figure, panels = _panels(2, 3, sharex=True)
     rows, best = result["checkpoints"], result["ridge"]
     for part, axes in zip(sorted(PARTS, key=lambda part: part.endswith("sd")), panels.flat, strict=True):
@@ -67,15 +67,15 @@ def gradients(result: Result) -> "Figure":
             values, errors = zip(*map(size, some), strict=True)
             axes.errorbar([row["step"] for row in some], values, errors, color=colour, marker=".", label=f"M = {M}")
         axes.axhline(size(best)[0], color="tab:red", linestyle="--", label="ridge")
-        length = "length of" if part.endswith("mean") else "mean of"
-        axes.set(title=part.replace("_", " "), xlabel="steps", ylabel=f"{length} dL / d {part.replace('_', ' ')}")
+        size_name = "length of" if part.endswith("mean") else "mean of"
+        axes.set(title=part.replace("_", " "), xlabel="steps", ylabel=f"{size_name} dL / d {part.replace('_', ' ')}")
     panels[0, 0].legend(fontsize="small")
     figure.suptitle("Gradient of the expected loss by mean and standard deviation of x, task and noise")
     return figure
 
 
 def pca(result: Result) -> "Figure":
-    """Each M's way through the first two components; its last checkpoint is the large mark."""
+    """Each M's path through the first two components; a large mark shows its last checkpoint."""
     figure, [[axes]] = _panels(1, 1)
     for M, colour, some in _by_diversity(result["checkpoints"]):
         across, up = zip(*(row["place"] for row in some), strict=True)
@@ -88,7 +88,7 @@ def pca(result: Result) -> "Figure":
 
 
 def regression(result: Result) -> "Figure":
-    """Predicted against true OOD score: filled where the checkpoint was left out, hollow in sample."""
+    """Predicted against true OOD score; filled marks are leave-one-out, hollow marks in-sample predictions."""
     figure, [[axes]] = _panels(1, 1)
     for M, colour, some in _by_diversity(result["checkpoints"]):
         true, out, inside = ([row[name] for row in some] for name in ("ood_score", "predicted", "predicted_in_sample"))
@@ -111,7 +111,7 @@ def _panels(down: int, across: int, **options: Any) -> tuple["Figure", np.ndarra
 
 
 def _by_diversity(rows: list[Result]) -> Iterable[tuple[Any, Any, list[Result]]]:
-    """Each M with a colour and its rows."""
+    """Yields each M with a colour and its rows."""
     from matplotlib import colormaps
 
     groups: dict[Any, list[Result]] = {}

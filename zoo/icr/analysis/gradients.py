@@ -1,11 +1,11 @@
-"""How a model's expected loss changes with the distribution of its prompts.
+"""Gradients of a model's expected loss with respect to the distribution of its prompts.
 
     L = E[mean over k of (f(x, y)_k - y_k)^2],  x_k = a + b * u_k,  w = c + d * v,  y_k = w . x_k + g + h r_k
 
-with u, v and r standard normal, one w for all pairs of a prompt, and 4D + 2 parameters: a, b, c, d are vectors of D, g
-and h numbers. Two estimators of the gradient: differentiating through the draws (Kingma & Welling 2014,
-https://arxiv.org/abs/1312.6114), which has little variance, and the score function (Williams 1992,
-https://doi.org/10.1007/BF00992696), which asks nothing of f and is there to check the first.
+with u, v and r standard normal and one w for all pairs of a prompt. There are 4D + 2 parameters: a, b, c, d are vectors
+of D numbers, g and h are numbers. Two estimators of the gradient: differentiation through the draws (Kingma & Welling
+2014, https://arxiv.org/abs/1312.6114), which has a low variance, and the score function (Williams 1992,
+https://doi.org/10.1007/BF00992696), which needs no derivative of f and serves to check the first.
 """
 
 import math
@@ -16,20 +16,20 @@ import torch
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.icr.analysis.saved_models import Saved
+from zoo.icr.analysis.saved_models import SavedModel
 from zoo.icr.predict import evaluate_ood_score
 from zoo.icr.references import ridge
 from zoo.icr.task import Task
 from zoo.training.random_streams import stream
 
 PARTS = ("x_mean", "x_sd", "task_mean", "task_sd", "noise_mean", "noise_sd")
-BATCH = 256  # prompts at a time: what a backward pass keeps is large
+BATCH = 256  # prompts per backward pass, to bound the memory for activations
 
 Predictor = Callable[[Tensor, Tensor], Tensor]  # x (B, K, D), y (B, K) -> (B, K)
 
 
 class Normals(NamedTuple):
-    """The standard normal draws behind n prompts."""
+    """Standard normal draws from which n prompts are computed."""
 
     x: Tensor  # (n, K, D)
     task: Tensor  # (n, D)
@@ -37,14 +37,14 @@ class Normals(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A mean over prompts, and its standard error."""
+    """A mean over prompts and its standard error."""
 
     value: Tensor
     error: Tensor
 
 
 def normals(task: Task, n: int, seed: int, device: str | torch.device = "cpu") -> Normals:
-    """The draws of n prompts, which are the same for every model of the task."""
+    """Draws for n prompts; the same for all models of a task."""
 
     def draw(name: str, *shape: int) -> Tensor:
         return torch.randn(n, *shape, generator=stream(seed, "gradients", name, device=device), device=device)
@@ -53,19 +53,19 @@ def normals(task: Task, n: int, seed: int, device: str | torch.device = "cpu") -
 
 
 def prior(task: Task) -> Tensor:
-    """(4D + 2,) the parameters of the task where M is infinite: means 0, standard deviations 1 and sqrt(sigma2)."""
+    """The parameters (4D + 2,) of the task with M = "inf": means 0, standard deviations 1 and sqrt(sigma2)."""
     zeros, ones = torch.zeros(task.D), torch.ones(task.D)
     return torch.cat([zeros, ones, zeros, ones, torch.tensor([0.0, task.sigma2**0.5])])
 
 
 def parts(parameters: Tensor) -> dict[str, Tensor]:
-    """Parameters (..., 4D + 2) by name: four of (..., D), two of (..., 1)."""
+    """Split parameters (..., 4D + 2) by name: four of shape (..., D), two of (..., 1)."""
     D = (parameters.shape[-1] - 2) // 4
     return dict(zip(PARTS, parameters.split([D, D, D, D, 1, 1], -1), strict=True))
 
 
 def losses(model: Predictor, parameters: Tensor, draws: Normals) -> Tensor:
-    """(n,) the loss of each prompt, with parameters (n, 4D + 2)."""
+    """The loss (n,) of each prompt, with parameters (n, 4D + 2)."""
     p = parts(parameters)
     x = p["x_mean"][:, None] + p["x_sd"][:, None] * draws.x  # (n, K, D)
     w = p["task_mean"] + p["task_sd"] * draws.task  # (n, D)
@@ -74,21 +74,22 @@ def losses(model: Predictor, parameters: Tensor, draws: Normals) -> Tensor:
 
 
 def reparameterised(model: Predictor, parameters: Tensor, draws: Normals) -> tuple[Estimate, Estimate]:
-    """The expected loss (), and its gradient (4D + 2,) by differentiating through the draws."""
+    """The expected loss () and its gradient (4D + 2,), by differentiation through the draws."""
     loss, gradient = [], []
-    for some in zip(*(part.split(BATCH) for part in draws), strict=True):
-        own = parameters.expand(len(some[0]), -1).clone().requires_grad_()  # each prompt's own
-        of = losses(model, own, Normals(*some))
-        gradient.append(torch.autograd.grad(of.sum(), own)[0])
-        loss.append(of.detach())
+    for batch in zip(*(part.split(BATCH) for part in draws), strict=True):
+        # A copy of the parameters for each prompt gives one gradient per prompt.
+        repeated = parameters.expand(len(batch[0]), -1).clone().requires_grad_()
+        batch_loss = losses(model, repeated, Normals(*batch))
+        gradient.append(torch.autograd.grad(batch_loss.sum(), repeated)[0])
+        loss.append(batch_loss.detach())
     return estimate(torch.cat(loss)), estimate(torch.cat(gradient))
 
 
 @torch.no_grad()
 def score_function(model: Predictor, parameters: Tensor, draws: Normals) -> tuple[Estimate, Estimate]:
-    """The same by E[(L - b) d log p / d parameters], with the other prompts' mean loss as baseline b."""
-    some = zip(*(part.split(BATCH) for part in draws), strict=True)
-    loss = torch.cat([losses(model, parameters.expand(len(part[0]), -1), Normals(*part)) for part in some])
+    """The same by E[(L - b) d log p / d parameters]; the baseline b is the mean loss of the other prompts."""
+    batches = zip(*(part.split(BATCH) for part in draws), strict=True)
+    loss = torch.cat([losses(model, parameters.expand(len(batch[0]), -1), Normals(*batch)) for batch in batches])
     u, v, r = draws.x, draws.task, draws.noise[..., None]
     sums = [u.sum(1), (u**2 - 1).sum(1), v, v**2 - 1, r.sum(1), (r**2 - 1).sum(1)]
     p = parts(parameters)
@@ -98,36 +99,37 @@ def score_function(model: Predictor, parameters: Tensor, draws: Normals) -> tupl
 
 
 def estimate(values: Tensor) -> Estimate:
-    """The mean of values (n, ...) over the first axis."""
+    """The mean of values (n, ...) over the first axis, in fp64."""
     values = values.double()
     return Estimate(values.mean(0), values.std(0) / len(values) ** 0.5)
 
 
-def gradients(found: list[Saved], n_prompts: int, n_ood_samples: int, seed: int = 0) -> dict[str, Any]:
-    """The gradient of every checkpoint's expected loss where M is infinite, from the same n_prompts for all.
+def gradients(models: list[SavedModel], n_prompts: int, n_ood_samples: int, seed: int = 0) -> dict[str, Any]:
+    """The gradient of every checkpoint's expected loss at M = "inf", from the same n_prompts for all.
 
-    Returns `checkpoints`, a row for each, and `ridge`, the row of the best estimator. `ood_score` has the same
-    expectation as `expected_loss`, but comes from n_ood_samples prompts of its own.
+    Returns:
+        "checkpoints": one row per checkpoint. "ridge": the row of ridge regression, the best estimator. `ood_score` has
+        the same expectation as `expected_loss` and is computed from n_ood_samples other prompts.
     """
     if n_prompts < 2:
-        raise UserError(f"n_prompts must be at least 2, for there to be standard errors, not {n_prompts}")
-    task, device = found[0].config, found[0].model().device
+        raise UserError(f"n_prompts must be at least 2, for standard errors, not {n_prompts}")
+    task, device = models[0].config, models[0].model().device
     at, draws = prior(task).to(device), normals(task, n_prompts, seed, device)
     rows: list[dict[str, Any]] = []
-    for one in found:
-        model = one.model()
-        about = {"M": one.config.M, "step": one.step, "ood_score": evaluate_ood_score(model, n_ood_samples, seed)}
-        rows.append(about | row(model, at, draws))
+    for saved in models:
+        model, M, step = saved.model(), saved.config.M, saved.step
+        score = {"M": M, "step": step, "ood_score": evaluate_ood_score(model, n_ood_samples, seed)}
+        rows.append(score | row(model, at, draws))
         loss, error = rows[-1]["expected_loss"], rows[-1]["expected_loss_standard_error"]
         if not math.isfinite(loss):
-            raise UserError(f"{one.path} answers {loss}: its training has failed; move it out of the folder")
-        print(f"M {one.config.M:>7}  step {one.step:>8}  expected loss {loss:.4f} +- {error:.4f}", flush=True)
+            raise UserError(f"{saved.path} predicts {loss}: its training has failed; move it out of the folder")
+        print(f"M {M:>7}  step {step:>8}  expected loss {loss:.4f} +- {error:.4f}", flush=True)
     best = row(lambda x, y: ridge(x, y, task.sigma2), at, draws)
-    return {"task": found[0].task, "n_prompts": n_prompts, "seed": seed, "checkpoints": rows, "ridge": best}
+    return {"task": models[0].task, "n_prompts": n_prompts, "seed": seed, "checkpoints": rows, "ridge": best}
 
 
 def row(model: Predictor, parameters: Tensor, draws: Normals) -> dict[str, Any]:
-    """What gradients.json says of one model: each of PARTS as a list, of D numbers or of one."""
+    """The values of one model in gradients.json; each of PARTS is a list of D numbers or of one."""
     loss, gradient = reparameterised(model, parameters, draws)
     vectors = {"parameters": parameters, "gradients": gradient.value, "standard_errors": gradient.error}
     named = {name: {part: value.tolist() for part, value in parts(vector).items()} for name, vector in vectors.items()}

@@ -1,4 +1,4 @@
-"""The checkpoints of a sweep, as its analyses read them."""
+"""The checkpoints in a sweep's folder that the analyses read."""
 
 import re
 from pathlib import Path
@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zoo.errors import UserError
 from zoo.icr.model import ICRegConfig
-from zoo.icr.predict import load_model, read
+from zoo.icr.predict import load_model, read_config
 
 if TYPE_CHECKING:
     from zoo.icr.module import ICRTransformer
 
-SHARED = ("D", "K", "sigma2", "task_seed")  # what all models of a sweep have in common
+TASK_FIELDS = ("D", "K", "sigma2", "task_seed")  # equal for all models of a sweep
 
 
-class Saved(NamedTuple):
-    """A model of the sweep after some steps of its training."""
+class SavedModel(NamedTuple):
+    """The checkpoint of a model after `step` training steps."""
 
     path: Path
     step: int
@@ -23,31 +23,32 @@ class Saved(NamedTuple):
 
     @property
     def task(self) -> dict[str, float]:
-        return {name: getattr(self.config, name) for name in SHARED}
+        """The settings of the task that all models of a sweep share."""
+        return {name: getattr(self.config, name) for name in TASK_FIELDS}
 
     def model(self) -> "ICRTransformer":
-        """The model, on a GPU where there is one, its weights fixed."""
-        return load_model(str(self.path)).requires_grad_(False)
+        """Load the model, without gradients, on a GPU if there is one."""
+        return load_model(self.path).requires_grad_(False)
 
 
-def saved(folder: Path) -> list[Saved]:
-    """The files checkpoints_M*/checkpoint_step_*.ckpt in a sweep's folder, by M ("inf" last) and step.
+def find_models(folder: Path) -> list[SavedModel]:
+    """The files checkpoints_M*/checkpoint_step_*.ckpt in a sweep's folder, sorted by M ("inf" last) and step.
 
-    Every one of them is opened, so that a long analysis does not end at a file that could have been refused at once.
+    Each file is read once here, so that a damaged one is refused before a long analysis starts.
 
     Raises:
-        ValueError: there are none, one is damaged, or they are of different tasks.
+        UserError: there are none, one is damaged, or they have different tasks.
     """
-    found = []
+    models = []
     for path in sorted(folder.glob("checkpoints_M*/checkpoint_step_*.ckpt")):
         if step := re.fullmatch(r"checkpoint_step_(\d+)", path.stem):
-            found.append(Saved(path, int(step[1]), read(path)[0]))
-    if not found:
+            models.append(SavedModel(path, int(step[1]), read_config(path)[0]))
+    if not models:
         raise UserError(f"{folder} holds no checkpoints_M*/checkpoint_step_*.ckpt: give the folder of a sweep")
-    for other in found:
-        if other.task != found[0].task:
+    for other in models:
+        if other.task != models[0].task:
             raise UserError(
-                f"{found[0].path} has the task {found[0].task}, but {other.path} {other.task}: "
-                "give each sweep a folder of its own"
+                f"{models[0].path} has the task {models[0].task}, but {other.path} {other.task}: "
+                "give each sweep a separate folder"
             )
-    return sorted(found, key=lambda one: (float(one.config.M), one.step))
+    return sorted(models, key=lambda model: (float(model.config.M), model.step))

@@ -1,0 +1,76 @@
+"""experiment_metadata.json: the settings of a sweep and the status of each member."""
+
+import fcntl
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import UserError
+from zoo.icr.task import Diversity
+
+ENDED = ("done", "stopped early")
+
+
+def member_folder(folder: Path, M: Diversity) -> Path:
+    """The folder of a member in that of the sweep."""
+    return folder / f"checkpoints_M{M}"
+
+
+class Metadata:
+    """The file in a sweep's folder; a lock lets several processes change it one after the other.
+
+    Args:
+        folder: the sweep's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "experiment_metadata.json"
+
+    def read(self) -> dict[str, Any]:
+        """The content; {} where there is no file."""
+        try:
+            return json.loads(self.path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise UserError(f"{self.path} is damaged ({error}): fix it, or give another --output_dir") from error
+
+    @contextmanager
+    def edit(self) -> Iterator[dict[str, Any]]:
+        """The content, to be changed in place; the file is replaced at the end."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            content = self.read()
+            yield content
+            partial = self.path.with_suffix(".tmp")
+            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            os.replace(partial, self.path)
+
+    def start(self, settings: dict[str, Any], members: list[Diversity]) -> None:
+        """Store the settings and add the members; raises UserError where the folder has other settings."""
+        with self.edit() as content:
+            for name, value in content.setdefault("settings", settings).items():
+                if settings.get(name) != value:
+                    raise UserError(
+                        f"{self.path.parent} is a sweep with {name} {value}, not {settings.get(name)}: "
+                        "give the same settings, or another --output_dir"
+                    )
+            statuses = content.setdefault("members", {})
+            statuses |= {str(M): {"status": "waiting", "step": 0} for M in members if str(M) not in statuses}
+
+    def members(self) -> dict[str, dict[str, Any]]:
+        """The status of each member, by M as a string."""
+        return self.read()["members"]
+
+    def report(self, M: Diversity, status: str, **facts: Any) -> None:
+        """Store a member's status with further values; a failure is also printed."""
+        with self.edit() as content:
+            content["members"][str(M)] = {"status": status, **facts, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
+        if status == "failed":
+            print(f"zoo: M {M} failed: {facts['error']}", file=sys.stderr)

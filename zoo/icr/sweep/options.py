@@ -1,0 +1,104 @@
+"""Command-line options of the sweep."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from zoo.icr.model import ICRegConfig
+from zoo.icr.task import Diversity
+
+# Options that may differ between two calls for the same folder; all others are settings of the sweep.
+RUNTIME_ARGS = ("max_power", "tasks", "output_dir", "stack", "processes", "share", "accelerator", "compile")
+
+ABOUT = "Train one ICR transformer for each number M of tasks, to see from which M on it learns regression itself."
+DETAILS = """\
+    python -m zoo.icr.sweep --max_power 10 --num_steps 20000 --output_dir runs/icr-sweep      # for a GPU
+
+Members are trained as one stacked model, --stack of them at a time. --processes 4 divides the list among four
+processes, each on its own GPU if there are several; --share 2/4 is one such part, for a cluster's job array. A second
+call with the same settings resumes. Each member has a folder with checkpoints that `zoo validate`,
+`zoo.icr.load_model` and `python -m zoo.icr.analysis` read; experiment_metadata.json has the progress of each.
+"""
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The options; exits with code 2 and a message for one that is not valid."""
+    parser = argparse.ArgumentParser(
+        prog="python -m zoo.icr.sweep", description=ABOUT, epilog=DETAILS, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--max_power", type=int, help="train M = 2, 4, ..., 2^max_power; at least 1")
+    which.add_argument("--tasks", type=diversities, help="train the M of a list such as 1,8,64,inf")
+    add("--output_dir", type=Path, default=Path("runs/icr-sweep"), help="folder of the sweep (%(default)s)")
+    add("--num_steps", type=int, default=150_000, help="optimizer steps of each member (%(default)s)")
+    add("--batch_size", type=int, default=2048, help="prompts of a step (%(default)s)")
+    add("--learning_rate", type=float, default=1e-3, help="peak learning rate (%(default)s)")
+    add("--warmup_steps", type=int, help="steps of warm-up, after which the rate falls to 0 (default: constant rate)")
+    add("--grad_clip", type=norm, default=1.0, help="largest norm of a member's gradient, or none (%(default)s)")
+    add("--checkpoint_every", type=int, help="steps between two checkpoints that are kept (default: only the last)")
+    add("--eval_every", type=int, help="steps between two evaluations (default: num_steps / 20)")
+    add("--n_val", type=int, default=1024, help="evaluation prompts of each kind (%(default)s)")
+    add("--early_stopping_patience", type=int, help="evaluations without a new best before a stop (default: off)")
+    add("--early_stopping_min_delta", type=float, default=1e-6, help="decrease that is a new best (%(default)s)")
+    add("--seed", type=int, default=0, help="seed of the weights and of the training prompts (%(default)s)")
+    add("--stack", type=int, default=0, help="members trained together, or 0 for all (%(default)s)")
+    add("--processes", type=int, default=1, help="number of processes that share the members (%(default)s)")
+    add("--share", type=share, metavar="I/N", help="train only the I-th of N parts of the list")
+    add("--accelerator", default="auto", help="device type as in Lightning: cpu, gpu or auto (%(default)s)")
+    add("--compile", action="store_true", help="train through torch.compile")
+    for field in fields(ICRegConfig):
+        if field.name not in ("M", "max_M"):
+            kind: dict[str, Any] = {"type": type(field.default), "default": field.default}
+            kind = {"action": argparse.BooleanOptionalAction, "default": True} if field.default is True else kind
+            add(f"--{field.name}", **kind, help="as in zoo.icr.ICRegConfig (%(default)s)")
+    args = parser.parse_args(argv)
+    check(parser, args)
+    return args
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with code 2 where an option is outside its range."""
+    counts = ("max_power", "num_steps", "batch_size", "checkpoint_every", "eval_every", "n_val", "processes")
+    for name in (*counts, "early_stopping_patience"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, not {getattr(args, name)}")
+    if args.stack < 0:
+        parser.error(f"--stack must be at least 1, or 0 for all, not {args.stack}")
+    if not args.learning_rate > 0:
+        parser.error(f"--learning_rate must be positive, not {args.learning_rate}")
+    if args.processes > 1 and args.share:
+        parser.error("--processes makes the shares itself: drop --share")
+
+
+def model_config(args: argparse.Namespace, M: Diversity = 1) -> ICRegConfig:
+    """The config of the member with M tasks. Raises UserError for a setting outside its range."""
+    given = {field.name: getattr(args, field.name) for field in fields(ICRegConfig) if hasattr(args, field.name)}
+    return ICRegConfig(**given).with_diversity(M)
+
+
+# ---- types of options; argparse turns a ValueError into a message
+
+
+def diversities(text: str) -> list[Diversity]:
+    """"2,8,inf" as a list."""
+    return ["inf" if word == "inf" else int(word) for word in text.split(",")]
+
+
+def norm(word: str) -> float | None:
+    """A positive number, or None for "none"."""
+    if word == "none":
+        return None
+    if not float(word) > 0:
+        raise ValueError
+    return float(word)
+
+
+def share(text: str) -> tuple[int, int]:
+    """"2/4" as (2, 4)."""
+    i, n = (int(word) for word in text.split("/"))
+    if not 1 <= i <= n:
+        raise ValueError
+    return i, n

@@ -1,0 +1,33 @@
+"""Run a sweep in several processes, each of which trains a share of the members."""
+
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+
+def run_in_processes(argv: list[str], processes: int) -> None:
+    """Start one process per share of the members and wait for all of them.
+
+    Args:
+        argv: the options of the sweep.
+        processes: number of processes; the CPU's cores are divided among them unless OMP_NUM_THREADS is set.
+    """
+    command = [sys.executable, "-m", "zoo.icr.sweep", *argv, "--processes=1"]
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+    shares = [f"--share={i}/{processes}" for i in range(1, processes + 1)]
+    children = [subprocess.Popen([*command, share], env=threads | os.environ) for share in shares]
+
+    def terminate(*_: Any) -> None:
+        for child in children:
+            child.terminate()
+        raise SystemExit(143)
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        for child in children:
+            child.wait()
+    finally:  # after Ctrl-C, which the terminal sends to the children as well
+        for child in children:
+            child.wait()

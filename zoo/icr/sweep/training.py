@@ -1,0 +1,105 @@
+"""Training of the members of a sweep, stack by stack."""
+
+import argparse
+import fcntl
+import math
+import os
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+
+from zoo.callbacks.progress import Progress
+from zoo.console.messages import one_sentence
+from zoo.icr.sweep.member_tracking import MemberTracking
+from zoo.icr.sweep.metadata import ENDED, Metadata, member_folder
+from zoo.icr.sweep.options import model_config
+from zoo.icr.sweep.stacked_data import StackedTasks
+from zoo.icr.sweep.stacked_model import StackedICR
+from zoo.icr.task import Diversity, Task
+from zoo.training.checkpoint_file import read_checkpoint
+
+
+def train_members(members: list[Diversity], args: argparse.Namespace, metadata: Metadata) -> None:
+    """Train the members to their end. A stack that fails does not stop the next one."""
+    with ExitStack() as locks:
+        for step, together in unfinished_members(members, args, metadata, locks).items():
+            size = args.stack or len(together)
+            for stack in (together[i : i + size] for i in range(0, len(together), size)):
+                try:
+                    train_stack(stack, step, args, metadata.report)
+                except Exception as error:
+                    if os.environ.get("ZOO_DEBUG"):
+                        raise
+                    for M in stack:
+                        if metadata.members()[str(M)]["status"] == "running":
+                            reason = f"{type(error).__name__}: {one_sentence(str(error))}"
+                            metadata.report(M, "failed", step=step, error=reason)
+
+
+def train_stack(members: list[Diversity], step: int, args: argparse.Namespace, report: Callable[..., None]) -> None:
+    """Train some members, all of which have finished `step` steps, as one stacked model to their end."""
+    seed_everything(args.seed, verbose=False)
+    eval_every = min(args.eval_every or max(1, args.num_steps // 20), args.num_steps)
+    # Losses are checked at every evaluation and checkpoint, and at least every 50 steps.
+    period = math.gcd(eval_every, args.checkpoint_every or eval_every)
+    check_every = max(size for size in range(1, min(50, period) + 1) if period % size == 0)
+    config = model_config(args)
+    task = {field.name: getattr(config, field.name) for field in fields(Task)}
+    data = StackedTasks(members, **task, batch_size=args.batch_size, n_val=args.n_val)
+    stack = StackedICR(
+        members, config=config, lr=args.learning_rate, warmup_steps=args.warmup_steps, grad_clip=args.grad_clip,
+        compile=args.compile,
+    )  # fmt: skip
+    tracking = MemberTracking(
+        args.output_dir, args.checkpoint_every, args.early_stopping_patience, args.early_stopping_min_delta, eval_every,
+        check_every, report,
+    )  # fmt: skip
+    gpus = torch.cuda.device_count() if args.accelerator in ("auto", "gpu", "cuda") else 0
+    trainer = Trainer(
+        max_steps=args.num_steps, accelerator=args.accelerator, callbacks=[tracking, Progress()],
+        devices=[(args.share[0] - 1 if args.share else 0) % gpus] if gpus else 1,
+        val_check_interval=eval_every, check_val_every_n_epoch=None, num_sanity_val_steps=0, logger=False,
+        enable_model_summary=False, use_distributed_sampler=False, default_root_dir=args.output_dir,
+    )  # fmt: skip
+    for M in members:
+        report(M, "running", step=step)
+    trainer.fit(stack, data, ckpt_path=args.output_dir / "last.ckpt" if step else None)
+
+
+def unfinished_members(
+    members: list[Diversity], args: argparse.Namespace, metadata: Metadata, locks: ExitStack
+) -> dict[int, list[Diversity]]:
+    """The members that have not ended, by the step that they have reached.
+
+    This process holds a lock on each of them until `locks` are closed; members locked by others are left out.
+    """
+    by_step: dict[int, list[Diversity]] = {}
+    for M in members:
+        if metadata.members()[str(M)]["status"] not in ENDED:
+            last = member_folder(args.output_dir, M) / "last.ckpt"
+            if not lock(last.with_name("lock"), locks):
+                print(f"zoo: another process trains M {M}: it is left to that", file=sys.stderr)
+                continue
+            step = read_checkpoint(last)["global_step"] if last.exists() else 0
+            if step == args.num_steps:  # it was killed after its last checkpoint
+                metadata.report(M, "done", step=step)
+            else:
+                by_step.setdefault(step, []).append(M)
+    return by_step
+
+
+def lock(path: Path, locks: ExitStack) -> bool:
+    """Lock the file `path` until `locks` are closed; False if another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_CREAT | os.O_RDWR)
+    locks.callback(os.close, file)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
