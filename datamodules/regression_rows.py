@@ -245,7 +245,10 @@ class RegressionViews(RowViews):
         if not self.source.settings.features:
             return 0
         if self.source.n_numbers is None:
-            self.dataset("train")
+            try:
+                self.dataset("train")
+            except UserError:  # rows that are only to be predicted have no targets; `setup` reports any other fault
+                self.dataset("predict")
         return self.source.n_numbers or 0
 
     def features(self, split: str) -> np.ndarray | None:
