@@ -30,6 +30,7 @@ from zoo.cli.parser import ZooParser, refuse
 from zoo.cli.renamed_arguments import find_renamed
 from zoo.cli.run_folder import SaveConfig, check_writable, fill_in, find_checkpoint, refuse_other_run
 from zoo.cli.trainer import ZooTrainer
+from zoo.console.exit_codes import is_user_error
 from zoo.datamodules import ZooDataModule
 from zoo.datamodules.sources.corpus import data_label
 from zoo.errors import UserError
@@ -242,9 +243,9 @@ class ZooCLI(OpenLightningCLI):
         print(f"{trainer.default_root_dir}: {trainer.global_step} steps{best}{more}", file=sys.stderr)
 
 
-def _user_error_behind(error: BaseException) -> UserError | None:
-    """The UserError that `error` was raised from, if there is one."""
+def _user_error_behind(error: BaseException) -> BaseException | None:
+    """The error of the user's that `error` was raised from, if there is one."""
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, UserError):
+    while cause is not None and not is_user_error(cause):
         cause = cause.__cause__
     return cause
