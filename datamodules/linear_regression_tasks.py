@@ -212,8 +212,8 @@ def read_queries(path: str, task: Task) -> list[Query]:
                 parts: list[Tensor] = [torch.tensor(row[name], dtype=torch.float32) for name in names]
             except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
                 raise UserError(
-                    f"{path} line {number} is not a prompt, a JSON object with x_context, y_context and x_query that are"
-                    f" lists of numbers ({error})"
+                    f"{path} line {number} is not a prompt, a JSON object with x_context, y_context and x_query that "
+                    f"are lists of numbers ({error})"
                 ) from error
             try:
                 check_prompt(task, *parts)

@@ -58,7 +58,7 @@ def test_ridge_from_prompt_equals_its_formula(model):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda x, y, q: (torch.zeros(6, 3), torch.zeros(6), q), "6 examples are too many: at most K - 1 = 5 fit before a query"),
+        (lambda x, y, q: (torch.zeros(6, 3), torch.zeros(6), q), "6 examples are too many: at most K - 1 = 5 fit"),
         (lambda x, y, q: (x[:, :2], y, q), r"x_context has shape \(4, 2\), and must be rows of D = 3 numbers"),
         (lambda x, y, q: (x, y, q[:, :2]), r"x_query has shape \(5, 2\), and must be rows of D = 3"),
         (lambda x, y, q: (x, y, q[0]), r"x_query has shape \(3,\), and must be rows"),

@@ -120,7 +120,6 @@ def test_two_processes_give_the_same_members_as_one(finished, tmp_path, monkeypa
 def test_killed_sweep_resumes(finished, stack, tmp_path, monkeypatch):
     """Killed twice between two checkpoints, then resumed with another stacking."""
     for killed_at in (30, 50):  # with --stack 2 the third member is not yet begun
-
         kill_at(monkeypatch, killed_at)
         assert run_command(lambda: sweep(tmp_path, stack=stack)) == 130
         monkeypatch.undo()
