@@ -1,17 +1,18 @@
 """In-context linear regression: the task, its exact estimators and the transformer that learns it.
 
-`ICRTransformer` is imported on first use, because it needs Lightning.
+`ICRTransformer` and `load_model` are imported on first use, because they need Lightning.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from zoo.icr.model import ICRegConfig
-from zoo.icr.predict import evaluate_ood_score, load_model, predict_from_prompt
+from zoo.icr.predict import evaluate_ood_score, predict_from_prompt
 from zoo.icr.references import dmmse, gradient_step, least_squares, ridge
 from zoo.icr.task import Prompts, Task
 
 if TYPE_CHECKING:
     from zoo.icr.module import ICRTransformer
+    from zoo.icr.saved_model import load_model
 
 __all__ = [
     "ICRTransformer", "ICRegConfig", "Prompts", "Task", "dmmse", "evaluate_ood_score", "gradient_step",
@@ -24,4 +25,8 @@ def __getattr__(name: str) -> Any:
         from zoo.icr.module import ICRTransformer
 
         return ICRTransformer
+    if name == "load_model":
+        from zoo.icr.saved_model import load_model
+
+        return load_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,8 +1,6 @@
-"""Use of a trained model: load it, predict from a prompt, measure its error on new tasks."""
+"""Use of a trained model: predict from a prompt, measure its error on new tasks."""
 
-from dataclasses import fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -11,12 +9,21 @@ from zoo.errors import UserError
 from zoo.icr.model import ICRegConfig
 from zoo.icr.references import ridge
 from zoo.icr.task import check_prompt
-from zoo.training.checkpoint_file import read_checkpoint
-
-if TYPE_CHECKING:
-    from zoo.icr.module import ICRTransformer
 
 BATCH = 1024  # prompts evaluated together
+
+
+class Predictor(Protocol):
+    """A trained model, such as an `ICRTransformer`."""
+
+    config: ICRegConfig
+
+    @property
+    def device(self) -> torch.device:
+        """The device of its weights."""
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """Predictions (B, k) of y (B, k) from x (B, k, D) and the pairs before each."""
 
 
 class Query(NamedTuple):
@@ -28,41 +35,6 @@ class Query(NamedTuple):
     x_query: Tensor  # (q, D)
 
 
-def read_config(path: str | Path) -> "tuple[ICRegConfig, dict[str, Any]]":
-    """The config in a checkpoint of `zoo fit` or of a sweep, and the checkpoint itself.
-
-    Raises:
-        UserError: the file is not a checkpoint of an ICRTransformer.
-    """
-    checkpoint = read_checkpoint(path)
-    metadata = checkpoint.get("zoo")
-    name = str(metadata.get("model")) if isinstance(metadata, dict) else ""
-    if name.rpartition(".")[2] != "ICRTransformer":
-        raise UserError(f"{path} is not a checkpoint of an ICRTransformer")
-    settings = checkpoint["hyper_parameters"]
-    return ICRegConfig(**{field.name: settings[field.name] for field in fields(ICRegConfig)}), checkpoint
-
-
-def load_model(path: str | Path, config: ICRegConfig | None = None) -> "ICRTransformer":
-    """The model in a checkpoint, in evaluation mode, on a GPU if there is one.
-
-    Args:
-        path: a checkpoint of `zoo fit` or of a sweep.
-        config: the config that the model must have; None accepts any.
-
-    Raises:
-        UserError: the file is not a checkpoint of an ICRTransformer, or its config is another one.
-    """
-    from zoo.icr.module import ICRTransformer
-
-    trained, checkpoint = read_config(path)
-    if config is not None and config != trained:
-        raise UserError(f"{path} was trained as {trained}, not as {config}")
-    model = ICRTransformer(trained)
-    model.load_state_dict(checkpoint["state_dict"])
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-
-
 def _as_prompts(x_context: Tensor, y_context: Tensor, x_query: Tensor) -> tuple[Tensor, Tensor]:
     """One prompt per query, the examples and then the query: x (q, n + 1, D) and y (q, n + 1), whose last is 0."""
     x_context = x_context.reshape(len(x_context), x_query.shape[1])  # an empty list has one axis only
@@ -72,7 +44,7 @@ def _as_prompts(x_context: Tensor, y_context: Tensor, x_query: Tensor) -> tuple[
 
 
 @torch.no_grad()
-def predict_from_prompt(model: "ICRTransformer", x_context: Tensor, y_context: Tensor, x_query: Tensor) -> Tensor:
+def predict_from_prompt(model: Predictor, x_context: Tensor, y_context: Tensor, x_query: Tensor) -> Tensor:
     """Predict the y of each query (q, D) from the same examples (n, D), (n,), n < K. Queries do not see each other.
 
     Returns:
@@ -87,13 +59,13 @@ def predict_from_prompt(model: "ICRTransformer", x_context: Tensor, y_context: T
     return torch.cat([model(x_part, y_part)[:, -1] for x_part, y_part in batches]).to(x_query.device)
 
 
-def ridge_from_prompt(model: "ICRTransformer", x_context: Tensor, y_context: Tensor, x_query: Tensor) -> Tensor:
+def ridge_from_prompt(model: Predictor, x_context: Tensor, y_context: Tensor, x_query: Tensor) -> Tensor:
     """Predictions (q,) of ridge regression, the best estimator for new tasks, from the same prompt."""
     return ridge(*_as_prompts(x_context, y_context, x_query), model.config.sigma2)[:, -1]
 
 
 @torch.no_grad()
-def evaluate_ood_score(model: "ICRTransformer", n_samples: int = 10000, seed: int = 0) -> float:
+def evaluate_ood_score(model: Predictor, n_samples: int = 10000, seed: int = 0) -> float:
     """Mean squared error on new tasks from N(0, I), noise included, over all positions. The lowest is that of ridge.
 
     Args:

@@ -102,7 +102,8 @@ class RegressLM(RegressLMModule):
         Returns:
             The validation loss (nats per number token) after each epoch.
         """
-        return fine_tuning.fine_tune(self, examples, validation_examples, seed, **options)
+        held_out = None if validation_examples is None else self.rows(validation_examples)
+        return fine_tuning.fine_tune(self, self.rows(examples), held_out, seed, **options)
 
     # ---- predict
 

@@ -4,7 +4,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch import Trainer
@@ -16,18 +15,15 @@ from zoo.callbacks.early_stopping import EarlyStopping
 from zoo.errors import UserError
 from zoo.layers.lora import add_lora, merge_lora
 from zoo.optim import OptimizerConfig
-from zoo.regress_lm.example import Example
+from zoo.regress_lm.module import RegressLMModule
 from zoo.training.batches import BucketBatchSampler, Row, collate
 from zoo.training.random_streams import derive, stream
 
-if TYPE_CHECKING:
-    from zoo.regress_lm.api import RegressLM
-
 
 def fine_tune(
-    model: "RegressLM",
-    examples: Sequence[Example],
-    validation_examples: Sequence[Example] | None = None,
+    model: RegressLMModule,
+    rows: Sequence[Row],
+    validation_rows: Sequence[Row] | None = None,
     seed: int | None = None,
     *,
     max_epochs: int = 60,
@@ -42,18 +38,18 @@ def fine_tune(
     lora_alpha: float = 16.0,
     progress: bool = True,
 ) -> list[float]:
-    """Train `model` on `examples` in mini-batches, and leave it with the weights of the lowest validation loss.
+    """Train `model` on `rows` in mini-batches, and leave it with the weights of the lowest validation loss.
 
     AdamW with linear warm-up and cosine decay; fp16 with a gradient scaler on a GPU.
 
     Args:
         model: trained in place.
-        examples: texts and their numbers.
-        validation_examples: determine the best weights and when to stop. Default: a tenth of the examples, which is
-            then not trained on; fewer than 20 examples are all used for both.
+        rows: tokenized texts and their numbers.
+        validation_rows: determine the best weights and when to stop. Default: a tenth of the rows, which is then not
+            trained on; fewer than 20 rows are all used for both.
         seed: of the order, of the held-out part and of dropout. Default: 0.
         max_epochs: largest number of epochs; the cosine ends there.
-        batch_size: examples per step.
+        batch_size: rows per step.
         lr: peak learning rate.
         warmup_share: share of all steps that is warm-up.
         min_lr_ratio: the cosine ends at this share of `lr`.
@@ -68,16 +64,12 @@ def fine_tune(
         The validation loss (nats per number token) after each epoch.
 
     Raises:
-        UserError: there are no examples, or an example is unsuitable for the model.
+        UserError: there are no rows.
     """
-    if not examples or (validation_examples is not None and not validation_examples):
-        raise UserError(f"there are no {'validation ' if examples else ''}examples to fine-tune on")
+    if not rows or (validation_rows is not None and not validation_rows):
+        raise UserError(f"there are no {'validation ' if rows else ''}examples to fine-tune on")
     seed = seed or 0
-    train = model.rows(examples)
-    if validation_examples is not None:
-        held_out = model.rows(validation_examples)
-    else:
-        train, held_out = _split(train, seed)
+    train, held_out = _split(rows, seed) if validation_rows is None else (rows, validation_rows)
     batches = BucketBatchSampler([len(row.tokens) for row in train], batch_size, seed)
     steps = max_epochs * len(batches)
     optimizer_config = OptimizerConfig(
@@ -123,7 +115,7 @@ def fine_tune(
 
 
 @contextmanager
-def _settings(model: "RegressLM", optimizer_config: OptimizerConfig, seed: int) -> Iterator[None]:
+def _settings(model: RegressLMModule, optimizer_config: OptimizerConfig, seed: int) -> Iterator[None]:
     """Give the module other training settings for one fit: optimizer, seed, and validation by the loss only."""
     before = model.optimizer_config, model.dropout_seed, model.val_samples
     model.optimizer_config, model.dropout_seed, model.val_samples = optimizer_config, seed, 0
@@ -134,7 +126,7 @@ def _settings(model: "RegressLM", optimizer_config: OptimizerConfig, seed: int) 
         model.trainer = None  # otherwise copies and pickles of the model would contain the trainer and its data
 
 
-def _split(rows: list[Row], seed: int) -> tuple[list[Row], list[Row]]:
+def _split(rows: Sequence[Row], seed: int) -> tuple[Sequence[Row], Sequence[Row]]:
     """Training and held-out rows: a random tenth is held out; fewer than 20 rows are all used for both."""
     if len(rows) < 20:
         return rows, rows

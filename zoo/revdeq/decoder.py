@@ -16,7 +16,6 @@ from torch import Tensor
 from zoo.generation.decoders import dtype_of, evaluating
 from zoo.layers import KVCache
 from zoo.layers.attention import causal_mask
-from zoo.revdeq.model import RevDEQ
 
 
 class Decoder:
@@ -27,13 +26,13 @@ class Decoder:
     methods, which mix all positions.
 
     Args:
-        model: the network.
+        model: a `RevDEQ`; the type would make an import cycle.
         batch: number of rows B.
         max_len: number of columns at most, prompt included.
         precision: dtype of the matrix products, "fp32" or "bf16".
     """
 
-    def __init__(self, model: RevDEQ, batch: int, max_len: int, precision: str = "fp32") -> None:
+    def __init__(self, model: Any, batch: int, max_len: int, precision: str = "fp32") -> None:
         c = model.config
         self.model, self.bf16 = model, dtype_of(precision) == torch.bfloat16
         self.uncached = not c.warm_start and (c.fixed_point_tol is not None or c.solver in ("anderson", "broyden"))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zoo.errors import UserError
 from zoo.icr.model import ICRegConfig
-from zoo.icr.predict import load_model, read_config
+from zoo.icr.saved_model import load_model, read_config
 
 if TYPE_CHECKING:
     from zoo.icr.module import ICRTransformer

@@ -34,7 +34,8 @@ def read_torch_file(path: Path) -> tuple[LlamaConfig, Weights]:
     elif "base_digest" in keys:
         base = content["hyper_parameters"]["base"]
         raise UserError(
-            f"{path} holds only the parameters trained on top of {base}: merge them with zoo.llama.export_classifier.export"
+            f"{path} holds only the parameters trained on top of {base}: merge them with "
+            "zoo.llama.export_classifier.export"
         )
     elif {"state_dict", "hyper_parameters"} <= keys:
         settings, weights = content["hyper_parameters"], strip_prefixes(content["state_dict"], "model.")
