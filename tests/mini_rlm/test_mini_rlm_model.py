@@ -68,7 +68,7 @@ def test_a_text_is_never_truncated():
     """The original script truncated rows to 50 characters, before the dropout rate at their end."""
     model = network("transformer", max_seq_len=8)
     model(torch.zeros(1, 8, dtype=torch.long))
-    with pytest.raises(ValueError, match="position 8 lies beyond"):
+    with pytest.raises(ValueError, match="position 8 is beyond"):
         model(torch.zeros(1, 9, dtype=torch.long))
     long = torch.zeros(1, 300, dtype=torch.long)
     changed = long.clone()

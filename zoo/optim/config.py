@@ -61,7 +61,7 @@ class OptimizerConfig:
                 raise UserError(f"{name} must be in [0, 1), not {getattr(self, name)}")
         if not 0 <= self.min_lr_ratio <= 1:
             raise UserError(f"min_lr_ratio must be in [0, 1], not {self.min_lr_ratio}")
-        if self.warmup_steps < 0:
+        if self.warmup_steps is not None and self.warmup_steps < 0:  # ICR: None is a constant rate
             raise UserError(f"warmup_steps must be at least 0, not {self.warmup_steps}")
 
     def build(
