@@ -57,7 +57,7 @@ def data(repeats: int) -> list[Row]:
     loader = DataLoader(Items(task, 2048), batch_size=2048)
     ways = {"peer": lambda: next(iter(loader)), "ours": lambda: task.draw(2048, 0, "bench")}
     seconds = in_turn(ways, repeats)
-    return [row("a batch of 2048 prompts at once, beside item by item", seconds["peer"], seconds["ours"])]
+    return [row("a batch of 2048 prompts at once compared with item by item", seconds["peer"], seconds["ours"])]
 
 
 def trainer(steps: int, **options: Any) -> Trainer:
@@ -122,7 +122,7 @@ def step(repeats: int) -> list[Row]:
     ways |= {name: fit(SMALL, 128, steps, compile=compile, accelerator="cpu") for name, compile in ours.items()}
     seconds = {name: value / steps for name, value in in_turn(ways, repeats).items()}
     return [
-        row(f"a training step{name}, data included, beside a plain eager loop of {peer}", seconds[peer], seconds[name])
+        row(f"a training step{name}, data included, compared with a plain eager loop of {peer}", seconds[peer], seconds[name])
         for name in ours
         for peer in peers
     ]
@@ -138,7 +138,7 @@ def members(repeats: int) -> list[Row]:
         singles = [updater(Network(config), x, y) for _ in range(8)]
         ways = {"peer": lambda singles=singles: [one() for one in singles], "ours": stacked}
         seconds = in_turn(ways, 4 * repeats)
-        name = f"a step of 8 members of width {width} as a stack, beside 8 runs"
+        name = f"a step of 8 members of width {width} as a stack compared with 8 runs"
         rows.append(row(name, seconds["peer"], seconds["ours"]))
     return rows
 

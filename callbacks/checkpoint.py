@@ -75,7 +75,7 @@ class Checkpoint(LightningCheckpoint):
 
     `last.ckpt` is written after every validation, every `every_n_steps` steps, when training ends, and on Ctrl-C
     (SIGINT) and SIGTERM. A signal is recorded, and all ranks exchange it after an optimizer step: they save and stop
-    together, so that none waits for another. A second Ctrl-C stops at once, without saving.
+    together, so that none waits for another. A second Ctrl-C stops immediately, without saving.
 
     Args:
         dirpath: folder of the checkpoints. Default: the run's folder (the Trainer's `default_root_dir`).
@@ -176,7 +176,7 @@ class Checkpoint(LightningCheckpoint):
     def _record_signal(self, signum: int, frame: Any) -> None:
         self._signal = signum
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nStopping after this step, with last.ckpt saved; Ctrl-C again stops at once.", file=sys.stderr)
+        print("\nStopping after this step, with last.ckpt saved; Ctrl-C again stops immediately.", file=sys.stderr)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for signum, handler in self._handlers.items():

@@ -91,7 +91,7 @@ def test_mlp_reads_features_only():
         ({"encoder": "gru"}, "encoder is one of lstm, transformer, mlp, not 'gru'"),
         ({"pooling": "max"}, "pooling is one of mean, cls, last, not 'max'"),
         ({"n_layers": 0}, "n_layers must be at least 1, not 0"),
-        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), not 1.0"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), not 1.0"),
         ({"encoder": "transformer", "dim": 20, "n_heads": 4}, "dim 20 does not divide into n_heads 4 of even width"),
         ({"pooling": "cls", "bidirectional": False}, "a forward LSTM has read nothing: set bidirectional"),
         ({"encoder": "mlp"}, "set n_features to how many there are"),

@@ -230,9 +230,9 @@ class Narrow(Function):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"beta": 1}, "beta must lie in"),
-        ({"beta": 0}, "beta must lie in"),
-        ({"beta": 2.5}, "beta must lie in"),
+        ({"beta": 1}, "beta must be in"),
+        ({"beta": 0}, "beta must be in"),
+        ({"beta": 2.5}, "beta must be in"),
         ({"max_steps": 0}, "max_steps must be at least 1, not 0"),
         ({"tol": 0.0}, "the tolerance must be positive"),
         ({"tol": 1e-3, "backward": "unroll"}, "a tolerance does not go with backward=unroll"),

@@ -123,7 +123,7 @@ class ZooCLI(OpenLightningCLI):
         parser.add_argument(
             "--output_dir",
             type=str | None,
-            help="folder of the run; {data} stands for the data's label, {time} for the time of the start. Default: "
+            help="folder of the run; {data} is replaced by the data's label, {time} by the start time. Default: "
             "the checkpoint's folder, else runs/<model>",
         )
         parser.add_argument(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class RMSNorm(nn.Module):
     """Scales each vector (..., dim) to unit root mean square, then by a learned weight (dim,).
 
-    The mean is taken in fp32 whatever x's dtype, and the result is cast back before it is multiplied by the weight.
+    The mean is taken in fp32 for every dtype of x, and the result is cast back before it is multiplied by the weight.
     Llama does it in this order, and in 16 bits the order changes the result.
 
     Args:

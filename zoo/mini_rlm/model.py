@@ -67,7 +67,7 @@ class MiniRLMConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout must lie in [0, 1), not {self.dropout}")
+            raise UserError(f"dropout must be in [0, 1), not {self.dropout}")
         if self.encoder == "transformer" and self.dim % (2 * self.n_heads):
             raise UserError(f"dim {self.dim} does not divide into n_heads {self.n_heads} of even width")
         if self.encoder == "lstm" and self.pooling == "cls" and not self.bidirectional:

@@ -67,7 +67,7 @@ class RegressLMConfig:
             value = getattr(self, field.name)
             if "dropout" in field.name:
                 if not 0 <= value < 1:
-                    raise UserError(f"{field.name} must lie in [0, 1), not {value}")
+                    raise UserError(f"{field.name} must be in [0, 1), not {value}")
             elif value is not None and value < 1:
                 raise UserError(f"{field.name} must be at least 1, not {value}")
         if self.dim % (2 * self.n_heads):
@@ -116,7 +116,7 @@ class Attention(nn.Module):
         """query (B, H, L, hd) over memory (B, T, dim), without projecting the memory to keys and values -> (B, L, dim).
 
         The heads share the memory as their only key-value head. The keys' bias adds a constant to all scores of a query
-        and so has no effect.
+        and therefore does not change the result.
         """
         _, key, value = self.in_proj_weight.view(3, self.n_heads, -1, memory.shape[-1])  # (H, hd, dim) each
         # Queries of all heads in the memory's space.

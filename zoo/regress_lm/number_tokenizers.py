@@ -80,7 +80,7 @@ class NumberTokenizer(ABC):
         return ids.reshape(*values.shape, self.num_tokens)
 
     def clamped(self, values: ArrayLike) -> Flags:
-        """Whether each of values (...,) lies outside the range."""
+        """Whether each of values (...,) is outside the range."""
         values = np.asarray(values, dtype=np.float64)
         return self.tokenize(values.ravel())[1].reshape(values.shape)
 

@@ -54,7 +54,7 @@ class Row(NamedTuple):
 
 
 class TextBatch(NamedTuple):
-    """A batch of texts with their targets. Padding has no id of its own: `padding_mask` marks it."""
+    """A batch of texts with their targets. `padding_mask` marks padding, which is not a token id."""
 
     tokens: Tensor  # (B, T) int64, each row's ids, then zeros
     padding_mask: Tensor | None  # (B, T) bool, True at tokens; None where no row is padded

@@ -81,7 +81,7 @@ def solve(
         solver: solver for z with "implicit" and "phantom"; the other methods use the reversible iteration.
         backward_steps: steps of the backward pass: of "implicit" at most this many, until its residual is at most tol,
             or 1e-8 (default 50); of "phantom" exactly this many (default 5).
-        keep_every: with "reversible", save the states before every keep_every-th step, so that at most so many steps
+        keep_every: with "reversible", save the states before every keep_every-th step, so that at most keep_every steps
             are inverted in a row; for an N or a beta whose inverse would lose too many digits. None: save z0 only.
         max_reconstruction_error: the reversible backward pass raises ReconstructionError beyond this error.
 

@@ -26,7 +26,7 @@ def check_settings(
         UserError: a setting is out of range or does not go with another one; the message names both.
     """
     if not 0 < beta < 2 or beta == 1:
-        raise UserError(f"beta must lie in (0, 2) and not be 1, at which a step cannot be undone; it is {beta}")
+        raise UserError(f"beta must be in (0, 2) and not be 1, at which a step cannot be undone; it is {beta}")
     if tol is not None and not 0 < tol < math.inf:
         raise UserError(f"the tolerance must be positive, or null for a fixed number of steps, not {tol}")
     for name, value, allowed in (("backward", backward, get_args(Backward)), ("solver", solver, get_args(Solver))):
