@@ -122,7 +122,11 @@ def step(repeats: int) -> list[Row]:
     ways |= {name: fit(SMALL, 128, steps, compile=compile, accelerator="cpu") for name, compile in ours.items()}
     seconds = {name: value / steps for name, value in in_turn(ways, repeats).items()}
     return [
-        row(f"a training step{name}, data included, compared with a plain eager loop of {peer}", seconds[peer], seconds[name])
+        row(
+            f"a training step{name}, data included, compared with a plain eager loop of {peer}",
+            seconds[peer],
+            seconds[name],
+        )
         for name in ours
         for peer in peers
     ]

@@ -1,4 +1,4 @@
-"""The `zoo` command: answers help, version and list without importing torch, and passes every other verb to `zoo.cli.command_line`."""
+"""The `zoo` command: answers help, version and list without importing torch; `zoo.cli` runs every other verb."""
 
 import sys
 

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.cards import run_example
-from tests.resume import VALIDATION_END, assert_resume_is_bitwise
+from tests.resume import BATCH_END, EPOCH_END, VALIDATION_END, assert_resume_is_bitwise
 from zoo.__main__ import main
 from zoo.datamodules import TextLM
 from zoo.errors import UserError
@@ -54,6 +54,16 @@ def test_resume_is_bitwise(text, tmp_path, devices):
         lambda: data(text, tmp_path, num_workers=devices - 1),
         tmp_path, max_steps=6, max_epochs=-1, devices=devices, accumulate_grad_batches=2, every=4,
         val_check_interval=4, check_val_every_n_epoch=None, limit_val_batches=1, hooks=(VALIDATION_END,),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("limits", [{"max_epochs": 2}, {"max_epochs": 3, "max_steps": 4}])
+def test_resume_is_bitwise_when_epochs_limit_the_run(text, tmp_path, limits):
+    """The schedule then needs the length of the training loader, before Lightning restores its position."""
+    assert_resume_is_bitwise(
+        lambda: LlamaLM(**SIZES, dropout=0.1, warmup_steps=2),
+        lambda: TextLM(text, seq_len=64, batch_size=4, cache_dir=str(tmp_path / "cache")),
+        tmp_path, **limits, accumulate_grad_batches=3, every=4, limit_val_batches=1, hooks=(BATCH_END, EPOCH_END),
     )  # fmt: skip
 
 

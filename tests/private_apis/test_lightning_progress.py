@@ -63,3 +63,22 @@ def test_take_back_batches_makes_them_run_again(trained):
     assert not lightning_api.is_epoch_done(trainer)
     progress = lightning_api.training_progress(trainer)
     assert progress.total.ready == progress.total.started == progress.total.processed == progress.total.completed == 4
+
+
+def test_counting_steps_leaves_the_training_loader_unopened():
+    """It must open after a resumed run has restored its position: see total_training_steps."""
+
+    class Counting(Recorder):
+        def configure_optimizers(self):
+            self.steps = lightning_api.total_training_steps(self.trainer)
+            self.loader = self.trainer.fit_loop._combined_loader
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    module = Counting()
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=3, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, accumulate_grad_batches=2,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(TensorDataset(torch.ones(5, 1)), batch_size=1))
+    assert module.steps == 9 == trainer.global_step
+    assert module.loader is None

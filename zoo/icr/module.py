@@ -17,6 +17,7 @@ from zoo.icr.predict import Query, predict_from_prompt, ridge_from_prompt
 from zoo.icr.references import ridge
 from zoo.icr.settings import ICRSettings
 from zoo.icr.task import Task, as_prompts
+from zoo.private_apis.lightning_api import total_training_steps
 from zoo.training.module import ZooModule
 from zoo.training.random_streams import global_seed, stream
 from zoo.training.settings import part
@@ -114,7 +115,7 @@ class ICRTransformer(ZooModule):
         if self.settings.warmup_steps is None:
             total = 0  # a constant rate does not depend on it
         elif total < 0:
-            total = self.trainer.estimated_stepping_batches  # a DataLoader for a number of epochs
+            total = total_training_steps(self.trainer)  # a DataLoader for a number of epochs
         if not 0 <= total < math.inf:
             raise UserError("warmup_steps needs an end at which the rate is 0: give --trainer.max_steps")
         optimizer = self.settings.build(self.named_parameters())

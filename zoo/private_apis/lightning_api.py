@@ -42,6 +42,20 @@ def take_back_batches(trainer: Any, count: int) -> None:
     progress.is_last_batch = False
 
 
+def total_training_steps(trainer: Any) -> float:
+    """Optimizer steps of the whole run; infinity where nothing limits them.
+
+    `estimated_stepping_batches` opens the training loader if max_steps is not set. Lightning opens it only once, and
+    here that would be before a resumed run restores its counters and the loader's position. So the loader is dropped:
+    Lightning opens it again when training starts.
+    """
+    was_open = trainer.fit_loop._combined_loader is not None
+    steps = trainer.estimated_stepping_batches
+    if not was_open:
+        trainer.fit_loop._combined_loader = None
+    return steps
+
+
 def training_progress(trainer: Any) -> Any:
     """Lightning's record of training batches.
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from zoo.errors import UserError
 from zoo.optim import OptimizerConfig
-from zoo.private_apis.lightning_api import batch_index
+from zoo.private_apis.lightning_api import batch_index, total_training_steps
 from zoo.registry import registered_name
 from zoo.tokenizers import Tokenizer, from_state
 from zoo.training.random_streams import derive, global_seed
@@ -76,7 +76,7 @@ class ZooModule(LightningModule):
         Raises:
             UserError: the number of steps is unlimited, or an optimizer setting is outside its range.
         """
-        total_steps = self.trainer.estimated_stepping_batches
+        total_steps = total_training_steps(self.trainer)
         if total_steps == float("inf"):
             raise UserError("the learning-rate schedule needs the number of steps: set trainer.max_steps or max_epochs")
         optimizer = self.optimizer_config.build(self.named_parameters(), self.lr_scale)
