@@ -68,7 +68,14 @@ def test_take_back_batches_makes_them_run_again(trained):
 def test_counting_steps_leaves_the_training_loader_unopened():
     """It must open after a resumed run has restored its position: see total_training_steps."""
 
-    class Counting(Recorder):
+    class Counting(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(1, 1)
+
+        def training_step(self, batch, batch_idx: int):
+            return self.linear(batch[0]).square().mean()
+
         def configure_optimizers(self):
             self.steps = lightning_api.total_training_steps(self.trainer)
             self.loader = self.trainer.fit_loop._combined_loader
