@@ -3,9 +3,12 @@
 from zoo.callbacks.checkpoint import Checkpoint
 from zoo.callbacks.early_stopping import EarlyStopping
 from zoo.callbacks.mixed_precision import MixedPrecision
+from zoo.callbacks.non_finite import NonFinite
 from zoo.callbacks.plots import Plots
 from zoo.callbacks.predictions import Predictions
 from zoo.callbacks.samples import Samples
 from zoo.callbacks.throughput import Throughput
 
-__all__ = ["Checkpoint", "EarlyStopping", "MixedPrecision", "Plots", "Predictions", "Samples", "Throughput"]
+__all__ = [
+    "Checkpoint", "EarlyStopping", "MixedPrecision", "NonFinite", "Plots", "Predictions", "Samples", "Throughput",
+]  # fmt: skip

@@ -75,7 +75,8 @@ class Checkpoint(LightningCheckpoint):
 
     `last.ckpt` is written after every validation, every `every_n_steps` steps, when training ends, and on Ctrl-C
     (SIGINT) and SIGTERM. A signal is recorded, and all ranks exchange it after an optimizer step: they save and stop
-    together, so that none waits for another. A second Ctrl-C stops immediately, without saving.
+    together, so that none waits for another. A second Ctrl-C stops immediately, without saving. Weights that are not
+    finite are never saved: training then stops with an error.
 
     Args:
         dirpath: folder of the checkpoints. Default: the run's folder (the Trainer's `default_root_dir`).
@@ -102,6 +103,7 @@ class Checkpoint(LightningCheckpoint):
         self.every_n_steps = every_n_steps
         self.best_score: float | None = None
         self.best_model_path = ""  # the name under which Trainer.test(ckpt_path="best") looks
+        self.last_model_path = ""  # the newest checkpoint that this process has written
         self._signal: int | None = None
         self._handlers: dict[int, Any] = {}
         self._step = self._saved_step = -1
@@ -149,11 +151,19 @@ class Checkpoint(LightningCheckpoint):
 
     def _save(self, trainer: Trainer, name: str) -> str:
         path = str(Path(self.dirpath or ".") / name)
+        # Data-parallel ranks hold the same weights, so all of them refuse or none.
+        if not all(bool(p.isfinite().all()) for p in trainer.lightning_module.parameters()):
+            kept = f"; the last good checkpoint is {self.last_model_path}" if self.last_model_path else ""
+            raise UserError(
+                f"training has diverged: weights are not finite at step {trainer.global_step}, so {name} was not "
+                f"written. Lower --model.lr, or set --trainer.gradient_clip_val{kept}"
+            )
         self._saved_step = trainer.global_step
         trainer.save_checkpoint(path, weights_only=False)
         failure = getattr(trainer.strategy.checkpoint_io, "failure", None)
         if trainer.strategy.reduce_boolean_decision(failure is not None, all=False):
             raise failure or OSError(f"another process could not save the checkpoint {path}")
+        self.last_model_path = path
         return path
 
     def _improved(self, trainer: Trainer) -> bool:

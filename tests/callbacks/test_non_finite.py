@@ -6,6 +6,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests.commands import complaint
+from tests.commands import fit as fit_command
+from zoo.callbacks import Checkpoint
 from zoo.callbacks.non_finite import NonFinite
 from zoo.errors import UserError
 
@@ -72,3 +75,36 @@ def test_finite_training_is_unchanged():
 def test_settings_outside_their_range_are_refused(options):
     with pytest.raises(UserError, match="non_finite"):
         NonFinite(**options)
+
+
+# ---- checkpoints and the command line
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    class Diverged(Line):
+        def on_train_batch_end(self, *_):
+            self.net.weight.data.fill_(float("inf"))
+
+    trainer = Trainer(
+        accelerator="cpu", max_steps=2, callbacks=[Checkpoint(str(tmp_path))], logger=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    rows = DataLoader(TensorDataset(torch.ones(4, 1)), batch_size=1)
+    with pytest.raises(UserError, match=r"weights are not finite at step 2, so last\.ckpt was not written"):
+        trainer.fit(Diverged(), rows)
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
+def test_checkpoint_with_non_finite_weights_is_refused(run, tmp_path, capsys):
+    checkpoint = torch.load(run / "last.ckpt", weights_only=True)
+    checkpoint["state_dict"]["model.norm.weight"][0] = float("nan")
+    torch.save(checkpoint, tmp_path / "nan.ckpt")
+    message = complaint(capsys, 1, "validate", f"--ckpt_path={tmp_path / 'nan.ckpt'}")
+    assert "model.norm.weight is not finite: its run had diverged" in message
+
+
+def test_diverging_fit_exits_with_1_and_leaves_no_checkpoint(text_file, tmp_path, capsys):
+    out = tmp_path / "diverged"
+    assert fit_command(out, text_file, "--model.lr=1e9") == 1
+    assert "training has diverged" in capsys.readouterr().err
+    assert not list(out.glob("*.ckpt"))

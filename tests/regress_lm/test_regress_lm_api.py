@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from zoo.errors import UserError
 from zoo.regress_lm import Example, ExampleInput, RegressLM
 from zoo.regress_lm.estimates import summary
 from zoo.tokenizers import load_tokenizer
@@ -204,3 +205,12 @@ def test_fine_tune_and_sample_on_a_gpu():
     assert model.device.type == "cuda"
     [samples] = model.sample([ExampleInput("aab")], num_samples=64)
     assert np.median(samples) == 2.0
+
+
+def test_diverging_fine_tune_is_an_error_and_keeps_finite_weights():
+    model = RegressLM.from_scratch(max_input_len=16, dim=16, n_heads=2)
+    examples = [Example(x=str(i), y=float(i)) for i in range(8)]
+    with pytest.raises(UserError, match="training has diverged"):
+        model.fine_tune(examples, max_epochs=30, lr=1e30, progress=False)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert all(np.isfinite(samples).all() for samples in model.sample([ExampleInput(x="3")], num_samples=4))

@@ -41,6 +41,7 @@ CALLBACKS: dict[str, type[Callback]] = {  # top-level key -> class
     "checkpoint": callbacks.Checkpoint,
     "early_stopping": callbacks.EarlyStopping,
     "mixed_precision": callbacks.MixedPrecision,
+    "non_finite": callbacks.NonFinite,
     "throughput": callbacks.Throughput,
     "samples": callbacks.Samples,
     "predictions": callbacks.Predictions,

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from zoo.callbacks.best_weights import BestWeights
 from zoo.callbacks.early_stopping import EarlyStopping
+from zoo.callbacks.non_finite import NonFinite
 from zoo.errors import UserError
 from zoo.layers.lora import add_lora, merge_lora
 from zoo.optim import OptimizerConfig
@@ -64,7 +65,7 @@ def fine_tune(
         The validation loss (nats per number token) after each epoch.
 
     Raises:
-        UserError: there are no rows.
+        UserError: there are no rows, or training diverges; the model then has the best weights so far.
     """
     if not rows or (validation_rows is not None and not validation_rows):
         raise UserError(f"there are no {'validation ' if rows else ''}examples to fine-tune on")
@@ -88,7 +89,7 @@ def fine_tune(
             precision="16-mixed" if device.type == "cuda" else "32-true",
             max_epochs=max_epochs,
             gradient_clip_val=clip,
-            callbacks=[EarlyStopping("val_loss", patience=patience), best],
+            callbacks=[NonFinite(), EarlyStopping("val_loss", patience=patience), best],
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,

@@ -106,4 +106,9 @@ class ZooModule(LightningModule):
                     f"the checkpoint does not fit this {type(self).__name__}: {name} is {given} in the file and "
                     f"{expected} in the model; drop the settings that change the model's sizes"
                 )
+        for name, _ in self.named_parameters():
+            if name in state_dict and not state_dict[name].isfinite().all():
+                raise UserError(
+                    f"the checkpoint's tensor {name} is not finite: its run had diverged. Use an earlier checkpoint"
+                )
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
