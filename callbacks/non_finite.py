@@ -12,7 +12,7 @@ SMALLEST_SCALE = 2.0**-10  # a healthy fp16 loss scale is far above 1
 
 
 class NonFinite(Callback):
-    """Check the loss and the gradients of every optimizer step for NaN and infinity.
+    """Check the loss and the gradients of every optimizer step, and `val_loss`, for NaN and infinity.
 
     Gradients that an fp16 gradient scaler skips are not an error, unless its scale has fallen to almost nothing. On a
     GPU the result of the checks is read every `every_n_steps` steps, so that the host does not wait for the device.
@@ -79,6 +79,15 @@ class NonFinite(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._first_bad is not None and not trainer.sanity_checking:
             self._read(trainer, always=True)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Early stopping would end such a run as if it had converged.
+        loss = trainer.callback_metrics.get("val_loss")
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and loss is not None and not loss.isfinite():
+            raise UserError(
+                f"training has diverged: val_loss is {loss.item()} after step {trainer.global_step}. Lower --model.lr, or "
+                f"set --trainer.gradient_clip_val{_last_checkpoint(trainer)}"
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._read(trainer, always=True)
