@@ -85,8 +85,8 @@ class NonFinite(Callback):
         loss = trainer.callback_metrics.get("val_loss")
         if trainer.state.fn == "fit" and not trainer.sanity_checking and loss is not None and not loss.isfinite():
             raise UserError(
-                f"training has diverged: val_loss is {loss.item()} after step {trainer.global_step}. Lower --model.lr, or "
-                f"set --trainer.gradient_clip_val{_last_checkpoint(trainer)}"
+                f"training has diverged: val_loss is {loss.item()} after step {trainer.global_step}. "
+                f"Lower --model.lr, or set --trainer.gradient_clip_val{_last_checkpoint(trainer)}"
             )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
