@@ -46,7 +46,8 @@ class RevDEQLM(LanguageModel):
         compile: bool = False,
         **settings: Any,
     ) -> None:
-        config = RevDEQSettings(vocab_size=required_vocab_size(vocab_size, tokenizer, "RevDEQLM"), **settings)
+        vocab_size = required_vocab_size(vocab_size, tokenizer, "RevDEQLM")
+        config = RevDEQSettings(vocab_size=vocab_size, **settings)
         super().__init__(RevDEQ(part(config, RevDEQConfig)), config, tokenizer, compile)
         self.save_hyperparameters(ignore=["tokenizer"])
 
