@@ -151,13 +151,7 @@ class Checkpoint(LightningCheckpoint):
 
     def _save(self, trainer: Trainer, name: str) -> str:
         path = str(Path(self.dirpath or ".") / name)
-        # Data-parallel ranks hold the same weights, so all of them refuse or none.
-        if not all(bool(p.isfinite().all()) for p in trainer.lightning_module.parameters()):
-            kept = f"; the last good checkpoint is {self.last_model_path}" if self.last_model_path else ""
-            raise UserError(
-                f"training has diverged: weights are not finite at step {trainer.global_step}, so {name} was not "
-                f"written. Lower --model.lr, or set --trainer.gradient_clip_val{kept}"
-            )
+        self.refuse_non_finite(trainer, name)
         self._saved_step = trainer.global_step
         trainer.save_checkpoint(path, weights_only=False)
         failure = getattr(trainer.strategy.checkpoint_io, "failure", None)
@@ -165,6 +159,15 @@ class Checkpoint(LightningCheckpoint):
             raise failure or OSError(f"another process could not save the checkpoint {path}")
         self.last_model_path = path
         return path
+
+    def refuse_non_finite(self, trainer: Trainer, name: str) -> None:
+        """Raises UserError where a weight is not finite. Data-parallel ranks hold the same weights and decide alike."""
+        if not all(bool(p.isfinite().all()) for p in trainer.lightning_module.parameters()):
+            kept = f"; the last good checkpoint is {self.last_model_path}" if self.last_model_path else ""
+            raise UserError(
+                f"training has diverged: weights are not finite at step {trainer.global_step}, so {name} was not "
+                f"written. Lower --model.lr, or set --trainer.gradient_clip_val{kept}"
+            )
 
     def _improved(self, trainer: Trainer) -> bool:
         require_logged(trainer, "--checkpoint.monitor", self.monitor)

