@@ -58,7 +58,7 @@ def fine_tune(
         patience: stop after this many epochs without a lower validation loss.
         clip: largest Euclidean norm of the gradient of all weights; longer gradients are scaled down.
         lora_rank: train low-rank updates of this rank, merged into the weights at the end; 0 trains all weights.
-        lora_alpha: scale of the low-rank updates times lora_rank.
+        lora_alpha: the update is multiplied by lora_alpha / lora_rank.
         progress: show a progress bar.
 
     Returns:
