@@ -82,8 +82,8 @@ class Checkpoint(LightningCheckpoint):
         dirpath: folder of the checkpoints. Default: the run's folder (the Trainer's `default_root_dir`).
         monitor: name of the logged metric that decides which state is best.
         mode: "min" where a lower metric is better, "max" where a higher one is.
-        every_n_steps: save `last.ckpt` also after each this many optimizer steps, at least 1. Default: after
-            validations and at the end only.
+        every_n_steps: also save last.ckpt every this many optimizer steps, at least 1. Default: after validations and
+            at the end only.
     """
 
     def __init__(

@@ -34,6 +34,7 @@ def bag_of_words(
     from sklearn.naive_bayes import MultinomialNB
     from sklearn.pipeline import make_pipeline
 
+    # The grid of features: what counts as a token, and the value of a token in a text.
     tokens: dict[str, Any] = {"words": {"ngram_range": (1, 2)}}
     tokens["words and !?"] = tokens["words"] | {"token_pattern": WORD_PATTERN}
     tokens["all between spaces"] = tokens["words"] | {"token_pattern": r"\S+"}
@@ -47,6 +48,7 @@ def bag_of_words(
         )
         if (kind, name) != ("logistic regression", "presence")
     }
+    # Fit every combination to the training texts and keep the one with the best accuracy on the held-out texts.
     best = (-1.0, None, "")
     for name, vectorizer in vectorizers.items():
         features = vectorizer.fit_transform(texts)

@@ -26,7 +26,7 @@ class Arguments:
     Args:
         words: the words after the verb, with each config's name replaced by its file.
         values: those of `ckpt_path` and `output_dir`, where given.
-        class_paths: every class named for "model" and "data", the last one valid.
+        class_paths: all class names given for model and data, in order; the last one is used.
         keys: (dotted key, where it was given: a config's path, or "" for the command line).
     """
 

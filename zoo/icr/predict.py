@@ -53,6 +53,7 @@ def predict_from_prompt(model: Predictor, x_context: Tensor, y_context: Tensor, 
     Raises:
         UserError: shapes do not fit, there are too many examples, or a number is not finite.
     """
+    # Make one prompt per query and read the prediction at its last position, where y is unknown.
     check_prompt(model.config, x_context, y_context, x_query)
     x, y = (part.to(model.device, torch.float32) for part in _as_prompts(x_context, y_context, x_query))
     batches = zip(x.split(BATCH), y.split(BATCH), strict=True)
@@ -75,6 +76,7 @@ def evaluate_ood_score(model: Predictor, n_samples: int = 10000, seed: int = 0) 
     """
     if n_samples < 1:
         raise UserError(f"n_samples must be at least 1, not {n_samples}")
+    # New tasks: every prompt has its own, from N(0, I).
     x, y, _ = model.config.with_diversity("inf").draw(n_samples, seed, "ood", device=model.device)
     batches = zip(x.split(BATCH), y.split(BATCH), strict=True)
     errors = [(model(x_part, y_part) - y_part).square().mean(-1) for x_part, y_part in batches]

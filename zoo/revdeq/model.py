@@ -55,8 +55,8 @@ class RevDEQConfig:
         backward: gradient method. reversible: exact, memory does not grow with N. unroll: ordinary backpropagation.
             checkpoint: the same gradients as unroll, saving only the states of each step. implicit, phantom:
             approximate where the iteration has not converged.
-        keep_every: with backward=reversible, save the states before every keep_every-th step; for an N or beta whose
-            inverse loses too many digits. null: save the start only.
+        keep_every: with backward=reversible, save the state every keep_every steps, so that at most keep_every steps
+            are inverted at once; for many steps, or beta far from 0.5. null: save the start only.
         solver: with backward=implicit or phantom: reversible, plain (damped iteration), anderson or broyden.
         warm_start: in generation, start each token from the state of the token before, and cache converged states only.
             Needs block=post_norm and fixed_point_tol, which sets the accuracy.

@@ -43,6 +43,7 @@ def scores(models: list[SavedModel], n_prompts: int) -> dict[str, Any]:
                     for name in ("ridge", "dmmse")
                 }
                 references.append({"M": M} | exact)
+            # The checkpoint's errors on both kinds of prompts.
             errors = {
                 kind: summary(e.errors(predict_in_batches(model, e.prompts.x, e.prompts.y)))
                 for kind, e in evaluations.items()

@@ -28,6 +28,7 @@ def train_members(members: list[Diversity], args: argparse.Namespace, metadata: 
     """Train the members to their end. A stack that fails does not stop the next one."""
     with ExitStack() as locks:
         for step, together in unfinished_members(members, args, metadata, locks).items():
+            # Members at the same step train together, at most `stack` at a time.
             size = args.stack or len(together)
             for stack in (together[i : i + size] for i in range(0, len(together), size)):
                 try:
@@ -35,6 +36,7 @@ def train_members(members: list[Diversity], args: argparse.Namespace, metadata: 
                 except Exception as error:
                     if os.environ.get("ZOO_DEBUG"):
                         raise
+                    # Members of a failed stack that have not ended are marked as failed.
                     for M in stack:
                         if metadata.members()[str(M)]["status"] == "running":
                             reason = f"{type(error).__name__}: {one_sentence(str(error))}"
@@ -48,6 +50,7 @@ def train_stack(members: list[Diversity], step: int, args: argparse.Namespace, r
     # Losses are checked at every evaluation and checkpoint, and at least every 50 steps.
     period = math.gcd(eval_every, args.checkpoint_every or eval_every)
     check_every = max(size for size in range(1, min(50, period) + 1) if period % size == 0)
+    # Data, model, callback and trainer of the stack.
     config = model_config(args)
     task = {field.name: getattr(config, field.name) for field in fields(Task)}
     data = StackedTasks(members, **task, batch_size=args.batch_size, n_val=args.n_val)
@@ -79,12 +82,15 @@ def unfinished_members(
     This process holds a lock on each of them until `locks` are closed; members locked by others are left out.
     """
     by_step: dict[int, list[Diversity]] = {}
+    # Train from the beginning, or from the members' checkpoints of this step.
     for M in members:
         if metadata.members()[str(M)]["status"] not in ENDED:
+            # Another process may train this member at the moment.
             last = member_folder(args.output_dir, M) / "last.ckpt"
             if not lock(last.with_name("lock"), locks):
                 print(f"zoo: another process trains M {M}: it is left to that", file=sys.stderr)
                 continue
+            # The member continues after the step of its last checkpoint.
             step = read_checkpoint(last)["global_step"] if last.exists() else 0
             if step == args.num_steps:  # it was killed after its last checkpoint
                 metadata.report(M, "done", step=step)
