@@ -103,6 +103,7 @@ class Reviews(RowViews, TextData):
     def labels(self) -> Labels:
         """The classes: from label_names, or the labels of the training rows. They are stored in the settings."""
         given, column = self.settings.label_names, self.settings.label_column
+        # Collect the labels of all training rows.
         if given is None:
             labels = set()
             for table in self.reader.tables.get("train", []):
@@ -141,6 +142,7 @@ class Reviews(RowViews, TextData):
         """The prompt before a text, and after it; None without a prompt."""
         if self.settings.prompt is None:
             return None
+        # The template with the classes filled in, cut at the place of the text.
         before, _, after = self.settings.prompt.replace("{choices}", self.choices).partition("{text}")
         return before, after
 
@@ -160,6 +162,7 @@ class Reviews(RowViews, TextData):
 
     def setup(self, stage: str) -> None:
         """Read and check the splits of a stage. Refuse to score placeholders; warn of labels that are all equal."""
+        # A score on placeholders would be meaningless.
         for split in self.unlabelled & {*SPLITS[stage]}:
             raise UserError(
                 f"the {split} split of {self.settings.data} has placeholders for labels (--data.unlabelled names it): "
@@ -167,6 +170,7 @@ class Reviews(RowViews, TextData):
             )
         super().setup(stage)
         for split in {"val", "test"} & {*SPLITS[stage]}:
+            # Labels that are all equal are probably placeholders.
             targets = self.targets(split)
             if len(targets) > 10 and np.ptp(targets) == 0:
                 label = self.label_spellings[int(targets[0, 0])]
@@ -196,6 +200,7 @@ class Reviews(RowViews, TextData):
         return [f"{before}{text.lower() if self.settings.lowercase else text}{after}" for text in texts]
 
     def _encode(self, split: str) -> TextRows:
+        # Encode all texts with BOS, and leave out rows that cannot be used.
         rows, limit = self.reader.rows(split), self.max_input_len
         bos = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
         encoded = self.tokenizer.encode_batch(self._prompted_texts(rows.texts))

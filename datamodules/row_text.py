@@ -41,12 +41,14 @@ class Rows(NamedTuple):
 
         Each part keeps the order of its rows.
         """
+        # Put the groups into random order, with their sizes.
         groups, group_of_row = np.unique(self.groups, return_inverse=True)
         order = torch.randperm(len(groups), generator=generator).numpy()
         sizes = np.bincount(group_of_row, minlength=len(groups))[order]
         # For each group, the fraction of all rows in the groups drawn before it.
         before = np.empty(len(groups))
         before[order] = (sizes.cumsum() - sizes) / max(len(group_of_row), 1)
+        # A row belongs to the part in which its group's fraction falls; those beyond all parts are for training.
         ends = np.cumsum(list(fractions.values()))
         part = np.searchsorted(ends, before[group_of_row], side="right")  # (N,)
         return {name: self.select(np.flatnonzero(part == i)) for i, name in enumerate([*fractions, "train"])}
@@ -85,6 +87,7 @@ class RowLayout(NamedTuple):
             self._check_columns(table, need_targets)
             for place, cells in table.rows:
                 try:
+                    # The row's text, its targets, and its group (its place, if rows are independent).
                     text, numbers = self.text(cells), [self.target(cells, name, need_targets) for name in self.targets]
                     group = _cell(cells, self.group) if self.group is not None and need_targets else place
                 except UserError as error:
@@ -101,6 +104,7 @@ class RowLayout(NamedTuple):
 
     def _check_columns(self, table: Table, need_targets: bool) -> None:
         """Raises UserError where the header lacks a column: then the option is wrong, not a row."""
+        # The options that name columns, with the columns that they name.
         options = {"text_column" if self.row_format == "text" else "columns": self.columns}
         if need_targets:
             target = "target_columns" if self.classes is None else "label_column"
@@ -113,6 +117,7 @@ class RowLayout(NamedTuple):
         for option, names in options.items():
             for name in names:
                 if table.columns is not None and name not in table.columns:
+                    # Suggest the column with the most similar name.
                     near = difflib.get_close_matches(name, table.columns, n=1)
                     hint = f" (did you mean {near[0]!r}?)" if near else ""
                     raise UserError(
@@ -138,6 +143,7 @@ class RowLayout(NamedTuple):
             raise UserError(f"its {'target' if self.classes is None else 'label'} {name!r} is empty")
         if self.classes is not None:
             label = label_text(cell)
+            # A label is accepted as it is written, or as a whole number without decimals.
             number = self.classes.get(str(cell).strip(), self.classes.get(label))
             if number is None:
                 raise UserError(f"its label {_shorten(label)} is none of {', '.join(self.classes)}")
@@ -158,6 +164,7 @@ class RowLayout(NamedTuple):
         Raises:
             UserError: it is empty, or the text column holds a list or a mapping.
         """
+        # A text column is used unchanged.
         if self.row_format == "text":
             cell = _cell(cells, self.columns[0])
             if isinstance(cell, list | dict):
@@ -166,6 +173,7 @@ class RowLayout(NamedTuple):
             if not text.strip():
                 raise UserError(f"its text, {self.columns[0]!r}, is empty")
             return text
+        # Several columns are rendered in their order; at least one must hold something.
         words = {name: _word(cells.get(name)) for name in self.columns}
         if not any(words.values()):
             raise UserError(f"all of {list_columns(self.columns)} are empty in it")
@@ -183,6 +191,7 @@ def parse_columns(names: str | list[str] | None, known: Collection[str] = ()) ->
     """
     if not names:
         return []
+    # A string may be one name that contains commas.
     if isinstance(names, str):
         names = [names] if names in known else [name.strip() for name in names.split(",") if name.strip()]
     stripped = {name.strip(): name for name in known}

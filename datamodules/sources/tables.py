@@ -80,6 +80,7 @@ def read_table(file: Path, column_names: list[str] | None, bad: BadRows) -> Tabl
     Raises:
         UserError: the file is empty, has another suffix, or has a bad row.
     """
+    # The suffix decides the format.
     suffix = file.suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(f"{file} is not a table that can be read: give one of {', '.join(sorted(SUFFIXES))}")
@@ -105,6 +106,7 @@ def read_labelled(file: Path, bad: BadRows, label_column: str = "label", text_co
     """
     rows: list[tuple[str, Cells]] = []
     for line, content in enumerate(_read_text(file).split("\n"), start=1):
+        # The first ||| separates label and text.
         label, bar, text = content.partition("|||")
         if not content.strip():
             continue
@@ -137,6 +139,7 @@ def _detect_separator(file: Path, names: list[str] | None) -> str:
 
     A separator gives a table if it splits each of the first rows into the same number of fields, at least two.
     """
+    # Try the usual separator first, then the others, on the first rows.
     usual = _SEPARATORS[file.suffix.lower()]
     if names is not None and len(names) == 1:
         return usual
@@ -203,6 +206,7 @@ def _header(fields: list[str]) -> list[str]:
 
 def _read_json(file: Path, bad: BadRows) -> Iterator[tuple[str, Cells]]:
     """One object per line; or one list of objects, which may span lines."""
+    # A file that starts with a bracket is one list; otherwise each line is an object.
     text = _read_text(file)
     if text.lstrip().startswith("["):
         try:
@@ -233,6 +237,7 @@ def _read_yaml(file: Path, bad: BadRows) -> Iterator[tuple[str, Cells]]:
         where = f" at line {mark.line + 1}" if mark else ""
         bad.refuse(str(file), _not_utf8(text) or f"it is not valid YAML{where} ({problem})")
         return
+    # A list has a row for each entry; a mapping is a single row.
     if isinstance(item, list):
         yield from _mappings(((f"{file}, row {i}", row) for i, row in enumerate(item, start=1)), bad)
     elif not item:

@@ -227,7 +227,6 @@ class DecoderLayer(FeedForward):
         keys, values = present if past is None else (torch.cat(pair, 2) for pair in zip(past, present, strict=True))
         x = x + self.residual(self.self_attn(query, keys, values, causal=past is None and x.shape[1] > 1))
         # Cross-attention: the M rows of a text are M L queries of its memory.
-        # Cross-attention: all rows that share a text are queries of that text's keys and values.
         batch = len(text if isinstance(text, Tensor) else text[0])
         queries = self.norm2(x).view(batch, -1, x.shape[-1])  # (B, M L, dim)
         (query,) = self.multihead_attn.project(queries, slice(0, 1))  # (B, H, M L, hd)
@@ -321,8 +320,8 @@ class EncoderDecoder(nn.Module):
 
     def flops(self, length: int) -> int:
         """Floating-point operations of training on one text of `length` tokens, forward and backward."""
-        # Multiplications of a forward pass: 4 d^2 per token for the projections of attention, 2 d h for the feed-forward
-        # part, and 2 d per pair of query and key.
+        # Multiplications of a forward pass: 4 d^2 per token for the projections of attention, 2 d h for the
+        # feed-forward part, and 2 d per pair of query and key.
         c, number_len = self.config, self.config.number_len
         square, feed_forward = c.dim**2, 2 * c.feed_forward_dim * c.dim
         encoder = c.n_encoder_layers * ((4 * square + feed_forward) * length + 2 * c.dim * length**2)

@@ -205,7 +205,7 @@ class P10Tokenizer(NumberTokenizer):
         lowest = self.digits - 1 - self.exponent  # exponent of the smallest number's first digit
         size = np.abs(_finite(values))
         mantissa, exponent = significant(size, 10, self.digits, lowest)
-        # A mantissa never starts with 0: such a number becomes the smallest one or 0, whichever is nearer.
+        # Only 0 has a mantissa that starts with 0: a smaller number becomes 10...0 or 0, whichever is nearer.
         small, least = mantissa < 10 ** (self.digits - 1), float(product(np.array(1), 10, np.array(lowest)))
         exponent = np.where(small, np.where(size > least / 2, lowest, 0), exponent)
         mantissa = np.where(small, np.where(size > least / 2, 10 ** (self.digits - 1), 0), mantissa)

@@ -48,6 +48,7 @@ class Tokenizer(ABC):
         """
         if not continued:
             return self._encode_batch(texts)
+        # Encode the text behind a line end, as it appears in the document, then remove the line end's tokens.
         [line_end] = self._encode_batch(["\n"])
         n, after = len(line_end), self._encode_batch(["\n" + text for text in texts])
         # A byte-level BPE may merge the line end with a following indent; then the text is encoded alone, because such
@@ -63,6 +64,7 @@ class Tokenizer(ABC):
         Raises:
             UserError: an id is outside the vocabulary.
         """
+        # Ids outside the vocabulary are the sign of a model that was trained with another tokenizer.
         checked = [int(i) for i in ids]
         for i in checked:
             if not 0 <= i < self.vocab_size:
@@ -103,6 +105,7 @@ class TextStream:
     def push(self, token: int) -> str:
         """The text that `token` completes; "" within a character."""
         self._window.append(int(token))
+        # An incomplete character waits for the tokens that complete it.
         piece = self._pending()
         if not piece or piece.endswith("\ufffd"):
             return ""
