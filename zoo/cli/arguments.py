@@ -45,6 +45,7 @@ def read_arguments(words: list[str]) -> Arguments:
     arguments = Arguments()
     rest = list(words)
     while rest:
+        # A config is given as --config NAME, --config=NAME, -c NAME or -cNAME.
         word = rest.pop(0)
         option, equals, value = word.partition("=")
         is_config = option in ("--config", "-c") or (word.startswith("-c") and not word.startswith("--"))
@@ -57,6 +58,7 @@ def read_arguments(words: list[str]) -> Arguments:
             arguments.words.append(f"--config={path}")
             _add_settings(arguments, settings, source=path)
         elif option.startswith("--"):
+            # An option's value follows after "=" or as the next word.
             follows = bool(rest) and not rest[0].startswith("--")
             if option in FLAGS and not equals and not follows:
                 word = f"{option}=true"
@@ -72,11 +74,13 @@ def read_arguments(words: list[str]) -> Arguments:
 
 def _load_config(value: str) -> tuple[str, dict[str, Any]]:
     """The path and the settings of a config given by name, as a file, or as YAML text."""
+    # A file name contains none of these signs of YAML.
     is_text = any(sign in value for sign in ("{", "\n", ": "))
     path = Path(value) if is_text else find_config(value)
     try:
         settings = get_loader("yaml")(value if is_text else path.read_text(encoding="utf-8"))
     except loader_exceptions() as error:
+        # YAML errors know their line.
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where else ""
         raise UserError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', error)}") from error

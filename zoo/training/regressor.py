@@ -121,6 +121,7 @@ class Regressor(ZooModule):
         return {"loss": float(outputs["loss"].mean()), **scores(outputs["prediction"], outputs["target"])}
 
     def _evaluate_and_gather(self, split: str, batch: TextBatch) -> dict[str, Tensor]:
+        # Outputs of all batches are gathered, because some metrics are not means over batches.
         self.check_batch(batch)
         outputs = self.evaluate(batch)
         self.gathered[split].update(**outputs)
@@ -147,6 +148,7 @@ class Regressor(ZooModule):
 
     def predict_step(self, batch: TextBatch, batch_idx: int) -> list[dict[str, Any]]:
         """For each text "index", its place in the data; "input", the text; "prediction"; and "target" where known."""
+        # One dictionary per text, with the target where it is known.
         rows = zip(batch.index.tolist(), batch.texts, self.estimate(batch), batch.targets, strict=True)
         return [
             {"index": i, "input": text, "prediction": to_json(prediction)} | target_fields(target)
