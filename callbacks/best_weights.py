@@ -27,7 +27,6 @@ class BestWeights(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         require_logged(trainer, "monitor", self.monitor)
-        # Copy the weights if the metric is below all earlier values, of which NaN does not count.
         value = trainer.callback_metrics[self.monitor].item()
         if value < min((v for v in self.values if not math.isnan(v)), default=math.inf):
             self._copy(pl_module)

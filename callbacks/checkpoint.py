@@ -35,6 +35,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         partial = path.with_name(path.name + ".tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # Flush and fsync before the rename: otherwise the new name could refer to data that is not on the disk.
             with open(partial, "wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
@@ -112,6 +113,7 @@ class Checkpoint(LightningCheckpoint):
         self._step = self._saved_step = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # The strategy writes checkpoints; give it the atomic writer.
         self.dirpath = self.dirpath or trainer.default_root_dir
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # a user's own plugin stays
             trainer.strategy.checkpoint_io = AtomicCheckpointIO(deferred=True)

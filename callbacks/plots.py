@@ -30,7 +30,6 @@ class Plots(Callback):
         self._columns: dict[str, list[np.ndarray]] = {}
 
     def _collect(self, outputs: Any) -> None:
-        # Steps return a batch of tensors or a list of rows; both become flat columns.
         rows = outputs if isinstance(outputs, list) else [outputs]
         for row in rows if self.enabled else []:
             if isinstance(row, dict) and {"prediction", "target"} <= row.keys():

@@ -56,14 +56,12 @@ class Predictions(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         print(file=sys.stderr)
         for path, file in self.files.items():
-            # The file is complete: give it its name.
             file.close()
             _partial(path).replace(path)
             print(path, file=sys.stderr)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         for path, file in self.files.items():
-            # An incomplete file is removed.
             if not file.closed:
                 file.close()
                 _partial(path).unlink()

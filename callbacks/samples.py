@@ -36,7 +36,6 @@ class Samples(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or not self.max_new_tokens:
             return
-        # Only for models that generate text, and only with TensorBoard.
         sample_text = getattr(pl_module, "sample_text", None)
         if sample_text is None or not isinstance(trainer.logger, TensorBoardLogger):
             return

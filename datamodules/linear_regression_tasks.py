@@ -206,6 +206,7 @@ def read_queries(path: str, task: Task) -> list[Query]:
     queries: list[Query] = []
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file of prompts {path}")
+    # Each line that is not blank is one prompt.
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -221,6 +222,7 @@ def read_queries(path: str, task: Task) -> list[Query]:
                     f"are lists of numbers ({error})"
                 ) from error
             try:
+                # The message of the check gets the file and the line in front.
                 check_prompt(task, *parts)
             except UserError as error:
                 raise UserError(f"{path} line {number}: {error}") from error

@@ -31,6 +31,7 @@ def write_once(file: Path, write: Callable[[Path], None]) -> None:
         return
     # The lock lets one process write, and the rename makes the file appear only when it is complete.
     temporary = file.with_suffix(".half")  # overwrites the remains of a killed process
+    # An existing file is complete; otherwise wait for the lock, and write it if it is still missing.
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):

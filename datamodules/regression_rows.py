@@ -211,6 +211,7 @@ class RegressionRows:
         change = Augmentation(s.synonyms, s.background, s.number_formats, s.jitter)
         all_texts, all_ids = [*texts], [*ids]
         for copy in range(copies):
+            # Change every text, and tokenize the changed texts as the original ones.
             new = [change(text, Random(derive(seed, "augment", row, copy))) for row, text in enumerate(texts)]
             new_ids = tokenizer.encode_batch(self.rounded_texts(new))
             for row, tokens in enumerate(new_ids):

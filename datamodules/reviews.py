@@ -86,6 +86,7 @@ class Reviews(RowViews, TextData):
         self.save_hyperparameters(asdict(options), logger=False)
         self.settings, self.max_input_len = options, options.max_input_len
         self.unlabelled = frozenset(parse_columns(options.unlabelled))
+        # Rows come from files, from the hub, or from the generated opinions.
         self.reader = RowReader(
             options,
             self._choose_layout,
@@ -118,6 +119,7 @@ class Reviews(RowViews, TextData):
             classes = labels_of_rows(labels)
         else:
             classes = read_labels(given)
+        # Store the classes, so that a checkpoint can be used with other data.
         self.hparams["label_names"] = str(classes)
         return classes
 
@@ -203,6 +205,7 @@ class Reviews(RowViews, TextData):
         # Encode all texts with BOS, and leave out rows that cannot be used.
         rows, limit = self.reader.rows(split), self.max_input_len
         bos = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
+        # Empty texts stay empty, without BOS, so that the next step refuses them.
         encoded = self.tokenizer.encode_batch(self._prompted_texts(rows.texts))
         ids = [[*bos, *tokens] if tokens else [] for tokens in encoded]
         used = [i for i in range(len(ids)) if self.reader.has_valid_length(rows.places[i], len(ids[i]))]

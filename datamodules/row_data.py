@@ -137,6 +137,7 @@ class RowReader:
         # Read the split when first requested; an empty one is an error.
         if split not in self._rows:
             rows = self._read(split)
+            # Name the option that makes the split larger.
             if not rows.texts:
                 options = "lower --data.val_fraction and --data.test_fraction"
                 remedy = options if split == "train" else f"raise --data.{split}_fraction"
@@ -200,6 +201,7 @@ class RowReader:
 
     def _has_targets(self, table: Table) -> bool:
         """Whether a row has a target. A table without rows keeps its split, whose error then names it."""
+        # One cell with a value is enough.
         names = parse_columns(self._target_columns, table.names)
         return not table.rows or any(not is_missing(cells.get(name)) for _, cells in table.rows for name in names)
 

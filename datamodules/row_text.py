@@ -83,6 +83,7 @@ class RowLayout(NamedTuple):
             UserError: a table lacks a column, no row can be used, or a row is bad.
         """
         texts, targets, places, groups = [], [], [], []
+        # Missing columns are an error of the options; problems of single rows are left to the policy for bad rows.
         for table in tables:
             self._check_columns(table, need_targets)
             for place, cells in table.rows:
@@ -97,6 +98,7 @@ class RowLayout(NamedTuple):
                 targets.append(numbers or [math.nan])
                 places.append(place)
                 groups.append(str(group))
+        # Nothing was left: name the first table, and the reason of the first bad row.
         if not texts:
             others = f", nor do the {len(tables) - 1} files read with it" if len(tables) > 1 else ""
             raise UserError(f"{tables[0].name} has no row that can be used{others}{bad.first()}")
@@ -139,6 +141,7 @@ class RowLayout(NamedTuple):
             return math.nan
 
     def _parse_target(self, cell: Any, name: str) -> float:
+        # An empty cell is neither a number nor a label.
         if cell is None or (isinstance(cell, str) and not cell.strip()):
             raise UserError(f"its {'target' if self.classes is None else 'label'} {name!r} is empty")
         if self.classes is not None:
@@ -154,6 +157,7 @@ class RowLayout(NamedTuple):
             value = float(cell)
         except (ValueError, TypeError, OverflowError):
             raise UserError(f"its target {name!r} is {_shorten(cell)}, not a number") from None
+        # float() also accepts "inf" and "nan".
         if not math.isfinite(value):
             raise UserError(f"its target {name!r} is {value}, not a finite number")
         return value

@@ -269,6 +269,7 @@ def hub_tables(data: str, suffixes: Set[str], embedded: str, cache_dir: Path) ->
 
     if not online():  # only look in the cache, without half a minute of retries
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    # Download the data set, or find it in the cache.
     try:
         available = datasets.load_dataset(name, config or None, cache_dir=str(cache_dir))
     except Exception as error:  # no network, no such data set or no such config: errors of many types

@@ -54,7 +54,6 @@ def labels_of_rows(labels: set[str]) -> Labels:
     for label in sorted(labels, key=lambda label: (len(label), label)):
         spelling.setdefault(label_text(label), label)  # 0 and 0.0 are one class, called 0
     distinct = spelling.values()
-    # Numerical order, so that 10 comes after 9.
     are_numbers = all(label.removeprefix("-").isdecimal() for label in distinct)
     names = sorted(distinct, key=int) if are_numbers else sorted(distinct)
     return _check({label: label for label in names}, "the training rows")

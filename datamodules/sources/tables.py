@@ -144,12 +144,14 @@ def _detect_separator(file: Path, names: list[str] | None) -> str:
     if names is not None and len(names) == 1:
         return usual
     for separator in (usual, *(other for other in _SEPARATOR_NAMES if other != usual)):
+        # Numbers of fields in the first rows; a separator that gives an error is not the right one.
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as content:
             rows = csv.reader(content, **_csv_options(file, separator))
             try:
                 sizes = {len(fields) for fields in islice(rows, _SAMPLED_ROWS) if fields}
             except csv.Error:
                 continue
+        # All rows must agree, and with the given names if they are separated by another sign than the usual one.
         if len(sizes) == 1 and min(sizes) > 1 and (separator == usual or names is None or sizes == {len(names)}):
             if separator != usual:
                 message = f"zoo: {file}: its columns are separated by {_SEPARATOR_NAMES[separator]}"
@@ -184,6 +186,7 @@ def _read_separated(file: Path, names: list[str] | None, bad: BadRows) -> Table:
                     else:
                         raise UserError(f"it has {len(fields)} fields, not the {len(names)} of the columns")
                 except (csv.Error, UserError) as error:
+                    # An error in the first row leaves the columns unknown, so it always stops.
                     if names is None:
                         raise UserError(f"{file} has no header that can be read: {error}") from error
                     bad.refuse(f"{file}, line {line}", str(error).replace("'\t'", "a tab"))
@@ -210,6 +213,7 @@ def _read_json(file: Path, bad: BadRows) -> Iterator[tuple[str, Cells]]:
     text = _read_text(file)
     if text.lstrip().startswith("["):
         try:
+            # Rows of a list have numbers instead of lines.
             items = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{file} is not valid JSON ({error})") from error
@@ -218,6 +222,7 @@ def _read_json(file: Path, bad: BadRows) -> Iterator[tuple[str, Cells]]:
     for line, content in enumerate(text.split("\n"), start=1):
         if content.strip():
             try:
+                # A bad line does not affect the others.
                 item = json.loads(content)
             except (ValueError, RecursionError) as error:
                 reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
@@ -249,6 +254,7 @@ def _read_yaml(file: Path, bad: BadRows) -> Iterator[tuple[str, Cells]]:
 def _mappings(rows: Iterable[tuple[str, Any]], bad: BadRows) -> Iterator[tuple[str, Cells]]:
     """Those of the rows that are mappings and UTF-8 text."""
     for place, cells in rows:
+        # Each row must map names to values, and its texts must be UTF-8.
         if not isinstance(cells, dict):
             bad.refuse(place, "it is not a mapping of names to values")
         elif reason := _not_utf8(*(cell for cell in cells.values() if isinstance(cell, str))):

@@ -38,6 +38,7 @@ def bag_of_words(
     tokens: dict[str, Any] = {"words": {"ngram_range": (1, 2)}}
     tokens["words and !?"] = tokens["words"] | {"token_pattern": WORD_PATTERN}
     tokens["all between spaces"] = tokens["words"] | {"token_pattern": r"\S+"}
+    # Every kind of token with every kind of feature, except presence for logistic regression.
     vectorizers = {
         f"{token}, {name}": vectorizer(**options, **tokens[token])
         for token in tokens
@@ -52,6 +53,7 @@ def bag_of_words(
     best = (-1.0, None, "")
     for name, vectorizer in vectorizers.items():
         features = vectorizer.fit_transform(texts)
+        # Values of the smoothing or of the inverse penalty.
         if kind == "naive Bayes":
             models = {f"alpha {a}": MultinomialNB(alpha=a) for a in (0.03, 0.1, 0.3, 1.0)}
         else:

@@ -54,15 +54,18 @@ def read_arguments(words: list[str]) -> Arguments:
                 value = word[2:]  # -cNAME
             elif not equals:
                 value = rest.pop(0) if rest else ""
+            # Note the settings of the config, and pass its path on to the parser.
             path, settings = _load_config(value)
             arguments.words.append(f"--config={path}")
             _add_settings(arguments, settings, source=path)
         elif option.startswith("--"):
             # An option's value follows after "=" or as the next word.
             follows = bool(rest) and not rest[0].startswith("--")
+            # A flag without value means true.
             if option in FLAGS and not equals and not follows:
                 word = f"{option}=true"
             arguments.words.append(word)
+            # The next word is this option's value.
             if not equals and follows:
                 value = rest.pop(0)
                 arguments.words.append(value)
@@ -80,7 +83,6 @@ def _load_config(value: str) -> tuple[str, dict[str, Any]]:
     try:
         settings = get_loader("yaml")(value if is_text else path.read_text(encoding="utf-8"))
     except loader_exceptions() as error:
-        # YAML errors know their line.
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where else ""
         raise UserError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', error)}") from error

@@ -55,7 +55,6 @@ class CheckpointInfo:
 
     def check_tokenizer(self, data: Any) -> None:
         """Raises UserError where the data's tokenizer has another vocabulary size than the model was trained with."""
-        # The size that the model was trained with, if its settings name it.
         trained = (self.model or {}).get("init_args", {}).get("vocab_size")
         given = getattr(data, "vocab_size", trained)
         if given != trained:

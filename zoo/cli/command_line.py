@@ -67,12 +67,14 @@ class ZooCLI(OpenLightningCLI):
             self.arguments = read_arguments(argv[1:])
         except UnknownConfigError as error:
             refuse(str(error))
-        # Classes named on the command line override those of the checkpoint.
+        # Classes that the command names take precedence over those of the checkpoint.
         self.class_names = ClassNames(self.arguments.class_paths)
         self.checkpoint_info = self._read_checkpoint()
+        # All verbs but fit take model and data from the checkpoint; fit takes them from the config.
         stored = self.checkpoint_info.defaults() if self.checkpoint_info and self.verb != "fit" else {}
         self.classes = self.class_names.load({group: spec["class_path"] for group, spec in stored.items()})
         self._refuse_renamed()
+        # Lightning's command line parses the words, builds the objects and runs the verb.
         super().__init__(
             ZooModule,
             ZooDataModule,
@@ -147,7 +149,7 @@ class ZooCLI(OpenLightningCLI):
         info = self.checkpoint_info
         if info and self.verb != "fit":
             self.verb_parser(self.verb).set_defaults(info.defaults())
-        # Parse, then replace the checkpoint's path by the file that was found.
+        # Parse; Lightning loads the checkpoint that was found, and the model itself weights of another project.
         self.config = parser.parse_args(args)
         config = self.config[self.verb]
         config.ckpt_path = None if info is None or info.is_external else info.path
@@ -218,7 +220,6 @@ class ZooCLI(OpenLightningCLI):
             raise UserError(str(error)) from error
 
     def more_callbacks(self, trainer_config: dict[str, Any]) -> list[Callback]:
-        # The learning rate is logged where there is a logger, and the progress bar is shown unless it is off.
         more: list[Callback] = []
         if trainer_config["logger"]:
             more.append(LearningRateMonitor())

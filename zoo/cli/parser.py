@@ -32,6 +32,7 @@ class ZooParser(LightningArgumentParser):
         # Recognise the kind of message, and suggest the name that was probably meant.
         if option := api.unknown_option(message):
             return f"there is no option {option}{did_you_mean(option, self._option_names())}"
+        # An unknown key inside a class or config: compare with the settings of the same group.
         if setting := api.unknown_setting(message):
             group = f"--{api.key_of(message) or ''}".removesuffix(".init_args")
             names = [name.removeprefix(group).lstrip(".-") for name in self._option_names() if name.startswith(group)]
@@ -40,6 +41,7 @@ class ZooParser(LightningArgumentParser):
             return f"there is no model or data class {name!r}{did_you_mean(name, [*MODELS, *DATA_MODULES])}"
         if problem := api.failed_import(message):
             return f"there is no model or data class {problem[0]!r}: {problem[1]}"
+        # Missing files and missing arguments.
         if path := api.missing_file(message):
             return f"there is no file {os.path.relpath(path)}"
         if missing := api.missing_arguments(message):

@@ -76,7 +76,6 @@ def evaluate_ood_score(model: Predictor, n_samples: int = 10000, seed: int = 0) 
     """
     if n_samples < 1:
         raise UserError(f"n_samples must be at least 1, not {n_samples}")
-    # New tasks: every prompt has its own, from N(0, I).
     x, y, _ = model.config.with_diversity("inf").draw(n_samples, seed, "ood", device=model.device)
     batches = zip(x.split(BATCH), y.split(BATCH), strict=True)
     errors = [(model(x_part, y_part) - y_part).square().mean(-1) for x_part, y_part in batches]

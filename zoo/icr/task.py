@@ -89,6 +89,7 @@ class Task:
     task_seed: int = 0
 
     def __post_init__(self) -> None:
+        # One example to learn from and one to predict are the least that a prompt can hold.
         if self.D < 1:
             raise UserError(f"D must be at least 1, not {self.D}")
         if self.K < 2:

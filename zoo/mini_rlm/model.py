@@ -165,6 +165,7 @@ class LSTM(nn.Module):
     def forward(self, x: Tensor, padding_mask: Tensor | None, lengths: Tensor) -> Tensor:
         if padding_mask is None:
             return self.lstm(x)[0]
+        # Packing skips the padding; unpacking puts zeros there.
         packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
         return pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=x.shape[1])[0]
 
@@ -183,6 +184,7 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(c.dim)
 
     def forward(self, x: Tensor, padding_mask: Tensor | None, lengths: Tensor) -> Tensor:
+        # Keys to attend to: all tokens that are not padding.
         mask = torch.ones(1, x.shape[1], dtype=torch.bool, device=x.device) if padding_mask is None else padding_mask
         for layer in self.layers:
             x = layer(x, self.rotary, mask[:, None, None])

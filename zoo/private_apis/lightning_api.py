@@ -35,7 +35,6 @@ def is_batch_unfinished(trainer: Any) -> bool:
 
 def take_back_batches(trainer: Any, count: int) -> None:
     """Count an unfinished batch and the last `count` finished batches as not started, so that they run again."""
-    # Set all counts back to the batches whose optimizer step is kept.
     progress = training_progress(trainer)
     for counts in (progress.total, progress.current):
         counts.processed -= count
@@ -50,7 +49,6 @@ def total_training_steps(trainer: Any) -> float:
     here that would be before a resumed run restores its counters and the loader's position. So the loader is dropped:
     Lightning opens it again when training starts.
     """
-    # Drop the loader only if this call has opened it.
     was_open = trainer.fit_loop._combined_loader is not None
     steps = trainer.estimated_stepping_batches
     if not was_open:

@@ -277,7 +277,6 @@ class EncoderDecoder(nn.Module):
         # With few queries, counted over the heads, attending to the memory itself is cheaper than projecting it.
         has_few_queries = numbers.shape[1] * self.config.n_heads < self.config.dim
         text = [memory] * self.config.n_decoder_layers if has_few_queries else self.project_memory(memory)
-        # Position l reads the tokens before l.
         shifted = F.pad(numbers[:, :-1], (1, 0))  # (B, L): 0 starts every row
         return self.decode(shifted, text, padding_mask)[0]
 

@@ -64,7 +64,6 @@ class Tokenizer(ABC):
         Raises:
             UserError: an id is outside the vocabulary.
         """
-        # Ids outside the vocabulary are the sign of a model that was trained with another tokenizer.
         checked = [int(i) for i in ids]
         for i in checked:
             if not 0 <= i < self.vocab_size:

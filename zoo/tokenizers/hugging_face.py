@@ -89,6 +89,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:
 def train_words(texts: Iterable[str]) -> HuggingFaceTokenizer:
     """A tokenizer with one token per word (text between white space) of `texts`; any other word is token 0, <unk>."""
     library = _library()
+    # Sorted, so that equal texts give equal ids.
     words = sorted({word for text in texts for word in text.split()} - {_UNKNOWN})
     vocabulary = {word: i for i, word in enumerate([_UNKNOWN, *words])}
     tokenizer = library.Tokenizer(library.models.WordLevel(vocabulary, unk_token=_UNKNOWN))
@@ -111,6 +112,7 @@ def read_gpt2(vocab: Path, merges: Path) -> HuggingFaceTokenizer:
         model = _library().models.BPE(vocab=ids, merges=pairs)
     except Exception as error:
         raise UserError(f"{vocab.name} and {merges.name} are not of the same vocabulary ({error})") from error
+    # GPT-2's document token both starts and ends a text.
     document = ids.get(DOCUMENT)
     tokenizer = _byte_level(model)
     if document is not None:
@@ -131,6 +133,7 @@ def read_tokenizer_json(file: Path) -> HuggingFaceTokenizer:
     token_to_id = HuggingFaceTokenizer(description, None, None)._tokenizer.token_to_id
 
     def first_id(key: str, usual_names: tuple[str, ...]) -> int | None:
+        # A configured name of null means that there is no such token.
         names = (configured[key],) if key in configured else usual_names
         return next((i for name in names if name is not None and (i := token_to_id(name)) is not None), None)
 

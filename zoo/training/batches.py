@@ -32,7 +32,6 @@ def as_token_batch(batch: Any) -> TokenBatch:
     """
     if isinstance(batch, TokenBatch):
         return batch
-    # A plain pair lacks the optional fields.
     if isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
         return TokenBatch(*batch)
     raise TypeError(f"a language model accepts a TokenBatch or (tokens, targets), both (B, T), not {_shape(batch)}")
@@ -92,6 +91,7 @@ def text_rows(
     # A single target per text becomes a column.
     columns = values.reshape(len(texts), -1)  # (N, K)
     rows = []
+    # A row needs at least one token, since models pool over tokens.
     for i, (text, ids) in enumerate(zip(texts, tokenizer.encode_batch(texts), strict=True)):
         if not ids:
             raise UserError(f"text {i} has no token: leave out empty texts")

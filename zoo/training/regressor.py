@@ -65,6 +65,7 @@ class Regressor(ZooModule):
 
     def check_batch(self, batch: Any) -> None:
         """Raises an error for something other than a `TextBatch`, or for a batch with the wrong number of targets."""
+        # Plain tensors lack the mask and the texts.
         if not isinstance(batch, TextBatch):
             raise TypeError(
                 f"{type(self).__name__} takes a TextBatch, not a {type(batch).__name__}: make Rows with "
@@ -148,7 +149,6 @@ class Regressor(ZooModule):
 
     def predict_step(self, batch: TextBatch, batch_idx: int) -> list[dict[str, Any]]:
         """For each text "index", its place in the data; "input", the text; "prediction"; and "target" where known."""
-        # One dictionary per text, with the target where it is known.
         rows = zip(batch.index.tolist(), batch.texts, self.estimate(batch), batch.targets, strict=True)
         return [
             {"index": i, "input": text, "prediction": to_json(prediction)} | target_fields(target)

@@ -46,6 +46,7 @@ def train_members(members: list[Diversity], args: argparse.Namespace, metadata: 
 def train_stack(members: list[Diversity], step: int, args: argparse.Namespace, report: Callable[..., None]) -> None:
     """Train some members, all of which have finished `step` steps, as one stacked model to their end."""
     seed_everything(args.seed, verbose=False)
+    # By default there are 20 evaluations.
     eval_every = min(args.eval_every or max(1, args.num_steps // 20), args.num_steps)
     # Losses are checked at every evaluation and checkpoint, and at least every 50 steps.
     period = math.gcd(eval_every, args.checkpoint_every or eval_every)
@@ -63,12 +64,14 @@ def train_stack(members: list[Diversity], step: int, args: argparse.Namespace, r
         check_every, report,
     )  # fmt: skip
     gpus = torch.cuda.device_count() if args.accelerator in ("auto", "gpu", "cuda") else 0
+    # Validation every eval_every steps; a share of a sweep on several GPUs uses the GPU of its number.
     trainer = Trainer(
         max_steps=args.num_steps, accelerator=args.accelerator, callbacks=[tracking, Progress()],
         devices=[(args.share[0] - 1 if args.share else 0) % gpus] if gpus else 1,
         val_check_interval=eval_every, check_val_every_n_epoch=None, num_sanity_val_steps=0, logger=False,
         enable_model_summary=False, use_distributed_sampler=False, default_root_dir=args.output_dir,
     )  # fmt: skip
+    # Train from the beginning, or from the members' checkpoints of this step.
     for M in members:
         report(M, "running", step=step)
     trainer.fit(stack, data, ckpt_path=args.output_dir / "last.ckpt" if step else None)
@@ -82,7 +85,6 @@ def unfinished_members(
     This process holds a lock on each of them until `locks` are closed; members locked by others are left out.
     """
     by_step: dict[int, list[Diversity]] = {}
-    # Train from the beginning, or from the members' checkpoints of this step.
     for M in members:
         if metadata.members()[str(M)]["status"] not in ENDED:
             # Another process may train this member at the moment.

@@ -112,6 +112,7 @@ def solve(
 
     # Forward: find z, recorded by autograd with "unroll" and "checkpoint", inside a Function with "reversible".
     if tracked and backward == "reversible":
+        # Without keep_every, or with at least N, only the start is saved.
         every = min(keep_every or max_steps, max_steps)
         if tol is None:
             warn_of_rounding(beta, every, state_dtype, max_reconstruction_error)
@@ -132,6 +133,7 @@ def solve(
         adjoint = Iteration(beta, backward_steps or IMPLICIT_STEPS, 1e-8 if tol is None else tol)
         z = Implicit.apply(call, adjoint_solver, adjoint, len(inputs), z, *inputs, *parameters)
     if tracked and backward == "phantom":
+        # A few damped steps from z, recorded by autograd.
         phantom = z
         for _ in range(backward_steps or PHANTOM_STEPS):
             phantom = relax(beta, phantom, evaluate(phantom))
