@@ -28,9 +28,9 @@ class NGram:
     def __init__(self, tokens: Ids, vocab_size: int, order: int = 3) -> None:
         if order < 1 or order * np.log2(vocab_size) > 62:
             raise UserError(f"an n-gram of order {order} over {vocab_size} tokens does not fit 62 bits")
-        # The unigram model: relative frequencies after adding one to each count.
         self.vocab_size, self.order = vocab_size, order
         if order == 1:
+            # The unigram model: relative frequencies after adding one to each count.
             smoothed = np.bincount(tokens, minlength=vocab_size) + 1.0
             self.unigram = smoothed / smoothed.sum()  # (V,)
             return

@@ -18,7 +18,6 @@ def summary(samples: Tensor, log_prob: Tensor) -> dict[str, Tensor]:
     # Interpolation between a number and infinity is undefined.
     interpolation = "nearest" if samples.isinf().any() else "linear"
     quantiles = samples.nanquantile(levels, dim=1, interpolation=interpolation).permute(1, 2, 0)  # (B, K, 5)
-    # The mode is the sample of the highest log-probability, not of the highest density.
     mean = samples.nanmean(1)  # (B, K)
     return {
         "median": quantiles[..., 2],

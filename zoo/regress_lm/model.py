@@ -172,7 +172,7 @@ class EncoderLayer(FeedForward):
         query, key, value = projected.unflatten(-1, (3, self.n_heads, -1)).unbind(2)  # (B, T, H, hd) each
         query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)  # (B, H, T, hd) each
-        # Every token attends to all tokens; both branches are added to the residual stream.
+        # Every token attends to all tokens except padding; both branches are added to the residual stream.
         attended = attend(query, key, value, mask=mask)  # (B, H, T, hd)
         x = x + self.residual(self.out_proj(attended.transpose(1, 2).flatten(2)))  # (B, T, dim)
         return x + self.residual(self.feed_forward(self.norm2(x)))
