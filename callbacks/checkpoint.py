@@ -30,16 +30,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.failure: OSError | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        # A crash while writing leaves the old checkpoint: the new one replaces it only when it is on the disk.
         path = Path(path)
         partial = path.with_name(path.name + ".tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # Flush and fsync before the rename: otherwise the new name could refer to data that is not on the disk.
             with open(partial, "wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            # Remove the incomplete file, and say whether an earlier checkpoint exists.
             partial.unlink(missing_ok=True)
             remains = "the one before it is untouched" if path.exists() else "nothing was written"
             self.failure = OSError(
@@ -62,6 +65,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def reason(error: BaseException) -> str:
     """The operating system's description of a failed write, from inside torch's exceptions."""
+    # Follow the chain of causes to the first OSError with a description.
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
@@ -82,8 +86,8 @@ class Checkpoint(LightningCheckpoint):
         dirpath: folder of the checkpoints. Default: the run's folder (the Trainer's `default_root_dir`).
         monitor: name of the logged metric that decides which state is best.
         mode: "min" where a lower metric is better, "max" where a higher one is.
-        every_n_steps: save `last.ckpt` also after each this many optimizer steps, at least 1. Default: after
-            validations and at the end only.
+        every_n_steps: also save last.ckpt every this many optimizer steps, at least 1. Default: after validations and
+            at the end only.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class Checkpoint(LightningCheckpoint):
         self._step = self._saved_step = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # The strategy writes checkpoints; give it the atomic writer.
         self.dirpath = self.dirpath or trainer.default_root_dir
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # a user's own plugin stays
             trainer.strategy.checkpoint_io = AtomicCheckpointIO(deferred=True)
@@ -126,6 +131,7 @@ class Checkpoint(LightningCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or _saves_nothing(trainer):
             return
+        # The best state first, so that last.ckpt records it too.
         if self._improved(trainer):
             self.best_model_path = self._save(trainer, "best.ckpt")
         self._save(trainer, "last.ckpt")
@@ -139,6 +145,7 @@ class Checkpoint(LightningCheckpoint):
         # Between two optimizer steps accumulated gradients would be lost: wait for the next step.
         if trainer.global_step == self._step or _saves_nothing(trainer):
             return
+        # A signal at any rank stops all ranks after the same step.
         stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         if stop or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
             self._save(trainer, "last.ckpt")
@@ -154,6 +161,7 @@ class Checkpoint(LightningCheckpoint):
         self.refuse_non_finite(trainer, name)
         self._saved_step = trainer.global_step
         trainer.save_checkpoint(path, weights_only=False)
+        # If the writing rank failed, all ranks raise, so that none waits for it.
         failure = getattr(trainer.strategy.checkpoint_io, "failure", None)
         if trainer.strategy.reduce_boolean_decision(failure is not None, all=False):
             raise failure or OSError(f"another process could not save the checkpoint {path}")
@@ -171,6 +179,7 @@ class Checkpoint(LightningCheckpoint):
 
     def _improved(self, trainer: Trainer) -> bool:
         require_logged(trainer, "--checkpoint.monitor", self.monitor)
+        # The first finite score is the best so far; later ones must be better than it.
         score = trainer.callback_metrics[self.monitor].item()
         better = math.isfinite(score) and (
             self.best_score is None or (score < self.best_score if self.mode == "min" else score > self.best_score)
@@ -187,6 +196,7 @@ class Checkpoint(LightningCheckpoint):
                 self._handlers[signum] = signal.signal(signum, self._record_signal)
 
     def _record_signal(self, signum: int, frame: Any) -> None:
+        # A second Ctrl-C raises KeyboardInterrupt at once.
         self._signal = signum
         signal.signal(signal.SIGINT, signal.default_int_handler)
         print("\nStopping after this step, with last.ckpt saved; Ctrl-C again stops immediately.", file=sys.stderr)

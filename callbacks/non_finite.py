@@ -46,6 +46,7 @@ class NonFinite(Callback):
         # Gradients are accumulated, averaged over ranks and unscaled here, so all ranks decide alike.
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             return  # the scaler skips overflowing steps itself
+        # The norm of all gradients is finite only if every element is.
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not gradients:
             return
@@ -63,6 +64,7 @@ class NonFinite(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        # With fp16, overflows are normal; an extremely small scale means that every step overflows.
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None:
             if trainer.global_step % self.every_n_steps == 0 and scaler.get_scale() < SMALLEST_SCALE:
@@ -71,6 +73,7 @@ class NonFinite(Callback):
                     f"Lower --model.lr, or set --mixed_precision.dtype bf16{_last_checkpoint(trainer)}"
                 )
             return
+        # A non-finite loss is noted even if the gradients are finite.
         loss = outputs["loss"] if isinstance(outputs, dict) and "loss" in outputs else outputs
         if isinstance(loss, Tensor) and self.action == "stop":
             self._note(loss.isfinite().all(), trainer.global_step)
@@ -94,6 +97,7 @@ class NonFinite(Callback):
 
     def _note(self, is_finite: Tensor, step: int) -> None:
         assert self._first_bad is not None
+        # Computed on the device, without waiting for it: the first bad step stays.
         is_first = ~is_finite & (self._first_bad < 0)
         self._first_bad = torch.where(is_first, torch.full_like(self._first_bad, step), self._first_bad)
 
@@ -102,6 +106,7 @@ class NonFinite(Callback):
         on_cpu = self._first_bad.device.type == "cpu"
         if not (always or on_cpu or trainer.global_step % self.every_n_steps == 0):
             return
+        # This waits for the device.
         step = int(self._first_bad)
         if step >= 0:
             raise UserError(

@@ -38,6 +38,7 @@ class Plots(Callback):
                     self._columns.setdefault(name, []).append(values.numpy())
 
     def _figures(self, model: Any) -> "dict[str, Figure]":
+        # All values since the last figures, which the next ones do not include.
         columns = {name: np.concatenate(parts) for name, parts in self._columns.items()}
         self._columns = {}
         figures: dict[str, Figure] = model.figures() if self.enabled and hasattr(model, "figures") else {}
@@ -58,6 +59,7 @@ class Plots(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
             return self._write(trainer, pl_module)
+        # Drawn by every rank and also for the sanity check, which clears the collected values.
         figures = self._figures(pl_module)
         if not trainer.sanity_checking and trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
             for name, figure in figures.items():

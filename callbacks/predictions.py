@@ -28,6 +28,7 @@ class Predictions(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.files = {}
+        # Open all files before the first batch, so that a path that cannot be written is an error at once.
         names = [self.path or f"{trainer.default_root_dir}/predictions.jsonl", self.text_path]
         for path in (Path(name) for name in names if name):
             if trainer.world_size > 1:
@@ -43,6 +44,7 @@ class Predictions(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
+        # One JSON object per row, and one line `label ||| text` in the second file.
         lines, *texts = self.files.values()
         for row in outputs:
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -37,6 +37,7 @@ class Throughput(Callback):
         self.warm = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # The clock runs from the first batch of a window, or of the part after a pause.
         if self.since is None:
             self.since = self._now(trainer)
         if self.first_step is None:
@@ -48,14 +49,17 @@ class Throughput(Callback):
         model: Any = pl_module
         if not hasattr(model, "count") or self.first_step is None:
             return
+        # Every rank is taken to have as many items as this one.
         self.items += model.count(batch) * trainer.world_size
         if trainer.global_step - self.first_step < self.every_n_steps:
             return
         self._pause(trainer)
+        # The first window is the warm-up, which is not reported.
         if self.warm and self.seconds > 0:
             speed = self.items / self.seconds
             model.log(f"{model.item}_per_second", speed, prog_bar=True, rank_zero_only=True)
             dtype = {"16": torch.float16, "bf": torch.bfloat16}.get(str(trainer.precision)[:2], torch.float32)
+            # Model FLOPs utilization: the share of the devices' peak speed.
             peak = get_available_flops(model.device, dtype)  # per device, None where it is not known
             if peak:
                 mfu = speed * model.flops_per_item(batch) / (peak * trainer.world_size)

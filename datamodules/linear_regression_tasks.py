@@ -63,6 +63,7 @@ class LinearRegressionTasks(ZooDataModule):
         for name in ("n_val", "n_test"):
             if self.hparams[name] < 1:
                 raise UserError(f"{name} must be at least 1, not {self.hparams[name]}")
+        # The distribution of the prompts, which the model shares.
         self.task = Task(D, K, sigma2, M, max_M, task_seed)
         for field in fields(Task):
             setattr(self, field.name, self.hparams[field.name])  # the command line passes these to the model
@@ -80,6 +81,7 @@ class LinearRegressionTasks(ZooDataModule):
 
     def draw(self, number: int) -> Prompts:
         """The prompts of one training batch on this process; batches are numbered from 0 over the whole run."""
+        # All ranks make the same draw, of which each takes its slice.
         rank, ranks = self.rank_and_ranks()
         prompts = self.task.draw(ranks * self.batch_size, self.seed, number, device=self.device)
         return prompts.rows(slice(rank * self.batch_size, (rank + 1) * self.batch_size))
@@ -176,6 +178,7 @@ class PromptLoader:
 
     def state_dict(self) -> dict[str, int]:
         """The number of finished batches whose gradients wait for the rest of their accumulation window."""
+        # Finished batches since the last optimizer step.
         progress = self._trainer.fit_loop.epoch_loop.batch_progress
         finished = progress.current.processed
         if progress.is_last_batch and finished == progress.current.ready:
@@ -184,6 +187,7 @@ class PromptLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Set Lightning's counters back by the batches that will be repeated."""
+        # Batches of an open window, and one that was interrupted, run again.
         progress = self._trainer.fit_loop.epoch_loop.batch_progress
         if state["unused"] or progress.total.ready > progress.total.processed:
             for count in (progress.total, progress.current):
@@ -202,11 +206,13 @@ def read_queries(path: str, task: Task) -> list[Query]:
     queries: list[Query] = []
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file of prompts {path}")
+    # Each line that is not blank is one prompt.
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
+                # Parse the line, then compare its shapes with the task.
                 row = json.loads(line)
                 names = ("x_context", "y_context", "x_query")
                 parts: list[Tensor] = [torch.tensor(row[name], dtype=torch.float32) for name in names]
@@ -216,6 +222,7 @@ def read_queries(path: str, task: Task) -> list[Query]:
                     f"are lists of numbers ({error})"
                 ) from error
             try:
+                # The message of the check gets the file and the line in front.
                 check_prompt(task, *parts)
             except UserError as error:
                 raise UserError(f"{path} line {number}: {error}") from error

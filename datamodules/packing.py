@@ -29,7 +29,9 @@ def write_once(file: Path, write: Callable[[Path], None]) -> None:
     """
     if file.exists():
         return
+    # The lock lets one process write, and the rename makes the file appear only when it is complete.
     temporary = file.with_suffix(".half")  # overwrites the remains of a killed process
+    # An existing file is complete; otherwise wait for the lock, and write it if it is still missing.
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
@@ -83,6 +85,7 @@ def chunk_rows(rows: Iterable[Row]) -> Iterator[Row]:
     """
     starts_document, lines, size = False, list[str](), 0
     for starts_here, text in rows:
+        # End the chunk before the start of a document, where it is long enough and may end, or where it is too long.
         can_split = bool(lines and lines[-1].strip() and not text[:2].isspace())
         if lines and (starts_here or (size >= CHUNK_CHARACTERS and can_split) or size >= BATCH_CHARACTERS):
             yield starts_document, "".join(lines)
@@ -96,6 +99,7 @@ def chunk_rows(rows: Iterable[Row]) -> Iterator[Row]:
 
 def _write_tokens(rows: Iterable[Row], tokenizer: Tokenizer, file: Path) -> dict[str, int]:
     """Write the ids of all rows, flush them to disk, and return the counts."""
+    # Encode batch by batch, and count tokens, words and bytes in passing.
     stats = {"tokens": 0, "words": 0, "bytes": 0}
     dtype = token_dtype(tokenizer.vocab_size)
     with file.open("wb") as out:
@@ -126,6 +130,7 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 def _encode(batch: list[Row], tokenizer: Tokenizer) -> Iterator[list[int]]:
     """The ids of each row, with BOS where a document starts."""
+    # Starts of documents and continuations are encoded separately, then yielded in the order of the rows.
     front = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     first = iter(tokenizer.encode_batch([text for is_start, text in batch if is_start]))
     later = iter(tokenizer.encode_batch([text for is_start, text in batch if not is_start], continued=True))
@@ -161,6 +166,7 @@ class Windows(Dataset):
         self.words_per_token = n_words / max(self.n_tokens - 1, 1)  # the first token is never predicted
 
     def __len__(self) -> int:
+        # Without a stride only complete windows; with one, as many as cover the last token.
         if self.stride is None:
             return (self.n_tokens - 1) // self.seq_len
         return 1 + max(0, -(-(self.n_tokens - 1 - self.seq_len) // self.stride))
@@ -168,12 +174,15 @@ class Windows(Dataset):
     def __getitem__(self, index: int) -> TokenBatch:
         if not 0 <= index < len(self):
             raise IndexError(index)
+        # T + 1 tokens, of which the first T are inputs and the last T targets.
         start = index * (self.stride or self.seq_len)
         window = torch.from_numpy(self._tokens[start : start + self.seq_len + 1].astype(np.int64))
+        # The last window may be shorter: pad it with targets that are not scored.
         missing = self.seq_len + 1 - len(window)
         tokens = torch.nn.functional.pad(window[:-1], (0, missing))  # (T,)
         targets = torch.nn.functional.pad(window[1:], (0, missing), value=IGNORED)  # (T,)
         scored = self.seq_len - missing
+        # The previous window has scored all but the last `stride` targets of this one.
         if self.stride is not None and index > 0:
             targets[: self.seq_len - self.stride] = IGNORED
             scored -= self.seq_len - self.stride

@@ -73,12 +73,14 @@ class RegressionSettings(RowSettings):
         super().__post_init__()
         if self.round_digits is not None and not 1 <= self.round_digits <= 17:
             raise UserError(f"--data.round_digits must be from 1 to 17, not {self.round_digits}")
+        # Options that contradict each other.
         if self.text_column and (self.columns or self.row_format not in (None, "text")):
             raise UserError(
                 "--data.text_column names the whole text: drop it, or drop --data.columns and --data.row_format"
             )
         if self.features and self.jitter:
             raise UserError("--data.features would be the numbers before --data.jitter changes them: drop one of them")
+        # Copies need a change, and changes need copies.
         changes = (self.synonyms, self.background, self.number_formats, self.jitter, self.target_jitter)
         if self.augment_copies < 0 or any(changes) != bool(self.augment_copies):
             raise UserError(
@@ -186,6 +188,7 @@ class RegressionRows:
 
     def _is_usable(self, place: str, ids: list[int], features: list[float] | None) -> bool:
         """Whether a row can be used; all rows of all splits must have as many features as the first."""
+        # Features must be finite in fp32 and equally many in all rows.
         bad = self.reader.bad_rows
         if not self.reader.has_valid_length(place, len(ids)):
             return False
@@ -204,9 +207,11 @@ class RegressionRows:
     ) -> tuple[list[str], list[list[int]]]:
         """All rows, then the first copies of all, and so on; a copy that would be too long is left unchanged."""
         s = self.settings
+        # Each copy of each row has its own random stream.
         change = Augmentation(s.synonyms, s.background, s.number_formats, s.jitter)
         all_texts, all_ids = [*texts], [*ids]
         for copy in range(copies):
+            # Change every text, and tokenize the changed texts as the original ones.
             new = [change(text, Random(derive(seed, "augment", row, copy))) for row, text in enumerate(texts)]
             new_ids = tokenizer.encode_batch(self.rounded_texts(new))
             for row, tokens in enumerate(new_ids):
@@ -218,6 +223,7 @@ class RegressionRows:
 
     def _add_target_copies(self, targets: np.ndarray, copies: int, seed: int) -> np.ndarray:
         """(N (1 + copies), K): the targets (N, K) of all rows, then those of the first copies, and so on."""
+        # Multiply by exp(N(0, target_jitter^2)), which keeps signs.
         noise = torch.randn(copies, *targets.shape, generator=stream(seed, "target jitter"), dtype=torch.float64)
         jittered = targets * np.exp(self.settings.target_jitter * noise.numpy())
         return np.concatenate([targets, jittered.reshape(-1, targets.shape[1])])

@@ -89,6 +89,7 @@ class ZooDataModule(LightningDataModule):
     # ---- loaders
 
     def train_dataloader(self) -> "TrainLoader":
+        # The order is that of the whole data set; each rank takes its part of every step.
         dataset = self.dataset("train")
         rank, ranks = self.rank_and_ranks()
         return TrainLoader(
@@ -238,6 +239,7 @@ class TrainLoader:
         return {"epoch": epoch, "offset": offset, "unused": unused}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        # Continue at the stored position, and count batches from here.
         self._start = (state["epoch"], state["offset"])
         if self._trainer is None:
             return
@@ -260,6 +262,7 @@ class TrainLoader:
 
     def _position(self, unused: int = 0) -> tuple[int, int]:
         """Epoch and offset of the sample that follows the finished batches, without the last `unused` of them."""
+        # Count on from the start by the batches finished since: first to the end of its epoch, then by whole epochs.
         epoch, offset = self._start
         if self._trainer is None:
             return epoch, offset
@@ -275,6 +278,7 @@ class TrainLoader:
     def _batches_from(self, epoch: int, offset: int) -> Iterator[list[int]]:
         """This rank's part of every step from a position on, without end."""
         while True:
+            # A step is a block of the permutation, of which this rank takes its slice; an incomplete one is left out.
             order = self._order(epoch)
             for step_start in range(offset, self._samples - self._step_size + 1, self._step_size):
                 start = step_start + self._rank * self._batch_size

@@ -86,6 +86,7 @@ class Reviews(RowViews, TextData):
         self.save_hyperparameters(asdict(options), logger=False)
         self.settings, self.max_input_len = options, options.max_input_len
         self.unlabelled = frozenset(parse_columns(options.unlabelled))
+        # Rows come from files, from the hub, or from the generated opinions.
         self.reader = RowReader(
             options,
             self._choose_layout,
@@ -103,6 +104,7 @@ class Reviews(RowViews, TextData):
     def labels(self) -> Labels:
         """The classes: from label_names, or the labels of the training rows. They are stored in the settings."""
         given, column = self.settings.label_names, self.settings.label_column
+        # Collect the labels of all training rows.
         if given is None:
             labels = set()
             for table in self.reader.tables.get("train", []):
@@ -117,6 +119,7 @@ class Reviews(RowViews, TextData):
             classes = labels_of_rows(labels)
         else:
             classes = read_labels(given)
+        # Store the classes, so that a checkpoint can be used with other data.
         self.hparams["label_names"] = str(classes)
         return classes
 
@@ -141,6 +144,7 @@ class Reviews(RowViews, TextData):
         """The prompt before a text, and after it; None without a prompt."""
         if self.settings.prompt is None:
             return None
+        # The template with the classes filled in, cut at the place of the text.
         before, _, after = self.settings.prompt.replace("{choices}", self.choices).partition("{text}")
         return before, after
 
@@ -160,6 +164,7 @@ class Reviews(RowViews, TextData):
 
     def setup(self, stage: str) -> None:
         """Read and check the splits of a stage. Refuse to score placeholders; warn of labels that are all equal."""
+        # A score on placeholders would be meaningless.
         for split in self.unlabelled & {*SPLITS[stage]}:
             raise UserError(
                 f"the {split} split of {self.settings.data} has placeholders for labels (--data.unlabelled names it): "
@@ -167,6 +172,7 @@ class Reviews(RowViews, TextData):
             )
         super().setup(stage)
         for split in {"val", "test"} & {*SPLITS[stage]}:
+            # Labels that are all equal are probably placeholders.
             targets = self.targets(split)
             if len(targets) > 10 and np.ptp(targets) == 0:
                 label = self.label_spellings[int(targets[0, 0])]
@@ -196,8 +202,10 @@ class Reviews(RowViews, TextData):
         return [f"{before}{text.lower() if self.settings.lowercase else text}{after}" for text in texts]
 
     def _encode(self, split: str) -> TextRows:
+        # Encode all texts with BOS, and leave out rows that cannot be used.
         rows, limit = self.reader.rows(split), self.max_input_len
         bos = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
+        # Empty texts stay empty, without BOS, so that the next step refuses them.
         encoded = self.tokenizer.encode_batch(self._prompted_texts(rows.texts))
         ids = [[*bos, *tokens] if tokens else [] for tokens in encoded]
         used = [i for i in range(len(ids)) if self.reader.has_valid_length(rows.places[i], len(ids[i]))]

@@ -73,6 +73,7 @@ class RowSettings:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        # The cuts may take all training rows, but not more.
         val, test = self.val_fraction, self.test_fraction
         if not (val >= 0 and test >= 0 and val + test <= 1):
             raise UserError(
@@ -133,8 +134,10 @@ class RowReader:
         Raises:
             UserError: the data has no such split, the split is empty, or a row in it cannot be used.
         """
+        # Read the split when first requested; an empty one is an error.
         if split not in self._rows:
             rows = self._read(split)
+            # Name the option that makes the split larger.
             if not rows.texts:
                 options = "lower --data.val_fraction and --data.test_fraction"
                 remedy = options if split == "train" else f"raise --data.{split}_fraction"
@@ -148,6 +151,7 @@ class RowReader:
         Raises:
             UserError: it cannot be used, and the settings say "stop".
         """
+        # An empty text is a bad row; a long one stops the run, is truncated or is skipped.
         limit, long_rows = self.settings.max_input_len, self.settings.long_rows
         if not n_tokens:
             self.bad_rows.refuse(place, "its text is empty for the tokenizer")
@@ -176,6 +180,7 @@ class RowReader:
     @cached_property
     def tables(self) -> dict[str, list[Table]]:
         """The tables of each split that the data has, and those without targets as "predict"."""
+        # The source is a generated data set, a hub data set, or local files.
         data, path = self.settings.data, Path(self.settings.data).expanduser()
         if data in self._generated:
             return {split: [self._generated[data](split)] for split in ("train", "val", "test")}
@@ -183,6 +188,7 @@ class RowReader:
             offered = ", ".join(map(repr, self._generated))
             hub = hub_tables(data, tables.SUFFIXES, offered, self._cache_dir)
             return {split: [hub_table(f"{data} ({split})", table)] for split, table in hub.items()}
+        # Files belong to the split that their name says; files to predict are those without targets.
         given: dict[str, list[Table]] = {}
         for split, files in _files_by_split(path).items():
             for file in files:
@@ -195,15 +201,18 @@ class RowReader:
 
     def _has_targets(self, table: Table) -> bool:
         """Whether a row has a target. A table without rows keeps its split, whose error then names it."""
+        # One cell with a value is enough.
         names = parse_columns(self._target_columns, table.names)
         return not table.rows or any(not is_missing(cells.get(name)) for _, cells in table.rows for name in names)
 
     def _read(self, split: str) -> Rows:
+        # Prediction uses the rows without targets, or else the first of several splits that the data has.
         given = self.tables
         if split == "predict":
             # Data without splits is predicted as a whole.
             unsplit = () if {"val", "test"} & given.keys() else ("train",)
             return self._read_given(next(s for s in ("predict", *unsplit, "test", "val") if s in given), False)
+        # A split that the data has is read as it is; a missing one is cut from the training rows.
         if "train" not in given and split not in given:
             raise UserError(f"{self.settings.data} has no row with a target: it can only be predicted")
         if split in given and (split != "train" or "val" in given):
@@ -222,6 +231,7 @@ class RowReader:
     @cached_property
     def _cut_rows(self) -> dict[str, Rows]:
         """The training rows without the rows cut off, and those, as "val" and "test"."""
+        # Only missing splits are cut; the cut depends on split_seed alone.
         s = self.settings
         fractions = {"val": s.val_fraction, "test": s.test_fraction}
         fractions = {split: 0.0 if split in self.tables else fraction for split, fraction in fractions.items()}
@@ -282,6 +292,7 @@ def _files_by_split(path: Path) -> dict[str, list[Path]]:
         UserError: the training files are YAML, named so, and another YAML file names no split. Then "train" may be a
             word in the name of a text.
     """
+    # Names of YAML files may contain the word "train" by accident; then another YAML file names no split.
     files = split_files(path, tables.SUFFIXES)
     if path.is_dir():
         used = set(chain(*files.values()))

@@ -41,12 +41,14 @@ class Rows(NamedTuple):
 
         Each part keeps the order of its rows.
         """
+        # Put the groups into random order, with their sizes.
         groups, group_of_row = np.unique(self.groups, return_inverse=True)
         order = torch.randperm(len(groups), generator=generator).numpy()
         sizes = np.bincount(group_of_row, minlength=len(groups))[order]
         # For each group, the fraction of all rows in the groups drawn before it.
         before = np.empty(len(groups))
         before[order] = (sizes.cumsum() - sizes) / max(len(group_of_row), 1)
+        # A row belongs to the part in which its group's fraction falls; those beyond all parts are for training.
         ends = np.cumsum(list(fractions.values()))
         part = np.searchsorted(ends, before[group_of_row], side="right")  # (N,)
         return {name: self.select(np.flatnonzero(part == i)) for i, name in enumerate([*fractions, "train"])}
@@ -81,10 +83,12 @@ class RowLayout(NamedTuple):
             UserError: a table lacks a column, no row can be used, or a row is bad.
         """
         texts, targets, places, groups = [], [], [], []
+        # Missing columns are an error of the options; problems of single rows are left to the policy for bad rows.
         for table in tables:
             self._check_columns(table, need_targets)
             for place, cells in table.rows:
                 try:
+                    # The row's text, its targets, and its group (its place, if rows are independent).
                     text, numbers = self.text(cells), [self.target(cells, name, need_targets) for name in self.targets]
                     group = _cell(cells, self.group) if self.group is not None and need_targets else place
                 except UserError as error:
@@ -94,6 +98,7 @@ class RowLayout(NamedTuple):
                 targets.append(numbers or [math.nan])
                 places.append(place)
                 groups.append(str(group))
+        # Nothing was left: name the first table, and the reason of the first bad row.
         if not texts:
             others = f", nor do the {len(tables) - 1} files read with it" if len(tables) > 1 else ""
             raise UserError(f"{tables[0].name} has no row that can be used{others}{bad.first()}")
@@ -101,6 +106,7 @@ class RowLayout(NamedTuple):
 
     def _check_columns(self, table: Table, need_targets: bool) -> None:
         """Raises UserError where the header lacks a column: then the option is wrong, not a row."""
+        # The options that name columns, with the columns that they name.
         options = {"text_column" if self.row_format == "text" else "columns": self.columns}
         if need_targets:
             target = "target_columns" if self.classes is None else "label_column"
@@ -113,6 +119,7 @@ class RowLayout(NamedTuple):
         for option, names in options.items():
             for name in names:
                 if table.columns is not None and name not in table.columns:
+                    # Suggest the column with the most similar name.
                     near = difflib.get_close_matches(name, table.columns, n=1)
                     hint = f" (did you mean {near[0]!r}?)" if near else ""
                     raise UserError(
@@ -134,10 +141,12 @@ class RowLayout(NamedTuple):
             return math.nan
 
     def _parse_target(self, cell: Any, name: str) -> float:
+        # An empty cell is neither a number nor a label.
         if cell is None or (isinstance(cell, str) and not cell.strip()):
             raise UserError(f"its {'target' if self.classes is None else 'label'} {name!r} is empty")
         if self.classes is not None:
             label = label_text(cell)
+            # A label is accepted as it is written, or as a whole number without decimals.
             number = self.classes.get(str(cell).strip(), self.classes.get(label))
             if number is None:
                 raise UserError(f"its label {_shorten(label)} is none of {', '.join(self.classes)}")
@@ -148,6 +157,7 @@ class RowLayout(NamedTuple):
             value = float(cell)
         except (ValueError, TypeError, OverflowError):
             raise UserError(f"its target {name!r} is {_shorten(cell)}, not a number") from None
+        # float() also accepts "inf" and "nan".
         if not math.isfinite(value):
             raise UserError(f"its target {name!r} is {value}, not a finite number")
         return value
@@ -158,6 +168,7 @@ class RowLayout(NamedTuple):
         Raises:
             UserError: it is empty, or the text column holds a list or a mapping.
         """
+        # A text column is used unchanged.
         if self.row_format == "text":
             cell = _cell(cells, self.columns[0])
             if isinstance(cell, list | dict):
@@ -166,6 +177,7 @@ class RowLayout(NamedTuple):
             if not text.strip():
                 raise UserError(f"its text, {self.columns[0]!r}, is empty")
             return text
+        # Several columns are rendered in their order; at least one must hold something.
         words = {name: _word(cells.get(name)) for name in self.columns}
         if not any(words.values()):
             raise UserError(f"all of {list_columns(self.columns)} are empty in it")
@@ -183,6 +195,7 @@ def parse_columns(names: str | list[str] | None, known: Collection[str] = ()) ->
     """
     if not names:
         return []
+    # A string may be one name that contains commas.
     if isinstance(names, str):
         names = [names] if names in known else [name.strip() for name in names.split(",") if name.strip()]
     stripped = {name.strip(): name for name in known}

@@ -65,6 +65,7 @@ def open_corpus(
         FileNotFoundError: there is no such file, and no such data set on the hub.
         UserError: a file is not text, or a table lacks the column `text_column`.
     """
+    # Find the rows of each given split, and a digest that changes with their content.
     path = Path(data).expanduser()
     if data == "pydoc":
         digest, given = _pydoc()
@@ -75,6 +76,7 @@ def open_corpus(
         given = {s: _file_rows(group, text_column, join_rows, tables) for s, group in files.items()}
     else:
         digest, given = _hub(data, text_column, join_rows, cache_dir)
+    # Cut the missing splits; the digest includes the settings that change the rows.
     given = _complete(given, val_fraction, test_fraction)
     settings = repr((sorted(given), text_column, join_rows, val_fraction, test_fraction))
     return Corpus(hashlib.blake2b((digest + settings).encode(), digest_size=16).hexdigest(), given)
@@ -87,6 +89,7 @@ def _pydoc() -> tuple[str, dict[str, Rows]]:
     def order(name: str) -> bytes:
         return hashlib.blake2b(name.encode()).digest()
 
+    # Hash order mixes the topics, so that the splits are alike.
     documents = [topics[name] for name in sorted(topics, key=order)]
     digest = hashlib.blake2b("\0".join(documents).encode()).hexdigest()
     return digest, {"train": lambda: ((True, text) for text in documents)}
@@ -123,6 +126,7 @@ def split_files(path: Path, suffixes: Set[str]) -> dict[str, list[Path]]:
     """
     if path.is_file():
         return {"train": [path]}
+    # Use the files with known suffixes, and sort them into splits by their names.
     files = sorted(path.iterdir()) if path.is_dir() else _files_with_prefix(path)
     files = [file for file in files if file.suffix.lower() in suffixes]
     if not files:
@@ -150,10 +154,12 @@ def _digest(files: Iterable[Path]) -> str:
     digest = hashlib.blake2b()
     for file in files:
         digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        # Read in blocks; the decoder keeps the first bytes of a character that the block's end cuts.
         decoder, at = codecs.getincrementaldecoder("utf-8")(), 0
         with file.open("rb") as content:
             while True:
                 block = content.read(1 << 20)
+                # Bytes carried over from the previous block, which the error's offset counts.
                 pending = len(decoder.getstate()[0])
                 try:
                     decoder.decode(block, final=not block)
@@ -210,6 +216,7 @@ def _table_rows(table: Any, column: str, join_rows: bool, name: str) -> Iterator
         raise UserError(f"{name} has no column {column!r}: set --data.text_column to one of {columns}")
     is_first = True
     for row in table.select_columns([column]):
+        # A line of a joined document ends with a line end; empty rows are left out.
         text = "" if row[column] is None else str(row[column])
         if join_rows and not text.endswith("\n"):
             text += "\n"
@@ -248,18 +255,21 @@ def hub_tables(data: str, suffixes: Set[str], embedded: str, cache_dir: Path) ->
         UserError: the data set has no split for training.
     """
     path = Path(data).expanduser()
+    # Say which file was perhaps meant.
     missing = f"no text is at {path}"
     if path.parent.is_dir():
         near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], n=1)
         missing += f" (did you mean {path.with_name(near[0])}?)" if near else ""
     if path.is_absolute() or data[:1] in ".~" or path.suffix.lower() in suffixes:
         raise FileNotFoundError(f"{missing}: give a text file, a folder, a hub data set's name, or {embedded}")
+    # Otherwise it is the name of a hub data set.
     name, _, config = data.partition(":")
     import datasets
     from huggingface_hub import constants
 
     if not online():  # only look in the cache, without half a minute of retries
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    # Download the data set, or find it in the cache.
     try:
         available = datasets.load_dataset(name, config or None, cache_dir=str(cache_dir))
     except Exception as error:  # no network, no such data set or no such config: errors of many types
@@ -278,6 +288,7 @@ def _complete(given: dict[str, Rows], val_fraction: float, test_fraction: float)
 
     In the latter case the rows were given without splits, and the split "predict" has all of them.
     """
+    # Only missing splits get a share of the text, and "test" only where no split was given.
     unsplit = given.keys() == {"train"}
     val = 0.0 if "val" in given else val_fraction
     test = test_fraction if unsplit else 0.0
@@ -291,6 +302,7 @@ def _complete(given: dict[str, Rows], val_fraction: float, test_fraction: float)
 
         def rows() -> Iterator[Row]:
             nonlocal total
+            # A row belongs to the part in which it starts, counted in bytes.
             total = total or sum(len(text.encode()) for _, text in all_rows())
             at, is_first = 0, True
             for starts_document, text in all_rows():
@@ -303,6 +315,7 @@ def _complete(given: dict[str, Rows], val_fraction: float, test_fraction: float)
 
         return rows
 
+    # Training first, then validation, then test, in the order of the text.
     train = 1 - val - test
     splits = {"train": cut(0, train)} | ({"val": cut(train, train + val)} if val else {})
     splits |= ({"test": cut(train + val, 1)} if test else {}) | ({"predict": all_rows} if unsplit else {})

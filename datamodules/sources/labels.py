@@ -17,6 +17,7 @@ class Labels(NamedTuple):
     @property
     def classes(self) -> dict[str, int]:
         """What a row may contain -> number of the class: labels, names, and whole numbers without decimals."""
+        # Labels come first, names second, and whole numbers without decimals last.
         number = {name: i for i, name in enumerate(self.names)}
         labels = {label: number[name] for label, name in self.by_label.items()}
         exact = labels | {name: i for name, i in number.items() if name not in labels}
@@ -48,6 +49,7 @@ def labels_of_rows(labels: set[str]) -> Labels:
     Raises:
         UserError: there are fewer than two classes.
     """
+    # One class per number, with its shortest spelling.
     spelling: dict[str, str] = {}
     for label in sorted(labels, key=lambda label: (len(label), label)):
         spelling.setdefault(label_text(label), label)  # 0 and 0.0 are one class, called 0
@@ -67,6 +69,7 @@ def read_labels(given: object) -> Labels:
         FileNotFoundError: there is no such file.
         UserError: it is none of these, or names fewer than two classes.
     """
+    # Bring all forms to a mapping from label to name.
     source = "label_names"
     if isinstance(given, str):
         source, given = _parse(given)
@@ -86,6 +89,7 @@ def _parse(text: str) -> tuple[str, object]:
                 f"there is no file {path}: set --data.label_names to a JSON file, or to names separated by commas"
             )
         source, text = str(path), path.read_text(encoding="utf-8-sig")
+    # Text that is not JSON is a list of names separated by commas.
     if text.lstrip()[:1] not in ("[", "{") and source == "label_names":
         return source, [name.strip() for name in text.split(",") if name.strip()]
     try:

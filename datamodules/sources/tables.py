@@ -80,6 +80,7 @@ def read_table(file: Path, column_names: list[str] | None, bad: BadRows) -> Tabl
     Raises:
         UserError: the file is empty, has another suffix, or has a bad row.
     """
+    # The suffix decides the format.
     suffix = file.suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(f"{file} is not a table that can be read: give one of {', '.join(sorted(SUFFIXES))}")
@@ -105,6 +106,7 @@ def read_labelled(file: Path, bad: BadRows, label_column: str = "label", text_co
     """
     rows: list[tuple[str, Cells]] = []
     for line, content in enumerate(_read_text(file).split("\n"), start=1):
+        # The first ||| separates label and text.
         label, bar, text = content.partition("|||")
         if not content.strip():
             continue
@@ -137,16 +139,19 @@ def _detect_separator(file: Path, names: list[str] | None) -> str:
 
     A separator gives a table if it splits each of the first rows into the same number of fields, at least two.
     """
+    # Try the usual separator first, then the others, on the first rows.
     usual = _SEPARATORS[file.suffix.lower()]
     if names is not None and len(names) == 1:
         return usual
     for separator in (usual, *(other for other in _SEPARATOR_NAMES if other != usual)):
+        # Numbers of fields in the first rows; a separator that gives an error is not the right one.
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as content:
             rows = csv.reader(content, **_csv_options(file, separator))
             try:
                 sizes = {len(fields) for fields in islice(rows, _SAMPLED_ROWS) if fields}
             except csv.Error:
                 continue
+        # All rows must agree, and with the given names if they are separated by another sign than the usual one.
         if len(sizes) == 1 and min(sizes) > 1 and (separator == usual or names is None or sizes == {len(names)}):
             if separator != usual:
                 message = f"zoo: {file}: its columns are separated by {_SEPARATOR_NAMES[separator]}"
@@ -181,6 +186,7 @@ def _read_separated(file: Path, names: list[str] | None, bad: BadRows) -> Table:
                     else:
                         raise UserError(f"it has {len(fields)} fields, not the {len(names)} of the columns")
                 except (csv.Error, UserError) as error:
+                    # An error in the first row leaves the columns unknown, so it always stops.
                     if names is None:
                         raise UserError(f"{file} has no header that can be read: {error}") from error
                     bad.refuse(f"{file}, line {line}", str(error).replace("'\t'", "a tab"))
@@ -203,9 +209,11 @@ def _header(fields: list[str]) -> list[str]:
 
 def _read_json(file: Path, bad: BadRows) -> Iterator[tuple[str, Cells]]:
     """One object per line; or one list of objects, which may span lines."""
+    # A file that starts with a bracket is one list; otherwise each line is an object.
     text = _read_text(file)
     if text.lstrip().startswith("["):
         try:
+            # Rows of a list have numbers instead of lines.
             items = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{file} is not valid JSON ({error})") from error
@@ -214,6 +222,7 @@ def _read_json(file: Path, bad: BadRows) -> Iterator[tuple[str, Cells]]:
     for line, content in enumerate(text.split("\n"), start=1):
         if content.strip():
             try:
+                # A bad line does not affect the others.
                 item = json.loads(content)
             except (ValueError, RecursionError) as error:
                 reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
@@ -233,6 +242,7 @@ def _read_yaml(file: Path, bad: BadRows) -> Iterator[tuple[str, Cells]]:
         where = f" at line {mark.line + 1}" if mark else ""
         bad.refuse(str(file), _not_utf8(text) or f"it is not valid YAML{where} ({problem})")
         return
+    # A list has a row for each entry; a mapping is a single row.
     if isinstance(item, list):
         yield from _mappings(((f"{file}, row {i}", row) for i, row in enumerate(item, start=1)), bad)
     elif not item:
@@ -244,6 +254,7 @@ def _read_yaml(file: Path, bad: BadRows) -> Iterator[tuple[str, Cells]]:
 def _mappings(rows: Iterable[tuple[str, Any]], bad: BadRows) -> Iterator[tuple[str, Cells]]:
     """Those of the rows that are mappings and UTF-8 text."""
     for place, cells in rows:
+        # Each row must map names to values, and its texts must be UTF-8.
         if not isinstance(cells, dict):
             bad.refuse(place, "it is not a mapping of names to values")
         elif reason := _not_utf8(*(cell for cell in cells.values() if isinstance(cell, str))):

@@ -34,9 +34,11 @@ def bag_of_words(
     from sklearn.naive_bayes import MultinomialNB
     from sklearn.pipeline import make_pipeline
 
+    # The grid of features: what counts as a token, and the value of a token in a text.
     tokens: dict[str, Any] = {"words": {"ngram_range": (1, 2)}}
     tokens["words and !?"] = tokens["words"] | {"token_pattern": WORD_PATTERN}
     tokens["all between spaces"] = tokens["words"] | {"token_pattern": r"\S+"}
+    # Every kind of token with every kind of feature, except presence for logistic regression.
     vectorizers = {
         f"{token}, {name}": vectorizer(**options, **tokens[token])
         for token in tokens
@@ -47,9 +49,11 @@ def bag_of_words(
         )
         if (kind, name) != ("logistic regression", "presence")
     }
+    # Fit every combination to the training texts and keep the one with the best accuracy on the held-out texts.
     best = (-1.0, None, "")
     for name, vectorizer in vectorizers.items():
         features = vectorizer.fit_transform(texts)
+        # Values of the smoothing or of the inverse penalty.
         if kind == "naive Bayes":
             models = {f"alpha {a}": MultinomialNB(alpha=a) for a in (0.03, 0.1, 0.3, 1.0)}
         else:

@@ -71,10 +71,12 @@ class BowFeatures(nn.Module):
         Returns:
             Logits (N, C) of the same texts, each from a fit to the other folds.
         """
+        # Smoothed inverse document frequency, log((1 + N) / (1 + df)) + 1, from the training texts.
         counts = self._vectorizer.transform(texts)
         document_counts = np.bincount(counts.indices, minlength=BUCKETS)
         self.idf.copy_(torch.from_numpy(np.log((1 + len(texts)) / (1 + document_counts)) + 1))
         features = self._features(texts)
+        # The factor is found on held-out logits and applied to the fit to all texts.
         held_out, scale = self._cross_fit(features, targets)
         weight, bias = self._fit_linear(features, targets)
         self.weight.copy_(torch.from_numpy(scale * weight))
@@ -88,6 +90,7 @@ class BowFeatures(nn.Module):
 
     def _features(self, texts: Sequence[str]) -> Any:
         """Sparse matrix (N, BUCKETS): 1 for each word present, or TF-IDF in rows of length 1."""
+        # Naive Bayes reads presence only; TF-IDF is (1 + log count) idf, scaled to rows of length 1.
         counts = self._vectorizer.transform(texts).astype(np.float32)
         if self.kind == "naive_bayes":
             counts.data[:] = 1
@@ -97,6 +100,7 @@ class BowFeatures(nn.Module):
 
     def _cross_fit(self, features: Any, targets: np.ndarray) -> tuple[np.ndarray, float]:
         """Logits (N, C) of each row from a fit to the other folds, and the factor that calibrates them."""
+        # Assign rows to folds of equal size at random; each fold gets the logits of a fit to the others.
         n_rows = features.shape[0]
         fold = np.random.default_rng(derive(0, "folds")).permutation(n_rows) % FOLDS
         held_out = np.zeros((n_rows, len(self.bias)), dtype=np.float32)

@@ -16,11 +16,13 @@ def marginal_nll(train: np.ndarray, held_out: np.ndarray, vocab_size: int) -> fl
         held_out: the targets to score, (M, L).
         vocab_size: number of token ids.
     """
+    # -log of a row's probability, summed over its tokens.
     nats = np.zeros(len(held_out))
     for position in range(train.shape[1]):
         # Count the training rows by prefix, without and with the token at this position.
         prefix_counts = Counter(map(bytes, train[:, :position].astype(np.int32)))
         continued_counts = Counter(map(bytes, train[:, : position + 1].astype(np.int32)))
+        # p(token | prefix), smoothed: one more row, 1 / V of it at each token.
         prefixes = map(bytes, held_out[:, :position].astype(np.int32))
         continued = map(bytes, held_out[:, : position + 1].astype(np.int32))
         nats -= np.log(

@@ -30,10 +30,12 @@ class NGram:
             raise UserError(f"an n-gram of order {order} over {vocab_size} tokens does not fit 62 bits")
         self.vocab_size, self.order = vocab_size, order
         if order == 1:
+            # The unigram model: relative frequencies after adding one to each count.
             smoothed = np.bincount(tokens, minlength=vocab_size) + 1.0
             self.unigram = smoothed / smoothed.sum()  # (V,)
             return
         self.levels = []
+        # Kneser-Ney: counts of the text in the highest order.
         grams, counts = np.unique(_codes(tokens, order, vocab_size), return_counts=True)
         for length in range(order, 0, -1):
             self.levels.append(_Level(grams, counts, vocab_size))
@@ -45,6 +47,7 @@ class NGram:
         """Probability of tokens[i] given the order - 1 tokens before it, or fewer at the beginning: (N,)."""
         if self.order == 1:
             return self.unigram[tokens]
+        # Below the unigrams is the uniform distribution.
         probability = np.full(len(tokens), 1.0 / self.vocab_size)
         # From the shortest n-grams to the longest: each level interpolates with the one below it.
         for length, level in enumerate(self.levels, start=1):
@@ -64,6 +67,7 @@ class _Level:
         once, twice = (counts == 1).sum(), (counts == 2).sum()
         # The discount is 0 where no n-gram occurs once; 0.5 then leaves some probability for unseen n-grams.
         self.discount = once / max(once + 2 * twice, 1) or 0.5
+        # n-grams with the same history h are neighbours in the sorted table: c(h) and N(h) from each run of them.
         self.grams, self.counts, self.vocab_size = grams, counts, vocab_size
         self.histories, first = np.unique(grams // vocab_size, return_index=True)
         self.totals = np.add.reduceat(counts, first)
@@ -71,6 +75,7 @@ class _Level:
 
     def interpolate(self, codes: NDArray[np.int64], lower: NDArray[np.float64]) -> NDArray[np.float64]:
         """Probabilities (N,) of n-grams given as codes (N,), from those of the order below, `lower` (N,)."""
+        # Terms of the formula; an unknown history leaves the probability of the order below.
         gram, is_seen = _find(self.grams, codes)
         history, is_known = _find(self.histories, codes // self.vocab_size)
         discounted = np.where(is_seen, np.maximum(self.counts[gram] - self.discount, 0), 0)

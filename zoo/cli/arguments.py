@@ -26,7 +26,7 @@ class Arguments:
     Args:
         words: the words after the verb, with each config's name replaced by its file.
         values: those of `ckpt_path` and `output_dir`, where given.
-        class_paths: every class named for "model" and "data", the last one valid.
+        class_paths: all class names given for model and data, in order; the last one is used.
         keys: (dotted key, where it was given: a config's path, or "" for the command line).
     """
 
@@ -45,6 +45,7 @@ def read_arguments(words: list[str]) -> Arguments:
     arguments = Arguments()
     rest = list(words)
     while rest:
+        # A config is given as --config NAME, --config=NAME, -c NAME or -cNAME.
         word = rest.pop(0)
         option, equals, value = word.partition("=")
         is_config = option in ("--config", "-c") or (word.startswith("-c") and not word.startswith("--"))
@@ -53,14 +54,18 @@ def read_arguments(words: list[str]) -> Arguments:
                 value = word[2:]  # -cNAME
             elif not equals:
                 value = rest.pop(0) if rest else ""
+            # Note the settings of the config, and pass its path on to the parser.
             path, settings = _load_config(value)
             arguments.words.append(f"--config={path}")
             _add_settings(arguments, settings, source=path)
         elif option.startswith("--"):
+            # An option's value follows after "=" or as the next word.
             follows = bool(rest) and not rest[0].startswith("--")
+            # A flag without value means true.
             if option in FLAGS and not equals and not follows:
                 word = f"{option}=true"
             arguments.words.append(word)
+            # The next word is this option's value.
             if not equals and follows:
                 value = rest.pop(0)
                 arguments.words.append(value)
@@ -72,6 +77,7 @@ def read_arguments(words: list[str]) -> Arguments:
 
 def _load_config(value: str) -> tuple[str, dict[str, Any]]:
     """The path and the settings of a config given by name, as a file, or as YAML text."""
+    # A file name contains none of these signs of YAML.
     is_text = any(sign in value for sign in ("{", "\n", ": "))
     path = Path(value) if is_text else find_config(value)
     try:

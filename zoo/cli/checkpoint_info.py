@@ -45,6 +45,7 @@ class CheckpointInfo:
             classes: the classes of "model" and "data".
         """
         for group, spec in self.defaults().items():
+            # An argument that was removed has no new name.
             for name, new_name in renamed_arguments(classes.get(group)).items():
                 if not new_name:
                     spec["init_args"].pop(name, None)
@@ -80,6 +81,7 @@ def read_checkpoint_info(path: str, own_classes: Mapping[str, str] | None = None
         own_classes: class name -> import path of classes that are not registered but named by the user, and that the
             checkpoint may therefore name too.
     """
+    # Checkpoints by torch.save are zip files; those of the zoo have an entry "zoo".
     if zipfile.is_zipfile(path):
         checkpoint = read_checkpoint(path)
         if "zoo" in checkpoint:
@@ -92,6 +94,7 @@ def _own(path: str, checkpoint: dict[str, Any], own_classes: Mapping[str, str]) 
         settings = {k: v for k, v in checkpoint.get(hparams, {}).items() if k not in _NOT_RESTORED}
         return {"class_path": own_classes.get(name, name), "init_args": settings} if name else None
 
+    # Only the last part of the class's name is used.
     stored = str(checkpoint["zoo"].get("model", "")).rpartition(".")[2]
     if stored not in MODELS and stored not in own_classes:  # never imported: a file must not choose what code runs
         raise UserError(

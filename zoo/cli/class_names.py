@@ -12,7 +12,8 @@ class ClassNames:
     """The classes that a command names.
 
     Args:
-        class_paths: for "model" and "data" the names given in configs and on the command line, the last one valid.
+        class_paths: all class names given for model and data in configs and on the command line, in order; the last one
+            is used.
     """
 
     def __init__(self, class_paths: Mapping[str, list[str]]) -> None:

@@ -67,11 +67,14 @@ class ZooCLI(OpenLightningCLI):
             self.arguments = read_arguments(argv[1:])
         except UnknownConfigError as error:
             refuse(str(error))
+        # Classes that the command names take precedence over those of the checkpoint.
         self.class_names = ClassNames(self.arguments.class_paths)
         self.checkpoint_info = self._read_checkpoint()
+        # All verbs but fit take model and data from the checkpoint; fit takes them from the config.
         stored = self.checkpoint_info.defaults() if self.checkpoint_info and self.verb != "fit" else {}
         self.classes = self.class_names.load({group: spec["class_path"] for group, spec in stored.items()})
         self._refuse_renamed()
+        # Lightning's command line parses the words, builds the objects and runs the verb.
         super().__init__(
             ZooModule,
             ZooDataModule,
@@ -96,6 +99,7 @@ class ZooCLI(OpenLightningCLI):
         warnings.filterwarnings("ignore", message="You have overridden `on_before_batch_transfer`")  # on purpose
 
     def _read_checkpoint(self) -> CheckpointInfo | None:
+        # The checkpoint is given as a file or as the folder of its run.
         given = self.arguments.values
         ckpt_path = find_checkpoint(given.get("ckpt_path"), given.get("output_dir"))
         info = read_checkpoint_info(ckpt_path, self.class_names.own) if ckpt_path else None
@@ -133,6 +137,7 @@ class ZooCLI(OpenLightningCLI):
             default=False,
             help="let fit --ckpt_path continue with data of another label than the checkpoint's",
         )
+        # Every callback's settings are options under its key.
         for key, cls in CALLBACKS.items():
             parser.add_lightning_class_args(cls, key)
         # A model class declares which constructor arguments come from attributes of the data module.
@@ -144,11 +149,13 @@ class ZooCLI(OpenLightningCLI):
         info = self.checkpoint_info
         if info and self.verb != "fit":
             self.verb_parser(self.verb).set_defaults(info.defaults())
+        # Parse; Lightning loads the checkpoint that was found, and the model itself weights of another project.
         self.config = parser.parse_args(args)
         config = self.config[self.verb]
         config.ckpt_path = None if info is None or info.is_external else info.path
         if self.verb != "fit" and not info and not config.model.init_args.get("weights"):
             raise UserError(f"zoo {self.verb} needs a trained model: add --ckpt_path FILE")
+        # --data_dir replaces the config's data, and resuming needs data of the same label.
         if config.data_dir is not None:
             if "data" not in config.data.init_args:
                 raise UserError(f"{config.data.class_path} draws its own data and reads none: drop --data_dir")
@@ -164,6 +171,7 @@ class ZooCLI(OpenLightningCLI):
             return str(Path(config.ckpt_path).parent)
         if pattern is None:
             return f"runs/{config.model.class_path.rsplit('.', 1)[-1].lower()}"
+        # Fill the data's label and the time into the pattern.
         label = data_label(config.data.init_args.get("data") or config.data.class_path.rsplit(".", 1)[-1].lower())
         return fill_in(pattern, label)
 
@@ -172,6 +180,7 @@ class ZooCLI(OpenLightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.verb]
         trainer = config.trainer
+        # Settings that Lightning would report less clearly, or only later.
         if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             raise UserError(
                 f"--trainer.accelerator {trainer.accelerator}: torch finds no CUDA GPU here; drop it, or set it to cpu"
@@ -233,6 +242,7 @@ class ZooCLI(OpenLightningCLI):
 
     def after_fit(self) -> None:
         """Print one line: the folder, the steps, the best score."""
+        # Only the first process reports, and only a real run.
         trainer: Any = self.trainer
         checkpoint = trainer.checkpoint_callback
         if not trainer.is_global_zero or trainer.fast_dev_run or not isinstance(checkpoint, callbacks.Checkpoint):

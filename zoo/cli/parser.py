@@ -29,8 +29,10 @@ class ZooParser(LightningArgumentParser):
 
     def sentence(self, message: str) -> str:
         """jsonargparse's message as one sentence, with what the user probably meant."""
+        # Recognise the kind of message, and suggest the name that was probably meant.
         if option := api.unknown_option(message):
             return f"there is no option {option}{did_you_mean(option, self._option_names())}"
+        # An unknown key inside a class or config: compare with the settings of the same group.
         if setting := api.unknown_setting(message):
             group = f"--{api.key_of(message) or ''}".removesuffix(".init_args")
             names = [name.removeprefix(group).lstrip(".-") for name in self._option_names() if name.startswith(group)]
@@ -39,6 +41,7 @@ class ZooParser(LightningArgumentParser):
             return f"there is no model or data class {name!r}{did_you_mean(name, [*MODELS, *DATA_MODULES])}"
         if problem := api.failed_import(message):
             return f"there is no model or data class {problem[0]!r}: {problem[1]}"
+        # Missing files and missing arguments.
         if path := api.missing_file(message):
             return f"there is no file {os.path.relpath(path)}"
         if missing := api.missing_arguments(message):
@@ -47,6 +50,7 @@ class ZooParser(LightningArgumentParser):
 
     def _option_names(self) -> Iterator[str]:
         """Every option of this parser and of its subcommand, with those of all registered models and data."""
+        # Names of all classes, because the wrong word may be an option of a class that is not chosen.
         yield from (option.name for option in api.options(self))
         for name, cls in load_all().items():
             group = "model" if name in MODELS else "data"
@@ -66,11 +70,13 @@ def _about_missing(names: list[str], key: str | None) -> str:
         names: the arguments, "model" and "data" perhaps behind the verb.
         key: the class they belong to, "model" or "data", where they are constructor arguments.
     """
+    # Model and data themselves are missing: a config would name them.
     classes = [name for name in ("model", "data") if not key and any(n.split(".")[-1] == name for n in names)]
     if classes:
         what = {"model": "no model is named", "data": "no data is named"}
         said = "a model and its data must be named" if len(classes) == 2 else what[classes[0]]
         also = "" if len(classes) == 2 else f" or --{classes[0]} CLASS"
         return f"{said}: add --config NAME, one of those that `zoo list` shows{also}"
+    # Otherwise constructor arguments without default are missing.
     options = [f"--{key}.{name}" if key else f"--{name.split('.', 1)[-1]}" for name in names]
     return f"{' and '.join(options)} must be given"

@@ -66,6 +66,7 @@ def stream_tokens(
     Raises:
         UserError: an option is out of range, or a token id is outside the vocabulary.
     """
+    # Check the options and cut the prompts to the context.
     context = network.config.max_seq_len
     slide = getattr(network, "slides", False) if slide is None else slide
     tokens = tokens.to(next(network.parameters()).device)
@@ -74,12 +75,14 @@ def stream_tokens(
     batch_size, start = text.shape
     # The last new token is not read by the network, so it may be one position beyond the context.
     count = max_new_tokens if slide else min(max_new_tokens, context - start + 1)
+    # The decoder's cache needs one column for each token that it reads.
     decoder = make_decoder(network, batch_size, min(context, max(start, start + count - 1)), precision, compile)
     prefill, step = _without_autocast(decoder.prefill, text.device), _without_autocast(decoder.step, text.device)
 
     # Each row draws from its own random stream, so that it does not depend on the rest of the batch.
     seed = int(torch.randint(2**62, ())) if seed is None else seed
     generators = [stream(seed, "generate", row) for row in range(batch_size)]
+    # Rows end at different steps; the loop runs until all have ended.
     stop_ids = torch.tensor(sorted(stop), dtype=text.dtype, device=text.device)
     ended = torch.zeros(batch_size, dtype=torch.bool, device=text.device)
     for number in range(count):
@@ -93,16 +96,20 @@ def stream_tokens(
             logits = prefill(text, left_padding)
         else:
             logits = step(tokens)
+        # Choose the next token of each row: the most likely one, or a draw from the distribution.
         if temperature == 0:
             tokens = logits.argmax(-1)  # (B,)
         else:
             uniform = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])  # (B,)
             tokens = sample(logits, uniform.to(logits.device), temperature, top_k, top_p)
+        # A row that has ended yields padding.
         if stop:
             tokens = tokens.masked_fill(ended, pad)
         yield tokens
+        # Only a sliding context evaluates its text again.
         if slide:
             text = torch.cat([text, tokens[:, None]], 1)
+        # The stop token itself is yielded; the row ends after it.
         if stop:
             ended |= torch.isin(tokens, stop_ids)
             if ended.all():
@@ -126,9 +133,11 @@ def sample(
         top_k: sample among the k most likely tokens only; None: no limit.
         top_p: sample among the fewest most likely tokens whose total probability reaches top_p; None: no limit.
     """
+    # Both limits keep the most likely tokens, so sort by logit and keep the first k.
     ids = None
     if top_k is not None or top_p is not None:
         logits, ids = logits.topk(min(top_k or logits.shape[-1], logits.shape[-1]))  # (B, k), descending
+    # The cumulative distribution in fp64, so that small probabilities are not rounded away.
     cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)  # (B, k)
     total = cumulative[:, -1:]
     if top_p is not None:
@@ -173,6 +182,7 @@ def _fit_prompts(
     Raises:
         UserError: a prompt is empty, has an unknown id, or a length that does not fit `tokens`.
     """
+    # Every row has at least one token, and all ids are in the vocabulary.
     if tokens.dim() != 2 or tokens.numel() == 0:
         raise UserError(f"prompts must be (batch, length) with a token at least, not {tuple(tokens.shape)}")
     if tokens.min() < 0 or tokens.max() >= vocab_size:
@@ -180,10 +190,12 @@ def _fit_prompts(
             f"a token id is outside the model's vocabulary of {vocab_size}: use the tokenizer that the model was "
             "trained with"
         )
+    # A row's padding is the rest of the width.
     width = tokens.shape[1]
     left_padding = torch.zeros(len(tokens), dtype=torch.long) if lengths is None else width - torch.as_tensor(lengths)
     if left_padding.shape != tokens.shape[:1] or left_padding.min() < 0 or left_padding.max() >= width:
         raise UserError(f"lengths must be {len(tokens)} numbers from 1 to {width}")
+    # Cut on the left, so that the prompt's end and the new tokens fit into the context.
     longest = width - int(left_padding.min())
     if longest > context:
         keep = max(context - max_new_tokens + 1, context // 2, 1)

@@ -99,6 +99,7 @@ class Block(nn.Module):
 
     def attention(self, h: Tensor, mask: Tensor | None) -> Tensor:
         """Causal self-attention, h (..., B, T, d) -> (..., B, T, d); with a mask (K, T) at positions 0, 2, ... only."""
+        # Project to queries, keys and values; with a mask only the tokens of x need queries.
         q, k, v = self.qkv(h).unflatten(-1, (3, self.n_heads, -1)).unbind(-3)  # (..., B, T, H, hd)
         q = q if mask is None else q[..., ::2, :, :]
         # Members become additional rows of the batch.
@@ -111,6 +112,7 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, mask: Tensor | None = None) -> Tensor:
         """h (..., B, T, d) -> (..., B, T, d); with a mask (K, T) the outputs at positions 0, 2, ... only."""
+        # The residual stream continues only at positions whose output is needed.
         residual = h if mask is None else h[..., ::2, :]
         if self.prenorm:
             residual = residual + self.attention(self.norm1(h), mask)
@@ -130,6 +132,7 @@ class Network(nn.Module):
     def __init__(self, config: ICRegConfig, members: int | None = None) -> None:
         super().__init__()
         self.config = config
+        # Stacked members have a leading axis S in every weight.
         axis = () if members is None else (members,)
         with torch.device("meta"):
             # The code of one member, without weights; in a list, so that it is not registered as a submodule.
@@ -146,6 +149,7 @@ class Network(nn.Module):
         """Draw the weights as GPT-2 does: N(0, init_std^2), with the last matrix of each branch scaled down by
         sqrt(2 n_layers). All members start from the same weights.
         """
+        # 2 n_layers branches add to the residual stream: scaled so, its variance does not grow with depth.
         branch_scale = 1 / math.sqrt(2 * self.config.n_layers)
         for name, p in self.named_parameters():
             if "norm" not in name and "bias" not in name:
@@ -177,9 +181,11 @@ class Network(nn.Module):
 
     def flops(self) -> float:
         """Floating-point operations of training on one prompt of K pairs, forward and backward."""
+        # Per position: keys, values and queries everywhere, and the rest of a block where its output is needed.
         c, T = self.config, 2 * self.config.K - 1
         everywhere, branches = 2 * 3 * c.d_model**2, 2 * (c.d_model**2 + 2 * c.d_model * c.d_mlp)
         full = T * (everywhere + branches) + 2 * T * T * c.d_model  # causal: half of 4 T^2 d
         last = T * everywhere + c.K * branches + 2 * T * c.K * c.d_model
+        # Embedding of T tokens and readout of K predictions; the backward pass costs twice the forward pass.
         ends = 2 * c.d_model * (T * (c.D + 1) + c.K)
         return 3.0 * ((c.n_layers - 1) * full + last + ends)

@@ -35,9 +35,9 @@ class ICRTransformer(ZooModule):
     `EvaluationBatch`es, or the same as training batches, which then count as "pretrain" prompts.
 
     Logged: `train_loss`; and for `val` and `test`, for the prompts `pretrain` (tasks of the pool) and `true` (new
-    tasks), as means over all positions: `<split>_<kind>_mse`, `_noise_free` (sigma2 less in expectation), and the
-    squared distances `_to_ridge` and `_to_dmmse`. All are in squared units of y; the paper divides them by D.
-    `val_loss` is `val_pretrain_mse`. TensorBoard also has the errors by position.
+    tasks), as means over all positions: `<split>_<kind>_mse`; `_noise_free`, the error against w . x without noise (on
+    average sigma2 smaller than `_mse`); and the squared distances `_to_ridge` and `_to_dmmse`. All are in squared units
+    of y; the paper divides them by D. `val_loss` is `val_pretrain_mse`. TensorBoard also has the errors by position.
 
     Args:
         config: sizes of task and network, instead of the fields of `ICRegConfig` as keywords. Python only.

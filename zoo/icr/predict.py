@@ -53,6 +53,7 @@ def predict_from_prompt(model: Predictor, x_context: Tensor, y_context: Tensor, 
     Raises:
         UserError: shapes do not fit, there are too many examples, or a number is not finite.
     """
+    # Make one prompt per query and read the prediction at its last position, where y is unknown.
     check_prompt(model.config, x_context, y_context, x_query)
     x, y = (part.to(model.device, torch.float32) for part in _as_prompts(x_context, y_context, x_query))
     batches = zip(x.split(BATCH), y.split(BATCH), strict=True)

@@ -20,6 +20,7 @@ def ridge(x: Tensor, y: Tensor, sigma2: float) -> Tensor:
     """Ridge regression, w_k = (X'X + sigma2 I)^-1 X'y: Bayes-optimal for tasks N(0, I) and noise N(0, sigma2)."""
 
     def weights(gram: Tensor, product: Tensor) -> Tensor:
+        # X'X + sigma2 I is positive definite: solve by its Cholesky factor.
         gram.diagonal(dim1=-2, dim2=-1).add_(sigma2)
         return torch.cholesky_solve(product[..., None], torch.linalg.cholesky(gram))[..., 0]
 
@@ -41,6 +42,7 @@ def gradient_step(x: Tensor, y: Tensor, sigma2: float) -> Tensor:
 
     One layer of linear attention can compute it. Its excess error is D (D + 1 + sigma2) / (k + D + sigma2).
     """
+    # k, the position counted from 1, before which there are k - 1 pairs.
     position = torch.arange(1, x.shape[1] + 1, dtype=torch.float64, device=x.device)
     return _linear(x, y, lambda gram, product: product / (position + x.shape[2] + sigma2)[:, None])
 
@@ -54,6 +56,8 @@ def dmmse(x: Tensor, y: Tensor, tasks: Tensor, sigma2: float) -> Tensor:
     attention whose keys are w_i and the products of its components. The pool is read in chunks with an online softmax
     (see CHUNK).
     """
+    # A task's score is the product of a query (G and b) and a key (w w' and w); G and ww' are symmetric,
+    # so that their upper triangles are enough.
     device = x.device.type
     rows, chunk = CHUNK.get(device, CHUNK["cpu"])
     first, second = torch.triu_indices(x.shape[2], x.shape[2], device=x.device)
@@ -66,6 +70,7 @@ def dmmse(x: Tensor, y: Tensor, tasks: Tensor, sigma2: float) -> Tensor:
         for part in tasks.split(chunk):
             part = part.double()
             scores = query @ torch.cat([part[:, first] * part[:, second], part], 1).T  # (rows, chunk)
+            # Online softmax: rescale the sums so far to the new largest score, then add this chunk's terms.
             new_largest = torch.maximum(largest, scores.amax(1, keepdim=True))
             weights = scores.sub_(new_largest).exp_()
             total = total * (largest - new_largest).exp() + weights @ torch.cat([part, part.new_ones(len(part), 1)], 1)
@@ -87,6 +92,7 @@ def _linear(x: Tensor, y: Tensor, weights: Callable[[Tensor, Tensor], Tensor]) -
         weights: computes w (B, K, D) from the sums of xx' (B, K, D, D) and of yx (B, K, D) over the pairs before each
             position.
     """
+    # Sums over the pairs before each position: cumulative sums without the own term.
     predictions = []
     for x_part, y_part in zip(x.double().split(PROMPTS), y.double().split(PROMPTS), strict=True):
         gram, product = x_part[..., None] * x_part[..., None, :], x_part * y_part[..., None]

@@ -50,6 +50,7 @@ def as_prompts(batch: Any, task: "Task") -> Prompts:
         TypeError: the batch is something else.
         UserError: its D or K is not that of the task.
     """
+    # A plain tuple or list is accepted if it holds the two or three tensors.
     if not isinstance(batch, Prompts):
         is_sequence = isinstance(batch, tuple | list) and len(batch) in (2, 3)
         if not is_sequence or not all(isinstance(part, Tensor) for part in batch):
@@ -88,12 +89,14 @@ class Task:
     task_seed: int = 0
 
     def __post_init__(self) -> None:
+        # One example to learn from and one to predict are the least that a prompt can hold.
         if self.D < 1:
             raise UserError(f"D must be at least 1, not {self.D}")
         if self.K < 2:
             raise UserError(f"K must be at least 2, for one example to learn from and one to predict, not {self.K}")
         if not 0 < self.sigma2 < float("inf"):
             raise UserError(f"sigma2, the variance of the noise, must be positive, not {self.sigma2}")
+        # The pool's size is a whole number within its limit, or there is no pool.
         if self.M == "inf":
             return
         if not isinstance(self.M, int) or self.M < 1:
@@ -124,6 +127,7 @@ def draw(tasks: Sequence[Task], n: int, seed: int, *purpose: str | int, device: 
     The S sets share x, the noise and a uniform number u in [0, 1) per prompt, whose task is number floor(u M) of each
     pool. x, u and the noise come from separate random streams.
     """
+    # Each quantity has its own random stream, so that none depends on the sizes of the others.
     K, D = tasks[0].K, tasks[0].D
 
     def normal(name: str, *shape: int) -> Tensor:
@@ -161,9 +165,11 @@ def check_prompt(task: Task, x_context: Tensor, y_context: Tensor, x_query: Tens
     Raises:
         UserError: they do not; the message names the shape and the one that is needed.
     """
+    # Every x has D numbers; without examples x_context may be an empty list of any shape.
     for name, x in (("x_context", x_context), ("x_query", x_query)):
         if x.shape[1:] != (task.D,) and not (name == "x_context" and len(x) == 0):
             raise UserError(f"{name} has shape {tuple(x.shape)}, and must be rows of D = {task.D} numbers")
+    # One y for each example, and room for the query within K pairs.
     if y_context.shape != x_context.shape[:1]:
         raise UserError(f"y_context has shape {tuple(y_context.shape)}, and must have a number for each x_context")
     if len(x_context) >= task.K:

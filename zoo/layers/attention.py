@@ -23,6 +23,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False, m
         causal: position t sees positions 0 ... t, for T == S; ignored where `mask` is given.
         mask: boolean (B or 1, 1, T or 1, S), True where a query may see a key; None: see `causal`.
     """
+    # Without a mask, or with a key-value head for each query head, SDPA's fused kernels do everything.
     n_heads, n_kv_heads = query.shape[1], key.shape[1]
     if mask is None:
         return F.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=n_heads != n_kv_heads)
@@ -49,6 +50,7 @@ def causal_mask(start: int, end: int, left_padding: Tensor | None = None, device
         left_padding: (B,) number of padding columns on the left of each row; None: none.
         device: of the mask; None: torch's default.
     """
+    # Queries are the last columns, so row r of the mask is column start + r.
     column = torch.arange(end, device=device)
     row = column[start:, None]  # (T, 1)
     mask = (column <= row)[None, None]  # (1, 1, T, end)
@@ -92,14 +94,18 @@ class Attention(nn.Module):
                 None: none.
             mask: boolean (B or 1, 1, T or 1, S), True where a query may see a key; None: see `causal`.
         """
+        # Project x to q, k and v in one product and split its heads.
         heads = self.n_heads, self.n_kv_heads, self.n_kv_heads
         qkv = self.wqkv(x).unflatten(-1, (-1, self.head_dim))  # (B, T, H + 2 KV, hd)
         query, key, value = qkv.split(heads, dim=2)  # (B, T, H or KV, hd)
+        # Rotate q and k by their positions, which do not count padding.
         start = 0 if cache is None else cache[2]
         if rotary is not None:
             query, key = rotary(query, key, start if left_padding is None else start - left_padding)
+        # Add the new keys and values to those in the cache and attend to all of them.
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)  # (B, H, T, hd)
         if cache is not None:
             key, value = cache[0].extend(cache[1], start, key, value)  # (B, KV, start + T, hd)
         mixed = attend(query, key, value, causal=self.causal, mask=mask)  # (B, H, T, hd)
+        # Concatenate the heads and mix them.
         return self.wo(mixed.transpose(1, 2).flatten(2))  # (B, T, dim)

@@ -49,6 +49,7 @@ class _OneDNNLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        # For y = x W^T + b and the gradient g of y: dx = g W, dW = g^T x, db = sum of g, each where it is needed.
         x, weight = ctx.saved_tensors
         rows = grad.flatten(0, -2)  # (N, m)
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad

@@ -39,9 +39,12 @@ class _LinearNLL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, grad: bool) -> Tensor:
+        # Number of positions n per chunk, so that the chunk's fp32 logits have the given size.
         rows = max(1, CHUNK_BYTES.get(hidden.device.type, 2**27) // (4 * weight.shape[0]))
+        # The loss is a mean over scored targets; a batch without any has loss 0.
         is_scored = targets != IGNORE
         scale = is_scored.sum().clamp(min=1).float().reciprocal()
+        # Products are computed in `dtype`; the loss and the sum of the weight's gradient stay fp32.
         low_hidden, low_weight = hidden.to(dtype), weight.to(dtype)
         hidden_grad, weight_grad = [], torch.zeros_like(weight, dtype=torch.float32) if grad else None
         total = torch.zeros((), device=hidden.device)
@@ -72,6 +75,7 @@ class _LinearNLL(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
+        # The gradients are known already: only the chain rule's factor is missing.
         hidden_grad, weight_grad = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
         return (hidden_grad * grad).to(hidden_dtype), (weight_grad * grad).to(weight_dtype), None, None, None

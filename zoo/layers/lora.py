@@ -20,7 +20,7 @@ class LowRank(nn.Module):
     Args:
         weight: the matrix; its shape and device are used.
         rank: r, the rank of the update.
-        alpha: scale of the update.
+        alpha: the update is multiplied by alpha / rank.
     """
 
     def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
@@ -41,7 +41,7 @@ def add_lora(model: nn.Module, rank: int, alpha: float, targets: Collection[str]
     Args:
         model: changed in place.
         rank: rank of each update, at least 1.
-        alpha: scale of each update, which is multiplied by alpha / rank.
+        alpha: each update is multiplied by alpha / rank.
         targets: names of the modules to adapt, each the last part of a module's full name; None: all modules with a
             matrix, except embeddings.
 
@@ -60,10 +60,12 @@ def add_lora(model: nn.Module, rank: int, alpha: float, targets: Collection[str]
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.ndim == 2
     ]
+    # Every target must match at least one module.
     available = {module_name for module_name, _, _ in matrices}
     unknown = [] if targets is None else sorted({*targets} - available)
     if unknown:
         raise UserError(f"lora_targets names no {unknown[0]!r} of this model, which has {', '.join(sorted(available))}")
+    # Freeze the weights W; the parametrizations that are registered next bring the trained A and B.
     model.requires_grad_(False)
     for module_name, module, name in matrices:
         if targets is None or module_name in targets:

@@ -26,9 +26,11 @@ def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any] | None =
             high_freq_factor turns within the original context keep their frequency; pairs that make at most
             low_freq_factor turns have it divided by `factor`; between the two it is interpolated. None: no change.
     """
+    # theta^(-2i/hd): the first pair turns by 1 radian per position, later pairs turn more slowly.
     frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2).float() / head_dim)  # (hd/2,)
     if scaling is None:
         return frequency
+    # Llama 3.1: fast pairs keep their frequency, slow pairs are slowed by `factor`, and those between interpolate.
     turns = frequency * scaling["original_max_position_embeddings"] / (2 * math.pi)  # in the original context
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     keep = ((turns - low) / (high - low)).clamp(0, 1)
@@ -40,6 +42,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Computed in fp32, or in fp64 if x is fp64: a cast to fp32 in between would make an fp64 network discontinuous.
     """
+    # The 2 x 2 rotation matrix times each pair (a, b).
     wide = x if x.dtype == torch.float64 else x.float()
     a, b = wide.unflatten(-1, (-1, 2)).unbind(-1)  # (..., hd/2) each
     return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2).type_as(x)  # (..., hd)
@@ -67,6 +70,7 @@ class RotaryEmbedding(Fp32Buffers):
         super().__init__()
         if head_dim % 2:
             raise UserError(f"rotary embedding rotates pairs, so head_dim must be even, not {head_dim}")
+        # Angle of each position and pair.
         angles = torch.outer(torch.arange(max_seq_len).float(), frequencies(head_dim, theta, scaling))
         self.register_buffer("cos", angles.cos(), persistent=False)  # (max_seq_len, hd/2)
         self.register_buffer("sin", angles.sin(), persistent=False)
@@ -83,6 +87,7 @@ class RotaryEmbedding(Fp32Buffers):
         Raises:
             UserError: a position is beyond max_seq_len (IndexError where `start` is a tensor).
         """
+        # With one start for all rows, the angles are a slice of the tables; otherwise each row looks up its own.
         length = query.shape[1]
         if isinstance(start, int):
             if start + length > len(self.cos):

@@ -24,6 +24,7 @@ def continuations(tokenizer: Tokenizer, prompt_end: str, names: Sequence[str]) -
     Raises:
         UserError: the prompt ends with a space, or its last token depends on what follows.
     """
+    # Encode each name together with the end of the prompt, as the model will read it, and drop the prompt's tokens.
     prefix = tokenizer.encode(prompt_end, bos=False)
     continued = [tokenizer.encode(f"{prompt_end} {name}", bos=False) for name in names]
     if prompt_end.endswith(" ") or any(ids[: len(prefix)] != prefix for ids in continued):
@@ -41,6 +42,7 @@ def move_padding_left(tokens: Tensor, padding_mask: Tensor | None) -> tuple[Tens
     """
     if padding_mask is None:
         return tokens, None
+    # Rotate each row to the right by the width of its padding.
     width = tokens.shape[1]
     left_padding = width - padding_mask.sum(1)  # (B,)
     source = (torch.arange(width, device=tokens.device) - left_padding[:, None]) % width  # (B, T)
@@ -60,6 +62,7 @@ def continuation_scores(
         names: the token ids of each name as they follow the prompt.
         normalize: divide each score by the number of the name's tokens.
     """
+    # With the padding on the left, all prompts end at the same column, after which the names follow.
     config, (batch, width) = model.config, tokens.shape
     tokens, left_padding = move_padding_left(tokens, padding_mask)
     max_len, weight = width + max(map(len, names)), model.norm.weight
@@ -69,6 +72,7 @@ def continuation_scores(
         # Run the prompts once; every name starts from the same cache.
         first = _log_probs(model, model.hidden(tokens, cache, left_padding=left_padding)[:, -1])  # (B, V)
         for name in names:
+            # The prompt's last column predicts the name's first token.
             ids = torch.tensor(name, device=tokens.device)
             score = first[:, ids[0]]
             if len(name) > 1:

@@ -47,18 +47,22 @@ class LlamaDecoder:
         config, device = model.config, self.embedding.device
         if compile:
             max_len = min(config.max_seq_len, max(64, 2 ** math.ceil(math.log2(max_len))))
+        # One cache for all layers; `columns` are the positions that masks compare with.
         self.cache = KVCache(
             config.n_layers, batch, config.kv_heads, max_len, config.head_dim, self.embedding.dtype, device
         )
         self.columns = torch.arange(max_len, device=device)  # (S,)
+        # sqrt(dim eps), the constant in the reduced norm.
         self.root = torch.tensor((config.dim * config.norm_eps) ** 0.5, device=device)  # ()
         self.compile = compile
         self.matrices, self.output = _copy_weights(model, self.dtype, transposed=not compile)
 
     def prefill(self, tokens: Tensor, left_padding: Tensor | None = None) -> Tensor:
         """Logits (B, V) after prompts (B, T), of which the first `left_padding` (B,) columns are padding."""
+        # The prompt is evaluated in one forward pass, and only its last column predicts the first new token.
         with evaluating(self.model):
             hidden = self.model.hidden(tokens, self.cache, left_padding=left_padding)[:, -1]  # (B, dim)
+        # The steps continue at the next column, with the cache in fp32 and in the layout that the step reads fastest.
         self.column, self.left_padding = tokens.shape[1], left_padding
         self.past = [layer.float() for layer in self.cache.layers]  # (B, 2, KV, S, hd) each
         if self.compile:
@@ -87,16 +91,19 @@ class LlamaDecoder:
         batch, head_dim, kv_heads = len(tokens), config.head_dim, config.kv_heads
         query_size = config.n_heads * head_dim
         product = torch.mm if self.dtype == torch.float32 else _mixed_mm
+        # Positions count from each row's first token, and padding columns are masked.
         position: int | Tensor = column
         mask = None
         if self.left_padding is not None:
             position = column - self.left_padding  # (B,)
             mask = (self.columns[:end] >= self.left_padding[:, None])[:, None, None]  # (B, 1, 1, end)
+        # A rotation by the angle a is multiplication by cos a + i sin a of a pair read as a complex number.
         rotary = self.model.rotary
         rotation = torch.complex(rotary.cos[position], rotary.sin[position])  # (hd/2,) or (B, hd/2)
         # One factor per pair of q and k, and 1 for v: a single in-place multiplication rotates all heads.
         rotations = rotation.new_ones(batch, config.n_heads + 2 * kv_heads, head_dim // 2)
         rotations[:, :-kv_heads] = rotation.view(-1, 1, head_dim // 2)
+        # The residual stream of the new token.
         x = self.embedding[tokens].float()  # (B, dim)
         for wqkv, wo, w13, w2, past in zip(*self.matrices, self.past, strict=True):
             # Project and rotate; keys and values of the new column go to the cache.
@@ -111,6 +118,7 @@ class LlamaDecoder:
             # Feed-forward.
             gate, up = product(_normed(x, self.root), w13).chunk(2, -1)  # (B, hidden)
             x = x + product(F.silu(gate) * up, w2)
+        # The output matrix includes the final norm.
         return product(_normed(x, self.root), self.output)
 
     def _compiled_step(self, tokens: Tensor) -> Tensor:
@@ -141,6 +149,7 @@ def _copy_weights(model: Any, dtype: torch.dtype, transposed: bool) -> tuple[Mat
     """
 
     def copied(linear: Tensor, norm: RMSNorm | None = None) -> Tensor:
+        # The norm's factors belong to the n inputs, so they scale rows if transposed, otherwise columns.
         matrix = linear.detach().float()
         if transposed:
             matrix = matrix.T.contiguous()  # (n, m)
@@ -149,6 +158,7 @@ def _copy_weights(model: Any, dtype: torch.dtype, transposed: bool) -> tuple[Mat
             matrix = matrix * (factors[:, None] if transposed else factors)
         return matrix.to(dtype)
 
+    # wqkv and w13 read normalized input; wo and w2 do not.
     layers = model.layers
     kinds = (
         [copied(layer.attention.wqkv.weight, layer.attention_norm) for layer in layers],
@@ -185,6 +195,7 @@ def _static_step(
 
     The cache's columns are its last axis, past (B, 2, KV, hd, S), so that both sums over it read consecutive memory.
     """
+    # Angles of each row's position, and a bias that hides padding and columns that are not filled yet.
     batch, _, kv_heads, head_dim, _ = past[0].shape
     heads = matrices[0][0].shape[0] // head_dim - 2 * kv_heads
     cos, sin = (table[column - left_padding][:, None] for table in tables)  # (B, 1, hd/2)
@@ -202,15 +213,18 @@ def _static_step(
 
     x = embedding[tokens].float()  # (B, dim)
     for wqkv, wo, w13, w2, kv in zip(*matrices, past, strict=True):
+        # Project and rotate; keys and values of the new column go to the cache.
         qkv = product(normed(x), wqkv).view(batch, -1, head_dim)
         query, key, value = qkv.split((heads, kv_heads, kv_heads), 1)  # (B, H or KV, hd)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         kv.index_copy_(4, column, torch.stack((key, value), 1)[..., None])
+        # Attend: softmax(q k^T / sqrt(hd) + bias) v, as products and sums that inductor fuses.
         keys, values = kv.unsqueeze(3).unbind(1)  # (B, KV, 1, hd, S)
         query = query.view(batch, kv_heads, -1, head_dim, 1)  # (B, KV, H / KV, hd, 1)
         scores = (query * keys).sum(-2) * head_dim**-0.5 + bias  # (B, KV, H / KV, S)
         mixed = (scores.softmax(-1).unsqueeze(-2) * values).sum(-1)  # (B, KV, H / KV, hd)
         x = x + product(mixed.reshape(batch, -1), wo)
+        # Feed-forward: w2 (silu(gate) * up).
         gate, up = product(normed(x), w13).chunk(2, -1)  # (B, hidden)
         x = x + product(F.silu(gate) * up, w2)
     return product(normed(x), output)

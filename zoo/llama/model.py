@@ -66,12 +66,14 @@ class LlamaConfig:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        # Sizes are at least 1; those with a default may also be null.
         for name in ("vocab_size", "dim", "n_layers", "n_heads", "multiple_of", "max_seq_len"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("n_kv_heads", "hidden_dim"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, or null for its default, not {getattr(self, name)}")
+        # The heads divide dim, and each head has an even width, since rotary embedding rotates pairs.
         if self.dim % self.n_heads:
             raise UserError(f"dim {self.dim} does not divide into n_heads {self.n_heads}: set dim to a multiple of it")
         if self.head_dim % 2:
@@ -79,10 +81,12 @@ class LlamaConfig:
                 f"dim / n_heads = {self.head_dim} is odd, but rotary embedding rotates pairs: set dim to a multiple of "
                 f"{2 * self.n_heads}"
             )
+        # Every key-value head serves the same number of query heads.
         if self.n_heads % self.kv_heads:
             raise UserError(
                 f"n_heads {self.n_heads} does not divide into n_kv_heads {self.n_kv_heads}: set n_kv_heads to a divisor"
             )
+        # Constants must be in their ranges, and a rotary scaling must be complete.
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout must be in [0, 1), not {self.dropout}")
         if not (self.norm_eps > 0 and self.rope_theta > 0):
@@ -132,9 +136,11 @@ class Llama(nn.Module):
         self.config = config
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.dropout = nn.Dropout(config.dropout)
+        # The layers share one table of rotary angles.
         self.rotary = RotaryEmbedding(config.head_dim, config.max_seq_len, config.rope_theta, config.rope_scaling)
         self.layers = nn.ModuleList(LlamaLayer(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
+        # With tied embeddings, the embedding matrix also maps hidden states to logits.
         if not config.tie_embeddings:
             self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         for name, parameter in self.named_parameters():
@@ -172,6 +178,7 @@ class Llama(nn.Module):
         Raises:
             UserError: the tokens exceed the context.
         """
+        # The tokens occupy columns start ... end - 1, which must fit into the rotary table.
         end = start + tokens.shape[1]
         if end > self.config.max_seq_len:
             raise UserError(
@@ -182,8 +189,10 @@ class Llama(nn.Module):
         if start or left_padding is not None:
             # Otherwise attention is plainly causal, for which no mask is needed.
             past = {"left_padding": left_padding, "mask": causal_mask(start, end, left_padding, tokens.device)}
+        # The residual stream starts as the token embeddings, and each layer adds to it.
         x = self.dropout(self.tok_embeddings(tokens))  # (B, T, dim)
         for number, layer in enumerate(self.layers):
+            # Decoding extends the layer's keys and values in the cache; training may recompute layers to save memory.
             if cache is not None:
                 x = layer(x, self.rotary, cache=(cache, number, start), **past)
             elif self.config.gradient_checkpointing and torch.is_grad_enabled():
@@ -216,6 +225,7 @@ class Llama(nn.Module):
         N counts the parameters that are multiplied: all except an untied input embedding, which is only looked up. The
         second term is that of attention (Chowdhery et al. 2022, appendix B), as if every position saw all T positions.
         """
+        # N: a tied embedding counts, because it is multiplied as output matrix.
         active = sum(parameter.numel() for parameter in self.parameters())
         if not self.config.tie_embeddings:
             active -= self.tok_embeddings.weight.numel()

@@ -60,6 +60,7 @@ class MiniRLMConfig:
     rope_theta: float = 100.0
 
     def __post_init__(self) -> None:
+        # Kinds must be known, sizes at least 1.
         for name, kinds in (("encoder", Encoder), ("pooling", Pooling)):
             if getattr(self, name) not in get_args(kinds):
                 raise UserError(f"{name} is one of {', '.join(get_args(kinds))}, not {getattr(self, name)!r}")
@@ -68,6 +69,7 @@ class MiniRLMConfig:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout must be in [0, 1), not {self.dropout}")
+        # Combinations that an encoder cannot compute.
         if self.encoder == "transformer" and self.dim % (2 * self.n_heads):
             raise UserError(f"dim {self.dim} does not divide into n_heads {self.n_heads} of even width")
         if self.encoder == "lstm" and self.pooling == "cls" and not self.bidirectional:
@@ -91,6 +93,7 @@ class MiniRLMNetwork(nn.Module):
         if c.encoder == "mlp":
             self.mlp = multilayer_perceptron(c.n_features, *[c.dim] * c.n_layers, c.outputs)
             return
+        # Embedding, encoder, and a readout from the pooled state to the outputs.
         self.embedding = nn.Embedding(c.vocab_size, c.dim)
         nn.init.normal_(self.embedding.weight, std=0.5)
         if c.pooling == "cls":
@@ -111,6 +114,7 @@ class MiniRLMNetwork(nn.Module):
         if self.config.pooling == "cls":
             x = torch.cat([self.cls.expand(len(x), 1, -1), x], dim=1)  # (B, 1 + T, dim)
             padding_mask = None if padding_mask is None else nn.functional.pad(padding_mask, (1, 0), value=True)
+        # Encode all positions, pool the states at tokens, and map the pooled state to the outputs.
         lengths = tokens.new_full((len(x),), x.shape[1]) if padding_mask is None else padding_mask.sum(1)  # (B,)
         states = self.encoder(x, padding_mask, lengths)  # (B, T, width)
         return self.head(self.dropout(self.pool(states, padding_mask, lengths)))
@@ -120,6 +124,7 @@ class MiniRLMNetwork(nn.Module):
         if self.config.pooling == "cls":
             return states[:, 0]
         if self.config.pooling == "mean":
+            # The mean over tokens: padding counts neither in the sum nor in the length.
             masked = states if padding_mask is None else states * padding_mask[..., None]
             return masked.sum(1) / lengths[:, None]
         last = states[torch.arange(len(states), device=states.device), lengths - 1]  # (B, width)
@@ -131,6 +136,7 @@ class MiniRLMNetwork(nn.Module):
 
     def flops(self, length: int) -> float:
         """Floating-point operations of training on one text of `length` tokens, forward and backward."""
+        # Two operations per multiplied weight forward and four backward; embeddings are only looked up.
         lookups = {"embedding.weight", "cls"}
         active = sum(p.numel() for name, p in self.named_parameters() if name not in lookups)
         if self.config.encoder == "mlp":
@@ -159,6 +165,7 @@ class LSTM(nn.Module):
     def forward(self, x: Tensor, padding_mask: Tensor | None, lengths: Tensor) -> Tensor:
         if padding_mask is None:
             return self.lstm(x)[0]
+        # Packing skips the padding; unpacking puts zeros there.
         packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
         return pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=x.shape[1])[0]
 
@@ -177,6 +184,7 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(c.dim)
 
     def forward(self, x: Tensor, padding_mask: Tensor | None, lengths: Tensor) -> Tensor:
+        # Keys to attend to: all tokens that are not padding.
         mask = torch.ones(1, x.shape[1], dtype=torch.bool, device=x.device) if padding_mask is None else padding_mask
         for layer in self.layers:
             x = layer(x, self.rotary, mask[:, None, None])

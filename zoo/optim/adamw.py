@@ -59,6 +59,7 @@ class AdamW(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         group = {**self.defaults, **param_group}
+        # The settings of every group are checked, also of groups that are added later.
         for name in ("lr", "eps", "weight_decay"):
             if not group[name] >= 0:
                 raise UserError(f"AdamW: {name} must be at least 0, not {group[name]}")
@@ -69,12 +70,14 @@ class AdamW(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient; returns the closure's loss, if there is one."""
+        # The closure, if given, computes the loss and the gradients again.
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
             for (step, fused, _, _), bucket in self._buckets(group).items():
+                # alpha_t = lr sqrt(1 - b2^t) / (1 - b1^t), the same for all parameters of a bucket.
                 beta1, beta2 = group["betas"]
                 correction = (1 - beta2**step) ** 0.5 / (1 - beta1**step)
                 alpha = group["lr"] * (correction if group["correct_bias"] else 1.0)
@@ -90,11 +93,13 @@ class AdamW(Optimizer):
                 continue
             if gradient.is_sparse:
                 raise UserError("AdamW needs dense gradients: build the embedding with sparse=False")
+            # The first update starts with running means of 0.
             state = self.state[parameter]
             if not state:
                 state["step"] = 0  # a plain int: reading it never waits for a GPU
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
             state["step"] += 1
+            # Use the fused kernel where it exists and the settings allow it.
             on_device = parameter.device.type in ("cpu", "cuda")
             fused = has_fused_adamw() and parameter.is_floating_point() and on_device
             if group["fused"] and not fused:
@@ -112,6 +117,7 @@ def _plain_step(bucket: Bucket, group: dict[str, Any], step: int, alpha: float) 
     """The update as in the module's documentation."""
     beta1, beta2 = group["betas"]
     for parameter, gradient, m, v in zip(*bucket, strict=True):
+        # The running means m and v, then p -= alpha_t m / (sqrt(v) + eps), then the decay of the updated weights.
         m.lerp_(gradient, 1 - beta1)
         v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         parameter.addcdiv_(m, v.sqrt().add_(group["eps"]), value=-alpha)
@@ -132,6 +138,7 @@ def _fused_step(bucket: Bucket, group: dict[str, Any], step: int, alpha: float) 
     """
     parameters, gradients, m, v = bucket
     beta1, beta2 = group["betas"]
+    # Solve the equations above for lr', eps' and wd', and pass these to the kernel.
     root, decay = (1 - beta2**step) ** 0.5, group["lr"] * group["weight_decay"]
     lr = (1 - decay) * alpha * (1 - beta1**step) / root
     steps = [torch.full((), float(step), device=parameters[0].device)] * len(parameters)

@@ -51,6 +51,7 @@ class OptimizerConfig:
         Raises:
             UserError: a setting is outside its range; the message names both.
         """
+        # The name must be known, rates finite and at least 0, and all shares in their ranges.
         if self.optimizer not in get_args(OptimizerName):
             raise UserError(f"optimizer must be one of {', '.join(get_args(OptimizerName))}, not {self.optimizer!r}")
         for name in ("lr", "muon_lr", "weight_decay"):
@@ -78,6 +79,7 @@ class OptimizerConfig:
             UserError: a setting is outside its range, or optimizer=muon is given a model without layers.
         """
         self.check()
+        # Split the parameters: with Muon, the matrices inside layers are Muon's, and all others AdamW's.
         trained = {name: p for name, p in parameters if p.requires_grad}
         muon_names = {name for name, p in trained.items() if ".layers." in name and p.ndim == 2}
         if self.optimizer != "muon":
@@ -93,6 +95,7 @@ class OptimizerConfig:
                 decay = self.weight_decay if is_matrix else 0.0
                 group = {"params": [trained[name] for name in names], "lr": self.lr * scale, "weight_decay": decay}
                 groups.append(group)
+        # Build the optimizer that was chosen from these groups.
         if self.optimizer == "adafactor":
             return torch.optim.Adafactor(groups, lr=self.lr)
         betas = (self.beta1, self.beta2)

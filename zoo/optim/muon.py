@@ -40,6 +40,7 @@ class MuonAdamW(torch.optim.Optimizer):
         lr: float = 1e-3,
         **adamw: Any,
     ) -> None:
+        # Muon scales its updates to the root mean square of AdamW's.
         muon = Muon(
             matrices,
             lr=muon_lr,

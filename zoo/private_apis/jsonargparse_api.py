@@ -87,13 +87,17 @@ def failed_import(message: str) -> tuple[str, str] | None:
 
 def one_sentence(message: str) -> str:
     """The informative line of jsonargparse's nested messages, or a sentence made of key, types and value."""
+    # Messages are nested: the last one is about the value itself, the keys lead to it.
     keys = re.findall(r'Parser key "([^"]+)"', message)
     innermost = message[message.rfind('Parser key "') :] if keys else message
     key = ".".join(keys) or "a value"
+    # The value has the wrong type.
     if value := re.search(r"Expected an? (.+?)\. Got value: (.*)", innermost):
         return f"{key} must be {_kind(value[1])}, not {value[2]!r}"
+    # The value is of none of several types, which the message lists one by one.
     union = re.match(r"(.*?)Given value type: .*?Given value: (.*?)$", innermost, re.DOTALL | re.MULTILINE)
     kinds = re.findall(r"- Expected an? (<class '\w+'>|typing\.Literal\[.+?\])$", union[1], re.M) if union else []
+    # Otherwise the first line that is not part of jsonargparse's frame.
     lines = [re.sub(r"^\s*- ", "", line).strip() for line in innermost.splitlines() if line.strip()]
     expected = r"Expected a (?:<class|path|typing\.Literal)"
     noise = re.compile(rf"^(Parser key|Does not validate|Subtypes:|Errors:|{expected}|Given value|Problem)")

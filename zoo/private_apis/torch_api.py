@@ -74,6 +74,7 @@ class Fp32Buffers(nn.Module):
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # Let torch cast and move everything, then restore the values of buffers that were cast.
         before = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
         for name, buffer in before.items():

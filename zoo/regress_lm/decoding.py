@@ -55,6 +55,7 @@ def sample(
     Raises:
         UserError: an option is out of range.
     """
+    # Check the options.
     for name, value, is_valid in (
         ("num_samples", num_samples, num_samples >= 1),
         ("temperature", temperature, 0 <= temperature < float("inf")),
@@ -70,9 +71,11 @@ def sample(
     uniform = torch.stack([torch.rand(shape, generator=draw, dtype=torch.float64) for draw in draws])
     uniform = uniform.to(device)  # (B, S, L)
     node = torch.zeros(batch, num_samples, dtype=torch.int64, device=device)  # each sample's prefix, by its number
+    # Results: the tokens of each position, and the sum of their log-probabilities.
     ids: list[Tensor] = []
     log_prob = torch.zeros(batch, num_samples, dtype=torch.float64, device=device)
     with evaluating(model):
+        # Walk the tree of prefixes position by position, all samples of all texts together.
         prefixes = Prefixes.empty(model, vocabulary, tokens, padding_mask)
         for position in range(vocabulary.length):
             if position:
@@ -105,6 +108,7 @@ def log_prob(
         padding_mask: (B, T) boolean, True at tokens; None where no text is padded.
         ids: (B, L) number tokens.
     """
+    # One pass gives the logits at all positions; the automaton's state at each follows from the tokens before it.
     logits = model(tokens, ids, padding_mask)  # (B, L, V)
     next_state = vocabulary.next_state.to(ids.device)
     state, states = torch.zeros_like(ids[:, 0]), []
@@ -137,6 +141,7 @@ def enumerate_all(
     Raises:
         UserError: N exceeds the limit.
     """
+    # The count is known from the grammar, before anything is computed.
     if vocabulary.count > limit:
         raise UserError(
             f"{vocabulary.count:,} token sequences are too many to enumerate (the limit is {limit:,}): sample instead"
@@ -148,6 +153,7 @@ def enumerate_all(
         parent, token = allowed.nonzero(as_tuple=True)  # (n,) each
         ids = torch.cat((ids[parent], token[:, None]), 1)  # (n, l + 1)
         so_far = so_far[:, parent] + prefixes.log_probs[:, parent, token]  # (B, n)
+        # Complete sequences are leaves of the tree; all others are extended, `chunk` prefixes at a time.
         if ids.shape[1] == vocabulary.length:
             yield ids, so_far
             return
@@ -156,6 +162,7 @@ def enumerate_all(
             yield from descend(extended, ids[part], so_far[:, part])
 
     with evaluating(model):
+        # Descend from the empty prefix, whose log-probability is 0.
         empty = torch.zeros(1, 0, dtype=torch.int64, device=tokens.device)
         start = torch.zeros(len(tokens), 1, dtype=torch.float64, device=tokens.device)
         leaves = descend(Prefixes.empty(model, vocabulary, tokens, padding_mask), empty, start)
@@ -198,6 +205,7 @@ class Prefixes:
 
     def extend(self, parent: Tensor, token: Tensor) -> "Prefixes":
         """The prefixes with numbers `parent` (B, M'), each with one more token (B, M')."""
+        # The automaton's state after the token, and the keys and values of the parent prefix.
         state = self.vocabulary.next_state.to(token.device)[self.state.gather(1, parent), token]
         first = torch.arange(len(parent), device=parent.device)[:, None] * self.state.shape[1]
         index = (first + parent).flatten()  # (B M',)
@@ -213,6 +221,7 @@ def _allowed_log_probs(logits: Tensor, vocabulary: NumberVocabulary, state: Tens
 
 def _sampling_probs(log_probs: Tensor, temperature: float, top_k: int | None) -> Tensor:
     """Probabilities (..., V) after temperature and top-k, from log-probabilities (..., V)."""
+    # Temperature 0 is a top-1 truncation, after which the temperature has no effect.
     size = log_probs.shape[-1]
     best = log_probs.topk(1 if temperature == 0 else min(top_k or size, size), -1)
     truncated = torch.full_like(log_probs, -torch.inf).scatter_(-1, best.indices, best.values)

@@ -58,7 +58,7 @@ def fine_tune(
         patience: stop after this many epochs without a lower validation loss.
         clip: largest Euclidean norm of the gradient of all weights; longer gradients are scaled down.
         lora_rank: train low-rank updates of this rank, merged into the weights at the end; 0 trains all weights.
-        lora_alpha: scale of the low-rank updates times lora_rank.
+        lora_alpha: the update is multiplied by lora_alpha / lora_rank.
         progress: show a progress bar.
 
     Returns:
@@ -69,10 +69,12 @@ def fine_tune(
     """
     if not rows or (validation_rows is not None and not validation_rows):
         raise UserError(f"there are no {'validation ' if rows else ''}examples to fine-tune on")
+    # Data: held-out rows for early stopping, and batches of texts of similar length.
     seed = seed or 0
     train, held_out = _split(rows, seed) if validation_rows is None else (rows, validation_rows)
     batches = BucketBatchSampler([len(row.tokens) for row in train], batch_size, seed)
     steps = max_epochs * len(batches)
+    # Warm-up and cosine over all epochs, even if training stops earlier.
     optimizer_config = OptimizerConfig(
         lr=lr, warmup_steps=int(warmup_share * steps), min_lr_ratio=min_lr_ratio, weight_decay=weight_decay
     )
@@ -83,6 +85,7 @@ def fine_tune(
         # Lightning suggests loader processes and logging intervals, and calls what torch deprecates.
         warnings.simplefilter("ignore", PossibleUserWarning)
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+        # Train until the validation loss stops falling; `best` remembers the weights with the lowest one.
         trainer = Trainer(
             accelerator=device.type if device.type != "cuda" else "gpu",
             devices=1,
@@ -96,6 +99,7 @@ def fine_tune(
             enable_progress_bar=progress,
             num_sanity_val_steps=0,
         )
+        # Low-rank updates, whose initial values depend on the seed only.
         model.train()
         if lora_rank:
             torch.manual_seed(derive(seed, "lora"))
@@ -131,6 +135,7 @@ def _split(rows: Sequence[Row], seed: int) -> tuple[Sequence[Row], Sequence[Row]
     """Training and held-out rows: a random tenth is held out; fewer than 20 rows are all used for both."""
     if len(rows) < 20:
         return rows, rows
+    # Hold out the first tenth of a random order.
     order = torch.randperm(len(rows), generator=stream(seed, "held out")).tolist()
     held_out = order[: len(rows) // 10]
     return [rows[i] for i in order[len(held_out) :]], [rows[i] for i in held_out]

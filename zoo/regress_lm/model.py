@@ -63,6 +63,7 @@ class RegressLMConfig:
     max_input_len: int = 2048
 
     def __post_init__(self) -> None:
+        # Dropout is a probability; all other settings are sizes, of which hidden_dim may be None.
         for field in fields(RegressLMConfig):
             value = getattr(self, field.name)
             if "dropout" in field.name:
@@ -100,6 +101,7 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, parts: slice) -> tuple[Tensor, ...]:
         """x (B, T, dim) projected to the chosen parts of (query, key, value), each (B, H, T, hd)."""
+        # Rows of the chosen projections, as one product.
         weight = self.in_proj_weight.unflatten(0, (3, -1))[parts].flatten(0, 1)
         bias = self.in_proj_bias.unflatten(0, (3, -1))[parts].flatten()
         heads = F.linear(x, weight, bias).unflatten(-1, (-1, self.n_heads, x.shape[-1] // self.n_heads))
@@ -165,10 +167,12 @@ class EncoderLayer(FeedForward):
 
     def forward(self, x: Tensor, projected: Tensor, rotary: RotaryEmbedding, mask: Tensor | None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim), where `projected` (B, T, 3 dim) is `project(x)`."""
+        # Rotate queries and keys by their positions.
         cos, sin = rotary.cos[: x.shape[1], None], rotary.sin[: x.shape[1], None]  # (T, 1, hd / 2)
         query, key, value = projected.unflatten(-1, (3, self.n_heads, -1)).unbind(2)  # (B, T, H, hd) each
         query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)  # (B, H, T, hd) each
+        # Every token attends to all tokens except padding; both branches are added to the residual stream.
         attended = attend(query, key, value, mask=mask)  # (B, H, T, hd)
         x = x + self.residual(self.out_proj(attended.transpose(1, 2).flatten(2)))  # (B, T, dim)
         return x + self.residual(self.feed_forward(self.norm2(x)))
@@ -185,6 +189,7 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
 
     def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        # Embed the tokens; positions enter by the rotation inside each layer.
         x = self.embedding(tokens)  # (B, T, dim)
         layers: Any = self.layers
         for number, layer in enumerate(layers):
@@ -267,6 +272,7 @@ class EncoderDecoder(nn.Module):
             numbers: (B, L) ids of the number tokens, or of the first L of them.
             padding_mask: (B, T) boolean, True at tokens and False at padding; None where no row is padded.
         """
+        # Encode the text.
         memory = self.encode(tokens, padding_mask)  # (B, T, dim)
         # With few queries, counted over the heads, attending to the memory itself is cheaper than projecting it.
         has_few_queries = numbers.shape[1] * self.config.n_heads < self.config.dim
@@ -302,6 +308,7 @@ class EncoderDecoder(nn.Module):
             padding_mask: (B, T) boolean, True at tokens; None where no text is padded.
             past: the keys and values that an earlier call returned; `inputs` (N, 1) then follow those positions.
         """
+        # Embed the tokens with their positions, which continue those of the past.
         start = 0 if past is None else past[0][0].shape[2]
         x = self.tgt_tok_emb(inputs) + self.positions[start : start + inputs.shape[1]]  # (N, L, dim)
         so_far = []
@@ -312,10 +319,13 @@ class EncoderDecoder(nn.Module):
 
     def flops(self, length: int) -> int:
         """Floating-point operations of training on one text of `length` tokens, forward and backward."""
+        # Multiplications of a forward pass: 4 d^2 per token for the projections of attention, 2 d h for the
+        # feed-forward part, and 2 d per pair of query and key.
         c, number_len = self.config, self.config.number_len
         square, feed_forward = c.dim**2, 2 * c.feed_forward_dim * c.dim
         encoder = c.n_encoder_layers * ((4 * square + feed_forward) * length + 2 * c.dim * length**2)
         cross_attention = 2 * square * (length + number_len) + 2 * c.dim * length * number_len
+        # The decoder's self-attention and feed-forward part see the number tokens only.
         others = (4 * square + feed_forward) * number_len + 2 * c.dim * number_len**2
         decoder = c.n_decoder_layers * (cross_attention + others) + c.dim * c.number_vocab_size * number_len
         return 6 * (encoder + decoder)  # a multiplication and an addition, once forward and twice backward

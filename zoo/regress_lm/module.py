@@ -55,7 +55,7 @@ class RegressLMModule(Regressor):
         keep_samples: whether predictions list the samples.
         temperature: divides the logits when sampling; 1 is the model's own distribution, 0 its most likely tokens.
         lora_rank: train low-rank updates of this rank only; 0 trains all weights.
-        lora_alpha: scale of the low-rank updates times lora_rank.
+        lora_alpha: the update is multiplied by lora_alpha / lora_rank.
         weights: checkpoint with initial weights, of the zoo or of upstream. Default: random weights.
         round_digits: significant digits to which the numbers in texts are rounded before the tokenizer, None for no
             rounding; on the command line that of the data. Texts given to the Python API are rounded in the same way.

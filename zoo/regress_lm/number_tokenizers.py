@@ -69,6 +69,7 @@ class NumberTokenizer(ABC):
 
     def encode(self, values: ArrayLike) -> Ints:
         """Local ids (..., num_tokens) of values (...,). Values outside the range are clamped, with one warning."""
+        # All numbers are encoded at once, with a single warning for those out of range.
         values = np.asarray(values, dtype=np.float64)
         ids, clamped = self.tokenize(values.ravel())
         if clamped.any():
@@ -99,6 +100,7 @@ class NumberTokenizer(ABC):
         Raises:
             UserError: the tokens represent no number.
         """
+        # Run the automaton over the tokens, which rejects the first one that its state does not allow.
         id_of = {token: i for i, token in enumerate(self.tokens)}
         state, ids = 0, []
         if len(tokens) != self.num_tokens:
@@ -141,24 +143,29 @@ class IEEEFloatTokenizer(NumberTokenizer):
         return -greatest, greatest
 
     def tokenize(self, values: Floats) -> tuple[Ints, Flags]:
+        # The sign has its own token, so only the size is split into mantissa and exponent.
         size = np.abs(_finite(values))
         if self.truncate:
             clamped = size > self.limits[1]
             mantissa, exponent = truncated(np.minimum(size, self.limits[1]), self.base, self.digits)
+            # As upstream: numbers below the smallest exponent become 0, but keep their exponent's sign.
             small = exponent < -self.top
             minus = exponent < 0
             mantissa, exponent = np.where(small, 0, mantissa), np.where(small, 0, exponent)
         else:
             mantissa, exponent = significant(size, self.base, self.digits, -self.top)
+            # Numbers beyond the range become the largest number.
             clamped = exponent > self.top
             minus = exponent < 0
             mantissa = np.where(clamped, self.base**self.digits - 1, mantissa)
             exponent = np.minimum(exponent, self.top)
+        # Digits follow the two sign tokens in the list of tokens, hence the 2.
         signs = np.stack([values < 0, minus], 1)  # (N, 2)
         exponents = to_digits(np.abs(exponent), self.base, self.exponent_digits)
         return np.concatenate([signs, 2 + exponents, 2 + to_digits(mantissa, self.base, self.digits)], 1), clamped
 
     def decode(self, ids: Ints) -> Floats:
+        # Tokens 0 and 1 are the signs + and -; value = sign * mantissa * base^(exponent - digits + 1).
         signs, digits = 1 - 2 * ids[..., :2], ids[..., 2:] - 2
         exponent = signs[..., 1] * from_digits(digits[..., : self.exponent_digits], self.base)
         mantissa = from_digits(digits[..., self.exponent_digits :], self.base)
@@ -194,19 +201,24 @@ class P10Tokenizer(NumberTokenizer):
         return -greatest, greatest
 
     def tokenize(self, values: Floats) -> tuple[Ints, Flags]:
+        # Split the size into a mantissa d...d and the exponent of its first digit.
         lowest = self.digits - 1 - self.exponent  # exponent of the smallest number's first digit
         size = np.abs(_finite(values))
         mantissa, exponent = significant(size, 10, self.digits, lowest)
+        # Only 0 has a mantissa that starts with 0: a smaller number becomes 10...0 or 0, whichever is nearer.
         small, least = mantissa < 10 ** (self.digits - 1), float(product(np.array(1), 10, np.array(lowest)))
         exponent = np.where(small, np.where(size > least / 2, lowest, 0), exponent)
         mantissa = np.where(small, np.where(size > least / 2, 10 ** (self.digits - 1), 0), mantissa)
+        # The power of ten of the last digit; 0 is written with power 0, and large numbers are clamped.
         power = np.where(mantissa > 0, exponent - self.digits + 1, 0)
         clamped = power > self.exponent
         mantissa, power = np.where(clamped, 10**self.digits - 1, mantissa), np.minimum(power, self.exponent)
+        # Ids: two signs, ten digits, then the powers from -exponent on.
         parts = (values < 0)[:, None], 2 + to_digits(mantissa, 10, self.digits), (12 + self.exponent + power)[:, None]
         return np.concatenate(parts, 1), clamped
 
     def decode(self, ids: Ints) -> Floats:
+        # The inverse of `tokenize`: sign * mantissa * 10^power.
         power = ids[..., -1] - 12 - self.exponent
         return (1 - 2 * ids[..., 0]) * product(from_digits(ids[..., 1:-1] - 2, 10), 10, power)
 
@@ -235,11 +247,13 @@ class NormalizedTokenizer(NumberTokenizer):
         return 0.0, (self.base**self.length - 1) / self.base**self.length
 
     def tokenize(self, values: Floats) -> tuple[Ints, Flags]:
+        # The digits are those of the integer nearest to value * base^length.
         inside = np.clip(_finite(values), 0, 1)
         if self.truncate:
             scaled = np.floor(inside * self.base**self.length).astype(np.int64)
         else:
             scaled = nearest(inside, self.base, np.full(len(values), self.length))
+        # 1 itself needs one digit more, so it becomes the largest number.
         most = self.base**self.length - 1
         clamped = (scaled > most) | (values != inside)
         return to_digits(np.minimum(scaled, most), self.base, self.length), clamped

@@ -22,9 +22,11 @@ def significant(values: Floats, base: int, digits: int, lowest: int) -> tuple[In
 
     The mantissa has `digits` digits, fewer only where the exponent would be below `lowest`. The exponent of 0 is 0.
     """
+    # The logarithm's estimate may be off by one in either direction: correct it by comparison with powers.
     exponent = _magnitude(values, base)
     exponent -= values < powers(base, exponent)
     exponent = np.maximum(exponent + (values >= powers(base, exponent + 1)), lowest)
+    # Round to `digits` digits; where all are the largest digit, rounding carries into a new one.
     mantissa = nearest(values, base, digits - 1 - exponent)
     carried = mantissa == base**digits
     mantissa, exponent = np.where(carried, mantissa // base, mantissa), exponent + carried
@@ -37,6 +39,7 @@ def nearest(values: Floats, base: int, power: Ints) -> Ints:
         product = values * powers(base, power)
         rounded = np.rint(product)
         needs_integers = ~(0.5 - np.abs(product - rounded) > np.abs(product) * 2.0**-50)  # nearly a tie, or not finite
+    # Doubles decide all cases but those near a tie, which Python's integers decide.
     result = np.where(needs_integers, 0, rounded).astype(np.int64)
     for i in np.flatnonzero(needs_integers):
         result[i] = _nearest(float(values[i]), base, int(power[i]))
@@ -49,12 +52,14 @@ def truncated(values: Floats, base: int, digits: int) -> tuple[Ints, Ints]:
     Its errors are reproduced: 0.57 gives 5699, and where the product below rounds up to base^digits the number loses a
     power of the base.
     """
+    # Correct the logarithm's estimate upwards only.
     exponent = _magnitude(values, base)
     exponent += (values >= powers(base, exponent + 1)) & (values > 0)
     low, high = int(exponent.min(initial=0)), int(exponent.max(initial=0))
     # Powers as Python computes them: below 1 rounded as in C, otherwise correctly rounded.
     factors = np.array([_float_power(base, digits - 1 - e) for e in range(low, high + 1)])
     mantissa = np.floor(values * factors[exponent - low]).astype(np.int64)
+    # Bring the mantissa to `digits` digits: drop one where the product was too large, append zeros where too small.
     mantissa = np.where(mantissa >= base**digits, mantissa // base, mantissa)
     for _ in range(digits - 1):
         mantissa = np.where(mantissa < base ** (digits - 1), mantissa * base, mantissa)
@@ -63,6 +68,7 @@ def truncated(values: Floats, base: int, digits: int) -> tuple[Ints, Ints]:
 
 def product(mantissa: Ints, base: int, exponent: Ints) -> Floats:
     """mantissa base^exponent (...,), correctly rounded; infinite beyond the largest double. mantissa must be < 2^53."""
+    # Beyond the clipped exponents the results are 0 or infinite in any case.
     shape, mantissa, exponent = (
         exponent.shape,
         mantissa.ravel(),
@@ -108,6 +114,7 @@ def _last_exact_power(base: int) -> int:
 
 
 def _nearest(value: float, base: int, power: int) -> int:
+    # value base^power as a fraction of integers, rounded half to even.
     numerator, denominator = value.as_integer_ratio()
     numerator, denominator = numerator * base ** max(power, 0), denominator * base ** max(-power, 0)
     quotient, rest = divmod(numerator, denominator)

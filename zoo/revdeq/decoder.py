@@ -35,7 +35,9 @@ class Decoder:
     def __init__(self, model: Any, batch: int, max_len: int, precision: str = "fp32") -> None:
         c = model.config
         self.model, self.bf16 = model, dtype_of(precision) == torch.bfloat16
+        # Where no cache is exact, it has no columns and every token evaluates the whole text.
         self.uncached = not c.warm_start and (c.fixed_point_tol is not None or c.solver in ("anderson", "broyden"))
+        # One slot for each evaluation of f at a token, or a single one for its converged state.
         slots = 1 if c.warm_start else c.evaluations
         head_dim, weight = c.hidden_size // c.num_heads, model.tok_embeddings.weight
         shape = c.num_heads, 0 if self.uncached else max_len, head_dim
@@ -60,6 +62,7 @@ class Decoder:
         model, start, end = self.model, self.column, self.column + tokens.shape[1]
         # The first layer's slot of each evaluation in turn.
         slots: Iterator[int] = repeat(0) if model.config.warm_start else count(step=model.config.num_layers)
+        # Attention is plainly causal unless there are earlier columns or padding.
         attention: dict[str, Any] = {"left_padding": self.left_padding}
         if start or self.left_padding is not None:
             attention["mask"] = causal_mask(start, end, self.left_padding, tokens.device)
@@ -69,6 +72,7 @@ class Decoder:
             # Not through a compiled cell: it would be compiled again for every length.
             return model.cell.forward(z, inputs, cache=cache, **attention)
 
+        # Iterate the new columns only, from the last token's state with warm_start, and predict from the last column.
         autocast = torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.bf16)
         with evaluating(model), autocast:
             solution = model.solve(tokens, f, start, self.left_padding, z0=self.z)

@@ -55,8 +55,8 @@ class RevDEQConfig:
         backward: gradient method. reversible: exact, memory does not grow with N. unroll: ordinary backpropagation.
             checkpoint: the same gradients as unroll, saving only the states of each step. implicit, phantom:
             approximate where the iteration has not converged.
-        keep_every: with backward=reversible, save the states before every keep_every-th step; for an N or beta whose
-            inverse loses too many digits. null: save the start only.
+        keep_every: with backward=reversible, save the state every keep_every steps, so that at most keep_every steps
+            are inverted at once; for many steps, or beta far from 0.5. null: save the start only.
         solver: with backward=implicit or phantom: reversible, plain (damped iteration), anderson or broyden.
         warm_start: in generation, start each token from the state of the token before, and cache converged states only.
             Needs block=post_norm and fixed_point_tol, which sets the accuracy.
@@ -85,6 +85,7 @@ class RevDEQConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        # Sizes are at least 1, and names are among those that exist.
         sizes = ("vocab_size", "hidden_size", "num_heads", "intermediate_size", "mlp_layers", "num_layers")
         for name in (*sizes, "max_position_embeddings", "num_fixed_point_iterations"):
             if getattr(self, name) < 1:
@@ -92,6 +93,7 @@ class RevDEQConfig:
         for name, value, allowed in (("positions", self.positions, Positions), ("block", self.block, Block)):
             if value not in get_args(allowed):
                 raise UserError(f"{name} must be one of {', '.join(get_args(allowed))}, not {value!r}")
+        # The heads divide the width, and rotary embedding needs an even width per head.
         if self.hidden_size % self.num_heads:
             raise UserError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
         head_dim = self.hidden_size // self.num_heads
@@ -99,6 +101,7 @@ class RevDEQConfig:
             raise UserError(f"positions=rotary rotates pairs: hidden_size / num_heads must be even, not {head_dim}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout must be in [0, 1), not {self.dropout}")
+        # Warm starts and the solver's settings: some combinations are not defined.
         if self.warm_start and self.fixed_point_tol is None:
             raise UserError("warm_start needs a fixed_point_tol, at which the iteration of a token ends")
         if self.warm_start and self.block == "paper":
@@ -146,11 +149,13 @@ class Layer(nn.Module):
             masks: dropout masks (B, T, d) after attention and after the MLP; None: no dropout.
             **attention: further arguments of `Attention.forward`.
         """
+        # x is injected before attention, so that the fixed point depends on the tokens.
         mask1, mask2 = masks
         if self.post_norm:
             h = z + x
             h = self.norm1(h + self.drop(self.attention(h, rotary, **attention), mask1))
             return self.norm2(h + self.drop(self.feed_forward(h), mask2))
+        # The paper's block: pre-norm, and x only reaches the attention branch.
         z = z + self.drop(self.attention(self.norm1(z + x), rotary, **attention), mask1)
         return z + self.drop(self.feed_forward(self.norm2(z)), mask2)
 
@@ -173,6 +178,7 @@ class Cell(nn.Module):
         self, z: Tensor, inputs: tuple[Tensor, ...], cache: CacheSlot | None = None, **attention: Any
     ) -> Tensor:
         """z (B, T, d) -> f(z) (B, T, d); `attention` are further arguments of `Attention.forward`."""
+        # Each layer receives x, its own slot of the cache and its own pair of dropout masks.
         x, *masks = inputs
         for number, layer in enumerate(self.layers):
             if cache is not None:
@@ -195,6 +201,7 @@ class RevDEQ(nn.Module):
         super().__init__()
         self.config = config
         d = config.hidden_size
+        # The parts: the input x, the iterated cell, and the output layer.
         self.tok_embeddings = nn.Embedding(config.vocab_size, d)
         if config.positions == "learned":
             self.pos_embeddings = nn.Embedding(config.max_position_embeddings, d)
@@ -227,6 +234,7 @@ class RevDEQ(nn.Module):
             left_padding: (B,) number of padding columns on the left of each row, which positions do not count.
             **settings: settings of `zoo.revdeq.solve` that replace those of the config.
         """
+        # All columns need a position.
         c, end = self.config, start + tokens.shape[1]
         if end > c.max_position_embeddings:
             raise UserError(f"{end} tokens are more than the model's context of {c.max_position_embeddings}")
@@ -240,6 +248,7 @@ class RevDEQ(nn.Module):
         if self.training and c.dropout:
             x = F.dropout(x, c.dropout)
             masks = [torch.rand_like(x) >= c.dropout for _ in range(2 * c.num_layers)]
+        # Iterate z = f(z, x), with the config's settings unless the caller replaces them.
         config_settings: dict[str, Any] = {
             "beta": c.beta, "max_steps": c.num_fixed_point_iterations, "tol": c.fixed_point_tol,
             "backward": c.backward, "keep_every": c.keep_every, "solver": c.solver,
@@ -278,6 +287,7 @@ class RevDEQ(nn.Module):
 
         6 for each weight of the output layer and, at each evaluation, of the cell; plus attention, causal mask ignored.
         """
+        # Each evaluation of the cell costs its weights and its attention.
         c = self.config
         cell = sum(p.numel() for p in self.cell.parameters())
         attention = 12 * c.num_layers * c.hidden_size * seq_len

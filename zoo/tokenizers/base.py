@@ -48,6 +48,7 @@ class Tokenizer(ABC):
         """
         if not continued:
             return self._encode_batch(texts)
+        # Encode the text behind a line end, as it appears in the document, then remove the line end's tokens.
         [line_end] = self._encode_batch(["\n"])
         n, after = len(line_end), self._encode_batch(["\n" + text for text in texts])
         # A byte-level BPE may merge the line end with a following indent; then the text is encoded alone, because such
@@ -103,6 +104,7 @@ class TextStream:
     def push(self, token: int) -> str:
         """The text that `token` completes; "" within a character."""
         self._window.append(int(token))
+        # An incomplete character waits for the tokens that complete it.
         piece = self._pending()
         if not piece or piece.endswith("\ufffd"):
             return ""

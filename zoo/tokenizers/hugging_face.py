@@ -41,6 +41,7 @@ class HuggingFaceTokenizer(Tokenizer):
             self._tokenizer = _library().Tokenizer.from_str(description)
         except Exception as error:  # the library raises bare Exceptions
             raise UserError(f"its tokenizer.json cannot be read ({error}); download it again") from error
+        # A tokenizer.json may contain settings that change ids; turn them off.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
@@ -72,6 +73,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:
         raise UserError(
             f"a byte-level BPE needs at least 257 tokens, not {vocab_size}: set --data.bpe_vocab_size to at least 257"
         )
+    # Train on the bytes of the texts, with the document token as token 0 and all 256 bytes in the vocabulary.
     library = _library()
     tokenizer = _byte_level(library.models.BPE())
     trainer = library.trainers.BpeTrainer(
@@ -87,6 +89,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:
 def train_words(texts: Iterable[str]) -> HuggingFaceTokenizer:
     """A tokenizer with one token per word (text between white space) of `texts`; any other word is token 0, <unk>."""
     library = _library()
+    # Sorted, so that equal texts give equal ids.
     words = sorted({word for text in texts for word in text.split()} - {_UNKNOWN})
     vocabulary = {word: i for i, word in enumerate([_UNKNOWN, *words])}
     tokenizer = library.Tokenizer(library.models.WordLevel(vocabulary, unk_token=_UNKNOWN))
@@ -101,6 +104,7 @@ def read_gpt2(vocab: Path, merges: Path) -> HuggingFaceTokenizer:
     Raises:
         UserError: the files do not belong together.
     """
+    # The vocabulary gives the ids, and the order of the merges their priority.
     ids = json.loads(vocab.read_text(encoding="utf-8"))
     lines = merges.read_text(encoding="utf-8").splitlines()
     pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
@@ -108,6 +112,7 @@ def read_gpt2(vocab: Path, merges: Path) -> HuggingFaceTokenizer:
         model = _library().models.BPE(vocab=ids, merges=pairs)
     except Exception as error:
         raise UserError(f"{vocab.name} and {merges.name} are not of the same vocabulary ({error})") from error
+    # GPT-2's document token both starts and ends a text.
     document = ids.get(DOCUMENT)
     tokenizer = _byte_level(model)
     if document is not None:
@@ -118,6 +123,7 @@ def read_gpt2(vocab: Path, merges: Path) -> HuggingFaceTokenizer:
 def read_tokenizer_json(file: Path) -> HuggingFaceTokenizer:
     """A tokenizer from a `tokenizer.json`. BOS and EOS are named by configuration files in the same folder, if any."""
     description = file.read_text(encoding="utf-8")
+    # The names of BOS and EOS: configured ones, else the first usual name that the vocabulary has.
     configured: dict[str, str | None] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the second has precedence
         if (config := file.parent / name).is_file():
@@ -127,6 +133,7 @@ def read_tokenizer_json(file: Path) -> HuggingFaceTokenizer:
     token_to_id = HuggingFaceTokenizer(description, None, None)._tokenizer.token_to_id
 
     def first_id(key: str, usual_names: tuple[str, ...]) -> int | None:
+        # A configured name of null means that there is no such token.
         names = (configured[key],) if key in configured else usual_names
         return next((i for name in names if name is not None and (i := token_to_id(name)) is not None), None)
 

@@ -41,6 +41,7 @@ class Llama2cTokenizer(Tokenizer):
         self._data = data
         self._pieces, self._scores = _parse(data)
         self.vocab_size = len(self._pieces)
+        # Where a piece occurs twice, its first id is used.
         self._ids = {piece: i for i, piece in reversed(list(enumerate(self._pieces)))}
         self._texts = list(self._pieces)  # what each piece decodes to
         self._texts[_FIRST_BYTE : _FIRST_BYTE + 256] = [bytes([byte]) for byte in range(256)]
@@ -60,6 +61,7 @@ class Llama2cTokenizer(Tokenizer):
     def _parts(self, text: str) -> list[tuple[int, ...]]:
         if not self._divisible:
             return [self._merge(text)]
+        # Cut between characters that no piece has next to each other, and encode each part separately.
         cuts = [i for i, (a, b) in enumerate(pairwise(text), 1) if a + b not in self._neighbours]
         parts = (text[a:b] for a, b in pairwise([0, *cuts, len(text)]))
         return [(self._merge_cached if len(part) <= _CACHED_CHARS else self._merge)(part) for part in parts]
@@ -72,6 +74,7 @@ class Llama2cTokenizer(Tokenizer):
             encoded = character.encode()
             piece_id = self._ids.get(encoded)
             tokens += [piece_id] if piece_id is not None else [_FIRST_BYTE + byte for byte in encoded]
+        # Neighbours of each token by position, and a heap of possible merges, the best score first.
         end = len(tokens)
         right, left = list(range(1, end + 1)), list(range(-1, end - 1))
         heap: list[tuple[float, int, int, int, int]] = []
@@ -92,6 +95,7 @@ class Llama2cTokenizer(Tokenizer):
             j = right[i]
             if j == end or tokens[i] != first or tokens[j] != second:
                 continue  # outdated: one of the two has been merged with its other neighbour
+            # The merged token stays at i, j leaves the list, and new pairs with both neighbours are possible.
             tokens[i], tokens[j] = merged, -1
             right[i] = right[j]
             if right[j] < end:
@@ -112,12 +116,14 @@ class Llama2cTokenizer(Tokenizer):
 
 def _parse(data: bytes) -> tuple[list[bytes], list[float]]:
     """Pieces and scores in a file's bytes."""
+    # After a header of 4 bytes, each piece is a score, a length and its bytes.
     pieces, scores, at = [], [], 4
     while at + 8 <= len(data):
         score, length = struct.unpack_from("<fI", data, at)
         pieces.append(data[at + 8 : at + 8 + length])
         scores.append(score)
         at += 8 + length
+    # The pieces of the 256 bytes at fixed ids identify the format.
     head = [b"<0x%02X>" % byte for byte in range(256)]
     if pieces[_FIRST_BYTE : _FIRST_BYTE + 256] != head:
         raise UserError("it is not a llama2.c tokenizer")

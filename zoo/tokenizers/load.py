@@ -36,6 +36,7 @@ def load_tokenizer(path_or_name: str | Path) -> Tokenizer:
         FileNotFoundError: there is no such file or folder, and no such model on the hub.
         UserError: the file or folder does not contain a tokenizer, or is damaged.
     """
+    # A built-in name comes first, then a file or folder, then a model on the hub.
     if str(path_or_name) in _NAMED:
         return _NAMED[str(path_or_name)]()
     path = Path(path_or_name)
@@ -55,6 +56,7 @@ def from_state(state: State) -> Tokenizer:
     Raises:
         UserError: the state is of an unknown kind.
     """
+    # Binary models are stored as base64.
     kind, model = state.get("kind"), str(state.get("model"))
     if kind in _NAMED:
         return _NAMED[kind]()
@@ -70,12 +72,14 @@ def from_state(state: State) -> Tokenizer:
 
 def _from_hub(name: str) -> Path:
     """The `tokenizer.json` of a model on the hub, "gpt2" or "owner/name", downloaded once."""
+    # A name with a file's suffix is a missing file rather than a model on the hub.
     missing = f"no tokenizer is at {name}"
     kinds = f"give {_KINDS}, a checkpoint of the zoo, or the name of a model on the hub"
     if not re.fullmatch(r"[\w-]+(/[\w.-]+)?", name) or Path(name).suffix in _SUFFIXES:
         raise FileNotFoundError(f"{missing}: {kinds}")
     from huggingface_hub import hf_hub_download
 
+    # Without a connection only an earlier download is used.
     reachable = online()
     try:
         return Path(hf_hub_download(name, "tokenizer.json", local_files_only=not reachable))
@@ -122,6 +126,7 @@ def _load_file(file: Path) -> Tokenizer:
 
 def _load_gpt2(file: Path, is_vocabulary: bool) -> Tokenizer:
     """GPT-2's tokenizer from one of its two files and the other one in the same folder."""
+    # Both files have the same prefix: find the partner from this file's name.
     for vocab, merges in _PARTNERS.items():
         suffix, partner_suffix = (vocab, merges) if is_vocabulary else (merges, vocab)
         if file.name.endswith(suffix):

@@ -82,13 +82,16 @@ def text_rows(
     Raises:
         UserError: a text has no token, or the number of targets or features differs from that of the texts.
     """
+    # Unknown targets are NaN; targets and features have one row per text.
     values = np.full(len(texts), np.nan) if targets is None else np.asarray(targets, dtype=np.float64)
     numbers = None if features is None else np.asarray(features, dtype=np.float64)
     for name, array in (("targets", values), ("features", numbers)):
         if array is not None and len(array) != len(texts):
             raise UserError(f"there are {len(texts)} texts, but {len(array)} {name}: give one for each text")
+    # A single target per text becomes a column.
     columns = values.reshape(len(texts), -1)  # (N, K)
     rows = []
+    # A row needs at least one token, since models pool over tokens.
     for i, (text, ids) in enumerate(zip(texts, tokenizer.encode_batch(texts), strict=True)):
         if not ids:
             raise UserError(f"text {i} has no token: leave out empty texts")
@@ -100,6 +103,7 @@ def text_rows(
 
 def collate(rows: Sequence[Row]) -> TextBatch:
     """The rows as one batch, as wide as the longest of them: the `collate_fn` of a DataLoader over rows."""
+    # Fill the ids of all rows into a matrix of zeros, as wide as the longest row.
     lengths = np.array([len(row.tokens) for row in rows])
     padding_mask = np.arange(lengths.max()) < lengths[:, None]  # (B, T)
     tokens = np.zeros(padding_mask.shape, dtype=np.int64)
@@ -122,6 +126,7 @@ def targets_and_features(loader: Any) -> tuple[np.ndarray, np.ndarray | None]:
     Raises:
         TypeError: the loader has no map-style dataset of rows.
     """
+    # Arrays of the dataset are faster than reading it row by row.
     dataset: Any = getattr(loader, "dataset", None)
     if hasattr(dataset, "targets"):
         return np.asarray(dataset.targets, dtype=np.float64), getattr(dataset, "features", None)
@@ -154,6 +159,7 @@ def bucketed(order: Tensor, lengths: Tensor, step: int, generator: torch.Generat
     full = len(order) - len(order) % step  # rows that fill whole steps
     parts = []
     for rows in order[:full].split(window * step):
+        # Sort the window's rows by length, cut them into steps, and shuffle the steps.
         steps = rows[lengths[rows].argsort(stable=True)].view(-1, step)  # (steps, step)
         parts.append(steps[torch.randperm(len(steps), generator=generator)].flatten())
     return torch.cat([*parts, order[full:]])
@@ -179,6 +185,7 @@ class BucketBatchSampler:
         return -(-len(self.lengths) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
+        # The order of each epoch depends on the seed and the epoch only.
         generator = stream(self.seed, "order", self.epoch)
         self.epoch += 1
         order = torch.randperm(len(self.lengths), generator=generator)

@@ -86,6 +86,7 @@ class LanguageModel(ZooModule):
         Raises:
             UserError: the data has no windows of text, or they are longer than the context.
         """
+        # Only data of running text has windows.
         if not hasattr(data, "seq_len"):
             raise UserError(f"{type(data).__name__} has no running text for a language model: set --data=TextLM")
         longest = self.model.config.max_seq_len
@@ -119,6 +120,7 @@ class LanguageModel(ZooModule):
 
     def _update(self, split: str, batch: Any) -> None:
         """Add a batch to the split's summed loss."""
+        # The mean loss is weighted by the number of scored targets, and the words are summed.
         tokens, targets, _, words = as_token_batch(batch)
         loss = self.model.loss(tokens, targets)
         self.perplexity[split].update(loss, (targets != IGNORED).sum(), words)  # type: ignore[operator]
@@ -155,11 +157,13 @@ class LanguageModel(ZooModule):
             where the batch has it; and "text", the scored text, where the module has a tokenizer.
         """
         tokens, targets, index, _ = as_token_batch(batch)
+        # Mean negative log-likelihood of each row over its scored targets.
         logits = self.model(tokens)[0]  # (B, T, V)
         nll = F.cross_entropy(logits.float().mT, targets, reduction="none", ignore_index=IGNORED)  # (B, T)
         is_scored = targets != IGNORED  # (B, T)
         counts = is_scored.sum(1)  # (B,)
         losses = nll.sum(1) / counts.clamp(min=1)  # (B,)
+        # One dictionary per row, with index and text where they are known.
         rows: list[dict[str, Any]] = [{} for _ in tokens]
         for i, row in enumerate(rows):
             if index is not None:
@@ -187,6 +191,7 @@ class LanguageModel(ZooModule):
         """`prompt` with its continuation; the draw depends on the run's seed and the step only."""
         if self.tokenizer is None:
             raise UserError(f"{type(self).__name__} cannot sample text without a tokenizer: pass it as tokenizer=")
+        # An empty prompt without BOS starts from token 0.
         ids = self.tokenizer.encode(prompt) or [0]
         seed = derive(global_seed(), "sample", self.global_step)
         steps = self.stream([ids], max_new_tokens, temperature=temperature, seed=seed)
@@ -204,6 +209,7 @@ def required_vocab_size(vocab_size: int | None, tokenizer: Tokenizer | None, mod
     Raises:
         UserError: neither is given, or the two differ.
     """
+    # Either of the two is enough; if both are given they must agree.
     if vocab_size is None:
         if tokenizer is None:
             raise UserError(f"{model} needs vocab_size, the number of token ids in its data, or a tokenizer: pass one")

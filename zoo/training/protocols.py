@@ -24,9 +24,8 @@ class LanguageModelConfig(Protocol):
 class LanguageModelNetwork(Protocol):
     """A causal language model that `LanguageModel` can train: a torch.nn.Module with these members.
 
-    Optional: `decoder(batch_size, max_len, precision, compile)`, which returns a `Decoder` with a key-value cache.
-        Without
-    it, generating text evaluates `forward` on the whole context for each token.
+    Optional: `decoder(batch_size, max_len, precision, compile)` returns a `Decoder` with a cache. Otherwise every token
+    evaluates the whole context.
     """
 
     config: Any

@@ -65,6 +65,7 @@ class Regressor(ZooModule):
 
     def check_batch(self, batch: Any) -> None:
         """Raises an error for something other than a `TextBatch`, or for a batch with the wrong number of targets."""
+        # Plain tensors lack the mask and the texts.
         if not isinstance(batch, TextBatch):
             raise TypeError(
                 f"{type(self).__name__} takes a TextBatch, not a {type(batch).__name__}: make Rows with "
@@ -121,6 +122,7 @@ class Regressor(ZooModule):
         return {"loss": float(outputs["loss"].mean()), **scores(outputs["prediction"], outputs["target"])}
 
     def _evaluate_and_gather(self, split: str, batch: TextBatch) -> dict[str, Tensor]:
+        # Outputs of all batches are gathered, because some metrics are not means over batches.
         self.check_batch(batch)
         outputs = self.evaluate(batch)
         self.gathered[split].update(**outputs)

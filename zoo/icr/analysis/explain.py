@@ -30,6 +30,7 @@ def read(path: Path) -> Table:
     path = path / "gradients.json" if path.is_dir() else path
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["checkpoints"]
+        # One column for each component of the gradient, and one row for each checkpoint.
         columns = {f"{part}[{i}]": (part, i) for part in PARTS for i in range(len(rows[0]["gradients"][part]))}
         gradients = np.array([[row["gradients"][part][i] for part, i in columns.values()] for row in rows], float)
         scores = np.array([row["ood_score"] for row in rows], float)
@@ -37,6 +38,7 @@ def read(path: Path) -> Table:
     except (OSError, ValueError, LookupError, TypeError) as error:
         command = "python -m zoo.icr.analysis gradients"
         raise UserError(f"{path} is not a gradients.json: make one from a sweep with `{command}`") from error
+    # Both analyses need several checkpoints that differ.
     if len(rows) < 3:
         raise UserError(f"{path} has {len(rows)} of the at least 3 checkpoints that this takes: save more of them")
     if not np.ptp(scores) or not np.ptp(gradients, 0).any():
@@ -55,6 +57,7 @@ def pca(table: Table) -> dict[str, Any]:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    # Standardize the columns, so that no part dominates by its unit, and project on the components.
     components = PCA(svd_solver="full")
     places = make_pipeline(StandardScaler(), components).fit_transform(table.gradients)[:, :2]
     return {
@@ -83,11 +86,14 @@ def regression(table: Table) -> dict[str, Any]:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    # Ridge regression on standardized columns; RidgeCV chooses the penalty among ALPHAS.
     X, y, M = table.gradients, table.scores, [str(row["M"]) for row in table.rows]
     model = make_pipeline(StandardScaler(), RidgeCV(ALPHAS))
+    # Predict each checkpoint, and each M, from a fit to the others.
     left_out = cross_val_predict(model, X, y, cv=LeaveOneOut())
     several = len(set(M)) >= 3
     by_M = cross_val_predict(model, X, y, groups=M, cv=LeaveOneGroupOut()) if several else None
+    # The fit to all checkpoints, of which the coefficients are reported.
     inside = model.fit(X, y).predict(X)
     return {
         "r2_in_sample": r2_score(y, inside),

@@ -66,6 +66,7 @@ def parts(parameters: Tensor) -> dict[str, Tensor]:
 
 def losses(model: Predictor, parameters: Tensor, draws: Normals) -> Tensor:
     """The loss (n,) of each prompt, with parameters (n, 4D + 2)."""
+    # Compute x, w and y from the standard normal draws, as in the module's formula.
     p = parts(parameters)
     x = p["x_mean"][:, None] + p["x_sd"][:, None] * draws.x  # (n, K, D)
     w = p["task_mean"] + p["task_sd"] * draws.task  # (n, D)
@@ -88,12 +89,15 @@ def reparameterised(model: Predictor, parameters: Tensor, draws: Normals) -> tup
 @torch.no_grad()
 def score_function(model: Predictor, parameters: Tensor, draws: Normals) -> tuple[Estimate, Estimate]:
     """The same by E[(L - b) d log p / d parameters]; the baseline b is the mean loss of the other prompts."""
+    # The losses of all prompts.
     batches = zip(*(part.split(BATCH) for part in draws), strict=True)
     loss = torch.cat([losses(model, parameters.expand(len(batch[0]), -1), Normals(*batch)) for batch in batches])
+    # For N(m, s^2), d log p / dm = u / s and d log p / ds = (u^2 - 1) / s, with u the standard normal draw.
     u, v, r = draws.x, draws.task, draws.noise[..., None]
     sums = [u.sum(1), (u**2 - 1).sum(1), v, v**2 - 1, r.sum(1), (r**2 - 1).sum(1)]
     p = parts(parameters)
     score = torch.cat(sums, -1) / torch.cat([p[f"{name}_sd"] for name in ("x", "x", "task", "task", "noise", "noise")])
+    # L - b, with b the mean of the other prompts, is n / (n - 1) times L - mean L.
     n = len(loss)
     return estimate(loss), estimate((loss - loss.mean())[:, None] * n / (n - 1) * score)
 
@@ -113,6 +117,7 @@ def gradients(models: list[SavedModel], n_prompts: int, n_ood_samples: int, seed
     """
     if n_prompts < 2:
         raise UserError(f"n_prompts must be at least 2, for standard errors, not {n_prompts}")
+    # The same draws for all checkpoints, so that their differences are not noise of the draws.
     task, device = models[0].config, models[0].model().device
     at, draws = prior(task).to(device), normals(task, n_prompts, seed, device)
     rows: list[dict[str, Any]] = []
@@ -124,6 +129,7 @@ def gradients(models: list[SavedModel], n_prompts: int, n_ood_samples: int, seed
         if not math.isfinite(loss):
             raise UserError(f"{saved.path} predicts {loss}: its training has failed; move it out of the folder")
         print(f"M {M:>7}  step {step:>8}  expected loss {loss:.4f} +- {error:.4f}", flush=True)
+    # Ridge regression as the lower bound of the expected loss.
     best = row(lambda x, y: ridge(x, y, task.sigma2), at, draws)
     return {"task": models[0].task, "n_prompts": n_prompts, "seed": seed, "checkpoints": rows, "ridge": best}
 

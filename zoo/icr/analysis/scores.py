@@ -29,6 +29,7 @@ def scores(models: list[SavedModel], n_prompts: int) -> dict[str, Any]:
         raise UserError(f"n_prompts must be at least 1, not {n_prompts}")
     rows: list[Row] = []
     references: list[Row] = []
+    # Checkpoints of the same M follow one another and share their prompts.
     for M, group in groupby(models, lambda saved: saved.config.M):
         evaluations = None
         for saved in group:
@@ -43,10 +44,12 @@ def scores(models: list[SavedModel], n_prompts: int) -> dict[str, Any]:
                     for name in ("ridge", "dmmse")
                 }
                 references.append({"M": M} | exact)
+            # The checkpoint's errors on both kinds of prompts.
             errors = {
                 kind: summary(e.errors(predict_in_batches(model, e.prompts.x, e.prompts.y)))
                 for kind, e in evaluations.items()
             }
+            # One row per checkpoint, printed at once because each takes a while.
             rows.append({"M": M, "step": saved.step} | errors)
             print(terminal_line(rows[-1], references[-1]), flush=True)
     return {"task": models[0].task, "n_prompts": n_prompts, "checkpoints": rows, "references": references}

@@ -45,6 +45,7 @@ class MemberCheckpointIO(AtomicCheckpointIO):
         def select(tensor: Tensor) -> Tensor:
             return tensor[place].clone()  # a view would be saved with the whole stack
 
+        # The member's slices of the weights and, except in files with weights only, of the optimizer's state.
         member = dict(checkpoint)
         member["state_dict"] = {name: select(value) for name, value in checkpoint["state_dict"].items()}
         if "optimizer_states" in checkpoint:
@@ -53,15 +54,18 @@ class MemberCheckpointIO(AtomicCheckpointIO):
             member["optimizer_states"] = [optimizer | {"state": state}]
             record = checkpoint["callbacks"][CALLBACK]["records"].get(str(M))
             member["callbacks"] = {CALLBACK: {"records": {str(M): record} if record else {}}}
+        # The settings of the stack, with this member's M.
         task = vars(self.stack.config.with_diversity(M))
         for hparams in ("hyper_parameters", "datamodule_hyper_parameters"):
             own = {name: value for name, value in checkpoint[hparams].items() if "members" not in name}
             member[hparams] = {name: task.get(name, value) for name, value in own.items()}
+        # Names of model and data as in a checkpoint of `zoo fit`.
         member["zoo"] = {"model": registered_name(ICRTransformer)}
         member["LinearRegressionTasks"] = member.pop("StackedTasks")  # the data module's state, by its class
         return member
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        # Read the file of each member and stack the weights along a new first axis.
         path = Path(path)
         each = [read_checkpoint(member_folder(path.parent, M) / path.name) for M in self.stack.members]
         stacked = dict(each[0])

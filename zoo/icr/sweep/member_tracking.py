@@ -61,12 +61,14 @@ class MemberTracking(Checkpoint):
         self.records = state_dict["records"]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        # End members whose loss is not finite.
         step = trainer.global_step
         # Reading the losses makes the host wait for a GPU: only now and then.
         if step % self.check_every == 0 or step == trainer.max_steps:
             losses = zip(pl_module.members, pl_module.last_losses.tolist(), strict=True)
             diverged = [M for M, loss in losses if not math.isfinite(loss)]
             pl_module.remove(self._report_failure(trainer, diverged, "loss"))
+        # At an evaluation's step, checkpoints are written after the evaluation.
         if step % self.eval_every and step != trainer.max_steps:
             if self._is_checkpoint_step(trainer):
                 self._save_weights(trainer, pl_module.members)
@@ -78,6 +80,7 @@ class MemberTracking(Checkpoint):
         diverged: list[Diversity] = []
         ended: dict[Diversity, str] = {}
         for M in pl_module.members:
+            # A member whose error is not finite has diverged and is neither compared nor saved.
             score = mean_errors("val", pl_module.member_errors[M]).get("val_loss", math.nan)
             if not math.isfinite(score):
                 diverged.append(M)
@@ -89,6 +92,7 @@ class MemberTracking(Checkpoint):
                 improved.append(M)
             else:
                 record["waited"] += 1
+            # A member ends with the last step, or when its patience is exhausted.
             if trainer.global_step == trainer.max_steps:
                 ended[M] = "done"
             elif self.patience is not None and record["waited"] >= self.patience:
@@ -101,6 +105,7 @@ class MemberTracking(Checkpoint):
         if saved := pl_module.members if self._is_checkpoint_step(trainer) else list(ended):
             self._save_weights(trainer, saved)
         self._save(trainer, "last.ckpt")
+        # Report the members that end, then train on without them.
         for M, status in ended.items():
             self.report(M, status, step=trainer.global_step, **mean_errors("val", pl_module.member_errors[M]))
         pl_module.remove(list(ended))
@@ -128,6 +133,7 @@ class MemberTracking(Checkpoint):
         """Write a member's errors and their figure to its TensorBoard events."""
         if M not in self._loggers:
             self._loggers[M] = TensorBoardLogger(str(member_folder(self.folder, M)), name="", version="")
+        # Mean errors, errors by position, and the curve of the latter.
         logger, step, errors = self._loggers[M], trainer.global_step, stack.member_errors[M]
         logger.log_metrics(mean_errors("val", errors) | errors_by_position("val", errors), step)
         figure = plot_error_curves(error_curves(errors), f"M = {M}, {step:,} steps")

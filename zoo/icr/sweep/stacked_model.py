@@ -42,6 +42,7 @@ class StackedICR(ICRTransformer):
         """The data has one task for each member, so the module's own is left as it is."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        # The losses of the members are summed, so that the gradient of each depends on its own loss only.
         prompts = as_prompts(batch, self.config)
         if len(self.places) < self.n_stacked:
             prompts = select_prompts(prompts, self.places)
@@ -61,6 +62,7 @@ class StackedICR(ICRTransformer):
         """Clip each member's gradient by its own norm, as torch's clip_grad_norm_ does for one model."""
         if self.settings.grad_clip is None:
             return
+        # Norm of each member's gradient, over its slices of all parameters.
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()  # (S,)
         scale = (self.settings.grad_clip / (norms + 1e-6)).clamp(max=1)
@@ -79,6 +81,7 @@ class StackedICR(ICRTransformer):
 
     def log_errors(self, split: str) -> None:
         errors = self.compute_errors(split) if self.members else {}
+        # `errors` has an entry for each member along its first axis.
         for place, M in enumerate(self.members):
             self.member_errors[M] = {k: {name: e[place] for name, e in of.items()} for k, of in errors.items()}
 
@@ -89,12 +92,14 @@ class StackedICR(ICRTransformer):
         """Continue without some members: drop their weights and the optimizer's state for them."""
         if not removed:
             return
+        # Keep the members that go on, with their positions in the batch; without any, training ends.
         remaining = [place for place, M in enumerate(self.members) if M not in removed]
         self.members = [self.members[place] for place in remaining]
         self.places = [self.places[place] for place in remaining]
         if not remaining:
             self.trainer.should_stop = True
             return
+        # Select their slices of weights and of the optimizer's state, in place of the old tensors.
         state = self.trainer.optimizers[0].state
         for parameter in self.model.parameters():
             parameter.data, parameter.grad = parameter.data[remaining], None

@@ -28,6 +28,7 @@ def train_members(members: list[Diversity], args: argparse.Namespace, metadata: 
     """Train the members to their end. A stack that fails does not stop the next one."""
     with ExitStack() as locks:
         for step, together in unfinished_members(members, args, metadata, locks).items():
+            # Members at the same step train together, at most `stack` at a time.
             size = args.stack or len(together)
             for stack in (together[i : i + size] for i in range(0, len(together), size)):
                 try:
@@ -35,6 +36,7 @@ def train_members(members: list[Diversity], args: argparse.Namespace, metadata: 
                 except Exception as error:
                     if os.environ.get("ZOO_DEBUG"):
                         raise
+                    # Members of a failed stack that have not ended are marked as failed.
                     for M in stack:
                         if metadata.members()[str(M)]["status"] == "running":
                             reason = f"{type(error).__name__}: {one_sentence(str(error))}"
@@ -44,10 +46,12 @@ def train_members(members: list[Diversity], args: argparse.Namespace, metadata: 
 def train_stack(members: list[Diversity], step: int, args: argparse.Namespace, report: Callable[..., None]) -> None:
     """Train some members, all of which have finished `step` steps, as one stacked model to their end."""
     seed_everything(args.seed, verbose=False)
+    # By default there are 20 evaluations.
     eval_every = min(args.eval_every or max(1, args.num_steps // 20), args.num_steps)
     # Losses are checked at every evaluation and checkpoint, and at least every 50 steps.
     period = math.gcd(eval_every, args.checkpoint_every or eval_every)
     check_every = max(size for size in range(1, min(50, period) + 1) if period % size == 0)
+    # Data, model, callback and trainer of the stack.
     config = model_config(args)
     task = {field.name: getattr(config, field.name) for field in fields(Task)}
     data = StackedTasks(members, **task, batch_size=args.batch_size, n_val=args.n_val)
@@ -60,12 +64,14 @@ def train_stack(members: list[Diversity], step: int, args: argparse.Namespace, r
         check_every, report,
     )  # fmt: skip
     gpus = torch.cuda.device_count() if args.accelerator in ("auto", "gpu", "cuda") else 0
+    # Validation every eval_every steps; a share of a sweep on several GPUs uses the GPU of its number.
     trainer = Trainer(
         max_steps=args.num_steps, accelerator=args.accelerator, callbacks=[tracking, Progress()],
         devices=[(args.share[0] - 1 if args.share else 0) % gpus] if gpus else 1,
         val_check_interval=eval_every, check_val_every_n_epoch=None, num_sanity_val_steps=0, logger=False,
         enable_model_summary=False, use_distributed_sampler=False, default_root_dir=args.output_dir,
     )  # fmt: skip
+    # Train from the beginning, or from the members' checkpoints of this step.
     for M in members:
         report(M, "running", step=step)
     trainer.fit(stack, data, ckpt_path=args.output_dir / "last.ckpt" if step else None)
@@ -81,10 +87,12 @@ def unfinished_members(
     by_step: dict[int, list[Diversity]] = {}
     for M in members:
         if metadata.members()[str(M)]["status"] not in ENDED:
+            # Another process may train this member at the moment.
             last = member_folder(args.output_dir, M) / "last.ckpt"
             if not lock(last.with_name("lock"), locks):
                 print(f"zoo: another process trains M {M}: it is left to that", file=sys.stderr)
                 continue
+            # The member continues after the step of its last checkpoint.
             step = read_checkpoint(last)["global_step"] if last.exists() else 0
             if step == args.num_steps:  # it was killed after its last checkpoint
                 metadata.report(M, "done", step=step)

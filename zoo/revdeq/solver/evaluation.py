@@ -66,6 +66,7 @@ class Differentiable:
         autocast: SavedAutocast,
         dtype: torch.dtype,
     ) -> None:
+        # Detached inputs are leaves of the graph of one evaluation, so that its gradients stop there.
         detached = tuple(t.detach().requires_grad_(t.requires_grad) for t in inputs)
         self.evaluate = make_evaluate(f, detached, autocast, dtype)
         self.leaves = (*detached, *parameters)
@@ -86,10 +87,12 @@ class Differentiable:
 
     def vjp(self, leaf: Tensor, value: Tensor, cotangent: Tensor) -> Tensor:
         """cotangent * df/dstate; adds cotangent * df/dinputs and * df/dparameters to `gradients`."""
+        # One backward pass through a single evaluation gives the products with the state and all leaves.
         required = [i for i, tensor in enumerate(self.leaves) if tensor.requires_grad]
         state_grad, *leaf_grads = torch.autograd.grad(
             value, [leaf, *(self.leaves[i] for i in required)], cotangent, allow_unused=True
         )
+        # All evaluations share inputs and parameters: their gradients add up.
         for i, gradient in zip(required, leaf_grads, strict=True):
             if gradient is not None:
                 total = self.gradients[i]

@@ -36,6 +36,7 @@ def anderson(f: Evaluate, z: Tensor, beta: float) -> Points:
     while True:
         fz = f(z)
         yield z, fz
+        # The residuals f(z) - z of the last m states, and their inner products.
         states, values = [*states, z][-MEMORY:], [*values, fz][-MEMORY:]
         inputs, outputs = torch.stack(states, 1), torch.stack(values, 1)  # (B, m, n)
         residuals = outputs - inputs
@@ -47,6 +48,7 @@ def anderson(f: Evaluate, z: Tensor, beta: float) -> Points:
         gram = gram + ridge * torch.eye(len(states), dtype=z.dtype, device=z.device)
         weights = torch.linalg.solve(gram, torch.ones_like(gram[..., :1]))  # (B, m, 1)
         weights = weights / weights.sum(1, keepdim=True)
+        # The next state: the damped steps of all m states, combined with these weights.
         z = (weights * relax(beta, inputs, outputs)).sum(1)  # (B, n)
 
 
@@ -96,12 +98,14 @@ def find_fixed_point(solver: str, f: Evaluate, z0: Tensor, iteration: Iteration,
     def flat_f(rows: Tensor) -> Tensor:
         return f(rows.view_as(z0))[:, None].flatten(1)
 
+    # Methods like Anderson's do not decrease the residual at every step, so remember each sample's best state.
     best = z0[:, None].flatten(1)  # (B, n)
     residual = torch.full_like(best[:, 0], torch.inf)  # (B,)
     steps = torch.zeros_like(residual, dtype=torch.long)
     tol = -1.0 if iteration.tol is None else iteration.tol
     for z, fz in islice(SOLVERS[solver](flat_f, best, iteration.beta), iteration.max_steps):
         diagnostics.evaluations += 1
+        # Count steps only for samples that are not within the tolerance (NaN is not).
         steps += ~(residual <= tol)
         new_residual = relative_residual(z, fz)
         is_better = new_residual < residual.masked_fill(residual <= tol, 0)  # a sample within the tolerance stays

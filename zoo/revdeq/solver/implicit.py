@@ -29,6 +29,7 @@ class Implicit(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
+        # Evaluate f once at the fixed point, with a graph from which all products u df/dz are taken.
         z, *leaves = ctx.saved_tensors
         f = Differentiable(ctx.f, leaves[: ctx.n], leaves[ctx.n :], ctx.autocast, z.dtype)
         leaf, value = f.record(z)
@@ -36,10 +37,12 @@ class Implicit(torch.autograd.Function):
         size = per_sample_norm(grad).clamp(min=torch.finfo(grad.dtype).tiny).view(-1, *[1] * (grad.ndim - 1))
         unit_grad = grad / size
 
+        # One step of u = u df/dz + dL/dz.
         def adjoint_step(u: Tensor) -> Tensor:
             product = torch.autograd.grad(value, leaf, u, retain_graph=True, allow_unused=True)[0]
             return unit_grad if product is None else unit_grad + product.to(u.dtype)
 
+        # Solve for u, and multiply it into the inputs and parameters: dL/dtheta = u df/dtheta.
         u = find_fixed_point(ctx.solver, adjoint_step, unit_grad, ctx.adjoint, Diagnostics())
         f.vjp(leaf, value, size * u)
         return None, None, None, None, None, *f.gradients

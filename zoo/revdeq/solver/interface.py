@@ -81,13 +81,14 @@ def solve(
         solver: solver for z with "implicit" and "phantom"; the other methods use the reversible iteration.
         backward_steps: steps of the backward pass: of "implicit" at most this many, until its residual is at most tol,
             or 1e-8 (default 50); of "phantom" exactly this many (default 5).
-        keep_every: with "reversible", save the states before every keep_every-th step, so that at most keep_every steps
-            are inverted in a row; for an N or a beta whose inverse would lose too many digits. None: save z0 only.
+        keep_every: with "reversible", save the state every keep_every steps, so that at most keep_every steps are
+            inverted at once; for many steps, or beta far from 0.5. None: save z0 only.
         max_reconstruction_error: the reversible backward pass raises ReconstructionError beyond this error.
 
     Raises:
         UserError: a setting is out of range or does not go with another one.
     """
+    # Check the settings and the shapes of x and z0.
     check_settings(beta, tol, backward, solver, keep_every, backward_steps)
     if max_steps < 1:
         raise UserError(f"max_steps must be at least 1, not {max_steps}")
@@ -98,9 +99,11 @@ def solve(
         raise UserError("f must be an nn.Module: gradients go to its parameters")
     if state_dtype == torch.float64 and inputs[0].device.type == "mps":  # which has no fp64
         state_dtype = torch.float32
+    # The iteration starts at zero unless it is given a start, and runs in the state's dtype.
     z0 = torch.zeros_like(inputs[0], dtype=state_dtype) if z0 is None else z0.to(state_dtype)
     if z0.shape[0] != inputs[0].shape[0]:  # not len(), which torch.export would make a constant
         raise UserError(f"z0 has {z0.shape[0]} samples, but x {inputs[0].shape[0]}: they must be equal")
+    # Gradients are computed only if autograd is on and something requires them.
     parameters = [p for p in f.parameters() if p.requires_grad] if torch.is_grad_enabled() else []
     tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (z0, *inputs, *parameters))
     evaluate = make_evaluate(call, inputs, SavedAutocast(z0.device.type), state_dtype)
@@ -109,6 +112,7 @@ def solve(
 
     # Forward: find z, recorded by autograd with "unroll" and "checkpoint", inside a Function with "reversible".
     if tracked and backward == "reversible":
+        # Without keep_every, or with at least N, only the start is saved.
         every = min(keep_every or max_steps, max_steps)
         if tol is None:
             warn_of_rounding(beta, every, state_dtype, max_reconstruction_error)
@@ -129,11 +133,13 @@ def solve(
         adjoint = Iteration(beta, backward_steps or IMPLICIT_STEPS, 1e-8 if tol is None else tol)
         z = Implicit.apply(call, adjoint_solver, adjoint, len(inputs), z, *inputs, *parameters)
     if tracked and backward == "phantom":
+        # A few damped steps from z, recorded by autograd.
         phantom = z
         for _ in range(backward_steps or PHANTOM_STEPS):
             phantom = relax(beta, phantom, evaluate(phantom))
         z = z + (phantom - phantom.detach())  # the value of z with the gradient of the phantom steps
 
+    # The residual of the last state is computed on demand: it may cost an evaluation of f.
     final, known_residual = z.detach(), diagnostics.residual
 
     @torch.no_grad()

@@ -72,6 +72,7 @@ class Iteration:
         Returns:
             The last y and z.
         """
+        # The steps come one at a time, so that the caller can look at the states before each of them.
         y = z = z0
         if self.tol is None:
             steps = self._fixed(evaluate, y, z, diagnostics)
@@ -97,6 +98,7 @@ class Iteration:
         self, evaluate: Evaluate, y: Tensor, z: Tensor, diagnostics: Diagnostics, tol: float
     ) -> States:
         """Steps until every sample's residual is at most `tol`; a sample that has stopped keeps its states."""
+        # Every sample makes the first step; f(z) is needed before it and, for the residual, after each step.
         diagnostics.steps, fz = torch.ones(len(z), dtype=torch.long, device=z.device), evaluate(z)
         for number in range(1, self.max_steps + 1):
             # Evaluate stopped samples too: the backward pass must see batches of the same shape.
@@ -105,6 +107,7 @@ class Iteration:
             yield y, z
             fz = evaluate(z)  # for the residual, and for the next step
             diagnostics.residual, diagnostics.evaluations = relative_residual(z, fz), 2 * number + 1
+            # A sample goes on if it has made all steps so far and is not within the tolerance.
             continues = (diagnostics.steps == number) & ~(diagnostics.residual <= tol)
             if number == self.max_steps or not continues.any():
                 return

@@ -44,6 +44,7 @@ class Reversible(torch.autograd.Function):
             if (number - 1) % keep_every == 0:
                 checkpoints.extend((y, z))
 
+        # Run the iteration without a graph of the steps: the backward pass evaluates f again.
         value = Differentiable(f, leaves[:n], leaves[n:], ctx.autocast, z0.dtype).value
         y, z = iteration.run(value, z0, diagnostics, save)
         ctx.n_checkpoints = len(checkpoints)
@@ -53,12 +54,14 @@ class Reversible(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
+        # Start from the last states; z receives the gradient of the loss, y only what later steps pass to it.
         y, z, *saved = ctx.saved_tensors
         checkpoints, leaves = saved[: ctx.n_checkpoints], saved[ctx.n_checkpoints :]
         iteration, diagnostics, keep_every, max_error = ctx.settings
         beta, steps = iteration.beta, int(diagnostics.steps.max())
         f = Differentiable(ctx.f, leaves[: ctx.n], leaves[ctx.n :], ctx.autocast, z.dtype)
         size, y_grad, z_grad = z.norm(), torch.zeros_like(grad), grad
+        # Go through the steps from the last to the first; samples that did not make a step keep their states.
         error = torch.zeros_like(size)
         for number in range(steps, 0, -1):
 

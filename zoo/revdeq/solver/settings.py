@@ -25,6 +25,7 @@ def check_settings(
     Raises:
         UserError: a setting is out of range or does not go with another one; the message names both.
     """
+    # Each setting by itself.
     if not 0 < beta < 2 or beta == 1:
         raise UserError(f"beta must be in (0, 2) and not be 1, at which a step cannot be undone; it is {beta}")
     if tol is not None and not 0 < tol < math.inf:
@@ -32,10 +33,12 @@ def check_settings(
     for name, value, allowed in (("backward", backward, get_args(Backward)), ("solver", solver, get_args(Solver))):
         if value not in allowed:
             raise UserError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+    # Combinations: a tolerance and another solver need a gradient method that supports them.
     if backward in ("unroll", "checkpoint") and tol is not None:
         raise UserError(f"a tolerance does not go with backward={backward}: drop one, or set backward=reversible")
     if backward not in ("implicit", "phantom") and solver != "reversible":
         raise UserError(f"solver={solver} needs backward=implicit or phantom, not {backward}")
+    # Settings that only some gradient methods read.
     for name, count, methods in (
         ("keep_every", keep_every, ("reversible",)),
         ("backward_steps", backward_steps, ("implicit", "phantom")),
