@@ -88,7 +88,7 @@ def test_mlp_reads_features_only():
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"encoder": "gru"}, "encoder is one of lstm, transformer, mlp, not 'gru'"),
+        ({"encoder": "gru"}, "encoder must be one of lstm, transformer, mlp, not 'gru'"),
         ({"pooling": "max"}, "pooling is one of mean, cls, last, not 'max'"),
         ({"n_layers": 0}, "n_layers must be at least 1, not 0"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), not 1.0"),

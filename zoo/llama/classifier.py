@@ -1,5 +1,6 @@
 """Llama in Lightning as a text classifier: LlamaClassifier trains all weights, a head alone, or LoRA."""
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.baselines.bag_of_words import BowKind
-from zoo.errors import UserError
+from zoo.errors import UserError, check_choice, check_counts, check_number, check_weight
 from zoo.layers.linear_nll import linear_nll
 from zoo.layers.lora import add_lora
 from zoo.llama.checkpoints import digest, new_or_loaded
@@ -40,7 +41,7 @@ class LlamaClassifier(TextClassifier):
     a checkpoint that needs no other file.
 
     Args:
-        label_names: names of the classes; on the command line those of the data.
+        label_names: names of the classes, at least two different ones; on the command line those of the data.
         method: what is trained: "full", all weights; "head", a linear map of the hidden states; "lora", the linear map
             and low-rank updates of the matrices in `lora_targets`. The last two need pretrained weights.
         weights: file or folder of pretrained weights to start from: a llama2.c `.bin` or `.pt`, a Hugging Face folder
@@ -55,8 +56,8 @@ class LlamaClassifier(TextClassifier):
         lora_alpha: the updates are scaled by lora_alpha / lora_rank.
         lora_targets: names of the adapted matrices, separated by commas: wqkv, wo, w13, w2, and output where the
             embeddings are not tied.
-        lm_weight: weight of the next-token loss on the same texts, which is added to the classification loss; 0 turns
-            it off.
+        lm_weight: weight of the next-token loss on the same texts, which is added to the classification loss, at least
+            0; 0 turns it off.
         bow_features: add the logits of a bag-of-words classifier, times a trained number: "tfidf", logistic regression
             on TF-IDF; "naive_bayes"; or null for none. It is fitted to the training texts when training starts.
         bow_C: inverse penalty of that logistic regression, above 0; larger values fit the training texts more closely.
@@ -101,13 +102,16 @@ class LlamaClassifier(TextClassifier):
     ) -> None:
         names = required_label_names(label_names)
         _check_method(method)
+        check_weight("lm_weight", lm_weight)
+        check_number("bow_C", bow_C, "above 0", lambda penalty: penalty > 0)
+        check_counts(lora_rank=lora_rank)
+        check_number("lora_alpha", lora_alpha, "finite", math.isfinite)
+        check_number("layer_decay", layer_decay, "above 0 and at most 1", lambda share: 0 < share <= 1)
         stores_adapter_only = method in ("head", "lora")
         source = _pretrained_weights(method, weights, base) if stores_adapter_only else weights
         is_size_given = vocab_size is not None or tokenizer is not None
         size = required_vocab_size(vocab_size, tokenizer, "LlamaClassifier") if is_size_given or not source else None
-        config = LlamaSettings(vocab_size=size or LlamaConfig.vocab_size, **settings)
-        if not 0 < layer_decay <= 1:
-            raise UserError(f"layer_decay must be above 0 and at most 1, not {layer_decay}")
+        config = LlamaSettings(vocab_size=LlamaConfig.vocab_size if size is None else size, **settings)
         if layer_decay < 1 and config.optimizer == "muon":
             raise UserError("layer_decay has no effect on matrices under optimizer=muon: set layer_decay to 1")
         model = new_or_loaded(part(config, LlamaConfig), source, size)
@@ -233,8 +237,7 @@ def _check_method(method: str) -> None:
         raise UserError(
             "method=zero_shot is a model class now: set --model LlamaZeroShot (in a config `class_path: LlamaZeroShot`)"
         )
-    if method not in METHODS:
-        raise UserError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    check_choice("method", method, METHODS)
 
 
 def _pretrained_weights(method: str, weights: str | None, base: str | None) -> str:

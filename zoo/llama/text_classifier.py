@@ -16,6 +16,7 @@ from zoo.llama.model import Llama
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import TextBatch
+from zoo.training.metrics import reset_metrics
 from zoo.training.module import ZooModule
 
 if TYPE_CHECKING:
@@ -104,8 +105,7 @@ class TextClassifier(ZooModule):
         # sync_dist: the metrics have synchronised already, so all ranks hold the same values.
         self.log_dict(values, prog_bar=True, sync_dist=True)
         self.confusion_matrix = self.confusion_matrices[split].compute().cpu().numpy()
-        for metric in (self.losses[split], self.scores[split], self.confusion_matrices[split]):
-            metric.reset()
+        reset_metrics(self.losses[split], self.scores[split], self.confusion_matrices[split])
 
     def validation_step(self, batch: TextBatch, batch_idx: int) -> None:
         self._update("val", batch)
@@ -158,13 +158,16 @@ class TextClassifier(ZooModule):
 
 
 def required_label_names(label_names: list[str] | None) -> list[str]:
-    """`label_names`, which must not be empty.
+    """`label_names`, which must be a list of at least two different names.
 
     Raises:
-        UserError: there are none, as with data without classes.
+        UserError: it is something else; it is empty for data without classes.
     """
     if not label_names:
         raise UserError(
             "label_names is empty, but a classifier needs the names of its classes: use labelled data (--data=Reviews)"
         )
+    is_list = isinstance(label_names, list | tuple) and all(isinstance(name, str) and name for name in label_names)
+    if not is_list or len(label_names) < 2 or len(set(label_names)) < len(label_names):
+        raise UserError(f"label_names must be a list of at least two different names of classes, not {label_names!r}")
     return label_names

@@ -7,7 +7,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_choice, check_counts, check_positive
 from zoo.mini_rlm.embeddings import read_embeddings
 from zoo.mini_rlm.model import Encoder, MiniRLMConfig, MiniRLMNetwork, Pooling
 from zoo.mini_rlm.scales import Scale, ScaleKind
@@ -16,7 +16,7 @@ from zoo.tokenizers import Tokenizer
 from zoo.training.batches import TextBatch, targets_and_features
 from zoo.training.language_model import required_vocab_size
 from zoo.training.regressor import Regressor, target_fields
-from zoo.training.settings import part
+from zoo.training.settings import part, refuse_derived
 
 
 @dataclass
@@ -77,10 +77,13 @@ class MiniRLM(Regressor):
         tokenizer: Tokenizer | None = None,
         **settings: Any,
     ) -> None:
+        refuse_derived(settings, outputs="n_classes or n_objectives")
+        check_counts(n_objectives=n_objectives)
+        check_counts(0, n_classes=n_classes, n_features=n_features)
+        check_choice("loss", loss, ("huber", "mse"))
+        check_positive("huber_delta", huber_delta)
         if n_classes and n_objectives != 1:
             raise UserError(f"n_classes needs one target column, not {n_objectives}: set n_objectives to 1")
-        if loss not in ("huber", "mse") or not huber_delta > 0:
-            raise UserError(f"loss is huber, with a positive huber_delta, or mse, not {loss} with {huber_delta}")
         if encoder == "mlp" and (embeddings or freeze_embeddings):
             raise UserError("encoder mlp reads no tokens: drop embeddings and freeze_embeddings")
         if encoder != "mlp":
@@ -88,7 +91,7 @@ class MiniRLM(Regressor):
         config = MiniRLMSettings(
             encoder=encoder,
             pooling=pooling,
-            vocab_size=vocab_size or MiniRLMConfig.vocab_size,
+            vocab_size=MiniRLMConfig.vocab_size if vocab_size is None else vocab_size,
             n_features=n_features,
             outputs=n_classes or n_objectives,
             **settings,

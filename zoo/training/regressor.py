@@ -10,6 +10,7 @@ from zoo.errors import UserError
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import TextBatch
+from zoo.training.metrics import reset_metrics
 from zoo.training.module import ZooModule
 from zoo.training.protocols import RegressionNetwork, require
 from zoo.training.regression_metrics import GatheredOutputs, scores
@@ -131,7 +132,7 @@ class Regressor(ZooModule):
         metrics = self.compute_metrics(gathered.compute())
         # sync_dist: GatheredOutputs has synchronised already, so all ranks hold the same values.
         self.log_dict({f"{split}_{name}": value for name, value in metrics.items()}, sync_dist=True)
-        gathered.reset()
+        reset_metrics(gathered)
 
     def validation_step(self, batch: TextBatch, batch_idx: int) -> dict[str, Tensor]:
         return self._evaluate_and_gather("val", batch)
