@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 from zoo.baselines.bag_of_words import BowKind
 from zoo.errors import UserError, check_choice, check_counts, check_number, check_weight
@@ -160,7 +161,9 @@ class LlamaClassifier(TextClassifier):
         """Fit the bag of words to the rows of the training loader's dataset."""
         if self.bow_features is None:
             return
-        texts, classes, indices = _training_rows(self.trainer.train_dataloader)
+        texts, targets, indices = _training_rows(self.trainer.train_dataloader)
+        self.check_targets(torch.from_numpy(targets)[:, None], indices)
+        classes = targets.astype(int)
         if self.trainer.ckpt_path is None:
             logits = self.bow_features.fit(texts, classes)
         else:  # a resumed run: the checkpoint has restored the fitted weights
@@ -259,18 +262,19 @@ def _new_bow_features(n_classes: int, kind: BowKind, C: float) -> "BowFeatures":
 
 
 def _training_rows(loader: Any) -> tuple[list[str], np.ndarray, list[int]]:
-    """The texts, classes (N,) and indices of all rows of a loader's dataset.
+    """The texts, targets (N,) and indices of all rows of a loader's dataset.
 
     Raises:
         UserError: the loader has no map-style dataset, or two rows have the same index.
     """
     dataset: Any = getattr(loader, "dataset", None)
-    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+    is_iterable = isinstance(dataset, IterableDataset)
+    if is_iterable or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise UserError("bow_features needs a training loader with a map-style dataset: set bow_features to None")
     if hasattr(dataset, "texts") and hasattr(dataset, "targets"):  # whole columns, without tokenizing
-        return dataset.texts, dataset.targets[:, 0].astype(int), list(range(len(dataset.texts)))
+        return dataset.texts, np.asarray(dataset.targets, dtype=float)[:, 0], list(range(len(dataset.texts)))
     rows = [dataset[i] for i in range(len(dataset))]
     indices = [row.index for row in rows]
     if len(set(indices)) < len(indices):
         raise UserError("bow_features needs training rows with different indices: give each Row its own index")
-    return [row.text for row in rows], np.array([int(row.targets[0]) for row in rows]), indices
+    return [row.text for row in rows], np.array([row.targets[0] for row in rows], dtype=float), indices

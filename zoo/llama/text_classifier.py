@@ -1,6 +1,7 @@
 """TextClassifier: base LightningModule of text classifiers with metrics, confusion matrix and prediction rows."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from zoo.llama.figures import draw_confusion_matrix
 from zoo.llama.model import Llama
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
-from zoo.training.batches import TextBatch
+from zoo.training.batches import TextBatch, check_targets, check_text_batch
 from zoo.training.metrics import reset_metrics
 from zoo.training.module import ZooModule
 
@@ -91,6 +92,17 @@ class TextClassifier(ZooModule):
     @abstractmethod
     def forward(self, batch: TextBatch | Tensor) -> Tensor:
         """Logits (B, C) of a batch, or of tokens (B, T) without padding."""
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Check the batch while it is on the CPU; the classes of rows to predict may be unknown."""
+        check_text_batch(batch, type(self).__name__)
+        if not self.trainer.predicting:
+            self.check_targets(batch.targets[:, :1], batch.index)
+        return batch
+
+    def check_targets(self, targets: Tensor, index: Sequence[int] | Tensor) -> None:
+        """Raises UserError where a target (N, 1) of the rows `index` (N,) is not the number of a class."""
+        check_targets(targets, index, len(self.label_names), "label_names of length")
 
     # ---- evaluation
 

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -154,6 +155,7 @@ class RegressLMModule(Regressor):
         except TypeError:  # batches from another kind of dataset train as well
             return
         self.check_objectives(targets.shape[1])
+        self.check_targets(torch.from_numpy(targets), range(len(targets)))
         self.vocabulary.encode(targets)
 
     def on_train_batch_start(self, batch: TextBatch, batch_idx: int) -> None:
@@ -162,9 +164,17 @@ class RegressLMModule(Regressor):
         else:
             torch.manual_seed(derive(self.dropout_seed, "step", self.global_step))
 
-    def on_before_batch_transfer(self, batch: TextBatch, dataloader_idx: int) -> TextBatch:
-        """Add the targets' number tokens while the batch is on the CPU; rows to predict may have no targets."""
-        if not isinstance(batch, TextBatch) or (batch.targets.isnan().any() and not self.hparams["special_values"]):
+    def check_targets(self, targets: Tensor, index: Sequence[int] | Tensor) -> None:
+        if not self.hparams["special_values"]:
+            super().check_targets(targets, index)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        batch = super().on_before_batch_transfer(batch, dataloader_idx)
+        return self.with_number_tokens(batch) if isinstance(batch, TextBatch) else batch
+
+    def with_number_tokens(self, batch: TextBatch) -> TextBatch:
+        """The batch, on the CPU, with its targets' number tokens; rows to predict may have no targets."""
+        if batch.targets.isnan().any() and not self.hparams["special_values"]:
             return batch
         return batch._replace(numbers=self._encode_targets(batch))
 
@@ -247,6 +257,7 @@ class RegressLMModule(Regressor):
     def predict_step(self, batch: TextBatch, batch_idx: int) -> list[dict[str, Any]]:
         """For each text the fields of every regressor, "median", "mean", "std", "mode", "quantiles" by level, "samples"
         with keep_samples, and "pit" where the target is known."""
+        self.check_inputs(batch)
         samples, log_prob = self._draw(batch, self.hparams["num_samples"])
         values = estimates.summary(samples, log_prob)
         pit = estimates.pit(samples, batch.targets)
