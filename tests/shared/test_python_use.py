@@ -1,5 +1,7 @@
 """Every model in Python: validate before fit, invalid arguments and batches, old names of arguments, export."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -186,9 +188,6 @@ class Stream(IterableDataset):
     def __iter__(self):
         return iter(rows())
 
-    def __len__(self):
-        return len(TEXTS)
-
 
 def test_mini_rlm_trains_on_a_stream_of_rows_with_scales_fitted_by_hand():
     stream = DataLoader(Stream(), batch_size=4, collate_fn=collate)
@@ -199,6 +198,18 @@ def test_mini_rlm_trains_on_a_stream_of_rows_with_scales_fitted_by_hand():
     trainer().fit(module, stream, stream)
     assert module.target_scale.centre.item() == 2.0
     trainer().fit(model("MiniRLM", target_scale="raw"), stream, stream)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [*((name, {}) for name in sorted(MODEL_ARGUMENTS)), ("RegressLM", {"lora_rank": 2})]
+)
+def test_every_module_can_be_pickled(name, changes):
+    module = model(name, **changes)
+    trainer().fit(module, loader(name), loader(name))
+    again = pickle.loads(pickle.dumps(module))
+    for (own, tensor), (other, copied) in zip(module.state_dict().items(), again.state_dict().items(), strict=True):
+        assert own == other
+        assert torch.equal(tensor, copied)
 
 
 # ---- export, as the cards state it
