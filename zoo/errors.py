@@ -1,5 +1,55 @@
-"""UserError: an error that the user can fix, shown as one sentence. Any other exception keeps its traceback."""
+"""UserError: an error that the user can fix, shown as one sentence; and checks of settings that raise it."""
+
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any
 
 
 class UserError(ValueError):
     """Wrong input, option or file. The message is one sentence that names it and the remedy."""
+
+
+def check_number(name: str, value: Any, range: str, is_inside: Callable[[Any], bool], whole: bool = False) -> None:
+    """Check that a setting is a number inside its range.
+
+    Args:
+        name: of the setting, for the message.
+        value: of the setting.
+        range: the range in words, which complete the sentence "<name> must be ...".
+        is_inside: whether a number is inside the range.
+        whole: whether the number must be an integer.
+
+    Raises:
+        UserError: the value is no number, or outside the range; the message names the setting, its range and the value.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+        raise UserError(f"{name} must be {'a whole number, ' if whole else ''}{range}, not {value!r}")
+    if not is_inside(value):
+        raise UserError(f"{name} must be {range}, not {value}")
+
+
+def check_counts(minimum: int = 1, **counts: Any) -> None:
+    """Raises UserError where one of the named settings is not an integer of at least `minimum`."""
+    for name, count in counts.items():
+        check_number(name, count, f"at least {minimum}", lambda value: value >= minimum, whole=True)
+
+
+def check_probability(name: str, value: Any) -> None:
+    """Raises UserError where a setting is not in [0, 1)."""
+    check_number(name, value, "in [0, 1)", lambda p: 0 <= p < 1)
+
+
+def check_weight(name: str, value: Any) -> None:
+    """Raises UserError where a setting is not a finite number of at least 0."""
+    check_number(name, value, "a finite number of at least 0", lambda weight: 0 <= weight < float("inf"))
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raises UserError where a setting is not a finite number above 0."""
+    check_number(name, value, "positive", lambda number: 0 < number < float("inf"))
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Raises UserError where a setting is not one of the choices."""
+    if value not in choices:
+        raise UserError(f"{name} must be one of {', '.join(choices)}, not {value!r}")

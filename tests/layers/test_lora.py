@@ -1,5 +1,8 @@
 """Low-rank adaptation."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -54,3 +57,19 @@ def test_unknown_target_and_second_adaptation_raise_user_error(model):
     add_lora(model, rank=1, alpha=1.0, targets=["3"])
     with pytest.raises(UserError, match="has low-rank updates already"):
         add_lora(model, rank=1, alpha=1.0)
+
+
+def test_pickling_keeps_names_weights_and_gradients(model):
+    add_lora(model, rank=2, alpha=4.0)
+    nn.init.normal_(model[1].parametrizations.weight[0].b)
+    for again in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert [(n, p.requires_grad) for n, p in again.named_parameters()] == [
+            (n, p.requires_grad) for n, p in model.named_parameters()
+        ]
+        tokens = torch.arange(7)
+        assert torch.equal(again(tokens), model(tokens))
+        nn.init.ones_(again[1].parametrizations.weight[0].b)  # a copy: the original does not change
+        assert not torch.equal(again(tokens), model(tokens))
+        assert pickle.loads(pickle.dumps(again))(tokens).equal(again(tokens))
+        merge_lora(again)
+        assert type(again[1]) is nn.Linear

@@ -88,8 +88,8 @@ def test_mlp_reads_features_only():
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"encoder": "gru"}, "encoder is one of lstm, transformer, mlp, not 'gru'"),
-        ({"pooling": "max"}, "pooling is one of mean, cls, last, not 'max'"),
+        ({"encoder": "gru"}, "encoder must be one of lstm, transformer, mlp, not 'gru'"),
+        ({"pooling": "max"}, "pooling must be one of mean, cls, last, not 'max'"),
         ({"n_layers": 0}, "n_layers must be at least 1, not 0"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), not 1.0"),
         ({"encoder": "transformer", "dim": 20, "n_heads": 4}, "dim 20 does not divide into n_heads 4 of even width"),

@@ -128,7 +128,7 @@ def test_data_that_does_not_fit_the_model_is_refused():
         module("transformer", max_seq_len=128).check_data(data())
     with pytest.raises(ValueError, match="encoder mlp reads no tokens"):
         module("mlp", freeze_embeddings=True)
-    with pytest.raises(ValueError, match="loss is huber, with a positive huber_delta, or mse, not mae"):
+    with pytest.raises(ValueError, match="loss must be one of huber, mse, not 'mae'"):
         module(loss="mae")
 
 

@@ -24,7 +24,7 @@ from sklearn.preprocessing import normalize
 from torch import Tensor, nn
 
 from zoo.baselines.bag_of_words import WORD_PATTERN, BowKind
-from zoo.errors import UserError
+from zoo.errors import UserError, check_number
 from zoo.training.random_streams import derive
 
 BUCKETS = 2**18  # hash values of words and pairs of words
@@ -50,8 +50,7 @@ class BowFeatures(nn.Module):
         super().__init__()
         if kind not in get_args(BowKind):
             raise UserError(f"bow_features must be one of {', '.join(get_args(BowKind))}, or null, not {kind!r}")
-        if not C > 0:
-            raise UserError(f"bow_C must be above 0, not {C}")
+        check_number("bow_C", C, "above 0", lambda penalty: penalty > 0)
         self.kind, self.C = kind, C
         self.register_buffer("weight", torch.zeros(BUCKETS, n_classes))
         self.register_buffer("bias", torch.zeros(n_classes))

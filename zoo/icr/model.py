@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_counts, check_positive
 from zoo.icr.task import Task
 from zoo.layers.attention import attend
 from zoo.layers.linear import by_onednn, linear
@@ -46,13 +46,10 @@ class ICRegConfig(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("d_model", "d_mlp", "n_heads", "n_layers"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        check_counts(d_model=self.d_model, d_mlp=self.d_mlp, n_heads=self.n_heads, n_layers=self.n_layers)
         if self.d_model % self.n_heads:
             raise UserError(f"d_model {self.d_model} does not divide into n_heads {self.n_heads}")
-        if not 0 < self.init_std < float("inf"):
-            raise UserError(f"init_std must be positive, not {self.init_std}")
+        check_positive("init_std", self.init_std)
 
 
 class Linear(nn.Module):

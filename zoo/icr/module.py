@@ -18,6 +18,7 @@ from zoo.icr.references import ridge
 from zoo.icr.settings import ICRSettings
 from zoo.icr.task import Task, as_prompts
 from zoo.private_apis.lightning_api import total_training_steps
+from zoo.training.metrics import reset_metrics
 from zoo.training.module import ZooModule
 from zoo.training.random_streams import global_seed, stream
 from zoo.training.settings import part
@@ -200,7 +201,7 @@ class ICRTransformer(ZooModule):
             metric: Any = self.errors[f"{split}_{kind}"]
             if metric.update_called:
                 errors[kind] = dict(zip(NAMES, metric.compute(), strict=True))
-            metric.reset()
+            reset_metrics(metric)
         return errors
 
     def log_errors(self, split: str) -> None:

@@ -1,13 +1,14 @@
 """All settings of an ICR transformer and its training: Adam with a constant or a triangular learning rate."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from zoo.errors import check_number
 from zoo.icr.model import ICRegConfig
 from zoo.optim import AdamW, OptimizerConfig, triangle
 
@@ -32,6 +33,12 @@ class ICRSettings(OptimizerConfig, ICRegConfig):
     beta2: float = 0.999
     weight_decay: float = 0.0
     grad_clip: float | None = 1.0
+
+    def check(self) -> None:
+        """As that of `OptimizerConfig`; warmup_steps and grad_clip may be None."""
+        OptimizerConfig.check(self if self.warmup_steps is not None else replace(self, warmup_steps=0))
+        if self.grad_clip is not None:
+            check_number("grad_clip", self.grad_clip, "positive, or null for no clipping", lambda norm: norm > 0)
 
     def build(
         self, parameters: Iterable[tuple[str, nn.Parameter]], lr_scale: Callable[[str], float] = lambda name: 1.0

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_counts, check_number, check_positive
 from zoo.training.random_streams import stream
 
 BLOCK = 4096  # tasks of the pool are drawn in blocks of this size, so that a smaller pool is a prefix of a larger one
@@ -89,14 +89,12 @@ class Task:
     task_seed: int = 0
 
     def __post_init__(self) -> None:
-        # One example to learn from and one to predict are the least that a prompt can hold.
-        if self.D < 1:
-            raise UserError(f"D must be at least 1, not {self.D}")
-        if self.K < 2:
-            raise UserError(f"K must be at least 2, for one example to learn from and one to predict, not {self.K}")
-        if not 0 < self.sigma2 < float("inf"):
-            raise UserError(f"sigma2, the variance of the noise, must be positive, not {self.sigma2}")
-        # The pool's size is a whole number within its limit, or there is no pool.
+        check_counts(D=self.D, max_M=self.max_M)
+        pairs = "at least 2, for one example to learn from and one to predict"
+        check_number("K", self.K, pairs, lambda K: K >= 2, whole=True)
+        check_positive("sigma2, the variance of the noise,", self.sigma2)
+        if isinstance(self.task_seed, bool) or not isinstance(self.task_seed, int):
+            raise UserError(f"task_seed must be a whole number, not {self.task_seed!r}")
         if self.M == "inf":
             return
         if not isinstance(self.M, int) or self.M < 1:

@@ -6,6 +6,7 @@ B with zeros, so that an adapted model starts with the outputs of the original o
 
 import math
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,32 @@ def add_lora(model: nn.Module, rank: int, alpha: float, targets: Collection[str]
     model.requires_grad_(False)
     for module_name, module, name in matrices:
         if targets is None or module_name in targets:
-            parametrize.register_parametrization(module, name, LowRank(getattr(module, name), rank, alpha))
+            _register(module, name, LowRank(getattr(module, name), rank, alpha))
+
+
+def _register(module: nn.Module, name: str, update: LowRank) -> None:
+    parametrize.register_parametrization(module, name, update)
+    # torch has given the module a class of its own, which pickle, as used by ddp_spawn, cannot import.
+    type(module).__reduce__ = _reduce  # type: ignore[assignment]
+
+
+def _reduce(module: nn.Module) -> tuple[Any, ...]:
+    """What pickle stores for an adapted module: its original class, its attributes, and (name, matrix, update)."""
+    lists: Any = module.parametrizations
+    attributes = vars(module) | {"_modules": {k: m for k, m in module._modules.items() if m is not lists}}
+    return _rebuild, (type(module).__bases__[0], attributes, [(k, own.original, own[0]) for k, own in lists.items()])
+
+
+def _rebuild(
+    cls: type[nn.Module], attributes: dict[str, Any], matrices: list[tuple[str, Tensor, LowRank]]
+) -> nn.Module:
+    """The module that `_reduce` has described."""
+    module = cls.__new__(cls)
+    vars(module).update(attributes)
+    for name, matrix, update in matrices:
+        module.register_parameter(name, matrix)  # type: ignore[arg-type]
+        _register(module, name, update)
+    return module
 
 
 def merge_lora(model: nn.Module) -> None:

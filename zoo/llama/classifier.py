@@ -1,5 +1,6 @@
 """Llama in Lightning as a text classifier: LlamaClassifier trains all weights, a head alone, or LoRA."""
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -10,9 +11,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 from zoo.baselines.bag_of_words import BowKind
-from zoo.errors import UserError
+from zoo.errors import UserError, check_choice, check_counts, check_number, check_weight
 from zoo.layers.linear_nll import linear_nll
 from zoo.layers.lora import add_lora
 from zoo.llama.checkpoints import digest, new_or_loaded
@@ -40,7 +42,7 @@ class LlamaClassifier(TextClassifier):
     a checkpoint that needs no other file.
 
     Args:
-        label_names: names of the classes; on the command line those of the data.
+        label_names: names of the classes, at least two different ones; on the command line those of the data.
         method: what is trained: "full", all weights; "head", a linear map of the hidden states; "lora", the linear map
             and low-rank updates of the matrices in `lora_targets`. The last two need pretrained weights.
         weights: file or folder of pretrained weights to start from: a llama2.c `.bin` or `.pt`, a Hugging Face folder
@@ -55,8 +57,8 @@ class LlamaClassifier(TextClassifier):
         lora_alpha: the update is multiplied by lora_alpha / lora_rank.
         lora_targets: names of the adapted matrices, separated by commas: wqkv, wo, w13, w2, and output where the
             embeddings are not tied.
-        lm_weight: weight of the next-token loss on the same texts, which is added to the classification loss; 0 turns
-            it off.
+        lm_weight: weight of the next-token loss on the same texts, which is added to the classification loss, at least
+            0; 0 turns it off.
         bow_features: add the logits of a bag-of-words classifier, times a trained number: "tfidf", logistic regression
             on TF-IDF; "naive_bayes"; or null for none. It is fitted to the training texts when training starts.
         bow_C: inverse penalty of that logistic regression, above 0; larger values fit the training texts more closely.
@@ -101,13 +103,16 @@ class LlamaClassifier(TextClassifier):
     ) -> None:
         names = required_label_names(label_names)
         _check_method(method)
+        check_weight("lm_weight", lm_weight)
+        check_number("bow_C", bow_C, "above 0", lambda penalty: penalty > 0)
+        check_counts(lora_rank=lora_rank)
+        check_number("lora_alpha", lora_alpha, "finite", math.isfinite)
+        check_number("layer_decay", layer_decay, "above 0 and at most 1", lambda share: 0 < share <= 1)
         stores_adapter_only = method in ("head", "lora")
         source = _pretrained_weights(method, weights, base) if stores_adapter_only else weights
         is_size_given = vocab_size is not None or tokenizer is not None
         size = required_vocab_size(vocab_size, tokenizer, "LlamaClassifier") if is_size_given or not source else None
-        config = LlamaSettings(vocab_size=size or LlamaConfig.vocab_size, **settings)
-        if not 0 < layer_decay <= 1:
-            raise UserError(f"layer_decay must be above 0 and at most 1, not {layer_decay}")
+        config = LlamaSettings(vocab_size=LlamaConfig.vocab_size if size is None else size, **settings)
         if layer_decay < 1 and config.optimizer == "muon":
             raise UserError("layer_decay has no effect on matrices under optimizer=muon: set layer_decay to 1")
         model = new_or_loaded(part(config, LlamaConfig), source, size)
@@ -156,7 +161,9 @@ class LlamaClassifier(TextClassifier):
         """Fit the bag of words to the rows of the training loader's dataset."""
         if self.bow_features is None:
             return
-        texts, classes, indices = _training_rows(self.trainer.train_dataloader)
+        texts, targets, indices = _training_rows(self.trainer.train_dataloader)
+        self.check_targets(torch.from_numpy(targets)[:, None], indices)
+        classes = targets.astype(int)
         if self.trainer.ckpt_path is None:
             logits = self.bow_features.fit(texts, classes)
         else:  # a resumed run: the checkpoint has restored the fitted weights
@@ -233,8 +240,7 @@ def _check_method(method: str) -> None:
         raise UserError(
             "method=zero_shot is a model class now: set --model LlamaZeroShot (in a config `class_path: LlamaZeroShot`)"
         )
-    if method not in METHODS:
-        raise UserError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    check_choice("method", method, METHODS)
 
 
 def _pretrained_weights(method: str, weights: str | None, base: str | None) -> str:
@@ -256,18 +262,19 @@ def _new_bow_features(n_classes: int, kind: BowKind, C: float) -> "BowFeatures":
 
 
 def _training_rows(loader: Any) -> tuple[list[str], np.ndarray, list[int]]:
-    """The texts, classes (N,) and indices of all rows of a loader's dataset.
+    """The texts, targets (N,) and indices of all rows of a loader's dataset.
 
     Raises:
         UserError: the loader has no map-style dataset, or two rows have the same index.
     """
     dataset: Any = getattr(loader, "dataset", None)
-    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+    is_iterable = isinstance(dataset, IterableDataset)
+    if is_iterable or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise UserError("bow_features needs a training loader with a map-style dataset: set bow_features to None")
     if hasattr(dataset, "texts") and hasattr(dataset, "targets"):  # whole columns, without tokenizing
-        return dataset.texts, dataset.targets[:, 0].astype(int), list(range(len(dataset.texts)))
+        return dataset.texts, np.asarray(dataset.targets, dtype=float)[:, 0], list(range(len(dataset.texts)))
     rows = [dataset[i] for i in range(len(dataset))]
     indices = [row.index for row in rows]
     if len(set(indices)) < len(indices):
         raise UserError("bow_features needs training rows with different indices: give each Row its own index")
-    return [row.text for row in rows], np.array([int(row.targets[0]) for row in rows]), indices
+    return [row.text for row in rows], np.array([row.targets[0] for row in rows], dtype=float), indices

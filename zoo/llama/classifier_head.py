@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import UserError
+from zoo.errors import check_choice, check_probability
 
 Pooling = Literal["last", "mean", "attention"]
 
@@ -27,10 +27,8 @@ class ClassifierHead(nn.Module):
 
     def __init__(self, dim: int, n_classes: int, pooling: Pooling = "last", dropout: float = 0.0) -> None:
         super().__init__()
-        if pooling not in get_args(Pooling):
-            raise UserError(f"pooling must be one of {', '.join(get_args(Pooling))}, not {pooling!r}")
-        if not 0 <= dropout < 1:
-            raise UserError(f"head_dropout must be in [0, 1), not {dropout}")
+        check_choice("pooling", pooling, get_args(Pooling))
+        check_probability("head_dropout", dropout)
         self.pooling = pooling
         if pooling == "attention":
             self.query = nn.Parameter(torch.zeros(dim))  # zeros: training starts from the mean

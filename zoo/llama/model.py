@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_counts, check_number, check_positive, check_probability
 from zoo.generation import sampling
 from zoo.layers import Attention, FeedForward, KVCache, RMSNorm, RotaryEmbedding
 from zoo.layers.attention import causal_mask
@@ -68,12 +68,10 @@ class LlamaConfig:
     def __post_init__(self) -> None:
         # Sizes are at least 1; those with a default may also be null.
         for name in ("vocab_size", "dim", "n_layers", "n_heads", "multiple_of", "max_seq_len"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+            check_counts(**{name: getattr(self, name)})
         for name in ("n_kv_heads", "hidden_dim"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, or null for its default, not {getattr(self, name)}")
-        # The heads divide dim, and each head has an even width, since rotary embedding rotates pairs.
+            if (size := getattr(self, name)) is not None:
+                check_number(name, size, "at least 1, or null for its default", lambda n: n >= 1, whole=True)
         if self.dim % self.n_heads:
             raise UserError(f"dim {self.dim} does not divide into n_heads {self.n_heads}: set dim to a multiple of it")
         if self.head_dim % 2:
@@ -86,11 +84,9 @@ class LlamaConfig:
             raise UserError(
                 f"n_heads {self.n_heads} does not divide into n_kv_heads {self.n_kv_heads}: set n_kv_heads to a divisor"
             )
-        # Constants must be in their ranges, and a rotary scaling must be complete.
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout must be in [0, 1), not {self.dropout}")
-        if not (self.norm_eps > 0 and self.rope_theta > 0):
-            raise UserError(f"norm_eps and rope_theta must be positive, not {self.norm_eps} and {self.rope_theta}")
+        check_probability("dropout", self.dropout)
+        check_positive("norm_eps", self.norm_eps)
+        check_positive("rope_theta", self.rope_theta)
         if self.rope_scaling is not None and (missing := [k for k in SCALING_KEYS if k not in self.rope_scaling]):
             raise UserError(f"rope_scaling lacks {', '.join(missing)}: only Llama 3's scaling is supported")
 

@@ -40,7 +40,7 @@ class LlamaLM(LanguageModel):
     ) -> None:
         size_from_file = weights and vocab_size is None and tokenizer is None
         size = None if size_from_file else required_vocab_size(vocab_size, tokenizer, "LlamaLM")
-        config = LlamaSettings(vocab_size=size or LlamaConfig.vocab_size, **settings)
+        config = LlamaSettings(vocab_size=LlamaConfig.vocab_size if size is None else size, **settings)
         network = new_or_loaded(part(config, LlamaConfig), weights, size)
         super().__init__(network, config, tokenizer, compile)
         self.save_hyperparameters(ignore=["tokenizer"])

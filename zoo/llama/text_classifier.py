@@ -1,6 +1,7 @@
 """TextClassifier: base LightningModule of text classifiers with metrics, confusion matrix and prediction rows."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from zoo.llama.figures import draw_confusion_matrix
 from zoo.llama.model import Llama
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
-from zoo.training.batches import TextBatch
+from zoo.training.batches import TextBatch, check_targets, check_text_batch
+from zoo.training.metrics import reset_metrics
 from zoo.training.module import ZooModule
 
 if TYPE_CHECKING:
@@ -91,6 +93,17 @@ class TextClassifier(ZooModule):
     def forward(self, batch: TextBatch | Tensor) -> Tensor:
         """Logits (B, C) of a batch, or of tokens (B, T) without padding."""
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Check the batch while it is on the CPU; the classes of rows to predict may be unknown."""
+        check_text_batch(batch, type(self).__name__)
+        if not self.trainer.predicting:
+            self.check_targets(batch.targets[:, :1], batch.index)
+        return batch
+
+    def check_targets(self, targets: Tensor, index: Sequence[int] | Tensor) -> None:
+        """Raises UserError where a target (N, 1) of the rows `index` (N,) is not the number of a class."""
+        check_targets(targets, index, len(self.label_names), "label_names of length")
+
     # ---- evaluation
 
     def _update(self, split: str, batch: TextBatch) -> None:
@@ -104,8 +117,7 @@ class TextClassifier(ZooModule):
         # sync_dist: the metrics have synchronised already, so all ranks hold the same values.
         self.log_dict(values, prog_bar=True, sync_dist=True)
         self.confusion_matrix = self.confusion_matrices[split].compute().cpu().numpy()
-        for metric in (self.losses[split], self.scores[split], self.confusion_matrices[split]):
-            metric.reset()
+        reset_metrics(self.losses[split], self.scores[split], self.confusion_matrices[split])
 
     def validation_step(self, batch: TextBatch, batch_idx: int) -> None:
         self._update("val", batch)
@@ -158,13 +170,16 @@ class TextClassifier(ZooModule):
 
 
 def required_label_names(label_names: list[str] | None) -> list[str]:
-    """`label_names`, which must not be empty.
+    """`label_names`, which must be a list of at least two different names.
 
     Raises:
-        UserError: there are none, as with data without classes.
+        UserError: it is something else; it is empty for data without classes.
     """
     if not label_names:
         raise UserError(
             "label_names is empty, but a classifier needs the names of its classes: use labelled data (--data=Reviews)"
         )
+    is_list = isinstance(label_names, list | tuple) and all(isinstance(name, str) and name for name in label_names)
+    if not is_list or len(label_names) < 2 or len(set(label_names)) < len(label_names):
+        raise UserError(f"label_names must be a list of at least two different names of classes, not {label_names!r}")
     return label_names

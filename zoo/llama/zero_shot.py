@@ -67,7 +67,7 @@ class LlamaZeroShot(TextClassifier):
             raise UserError("course_scoring cannot be combined with normalize or calibrate: drop them")
         is_size_given = vocab_size is not None or tokenizer is not None
         size = required_vocab_size(vocab_size, tokenizer, "LlamaZeroShot") if is_size_given or not weights else None
-        config = LlamaConfig(vocab_size=size or LlamaConfig.vocab_size, **architecture)
+        config = LlamaConfig(vocab_size=LlamaConfig.vocab_size if size is None else size, **architecture)
         model = new_or_loaded(config, weights, size)
         super().__init__(model, names, label_spellings, OptimizerConfig(), tokenizer)
         self.save_hyperparameters(ignore=["tokenizer"])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_choice, check_counts, check_positive, check_probability
 from zoo.layers import Attention, FeedForward, RMSNorm, RotaryEmbedding
 
 Encoder = Literal["lstm", "transformer", "mlp"]
@@ -41,7 +41,7 @@ class MiniRLMConfig:
         dropout: probability, from 0 to below 1, between the LSTM's layers, on the transformer's residual branches and
             on the pooled text. Embeddings have no dropout because they carry the digits of numbers.
         max_seq_len: longest text in tokens that the transformer accepts, the cls vector included.
-        rope_theta: base of the transformer's rotary frequencies.
+        rope_theta: base of the transformer's rotary frequencies; positive.
     """
 
     encoder: Encoder = "lstm"
@@ -62,14 +62,12 @@ class MiniRLMConfig:
     def __post_init__(self) -> None:
         # Kinds must be known, sizes at least 1.
         for name, kinds in (("encoder", Encoder), ("pooling", Pooling)):
-            if getattr(self, name) not in get_args(kinds):
-                raise UserError(f"{name} is one of {', '.join(get_args(kinds))}, not {getattr(self, name)!r}")
+            check_choice(name, getattr(self, name), get_args(kinds))
         for name in ("vocab_size", "outputs", "dim", "hidden_dim", "n_layers", "n_heads", "max_seq_len"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout must be in [0, 1), not {self.dropout}")
-        # Combinations that an encoder cannot compute.
+            check_counts(**{name: getattr(self, name)})
+        check_counts(0, n_features=self.n_features, readout_dim=self.readout_dim)
+        check_probability("dropout", self.dropout)
+        check_positive("rope_theta", self.rope_theta)
         if self.encoder == "transformer" and self.dim % (2 * self.n_heads):
             raise UserError(f"dim {self.dim} does not divide into n_heads {self.n_heads} of even width")
         if self.encoder == "lstm" and self.pooling == "cls" and not self.bidirectional:

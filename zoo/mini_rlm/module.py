@@ -1,22 +1,24 @@
 """MiniRLM in Lightning: regression of texts by a single output vector, or classification."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_choice, check_counts, check_positive
 from zoo.mini_rlm.embeddings import read_embeddings
 from zoo.mini_rlm.model import Encoder, MiniRLMConfig, MiniRLMNetwork, Pooling
 from zoo.mini_rlm.scales import Scale, ScaleKind
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
-from zoo.training.batches import TextBatch, targets_and_features
+from zoo.training.batches import TextBatch, check_targets, targets_and_features
 from zoo.training.language_model import required_vocab_size
 from zoo.training.regressor import Regressor, target_fields
-from zoo.training.settings import part
+from zoo.training.settings import part, refuse_derived
 
 
 @dataclass
@@ -77,10 +79,13 @@ class MiniRLM(Regressor):
         tokenizer: Tokenizer | None = None,
         **settings: Any,
     ) -> None:
+        refuse_derived(settings, outputs="n_classes or n_objectives")
+        check_counts(n_objectives=n_objectives)
+        check_counts(0, n_classes=n_classes, n_features=n_features)
+        check_choice("loss", loss, ("huber", "mse"))
+        check_positive("huber_delta", huber_delta)
         if n_classes and n_objectives != 1:
             raise UserError(f"n_classes needs one target column, not {n_objectives}: set n_objectives to 1")
-        if loss not in ("huber", "mse") or not huber_delta > 0:
-            raise UserError(f"loss is huber, with a positive huber_delta, or mse, not {loss} with {huber_delta}")
         if encoder == "mlp" and (embeddings or freeze_embeddings):
             raise UserError("encoder mlp reads no tokens: drop embeddings and freeze_embeddings")
         if encoder != "mlp":
@@ -88,7 +93,7 @@ class MiniRLM(Regressor):
         config = MiniRLMSettings(
             encoder=encoder,
             pooling=pooling,
-            vocab_size=vocab_size or MiniRLMConfig.vocab_size,
+            vocab_size=MiniRLMConfig.vocab_size if vocab_size is None else vocab_size,
             n_features=n_features,
             outputs=n_classes or n_objectives,
             **settings,
@@ -97,7 +102,7 @@ class MiniRLM(Regressor):
         self.save_hyperparameters(ignore=["tokenizer"])
         self.target_scale = Scale(n_objectives, "raw" if n_classes else target_scale)
         self.feature_scale = Scale(n_features)
-        self.has_scales = False
+        self.has_scales = self.target_scale.kind == "raw" and encoder != "mlp"  # then there is nothing to fit
         if embeddings:
             self.model.embedding.weight.data.copy_(read_embeddings(embeddings, (config.vocab_size, config.dim)))
             self.hparams["embeddings"] = None  # a checkpoint of this module must not need the file it started from
@@ -108,10 +113,15 @@ class MiniRLM(Regressor):
 
     def on_train_start(self) -> None:
         """Check the training rows, and fit the scales to them unless a checkpoint brought its own."""
-        targets, features = targets_and_features(self.trainer.train_dataloader)
+        try:
+            targets, features = targets_and_features(self.trainer.train_dataloader)
+        except TypeError as error:
+            if self.has_scales:  # the rows of other datasets are checked batch by batch
+                return
+            raise TypeError(f"{error}; with other data call fit_scales(targets) before training") from error
         self.check_objectives(targets.shape[1])
         self.check_features(0 if features is None else features.shape[1])
-        self.check_classes(targets)
+        self.check_targets(torch.from_numpy(targets), range(len(targets)))
         if not self.has_scales:
             self.fit_scales(targets, features)
 
@@ -142,8 +152,8 @@ class MiniRLM(Regressor):
                 f"{c.max_seq_len}: set --model.max_seq_len to at least {positions}"
             )
 
-    def check_batch(self, batch: Any) -> None:
-        super().check_batch(batch)
+    def check_inputs(self, batch: Any) -> None:
+        super().check_inputs(batch)
         self.check_features(0 if batch.features is None else batch.features.shape[1])
 
     def check_features(self, columns: int) -> None:
@@ -155,18 +165,8 @@ class MiniRLM(Regressor):
                 "data.features to true, and n_features to how many numbers each text contains"
             )
 
-    def check_classes(self, targets: np.ndarray) -> None:
-        """Raises UserError where a target (N, K) is not the number of a class."""
-        n_classes = self.hparams["n_classes"]
-        wrong = targets[~np.isin(targets, range(n_classes))]
-        if n_classes and len(wrong):
-            raise UserError(f"a target is {wrong[0]:g}, but n_classes {n_classes} means one of 0 ... {n_classes - 1}")
-
-    def on_before_batch_transfer(self, batch: TextBatch, dataloader_idx: int) -> TextBatch:
-        """Check the classes of evaluation batches while they are on the CPU; `on_train_start` checks training rows."""
-        if self.hparams["n_classes"] and (self.trainer.validating or self.trainer.testing):
-            self.check_classes(batch.targets.numpy())
-        return batch
+    def check_targets(self, targets: Tensor, index: Sequence[int] | Tensor) -> None:
+        check_targets(targets, index, self.hparams["n_classes"])
 
     # ---- loss and predictions
 
@@ -211,6 +211,7 @@ class MiniRLM(Regressor):
         "probabilities" of all classes."""
         if not self.hparams["n_classes"]:
             return super().predict_step(batch, batch_idx)
+        self.check_inputs(batch)
         probabilities = self.outputs(batch).softmax(-1)  # (B, n_classes)
         rows = zip(batch.index.tolist(), batch.texts, probabilities, batch.targets, strict=True)
         return [

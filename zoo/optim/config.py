@@ -1,6 +1,5 @@
 """Optimizer and learning-rate settings, defined once for all models."""
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -9,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_choice, check_number, check_probability, check_weight
 from zoo.optim.adamw import AdamW
 from zoo.optim.muon import MuonAdamW
 from zoo.optim.schedule import warmup_cosine
@@ -51,19 +50,13 @@ class OptimizerConfig:
         Raises:
             UserError: a setting is outside its range; the message names both.
         """
-        # The name must be known, rates finite and at least 0, and all shares in their ranges.
-        if self.optimizer not in get_args(OptimizerName):
-            raise UserError(f"optimizer must be one of {', '.join(get_args(OptimizerName))}, not {self.optimizer!r}")
+        check_choice("optimizer", self.optimizer, get_args(OptimizerName))
         for name in ("lr", "muon_lr", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} must be a finite number of at least 0, not {getattr(self, name)}")
+            check_weight(name, getattr(self, name))
         for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} must be in [0, 1), not {getattr(self, name)}")
-        if not 0 <= self.min_lr_ratio <= 1:
-            raise UserError(f"min_lr_ratio must be in [0, 1], not {self.min_lr_ratio}")
-        if self.warmup_steps is not None and self.warmup_steps < 0:  # ICR: None is a constant rate
-            raise UserError(f"warmup_steps must be at least 0, not {self.warmup_steps}")
+            check_probability(name, getattr(self, name))
+        check_number("min_lr_ratio", self.min_lr_ratio, "in [0, 1]", lambda ratio: 0 <= ratio <= 1)
+        check_number("warmup_steps", self.warmup_steps, "at least 0", lambda steps: steps >= 0)
 
     def build(
         self, parameters: Iterable[tuple[str, nn.Parameter]], lr_scale: Callable[[str], float] = lambda name: 1.0

@@ -168,7 +168,7 @@ class RegressLM(RegressLMModule):
         """Batches of `examples` in their order, on the model's device, with number tokens where numbers are given."""
         rows = self.rows(examples)
         batches = [collate(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
-        batches = [self.on_before_batch_transfer(batch, 0) for batch in batches]
+        batches = [self.with_number_tokens(batch) for batch in batches]
         return [self.transfer_batch_to_device(batch, self.device, 0) for batch in batches]
 
     def rows(self, examples: Sequence[ExampleInput]) -> list[Row]:

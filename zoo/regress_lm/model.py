@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_counts, check_probability
 from zoo.layers import RotaryEmbedding
 from zoo.layers.attention import attend
 from zoo.layers.rotary import rotate
@@ -67,10 +67,9 @@ class RegressLMConfig:
         for field in fields(RegressLMConfig):
             value = getattr(self, field.name)
             if "dropout" in field.name:
-                if not 0 <= value < 1:
-                    raise UserError(f"{field.name} must be in [0, 1), not {value}")
-            elif value is not None and value < 1:
-                raise UserError(f"{field.name} must be at least 1, not {value}")
+                check_probability(field.name, value)
+            elif field.name != "hidden_dim" or value is not None:
+                check_counts(**{field.name: value})
         if self.dim % (2 * self.n_heads):
             raise UserError(f"dim {self.dim} must divide into n_heads {self.n_heads} heads of even size")
 

@@ -1,6 +1,8 @@
 """RegressLM in Lightning: loss, evaluation and predictions. The class with the Python API is in api.py."""
 
+import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -9,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_choice, check_counts, check_number, check_weight
 from zoo.layers.lora import add_lora
 from zoo.optim import OptimizerConfig
 from zoo.regress_lm import decoding, estimates
@@ -23,7 +25,7 @@ from zoo.training.checkpoint_file import read_checkpoint
 from zoo.training.language_model import required_vocab_size
 from zoo.training.random_streams import derive, global_seed
 from zoo.training.regressor import Regressor, target_fields, to_json
-from zoo.training.settings import part
+from zoo.training.settings import part, refuse_derived
 
 
 @dataclass
@@ -48,12 +50,14 @@ class RegressLMModule(Regressor):
             (default 10).
         special_values: targets may be NaN, infinite or "invalid" in the Python API; data modules refuse such rows.
         n_objectives: K, the number of targets of each text; on the command line that of the data.
-        z_loss: weight of log(Z)^2 in the loss, which keeps the softmax's normaliser Z near 1; 0 turns it off.
+        z_loss: weight of log(Z)^2 in the loss, at least 0, which keeps the softmax's normaliser Z near 1; 0 turns it
+            off.
         point: the point estimate that scores and predictions use, "median", "mean" or "mode" of the samples.
         num_samples: samples of each number in validate, test and predict, at least 1.
-        val_samples: samples of each number in the validations of a fit; 0 computes the loss only.
+        val_samples: samples of each number in the validations of a fit, at least 0; 0 computes the loss only.
         keep_samples: whether predictions list the samples.
-        temperature: divides the logits when sampling; 1 is the model's own distribution, 0 its most likely tokens.
+        temperature: divides the logits when sampling, at least 0; 1 is the model's own distribution, 0 its most likely
+            tokens.
         lora_rank: train low-rank updates of this rank only; 0 trains all weights.
         lora_alpha: the update is multiplied by lora_alpha / lora_rank.
         weights: checkpoint with initial weights, of the zoo or of upstream. Default: random weights.
@@ -103,6 +107,14 @@ class RegressLMModule(Regressor):
         tokenizer: Tokenizer | None = None,
         **settings: Any,
     ) -> None:
+        sources = "number_format, number_digits, number_exponent, special_values and n_objectives"
+        refuse_derived(settings, number_vocab_size=sources, number_len=sources)
+        check_choice("point", point, ("median", "mean", "mode"))
+        check_counts(n_objectives=n_objectives, num_samples=num_samples)
+        check_counts(0, val_samples=val_samples, lora_rank=lora_rank)
+        check_weight("temperature", temperature)
+        check_weight("z_loss", z_loss)
+        check_number("lora_alpha", lora_alpha, "finite", math.isfinite)
         formatter = number_tokenizer(number_format, number_digits, number_exponent, special_values)
         vocabulary = NumberVocabulary(formatter, n_objectives)
         vocab_size = required_vocab_size(vocab_size, tokenizer, "RegressLM")  # stored in checkpoints
@@ -143,6 +155,7 @@ class RegressLMModule(Regressor):
         except TypeError:  # batches from another kind of dataset train as well
             return
         self.check_objectives(targets.shape[1])
+        self.check_targets(torch.from_numpy(targets), range(len(targets)))
         self.vocabulary.encode(targets)
 
     def on_train_batch_start(self, batch: TextBatch, batch_idx: int) -> None:
@@ -151,9 +164,17 @@ class RegressLMModule(Regressor):
         else:
             torch.manual_seed(derive(self.dropout_seed, "step", self.global_step))
 
-    def on_before_batch_transfer(self, batch: TextBatch, dataloader_idx: int) -> TextBatch:
-        """Add the targets' number tokens while the batch is on the CPU; rows to predict may have no targets."""
-        if not isinstance(batch, TextBatch) or (batch.targets.isnan().any() and not self.hparams["special_values"]):
+    def check_targets(self, targets: Tensor, index: Sequence[int] | Tensor) -> None:
+        if not self.hparams["special_values"]:
+            super().check_targets(targets, index)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        batch = super().on_before_batch_transfer(batch, dataloader_idx)
+        return self.with_number_tokens(batch) if isinstance(batch, TextBatch) else batch
+
+    def with_number_tokens(self, batch: TextBatch) -> TextBatch:
+        """The batch, on the CPU, with its targets' number tokens; rows to predict may have no targets."""
+        if batch.targets.isnan().any() and not self.hparams["special_values"]:
             return batch
         return batch._replace(numbers=self._encode_targets(batch))
 
@@ -236,6 +257,7 @@ class RegressLMModule(Regressor):
     def predict_step(self, batch: TextBatch, batch_idx: int) -> list[dict[str, Any]]:
         """For each text the fields of every regressor, "median", "mean", "std", "mode", "quantiles" by level, "samples"
         with keep_samples, and "pit" where the target is known."""
+        self.check_inputs(batch)
         samples, log_prob = self._draw(batch, self.hparams["num_samples"])
         values = estimates.summary(samples, log_prob)
         pit = estimates.pit(samples, batch.targets)

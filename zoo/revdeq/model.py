@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_choice, check_counts, check_probability
 from zoo.layers import Attention, KVCache, RotaryEmbedding
 from zoo.layers.linear import Linear
 from zoo.layers.linear_nll import linear_nll
@@ -88,20 +88,15 @@ class RevDEQConfig:
         # Sizes are at least 1, and names are among those that exist.
         sizes = ("vocab_size", "hidden_size", "num_heads", "intermediate_size", "mlp_layers", "num_layers")
         for name in (*sizes, "max_position_embeddings", "num_fixed_point_iterations"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name, value, allowed in (("positions", self.positions, Positions), ("block", self.block, Block)):
-            if value not in get_args(allowed):
-                raise UserError(f"{name} must be one of {', '.join(get_args(allowed))}, not {value!r}")
-        # The heads divide the width, and rotary embedding needs an even width per head.
+            check_counts(**{name: getattr(self, name)})
+        check_choice("positions", self.positions, get_args(Positions))
+        check_choice("block", self.block, get_args(Block))
         if self.hidden_size % self.num_heads:
             raise UserError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
         head_dim = self.hidden_size // self.num_heads
         if self.positions == "rotary" and head_dim % 2:
             raise UserError(f"positions=rotary rotates pairs: hidden_size / num_heads must be even, not {head_dim}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout must be in [0, 1), not {self.dropout}")
-        # Warm starts and the solver's settings: some combinations are not defined.
+        check_probability("dropout", self.dropout)
         if self.warm_start and self.fixed_point_tol is None:
             raise UserError("warm_start needs a fixed_point_tol, at which the iteration of a token ends")
         if self.warm_start and self.block == "paper":

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from zoo.errors import UserError
 from zoo.tokenizers import Tokenizer
@@ -63,6 +64,39 @@ class TextBatch(NamedTuple):
     texts: list[str]
     features: Tensor | None  # (B, F) float32
     numbers: Tensor | None = None  # (B, L) int64, the targets as RegressLM's number tokens, which the model adds
+
+
+def check_text_batch(batch: Any, model: str) -> None:
+    """Raises TypeError where the batch for the class `model` is no `TextBatch`."""
+    if not isinstance(batch, TextBatch):
+        raise TypeError(
+            f"{model} takes a TextBatch, not a {type(batch).__name__}: make Rows with "
+            "zoo.training.batches.text_rows and give the DataLoader collate_fn=zoo.training.batches.collate"
+        )
+
+
+def check_targets(
+    targets: Tensor, index: Sequence[int] | Tensor, n_classes: int = 0, classes: str = "n_classes"
+) -> None:
+    """Check the targets of rows that a model is trained or evaluated on.
+
+    Args:
+        targets: (N, K) numbers, or the number of a class.
+        index: (N,) the rows' places in the data, for the message.
+        n_classes: number of classes; 0 for regression.
+        classes: the argument that sets the number of classes, for the message.
+
+    Raises:
+        UserError: a target is not finite or, with classes, is not the number of a class; the message names the row.
+    """
+    is_valid = targets.isfinite()  # (N, K)
+    needed = "training and evaluation need a finite number"
+    if n_classes:
+        is_valid &= (targets >= 0) & (targets < n_classes) & (targets == targets.floor())
+        needed = f"{classes} {n_classes} means one of 0 ... {n_classes - 1}"
+    if not is_valid.all():
+        row, column = (~is_valid).nonzero()[0].tolist()
+        raise UserError(f"row {int(index[row])}: a target is {targets[row, column]:g}, but {needed}")
 
 
 def text_rows(
@@ -130,7 +164,8 @@ def targets_and_features(loader: Any) -> tuple[np.ndarray, np.ndarray | None]:
     dataset: Any = getattr(loader, "dataset", None)
     if hasattr(dataset, "targets"):
         return np.asarray(dataset.targets, dtype=np.float64), getattr(dataset, "features", None)
-    rows = [dataset[i] for i in range(len(dataset))] if hasattr(dataset, "__len__") else []
+    is_map_style = hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset)
+    rows = [dataset[i] for i in range(len(dataset))] if is_map_style else []
     if not rows or not all(isinstance(row, Row) for row in rows):
         raise TypeError(
             "training needs a DataLoader over a map-style dataset of zoo.training.batches.Row, for instance the list "

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_counts
 from zoo.generation.decoders import left_pad
 from zoo.generation.sampling import stream_tokens
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import IGNORED, as_token_batch
-from zoo.training.metrics import SummedLoss
+from zoo.training.metrics import SummedLoss, reset_metrics
 from zoo.training.module import ZooModule
 from zoo.training.protocols import LanguageModelConfig, LanguageModelNetwork, require
 from zoo.training.random_streams import derive, global_seed
@@ -129,7 +129,7 @@ class LanguageModel(ZooModule):
         """Log the loss and the perplexities of a whole split, over all ranks."""
         metric: Any = self.perplexity[split]
         result = metric.compute()
-        metric.reset()
+        reset_metrics(metric)
         loss = result["loss"]
         # sync_dist: the metric has synchronised already, so all ranks hold the same value.
         self.log(f"{split}_loss", loss, prog_bar=True, sync_dist=True)
@@ -207,13 +207,14 @@ def required_vocab_size(vocab_size: int | None, tokenizer: Tokenizer | None, mod
         model: class name for the error message.
 
     Raises:
-        UserError: neither is given, or the two differ.
+        UserError: neither is given, the two differ, or the size is below 1.
     """
     # Either of the two is enough; if both are given they must agree.
     if vocab_size is None:
         if tokenizer is None:
             raise UserError(f"{model} needs vocab_size, the number of token ids in its data, or a tokenizer: pass one")
         return tokenizer.vocab_size
+    check_counts(vocab_size=vocab_size)
     if tokenizer is not None and tokenizer.vocab_size != vocab_size:
         raise UserError(
             f"{model}: vocab_size is {vocab_size}, but the tokenizer has {tokenizer.vocab_size} tokens: pass only "

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 
 class SummedLoss(Metric):
@@ -31,3 +31,14 @@ class SummedLoss(Metric):
         if self.words > 0:
             result["loss_per_word"] = self.loss / self.words
         return result
+
+
+def reset_metrics(*metrics: Metric | MetricCollection) -> None:
+    """Reset metrics so that they can be updated anywhere.
+
+    A state that is created in inference mode, in which Lightning validates, could not be changed in place by the
+    validations of a later fit.
+    """
+    with torch.inference_mode(False):
+        for metric in metrics:
+            metric.reset()

@@ -1,7 +1,7 @@
 """Base LightningModule: optimizer, resumable random state, checkpoint metadata."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from lightning.pytorch import LightningModule
@@ -29,6 +29,21 @@ class ZooModule(LightningModule):
 
     data_arguments: ClassVar[tuple[str, ...]] = ()
     """Constructor arguments that the command line takes from the data module's attributes of the same names."""
+
+    renamed_arguments: ClassVar[dict[str, str]] = {}
+    """Old name of a constructor argument -> its new name, or a sentence where the argument no longer exists."""
+
+    def __new__(cls, *_: Any, **arguments: Any) -> Self:
+        """Refuse arguments by their old names, also those that `load_from_checkpoint` reads from old checkpoints.
+
+        Raises:
+            UserError: an argument was renamed or removed; the message names the new one.
+        """
+        for name in arguments.keys() & cls.renamed_arguments.keys():
+            new = cls.renamed_arguments[name]
+            remedy = f"is now called {new}" if new.isidentifier() else f"no longer exists: {new}".removesuffix(": ")
+            raise UserError(f"the argument {name} of {cls.__name__} {remedy}")
+        return super().__new__(cls)
 
     def __init__(self, optimizer_config: OptimizerConfig, tokenizer: Tokenizer | None = None) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """Base LightningModule of regression models: loss, scores and predictions for any network that reads texts."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from zoo.errors import UserError
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
-from zoo.training.batches import TextBatch
+from zoo.training.batches import TextBatch, check_targets, check_text_batch
+from zoo.training.metrics import reset_metrics
 from zoo.training.module import ZooModule
 from zoo.training.protocols import RegressionNetwork, require
 from zoo.training.regression_metrics import GatheredOutputs, scores
@@ -63,15 +65,24 @@ class Regressor(ZooModule):
                 f"{type(data).__name__} has no texts with numbers for {type(self).__name__}: give --data=TextRegression"
             )
 
+    def check_inputs(self, batch: Any) -> None:
+        """Raises an error for something other than a `TextBatch`; its targets may be unknown."""
+        check_text_batch(batch, type(self).__name__)
+
     def check_batch(self, batch: Any) -> None:
         """Raises an error for something other than a `TextBatch`, or for a batch with the wrong number of targets."""
-        # Plain tensors lack the mask and the texts.
-        if not isinstance(batch, TextBatch):
-            raise TypeError(
-                f"{type(self).__name__} takes a TextBatch, not a {type(batch).__name__}: make Rows with "
-                "zoo.training.batches.text_rows and give the DataLoader collate_fn=zoo.training.batches.collate"
-            )
+        self.check_inputs(batch)
         self.check_objectives(batch.targets.shape[1])
+
+    def check_targets(self, targets: Tensor, index: Sequence[int] | Tensor) -> None:
+        """Raises UserError where a target (N, K) of the rows `index` (N,) cannot be learned or scored."""
+        check_targets(targets, index)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Check the targets while they are on the CPU; those of rows to predict may be unknown."""
+        if isinstance(batch, TextBatch) and not self.trainer.predicting:
+            self.check_targets(batch.targets, batch.index)
+        return batch
 
     def check_objectives(self, columns: int) -> None:
         """Raises UserError where the data has another number of targets than the model."""
@@ -93,6 +104,7 @@ class Regressor(ZooModule):
 
     def forward(self, batch: TextBatch) -> Tensor:
         """(B, K) predictions in the targets' unit. Call `eval()` first to switch dropout off."""
+        self.check_inputs(batch)
         return self.estimate(batch)
 
     # ---- training
@@ -133,7 +145,7 @@ class Regressor(ZooModule):
         metrics = self.compute_metrics(gathered.compute())
         # sync_dist: GatheredOutputs has synchronised already, so all ranks hold the same values.
         self.log_dict({f"{split}_{name}": value for name, value in metrics.items()}, sync_dist=True)
-        gathered.reset()
+        reset_metrics(gathered)
 
     def validation_step(self, batch: TextBatch, batch_idx: int) -> dict[str, Tensor]:
         return self._evaluate_and_gather("val", batch)
@@ -149,6 +161,7 @@ class Regressor(ZooModule):
 
     def predict_step(self, batch: TextBatch, batch_idx: int) -> list[dict[str, Any]]:
         """For each text "index", its place in the data; "input", the text; "prediction"; and "target" where known."""
+        self.check_inputs(batch)
         rows = zip(batch.index.tolist(), batch.texts, self.estimate(batch), batch.targets, strict=True)
         return [
             {"index": i, "input": text, "prediction": to_json(prediction)} | target_fields(target)

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import torch
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_choice, check_number
 
 Backward = Literal["reversible", "unroll", "checkpoint", "implicit", "phantom"]
 Solver = Literal["reversible", "plain", "anderson", "broyden"]
@@ -25,15 +25,13 @@ def check_settings(
     Raises:
         UserError: a setting is out of range or does not go with another one; the message names both.
     """
-    # Each setting by itself.
-    if not 0 < beta < 2 or beta == 1:
-        raise UserError(f"beta must be in (0, 2) and not be 1, at which a step cannot be undone; it is {beta}")
-    if tol is not None and not 0 < tol < math.inf:
-        raise UserError(f"the tolerance must be positive, or null for a fixed number of steps, not {tol}")
-    for name, value, allowed in (("backward", backward, get_args(Backward)), ("solver", solver, get_args(Solver))):
-        if value not in allowed:
-            raise UserError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
-    # Combinations: a tolerance and another solver need a gradient method that supports them.
+    can_be_undone = "in (0, 2) and not be 1, at which a step cannot be undone"
+    check_number("beta", beta, can_be_undone, lambda share: 0 < share < 2 and share != 1)
+    if tol is not None:
+        positive = "positive, or null for a fixed number of steps"
+        check_number("the tolerance", tol, positive, lambda residual: 0 < residual < math.inf)
+    check_choice("backward", backward, get_args(Backward))
+    check_choice("solver", solver, get_args(Solver))
     if backward in ("unroll", "checkpoint") and tol is not None:
         raise UserError(f"a tolerance does not go with backward={backward}: drop one, or set backward=reversible")
     if backward not in ("implicit", "phantom") and solver != "reversible":
@@ -43,8 +41,8 @@ def check_settings(
         ("keep_every", keep_every, ("reversible",)),
         ("backward_steps", backward_steps, ("implicit", "phantom")),
     ):
-        if count is not None and count < 1:
-            raise UserError(f"{name} must be at least 1, or null, not {count}")
+        if count is not None:
+            check_number(name, count, "at least 1, or null", lambda n: n >= 1, whole=True)
         if count is not None and backward not in methods:
             raise UserError(f"{name} needs backward={' or '.join(methods)}, not {backward}")
 
