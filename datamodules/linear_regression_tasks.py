@@ -72,7 +72,7 @@ class LinearRegressionTasks(ZooDataModule):
         if stage == "predict" and self.hparams["data"] == DRAWN:
             raise UserError("there are no prompts to predict: give a file of them, --data_dir prompts.jsonl")
         if stage != "predict" and self.hparams["data"] != DRAWN:
-            raise UserError(f"the prompts of {stage} are drawn: drop --data_dir, which is for predict")
+            raise UserError("the prompts of every verb but predict are drawn: drop --data_dir")
 
     @property
     def device(self) -> torch.device:

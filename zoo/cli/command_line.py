@@ -1,7 +1,7 @@
 """The command line: LightningCLI in subclass mode, for every model of the zoo.
 
-On top of LightningCLI: configs by name; a checkpoint alone is enough for every verb but `fit`, its settings being the
-defaults that config files and the command line override; `--data_dir`, `--output_dir` and `--ckpt_path` mean the same
+On top of LightningCLI: configs by name; a checkpoint alone is enough for every verb, its settings being the defaults
+that config files and the command line override (`fit` resumes with the config.yaml next to it); `--data_dir`, `--output_dir` and `--ckpt_path` mean the same
 everywhere; the shared callbacks are top-level keys; a run's folder is never overwritten; errors are one sentence.
 
 A config or the command line may name any class by its import path, a class of the user's own package included, as any
@@ -26,15 +26,17 @@ from zoo.cli.arguments import read_arguments
 from zoo.cli.checkpoint_info import CheckpointInfo, read_checkpoint_info
 from zoo.cli.class_names import ClassNames
 from zoo.cli.config_names import UnknownConfigError
+from zoo.cli.linked_arguments import find_linked, find_missing, linked_arguments
 from zoo.cli.parser import ZooParser, refuse
 from zoo.cli.renamed_arguments import find_renamed
-from zoo.cli.run_folder import SaveConfig, check_writable, fill_in, find_checkpoint, refuse_other_run
+from zoo.cli.run_folder import SaveConfig, check_pattern, check_writable, fill_in, find_checkpoint, refuse_other_run
 from zoo.cli.trainer import ZooTrainer
-from zoo.console.exit_codes import is_user_error
+from zoo.console.exit_codes import is_out_of_memory, is_user_error
 from zoo.datamodules import ZooDataModule
 from zoo.datamodules.sources.corpus import data_label
 from zoo.errors import UserError
-from zoo.private_apis.lightning_cli import OpenLightningCLI
+from zoo.private_apis.jsonargparse_api import original_error, wrong_null, wrong_null_argument
+from zoo.private_apis.lightning_cli import OpenLightningCLI, repeated_callback
 from zoo.training.module import ZooModule
 
 CALLBACKS: dict[str, type[Callback]] = {  # top-level key -> class
@@ -72,6 +74,11 @@ class ZooCLI(OpenLightningCLI):
         stored = self.checkpoint_info.defaults() if self.checkpoint_info and self.verb != "fit" else {}
         self.classes = self.class_names.load({group: spec["class_path"] for group, spec in stored.items()})
         self._refuse_renamed()
+        if sentence := find_linked(self.arguments.keys, self.classes["model"], self.classes["data"]):
+            refuse(sentence)
+        if self.checkpoint_info:
+            named = self.arguments.class_paths["model"]
+            self.checkpoint_info.check_model(named[-1] if named else None, self.classes["model"])
         super().__init__(
             ZooModule,
             ZooDataModule,
@@ -136,7 +143,7 @@ class ZooCLI(OpenLightningCLI):
         for key, cls in CALLBACKS.items():
             parser.add_lightning_class_args(cls, key)
         # A model class declares which constructor arguments come from attributes of the data module.
-        for name in getattr(self.classes["model"], "data_arguments", ()):
+        for name in linked_arguments(self.classes["model"]):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
@@ -146,6 +153,7 @@ class ZooCLI(OpenLightningCLI):
             self.verb_parser(self.verb).set_defaults(info.defaults())
         self.config = parser.parse_args(args)
         config = self.config[self.verb]
+        self._refuse_null(config)
         config.ckpt_path = None if info is None or info.is_external else info.path
         if self.verb != "fit" and not info and not config.model.init_args.get("weights"):
             raise UserError(f"zoo {self.verb} needs a trained model: add --ckpt_path FILE")
@@ -157,9 +165,22 @@ class ZooCLI(OpenLightningCLI):
             info.check_label(config.data.init_args.get("data"))
         config.output_dir = self._output_dir(config)
 
+    def _refuse_null(self, config: Any) -> None:
+        """Refuse null for an option whose type excludes it."""
+        parser: Any = self.verb_parser(self.verb)
+        message = wrong_null(parser, config)
+        for group, cls in self.classes.items():
+            if message is None and cls is not None:
+                skip = linked_arguments(cls)
+                message = wrong_null_argument(cls, config[group].init_args, skip)
+                message = message and message.replace('Parser key "', f'Parser key "{group}.', 1)
+        if message:
+            parser.error(message)
+
     def _output_dir(self, config: Any) -> str:
         """The run's folder: as typed or configured, else the checkpoint's, else one named after the model."""
         pattern = config.output_dir
+        check_pattern(pattern)
         if config.ckpt_path and (pattern is None or "{time}" in pattern):
             return str(Path(config.ckpt_path).parent)
         if pattern is None:
@@ -186,11 +207,16 @@ class ZooCLI(OpenLightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except ValueError as error:
-            # jsonargparse may wrap what a constructor raises: a UserError is then the cause.
-            if user_error := _user_error_behind(error):
-                raise user_error from error
-            raise
+            return
+        except Exception as error:
+            original = original_error(error)  # jsonargparse wraps what a constructor raises
+            cause = _user_error_behind(error) or original
+        # Not in the handler, so that a traceback ends with the original exception, without jsonargparse's around it.
+        if is_out_of_memory(cause):
+            raise UserError("the model does not fit into memory: reduce its sizes") from cause
+        if self.datamodule and not self.model and (sentence := find_missing(self.classes["model"], self.datamodule, cause)):
+            raise UserError(sentence) from cause
+        raise cause
 
     def after_instantiate_classes(self) -> None:
         if self.checkpoint_info and not self.checkpoint_info.is_external:
@@ -209,6 +235,14 @@ class ZooCLI(OpenLightningCLI):
             return super().instantiate_trainer(**kwargs)
         except ModuleNotFoundError as error:  # the package of an accelerator, logger or strategy
             raise UserError(str(error)) from error
+        except RuntimeError as error:
+            keys = {cls.__name__: key for key, cls in CALLBACKS.items()}
+            if (name := repeated_callback(error)) in keys:
+                raise UserError(
+                    f"trainer.callbacks names {name}, which every run has: drop it there, and set its options with the "
+                    f"top-level key {keys[name]}"
+                ) from error
+            raise
 
     def more_callbacks(self, trainer_config: dict[str, Any]) -> list[Callback]:
         more: list[Callback] = []
