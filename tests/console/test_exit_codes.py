@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from tests.commands import ROOT
@@ -69,6 +70,37 @@ def test_signals_and_success():
     with pytest.raises(SystemExit) as stop:
         run_command(raising(SystemExit(2)))
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("error", [ImportError("numpy is interrupted"), SystemExit(2)], ids=repr)
+def test_ctrl_c_that_became_another_exception_is_silent(error, capsys):
+    def interrupted_import():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise error  # noqa: B904
+
+    def outer():
+        try:
+            interrupted_import()
+        except ImportError as inner:
+            raise RuntimeError from inner
+
+    assert run_command(outer) == 130
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+    ],
+)
+def test_too_little_memory_is_one_sentence(error, capsys):
+    assert run_command(raising(error)) == 1
+    assert capsys.readouterr().err.startswith("zoo: there is not enough memory: reduce")
 
 
 def test_a_closed_pipe_is_silent():

@@ -57,14 +57,14 @@ class CheckpointInfo:
 
         Args:
             name: the model in configs and on the command line, if any.
-            cls: its class, which may be a subclass or a base of the checkpoint's.
+            cls: its class, which may also be a subclass of the checkpoint's.
         """
-        stored = (self.model or {}).get("class_path")
-        if self.is_external or not stored or not name or name.rpartition(".")[2] == stored:
+        stored = (self.model or {}).get("class_path", "").rpartition(".")[2]
+        name = (name or "").rpartition(".")[2]
+        if self.is_external or not stored or not name or name == stored:
             return
         if cls is not None and any(base.__name__ == stored for base in cls.__mro__):
             return
-        name = name.rpartition(".")[2]
         raise UserError(
             f"{self.path} was written by {stored}, but the config or command line names {name}: drop --config and "
             f"--model, or give a checkpoint of {name}"

@@ -29,6 +29,7 @@ from zoo.cli.config_names import UnknownConfigError
 from zoo.cli.linked_arguments import find_linked, find_missing, linked_arguments
 from zoo.cli.parser import ZooParser, refuse
 from zoo.cli.renamed_arguments import find_renamed
+from zoo.cli.resume import saved_run
 from zoo.cli.run_folder import SaveConfig, check_pattern, check_writable, fill_in, find_checkpoint, refuse_other_run
 from zoo.cli.trainer import ZooTrainer
 from zoo.console.exit_codes import is_out_of_memory, is_user_error
@@ -69,8 +70,13 @@ class ZooCLI(OpenLightningCLI):
             self.arguments = read_arguments(argv[1:])
         except UnknownConfigError as error:
             refuse(str(error))
+        ckpt_path = self._checkpoint_path()
+        if self.verb == "fit" and (run := saved_run(ckpt_path, self.arguments)):
+            self.arguments = read_arguments([*run, *argv[1:]])
         self.class_names = ClassNames(self.arguments.class_paths)
-        self.checkpoint_info = self._read_checkpoint()
+        self.checkpoint_info = self._read_checkpoint(ckpt_path)
+        if self.verb == "fit" and ckpt_path and not any(self.arguments.class_paths.values()):
+            refuse(f"there is no config.yaml next to {ckpt_path}: add --config NAME, the config of the run to resume")
         stored = self.checkpoint_info.defaults() if self.checkpoint_info and self.verb != "fit" else {}
         self.classes = self.class_names.load({group: spec["class_path"] for group, spec in stored.items()})
         self._refuse_renamed()
@@ -102,9 +108,12 @@ class ZooCLI(OpenLightningCLI):
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
         warnings.filterwarnings("ignore", message="You have overridden `on_before_batch_transfer`")  # on purpose
 
-    def _read_checkpoint(self) -> CheckpointInfo | None:
+    def _checkpoint_path(self) -> str | None:
         given = self.arguments.values
-        ckpt_path = find_checkpoint(given.get("ckpt_path"), given.get("output_dir"))
+        check_pattern(given.get("output_dir"))
+        return find_checkpoint(given.get("ckpt_path"), given.get("output_dir"))
+
+    def _read_checkpoint(self, ckpt_path: str | None) -> CheckpointInfo | None:
         info = read_checkpoint_info(ckpt_path, self.class_names.own) if ckpt_path else None
         if info and info.is_external and self.verb == "fit":
             raise UserError(
@@ -180,7 +189,6 @@ class ZooCLI(OpenLightningCLI):
     def _output_dir(self, config: Any) -> str:
         """The run's folder: as typed or configured, else the checkpoint's, else one named after the model."""
         pattern = config.output_dir
-        check_pattern(pattern)
         if config.ckpt_path and (pattern is None or "{time}" in pattern):
             return str(Path(config.ckpt_path).parent)
         if pattern is None:
@@ -214,7 +222,8 @@ class ZooCLI(OpenLightningCLI):
         # Not in the handler, so that a traceback ends with the original exception, without jsonargparse's around it.
         if is_out_of_memory(cause):
             raise UserError("the model does not fit into memory: reduce its sizes") from cause
-        if self.datamodule and not self.model and (sentence := find_missing(self.classes["model"], self.datamodule, cause)):
+        data, model = vars(self).get("datamodule"), self.classes["model"]
+        if data and model and "model" not in vars(self) and (sentence := find_missing(model, data, cause)):
             raise UserError(sentence) from cause
         raise cause
 

@@ -53,6 +53,10 @@ def find_missing(model: type, data: Any, error: BaseException) -> str | None:
         if is_there or not (is_required or name in str(error)):
             continue
         others = [other for other in DATA_MODULES if hasattr(load_class(other), name)]
-        advice = f"give --data {' or '.join(others)}" if others else "give another --data"
+        advice = (
+            f"give --data {', '.join(others[:-1])}{' or ' * (len(others) > 1)}{others[-1]}"
+            if others
+            else "give another --data"
+        )
         return f"{type(data).__name__} has no {name}, which {model.__name__} needs: {advice}"
     return None

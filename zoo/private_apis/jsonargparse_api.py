@@ -46,7 +46,7 @@ def wrong_null(parser: ArgumentParser, config: Any) -> str | None:
             try:
                 action._check_type(None)
             except (TypeError, ValueError) as error:
-                return str(error)
+                return str(error).replace("Got value: None", "Got value: null")
     return None
 
 

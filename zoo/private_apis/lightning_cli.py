@@ -35,8 +35,10 @@ class OpenLightningCLI(LightningCLI):
         super()._add_instantiators()
         build_data = _InstantiatorFn(cli=self, key="data")
 
-        def build(class_type: type, *args: Any, **kwargs: Any) -> Any:
-            self.datamodule = build_data(class_type, *args, **kwargs)
+        def build(class_type: type, *args: Any, applied_instantiation_links: dict, **kwargs: Any) -> Any:
+            self.datamodule = build_data(
+                class_type, *args, applied_instantiation_links=applied_instantiation_links, **kwargs
+            )
             return self.datamodule
 
         # `datamodule` is then known when the model's constructor fails.
