@@ -1,8 +1,8 @@
 """The command line: LightningCLI in subclass mode, for every model of the zoo.
 
 On top of LightningCLI: configs by name; a checkpoint alone is enough for every verb, its settings being the defaults
-that config files and the command line override (`fit` resumes with the config.yaml next to it); `--data_dir`, `--output_dir` and `--ckpt_path` mean the same
-everywhere; the shared callbacks are top-level keys; a run's folder is never overwritten; errors are one sentence.
+that config files and the command line override (`fit` resumes with the config.yaml next to it); `--data_dir`,
+`--output_dir` and `--ckpt_path` mean the same everywhere; the shared callbacks are top-level keys; a run's folder is never overwritten; errors are one sentence.
 
 A config or the command line may name any class by its import path, a class of the user's own package included, as any
 Python program may import it. A checkpoint is a file from elsewhere: only names in `zoo.registry`, and classes that the
@@ -181,7 +181,7 @@ class ZooCLI(OpenLightningCLI):
         for group, cls in self.classes.items():
             if message is None and cls is not None:
                 skip = linked_arguments(cls)
-                message = wrong_null_argument(cls, config[group].init_args, skip)
+                message = wrong_null_argument(cls, config[group].get("init_args", {}), skip)
                 message = message and message.replace('Parser key "', f'Parser key "{group}.', 1)
         if message:
             parser.error(message)

@@ -22,8 +22,8 @@ def run_command(action: Callable[[], object]) -> int:
 
     UserError, OSError and Lightning's MisconfigurationException are printed as one sentence (ZOO_DEBUG=1 shows the
     traceback). A closed pipe (`zoo list | head`) ends silently. Any other exception is raised again: the interpreter
-    shows its traceback, then a request for a bug report. An exception that an interrupted import made of Ctrl-C counts as
-    Ctrl-C.
+    shows its traceback, then a request for a bug report. An exception raised while Ctrl-C was handled, as interrupted
+    imports do, counts as Ctrl-C.
 
     Returns:
         0; 1 for bad input; 130 after Ctrl-C; 141 where the reader of the output has gone; 143 after SIGTERM.
