@@ -48,7 +48,7 @@ from zoo.tokenizers import train_bpe
         (["validate", "--ckpt_path={run}", "--model.dim=32"], 1, "(257, 16) in the file and (257, 32) in the model"),
         (["validate", "--ckpt_path={run}", "--config=tiny/icr"], 1, "written by LlamaLM, but the config or command"),
         (["fit", "--ckpt_path={run}", "--config=tiny/mini_rlm"], 1, "or give a checkpoint of MiniRLM"),
-        (["fit", "--ckpt_path={broken}"], 1, "broken.ckpt is truncated or damaged"),
+        (["fit", "--ckpt_path={broken}"], 1, "it was not written by `zoo fit`, or is damaged"),
         (["fit", "--ckpt_path={alone}"], 2, "there is no config.yaml next to"),
         (["fit", "--model=LlamaLM", "--data=LinearRegressionTasks"], 1, "LinearRegressionTasks has no vocab_size"),
         (["fit", "--model=LlamaZeroShot", "--data=TextLM"], 1, "which LlamaZeroShot needs: give --data Reviews"),

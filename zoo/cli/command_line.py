@@ -2,7 +2,8 @@
 
 On top of LightningCLI: configs by name; a checkpoint alone is enough for every verb, its settings being the defaults
 that config files and the command line override (`fit` resumes with the config.yaml next to it); `--data_dir`,
-`--output_dir` and `--ckpt_path` mean the same everywhere; the shared callbacks are top-level keys; a run's folder is never overwritten; errors are one sentence.
+`--output_dir` and `--ckpt_path` mean the same everywhere; the shared callbacks are top-level keys; a run's folder is
+never overwritten; errors are one sentence.
 
 A config or the command line may name any class by its import path, a class of the user's own package included, as any
 Python program may import it. A checkpoint is a file from elsewhere: only names in `zoo.registry`, and classes that the
@@ -117,7 +118,7 @@ class ZooCLI(OpenLightningCLI):
         info = read_checkpoint_info(ckpt_path, self.class_names.own) if ckpt_path else None
         if info and info.is_external and self.verb == "fit":
             raise UserError(
-                f"cannot resume from {ckpt_path}: it was not written by `zoo fit`. To start from its weights, use "
+                f"cannot resume from {ckpt_path}: it was not written by `zoo fit`, or is damaged. To start from its weights, use "
                 f"--model.weights {ckpt_path}"
             )
         return info
