@@ -132,6 +132,23 @@ def test_ctrl_c_during_imports_is_silent():
     assert (done.returncode, done.stderr) == (130, "")
 
 
+@pytest.mark.parametrize("then", ["raise RecursionError", "pass"])
+def test_ctrl_c_that_an_import_caught_ends_the_command(then):
+    script = (
+        "import os, signal, sys, zoo.__main__\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name != 'zoo.cli.command_line': return\n"
+        "        try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "        except KeyboardInterrupt: sys.meta_path.remove(self)\n"
+        f"        {then}\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "sys.exit(zoo.__main__.main(['fit']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_describe_leaves_out_the_error_number():
     assert describe(PermissionError(errno.EACCES, "Permission denied", "run/x")) == "run/x: Permission denied"
 

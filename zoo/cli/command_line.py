@@ -118,8 +118,8 @@ class ZooCLI(OpenLightningCLI):
         info = read_checkpoint_info(ckpt_path, self.class_names.own) if ckpt_path else None
         if info and info.is_external and self.verb == "fit":
             raise UserError(
-                f"cannot resume from {ckpt_path}: it was not written by `zoo fit`, or is damaged. To start from its weights, use "
-                f"--model.weights {ckpt_path}"
+                f"cannot resume from {ckpt_path}: it was not written by `zoo fit`, or is damaged. To start from its "
+                f"weights, use --model.weights {ckpt_path}"
             )
         return info
 

@@ -3,9 +3,11 @@
 import os
 import re
 import select
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from zoo.console.messages import one_sentence
@@ -54,6 +56,35 @@ def run_command(action: Callable[[], object]) -> int:
         print(f"zoo: {describe(error)}", file=sys.stderr)
         return BAD_INPUT
     return OK
+
+
+@contextmanager
+def imports_that_end_on_ctrl_c() -> Iterator[None]:
+    """Raise KeyboardInterrupt after Ctrl-C in the block, whatever became of it inside.
+
+    Some packages catch KeyboardInterrupt while they import others, and then fail in another way or go on.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, or handled by an embedding program
+        yield
+        return
+    interrupted = False
+
+    def interrupt(*_: Any) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except Exception as error:
+        if interrupted:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def is_user_error(error: BaseException) -> bool:
