@@ -1,7 +1,9 @@
 """run_command: one sentence for errors that the user can fix, tracebacks for bugs, exit codes for signals and pipes."""
 
+import contextlib
 import errno
 import os
+import signal
 import subprocess
 import sys
 
@@ -10,7 +12,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from tests.commands import ROOT
-from zoo.console.exit_codes import describe, run_command
+from zoo.console.exit_codes import describe, imports_that_end_on_ctrl_c, run_command
 from zoo.console.messages import did_you_mean, nearest, one_sentence
 from zoo.errors import UserError
 
@@ -132,21 +134,24 @@ def test_ctrl_c_during_imports_is_silent():
     assert (done.returncode, done.stderr) == (130, "")
 
 
-@pytest.mark.parametrize("then", ["raise RecursionError", "pass"])
-def test_ctrl_c_that_an_import_caught_ends_the_command(then):
-    script = (
-        "import os, signal, sys, zoo.__main__\n"
-        "class Interrupt:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name != 'zoo.cli.command_line': return\n"
-        "        try: os.kill(os.getpid(), signal.SIGINT)\n"
-        "        except KeyboardInterrupt: sys.meta_path.remove(self)\n"
-        f"        {then}\n"
-        "sys.meta_path.insert(0, Interrupt())\n"
-        "sys.exit(zoo.__main__.main(['fit']))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (130, "")
+@pytest.mark.parametrize("error", [None, RecursionError(), ImportError()], ids=repr)
+def test_ctrl_c_that_an_import_caught_ends_the_command(error):
+    def catching_import():
+        with imports_that_end_on_ctrl_c():
+            with contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+            if error:
+                raise error
+
+    assert run_command(catching_import) == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_imports_without_ctrl_c_keep_their_errors():
+    with pytest.raises(ImportError, match="missing"), imports_that_end_on_ctrl_c():
+        raise ImportError("missing")
+    with imports_that_end_on_ctrl_c():
+        pass
 
 
 def test_describe_leaves_out_the_error_number():

@@ -5,6 +5,7 @@ import re
 import select
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -64,7 +65,8 @@ def imports_that_end_on_ctrl_c() -> Iterator[None]:
 
     Some packages catch KeyboardInterrupt while they import others, and then fail in another way or go on.
     """
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, or handled by an embedding program
+    is_main = threading.current_thread() is threading.main_thread()  # only there can a signal handler be set
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, or handled already
         yield
         return
     interrupted = False
