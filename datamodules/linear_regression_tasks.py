@@ -73,7 +73,8 @@ class LinearRegressionTasks(ZooDataModule):
         if stage == "predict" and self.hparams["data"] == DRAWN:
             raise UserError("there are no prompts to predict: give a file of them, --data_dir prompts.jsonl")
         if stage != "predict" and self.hparams["data"] != DRAWN:
-            raise UserError(f"the prompts of {stage} are drawn: drop --data_dir, which is for predict")
+            verb = getattr(stage, "value", stage)  # Lightning gives an enumeration
+            raise UserError(f"the prompts of {verb} are drawn: drop --data_dir, which is for predict")
 
     @property
     def device(self) -> torch.device:

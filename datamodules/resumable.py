@@ -62,6 +62,8 @@ class ZooDataModule(LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have nothing to predict
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, not {batch_size}")
+        if num_workers < 0:
+            raise UserError(f"set --data.num_workers to 0 or more, not {num_workers}")
         self.batch_size, self.num_workers, self.shuffle = batch_size, num_workers, shuffle
         self._given_seed = seed
 

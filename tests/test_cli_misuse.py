@@ -46,6 +46,24 @@ from zoo.tokenizers import train_bpe
         (["validate", "--ckpt_path={broken}"], 1, "broken.ckpt is truncated or damaged"),
         (["validate", "--ckpt_path={run}", "--data.tokenizer={tokenizer}"], 1, "the tokenizer has 280 tokens"),
         (["validate", "--ckpt_path={run}", "--model.dim=32"], 1, "(257, 16) in the file and (257, 32) in the model"),
+        (["validate", "--ckpt_path={run}", "--config=tiny/icr"], 1, "written by LlamaLM, but the config or command"),
+        (["fit", "--ckpt_path={run}", "--config=tiny/mini_rlm"], 1, "or give a checkpoint of MiniRLM"),
+        (["fit", "--ckpt_path={broken}"], 1, "it was not written by `zoo fit`, or is damaged"),
+        (["fit", "--ckpt_path={alone}"], 2, "there is no config.yaml next to"),
+        (["fit", "--model=LlamaLM", "--data=LinearRegressionTasks"], 1, "LinearRegressionTasks has no vocab_size"),
+        (["fit", "--model=LlamaZeroShot", "--data=TextLM"], 1, "which LlamaZeroShot needs: give --data Reviews"),
+        (["fit", "--config", TINY, "--output_dir="], 1, "--output_dir is empty"),
+        (["fit", "--config", TINY, "--output_dir=runs/{{x}}"], 1, "the unknown placeholder {x}"),
+        (["predict", "--ckpt_path={run}", "--output_dir={notes}"], 1, "notes.yaml is a file: give a folder"),
+        (["fit", "--config", TINY, "--data.num_workers=-1", "--output_dir={tmp}"], 1, "set --data.num_workers to 0 or"),
+        (["fit", "--config", TINY, "--model.warmup_steps=null"], 2, "model.warmup_steps must be int, not 'null'"),
+        (["fit", "--config", TINY, "--model.lr=null"], 2, "model.lr must be float, not 'null'"),
+        (["fit", "--config", TINY, "--config={nulls}"], 2, "early_stopping.mode must be str, not 'null'"),
+        (["fit", "--config", TINY, "--model.dim=1000000000000"], 1, "the model does not fit into memory"),
+        (["fit", "--config", TINY, "--config={callback}"], 1, "with the top-level key early_stopping"),
+        (["fit", "--config", TINY, "--model.vocab_size=100"], 2, "--model.vocab_size is taken from the data: drop it"),
+        (["fit", "--config=tiny/icr", "--model.D=3"], 2, "is taken from the data: drop it, and set --data.D instead"),
+        (["validate", "--ckpt_path={run}", "--config={sizes}"], 2, "model.vocab_size is taken from the data: drop it"),
     ],
     ids=lambda value: " ".join(map(str, value))[-60:] if isinstance(value, list) else None,
 )  # fmt: skip
@@ -53,6 +71,10 @@ def test_bad_input_gets_one_sentence(argv, code, sentence, run, tmp_path, capsys
     monkeypatch.chdir(ROOT)
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "notes.yaml").write_text("just words")
+    (tmp_path / "nulls.yaml").write_text("early_stopping: {mode: null}")
+    (tmp_path / "sizes.yaml").write_text("model: {init_args: {vocab_size: 100}}")
+    (tmp_path / "callback.yaml").write_text("trainer: {callbacks: [{class_path: zoo.callbacks.EarlyStopping}]}")
+    (tmp_path / "alone.ckpt").write_bytes((run / "last.ckpt").read_bytes())
     (tmp_path / "short.txt").write_text("a line\n" * 12)
     (tmp_path / "broken.ckpt").write_bytes((run / "best.ckpt").read_bytes()[:5000])
     folder = tmp_path / "tokenizer"
@@ -62,7 +84,8 @@ def test_bad_input_gets_one_sentence(argv, code, sentence, run, tmp_path, capsys
     places = {
         "tmp": tmp_path / "out", "empty": tmp_path / "empty.txt", "short": tmp_path / "short.txt",
         "broken": tmp_path / "broken.ckpt", "run": run / "best.ckpt", "tokenizer": folder,
-        "foreign": tmp_path / "llama2c.bin", "notes": tmp_path / "notes.yaml",
+        "foreign": tmp_path / "llama2c.bin", "notes": tmp_path / "notes.yaml", "nulls": tmp_path / "nulls.yaml",
+        "sizes": tmp_path / "sizes.yaml", "callback": tmp_path / "callback.yaml", "alone": tmp_path / "alone.ckpt",
     }  # fmt: skip
     said = complaint(capsys, code, *(str(a).format(**places) for a in argv))
     assert sentence in said

@@ -4,7 +4,7 @@ import sys
 
 from zoo import __version__
 from zoo.cli import overview
-from zoo.console.exit_codes import USAGE, run_command
+from zoo.console.exit_codes import USAGE, imports_that_end_on_ctrl_c, run_command
 from zoo.console.messages import nearest
 from zoo.console.table import table
 
@@ -28,7 +28,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run_verb(argv: list[str]) -> None:
-    from zoo.cli.command_line import ZooCLI  # here, so that help and list need not import torch
+    with imports_that_end_on_ctrl_c():
+        from zoo.cli.command_line import ZooCLI  # here, so that help and list need not import torch
 
     ZooCLI(argv)
 

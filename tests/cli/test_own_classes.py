@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import traceback
 
 import pytest
 
@@ -90,6 +91,13 @@ def test_a_checkpoint_alone_does_not_import_own_classes(checkpoint, capsys):
     assert "--model IMPORT.PATH" in message
 
 
+def test_the_config_next_to_a_checkpoint_does_not_import_own_classes(checkpoint, capsys):
+    message = complaint(capsys, 1, "fit", f"--ckpt_path={checkpoint}")
+    assert "config.yaml names my_package.models.MyModel, which is not a class of the zoo" in message
+    argv = ["fit", f"--config={checkpoint.parent / 'config.yaml'}", f"--ckpt_path={checkpoint}"]
+    assert main([*argv, "--trainer.max_steps=2"]) == 0
+
+
 def test_a_missing_constructor_argument_is_named(folder, capsys):
     argv = ["fit", "--model=my_package.models.NeedsDepth", "--data=TextLM", "--output_dir=other"]
     assert "--model.depth must be given" in complaint(capsys, 2, *argv)
@@ -97,8 +105,9 @@ def test_a_missing_constructor_argument_is_named(folder, capsys):
 
 def test_a_bug_in_a_constructor_is_raised(folder, monkeypatch):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    with pytest.raises(ValueError, match="a bug in a constructor"):
+    with pytest.raises(ValueError, match=r"^a bug in a constructor$") as error:  # not jsonargparse's message around it
         main(fit_words("Broken"))
+    assert "Namespace(" not in "".join(traceback.format_exception(error.value))
     assert sys.excepthook is not sys.__excepthook__  # it adds the request for a report
 
 

@@ -1,15 +1,18 @@
 """run_command: one sentence for errors that the user can fix, tracebacks for bugs, exit codes for signals and pipes."""
 
+import contextlib
 import errno
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
+import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from tests.commands import ROOT
-from zoo.console.exit_codes import describe, run_command
+from zoo.console.exit_codes import describe, imports_that_end_on_ctrl_c, run_command
 from zoo.console.messages import did_you_mean, nearest, one_sentence
 from zoo.errors import UserError
 
@@ -71,6 +74,37 @@ def test_signals_and_success():
     assert stop.value.code == 2
 
 
+@pytest.mark.parametrize("error", [ImportError("numpy is interrupted"), SystemExit(2)], ids=repr)
+def test_ctrl_c_that_became_another_exception_is_silent(error, capsys):
+    def interrupted_import():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise error  # noqa: B904
+
+    def outer():
+        try:
+            interrupted_import()
+        except ImportError as inner:
+            raise RuntimeError from inner
+
+    assert run_command(outer) == 130
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+    ],
+)
+def test_too_little_memory_is_one_sentence(error, capsys):
+    assert run_command(raising(error)) == 1
+    assert capsys.readouterr().err.startswith("zoo: there is not enough memory: reduce")
+
+
 def test_a_closed_pipe_is_silent():
     command = f"{sys.executable} -m zoo list | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
@@ -98,6 +132,26 @@ def test_ctrl_c_during_imports_is_silent():
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "")
+
+
+@pytest.mark.parametrize("error", [None, RecursionError(), ImportError()], ids=repr)
+def test_ctrl_c_that_an_import_caught_ends_the_command(error):
+    def catching_import():
+        with imports_that_end_on_ctrl_c():
+            with contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+            if error:
+                raise error
+
+    assert run_command(catching_import) == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_imports_without_ctrl_c_keep_their_errors():
+    with pytest.raises(ImportError, match="missing"), imports_that_end_on_ctrl_c():
+        raise ImportError("missing")
+    with imports_that_end_on_ctrl_c():
+        pass
 
 
 def test_describe_leaves_out_the_error_number():

@@ -41,6 +41,15 @@ class Sub(Base):
         self.settings = Settings(**settings)
 
 
+class Failing(Base):
+    def __init__(self) -> None:
+        try:
+            1 / 0  # noqa: B018
+        except ZeroDivisionError as error:
+            error.add_note("the bug itself")
+            raise
+
+
 @pytest.fixture
 def parser():
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
@@ -78,6 +87,27 @@ def test_messages(parser):
     assert api.missing_arguments(missing) == ["depth"]
     assert api.key_of(missing) == "model"
     assert api.one_sentence(message(parser, "--steps=x")) == "steps must be int or null, not 'x'"
+
+
+def test_null_is_refused_where_the_type_excludes_it(parser):
+    config = parser.parse_args(["--model=Sub", "--model.width=null", "--steps=null"])  # jsonargparse accepts both
+    assert api.wrong_null(parser, config) is None
+    message = api.wrong_null_argument(Sub, config.model.init_args)
+    assert api.one_sentence(message) == "width must be int, not 'null'"
+    assert api.wrong_null_argument(Sub, config.model.init_args, skip={"width"}) is None
+    assert api.wrong_null_argument(Base, {"depth": 1, "kind": None}) is None
+    plain = ArgumentParser()
+    plain.add_argument("--early.mode", type=str, default="min")
+    assert api.key_of(api.wrong_null(plain, plain.parse_object({"early": {"mode": None}}))) == "early.mode"
+
+
+def test_the_original_error_of_a_constructor(parser):
+    config = parser.parse_args(["--model=Failing"])
+    with pytest.raises(ValueError, match="Does not validate") as error:
+        parser.instantiate(config)
+    original = api.original_error(error.value)
+    assert (type(original), str(original)) == (ZeroDivisionError, "division by zero")
+    assert api.original_error(KeyError("own")).args == ("own",)
 
 
 def test_yaml_errors():

@@ -2,11 +2,12 @@
 
 import inspect
 
+import pytest
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.cli import LightningCLI
 
-from zoo.private_apis.lightning_cli import OpenLightningCLI
+from zoo.private_apis.lightning_cli import OpenLightningCLI, repeated_callback
 
 
 class Model(LightningModule):
@@ -45,6 +46,39 @@ def test_hooks_are_called(tmp_path, monkeypatch):
     cli = CLI(Model, LightningDataModule, trainer_class=RecordingTrainer, save_config_callback=None, args=words)
     assert cli.trainer.validated_with == {"ckpt_path": "no/such/file", "verbose": False}
     assert any(isinstance(callback, Extra) for callback in cli.trainer.callbacks)
+
+
+def test_the_data_is_known_when_the_model_fails(monkeypatch):
+    known = []
+
+    class Data(LightningDataModule):
+        name = "x"
+
+    class Failing(LightningModule):
+        def __init__(self, name: str) -> None:
+            raise ZeroDivisionError
+
+    class Linked(CLI):
+        def add_arguments_to_parser(self, parser):
+            parser.link_arguments("data.name", "model.name", apply_on="instantiate")
+
+        def instantiate_classes(self):
+            try:
+                super().instantiate_classes()
+            finally:
+                known.append(self.datamodule)
+
+    monkeypatch.setattr("sys.argv", ["zoo"])
+    with pytest.raises(ZeroDivisionError):
+        Linked(Failing, Data, trainer_class=RecordingTrainer, args=["validate", "--trainer.max_steps=3"])
+    assert isinstance(known[0], Data)
+
+
+def test_two_callbacks_of_one_type():
+    with pytest.raises(RuntimeError) as error:
+        Trainer(callbacks=[EarlyStopping("x"), EarlyStopping("x")], logger=False, enable_checkpointing=False)
+    assert repeated_callback(error.value) == "EarlyStopping"
+    assert repeated_callback(RuntimeError("other")) is None
 
 
 def test_signatures():

@@ -54,8 +54,7 @@ def read_arguments(words: list[str]) -> Arguments:
                 value = word[2:]  # -cNAME
             elif not equals:
                 value = rest.pop(0) if rest else ""
-            # Note the settings of the config, and pass its path on to the parser.
-            path, settings = _load_config(value)
+            path, settings = load_config(value)
             arguments.words.append(f"--config={path}")
             _add_settings(arguments, settings, source=path)
         elif option.startswith("--"):
@@ -75,7 +74,7 @@ def read_arguments(words: list[str]) -> Arguments:
     return arguments
 
 
-def _load_config(value: str) -> tuple[str, dict[str, Any]]:
+def load_config(value: str) -> tuple[str, dict[str, Any]]:
     """The path and the settings of a config given by name, as a file, or as YAML text."""
     # A file name contains none of these signs of YAML.
     is_text = any(sign in value for sign in ("{", "\n", ": "))
@@ -91,6 +90,15 @@ def _load_config(value: str) -> tuple[str, dict[str, Any]]:
     return value if is_text else str(path), settings or {}
 
 
+def _load_mapping(value: str) -> dict[str, Any]:
+    """A mapping written as YAML or JSON text; an empty one for other text, which the parser reports."""
+    try:
+        settings = get_loader("yaml")(value)
+    except loader_exceptions():
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
 def _add_settings(arguments: Arguments, settings: dict[str, Any], source: str) -> None:
     arguments.values |= {name: settings[name] for name in READ if name in settings}
     for key, value in _flatten(settings):
@@ -101,6 +109,13 @@ def _add_settings(arguments: Arguments, settings: dict[str, Any], source: str) -
 def _add_option(arguments: Arguments, key: str, value: str) -> None:
     if key in READ:
         arguments.values[key] = _text_or_none(value)
+    if key.split(".")[0] in arguments.class_paths and value.startswith("{"):  # --model '{"class_path": ...}'
+        settings = _load_mapping(value)
+        for name, entry in _flatten(settings, f"{key}."):
+            arguments.keys.append((name, ""))
+            _add_class(arguments, name, entry)
+        if settings:
+            return
     arguments.keys.append((key, ""))
     _add_class(arguments, key, value)
 

@@ -53,6 +53,24 @@ class CheckpointInfo:
                     sentence = find_renamed([(f"{group}.{name}", self.path)], classes)
                     raise UserError(f"{sentence}; an older version of the zoo wrote this checkpoint")
 
+    def check_model(self, name: str | None, cls: type | None) -> None:
+        """Raises UserError where the command names another model than the one that wrote the checkpoint.
+
+        Args:
+            name: the model in configs and on the command line, if any.
+            cls: its class, which may also be a subclass of the checkpoint's.
+        """
+        stored = (self.model or {}).get("class_path", "").rpartition(".")[2]
+        name = (name or "").rpartition(".")[2]
+        if self.is_external or not stored or not name or name == stored:
+            return
+        if cls is not None and any(base.__name__ == stored for base in cls.__mro__):
+            return
+        raise UserError(
+            f"{self.path} was written by {stored}, but the config or command line names {name}: drop --config and "
+            f"--model, or give a checkpoint of {name}"
+        )
+
     def check_tokenizer(self, data: Any) -> None:
         """Raises UserError where the data's tokenizer has another vocabulary size than the model was trained with."""
         trained = (self.model or {}).get("init_args", {}).get("vocab_size")
@@ -103,6 +121,9 @@ def _own(path: str, checkpoint: dict[str, Any], own_classes: Mapping[str, str]) 
         )
     # Lightning stores a data module's state under the name of its class.
     data_name = next((name for name in (*own_classes, *DATA_MODULES) if name in checkpoint), None)
+    if data_name is None:  # older versions of the zoo stored the import path of the class
+        older_name = str(checkpoint["zoo"].get("data", "")).rpartition(".")[2]
+        data_name = older_name if older_name in DATA_MODULES else None
     data = spec(data_name, "datamodule_hyper_parameters")
     if data and "tokenizer" in checkpoint:
         data["init_args"]["tokenizer"] = path  # the stored tokenizer; its original file is not needed

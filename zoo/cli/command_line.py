@@ -1,8 +1,9 @@
 """The command line: LightningCLI in subclass mode, for every model of the zoo.
 
-On top of LightningCLI: configs by name; a checkpoint alone is enough for every verb but `fit`, its settings being the
-defaults that config files and the command line override; `--data_dir`, `--output_dir` and `--ckpt_path` mean the same
-everywhere; the shared callbacks are top-level keys; a run's folder is never overwritten; errors are one sentence.
+On top of LightningCLI: configs by name; a checkpoint alone is enough for every verb, its settings being the defaults
+that config files and the command line override (`fit` resumes with the config.yaml next to it); `--data_dir`,
+`--output_dir` and `--ckpt_path` mean the same everywhere; the shared callbacks are top-level keys; a run's folder is
+never overwritten; errors are one sentence.
 
 A config or the command line may name any class by its import path, a class of the user's own package included, as any
 Python program may import it. A checkpoint is a file from elsewhere: only names in `zoo.registry`, and classes that the
@@ -26,15 +27,18 @@ from zoo.cli.arguments import read_arguments
 from zoo.cli.checkpoint_info import CheckpointInfo, read_checkpoint_info
 from zoo.cli.class_names import ClassNames
 from zoo.cli.config_names import UnknownConfigError
+from zoo.cli.linked_arguments import find_linked, find_missing, linked_arguments
 from zoo.cli.parser import ZooParser, refuse
 from zoo.cli.renamed_arguments import find_renamed
-from zoo.cli.run_folder import SaveConfig, check_writable, fill_in, find_checkpoint, refuse_other_run
+from zoo.cli.resume import saved_run
+from zoo.cli.run_folder import SaveConfig, check_pattern, check_writable, fill_in, find_checkpoint, refuse_other_run
 from zoo.cli.trainer import ZooTrainer
-from zoo.console.exit_codes import is_user_error
+from zoo.console.exit_codes import is_out_of_memory, is_user_error
 from zoo.datamodules import ZooDataModule
 from zoo.datamodules.sources.corpus import data_label
 from zoo.errors import UserError
-from zoo.private_apis.lightning_cli import OpenLightningCLI
+from zoo.private_apis.jsonargparse_api import original_error, wrong_null, wrong_null_argument
+from zoo.private_apis.lightning_cli import OpenLightningCLI, repeated_callback
 from zoo.training.module import ZooModule
 
 CALLBACKS: dict[str, type[Callback]] = {  # top-level key -> class
@@ -67,14 +71,24 @@ class ZooCLI(OpenLightningCLI):
             self.arguments = read_arguments(argv[1:])
         except UnknownConfigError as error:
             refuse(str(error))
-        # Classes that the command names take precedence over those of the checkpoint.
+        ckpt_path = self._checkpoint_path()
+        # A checkpoint alone resumes its run: fit then reads the config next to it first.
+        if self.verb == "fit" and (run := saved_run(ckpt_path, self.arguments)):
+            self.arguments = read_arguments([*run, *argv[1:]])
         self.class_names = ClassNames(self.arguments.class_paths)
-        self.checkpoint_info = self._read_checkpoint()
-        # All verbs but fit take model and data from the checkpoint; fit takes them from the config.
+        self.checkpoint_info = self._read_checkpoint(ckpt_path)
+        if self.verb == "fit" and ckpt_path and not any(self.arguments.class_paths.values()):
+            refuse(f"there is no config.yaml next to {ckpt_path}: add --config NAME, the config of the run to resume")
+        # All other verbs take model and data from the checkpoint, unless the command names classes.
         stored = self.checkpoint_info.defaults() if self.checkpoint_info and self.verb != "fit" else {}
         self.classes = self.class_names.load({group: spec["class_path"] for group, spec in stored.items()})
+        # Refuse what the parser would accept silently: old names, arguments taken from the data, another model.
         self._refuse_renamed()
-        # Lightning's command line parses the words, builds the objects and runs the verb.
+        if sentence := find_linked(self.arguments.keys, self.classes["model"], self.classes["data"]):
+            refuse(sentence)
+        if self.checkpoint_info:
+            named = self.arguments.class_paths["model"]
+            self.checkpoint_info.check_model(named[-1] if named else None, self.classes["model"])
         super().__init__(
             ZooModule,
             ZooDataModule,
@@ -98,15 +112,17 @@ class ZooCLI(OpenLightningCLI):
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
         warnings.filterwarnings("ignore", message="You have overridden `on_before_batch_transfer`")  # on purpose
 
-    def _read_checkpoint(self) -> CheckpointInfo | None:
-        # The checkpoint is given as a file or as the folder of its run.
+    def _checkpoint_path(self) -> str | None:
         given = self.arguments.values
-        ckpt_path = find_checkpoint(given.get("ckpt_path"), given.get("output_dir"))
+        check_pattern(given.get("output_dir"))
+        return find_checkpoint(given.get("ckpt_path"), given.get("output_dir"))
+
+    def _read_checkpoint(self, ckpt_path: str | None) -> CheckpointInfo | None:
         info = read_checkpoint_info(ckpt_path, self.class_names.own) if ckpt_path else None
         if info and info.is_external and self.verb == "fit":
             raise UserError(
-                f"cannot resume from {ckpt_path}: it was not written by `zoo fit`. To start from its weights, use "
-                f"--model.weights {ckpt_path}"
+                f"cannot resume from {ckpt_path}: it was not written by `zoo fit`, or is damaged. To start from its "
+                f"weights, use --model.weights {ckpt_path}"
             )
         return info
 
@@ -141,7 +157,7 @@ class ZooCLI(OpenLightningCLI):
         for key, cls in CALLBACKS.items():
             parser.add_lightning_class_args(cls, key)
         # A model class declares which constructor arguments come from attributes of the data module.
-        for name in getattr(self.classes["model"], "data_arguments", ()):
+        for name in linked_arguments(self.classes["model"]):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
@@ -152,6 +168,7 @@ class ZooCLI(OpenLightningCLI):
         # Parse; Lightning loads the checkpoint that was found, and the model itself weights of another project.
         self.config = parser.parse_args(args)
         config = self.config[self.verb]
+        self._refuse_null(config)
         config.ckpt_path = None if info is None or info.is_external else info.path
         if self.verb != "fit" and not info and not config.model.init_args.get("weights"):
             raise UserError(f"zoo {self.verb} needs a trained model: add --ckpt_path FILE")
@@ -163,6 +180,18 @@ class ZooCLI(OpenLightningCLI):
         if info and self.verb == "fit" and not config.allow_other_data:
             info.check_label(config.data.init_args.get("data"))
         config.output_dir = self._output_dir(config)
+
+    def _refuse_null(self, config: Any) -> None:
+        """Refuse null for an option whose type excludes it."""
+        parser: Any = self.verb_parser(self.verb)
+        message = wrong_null(parser, config)
+        for group, cls in self.classes.items():
+            if message is None and cls is not None:
+                skip = linked_arguments(cls)
+                message = wrong_null_argument(cls, config[group].get("init_args", {}), skip)
+                message = message and message.replace('Parser key "', f'Parser key "{group}.', 1)
+        if message:
+            parser.error(message)
 
     def _output_dir(self, config: Any) -> str:
         """The run's folder: as typed or configured, else the checkpoint's, else one named after the model."""
@@ -195,11 +224,17 @@ class ZooCLI(OpenLightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except ValueError as error:
-            # jsonargparse may wrap what a constructor raises: a UserError is then the cause.
-            if user_error := _user_error_behind(error):
-                raise user_error from error
-            raise
+            return
+        except Exception as error:
+            original = original_error(error)  # jsonargparse wraps what a constructor raises
+            cause = _user_error_behind(error) or original
+        # Not in the handler, so that a traceback ends with the original exception, without jsonargparse's around it.
+        if is_out_of_memory(cause):
+            raise UserError("the model does not fit into memory: reduce its sizes") from cause
+        data, model = vars(self).get("datamodule"), self.classes["model"]
+        if data and model and "model" not in vars(self) and (sentence := find_missing(model, data, cause)):
+            raise UserError(sentence) from cause
+        raise cause
 
     def after_instantiate_classes(self) -> None:
         if self.checkpoint_info and not self.checkpoint_info.is_external:
@@ -218,6 +253,14 @@ class ZooCLI(OpenLightningCLI):
             return super().instantiate_trainer(**kwargs)
         except ModuleNotFoundError as error:  # the package of an accelerator, logger or strategy
             raise UserError(str(error)) from error
+        except RuntimeError as error:
+            keys = {cls.__name__: key for key, cls in CALLBACKS.items()}
+            if (name := repeated_callback(error)) in keys:
+                raise UserError(
+                    f"trainer.callbacks names {name}, which every run has: drop it there, and set its options with the "
+                    f"top-level key {keys[name]}"
+                ) from error
+            raise
 
     def more_callbacks(self, trainer_config: dict[str, Any]) -> list[Callback]:
         more: list[Callback] = []

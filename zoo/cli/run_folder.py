@@ -1,6 +1,7 @@
 """The folder of a run: its name, the checkpoint in it, the refusal to overwrite it, the config saved into it."""
 
 import os
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -28,6 +29,21 @@ def find_checkpoint(ckpt_path: str | None, output_dir: str | None) -> str | None
         hint = f"; there is {' and '.join(others)}" if others else ""
         raise FileNotFoundError(f"there is no checkpoint {ckpt_path}{hint}")
     return ckpt_path
+
+
+def check_pattern(output_dir: str | None) -> None:
+    """Raises UserError where `--output_dir` is empty, is a file, or has placeholders other than {data} and {time}."""
+    if output_dir is None:
+        return
+    if not output_dir.strip():
+        raise UserError("--output_dir is empty: give a folder, or drop it")
+    if unknown := [name for name in re.findall(r"\{[^{}]*\}", output_dir) if name not in ("{data}", "{time}")]:
+        raise UserError(
+            f"--output_dir {output_dir} has the unknown placeholder {unknown[0]}: the placeholders are {{data}}, the "
+            "data's label, and {time}, the time of the start"
+        )
+    if Path(output_dir).is_file():
+        raise UserError(f"--output_dir {output_dir} is a file: give a folder")
 
 
 def fill_in(pattern: str, data_label: str) -> str:

@@ -1,16 +1,22 @@
 """Run a command: errors that the user can fix become one sentence, all others keep their traceback."""
 
 import os
+import re
 import select
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from zoo.console.messages import one_sentence
 from zoo.errors import UserError
 
 OK, BAD_INPUT, USAGE, INTERRUPTED, CLOSED_PIPE, TERMINATED = 0, 1, 2, 130, 141, 143  # 128 + number of the signal
+# What torch says, in a RuntimeError, about a tensor for which there is not enough memory.
+ALLOCATION_ERRORS = r"can't allocate memory|out of memory|Storage size calculation overflowed|Invalid buffer size"
 REPORT = "zoo: this is a bug in the zoo, not in your input: please report it with the traceback above"
 
 
@@ -19,7 +25,8 @@ def run_command(action: Callable[[], object]) -> int:
 
     UserError, OSError and Lightning's MisconfigurationException are printed as one sentence (ZOO_DEBUG=1 shows the
     traceback). A closed pipe (`zoo list | head`) ends silently. Any other exception is raised again: the interpreter
-    shows its traceback, then a request for a bug report.
+    shows its traceback, then a request for a bug report. An exception raised while Ctrl-C was handled, as interrupted
+    imports do, counts as Ctrl-C.
 
     Returns:
         0; 1 for bad input; 130 after Ctrl-C; 141 where the reader of the output has gone; 143 after SIGTERM.
@@ -31,12 +38,14 @@ def run_command(action: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit code 1
+        if _is_interruption(stop):  # Lightning turns Ctrl-C into exit code 1
             return INTERRUPTED
         if _is_raised(stop, "SIGTERMException"):
             return TERMINATED
         raise
     except Exception as error:
+        if _is_interruption(error):
+            return INTERRUPTED
         if isinstance(error, BrokenPipeError) and _stdout_is_closed():
             return CLOSED_PIPE
         if not is_user_error(error):
@@ -50,16 +59,73 @@ def run_command(action: Callable[[], object]) -> int:
     return OK
 
 
+@contextmanager
+def imports_that_end_on_ctrl_c() -> Iterator[None]:
+    """Raise KeyboardInterrupt after Ctrl-C in the block, whatever became of it inside.
+
+    Some packages catch KeyboardInterrupt while they import others, and then fail in another way or go on.
+    """
+    is_main = threading.current_thread() is threading.main_thread()  # only there can a signal handler be set
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, or handled already
+        yield
+        return
+    interrupted = False
+
+    def interrupt(*_: Any) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except Exception as error:
+        if interrupted:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if interrupted:
+        raise KeyboardInterrupt
+
+
 def is_user_error(error: BaseException) -> bool:
-    """Whether the user can fix it: UserError, OSError, or Lightning's MisconfigurationException."""
-    return isinstance(error, UserError | OSError) or _is_raised(error, "MisconfigurationException")
+    """Whether the user can fix it: UserError, OSError, MisconfigurationException of Lightning, not enough memory."""
+    known = isinstance(error, UserError | OSError) or _is_raised(error, "MisconfigurationException")
+    return known or is_out_of_memory(error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python could not allocate memory."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and re.search(ALLOCATION_ERRORS, str(error)) is not None
 
 
 def describe(error: BaseException) -> str:
     """The message of an error in one line, without the operating system's error number."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if is_out_of_memory(error):
+        return "there is not enough memory: reduce the sizes of the model, or --data.batch_size"
     return one_sentence(str(error)) or type(error).__name__
+
+
+def exception_chain(error: BaseException) -> Iterator[BaseException]:
+    """The exception and all those that it was raised from or while handling, each once."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        current = waiting.pop(0)
+        if current is not None and id(current) not in seen:
+            seen.add(id(current))
+            yield current
+            waiting += [current.__cause__, current.__context__]
+
+
+def _is_interruption(error: BaseException) -> bool:
+    """Whether Ctrl-C led to the exception: some packages raise another one while they handle KeyboardInterrupt."""
+    return any(isinstance(one, KeyboardInterrupt) for one in exception_chain(error))
 
 
 def _is_raised(error: BaseException, name: str) -> bool:

@@ -1,12 +1,13 @@
 """What the zoo reads from inside jsonargparse. Written for jsonargparse 4.53.
 
-Private members used: `_actions`, `_option_string_actions`, `_subcommands_action`, and the wording of error messages.
+Private members used: `_actions`, `_option_string_actions`, `_subcommands_action`, `_check_type` of an action, and the
+wording of error messages.
 tests/private_apis/test_jsonargparse_api.py fails when one of them changes.
 """
 
 import re
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Container, Iterator
+from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser
 
@@ -33,6 +34,41 @@ def class_options(cls: type) -> list[Option]:
     own = set(parser._option_string_actions)
     parser.add_class_arguments(cls, fail_untyped=False)
     return [Option(n, a.help or "") for n, a in parser._option_string_actions.items() if n not in own]
+
+
+def wrong_null(parser: ArgumentParser, config: Any) -> str | None:
+    """jsonargparse's message about the first value that is null although its type excludes null; None where all fit.
+
+    jsonargparse means "not given" by None, and therefore accepts it for every type in a config and for a class.
+    """
+    for action in parser._actions:
+        if hasattr(action, "_check_type") and action.dest in config and config[action.dest] is None:
+            try:
+                action._check_type(None)
+            except (TypeError, ValueError) as error:
+                return str(error).replace("Got value: None", "Got value: null")
+    return None
+
+
+def wrong_null_argument(cls: type, arguments: Any, skip: Container[str] = ()) -> str | None:
+    """The same for a class and its constructor arguments, without those named in `skip`."""
+    parser = ArgumentParser()
+    parser.add_class_arguments(cls, fail_untyped=False)
+    return wrong_null(parser, {name: value for name, value in arguments.items() if name not in skip})
+
+
+def original_error(error: BaseException) -> BaseException:
+    """The exception that a constructor raised, without jsonargparse's exceptions around it."""
+    while _is_raised_in_jsonargparse(error) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _is_raised_in_jsonargparse(error: BaseException) -> bool:
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and traceback.tb_frame.f_globals.get("__name__", "").startswith("jsonargparse.")
 
 
 def _subparsers(parser: ArgumentParser) -> Iterator[ArgumentParser]:

@@ -1,13 +1,15 @@
 """LightningCLI with its private hooks under public names. Written for lightning 2.6.
 
-Private members used: `_subcommand_parsers`, `_parse_ckpt_path`, `_instantiate_trainer`, `_prepare_subcommand_kwargs`.
+Private members used: `_subcommand_parsers`, `_parse_ckpt_path`, `_instantiate_trainer`, `_prepare_subcommand_kwargs`,
+`_add_instantiators`, `_InstantiatorFn`, and the wording of the error about two callbacks of one type.
 tests/private_apis/test_lightning_cli.py fails when one of them changes.
 """
 
+import re
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
 
 
 class OpenLightningCLI(LightningCLI):
@@ -29,6 +31,19 @@ class OpenLightningCLI(LightningCLI):
         """Arguments added to those of the Trainer's method `verb`. Override this."""
         return {}
 
+    def _add_instantiators(self) -> None:
+        super()._add_instantiators()
+        build_data = _InstantiatorFn(cli=self, key="data")
+
+        def build(class_type: type, *args: Any, applied_instantiation_links: dict, **kwargs: Any) -> Any:
+            self.datamodule = build_data(
+                class_type, *args, applied_instantiation_links=applied_instantiation_links, **kwargs
+            )
+            return self.datamodule
+
+        # `datamodule` is then known when the model's constructor fails.
+        self.parser.add_instantiator(build, self._datamodule_class, subclasses=self.subclass_mode_data)
+
     def _parse_ckpt_path(self) -> None:
         # Lightning would replace what the user typed by the checkpoint's settings, without saying so. ZooCLI makes the
         # stored settings defaults instead.
@@ -39,3 +54,9 @@ class OpenLightningCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return super()._prepare_subcommand_kwargs(subcommand) | self.more_arguments(subcommand)
+
+
+def repeated_callback(error: Exception) -> str | None:
+    """The class name in Lightning's error about two callbacks of one type and with the same settings."""
+    found = re.search(r"more than one stateful callback of type `(\w+)`", str(error))
+    return found[1] if found else None

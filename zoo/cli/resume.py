@@ -1,0 +1,51 @@
+"""`zoo fit --ckpt_path RUN/last.ckpt` alone: the run's own config.yaml, next to the checkpoint, gives the settings."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from zoo.cli.arguments import Arguments, load_config
+from zoo.errors import UserError
+from zoo.registry import DATA_MODULES, MODELS
+
+TRUSTED = ("zoo.", "lightning.pytorch.")  # packages whose classes a config next to a checkpoint may name
+
+
+def saved_run(ckpt_path: str | None, arguments: Arguments) -> list[str]:
+    """Words that repeat the run of a checkpoint, to be put before those of the command.
+
+    Args:
+        ckpt_path: the checkpoint to resume from, if any.
+        arguments: what the command says.
+
+    Returns:
+        `--config RUN/config.yaml --output_dir RUN`; nothing where the command gives a config, a model or data itself,
+        or where there is no config.yaml next to the checkpoint.
+
+    Raises:
+        UserError: the config names a class outside the zoo and Lightning, which only the user can decide to trust.
+    """
+    is_named = any(word.startswith("--config=") for word in arguments.words) or any(arguments.class_paths.values())
+    if ckpt_path is None or is_named or not (path := Path(ckpt_path).parent / "config.yaml").is_file():
+        return []
+    for name in _class_paths(load_config(str(path))[1]):
+        if not name.startswith(TRUSTED) and name not in MODELS and name not in DATA_MODULES:
+            raise UserError(
+                f"{path} names {name}, which is not a class of the zoo: add --config {path} if you trust it"
+            )
+    return [f"--config={path}", f"--output_dir={path.parent}"]
+
+
+def _class_paths(settings: Any, is_trainer: bool = False) -> Iterator[str]:
+    """Every class that a config may name: `class_path` entries, and texts with a dot among the Trainer's settings."""
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            if key == "class_path":
+                yield str(value)
+            else:
+                yield from _class_paths(value, is_trainer or key == "trainer")
+    elif isinstance(settings, list):
+        for value in settings:
+            yield from _class_paths(value, is_trainer)
+    elif is_trainer and isinstance(settings, str) and "." in settings:
+        yield settings
