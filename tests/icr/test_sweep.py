@@ -99,6 +99,7 @@ def test_members_share_initial_weights_x_and_noise_and_differ_in_their_pools(fin
         assert torch.equal(alone.w, w[place])
 
 
+@pytest.mark.slow
 def test_training_one_by_one_and_in_shares_gives_the_same_members(finished, tmp_path):
     sweep(tmp_path / "single", stack=1)
     assert_close(finished, tmp_path / "single", 2, 8, "inf")
@@ -109,6 +110,7 @@ def test_training_one_by_one_and_in_shares_gives_the_same_members(finished, tmp_
     assert_close(finished, tmp_path / "shared", 2, 8, "inf")
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_members_as_one(finished, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     reached = sweep(tmp_path, processes=2)

@@ -243,7 +243,7 @@ def test_label_names_are_accepted_in_every_form(reviews, tmp_path, names):
 
 def test_data_without_labels_is_refused(text_file, capsys):
     argv = ["fit", "--model=LlamaClassifier", "--data=TextLM", f"--data_dir={text_file}", *QUIET]
-    assert "a classifier needs the names of its classes" in complaint(capsys, 1, *argv)
+    assert "TextLM has no label_names, which LlamaClassifier needs" in complaint(capsys, 1, *argv)
 
 
 def test_language_model_refuses_reviews(reviews, tmp_path, capsys):

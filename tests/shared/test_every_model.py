@@ -23,7 +23,7 @@ from zoo.training.language_model import LanguageModel
 
 STEPS = 4
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
-FAST = [f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1",
+FAST = [f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=2",
         "--trainer.num_sanity_val_steps=0", "--trainer.log_every_n_steps=1",
         "--samples.max_new_tokens=2", *QUIET]  # fmt: skip
 NO_CONFIG_NEEDED = {"LlamaZeroShot"}  # it is not trained
@@ -85,7 +85,7 @@ def test_a_resumed_run_has_the_same_bits(name, run, tmp_path):
 
 def test_validate_from_the_checkpoint_alone(run, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["validate", f"--ckpt_path={run / 'best.ckpt'}", "--trainer.limit_val_batches=1", *QUIET]) == 0
+    assert main(["validate", f"--ckpt_path={run / 'best.ckpt'}", "--trainer.limit_val_batches=2", *QUIET]) == 0
     assert "val_" in capsys.readouterr().out
 
 
@@ -98,7 +98,7 @@ def test_predict_from_the_checkpoint_alone(name, run, tmp_path):
             json.dumps({"x_context": [[0.1] * 4] * 3, "y_context": [0.1] * 3, "x_query": [[0.2] * 4]}) + "\n"
         )
         more = [f"--data_dir={tmp_path / 'prompts.jsonl'}"]
-    assert main([*argv, "--trainer.limit_predict_batches=1", *more]) == 0
+    assert main([*argv, "--trainer.limit_predict_batches=2", *more]) == 0
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert rows
     assert all(isinstance(row, dict) for row in rows)
