@@ -270,7 +270,12 @@ def zoo(*argv, **options):
 
 
 @pytest.mark.parametrize(
-    ("signum", "code", "devices"), [(signal.SIGINT, 130, 1), (signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 2)]
+    ("signum", "code", "devices"),
+    [
+        (signal.SIGINT, 130, 1),
+        pytest.param(signal.SIGINT, 130, 2, marks=pytest.mark.slow),
+        (signal.SIGTERM, 143, 2),
+    ],
 )
 def test_a_signal_saves_last_ckpt_and_sets_the_exit_code(text_file, tmp_path, signum, code, devices):
     argv = ["fit", f"--config={TINY}", *MICRO, f"--data_dir={text_file}", f"--output_dir={tmp_path}",
