@@ -158,7 +158,8 @@ class Checkpoint(LightningCheckpoint):
 
     def _save(self, trainer: Trainer, name: str) -> str:
         path = str(Path(self.dirpath or ".") / name)
-        self.refuse_non_finite(trainer, name)
+        if self._saved_step != trainer.global_step:  # otherwise best.ckpt of this step was checked a moment ago
+            self.refuse_non_finite(trainer, name)
         self._saved_step = trainer.global_step
         trainer.save_checkpoint(path, weights_only=False)
         # If the writing rank failed, all ranks raise, so that none waits for it.

@@ -1,11 +1,10 @@
 """LlamaClassifier without the command line and the zoo's data: DataLoader over Rows, torch.export, the card."""
 
-import re
-
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from tests.cards import run_example
 from tests.commands import ROOT
 from tests.llama.reviews import classifier, probabilities, quiet_trainer, write_weights
 from zoo.baselines import BowFeatures
@@ -102,13 +101,8 @@ def test_compiled_forward_equals_eager(weights):
 
 
 @pytest.mark.filterwarnings("ignore")  # the example logs to the working directory, with one loader process
-def test_example_of_the_card_runs(tmp_path, monkeypatch):
-    card = (ROOT / "zoo" / "llama" / "README.md").read_text(encoding="utf-8")
-    example = re.search(r"### Example of the classifier\n.*?```python\n(.*?)```", card, re.DOTALL)
-    assert example is not None
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    exec(example[1], names)
+def test_example_of_the_card_runs(tmp_path):
+    names = run_example(ROOT / "zoo" / "llama" / "README.md", tmp_path, "### Example of the classifier")
     rows = [row for batch in names["predictions"] for row in batch]
     assert {row["label"] for row in rows} == {"good", "bad"}
     assert all(row["label"] == row["gold"] for row in rows)

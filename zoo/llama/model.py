@@ -67,8 +67,8 @@ class LlamaConfig:
 
     def __post_init__(self) -> None:
         # Sizes are at least 1; those with a default may also be null.
-        for name in ("vocab_size", "dim", "n_layers", "n_heads", "multiple_of", "max_seq_len"):
-            check_counts(**{name: getattr(self, name)})
+        sizes = ("vocab_size", "dim", "n_layers", "n_heads", "multiple_of", "max_seq_len")
+        check_counts(**{name: getattr(self, name) for name in sizes})
         for name in ("n_kv_heads", "hidden_dim"):
             if (size := getattr(self, name)) is not None:
                 check_number(name, size, "at least 1, or null for its default", lambda n: n >= 1, whole=True)

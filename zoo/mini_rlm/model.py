@@ -63,8 +63,8 @@ class MiniRLMConfig:
         # Kinds must be known, sizes at least 1.
         for name, kinds in (("encoder", Encoder), ("pooling", Pooling)):
             check_choice(name, getattr(self, name), get_args(kinds))
-        for name in ("vocab_size", "outputs", "dim", "hidden_dim", "n_layers", "n_heads", "max_seq_len"):
-            check_counts(**{name: getattr(self, name)})
+        sizes = ("vocab_size", "outputs", "dim", "hidden_dim", "n_layers", "n_heads", "max_seq_len")
+        check_counts(**{name: getattr(self, name) for name in sizes})
         check_counts(0, n_features=self.n_features, readout_dim=self.readout_dim)
         check_probability("dropout", self.dropout)
         check_positive("rope_theta", self.rope_theta)

@@ -87,8 +87,8 @@ class RevDEQConfig:
     def __post_init__(self) -> None:
         # Sizes are at least 1, and names are among those that exist.
         sizes = ("vocab_size", "hidden_size", "num_heads", "intermediate_size", "mlp_layers", "num_layers")
-        for name in (*sizes, "max_position_embeddings", "num_fixed_point_iterations"):
-            check_counts(**{name: getattr(self, name)})
+        limits = ("max_position_embeddings", "num_fixed_point_iterations")
+        check_counts(**{name: getattr(self, name) for name in (*sizes, *limits)})
         check_choice("positions", self.positions, get_args(Positions))
         check_choice("block", self.block, get_args(Block))
         if self.hidden_size % self.num_heads:

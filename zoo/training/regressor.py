@@ -35,11 +35,7 @@ class Regressor(ZooModule):
 
     data_arguments: ClassVar[tuple[str, ...]] = ("vocab_size", "tokenizer", "n_objectives")
     item = "samples"  # unit of the Throughput callback
-    output_fields: tuple[str, ...] = (
-        "loss",
-        "prediction",
-        "target",
-    )  # the names of the tensors that `evaluate` returns
+    output_fields: tuple[str, ...] = ("loss", "prediction", "target")  # names of the tensors that `evaluate` returns
     model: Any
     gathered: Any
 
