@@ -102,3 +102,103 @@ def test_clipping_acts_on_the_weighted_gradient():
     accumulated, large = both("LlamaClassifier", {"head_dropout": 0.0, "lm_weight": 0.7}, **options)
     assert_equal_steps(accumulated, large)
     assert accumulated[0].norm() < 0.3 * 0.05 * 2.001  # two clipped steps
+
+
+class Stream(IterableDataset):
+    """Batches without a length, which `limit_train_batches` may end early."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        return iter(self.items)
+
+
+@pytest.mark.parametrize("extra", [0, 5])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_accumulation_on_a_stream(extra, workers, monkeypatch):
+    """Two epochs of 6 batches; with `extra` the loader has more, which no window may include."""
+    items = batches("LlamaLM", SIZES)
+    options = {"max_epochs": 2, "limit_train_batches": 6} if extra else {"max_epochs": 2}
+    loader = DataLoader(Stream(items + items[:extra]), batch_size=None, num_workers=min(workers, 1))
+    seen = []
+    step = WeightedLosses.step_loss
+    monkeypatch.setattr(WeightedLosses, "step_loss", lambda *args: (seen.append(args[1]), step(*args))[1])
+    accumulated = fit(module("LlamaLM"), loader, accumulate_grad_batches=4, **options)
+    assert [len(batch[0]) for batch in seen] == 2 * SIZES
+    large = fit(module("LlamaLM"), batches("LlamaLM", [sum(sizes) for sizes in WINDOWS]), max_epochs=2)
+    assert_equal_steps(accumulated, large)
+
+
+def test_accumulation_that_changes_between_epochs():
+    schedule = GradientAccumulationScheduler({0: 1, 1: 4})
+    changing = fit(module("LlamaLM"), batches("LlamaLM", SIZES), max_epochs=2, callbacks=[schedule])
+    first = module("LlamaLM")
+    start, _ = fit(first, batches("LlamaLM", SIZES))
+    second, losses = fit(first, batches("LlamaLM", [sum(sizes) for sizes in WINDOWS]))
+    assert_equal_steps((start + second, losses), changing)
+
+
+def test_fp16_scaling():
+    """The gradient scaler's factor and the weights of the losses are independent."""
+    options = {"head_dropout": 0.0, "lm_weight": 0.7}
+    precision = {"callbacks": [MixedPrecision("fp16", devices=("cpu",))]}
+    accumulated, large = both("LlamaClassifier", options, **precision)
+    assert (accumulated[0] - large[0]).norm() < 0.02 * large[0].norm()
+
+
+def unweighted(self, batch, *losses):
+    return sum(loss.weight * loss.mean for loss in losses)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_equal_counts_leave_every_bit_as_it_was(accumulate, monkeypatch):
+    def weights():
+        result = module("LlamaLM", dropout=0.1)
+        torch.manual_seed(0)
+        tokens = torch.randint(257, (12, 8))
+        loader = DataLoader(TensorDataset(tokens, tokens), batch_size=2, shuffle=True)
+        fit(result, loader, accumulate_grad_batches=accumulate)
+        return result.state_dict()
+
+    weighted = weights()
+    monkeypatch.setattr(WeightedLosses, "step_loss", unweighted)
+    for name, tensor in weights().items():
+        assert torch.equal(tensor, weighted[name]), name
+
+
+def test_one_batch_per_step_on_one_process_counts_nothing(monkeypatch):
+    trained = module("LlamaLM")
+    monkeypatch.setattr(type(trained), "loss_counts", None)
+    fit(trained, batches("LlamaLM", SIZES))
+
+
+class RankBatches(DataLoader):
+    """Batches of which rank r of n takes number r, r + n, ..."""
+
+    def __init__(self, items):
+        super().__init__(items, batch_size=None)
+
+    def __iter__(self):
+        return iter([self.dataset[i] for i in range(torch.distributed.get_rank(), len(self.dataset), 2)])
+
+    def __len__(self):
+        return len(self.dataset) // 2
+
+
+def test_two_processes_equal_one(tmp_path):
+    """Two ranks with batches of 3 and 1, 4 and 2, 1 and 5 rows, accumulated by 2: windows of 10 and 6 rows."""
+    options = {"head_dropout": 0.0, "lm_weight": 0.7}
+    trained = module("LlamaClassifier", **options)
+    two = trainer(
+        devices=2, strategy="ddp_fork", use_distributed_sampler=False, accumulate_grad_batches=2,
+        callbacks=[Checkpoint(str(tmp_path))], enable_checkpointing=True,
+    )  # fmt: skip
+    two.fit(trained, RankBatches(batches("LlamaClassifier", SIZES)))
+    stored = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    one = module("LlamaClassifier", **options)
+    change, losses = fit(one, batches("LlamaClassifier", [10, 6]))
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(stored[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: name + m)
+    for name, loss in losses.items():
+        assert two.callback_metrics[name].item() == pytest.approx(loss, rel=1e-5), name
