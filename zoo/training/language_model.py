@@ -36,7 +36,8 @@ class LanguageModel(ZooModule):
     Logged: `train_loss`; for val and test `<split>_loss` in nats per token, `<split>_ppl` per token and, where batches
     carry word counts, `<split>_word_ppl`: exp(summed loss / words), which compares models with different tokenizers.
 
-    A subclass may override `compile_network` (what `compile` compiles) and `training_step`.
+    A subclass may override `compile_network` (what `compile` compiles) and `training_step`, which returns
+    `self.step_loss(batch, Loss("train_loss", mean))`; then steps average over all tokens with accumulation, too.
 
     Args:
         network: the model, a torch.nn.Module with the members of `LanguageModelNetwork`.

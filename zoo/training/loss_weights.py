@@ -40,24 +40,34 @@ class Window:
         first: number of its first batch, over all epochs.
         counts: the counts of its batches on this rank.
         device: where the counts are kept.
+        ranks: number of processes that train together.
     """
 
-    def __init__(self, first: int, counts: Sequence[Counts], device: torch.device) -> None:
-        self.next_batch, self.end = first, first + len(counts)
-        self.totals = _all_ranks(torch.stack([_vector(count, device) for count in counts]).sum(0))  # (T,) int64
+    def __init__(self, first: int, counts: Sequence[Counts], device: torch.device, ranks: int = 1) -> None:
+        self.next_batch, self.end, self.ranks = first, first + len(counts), ranks
+        self.totals = self._all_ranks(torch.stack([_vector(count, device) for count in counts]).sum(0))  # (T,) int64
         self.sums: Tensor | float = 0.0  # (T,) each term's loss, summed over the items of the batches so far
 
-    def add(self, losses: Sequence[Loss], counts: Counts, multiplier: int) -> Tensor:
-        """Add a batch. Returns `multiplier` times the share of its items in those of the window, (T,)."""
+    def add(self, losses: Sequence[Loss], counts: Counts, divisor: int) -> Tensor:
+        """Add a batch.
+
+        Args:
+            losses: its T losses.
+            counts: its numbers of items.
+            divisor: what Lightning divides the loss by.
+
+        Returns:
+            (T,) factors of the losses, so that the gradient is that of the means over the window.
+        """
         means = torch.stack([loss.mean.detach() for loss in losses])  # (T,)
         dtype = torch.promote_types(means.dtype, torch.float32)
         items = _vector(counts, means.device)
         self.sums = self.sums + means * items.to(dtype)
         self.next_batch += 1
         # Integers are multiplied before they are rounded to floats: equal shares give exactly 1.
-        return (items * multiplier).to(dtype) / self._divisor().to(dtype)
+        return (items * (divisor * self.ranks)).to(dtype) / self._nonzero_totals().to(dtype)
 
-    def _divisor(self) -> Tensor:
+    def _nonzero_totals(self) -> Tensor:
         return self.totals.clamp(min=1)  # a window without a single item has loss 0
 
     @property
@@ -68,20 +78,19 @@ class Window:
     def means(self) -> Tensor:
         """(T,) each term's mean over all items of the window and of all ranks."""
         assert isinstance(self.sums, Tensor)
-        return _all_ranks(self.sums) / self._divisor()
+        return self._all_ranks(self.sums) / self._nonzero_totals()
+
+    def _all_ranks(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks, in place."""
+        if self.ranks > 1:
+            torch.distributed.all_reduce(values)
+        return values
 
 
 def _vector(counts: Counts, device: torch.device) -> Tensor:
     # Adding to a tensor on the device, instead of copying to it, does not make the host wait.
     zero = torch.zeros((), dtype=torch.int64, device=device)
     return torch.stack([zero + count for count in counts])  # (T,)
-
-
-def _all_ranks(values: Tensor) -> Tensor:
-    """The sum of a tensor over all ranks."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(values)
-    return values
 
 
 class WeightedLosses(LightningModule):
@@ -126,8 +135,8 @@ class WeightedLosses(LightningModule):
         # Count the items of all batches of the window when it starts, or when a run is resumed inside it.
         if self._window is None or is_window_start(trainer) or self._window.next_batch != number:
             ahead = [self.loss_counts(following) for following in rest_of_window(trainer)]
-            self._window = Window(number, [counts, *ahead], losses[0].mean.device)
-        factors = self._window.add(losses, counts, trainer.accumulate_grad_batches * trainer.world_size)
+            self._window = Window(number, [counts, *ahead], losses[0].mean.device, trainer.world_size)
+        factors = self._window.add(losses, counts, trainer.accumulate_grad_batches)
         if self._window.is_complete:
             means = self._window.means()
             self.log_losses({loss.name: mean for loss, mean in zip(losses, means, strict=True)})
