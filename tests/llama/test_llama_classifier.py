@@ -59,14 +59,16 @@ def test_training_reaches_high_accuracy(reviews, pooling):
     assert trainer.callback_metrics["test_accuracy"] > 0.8
 
 
-@pytest.mark.parametrize(("method", "devices"), [("full", 1), ("lora", 2), ("head", 2)])
-def test_resume_is_bitwise(reviews, weights, tmp_path, method, devices):
-    bow_features = "naive_bayes" if method == "head" else None
+@pytest.mark.parametrize(("method", "devices", "accumulate"), [("full", 1, 3), ("lora", 2, 1), ("head", 2, 1)])
+def test_resume_is_bitwise(reviews, weights, tmp_path, method, devices, accumulate):
+    """With accumulation from the middle of a window, whose batches have different numbers of tokens."""
+    bow_features, lm_weight = ("naive_bayes" if method == "head" else None), (0.5 if accumulate > 1 else 0)
+    every = 4 if accumulate == 1 else 8
     assert_resume_is_bitwise(
-        lambda: classifier(method, weights, dropout=0.1, bow_features=bow_features),
+        lambda: classifier(method, weights, dropout=0.1, bow_features=bow_features, lm_weight=lm_weight),
         lambda: Reviews(reviews, "bad,good", batch_size=4, max_input_len=40),
-        tmp_path / "runs", max_steps=6, max_epochs=-1, devices=devices, every=4, val_check_interval=4,
-        check_val_every_n_epoch=None, limit_val_batches=1, hooks=(VALIDATION_END,),
+        tmp_path / "runs", max_steps=6, max_epochs=-1, devices=devices, every=every, val_check_interval=every,
+        accumulate_grad_batches=accumulate, check_val_every_n_epoch=None, limit_val_batches=1, hooks=(VALIDATION_END,),
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from zoo.icr.references import ridge
 from zoo.icr.settings import ICRSettings
 from zoo.icr.task import Task, as_prompts
 from zoo.private_apis.lightning_api import total_training_steps
+from zoo.training.loss_weights import Counts, Loss
 from zoo.training.metrics import reset_metrics
 from zoo.training.module import ZooModule
 from zoo.training.random_streams import global_seed, stream
@@ -146,9 +147,15 @@ class ICRTransformer(ZooModule):
         # Reading the loss makes the host wait for a GPU, and logging takes time: not in every step.
         if self.logs_this_step or loss.device.type == "cpu":
             self.check_loss(loss)
+        return self.step_loss(batch, Loss("train_loss", loss))
+
+    def loss_counts(self, batch: Any) -> Counts:
+        """Positions of all prompts of a batch."""
+        return [as_prompts(batch, self.config).y.numel()]
+
+    def log_losses(self, losses: dict[str, Tensor]) -> None:
         if self.logs_this_step or self.global_step + 1 == self.trainer.max_steps:
-            self.log("train_loss", loss, prog_bar=True, batch_size=1)
-        return loss
+            super().log_losses(losses)
 
     def check_loss(self, loss: Tensor) -> None:
         """Raises UserError where the loss is not finite."""

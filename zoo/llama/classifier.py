@@ -23,8 +23,9 @@ from zoo.llama.model import LlamaConfig
 from zoo.llama.module import LlamaSettings
 from zoo.llama.text_classifier import TextClassifier, required_label_names
 from zoo.tokenizers import Tokenizer
-from zoo.training.batches import IGNORED, TextBatch
+from zoo.training.batches import IGNORED, TextBatch, check_text_batch
 from zoo.training.language_model import required_vocab_size
+from zoo.training.loss_weights import Counts, Loss
 from zoo.training.settings import part
 
 if TYPE_CHECKING:
@@ -181,17 +182,24 @@ class LlamaClassifier(TextClassifier):
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
         hidden = self.model.hidden(batch.tokens)  # (B, T, dim)
         logits = self._classify(hidden, batch.padding_mask, self._training_bow_logits(batch))
-        loss = F.cross_entropy(logits, batch.targets[:, 0].long())
-        self.log("train_loss", loss, prog_bar=True, batch_size=len(batch.index))
+        losses = [Loss("train_loss", F.cross_entropy(logits, batch.targets[:, 0].long()))]
         if self.lm_weight:
             # The next-token loss of the same hidden states, over tokens only.
             next_tokens = batch.tokens[:, 1:]  # (B, T - 1)
             if batch.padding_mask is not None:
                 next_tokens = next_tokens.masked_fill(~batch.padding_mask[:, 1:], IGNORED)
             lm_loss = linear_nll(hidden[:, :-1].flatten(0, 1), self.model.output_weight, next_tokens.flatten())
-            self.log("train_lm_loss", lm_loss, batch_size=len(batch.index))
-            loss = loss + self.lm_weight * lm_loss
-        return loss
+            losses.append(Loss("train_lm_loss", lm_loss, self.lm_weight))
+        return self.step_loss(batch, *losses)
+
+    def loss_counts(self, batch: TextBatch) -> Counts:
+        """Rows of a batch and, with lm_weight, tokens after the first of each row."""
+        check_text_batch(batch, type(self).__name__)
+        counts: list[int | Tensor] = [len(batch.index)]
+        if self.lm_weight:
+            mask = batch.padding_mask
+            counts.append(batch.tokens[:, 1:].numel() if mask is None else mask[:, 1:].sum())
+        return counts
 
     def lr_scale(self, name: str) -> float:
         """layer_decay to the power of the number of layers above the parameter."""

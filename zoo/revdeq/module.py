@@ -11,6 +11,7 @@ from zoo.revdeq.model import RevDEQ, RevDEQConfig
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import as_token_batch
 from zoo.training.language_model import LanguageModel, required_vocab_size
+from zoo.training.loss_weights import Loss
 from zoo.training.settings import part
 
 
@@ -61,9 +62,7 @@ class RevDEQLM(LanguageModel):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         batch = as_token_batch(batch)
         self.solution = self.model.solve(batch.tokens)
-        loss = self.model.loss(batch.tokens, batch.targets, self.solution)
-        self.log("train_loss", loss, prog_bar=True)
-        return loss
+        return self.step_loss(batch, Loss("train_loss", self.model.loss(batch.tokens, batch.targets, self.solution)))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)

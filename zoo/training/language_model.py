@@ -21,6 +21,7 @@ from zoo.generation.sampling import stream_tokens
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import IGNORED, as_token_batch
+from zoo.training.loss_weights import Counts, Loss
 from zoo.training.metrics import SummedLoss, reset_metrics
 from zoo.training.module import ZooModule
 from zoo.training.protocols import LanguageModelConfig, LanguageModelNetwork, require
@@ -35,7 +36,8 @@ class LanguageModel(ZooModule):
     Logged: `train_loss`; for val and test `<split>_loss` in nats per token, `<split>_ppl` per token and, where batches
     carry word counts, `<split>_word_ppl`: exp(summed loss / words), which compares models with different tokenizers.
 
-    A subclass may override `compile_network` (what `compile` compiles) and `training_step`.
+    A subclass may override `compile_network` (what `compile` compiles) and `training_step`, which returns
+    `self.step_loss(batch, Loss("train_loss", mean))`; then steps average over all tokens with accumulation, too.
 
     Args:
         network: the model, a torch.nn.Module with the members of `LanguageModelNetwork`.
@@ -104,9 +106,11 @@ class LanguageModel(ZooModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         batch = as_token_batch(batch)
-        loss = self.training_loss(batch.tokens, batch.targets)
-        self.log("train_loss", loss, prog_bar=True)
-        return loss
+        return self.step_loss(batch, Loss("train_loss", self.training_loss(batch.tokens, batch.targets)))
+
+    def loss_counts(self, batch: Any) -> Counts:
+        """Scored tokens of a batch."""
+        return [(as_token_batch(batch).targets != IGNORED).sum()]
 
     def count(self, batch: Any) -> int:
         """Tokens of a training batch."""

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import nn
 
 from zoo.errors import UserError
@@ -12,10 +11,11 @@ from zoo.optim import OptimizerConfig
 from zoo.private_apis.lightning_api import batch_index, total_training_steps
 from zoo.registry import registered_name
 from zoo.tokenizers import Tokenizer, from_state
+from zoo.training.loss_weights import WeightedLosses
 from zoo.training.random_streams import derive, global_seed
 
 
-class ZooModule(LightningModule):
+class ZooModule(WeightedLosses):
     """Base class of the zoo's LightningModules.
 
     A module receives everything as constructor arguments and batches; it never reads `trainer.datamodule`. A subclass

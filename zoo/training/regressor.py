@@ -11,6 +11,7 @@ from zoo.errors import UserError
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import TextBatch, check_targets, check_text_batch
+from zoo.training.loss_weights import Counts, Loss
 from zoo.training.metrics import reset_metrics
 from zoo.training.module import ZooModule
 from zoo.training.protocols import RegressionNetwork, require
@@ -107,9 +108,12 @@ class Regressor(ZooModule):
 
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
         self.check_batch(batch)
-        loss = self.losses(batch).mean()
-        self.log("train_loss", loss, prog_bar=True, batch_size=len(batch.index))
-        return loss
+        return self.step_loss(batch, Loss("train_loss", self.losses(batch).mean()))
+
+    def loss_counts(self, batch: TextBatch) -> Counts:
+        """Rows of a batch."""
+        self.check_batch(batch)
+        return [len(batch.index)]
 
     def count(self, batch: TextBatch) -> int:
         """Number of texts in a training batch."""
