@@ -10,6 +10,7 @@ Written: llama2.c's `.bin` and Hugging Face folders. No code from a file is run.
 import hashlib
 import os
 import tempfile
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from zoo.llama.checkpoints.llama2c import check_bin_can_express, read_bin, write
 from zoo.llama.checkpoints.names import Weights, fuse_projections, llama2c_shapes, split_projections
 from zoo.llama.checkpoints.torch_files import read_torch_file
 from zoo.llama.model import Llama, LlamaConfig
+from zoo.tokenizers import has_tokenizer, load_tokenizer
 
 TORCH_MAGICS = (b"PK", b"\x80\x02")  # first bytes of files by torch.save, since 2020 and before
 
@@ -86,7 +88,8 @@ def new_or_loaded(config: LlamaConfig, weights: str | None, vocab_size: int | No
     Args:
         config: settings of a new model; a pretrained one takes only dropout and gradient_checkpointing from it.
         weights: file or folder of the pretrained model; None builds a new one.
-        vocab_size: size of the tokenizer's vocabulary, which must be the pretrained model's; None does not check.
+        vocab_size: size of the tokenizer's vocabulary, which must be the pretrained model's; None does not check. A
+            Hugging Face folder may have more rows than its tokenizer has tokens.
 
     Raises:
         UserError: the sizes differ, or as `load_checkpoint`.
@@ -94,14 +97,38 @@ def new_or_loaded(config: LlamaConfig, weights: str | None, vocab_size: int | No
     if not weights:
         return Llama(config)
     loaded = load_checkpoint(weights)
+    changes = {"dropout": config.dropout, "gradient_checkpointing": config.gradient_checkpointing}
     if vocab_size not in (None, loaded.config.vocab_size):
-        raise UserError(
-            f"the tokenizer has {vocab_size} tokens, but the model in {weights} {loaded.config.vocab_size}: set "
-            "--data.tokenizer to the model's tokenizer"
-        )
-    model = Llama(replace(loaded.config, dropout=config.dropout, gradient_checkpointing=config.gradient_checkpointing))
+        _check_padding(Path(weights), vocab_size, loaded.config.n_rows, config.padded_vocab_size)
+        changes |= {"vocab_size": vocab_size, "padded_vocab_size": loaded.config.n_rows}
+    model = Llama(replace(loaded.config, **changes))
     model.load_state_dict(loaded.state_dict())
     return model
+
+
+def _check_padding(weights: Path, vocab_size: int, n_rows: int, padded_vocab_size: int | None) -> None:
+    """Check that a model with `n_rows` rows is the padded model of a tokenizer with `vocab_size` tokens.
+
+    Only Hugging Face folders have padded vocabularies. The folder's tokenizer decides; where the folder lacks one, any
+    smaller tokenizer is accepted, with a warning unless `padded_vocab_size` confirms the number of rows.
+
+    Raises:
+        UserError: it is the model of another tokenizer.
+    """
+    if vocab_size < n_rows and weights.is_dir():
+        own = load_tokenizer(weights).vocab_size if has_tokenizer(weights) else None
+        if own is None and padded_vocab_size != n_rows:
+            warnings.warn(
+                f"the tokenizer has {vocab_size} tokens, and the model in {weights} {n_rows} rows: ids from "
+                f"{vocab_size} on are never generated",
+                stacklevel=4,
+            )
+        if own in (None, vocab_size):
+            return
+    raise UserError(
+        f"the tokenizer has {vocab_size} tokens, but the model in {weights} {n_rows} rows: set --data.tokenizer to the "
+        "model's tokenizer"
+    )
 
 
 def digest(model: Llama) -> str:
