@@ -13,6 +13,7 @@ from zoo.errors import UserError
 from zoo.tokenizers.base import State, Tokenizer
 from zoo.tokenizers.tokenizer_json import (
     HIDDEN,
+    check_ids,
     control_tokens,
     damaged,
     leading_ids,
@@ -53,6 +54,10 @@ class HuggingFaceTokenizer(Tokenizer):
         ids = token_ids(content)
         control = control_tokens(content, bos_id, eos_id)
         self._control_ids = {ids[name] for name in control}
+        # Models that compare a text with all names could find a hidden one; a BPE forms its tokens by merges instead.
+        model = content["model"]
+        compares_names = not model.get("merges") or model.get("ignore_merges") is True
+        self._replaces_hidden = compares_names and not control.isdisjoint(token_ids({"model": model}))
         plain = json.dumps(without_control_tokens(content, control))
         self._tokenizer = _guarded(
             lambda: _library().Tokenizer.from_str(plain), "its tokenizer.json cannot be read", "; download it again"
@@ -75,9 +80,10 @@ class HuggingFaceTokenizer(Tokenizer):
         return state if self.adds_bos else state | {"adds_bos": 0}
 
     def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        texts = [text.replace(HIDDEN, "\ufffd") if HIDDEN in text else text for text in texts]
+        if self._replaces_hidden:
+            texts = [text.replace(HIDDEN, "\ufffd") for text in texts]
         encodings = _guarded(
-            lambda: self._tokenizer.encode_batch_fast(texts, add_special_tokens=False),
+            lambda: self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False),
             f"{self.source} cannot encode a text",
         )
         return [encoding.ids for encoding in encodings]
@@ -150,7 +156,7 @@ def read_gpt2(vocab: Path, merges: Path) -> HuggingFaceTokenizer:
     pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     if any(len(pair) != 2 for pair in pairs):
         raise UserError(f"a line of {merges.name} is not a pair of tokens separated by a space; download it again")
-    parse(json.dumps({"model": {"vocab": ids}}))
+    check_ids(ids, vocab.stat().st_size, vocab.name)
     fault = f"{vocab.name} and {merges.name} are not of the same vocabulary"
     model = _guarded(lambda: _library().models.BPE(vocab=ids, merges=pairs), fault)
     # GPT-2's document token both starts and ends a text.

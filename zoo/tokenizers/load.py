@@ -89,7 +89,7 @@ def _from_state(state: Any) -> Tokenizer:
     kinds = (SentencePieceTokenizer.kind, Llama2cTokenizer.kind, HuggingFaceTokenizer.kind)
     if kind not in kinds:
         raise UserError(
-            f"the checkpoint's tokenizer is of the unknown kind {kind!r}: update the zoo, or give another file"
+            f"the checkpoint's tokenizer is of the unknown kind {kind!r:.40}: update the zoo, or give another file"
         )
     bos, eos, adds_bos = (
         state.get(key, default) for key, default in (("bos_id", None), ("eos_id", None), ("adds_bos", 1))
@@ -167,7 +167,8 @@ def _load_file(file: Path) -> Tokenizer:
         raise UserError(_UNKNOWN) from None
     # The name is that of a Hugging Face folder, where a configuration file can turn BOS off.
     if file.name == "tokenizer.model":
-        tokenizer.adds_bos = read_settings(file.parent).get("add_bos_token", True)
+        settings = read_settings(file.parent)
+        tokenizer.adds_bos = settings.get("add_bos_token", settings.get("bos_token", "") is not None)
     return tokenizer
 
 

@@ -81,7 +81,8 @@ def without_control_tokens(content: Mapping[str, Any], control: set[str]) -> dic
         model["unk_token"] = renamed(model["unk_token"])
     # A BPE may build the name of a control token from its parts.
     if isinstance(merges := model.get("merges"), list):
-        model["merges"] = [merge for merge in merges if not control.intersection(_parts(merge))]
+        prefix = model.get("continuing_subword_prefix") or ""
+        model["merges"] = [merge for merge in merges if not control.intersection(_parts(merge, prefix))]
     if "dropout" in model:
         model["dropout"] = None  # it makes encoding random
     added = [token | {"content": renamed(token["content"])} for token in content.get("added_tokens") or []]
@@ -125,13 +126,22 @@ def _check_vocabulary(model: Mapping[str, Any], limit: int) -> None:
     """Raises UserError unless the vocabulary is {token: id}, or Unigram's list of [token, score]."""
     vocabulary = model.get("vocab")
     if isinstance(vocabulary, dict):
-        if not all(_is_id(i, limit) for i in vocabulary.values()):
-            raise damaged(f"an id in its vocabulary is not a whole number from 0 to {limit}, the size of the file")
+        check_ids(vocabulary, limit, "its tokenizer.json")
     elif not isinstance(vocabulary, list) or not all(
         isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) and _is_number(entry[1])
         for entry in vocabulary
     ):
         raise damaged("its vocabulary is neither {token: id} nor a list of [token, score]")
+
+
+def check_ids(vocabulary: Mapping[str, Any], limit: int, file: str) -> None:
+    """Raises UserError unless all ids are whole numbers below `limit`, the size of the file."""
+    for token, i in vocabulary.items():
+        if not _is_id(i, limit):
+            raise UserError(
+                f"{file} gives the token {token!r:.40} the id {i!r:.40}, which is not a whole number below {limit}, "
+                "the size of the file; download it again"
+            )
 
 
 def _is_id(value: Any, limit: int) -> bool:
@@ -149,9 +159,17 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _parts(merge: Any) -> set[str]:
-    """The two tokens of a merge, written "a b" or ["a", "b"], and the token that they form."""
+def _parts(merge: Any, prefix: Any) -> tuple[str, str, str]:
+    """The two tokens of a merge, written "a b" or ["a", "b"], and the token that they form.
+
+    Args:
+        merge: the merge.
+        prefix: what the second token starts with, and the token that they form omits.
+    """
     pair = merge.split(" ") if isinstance(merge, str) else merge
     if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
         raise damaged("a merge is not a pair of tokens")
-    return {*pair, "".join(pair)}
+    first, second = pair
+    if not isinstance(prefix, str) or not second.startswith(prefix):
+        raise damaged("the second token of a merge does not start with continuing_subword_prefix")
+    return first, second, first + second[len(prefix) :]

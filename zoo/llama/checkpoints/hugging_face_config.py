@@ -5,10 +5,11 @@ is never computed differently from transformers without a message.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import UserError, check_number
+from zoo.errors import UserError
 from zoo.llama.model import SCALING_KEYS, LlamaConfig
 
 # Keys that set sizes and constants.
@@ -68,7 +69,6 @@ def read_config(file: Path) -> LlamaConfig:
             norm_eps=_positive(settings, "rms_norm_eps", 1e-6),
             **_rotary_settings(settings),
             tie_embeddings=bool(settings.get("tie_word_embeddings")),
-            stop_tokens=_stop_tokens(file, settings),
         )
         head_dim = _size(settings, "head_dim", config.head_dim)
     except UserError as error:
@@ -78,7 +78,7 @@ def read_config(file: Path) -> LlamaConfig:
             f"{file} sets head_dim {head_dim}, but zoo.llama supports only hidden_size / num_attention_heads, here "
             f"{config.head_dim}"
         )
-    return config
+    return replace(config, stop_tokens=_stop_tokens(file, settings, config.vocab_size))
 
 
 def check_sizes(file: Path, config: LlamaConfig, weight_bytes: int) -> None:
@@ -181,7 +181,7 @@ def _rotary_settings(settings: dict[str, Any]) -> dict[str, Any]:
     return {"rope_theta": theta, "rope_scaling": scaling}
 
 
-def _stop_tokens(file: Path, settings: dict[str, Any]) -> list[int] | None:
+def _stop_tokens(file: Path, settings: dict[str, Any], vocab_size: int) -> list[int] | None:
     """The ids named eos_token_id, a number or a list, in config.json and generation_config.json."""
     sources = [(file, settings)]
     if (generation := file.with_name("generation_config.json")).is_file():
@@ -191,9 +191,9 @@ def _stop_tokens(file: Path, settings: dict[str, Any]) -> list[int] | None:
         given = content.get("eos_token_id")
         ids = given if isinstance(given, list) else [] if given is None else [given]
         if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-            raise UserError(f"eos_token_id in {source.name} must be a token id or a list of them, not {_shown(given)}")
+            raise UserError(f"{source}: eos_token_id must be a token id or a list of them, not {_shown(given)}")
         # An id outside the vocabulary, such as -1, is never generated.
-        stop_tokens.update(i for i in ids if 0 <= i < _size(settings, "vocab_size"))
+        stop_tokens.update(i for i in ids if 0 <= i < vocab_size)
     return sorted(stop_tokens) or None
 
 
@@ -204,14 +204,16 @@ def _size(settings: dict[str, Any], key: str, default: int | None = 0) -> Any:
         return default
     if value is None:
         raise UserError(f"it lacks the field {key!r}; download it again")
-    check_number(key, value, f"from 1 to {_LARGEST_SIZE}", lambda n: 1 <= n <= _LARGEST_SIZE, whole=True)
+    if type(value) is not int or not 1 <= value <= _LARGEST_SIZE:
+        raise UserError(f"{key} must be a whole number from 1 to {_LARGEST_SIZE}, not {_shown(value)}")
     return value
 
 
 def _positive(settings: dict[str, Any], key: str, default: float | None = None) -> float:
     """The number at `key`, positive and finite; `default`, if there is one, where it is missing."""
     value = settings.get(key, default)
-    check_number(key, value, "positive, from 1e-30 to 1e30", lambda number: 1e-30 <= number <= 1e30)
+    if type(value) not in (int, float) or not 1e-30 <= value <= 1e30:
+        raise UserError(f"{key} must be a number from 1e-30 to 1e30, not {_shown(value)}")
     return float(value)
 
 
