@@ -211,7 +211,7 @@ def _size(settings: dict[str, Any], key: str, default: int | None = 0) -> Any:
 
 def _positive(settings: dict[str, Any], key: str, default: float | None = None) -> float:
     """The number at `key`, positive and finite; `default`, if there is one, where it is missing."""
-    value = settings.get(key, default)
+    value: Any = settings.get(key, default)
     if type(value) not in (int, float) or not 1e-30 <= value <= 1e30:
         raise UserError(f"{key} must be a number from 1e-30 to 1e30, not {_shown(value)}")
     return float(value)
