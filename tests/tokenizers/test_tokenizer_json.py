@@ -160,6 +160,19 @@ def test_add_bos_token_of_a_sentencepiece_folder(zoo_data, tmp_path):
     assert from_state(tokenizer.state()).encode("the cat") == tokenizer.encode("the cat")
 
 
+def test_tokens_that_only_the_configuration_adds_are_refused(tmp_path):
+    SHAPES["word_level"].save(str(tmp_path / "tokenizer.json"))
+    n = SHAPES["word_level"].get_vocab_size()
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"pad_token": "[PAD]", "added_tokens_decoder": {str(n): {"content": "<|im|>", "special": True}}})
+    )
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"[PAD]": n + 1}))
+    assert load_tokenizer(tmp_path).vocab_size == n  # special tokens do not change how a text is encoded
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<tool>": n + 1}))
+    with pytest.raises(UserError, match="its folder adds the token '<tool>'"):
+        load_tokenizer(tmp_path)
+
+
 def test_ids_beyond_the_size_of_the_file_are_refused(tmp_path):
     content = json.loads(SHAPES["llama2_bpe"].to_str())
     content["model"]["vocab"]["the"] = 4294967294

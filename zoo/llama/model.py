@@ -80,6 +80,13 @@ class LlamaConfig:
                 check_number(name, size, "at least 1, or null for its default", lambda n: n >= 1, whole=True)
         if self.n_rows < self.vocab_size:
             raise UserError(f"padded_vocab_size {self.padded_vocab_size} must be at least vocab_size {self.vocab_size}")
+        if self.stop_tokens is not None and not (
+            isinstance(self.stop_tokens, list)
+            and all(type(i) is int and 0 <= i < self.n_rows for i in self.stop_tokens)
+        ):
+            raise UserError(
+                f"stop_tokens must be a list of token ids below {self.n_rows}, not {self.stop_tokens!r:.60}"
+            )
         if self.dim % self.n_heads:
             raise UserError(f"dim {self.dim} does not divide into n_heads {self.n_heads}: set dim to a multiple of it")
         if self.head_dim % 2:

@@ -197,7 +197,38 @@ def read_tokenizer_json(file: Path) -> HuggingFaceTokenizer:
         if len(leading) > 1:
             raise UserError(f"its post_processor puts {len(leading)} tokens before a text; only one is supported")
         bos_id = leading[0]
-    return HuggingFaceTokenizer(description, bos_id, eos_id, adds_bos)
+    tokenizer = HuggingFaceTokenizer(description, bos_id, eos_id, adds_bos)
+    check_added_tokens(file.parent, tokenizer.vocab_size)
+    return tokenizer
+
+
+def check_added_tokens(folder: Path, vocab_size: int) -> None:
+    """Check that tokenizer_config.json and added_tokens.json add no token to the tokenizer's file.
+
+    Special tokens do not matter, because no text is encoded as one of them.
+
+    Raises:
+        UserError: a token is added, or a file is damaged.
+    """
+    added: dict[str, Any] = {}
+    if (file := folder / "added_tokens.json").is_file():
+        added |= read_object(file)
+    special: set[str] = set()
+    if (file := folder / "tokenizer_config.json").is_file():
+        for key, value in read_object(file).items():
+            special |= {value} if key.endswith("_token") and isinstance(value, str) else set()
+            if key == "added_tokens_decoder" and isinstance(value, dict):
+                for i, token in value.items():
+                    if not i.isdecimal() or not isinstance(token, dict) or not isinstance(token.get("content"), str):
+                        raise UserError("added_tokens_decoder in tokenizer_config.json is damaged; download it again")
+                    special |= {token["content"]} if token.get("special") else set()
+                    added[token["content"]] = int(i[:18])
+    for name, i in added.items():
+        if not isinstance(i, int) or (i >= vocab_size and name not in special):
+            raise UserError(
+                f"its folder adds the token {name!r:.40} to the {vocab_size} tokens of the tokenizer's file: load the "
+                "folder with transformers' AutoTokenizer and save it again, which writes all tokens to tokenizer.json"
+            )
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

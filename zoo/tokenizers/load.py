@@ -11,7 +11,13 @@ from zoo.hub.connection import online
 from zoo.tokenizers.base import State, Tokenizer
 from zoo.tokenizers.byte_level import ByteTokenizer
 from zoo.tokenizers.characters import CharacterTokenizer
-from zoo.tokenizers.hugging_face import HuggingFaceTokenizer, read_gpt2, read_settings, read_tokenizer_json
+from zoo.tokenizers.hugging_face import (
+    HuggingFaceTokenizer,
+    check_added_tokens,
+    read_gpt2,
+    read_settings,
+    read_tokenizer_json,
+)
 from zoo.tokenizers.llama2c import Llama2cTokenizer
 from zoo.tokenizers.sentence_piece import SentencePieceTokenizer
 
@@ -168,6 +174,7 @@ def _load_file(file: Path) -> Tokenizer:
     # The name is that of a Hugging Face folder, where a configuration file can turn BOS off.
     if file.name == "tokenizer.model":
         settings = read_settings(file.parent)
+        check_added_tokens(file.parent, tokenizer.vocab_size)
         tokenizer.adds_bos = settings.get("add_bos_token", settings.get("bos_token", "") is not None)
     return tokenizer
 
