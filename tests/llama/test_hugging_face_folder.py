@@ -248,7 +248,7 @@ VALUES = st.sampled_from([
 
 
 @settings(
-    derandomize=True, deadline=None, database=None, max_examples=80,
+    derandomize=True, deadline=None, database=None, max_examples=60,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(data=st.data())

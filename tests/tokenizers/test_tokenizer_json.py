@@ -27,7 +27,7 @@ TEXTS = [
     "\U0010fffe</s>",
 ]
 FUZZ = settings(
-    derandomize=True, deadline=None, database=None, max_examples=150,
+    derandomize=True, deadline=None, database=None, max_examples=80,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 
