@@ -204,7 +204,7 @@ class Reviews(RowViews, TextData):
     def _encode(self, split: str) -> TextRows:
         # Encode all texts with BOS, and leave out rows that cannot be used.
         rows, limit = self.reader.rows(split), self.max_input_len
-        bos = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
+        bos = self.tokenizer.leading_ids
         # Empty texts stay empty, without BOS, so that the next step refuses them.
         encoded = self.tokenizer.encode_batch(self._prompted_texts(rows.texts))
         ids = [[*bos, *tokens] if tokens else [] for tokens in encoded]

@@ -141,7 +141,8 @@ def test_gpt2_equals_transformers(zoo_data, tmp_path):
     assert tokenizer.bos_id == peer.bos_token_id == 50256
     peer.save_pretrained(tmp_path / "saved")
     saved = load_tokenizer(tmp_path / "saved")  # tokenizer.json and its configuration
-    assert saved.encode(TEXT, eos=True) == tokenizer.encode(TEXT, eos=True)
+    assert saved.encode(TEXT) == tokenizer.encode(TEXT, bos=False)  # as peer, without BOS
+    assert saved.bos_id == saved.eos_id == 50256
 
 
 def test_hugging_face_folder_configures_bos_and_eos(bpe, tmp_path):
@@ -152,7 +153,8 @@ def test_hugging_face_folder_configures_bos_and_eos(bpe, tmp_path):
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.bos_id is None
     assert tokenizer.eos_id == bpe.encode("the", bos=False)[0]
-    assert tokenizer.encode("the") == bpe.encode("the", bos=False)
+    assert bpe.decode(tokenizer.encode("the")) == "the"
+    assert tokenizer.eos_id not in tokenizer.encode("the")  # no text is encoded as the token that ends it
 
 
 def test_hugging_face_folder_with_only_a_sentencepiece_model(zoo_data, tmp_path):

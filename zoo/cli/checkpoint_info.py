@@ -10,6 +10,7 @@ from zoo.cli.renamed_arguments import find_renamed, renamed_arguments
 from zoo.datamodules.sources.corpus import data_label
 from zoo.errors import UserError
 from zoo.registry import DATA_MODULES, MODELS
+from zoo.tokenizers import has_tokenizer
 from zoo.training.checkpoint_file import read_checkpoint
 
 # Settings that concern the process that trained, not the model.
@@ -142,7 +143,7 @@ def _external(path: str) -> CheckpointInfo:
 def adjacent_tokenizer(path: Path) -> Path | None:
     """The only tokenizer in a Hugging Face folder or next to a llama2.c file; None where there is none or several."""
     if path.is_dir():
-        tokenizers = [path] if any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model")) else []
+        tokenizers = [path] if has_tokenizer(path) else []
     else:
         tokenizers = [*path.parent.glob("tok*.bin"), *path.parent.glob("*.model")]
     return tokenizers[0] if len(tokenizers) == 1 else None

@@ -239,7 +239,8 @@ class ZooCLI(OpenLightningCLI):
     def after_instantiate_classes(self) -> None:
         if self.checkpoint_info and not self.checkpoint_info.is_external:
             self.checkpoint_info.check_tokenizer(self.datamodule)
-        self.model.check_data(self.datamodule)
+        if self.verb != "generate":  # which reads no data, only its tokenizer
+            self.model.check_data(self.datamodule)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         config = self.config[self.verb]

@@ -52,7 +52,7 @@ class ZooTrainer(Trainer):
             top_k: sample among the k most likely tokens only. Default: among all.
             top_p: sample among the fewest most likely tokens whose total probability reaches top_p, in (0, 1].
                 Default: among all.
-            stop_tokens: ids that end a text. Default: the tokenizer's BOS and EOS.
+            stop_tokens: ids that end a text. Default: the tokenizer's BOS and EOS, and the model's stop_tokens.
             seed: seed of the draws; the same seed gives the same text.
             precision: type of the weights while decoding, "fp32" or "bf16".
             compile: compile the decoding step first; worth its time for long texts.
@@ -73,7 +73,8 @@ class ZooTrainer(Trainer):
                 raise UserError(f"--max_length {max_length} is less than the prompt's {longest} tokens: raise it")
             max_new_tokens = max_length - longest
         if stop_tokens is None:
-            stop_tokens = [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None]
+            of_model = getattr(model.model.config, "stop_tokens", None) or ()
+            stop_tokens = [i for i in (tokenizer.bos_id, tokenizer.eos_id, *of_model) if i is not None]
         steps = model.stream(
             ids, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop_tokens,
             seed=seed, precision=precision, compile=compile,
@@ -89,7 +90,9 @@ def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     # Python reads bytes that are not UTF-8 as lone surrogates.
     if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
         raise UserError("the prompt holds bytes that are not UTF-8 text: give it in UTF-8")
-    ids = [tokenizer.encode(text) for text in texts]
+    # An empty prompt starts from BOS, also with a tokenizer that does not put it before a text.
+    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    ids = [tokenizer.encode(text) or start for text in texts]
     if not all(ids):
         raise UserError("this tokenizer has no token that starts a text, so --prompt must not be empty")
     return ids

@@ -33,7 +33,7 @@ def stream_tokens(
     top_p: float | None = None,
     *,
     lengths: Tensor | None = None,
-    stop: Collection[int] = (),
+    stop: Collection[int] | None = None,
     pad: int = 0,
     seed: int | None = None,
     slide: bool | None = None,
@@ -41,6 +41,8 @@ def stream_tokens(
     compile: bool = False,
 ) -> Iterator[Tensor]:
     """Yield the next token of each row, (B,), at most max_new_tokens times.
+
+    Ids from `network.config.vocab_size` on, which rows of a padded output matrix have, are never drawn.
 
     A prompt longer than the context is cut on the left, with a warning, so that the new tokens fit, but to no less than
     half the context. A stream that ends at the end of the context warns.
@@ -55,7 +57,8 @@ def stream_tokens(
             limit.
         lengths: lengths of the prompts (B,), where shorter ones are padded on the left (see `left_pad`). Each row
             continues as its prompt alone would, until the longest row reaches the end of the context. None: no padding.
-        stop: ids that end a row, which then yields `pad`. The stream ends when all rows have ended.
+        stop: ids that end a row, which then yields `pad`. The stream ends when all rows have ended. None: the
+            attribute `stop_tokens` of the network's config, by default none.
         pad: id that an ended row yields.
         seed: of the draws, which depend on it and on the row's number only; None draws one from torch's generator.
         slide: at the end of the context continue from its last half, evaluated again; False ends the stream there.
@@ -71,6 +74,7 @@ def stream_tokens(
     slide = getattr(network, "slides", False) if slide is None else slide
     tokens = tokens.to(next(network.parameters()).device)
     text, left_padding = _fit_prompts(tokens, lengths, max_new_tokens, context, network.config.vocab_size)
+    stop = getattr(network.config, "stop_tokens", None) or () if stop is None else stop
     _check_options(max_new_tokens, temperature, top_k, top_p)
     batch_size, start = text.shape
     # The last new token is not read by the network, so it may be one position beyond the context.
@@ -96,6 +100,8 @@ def stream_tokens(
             logits = prefill(text, left_padding)
         else:
             logits = step(tokens)
+        # A padded output matrix has more rows than there are tokens.
+        logits = logits[:, : network.config.vocab_size]
         # Choose the next token of each row: the most likely one, or a draw from the distribution.
         if temperature == 0:
             tokens = logits.argmax(-1)  # (B,)

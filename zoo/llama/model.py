@@ -48,6 +48,10 @@ class LlamaConfig:
         dropout: probability of zeroing an element of the embeddings and of the residual branches in training, in [0,
             1).
         gradient_checkpointing: recompute each layer in the backward pass: less memory, about a third more time.
+        padded_vocab_size: rows of the embedding and output matrices, at least vocab_size, for example a multiple of 64;
+            ids from vocab_size on are never generated; null means vocab_size.
+        stop_tokens: ids that end a generated text, in addition to the tokenizer's; null means none. A Hugging Face
+            folder sets them to its eos_token_id.
     """
 
     vocab_size: int = 32000
@@ -64,14 +68,25 @@ class LlamaConfig:
     tie_embeddings: bool = True
     dropout: float = 0.0
     gradient_checkpointing: bool = False
+    padded_vocab_size: int | None = None
+    stop_tokens: list[int] | None = None
 
     def __post_init__(self) -> None:
         # Sizes are at least 1; those with a default may also be null.
         sizes = ("vocab_size", "dim", "n_layers", "n_heads", "multiple_of", "max_seq_len")
         check_counts(**{name: getattr(self, name) for name in sizes})
-        for name in ("n_kv_heads", "hidden_dim"):
+        for name in ("n_kv_heads", "hidden_dim", "padded_vocab_size"):
             if (size := getattr(self, name)) is not None:
                 check_number(name, size, "at least 1, or null for its default", lambda n: n >= 1, whole=True)
+        if self.n_rows < self.vocab_size:
+            raise UserError(f"padded_vocab_size {self.padded_vocab_size} must be at least vocab_size {self.vocab_size}")
+        if self.stop_tokens is not None and not (
+            isinstance(self.stop_tokens, list)
+            and all(type(i) is int and 0 <= i < self.n_rows for i in self.stop_tokens)
+        ):
+            raise UserError(
+                f"stop_tokens must be a list of token ids below {self.n_rows}, not {self.stop_tokens!r:.60}"
+            )
         if self.dim % self.n_heads:
             raise UserError(f"dim {self.dim} does not divide into n_heads {self.n_heads}: set dim to a multiple of it")
         if self.head_dim % 2:
@@ -89,6 +104,11 @@ class LlamaConfig:
         check_positive("rope_theta", self.rope_theta)
         if self.rope_scaling is not None and (missing := [k for k in SCALING_KEYS if k not in self.rope_scaling]):
             raise UserError(f"rope_scaling lacks {', '.join(missing)}: only Llama 3's scaling is supported")
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the embedding and output matrices."""
+        return self.vocab_size if self.padded_vocab_size is None else self.padded_vocab_size
 
     @property
     def head_dim(self) -> int:
@@ -130,7 +150,7 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.tok_embeddings = nn.Embedding(config.n_rows, config.dim)
         self.dropout = nn.Dropout(config.dropout)
         # The layers share one table of rotary angles.
         self.rotary = RotaryEmbedding(config.head_dim, config.max_seq_len, config.rope_theta, config.rope_scaling)
@@ -138,7 +158,7 @@ class Llama(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps)
         # With tied embeddings, the embedding matrix also maps hidden states to logits.
         if not config.tie_embeddings:
-            self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+            self.output = nn.Linear(config.dim, config.n_rows, bias=False)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 # As in GPT-2, matrices whose output is added to the residual stream start smaller.

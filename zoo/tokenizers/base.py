@@ -24,19 +24,28 @@ class Tokenizer(ABC):
     """Id of the token that starts a document; None if the vocabulary lacks one."""
     eos_id: int | None
     """Id of the token that ends a document; None if the vocabulary lacks one."""
+    adds_bos: bool = True
+    """Whether `encode` starts a text with BOS."""
+    source: str = "the tokenizer"
+    """File or folder that the tokenizer was loaded from, for messages."""
 
     def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
         """The ids of `text`.
 
         Args:
             text: any text.
-            bos: start with BOS, if the vocabulary has it.
+            bos: start with BOS, if the vocabulary has it and the tokenizer's settings (`adds_bos`) do not omit it.
             eos: end with EOS, if the vocabulary has it.
         """
         [ids] = self.encode_batch([text])
-        front = [self.bos_id] if bos and self.bos_id is not None else []
+        front = self.leading_ids if bos else []
         back = [self.eos_id] if eos and self.eos_id is not None else []
         return [*front, *ids, *back]
+
+    @property
+    def leading_ids(self) -> list[int]:
+        """The ids before a text: BOS, or none."""
+        return [self.bos_id] if self.adds_bos and self.bos_id is not None else []
 
     def encode_batch(self, texts: Sequence[str], continued: bool = False) -> list[list[int]]:
         """The ids of each text, without BOS and EOS.

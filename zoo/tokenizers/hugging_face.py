@@ -5,11 +5,22 @@ Byte-level BPE: Radford et al. 2019, "Language Models are Unsupervised Multitask
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from zoo.errors import UserError
 from zoo.tokenizers.base import State, Tokenizer
+from zoo.tokenizers.tokenizer_json import (
+    HIDDEN,
+    check_ids,
+    control_tokens,
+    damaged,
+    leading_ids,
+    parse,
+    token_ids,
+    without_control_tokens,
+)
 
 DOCUMENT = "<|endoftext|>"  # GPT-2's special token, which starts and ends a document; also used by `train_bpe`
 _UNKNOWN = "<unk>"
@@ -21,13 +32,15 @@ _EOS_NAMES = ("</s>", "<|end_of_text|>", "<eos>", "[EOS]", DOCUMENT)
 class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer from the text of a `tokenizer.json`.
 
-    The name of a special token within a text is encoded like any other text: only the arguments `bos` and `eos` of
-    `encode` add special tokens.
+    The name of a special token within a text is encoded like any other text, as transformers does with
+    `split_special_tokens=True` (its default encodes it as that token): only the arguments `bos` and `eos` of `encode`
+    add special tokens. Truncation, padding and BPE dropout are turned off.
 
     Args:
         description: the text of a `tokenizer.json`.
         bos_id: id of the token that starts a document; None for none.
         eos_id: id of the token that ends a document; None for none.
+        adds_bos: whether `encode` starts a text with BOS.
 
     Raises:
         UserError: the text does not describe a tokenizer.
@@ -35,26 +48,60 @@ class HuggingFaceTokenizer(Tokenizer):
 
     kind = "huggingface"
 
-    def __init__(self, description: str, bos_id: int | None, eos_id: int | None) -> None:
-        self._description, self.bos_id, self.eos_id = description, bos_id, eos_id
-        try:
-            self._tokenizer = _library().Tokenizer.from_str(description)
-        except Exception as error:  # the library raises bare Exceptions
-            raise UserError(f"its tokenizer.json cannot be read ({error}); download it again") from error
-        # A tokenizer.json may contain settings that change ids; turn them off.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+    def __init__(self, description: str, bos_id: int | None, eos_id: int | None, adds_bos: bool = True) -> None:
+        self._description, self.bos_id, self.eos_id, self.adds_bos = description, bos_id, eos_id, adds_bos
+        content = parse(description)
+        ids = token_ids(content)
+        control = control_tokens(content, bos_id, eos_id)
+        self._control_ids = {ids[name] for name in control}
+        # Models that compare a text with all names could find a hidden one; a BPE forms its tokens by merges instead.
+        model = content["model"]
+        compares_names = not model.get("merges") or model.get("ignore_merges") is True
+        self._replaces_hidden = compares_names and not control.isdisjoint(token_ids({"model": model}))
+        plain = json.dumps(without_control_tokens(content, control))
+        self._tokenizer = _guarded(
+            lambda: _library().Tokenizer.from_str(plain), "its tokenizer.json cannot be read", "; download it again"
+        )
         self._tokenizer.encode_special_tokens = True
-        self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
+        for token in content.get("added_tokens") or []:
+            # The library ignores the ids of added tokens in the file and numbers them itself.
+            name = token["content"]
+            if ids[name] != self._tokenizer.token_to_id(HIDDEN + name if name in control else name):
+                raise damaged(f"the id {ids[name]} of the added token {name!r} does not continue the vocabulary")
+        self.vocab_size = max(ids.values(), default=-1) + 1
+        if not self.vocab_size:
+            raise damaged("its vocabulary is empty")
+        for key, i in (("BOS", bos_id), ("EOS", eos_id)):
+            if i is not None and not 0 <= i < self.vocab_size:
+                raise UserError(f"the id {i} of its {key} is outside its vocabulary of {self.vocab_size} tokens")
 
     def state(self) -> State:
-        return {"kind": self.kind, "model": self._description, "bos_id": self.bos_id, "eos_id": self.eos_id}
+        state: State = {"kind": self.kind, "model": self._description, "bos_id": self.bos_id, "eos_id": self.eos_id}
+        return state if self.adds_bos else state | {"adds_bos": 0}
 
     def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        if self._replaces_hidden:
+            texts = [text.replace(HIDDEN, "\ufffd") for text in texts]
+        encodings = _guarded(
+            lambda: self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False),
+            f"{self.source} cannot encode a text",
+        )
+        return [encoding.ids for encoding in encodings]
 
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        ids = [i for i in ids if i not in self._control_ids]
+        return _guarded(lambda: self._tokenizer.decode(ids), f"{self.source} cannot decode tokens")
+
+
+def _guarded(call: Callable[[], Any], fault: str, remedy: str = "") -> Any:
+    """The result of a call of the `tokenizers` library; UserError with `fault`, the reason and `remedy` if it fails."""
+    try:
+        return call()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare Exceptions, and for its own faults a BaseException
+        reason = (str(error).strip().splitlines() or ["of no stated reason"])[0][:200]
+        raise UserError(f"{fault} ({reason}){remedy}") from None
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:
@@ -105,13 +152,13 @@ def read_gpt2(vocab: Path, merges: Path) -> HuggingFaceTokenizer:
         UserError: the files do not belong together.
     """
     # The vocabulary gives the ids, and the order of the merges their priority.
-    ids = json.loads(vocab.read_text(encoding="utf-8"))
-    lines = merges.read_text(encoding="utf-8").splitlines()
+    ids, lines = read_object(vocab), merges.read_text(encoding="utf-8").splitlines()
     pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    try:
-        model = _library().models.BPE(vocab=ids, merges=pairs)
-    except Exception as error:
-        raise UserError(f"{vocab.name} and {merges.name} are not of the same vocabulary ({error})") from error
+    if any(len(pair) != 2 for pair in pairs):
+        raise UserError(f"a line of {merges.name} is not a pair of tokens separated by a space; download it again")
+    check_ids(ids, vocab.stat().st_size, vocab.name)
+    fault = f"{vocab.name} and {merges.name} are not of the same vocabulary"
+    model = _guarded(lambda: _library().models.BPE(vocab=ids, merges=pairs), fault)
     # GPT-2's document token both starts and ends a text.
     document = ids.get(DOCUMENT)
     tokenizer = _byte_level(model)
@@ -121,23 +168,105 @@ def read_gpt2(vocab: Path, merges: Path) -> HuggingFaceTokenizer:
 
 
 def read_tokenizer_json(file: Path) -> HuggingFaceTokenizer:
-    """A tokenizer from a `tokenizer.json`. BOS and EOS are named by configuration files in the same folder, if any."""
+    """A tokenizer from a `tokenizer.json`, with the settings of BOS and EOS in its folder.
+
+    `encode` starts a text with BOS as transformers does: if `add_bos_token` in tokenizer_config.json is true, or if
+    that is not set, if the post-processor in the file says so. A file without post-processor and without configuration
+    files starts it with BOS if the vocabulary has a usual name for it.
+
+    Raises:
+        UserError: a file is damaged.
+    """
     description = file.read_text(encoding="utf-8")
+    content = parse(description)
     # The names of BOS and EOS: configured ones, else the first usual name that the vocabulary has.
-    configured: dict[str, str | None] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the second has precedence
-        if (config := file.parent / name).is_file():
-            for key, token in json.loads(config.read_text(encoding="utf-8")).items():
-                if key in ("bos_token", "eos_token"):
-                    configured[key] = token["content"] if isinstance(token, dict) else token
-    token_to_id = HuggingFaceTokenizer(description, None, None)._tokenizer.token_to_id
+    settings = read_settings(file.parent)
+    ids = token_ids(content)
 
     def first_id(key: str, usual_names: tuple[str, ...]) -> int | None:
         # A configured name of null means that there is no such token.
-        names = (configured[key],) if key in configured else usual_names
-        return next((i for name in names if name is not None and (i := token_to_id(name)) is not None), None)
+        names = (settings[key],) if key in settings else usual_names
+        return next((ids[name] for name in names if name in ids), None)
 
-    return HuggingFaceTokenizer(description, first_id("bos_token", _BOS_NAMES), first_id("eos_token", _EOS_NAMES))
+    bos_id, eos_id = first_id("bos_token", _BOS_NAMES), first_id("eos_token", _EOS_NAMES)
+    leading = leading_ids(content)
+    has_config = bool(settings) or (file.parent / "tokenizer_config.json").is_file()
+    is_bare = content.get("post_processor") is None and not has_config
+    adds_bos = settings.get("add_bos_token", is_bare if leading is None else bool(leading))
+    if adds_bos and leading:
+        if len(leading) > 1:
+            raise UserError(f"its post_processor puts {len(leading)} tokens before a text; only one is supported")
+        bos_id = leading[0]
+    tokenizer = HuggingFaceTokenizer(description, bos_id, eos_id, adds_bos)
+    check_added_tokens(file.parent, tokenizer.vocab_size)
+    return tokenizer
+
+
+def check_added_tokens(folder: Path, vocab_size: int) -> None:
+    """Check that tokenizer_config.json and added_tokens.json add no token to the tokenizer's file.
+
+    Special tokens do not matter, because no text is encoded as one of them.
+
+    Raises:
+        UserError: a token is added, or a file is damaged.
+    """
+    added: dict[str, Any] = {}
+    if (file := folder / "added_tokens.json").is_file():
+        added |= read_object(file)
+    special: set[str] = set()
+    if (file := folder / "tokenizer_config.json").is_file():
+        for key, value in read_object(file).items():
+            special |= {value} if key.endswith("_token") and isinstance(value, str) else set()
+            if key == "added_tokens_decoder" and isinstance(value, dict):
+                for i, token in value.items():
+                    if not i.isdecimal() or not isinstance(token, dict) or not isinstance(token.get("content"), str):
+                        raise UserError("added_tokens_decoder in tokenizer_config.json is damaged; download it again")
+                    special |= {token["content"]} if token.get("special") else set()
+                    added[token["content"]] = int(i[:18])
+    for name, i in added.items():
+        if not isinstance(i, int) or (i >= vocab_size and name not in special):
+            raise UserError(
+                f"its folder adds the token {name!r:.40} to the {vocab_size} tokens of the tokenizer's file: load the "
+                "folder with transformers' AutoTokenizer and save it again, which writes all tokens to tokenizer.json"
+            )
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of BOS and EOS in the configuration files of a folder: bos_token, eos_token, add_bos_token.
+
+    Raises:
+        UserError: a configuration file is damaged.
+    """
+    settings: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the second has precedence
+        if not (file := folder / name).is_file():
+            continue
+        for key, value in read_object(file).items():
+            token = value.get("content") if isinstance(value, dict) else value
+            if key in ("bos_token", "eos_token"):
+                if not (token is None and value is None) and not isinstance(token, str):
+                    raise UserError(f"{key} in {name} is neither a token nor null; download the file again")
+                settings[key] = token
+            elif key == "add_bos_token" and value is not None:
+                if not isinstance(value, bool):
+                    raise UserError(f"add_bos_token in {name} is neither true nor false; download the file again")
+                settings[key] = value
+    return settings
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):  # wrong JSON, wrong UTF-8; deep nesting
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{file.name} is truncated, or holds no JSON object; download it again")
+    return content
 
 
 def _byte_level(model):

@@ -4,18 +4,26 @@ import base64
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from zoo.errors import UserError
 from zoo.hub.connection import online
 from zoo.tokenizers.base import State, Tokenizer
 from zoo.tokenizers.byte_level import ByteTokenizer
 from zoo.tokenizers.characters import CharacterTokenizer
-from zoo.tokenizers.hugging_face import HuggingFaceTokenizer, read_gpt2, read_tokenizer_json
+from zoo.tokenizers.hugging_face import (
+    HuggingFaceTokenizer,
+    check_added_tokens,
+    read_gpt2,
+    read_settings,
+    read_tokenizer_json,
+)
 from zoo.tokenizers.llama2c import Llama2cTokenizer
 from zoo.tokenizers.sentence_piece import SentencePieceTokenizer
 
 # File names of GPT-2's vocabulary and merges, by OpenAI and by Hugging Face; both may have the same prefix.
 _PARTNERS = {"encoder.json": "vocab.bpe", "vocab.json": "merges.txt"}
+_FOLDER_FILES = ("tokenizer.json", "tokenizer.model", *_PARTNERS)  # of a Hugging Face folder, by precedence
 _NAMED: dict[str, type[Tokenizer]] = {kind.kind: kind for kind in (ByteTokenizer, CharacterTokenizer)}
 _KINDS = "'bytes', 'characters', a SentencePiece model, llama2.c's tok*.bin, GPT-2's vocabulary, a Hugging Face folder"
 # Suffixes of files; a name with one of them is not looked up on the hub.
@@ -43,31 +51,68 @@ def load_tokenizer(path_or_name: str | Path) -> Tokenizer:
     if not path.exists():
         path = _from_hub(str(path_or_name))
     try:
-        return _load_folder(path) if path.is_dir() else _load_file(path)
+        if not path.is_dir() and not path.is_file():
+            raise UserError("it is neither a file nor a folder, but a device or a pipe")
+        tokenizer = _load_folder(path) if path.is_dir() else _load_file(path)
     except ValueError as error:
         # JSON's and Unicode's errors describe positions in the file; they only mean that the kind is unknown.
         reason = _UNKNOWN if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else error
         raise UserError(f"{path} cannot be used as a tokenizer: {reason}") from error
+    tokenizer.source = str(path)
+    return tokenizer
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether `load_tokenizer` finds a tokenizer's file in a folder."""
+    return any((folder / name).is_file() for name in _FOLDER_FILES)
 
 
 def from_state(state: State) -> Tokenizer:
     """The tokenizer with this `state()`.
 
     Raises:
-        UserError: the state is of an unknown kind.
+        UserError: the state is damaged or of an unknown kind.
     """
+    try:
+        return _from_state(state)
+    except _DamagedStateError:
+        raise UserError(
+            "the checkpoint's tokenizer is damaged: use another checkpoint, or give the tokenizer"
+        ) from None
+
+
+class _DamagedStateError(Exception):
+    """A tokenizer's state has a value of a wrong type."""
+
+
+def _from_state(state: Any) -> Tokenizer:
+    if not isinstance(state, dict):
+        raise _DamagedStateError
     # Binary models are stored as base64.
-    kind, model = state.get("kind"), str(state.get("model"))
-    if kind in _NAMED:
+    kind, model = state.get("kind"), state.get("model")
+    if isinstance(kind, str) and kind in _NAMED:
         return _NAMED[kind]()
-    if kind == SentencePieceTokenizer.kind:
-        return SentencePieceTokenizer(base64.b64decode(model))
-    if kind == Llama2cTokenizer.kind:
-        return Llama2cTokenizer(base64.b64decode(model))
+    kinds = (SentencePieceTokenizer.kind, Llama2cTokenizer.kind, HuggingFaceTokenizer.kind)
+    if kind not in kinds:
+        raise UserError(
+            f"the checkpoint's tokenizer is of the unknown kind {kind!r:.40}: update the zoo, or give another file"
+        )
+    bos, eos, adds_bos = (
+        state.get(key, default) for key, default in (("bos_id", None), ("eos_id", None), ("adds_bos", 1))
+    )
+    if (
+        not isinstance(model, str)
+        or any(type(i) not in (int, type(None)) for i in (bos, eos))
+        or adds_bos not in (0, 1)
+    ):
+        raise _DamagedStateError
     if kind == HuggingFaceTokenizer.kind:
-        bos, eos = (None if (i := state[key]) is None else int(i) for key in ("bos_id", "eos_id"))
-        return HuggingFaceTokenizer(model, bos, eos)
-    raise UserError(f"the checkpoint's tokenizer is of the unknown kind {kind!r}: update the zoo, or give another file")
+        return HuggingFaceTokenizer(model, bos, eos, bool(adds_bos))
+    try:
+        data = base64.b64decode(model, validate=True)
+    except ValueError:  # no base64
+        raise _DamagedStateError from None
+    return Llama2cTokenizer(data) if kind == Llama2cTokenizer.kind else SentencePieceTokenizer(data, bool(adds_bos))
 
 
 def _from_hub(name: str) -> Path:
@@ -90,10 +135,10 @@ def _from_hub(name: str) -> Path:
 
 def _load_folder(folder: Path) -> Tokenizer:
     """The tokenizer in a Hugging Face folder."""
-    for name in ("tokenizer.json", "tokenizer.model", *_PARTNERS):
+    for name in _FOLDER_FILES:
         if (folder / name).is_file():
             return _load_file(folder / name)
-    raise UserError(f"the folder contains none of {', '.join(['tokenizer.json', 'tokenizer.model', *_PARTNERS])}")
+    raise UserError(f"the folder contains none of {', '.join(_FOLDER_FILES)}")
 
 
 def _load_file(file: Path) -> Tokenizer:
@@ -107,7 +152,11 @@ def _load_file(file: Path) -> Tokenizer:
         raise UserError("the file is empty; download it again")
     # JSON is a tokenizer.json or a vocabulary of GPT-2, which needs its merges.
     if data.lstrip()[:1] == b"{":
-        if isinstance(json.loads(data).get("model"), dict):
+        try:
+            content = json.loads(data)
+        except (ValueError, RecursionError):  # wrong JSON, wrong UTF-8; deep nesting
+            raise UserError(_UNKNOWN) from None
+        if isinstance(content.get("model"), dict):
             return read_tokenizer_json(file)
         return _load_gpt2(file, is_vocabulary=True)
     if data.startswith(b"#version") or file.name.endswith(tuple(_PARTNERS.values())):
@@ -119,9 +168,15 @@ def _load_file(file: Path) -> Tokenizer:
         if "truncated" in str(error):
             raise
     try:
-        return SentencePieceTokenizer(data)
+        tokenizer = SentencePieceTokenizer(data)
     except ValueError:
         raise UserError(_UNKNOWN) from None
+    # The name is that of a Hugging Face folder, where a configuration file can turn BOS off.
+    if file.name == "tokenizer.model":
+        settings = read_settings(file.parent)
+        check_added_tokens(file.parent, tokenizer.vocab_size)
+        tokenizer.adds_bos = settings.get("add_bos_token", settings.get("bos_token", "") is not None)
+    return tokenizer
 
 
 def _load_gpt2(file: Path, is_vocabulary: bool) -> Tokenizer:

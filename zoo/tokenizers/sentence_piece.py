@@ -10,13 +10,17 @@ from zoo.tokenizers.base import State, Tokenizer
 class SentencePieceTokenizer(Tokenizer):
     """A tokenizer from the bytes of a SentencePiece `.model` file.
 
+    Args:
+        proto: the bytes.
+        adds_bos: whether `encode` starts a text with BOS.
+
     Raises:
         UserError: the bytes are not a SentencePiece model.
     """
 
     kind = "sentencepiece"
 
-    def __init__(self, proto: bytes) -> None:
+    def __init__(self, proto: bytes, adds_bos: bool = True) -> None:
         from sentencepiece import SentencePieceProcessor
 
         try:
@@ -26,12 +30,13 @@ class SentencePieceTokenizer(Tokenizer):
             raise UserError("it is not a SentencePiece model") from error
         if not self.vocab_size:
             raise UserError("it is an empty SentencePiece model")
-        self._proto = proto
+        self._proto, self.adds_bos = proto, adds_bos
         bos, eos = self._model.bos_id(), self._model.eos_id()  # -1 if the vocabulary lacks it
         self.bos_id, self.eos_id = (None if bos < 0 else bos), (None if eos < 0 else eos)
 
     def state(self) -> State:
-        return {"kind": self.kind, "model": base64.b64encode(self._proto).decode()}
+        state: State = {"kind": self.kind, "model": base64.b64encode(self._proto).decode()}
+        return state if self.adds_bos else state | {"adds_bos": 0}
 
     def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return self._model.encode(list(texts), num_threads=1)  # threads do not survive a fork

@@ -195,8 +195,8 @@ class LanguageModel(ZooModule):
         """`prompt` with its continuation; the draw depends on the run's seed and the step only."""
         if self.tokenizer is None:
             raise UserError(f"{type(self).__name__} cannot sample text without a tokenizer: pass it as tokenizer=")
-        # An empty prompt without BOS starts from token 0.
-        ids = self.tokenizer.encode(prompt) or [0]
+        # An empty prompt starts from BOS, or from token 0 where the vocabulary lacks it.
+        ids = self.tokenizer.encode(prompt) or [self.tokenizer.bos_id or 0]
         seed = derive(global_seed(), "sample", self.global_step)
         steps = self.stream([ids], max_new_tokens, temperature=temperature, seed=seed)
         return self.tokenizer.decode([*ids, *(int(step) for step in steps)])

@@ -13,7 +13,7 @@ class LanguageModelConfig(Protocol):
     """Sizes of a language model that the training code reads."""
 
     vocab_size: int
-    """Number of token ids."""
+    """Number of token ids; the logits may have more columns, whose ids are never generated."""
 
     @property
     def max_seq_len(self) -> int:

@@ -10,8 +10,10 @@ Written: llama2.c's `.bin` and Hugging Face folders. No code from a file is run.
 import hashlib
 import os
 import tempfile
+import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from zoo.errors import UserError
 from zoo.llama.checkpoints.hugging_face import read_folder, write_folder
@@ -19,12 +21,16 @@ from zoo.llama.checkpoints.llama2c import check_bin_can_express, read_bin, write
 from zoo.llama.checkpoints.names import Weights, fuse_projections, llama2c_shapes, split_projections
 from zoo.llama.checkpoints.torch_files import read_torch_file
 from zoo.llama.model import Llama, LlamaConfig
+from zoo.tokenizers import has_tokenizer, load_tokenizer
 
 TORCH_MAGICS = (b"PK", b"\x80\x02")  # first bytes of files by torch.save, since 2020 and before
 
 
 def load_checkpoint(path: str | os.PathLike) -> Llama:
     """The model in a file or folder of any format: fp32, on the CPU, in evaluation mode.
+
+    Of a Hugging Face folder with more rows than its tokenizer has tokens, the config's vocab_size is that of the
+    tokenizer, so that the other ids are never generated; padded_vocab_size is the number of rows.
 
     Raises:
         FileNotFoundError: there is no file or folder `path`.
@@ -36,6 +42,9 @@ def load_checkpoint(path: str | os.PathLike) -> Llama:
         raise FileNotFoundError(f"there is no checkpoint at {path}: check the path")
     if path.is_dir():
         config, weights = read_folder(path)
+        # The embedding matrix may have more rows than the tokenizer has tokens.
+        if (size := _tokenizer_size(path)) is not None and size < config.vocab_size:
+            config = replace(config, vocab_size=size, padded_vocab_size=config.vocab_size)
     else:
         with path.open("rb") as file:
             magic = file.read(2)
@@ -86,7 +95,8 @@ def new_or_loaded(config: LlamaConfig, weights: str | None, vocab_size: int | No
     Args:
         config: settings of a new model; a pretrained one takes only dropout and gradient_checkpointing from it.
         weights: file or folder of the pretrained model; None builds a new one.
-        vocab_size: size of the tokenizer's vocabulary, which must be the pretrained model's; None does not check.
+        vocab_size: size of the tokenizer's vocabulary, which must be the pretrained model's; None does not check. A
+            Hugging Face folder may have more rows than its tokenizer has tokens.
 
     Raises:
         UserError: the sizes differ, or as `load_checkpoint`.
@@ -94,14 +104,44 @@ def new_or_loaded(config: LlamaConfig, weights: str | None, vocab_size: int | No
     if not weights:
         return Llama(config)
     loaded = load_checkpoint(weights)
+    changes: dict[str, Any] = {"dropout": config.dropout, "gradient_checkpointing": config.gradient_checkpointing}
     if vocab_size not in (None, loaded.config.vocab_size):
-        raise UserError(
-            f"the tokenizer has {vocab_size} tokens, but the model in {weights} {loaded.config.vocab_size}: set "
-            "--data.tokenizer to the model's tokenizer"
-        )
-    model = Llama(replace(loaded.config, dropout=config.dropout, gradient_checkpointing=config.gradient_checkpointing))
+        n_rows = loaded.config.n_rows
+        _check_padding(Path(weights), vocab_size, n_rows, is_expected=config.padded_vocab_size == n_rows)
+        changes |= {"vocab_size": vocab_size, "padded_vocab_size": None if vocab_size == n_rows else n_rows}
+    model = Llama(replace(loaded.config, **changes))
     model.load_state_dict(loaded.state_dict())
     return model
+
+
+def _check_padding(weights: Path, vocab_size: int, n_rows: int, is_expected: bool) -> None:
+    """Check that a model with `n_rows` rows can be that of a tokenizer with `vocab_size` tokens.
+
+    Rows may exceed tokens in a Hugging Face folder without a tokenizer; a warning says so unless `is_expected`.
+
+    Raises:
+        UserError: it is the model of another tokenizer.
+    """
+    is_foreign = not weights.is_dir() or _tokenizer_size(weights) is not None
+    if vocab_size > n_rows or (vocab_size < n_rows and is_foreign):
+        raise UserError(
+            f"the tokenizer has {vocab_size} tokens, but the model in {weights} {n_rows} rows: set --data.tokenizer to "
+            "the model's tokenizer"
+        )
+    if vocab_size < n_rows and not is_expected:
+        warnings.warn(
+            f"the tokenizer has {vocab_size} tokens, and the model in {weights} {n_rows} rows: ids from {vocab_size} "
+            "on are never generated",
+            stacklevel=4,
+        )
+
+
+def _tokenizer_size(folder: Path) -> int | None:
+    """The number of tokens of the tokenizer in a Hugging Face folder; None where it lacks one that can be used."""
+    try:
+        return load_tokenizer(folder).vocab_size if has_tokenizer(folder) else None
+    except UserError:  # of no concern here: the weights can be used with another tokenizer
+        return None
 
 
 def digest(model: Llama) -> str:

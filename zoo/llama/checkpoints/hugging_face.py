@@ -5,14 +5,17 @@ Differences from llama2.c's format: parameter names; the order of the rows of q 
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from zoo.errors import UserError
+from zoo.llama.checkpoints.hugging_face_config import check_sizes, read_config, read_json
 from zoo.llama.checkpoints.names import Weights
 from zoo.llama.model import SCALING_KEYS, LlamaConfig
 
@@ -39,9 +42,11 @@ def read_folder(folder: Path) -> tuple[LlamaConfig, Weights]:
     Raises:
         UserError: the folder holds another model, or a file is missing or damaged.
     """
-    config = _read_config(folder / "config.json")
+    config = read_config(folder / "config.json")
     weights: Weights = {}
-    for shard in _shards(folder):
+    shards = _shards(folder)
+    check_sizes(folder / "config.json", config, sum(shard.stat().st_size for shard in shards))
+    for shard in shards:
         try:
             tensors = load_file(shard)
         except SafetensorError:
@@ -49,44 +54,25 @@ def read_folder(folder: Path) -> tuple[LlamaConfig, Weights]:
         for name, tensor in tensors.items():
             if name.endswith("rotary_emb.inv_freq"):  # a table that old versions of transformers stored
                 continue
-            name, tensor = _translated(name, TO_LLAMA2C), tensor.float()
+            original, name, tensor = name, _translated(name, TO_LLAMA2C), tensor.float()
+            if name in weights:
+                raise UserError(f"{shard} holds a second tensor for {original}: remove the superfluous one")
             weights[name] = _to_adjacent_pairs(tensor, config.head_dim) if _is_rotated(name) else tensor
-    return config, weights
+    return _untie_where_different(config, weights), weights
 
 
-def _read_config(file: Path) -> LlamaConfig:
-    """The settings in a config.json."""
-    settings = _read_json(file)
-    if settings.get("model_type") != "llama":
-        raise UserError(f"{file} describes a {settings.get('model_type')!r} model, not a llama: give another folder")
-    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}  # transformers 5, and 4
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "llama3") or settings.get("attention_bias") or settings.get("mlp_bias"):
-        raise UserError(f"{file} needs biases or rotary scaling {kind!r}, which zoo.llama does not support")
-    try:
-        config = LlamaConfig(
-            vocab_size=settings["vocab_size"],
-            dim=settings["hidden_size"],
-            n_layers=settings["num_hidden_layers"],
-            n_heads=settings["num_attention_heads"],
-            n_kv_heads=settings.get("num_key_value_heads"),
-            hidden_dim=settings["intermediate_size"],
-            max_seq_len=settings.get("max_position_embeddings", 2048),
-            norm_eps=settings.get("rms_norm_eps", 1e-6),
-            rope_theta=rope.get("rope_theta", settings.get("rope_theta", 10000.0)),
-            rope_scaling={key: rope[key] for key in SCALING_KEYS} if kind == "llama3" else None,
-            tie_embeddings=settings.get("tie_word_embeddings", False),
-        )
-    except KeyError as error:
-        raise UserError(f"{file} lacks the field {error}: download it again") from None
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{file} does not hold the settings of a Llama: {error}; give another folder") from None
-    if settings.get("head_dim") not in (None, config.head_dim):
-        raise UserError(
-            f"{file} sets head_dim {settings['head_dim']}, but zoo.llama supports only hidden_size / "
-            f"num_attention_heads, here {config.head_dim}"
-        )
-    return config
+def _untie_where_different(config: LlamaConfig, weights: Weights) -> LlamaConfig:
+    """The settings, and in `weights` the tensors, that follow from the two matrices of tied embeddings.
+
+    As in transformers 5: if both are stored and differ, they are not tied; if only the output matrix is stored, it is
+    also the embedding matrix.
+    """
+    if not config.tie_embeddings or "output.weight" not in weights:
+        return config
+    output = weights["output.weight"]
+    if torch.equal(weights.setdefault("tok_embeddings.weight", output), output):
+        return config
+    return replace(config, tie_embeddings=False)
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -95,7 +81,7 @@ def _shards(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     # model.safetensors has precedence: an index next to it may be left over from an earlier, sharded model.
     if index.exists() and not (folder / "model.safetensors").exists():
-        names = set(_read_json(index).get("weight_map", {}).values())
+        names = set(read_json(index).get("weight_map", {}).values())
     for name in sorted(names):
         if Path(name).name != name or not (folder / name).is_file():
             raise UserError(f"{folder} lacks its weights file {name}: download it into the folder")
@@ -110,7 +96,7 @@ def write_folder(folder: Path, config: LlamaConfig, weights: Weights) -> None:
     settings = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": config.vocab_size,
+        "vocab_size": config.n_rows,
         "hidden_size": config.dim,
         "intermediate_size": config.ffn_dim,
         "num_hidden_layers": config.n_layers,
@@ -127,7 +113,7 @@ def write_folder(folder: Path, config: LlamaConfig, weights: Weights) -> None:
         "attention_bias": False,
         "mlp_bias": False,
         "bos_token_id": None,  # unknown here; transformers' default ids could be those of ordinary tokens
-        "eos_token_id": None,
+        "eos_token_id": config.stop_tokens,
         "dtype": "float32",
     }
     tensors = {
@@ -140,6 +126,8 @@ def write_folder(folder: Path, config: LlamaConfig, weights: Weights) -> None:
 
 def _translated(name: str, table: dict[str, str]) -> str:
     """A tensor's name in the other format; an unknown name stays as it is, so that it is reported."""
+    if not name.endswith(".weight"):
+        return name
     stem, layers = name.removesuffix(".weight"), "layers."
     prefix = "model." if table is TO_HUGGING_FACE else ""
     if (inner := stem.removeprefix("model.")).startswith(layers) and inner.count(".") >= 2:
@@ -163,15 +151,3 @@ def _to_adjacent_pairs(weight: Tensor, head_dim: int) -> Tensor:
     if len(weight) % head_dim:
         return weight
     return weight.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path.parent} is not a Hugging Face folder: it lacks {path.name}")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError:  # raised for wrong JSON and for wrong UTF-8
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is truncated, or holds no JSON object: download it again")
-    return content

@@ -71,7 +71,7 @@ def check_bin_can_express(config: LlamaConfig) -> None:
 
 def write_bin(path: Path, config: LlamaConfig, weights: Weights) -> None:
     """Write a `.bin` file that run.c reads."""
-    vocab = config.vocab_size if config.tie_embeddings else -config.vocab_size
+    vocab = config.n_rows if config.tie_embeddings else -config.n_rows
     sizes = config.dim, config.ffn_dim, config.n_layers, config.n_heads, config.kv_heads, vocab, config.max_seq_len
     # Angles and tables are computed by torch in fp32 as in llama2.c's model.py, so that its files are reproduced
     # exactly.

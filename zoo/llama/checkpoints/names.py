@@ -33,11 +33,11 @@ def llama2c_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
         "feed_forward.w2": (dim, hidden),
         "feed_forward.w3": (hidden, dim),
     }
-    shapes: dict[str, tuple[int, ...]] = {"tok_embeddings.weight": (config.vocab_size, dim)}
+    shapes: dict[str, tuple[int, ...]] = {"tok_embeddings.weight": (config.n_rows, dim)}
     shapes |= {f"layers.{i}.{name}.weight": layer[name] for name in layer for i in range(config.n_layers)}
     shapes["norm.weight"] = (dim,)
     if not config.tie_embeddings:
-        shapes["output.weight"] = (config.vocab_size, dim)
+        shapes["output.weight"] = (config.n_rows, dim)
     return shapes
 
 
