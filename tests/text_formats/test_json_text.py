@@ -1,5 +1,6 @@
 """JSON: what the reader refuses, and the writer's null for numbers that JSON does not have."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -16,7 +17,7 @@ from zoo.text_formats.json_text import dump_json, parse_json
         ("[" * 100_000, "nested too deeply"),
         ('{"a": ' * 100_000, "nested too deeply"),
         ('{"a": 1, "b": {"c": 1, "c": 2}}', "its key 'c' occurs twice"),
-        ("[" + "9" * 401 + "]", "an integer in it has 401 digits, more than 400"),
+        ("[" + "9" * 1001 + "]", "an integer in it has 1001 digits, more than 1000"),
         ('{"a": 1', "Expecting ',' delimiter"),
         ("", "Expecting value"),
     ],
@@ -55,7 +56,5 @@ def test_written_values_are_read_back(value):
 @given(JSON, st.integers(0, 200), st.text(max_size=3))
 def test_damaged_json_is_a_value_error(value, at, insert):
     text = dump_json(value)
-    try:
+    with contextlib.suppress(ValueError):
         parse_json(text[:at] + insert + text[at + 1 :])
-    except ValueError:
-        pass

@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any
 
-MAX_DIGITS = 400  # of an integer; the largest double has 309
+MAX_DIGITS = 1000  # of an integer; the largest double has 309
 
 
 def parse_json(text: str) -> Any:

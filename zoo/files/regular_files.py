@@ -43,6 +43,7 @@ def regular_file(path: str | os.PathLike, option: str = "", max_bytes: int | Non
         raise UserError(f"{prefix}{path} is empty: copy or download the file again")
     if max_bytes is not None and status.st_size > max_bytes:
         raise UserError(
-            f"{prefix}{path} is too large: {status.st_size} bytes, where at most {max_bytes} are read; give another file"
+            f"{prefix}{path} is too large: {status.st_size} bytes, where at most {max_bytes} are read; "
+            "give another file"
         )
     return Path(path)
