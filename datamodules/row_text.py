@@ -210,9 +210,10 @@ def parse_columns(names: str | list[str] | None, known: Collection[str] = ()) ->
 def list_columns(names: Collection[str], most: int = 20) -> str:
     """At most `most` column names in a message; one that is long or empty, or has commas or outer blanks, is quoted."""
     shown = [
-        name if name == name.strip() and "," not in name and 0 < len(name) <= 40 else shorten(name) for name in names
+        name if name == name.strip() and "," not in name and 0 < len(name) <= 40 else shorten(name)
+        for name in islice(names, most)
     ]
-    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def is_missing(cell: Any) -> bool:
