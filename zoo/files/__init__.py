@@ -1,4 +1,4 @@
-"""Reading files from elsewhere: checks before anything is allocated, no code from them, one sentence where they fail."""
+"""Reading files from elsewhere: sizes are checked before memory is used, no code runs, errors are one sentence."""
 
 from zoo.files.regular_files import regular_file
 
