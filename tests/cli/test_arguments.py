@@ -140,16 +140,26 @@ def test_classes_and_keys_are_collected():
         (b"1: 2", r"bad\.yaml has the setting 1: the name of a setting must be a text"),
         (b"ckpt_path: 3", r"bad\.yaml: ckpt_path must be a text, not 3: put it in quotes"),
         (b"output_dir: [a]", r"bad\.yaml: output_dir must be a text"),
+        (b"model: [1]", r"bad\.yaml: model must be a mapping of names to values, not \[1\]"),
+        (b"trainer: 3", r"bad\.yaml: trainer must be a mapping"),
+        (b"model: {class_path: [1]}", r"bad\.yaml: model\.class_path must be the name of a class, not \[1\]"),
+        (b"model: {init_args: [1]}", r"bad\.yaml: model\.init_args must be a mapping"),
+        (b"model: {dict_kwargs: {1: 2}}", r"bad\.yaml: model\.dict_kwargs has the setting 1"),
         (b"#" * 2_000_000, r"bad\.yaml is too large: 2000000 bytes"),
         (b"model: /dev/zero", "/dev/zero is a device: give a regular file"),
     ],
-    ids=range(15),
+    ids=range(20),
 )
 def test_damaged_configs_are_refused_by_name(content, reason, tmp_path):
     (tmp_path / "bad.yaml").write_bytes(content)
     with pytest.raises(UserError, match=reason) as error:
         read_arguments(["--config", str(tmp_path / "bad.yaml")])
     assert len(str(error.value)) < 300 + len(str(tmp_path))
+
+
+def test_arguments_are_utf8():
+    with pytest.raises(UserError, match=r"the argument '--data_dir=\\udcff' is not UTF-8 text"):
+        read_arguments(["--data_dir=\udcff"])
 
 
 def test_only_regular_files_are_configs(tmp_path):

@@ -94,7 +94,7 @@ def test_messages_name_few_columns():
     [
         ("a.csv", b'x,y\na,1\n"b,2\nc,3\nd,4\n', r"a\.csv, line 3: a quote in this row is never closed; close it"),
         ("a.csv", b"x,y\na\0,1\n", r"a\.csv, line 2: it contains a zero byte"),
-        ("a.csv", "x,y\na,1\n".encode("utf-16"), r"a\.csv has no header that can be read: it contains a zero byte, which UTF-16 text"),
+        ("a.csv", "x,y\na,1\n".encode("utf-16"), r"a\.csv has no header.*a zero byte, which UTF-16 text"),
         ("a.csv", "x,y\na,1\n".encode("utf-16-le"), r"a\.csv has no header that can be read: it contains a zero byte"),
         ("a.csv", b"", r"a\.csv is empty"),
         ("a.jsonl", b'{"x": "a", "y": 1, "y": 2}', r"a\.jsonl, line 1: .*its key 'y' occurs twice"),
@@ -140,8 +140,10 @@ def test_only_regular_files_are_data(tmp_path):
         TextLM(str(tmp_path / "text.gz"), cache_dir=str(tmp_path / "cache")).stats("train")
 
 
-PIECES = ['"', ",", "\n", "\r", "\t", ";", ":", "{", "}", "[", "]", "x", "y", "1", "1e999999999999", "nan", "\0", "|||", "- ",
-          '{"x": "a", "y": 1}', "\ud800", "\udcff", "&a ", "*a", "true", "null", "9" * 1500, " ", "\\", "\ufeff"]  # fmt: skip
+PIECES = [
+    '"', ",", "\n", "\r", "\t", ";", ":", "{", "}", "[", "]", "x", "y", "1", "1e999999999999", "nan", "\0", "|||", "- ",
+    '{"x": "a", "y": 1}', "\ud800", "\udcff", "&a ", "*a", "true", "null", "9" * 1500, " ", "\\", "\ufeff",
+]  # fmt: skip
 TEXTS = st.lists(st.sampled_from(PIECES), max_size=15).map("".join)
 
 

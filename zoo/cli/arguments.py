@@ -27,6 +27,7 @@ GROUPS = (  # keys whose value may be the path of a file with the settings of th
     "samples", "predictions", "plots",
 )  # fmt: skip
 MAX_CONFIG_BYTES = 1 << 20
+QUOTES = "'\""
 
 
 @dataclass
@@ -53,6 +54,9 @@ def read_arguments(words: list[str]) -> Arguments:
         UserError: a config does not exist, is not valid YAML, or holds no settings.
     """
     arguments = Arguments()
+    for word in words:
+        if any("\udc80" <= character <= "\udcff" for character in word):  # Python's stand-ins for such bytes
+            raise UserError(f"the argument {shorten(word)} is not UTF-8 text: rename the file, or write it in UTF-8")
     rest = list(words)
     while rest:
         # A config is given as --config NAME, --config=NAME, -c NAME or -cNAME.
@@ -155,9 +159,27 @@ def _add_settings(arguments: Arguments, settings: dict[str, Any], source: str) -
             if not isinstance(value, str | None):
                 raise UserError(f"{source}: {name} must be a text, not {shorten(value)}: put it in quotes")
             arguments.values[name] = value
+    for group in GROUPS:
+        _check_group(settings.get(group), f"{shorten(source, 200).strip(QUOTES)}: {group}")
     for key, value in _flatten(settings):
         arguments.keys.append((key, source))
         _add_class(arguments, key, value)
+
+
+def _check_group(value: Any, name: str) -> None:
+    """Raises UserError where a group of settings is neither a mapping with texts as keys, nor a class, nor null."""
+    if not isinstance(value, dict | str | None):
+        raise UserError(f"{name} must be a mapping of names to values, not {shorten(value)}")
+    if not isinstance(value, dict):
+        return
+    if wrong := [key for key in value if not isinstance(key, str)]:
+        raise UserError(f"{name} has the setting {shorten(wrong[0])}: the name of a setting must be a text")
+    if not isinstance(value.get("class_path", ""), str | None):
+        raise UserError(f"{name}.class_path must be the name of a class, not {shorten(value['class_path'])}")
+    for part in ("init_args", "dict_kwargs"):
+        if isinstance(value.get(part), str):
+            raise UserError(f"{name}.{part} must be a mapping of names to values, not {shorten(value[part])}")
+        _check_group(value.get(part), f"{name}.{part}")
 
 
 def _add_option(arguments: Arguments, key: str, value: str) -> None:

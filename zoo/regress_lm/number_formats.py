@@ -62,7 +62,7 @@ def finer_format(
 def _finer_formats(kind: NumberFormat, digits: int | None, exponent: int | None) -> Iterator[tuple[str, Represent]]:
     """The options of the formats with more digits or a larger exponent, and what they make of a target."""
     # "normalized" has numbers from 0 to 1 only; other targets need another format.
-    kinds = [kind] if kind != "normalized" else [kind, "ieee"]
+    kinds: list[NumberFormat] = [kind] if kind != "normalized" else [kind, "ieee"]
     for name in kinds:
         first = (digits if name == kind else None) or {"ieee": 4, "p10": 4, "normalized": 3}[name]
         least = (exponent if name == kind else None) or {"ieee": 1, "p10": 10, "normalized": 0}[name]

@@ -45,8 +45,8 @@ class Metadata:
                 f"{self.path} is damaged ({describe_json_error(error)}): fix it, or give another --output_dir"
             ) from error
         # Mappings as `start` and `report` write them.
-        groups = [content.get(key, {}) for key in ("settings", "members")] if isinstance(content, dict) else [None]
-        is_valid = all(isinstance(group, dict) for group in groups)
+        groups = [content.get(key, {}) for key in ("settings", "members")] if isinstance(content, dict) else []
+        is_valid = len(groups) == 2 and all(isinstance(group, dict) for group in groups)
         members = list(groups[1].values()) if is_valid else []
         if not is_valid or not all(isinstance(m, dict) and isinstance(m.get("status"), str) for m in members):
             raise UserError(f"{self.path} is not the metadata of a sweep: fix it, or give another --output_dir")
