@@ -10,7 +10,6 @@ Each writes results/regress_lm_<study>.json; the runs remain in --output_dir. Ot
 
 import argparse
 import csv
-import json
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.measure import facts  # noqa: E402
 from zoo.baselines import marginal_nll  # noqa: E402
 from zoo.regress_lm import Example, ExampleInput, RegressLM  # noqa: E402
+from zoo.text_formats.json_text import dump_json  # noqa: E402
 from zoo.training.random_streams import derive  # noqa: E402
 from zoo.training.regression_metrics import scores  # noqa: E402
 
@@ -243,9 +243,9 @@ def main() -> None:
     rows = []
     for row in studies[args.study](args):
         rows.append({name: value for name, value in row.items() if not isinstance(value, float) or np.isfinite(value)})
-        print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}), flush=True)
+        print(dump_json({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}), flush=True)
         path = ROOT / "results" / f"regress_lm_{args.study}.json"
-        path.write_text(json.dumps([{**row, **about} for row in rows], indent=1) + "\n")
+        path.write_text(dump_json([{**row, **about} for row in rows], indent=1) + "\n")
 
 
 if __name__ == "__main__":

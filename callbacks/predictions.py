@@ -1,6 +1,5 @@
 """Predictions as JSON lines, written batch by batch."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any, TextIO
@@ -8,13 +7,15 @@ from typing import Any, TextIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from zoo.errors import UserError
+from zoo.text_formats.json_text import dump_json
 
 
 class Predictions(Callback):
     """Write the dictionaries that `predict_step` returns for each batch, one line each, in input order.
 
     Each rank writes its share of the data: `predictions.jsonl` in one process, `predictions-rank<r>.jsonl` in several.
-    A line's `index` is its position in the whole input. The file gets its name when it is complete.
+    A line's `index` is its position in the whole input. A number that is NaN or infinite is written as null. The file
+    gets its name when it is complete.
 
     Args:
         path: file of the predictions. Default: `predictions.jsonl` in the run's folder.
@@ -47,7 +48,7 @@ class Predictions(Callback):
         # One JSON object per row, and one line `label ||| text` in the second file.
         lines, *texts = self.files.values()
         for row in outputs:
-            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+            lines.write(dump_json(row, ensure_ascii=False) + "\n")
             for file in texts:
                 if "label" not in row:
                     raise UserError(f"{type(pl_module).__name__} predicts no label: drop --predictions.text_path")

@@ -1,20 +1,22 @@
 """LinearRegressionTasks: in-context regression prompts, drawn on the training device from seed and step."""
 
-import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from zoo.datamodules.resumable import ZooDataModule
 from zoo.errors import UserError
+from zoo.files import regular_file
 from zoo.icr.evaluation import KINDS, EvaluationBatch, evaluation
 from zoo.icr.predict import Query
 from zoo.icr.task import Diversity, Prompts, Task, check_prompt
+from zoo.text_formats.json_text import describe_json_error, parse_json
 
 DRAWN = "drawn"
 
@@ -205,22 +207,20 @@ def read_queries(path: str, task: Task) -> list[Query]:
         UserError: a line is not a prompt, or does not fit the task; the message names the line.
     """
     queries: list[Query] = []
-    if not Path(path).is_file():
+    if not os.path.exists(path):
         raise FileNotFoundError(f"there is no file of prompts {path}")
-    # Each line that is not blank is one prompt.
-    with open(path, encoding="utf-8") as file:
+    # Each line that is not blank is one prompt; a byte that is not UTF-8 becomes a surrogate, which is not JSON.
+    with regular_file(path).open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
                 # Parse the line, then compare its shapes with the task.
-                row = json.loads(line)
-                names = ("x_context", "y_context", "x_query")
-                parts: list[Tensor] = [torch.tensor(row[name], dtype=torch.float32) for name in names]
-            except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+                parts = _read_prompt(line)
+            except ValueError as error:
                 raise UserError(
                     f"{path} line {number} is not a prompt, a JSON object with x_context, y_context and x_query that "
-                    f"are lists of numbers ({error})"
+                    f"are lists of numbers ({describe_json_error(error, with_line=False)})"
                 ) from error
             try:
                 # The message of the check gets the file and the line in front.
@@ -231,3 +231,28 @@ def read_queries(path: str, task: Task) -> list[Query]:
     if not queries:
         raise UserError(f"{path} holds no prompts")
     return queries
+
+
+def _read_prompt(line: str) -> list[Tensor]:
+    """x_context, y_context and x_query of one line; raises ValueError where it is not JSON or they are not numbers."""
+    row = parse_json(line)
+    if not isinstance(row, dict):
+        raise ValueError("it is not an object")
+    parts = []
+    for name, depth in (("x_context", 2), ("y_context", 1), ("x_query", 2)):
+        if name not in row:
+            raise ValueError(f"it has no {name}")
+        if not _are_numbers(row[name], depth):
+            raise ValueError(f"{name} is not {'a list' if depth == 1 else 'a list of equally long lists'} of numbers")
+        # Through float64, because torch refuses an integer beyond 64 bits.
+        parts.append(torch.from_numpy(np.array(row[name], dtype=np.float64)).float())
+    return parts
+
+
+def _are_numbers(values: Any, depth: int) -> bool:
+    """Whether `values` is a list of numbers, or for depth 2 a list of equally long ones."""
+    if not isinstance(values, list):
+        return False
+    if depth == 1:
+        return all(isinstance(v, float) or (type(v) is int and abs(v) < 10**300) for v in values)
+    return all(_are_numbers(row, 1) for row in values) and len({len(row) for row in values}) < 2

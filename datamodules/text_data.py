@@ -38,7 +38,7 @@ class TextData(ZooDataModule):
     def cache(self) -> Path:
         """Folder of files that can be computed or downloaded again: `cache_dir`, else $ZOO_CACHE, else ~/.cache/zoo."""
         given = self.hparams["cache_dir"]
-        return Path(os.environ.get("ZOO_CACHE", "~/.cache/zoo") if given is None else given).expanduser()
+        return Path(os.path.expanduser(os.environ.get("ZOO_CACHE", "~/.cache/zoo") if given is None else given))
 
     @abstractmethod
     def train_tokenizer(self, kind: str) -> Tokenizer:

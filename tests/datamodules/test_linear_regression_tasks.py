@@ -195,7 +195,10 @@ def test_an_empty_file_is_refused(tmp_path):
         read_queries(str(path), Task(D=3, K=5))
 
 
-@pytest.mark.parametrize("path", ["none.jsonl", "."])
-def test_a_missing_file_is_refused(path):
-    with pytest.raises(FileNotFoundError, match=f"there is no file of prompts {path}"):
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [("none.jsonl", "there is no file of prompts none"), (".", "is a folder"), ("/dev/zero", "is a device")],
+)
+def test_only_regular_files_are_read(path, sentence):
+    with pytest.raises((FileNotFoundError, UserError), match=sentence):
         read_queries(path, Task())

@@ -286,6 +286,8 @@ def test_a_result_replaces_files_only_when_complete(scored, tmp_path):
     figure = analysis.analysis_figures.scores(scored)
     analysis.write("scores", tmp_path, scored, figure)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        analysis.write("scores", tmp_path, scored | {"n_prompts": float("nan")}, figure)
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        analysis.write("scores", tmp_path, scored | {"n_prompts": object()}, figure)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    analysis.write("scores", tmp_path, scored | {"n_prompts": float("nan")}, figure)
+    assert json.loads((tmp_path / "scores.json").read_text())["n_prompts"] is None

@@ -1,8 +1,9 @@
 """MiniRLM in Lightning: regression of texts by a single output vector, or classification."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from zoo.mini_rlm.scales import Scale, ScaleKind
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import TextBatch, check_targets, targets_and_features
+from zoo.training.distinct_targets import best_setting, find_merged
 from zoo.training.language_model import required_vocab_size
 from zoo.training.regressor import Regressor, target_fields
 from zoo.training.settings import part, refuse_derived
@@ -124,6 +126,21 @@ class MiniRLM(Regressor):
         self.check_targets(torch.from_numpy(targets), range(len(targets)))
         if not self.has_scales:
             self.fit_scales(targets, features)
+        if not self.hparams["n_classes"] and self.trainer.is_global_zero:
+            self._warn_of_merged(targets)
+
+    def _warn_of_merged(self, targets: np.ndarray) -> None:
+        """Warn of training targets (N, K) that become equal on the model's scale, which is in fp32."""
+        for merged in find_merged(targets, self.target_scale.scaled(targets)):
+            kind, column = self.target_scale.kind, targets[:, [merged.objective]]
+            others = [(other, Scale.fitted(column, other).scaled) for other in get_args(ScaleKind) if other != kind]
+            better = best_setting(merged.quantiles, others)
+            remedy = f"set --model.target_scale {better}" if better else "subtract a constant from them, or scale them"
+            warnings.warn(
+                f"{merged.describe(self.n_objectives)} with target_scale {kind} in fp32, so that the model cannot tell "
+                f"them apart: {remedy}",
+                stacklevel=3,
+            )
 
     def fit_scales(self, targets: np.ndarray, features: np.ndarray | None = None) -> None:
         """Fit the scales to the training targets (N, K) and, for encoder=mlp, to the features (N, F).

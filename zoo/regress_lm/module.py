@@ -16,12 +16,13 @@ from zoo.layers.lora import add_lora
 from zoo.optim import OptimizerConfig
 from zoo.regress_lm import decoding, estimates
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
-from zoo.regress_lm.number_formats import NumberFormat, number_tokenizer
+from zoo.regress_lm.number_formats import NumberFormat, finer_format, number_tokenizer
 from zoo.regress_lm.upstream_weights import load_upstream
 from zoo.regress_lm.vocabulary import NumberVocabulary
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import TextBatch, targets_and_features
 from zoo.training.checkpoint_file import read_checkpoint
+from zoo.training.distinct_targets import find_merged
 from zoo.training.language_model import required_vocab_size
 from zoo.training.random_streams import derive, global_seed
 from zoo.training.regressor import Regressor, target_fields, to_json
@@ -149,14 +150,23 @@ class RegressLMModule(Regressor):
     # ---- training
 
     def on_train_start(self) -> None:
-        """Warn once of training targets that the number tokenizer clamps to its range."""
+        """Warn once of training targets that the number tokenizer clamps to its range or cannot distinguish."""
         try:
             targets, _ = targets_and_features(self.trainer.train_dataloader)
         except TypeError:  # batches from another kind of dataset train as well
             return
         self.check_objectives(targets.shape[1])
         self.check_targets(torch.from_numpy(targets), range(len(targets)))
-        self.vocabulary.encode(targets)
+        tokens = self.vocabulary.encode(targets)
+        if self.trainer.is_global_zero:
+            for merged in find_merged(targets, self.vocabulary.decode(tokens)):
+                h: Any = self.hparams
+                better = finer_format(merged.quantiles, h["number_format"], h["number_digits"], h["number_exponent"])
+                warnings.warn(
+                    f"{merged.describe(self.n_objectives)} as number tokens, so that the model cannot tell them "
+                    f"apart: {f'set {better}' if better else 'subtract a constant from them, or scale them'}",
+                    stacklevel=2,
+                )
 
     def on_train_batch_start(self, batch: TextBatch, batch_idx: int) -> None:
         if self.dropout_seed is None:

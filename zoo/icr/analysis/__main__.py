@@ -8,7 +8,6 @@
 
 import argparse
 import io
-import json
 import os
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from zoo.icr.analysis import figures as analysis_figures
 from zoo.icr.analysis.gradients import gradients
 from zoo.icr.analysis.saved_models import find_models
 from zoo.icr.analysis.scores import scores
+from zoo.text_formats.json_text import dump_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def write(name: str, folder: Path, result: dict[str, Any], figure: "Figure") -> None:
     """Write `<name>.json` and `<name>.png`; an existing file is replaced only by a complete new one."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+    text = dump_json(result, indent=1) + "\n"
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     for suffix, content in (("json", text.encode()), ("png", picture.getvalue())):

@@ -1,7 +1,6 @@
 """experiment_metadata.json: the settings of a sweep and the status of each member."""
 
 import fcntl
-import json
 import os
 import sys
 import time
@@ -12,6 +11,8 @@ from typing import Any
 
 from zoo.errors import UserError
 from zoo.icr.task import Diversity
+from zoo.text_formats.json_text import describe_json_error, dump_json, parse_json
+from zoo.text_formats.text_file import read_text
 
 ENDED = ("done", "stopped early")
 
@@ -34,11 +35,22 @@ class Metadata:
     def read(self) -> dict[str, Any]:
         """The content; {} where there is no file."""
         try:
-            return json.loads(self.path.read_text(encoding="utf-8"))
+            content = parse_json(read_text(self.path))
         except FileNotFoundError:
             return {}
+        except UserError:
+            raise
         except ValueError as error:
-            raise UserError(f"{self.path} is damaged ({error}): fix it, or give another --output_dir") from error
+            raise UserError(
+                f"{self.path} is damaged ({describe_json_error(error)}): fix it, or give another --output_dir"
+            ) from error
+        # Mappings as `start` and `report` write them.
+        groups = [content.get(key, {}) for key in ("settings", "members")] if isinstance(content, dict) else []
+        is_valid = len(groups) == 2 and all(isinstance(group, dict) for group in groups)
+        members = list(groups[1].values()) if is_valid else []
+        if not is_valid or not all(isinstance(m, dict) and isinstance(m.get("status"), str) for m in members):
+            raise UserError(f"{self.path} is not the metadata of a sweep: fix it, or give another --output_dir")
+        return content
 
     @contextmanager
     def edit(self) -> Iterator[dict[str, Any]]:
@@ -49,7 +61,7 @@ class Metadata:
             content = self.read()
             yield content
             partial = self.path.with_suffix(".tmp")
-            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            partial.write_text(dump_json(content, indent=1) + "\n", encoding="utf-8")
             os.replace(partial, self.path)
 
     def start(self, settings: dict[str, Any], members: list[Diversity]) -> None:
