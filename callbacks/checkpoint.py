@@ -201,7 +201,7 @@ class Checkpoint(LightningCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._has_folder = Path(self.dirpath or ".").is_dir()
         if not _saves_nothing(trainer):
-            self._signals.install(skip=requeue_signal(trainer))
+            self._signals.install(requeue_signal(trainer), is_quiet=not trainer.is_global_zero)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or _saves_nothing(trainer):

@@ -1,4 +1,4 @@
-"""Signals received during training: handlers that record them, for a callback that saves and stops between two steps."""
+"""Signals received during training: handlers that record them, for a callback that saves and stops."""
 
 import contextlib
 import os
@@ -39,13 +39,15 @@ class SignalRecord:
         self.stop: int | None = None
         self.save = self.raises_at_once = self.was_raised = self.is_busy = False
 
-    def install(self, skip: int | None = None) -> None:
+    def install(self, skip: int | None = None, is_quiet: bool = False) -> None:
         """Set the handlers. Signals that are ignored, as SIGHUP under nohup, stay so, except Ctrl-C.
 
         Args:
             skip: a signal that someone else handles.
+            is_quiet: do not print that a signal was received.
         """
         self.reset()
+        self._is_quiet = is_quiet
         if not is_main_thread():
             return
         for signum in STOP_SIGNALS if SAVE_SIGNAL is None else (*STOP_SIGNALS, SAVE_SIGNAL):
@@ -85,9 +87,9 @@ class SignalRecord:
         if is_first and self.raises_at_once:
             self.was_raised = True
             raise self.exception()
-        if is_first:
+        if is_first and not self._is_quiet:
             _tell(f"\nzoo: {signal_name(signum)}: saving and stopping after this step")
-        elif signum == signal.SIGINT:
+        if not is_first and signum == signal.SIGINT:
             raise self.exception()
 
 

@@ -12,6 +12,7 @@ from filelock import FileLock
 from torch.utils.data import Dataset
 
 from zoo.datamodules.sources.corpus import Row, Rows
+from zoo.files.atomic import replacing
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import IGNORED, TokenBatch
 
@@ -30,17 +31,13 @@ def write_once(file: Path, write: Callable[[Path], None]) -> None:
     if file.exists():
         return
     # The lock lets one process write, and the rename makes the file appear only when it is complete.
-    temporary = file.with_suffix(".half")  # overwrites the remains of a killed process
     # An existing file is complete; otherwise wait for the lock, and write it if it is still missing.
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
             if not file.exists():  # while this process waited for the lock, another may have written the file
-                try:
+                with replacing(file, durable=True) as temporary:
                     write(temporary)
-                    os.replace(temporary, file)
-                finally:
-                    temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(
             f"cannot write to the cache folder {file.parent} ({error.strerror or error}): free disk space, or choose"

@@ -1,4 +1,4 @@
-"""Signals that end a command: SIGTERM and SIGHUP raise `Terminated`; other ranks end with the process that started them.
+"""Signals that end a command: SIGTERM and SIGHUP raise `Terminated`; a rank ends with the process that started it.
 
 Ctrl-C (SIGINT) raises KeyboardInterrupt, as in every Python program. While a model trains, `zoo.callbacks.Checkpoint`
 replaces these handlers by its own, which save first.

@@ -1,4 +1,4 @@
-"""A lock on a file or folder that is written for a long time, with the name of its owner for the message of a refusal."""
+"""Locks on files and folders that are written for a long time; a refusal names the process that holds the lock."""
 
 import contextlib
 import errno

@@ -1,7 +1,8 @@
 """LightningCLI with its private hooks under public names. Written for lightning 2.6.
 
 Private members used: `_subcommand_parsers`, `_parse_ckpt_path`, `_instantiate_trainer`, `_prepare_subcommand_kwargs`,
-`_run_subcommand`, `_add_instantiators`, `_InstantiatorFn`, and the wording of the error about two callbacks of one type.
+`_run_subcommand`, `_add_instantiators`, `_InstantiatorFn`, and the wording of the error about two callbacks of one
+type.
 tests/private_apis/test_lightning_cli.py fails when one of them changes.
 """
 

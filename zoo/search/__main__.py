@@ -13,6 +13,7 @@ from pathlib import Path
 
 from zoo.console.exit_codes import run_command
 from zoo.console.table import table
+from zoo.files.atomic import replacing
 
 
 def main() -> None:
@@ -34,7 +35,10 @@ def main() -> None:
     from zoo.search.study import search  # imports torch and Optuna: after --help
 
     rows = search(fit, args.space, args.trials, args.output_dir, args.seed)
-    with open(args.output_dir / "trials.csv", "w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(args.output_dir / "trials.csv") as partial,
+        open(partial, "w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
         writer.writeheader()
         writer.writerows(rows)

@@ -9,12 +9,12 @@ python -m zoo.icr.analysis regression runs/sweep/gradients.json  # the error on 
 import argparse
 import io
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.console.exit_codes import run_command
+from zoo.files.atomic import replacing
 from zoo.icr.analysis import explain
 from zoo.icr.analysis import figures as analysis_figures
 from zoo.icr.analysis.gradients import gradients
@@ -33,9 +33,8 @@ def write(name: str, folder: Path, result: dict[str, Any], figure: "Figure") -> 
     figure.savefig(picture, format="png", dpi=120)
     for suffix, content in (("json", text.encode()), ("png", picture.getvalue())):
         target = folder / f"{name}.{suffix}"
-        partial = target.with_name(target.name + ".tmp")
-        partial.write_bytes(content)
-        os.replace(partial, target)
+        with replacing(target) as partial:
+            partial.write_bytes(content)
         print(f"wrote {target}")
 
 

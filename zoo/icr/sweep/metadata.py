@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError
+from zoo.files.atomic import replacing
 from zoo.icr.task import Diversity
 
 ENDED = ("done", "stopped early")
@@ -48,9 +48,8 @@ class Metadata:
             fcntl.flock(lock, fcntl.LOCK_EX)
             content = self.read()
             yield content
-            partial = self.path.with_suffix(".tmp")
-            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            os.replace(partial, self.path)
+            with replacing(self.path, durable=True) as partial:
+                partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     def start(self, settings: dict[str, Any], members: list[Diversity]) -> None:
         """Store the settings and add the members; raises UserError where the folder has other settings."""
