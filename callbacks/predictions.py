@@ -1,6 +1,7 @@
 """Predictions as JSON lines, written batch by batch."""
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -37,18 +38,24 @@ class Predictions(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.files, self._temporary = {}, {}
         # Open all files before the first batch, so that a path that cannot be written is an error at once.
-        names = [self.path or f"{trainer.default_root_dir}/predictions.jsonl", self.text_path]
-        for path in (Path(name) for name in names if name is not None):
+        names = [f"{trainer.default_root_dir}/predictions.jsonl" if self.path is None else self.path, self.text_path]
+        for name in names:
+            if name is None:
+                continue
             option = "predictions.text_path" if self.files else "predictions.path"
-            if trainer.world_size > 1 and path.name:
+            path = Path(name)
+            if not name.strip() or "\0" in name or path.is_dir():
+                what = "a folder" if path.is_dir() and name.strip() else "no name of a file"
+                raise UserError(f"--{option} {name!r} is {what}: give the path of a file")
+            if trainer.world_size > 1:
                 path = path.with_stem(f"{path.stem}-rank{trainer.global_rank}")
             if path in self.files:
                 raise UserError(f"{path} cannot hold both kinds of lines: give another --predictions.text_path")
-            if not path.name or path.is_dir():
-                raise UserError(f"--{option} {str(path)!r} is a folder: give the name of a file in it")
             if path.exists():
                 raise UserError(f"{path} exists already: move it away, or give another --{option}")
             with _named(path, f": give another --{option}"):
+                if path.parent.exists() and not path.parent.is_dir():
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 lock = owned_lock(path.with_name(f".{path.name[:40]}.lock"), f"another process writes {path}")
                 self._locks.enter_context(lock)

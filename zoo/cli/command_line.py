@@ -180,6 +180,8 @@ class ZooCLI(OpenLightningCLI):
             if "data" not in config.data.init_args:
                 raise UserError(f"{config.data.class_path} draws its own data and reads none: drop --data_dir")
             config.data.init_args.data, config.data_dir = config.data_dir, None  # one place, for the saved config
+        if isinstance(data := config.data.init_args.get("data"), str) and not data.strip():
+            raise UserError("--data_dir is empty: give a file, a folder or the name of a data set")
         if info and self.verb == "fit" and not config.allow_other_data:
             info.check_label(config.data.init_args.get("data"))
         config.output_dir = self._output_dir(config)

@@ -26,6 +26,8 @@ def find_config(name: str) -> Path:
     Raises:
         UnknownConfigError: there is neither such a name nor such a file.
     """
+    if not name.strip():
+        raise UnknownConfigError("--config is empty: give a name that `zoo list` shows, or a file")
     files = config_files()
     if name in files:
         return files[name]

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from zoo.errors import UserError
 from zoo.files.atomic import is_alive
@@ -36,16 +36,7 @@ def owned_lock(path: Path, refusal: str) -> Iterator[None]:
     lock = FileLock(path)
     is_locked = True
     try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            pid, host = _read_owner(path)
-            if host != socket.gethostname() or is_alive(pid):
-                raise UserError(f"{refusal}{_owner_in_words(pid, host)}") from None
-            try:
-                lock.acquire(timeout=SECONDS_AFTER_A_KILL)
-            except Timeout:
-                raise UserError(f"{refusal}{_owner_in_words(pid, host)}, or processes that it started") from None
+        _acquire(lock, path, refusal)
     except OSError as error:
         if error.errno not in NOT_SUPPORTED:
             raise
@@ -62,6 +53,25 @@ def owned_lock(path: Path, refusal: str) -> Iterator[None]:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
         lock.release()
+
+
+def _acquire(lock: BaseFileLock, path: Path, refusal: str) -> None:
+    try:
+        lock.acquire(timeout=0)
+        return
+    except Timeout:
+        pid, host = _read_owner(path)
+    if not path.exists():  # released at this moment; or no file can be created here
+        try:
+            lock.acquire(timeout=1)
+            return
+        except Timeout:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
+    if host == socket.gethostname() and not is_alive(pid):
+        with contextlib.suppress(Timeout):  # processes that it started go on
+            lock.acquire(timeout=SECONDS_AFTER_A_KILL)
+            return
+    raise UserError(refusal + _owner_in_words(pid, host))
 
 
 def _read_owner(path: Path) -> tuple[int, str]:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from zoo.console.exit_codes import run_command
+from zoo.console.messages import refuse_non_utf8
 from zoo.console.table import table
 from zoo.files.atomic import replacing
 
@@ -31,6 +32,7 @@ def main() -> None:
         "--output_dir", type=Path, default=Path("runs/search"), help="folder of the study (default: runs/search)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the suggested values (default: 0)")
+    refuse_non_utf8(sys.argv)
     args, fit = parser.parse_known_args()
     from zoo.search.study import search  # imports torch and Optuna: after --help
 
