@@ -234,7 +234,11 @@ class Checkpoint(LightningCheckpoint):
         if trainer.world_size > 1:
             received: Any = torch.tensor([stop, save], device=trainer.strategy.root_device)
             stop, save = trainer.strategy.reduce(received, reduce_op="max").tolist()
-        self._signals.stop, self._signals.save = stop or None, False
+        # A signal may have come during the exchange: it counts in the next one.
+        if stop:
+            self._signals.stop = self._signals.stop or stop
+        if save:
+            self._signals.save = False
         return bool(stop), bool(save)
 
     def _is_agreed(self, trainer: Trainer, decision: bool) -> bool:

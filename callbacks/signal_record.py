@@ -46,6 +46,7 @@ class SignalRecord:
             skip: a signal that someone else handles.
             is_quiet: do not print that a signal was received.
         """
+        self.restore()
         self.reset()
         self._is_quiet = is_quiet
         if not is_main_thread():

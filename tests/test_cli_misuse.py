@@ -56,7 +56,7 @@ from zoo.tokenizers import train_bpe
         (["fit", "--config", TINY, "--ckpt_path="], 1, "--ckpt_path is empty"),
         (["fit", "--config", TINY, "--data_dir= "], 1, "--data_dir is empty"),
         (["fit", "--config="], 2, "--config is empty"),
-        (["fit", "--config", TINY, "--output_dir=runs/na\udcffme"], 1, r"runs/na\xffme contains bytes that are not UTF"),
+        (["fit", "--config", TINY, "--output_dir=runs/na\udcffme"], 1, r"na\xffme contains bytes that are not UTF"),
         (["predict", "--ckpt_path={run}", "--predictions.path="], 1, "--predictions.path '' is no name of a file"),
         (["predict", "--ckpt_path={run}", "--predictions.path={tmp}/.."], 1, "is a folder: give the path of a file"),
         (["predict", "--ckpt_path={run}", "--predictions.path={notes}/x"], 1, "notes.yaml/x (Not a directory): give"),

@@ -206,3 +206,35 @@ def test_a_save_that_fails_after_a_signal_is_reported(tmp_path, monkeypatch, cap
     assert "stopped by SIGTERM at step 4; cannot save the checkpoint" in (said := capfd.readouterr().err)
     assert "last.ckpt (No space left on device); the one before it is untouched" in said
     assert contents(tmp_path)["global_step"] == 2
+
+
+def test_a_signal_during_the_exchange_of_the_ranks_is_not_lost(tmp_path):
+    class Exchange(Checkpoint):
+        """Signals arrive while this rank waits for the others, with what these have sent."""
+
+        def agree(self, world_size):
+            class Strategy:
+                root_device = "cpu"
+
+                def reduce(_, tensor, reduce_op):
+                    send(signal.SIGTERM, signal.SIGUSR1)
+                    return torch.maximum(tensor, torch.tensor(self.received))
+
+            class Ranks:
+                strategy = Strategy()
+
+            Ranks.world_size = world_size
+            return self._agreed_signals(Ranks())
+
+    checkpoint = Exchange()
+    checkpoint.received = [0, 0]
+    checkpoint._signals.install()
+    try:
+        assert checkpoint.agree(2) == (False, False)
+        assert checkpoint.agree(2) == (True, True)
+        assert checkpoint._signals.stop == signal.SIGTERM
+        checkpoint._signals.install()
+        checkpoint.received = [signal.SIGINT, 1]
+        assert checkpoint.agree(2) == (True, True)
+    finally:
+        checkpoint._signals.restore()
