@@ -44,6 +44,7 @@ def step_of(folder):
     return torch.load(folder / "last.ckpt", weights_only=True)["global_step"]
 
 
+@pytest.mark.slow
 def test_one_process_is_locked_killed_resumed_and_stopped(text_file, tmp_path):
     """The second run is refused while the first trains; kill -9 leaves a checkpoint and blocks nothing."""
     argv = ["fit", *LONG, f"--data_dir={text_file}", f"--output_dir={tmp_path}"]
