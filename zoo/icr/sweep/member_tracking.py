@@ -75,6 +75,12 @@ class MemberTracking(Checkpoint):
                 self._save(trainer, "last.ckpt")
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)  # obeys signals
 
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """A signal waits for the end of the evaluation, which is short and ends members."""
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        """As above."""
+
     def how_to_resume(self) -> str:
         return "to continue, give the same command again"
 
