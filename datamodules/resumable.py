@@ -17,7 +17,9 @@ With `limit_train_batches` the next epoch continues in the permutation; with `ov
 of the dataset, in its own order.
 """
 
+import os
 import signal
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -149,18 +151,29 @@ class ZooDataModule(LightningDataModule):
                 num_workers=self.num_workers,
                 pin_memory=on_gpu,
                 generator=stream(self.seed, "workers"),  # otherwise torch's global generator would be advanced
-                worker_init_fn=_ignore_ctrl_c,
+                worker_init_fn=_ignore_signals,
             )
 
         return open_loader
 
 
-def _ignore_ctrl_c(worker: int) -> None:
-    """Ignore SIGINT in a loader process. Ctrl-C reaches every process, but only the main one handles it.
+def _ignore_signals(worker: int) -> None:
+    """Leave signals to the main process. Terminals and clusters send them to every process of a run.
 
-    SIGTERM needs no change: torch installs a handler in its workers that ends them.
+    The main process needs its loader processes to finish a step, and ends them afterwards: SIGTERM from it counts.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):  # Windows has neither SIGHUP nor SIGUSR1
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # Linux; elsewhere torch's handler ends the process at any SIGTERM
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # also in threads started later
+        threading.Thread(target=_end_at_sigterm_of_parent, daemon=True).start()
+
+
+def _end_at_sigterm_of_parent() -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class EvalLoader:

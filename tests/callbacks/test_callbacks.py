@@ -132,7 +132,7 @@ def test_a_failed_save_stops_all_processes(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("zoo.callbacks.checkpoint.os.fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(Exception, match=r"cannot save the checkpoint|another process could not save"):
         trainer(tmp_path, Checkpoint(), max_epochs=1, strategy="ddp_fork", devices=2).fit(Plane(), Points())
 

@@ -14,6 +14,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from zoo.cli.parser import ZooParser, refuse
 from zoo.cli.renamed_arguments import find_renamed
 from zoo.cli.resume import saved_run
 from zoo.cli.run_folder import SaveConfig, check_pattern, check_writable, fill_in, find_checkpoint, refuse_other_run
+from zoo.cli.run_lock import locked_folder
 from zoo.cli.trainer import ZooTrainer
 from zoo.console.exit_codes import is_out_of_memory, is_user_error
 from zoo.datamodules import ZooDataModule
@@ -39,6 +41,7 @@ from zoo.datamodules.sources.corpus import data_label
 from zoo.errors import UserError
 from zoo.private_apis.jsonargparse_api import original_error, wrong_null, wrong_null_argument
 from zoo.private_apis.lightning_cli import OpenLightningCLI, repeated_callback
+from zoo.private_apis.lightning_trainer import keep_signal_handlers
 from zoo.training.module import ZooModule
 
 CALLBACKS: dict[str, type[Callback]] = {  # top-level key -> class
@@ -177,6 +180,8 @@ class ZooCLI(OpenLightningCLI):
             if "data" not in config.data.init_args:
                 raise UserError(f"{config.data.class_path} draws its own data and reads none: drop --data_dir")
             config.data.init_args.data, config.data_dir = config.data_dir, None  # one place, for the saved config
+        if isinstance(data := config.data.init_args.get("data"), str) and not data.strip():
+            raise UserError("--data_dir is empty: give a file, a folder or the name of a data set")
         if info and self.verb == "fit" and not config.allow_other_data:
             info.check_label(config.data.init_args.get("data"))
         config.output_dir = self._output_dir(config)
@@ -276,6 +281,12 @@ class ZooCLI(OpenLightningCLI):
         return {"return_predictions": False} if verb == "predict" else {}
 
     # ---- running
+
+    def while_running(self, verb: str) -> AbstractContextManager[Any]:
+        keep_signal_handlers(self.trainer)
+        if verb == "fit" and self.trainer.is_global_zero:  # no second run in the same folder
+            return locked_folder(Path(self.config.fit.checkpoint.dirpath or self.config.fit.output_dir))
+        return nullcontext()
 
     def before_fit(self) -> None:
         config = self.config.fit

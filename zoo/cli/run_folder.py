@@ -19,6 +19,8 @@ def find_checkpoint(ckpt_path: str | None, output_dir: str | None) -> str | None
         UserError: `last` or `best` without a known folder.
         FileNotFoundError: there is no such file.
     """
+    if ckpt_path is not None and not ckpt_path.strip():
+        raise UserError("--ckpt_path is empty: name a checkpoint, or drop it")
     if ckpt_path in ("last", "best"):
         if not output_dir or "{" in output_dir:
             where = f"which run of {output_dir} is meant" if output_dir else "the run's folder"
@@ -35,7 +37,7 @@ def check_pattern(output_dir: str | None) -> None:
     """Raises UserError where `--output_dir` is empty, is a file, or has placeholders other than {data} and {time}."""
     if output_dir is None:
         return
-    if not output_dir.strip():
+    if not output_dir.strip() or "\0" in output_dir:
         raise UserError("--output_dir is empty: give a folder, or drop it")
     if unknown := [name for name in re.findall(r"\{[^{}]*\}", output_dir) if name not in ("{data}", "{time}")]:
         raise UserError(

@@ -1,8 +1,10 @@
-"""Lightning's undocumented counters of training batches: read, and corrected when a run resumes.
+"""Lightning's undocumented counters of batches: read, and corrected when a run is saved or resumed.
 
 tests/private_apis/test_lightning_progress.py fails when a new version of Lightning changes them.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -64,3 +66,33 @@ def training_progress(trainer: Any) -> Any:
     the last of its epoch.
     """
     return trainer.fit_loop.epoch_loop.batch_progress
+
+
+def validation_progress(trainer: Any) -> dict[str, Any]:
+    """A copy of the counters of validation batches."""
+    return trainer.fit_loop.epoch_loop.val_loop.batch_progress.state_dict()
+
+
+@contextmanager
+def counters_before_validation(trainer: Any, validation_counters: dict[str, Any] | None) -> Iterator[None]:
+    """Inside a validation: the counters of the moment before it, for a checkpoint that is saved in the block.
+
+    They are those of the hook `on_train_batch_end` of the last training batch. A run that resumes from such a
+    checkpoint does not take the interrupted validation for a finished one.
+
+    Args:
+        trainer: in the middle of a validation.
+        validation_counters: `validation_progress` in that hook; None leaves them as they are.
+    """
+    batches, validation = training_progress(trainer), trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    in_validation = validation.state_dict()
+    for counts in (batches.total, batches.current):
+        counts.completed -= 1
+    if validation_counters is not None:
+        validation.load_state_dict(validation_counters)
+    try:
+        yield
+    finally:
+        for counts in (batches.total, batches.current):
+            counts.completed += 1
+        validation.load_state_dict(in_validation)
