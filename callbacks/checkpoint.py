@@ -14,10 +14,12 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from zoo.errors import UserError
+from zoo.files.checkpoints import DigestCheckpointIO
+from zoo.files.digest import add_digest
 from zoo.private_apis.lightning_trainer import SIGTERMException
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
+class AtomicCheckpointIO(DigestCheckpointIO):
     """Write a temporary file next to the target, fsync, rename: the target is the old checkpoint or the new one.
 
     Args:
@@ -37,7 +39,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             path.parent.mkdir(parents=True, exist_ok=True)
             # Flush and fsync before the rename: otherwise the new name could refer to data that is not on the disk.
             with open(partial, "wb") as file:
-                torch.save(checkpoint, file)
+                torch.save(add_digest(checkpoint), file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
@@ -58,9 +60,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(folder)
             finally:
                 os.close(folder)
-
-    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict:
-        return super().load_checkpoint(path, map_location=map_location, weights_only=True)
 
 
 def reason(error: BaseException) -> str:

@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from zoo.errors import UserError
+from zoo.files import regular_file
 from zoo.llama.checkpoints.hugging_face import read_folder, write_folder
 from zoo.llama.checkpoints.llama2c import check_bin_can_express, read_bin, write_bin
-from zoo.llama.checkpoints.names import Weights, fuse_projections, llama2c_shapes, split_projections
+from zoo.llama.checkpoints.names import Weights, check_layers, fuse_projections, llama2c_shapes, split_projections
 from zoo.llama.checkpoints.torch_files import read_torch_file
 from zoo.llama.model import Llama, LlamaConfig
 
@@ -37,11 +38,12 @@ def load_checkpoint(path: str | os.PathLike) -> Llama:
     if path.is_dir():
         config, weights = read_folder(path)
     else:
-        with path.open("rb") as file:
+        with regular_file(path).open("rb") as file:
             magic = file.read(2)
         config, weights = read_torch_file(path) if magic in TORCH_MAGICS else read_bin(path)
     if config.tie_embeddings:
         weights.pop("output.weight", None)
+    check_layers(config, weights, path)
     _check_tensors(weights, config, path)
     model = Llama(config).eval()
     model.load_state_dict(fuse_projections(weights, config))

@@ -8,12 +8,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from zoo.errors import UserError
+from zoo.files.safetensors_files import read_safetensors
 from zoo.llama.checkpoints.names import Weights
+from zoo.llama.checkpoints.safetensors_files import weight_files
 from zoo.llama.model import SCALING_KEYS, LlamaConfig
 
 TO_HUGGING_FACE = {  # llama2.c's name, without the layer's number -> Hugging Face's
@@ -41,12 +42,8 @@ def read_folder(folder: Path) -> tuple[LlamaConfig, Weights]:
     """
     config = _read_config(folder / "config.json")
     weights: Weights = {}
-    for shard in _shards(folder):
-        try:
-            tensors = load_file(shard)
-        except SafetensorError:
-            raise UserError(f"{shard} is truncated, or not in safetensors format: download it again") from None
-        for name, tensor in tensors.items():
+    for shard in weight_files(folder):
+        for name, tensor in read_safetensors(shard).items():
             if name.endswith("rotary_emb.inv_freq"):  # a table that old versions of transformers stored
                 continue
             name, tensor = _translated(name, TO_LLAMA2C), tensor.float()
@@ -87,19 +84,6 @@ def _read_config(file: Path) -> LlamaConfig:
             f"num_attention_heads, here {config.head_dim}"
         )
     return config
-
-
-def _shards(folder: Path) -> list[Path]:
-    """The folder's weight files: model.safetensors, or else those that the index names."""
-    names = {"model.safetensors"}
-    index = folder / "model.safetensors.index.json"
-    # model.safetensors has precedence: an index next to it may be left over from an earlier, sharded model.
-    if index.exists() and not (folder / "model.safetensors").exists():
-        names = set(_read_json(index).get("weight_map", {}).values())
-    for name in sorted(names):
-        if Path(name).name != name or not (folder / name).is_file():
-            raise UserError(f"{folder} lacks its weights file {name}: download it into the folder")
-    return [folder / name for name in sorted(names)]
 
 
 def write_folder(folder: Path, config: LlamaConfig, weights: Weights) -> None:
