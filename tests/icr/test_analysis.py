@@ -254,6 +254,7 @@ def test_a_diverged_model_is_named(sweep, tmp_path, capsys):
     shutil.copytree(sweep / "checkpoints_M2", tmp_path / "checkpoints_M2")
     file = tmp_path / "checkpoints_M2" / "checkpoint_step_4.ckpt"
     checkpoint = torch.load(file, weights_only=True)
+    del checkpoint["zoo_digest"]
     checkpoint["state_dict"]["model.readout.weight"].fill_(float("nan"))
     torch.save(checkpoint, file)
     message = refused(capsys, "gradients", tmp_path)

@@ -197,7 +197,7 @@ def damaged_checkpoint(kind, folder):
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [
-        ("empty", "not a checkpoint of a known format"),
+        ("empty", "is empty"),
         ("text", "not a checkpoint of a known format"),
         ("zeros", "not a checkpoint of a known format"),
         ("raw pickle", "not a checkpoint of a known format"),

@@ -14,6 +14,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -222,8 +223,10 @@ class ZooCLI(OpenLightningCLI):
             config.mixed_precision.dtype = "off"  # an explicit precision wins
 
     def instantiate_classes(self) -> None:
+        is_stored = self.checkpoint_info is not None and self.verb != "fit"  # fit builds what config and options say
         try:
-            super().instantiate_classes()
+            with self.checkpoint_info.memory_limit() if is_stored else nullcontext():
+                super().instantiate_classes()
             return
         except Exception as error:
             original = original_error(error)  # jsonargparse wraps what a constructor raises

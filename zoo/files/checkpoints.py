@@ -113,7 +113,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "state_dict": lambda value: _is_dict(value, lambda item: isinstance(item, Tensor)),
     "hyper_parameters": _is_dict,
     "datamodule_hyper_parameters": _is_dict,
-    "zoo": lambda value: _is_dict(value, lambda item: isinstance(item, str)) and "model" in value,
+    "zoo": lambda value: _is_dict(value) and isinstance(value.get("model"), str),
     "tokenizer": _is_dict,
     "epoch": _is_count,
     "global_step": _is_count,

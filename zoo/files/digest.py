@@ -50,7 +50,7 @@ def verify_digest(content: Mapping[str, Any], path: Path) -> None:
     if digest({name: value for name, value in content.items() if name != KEY}) != content[KEY]:
         raise UserError(
             f"{path} is damaged: its content differs from the digest that was stored with it; copy it again or use "
-            f"another checkpoint ({SKIP}=0 in the environment reads it nevertheless)"
+            f"another checkpoint (if you changed it on purpose, remove its entry {KEY}, or set {SKIP}=0 to read it)"
         )
     _verified.add(key)
 

@@ -27,8 +27,8 @@ LARGEST_PICKLE = 2**28  # bytes of everything in a file except the tensors
 DEEPEST = 64  # nested containers
 # Classes and functions that the pickle of a checkpoint may name: tensors, and containers that allocate nothing.
 ALLOWED = re.compile(
-    r"collections (OrderedDict|Counter|defaultdict)|builtins set|torch (Size|device|\w*Storage)|torch\.storage \w*Storage"
-    r"|torch (float|bfloat|int|uint|bool|double|half|long|short|complex)\w*"
+    r"collections (OrderedDict|Counter|defaultdict)|builtins set|torch (Size|device|\w*Storage)"
+    r"|torch\.storage \w*Storage|torch (float|bfloat|int|uint|bool|double|half|long|short|complex)\w*"
     r"|torch\._utils (_rebuild_tensor|_rebuild_tensor_v2|_rebuild_parameter)"
 )
 PICKLES_OF_OLD_FORMAT = 5  # magic number, protocol, system, content, names of the storages

@@ -1,7 +1,7 @@
 """What the zoo reads from inside jsonargparse. Written for jsonargparse 4.53.
 
-Private members used: `_actions`, `_option_string_actions`, `_subcommands_action`, `_check_type` and `_typehint` of an action, and the
-wording of error messages.
+Private members used: `_actions`, `_option_string_actions`, `_subcommands_action`, `_check_type` and `_typehint` of an
+action, and the wording of error messages.
 tests/private_apis/test_jsonargparse_api.py fails when one of them changes.
 """
 

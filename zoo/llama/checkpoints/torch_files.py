@@ -17,6 +17,8 @@ from zoo.files.torch_files import read_torch_file as read
 from zoo.llama.checkpoints.names import FORMATS, Weights, check_layers, split_projections, strip_prefixes
 from zoo.llama.model import LlamaConfig
 
+LONGEST_SETTING = 10_000  # characters
+
 
 def read_torch_file(path: Path) -> tuple[LlamaConfig, Weights]:
     """Settings and weights of a `.pt` or `.ckpt` file.
@@ -62,6 +64,9 @@ def _check_kinds(path: Path, content: Mapping[str, Any], settings: str, weights:
         entry = content[name]
         if not isinstance(entry, Mapping) or not all(isinstance(key, str) for key in entry):
             raise UserError(f"{path} is damaged: its entry {name} is not a dictionary by names; give another file")
+    for name, value in content[settings].items():
+        if isinstance(value, Tensor) or len(repr(value)) > LONGEST_SETTING:
+            raise UserError(f"{path} is damaged: its setting {name!r} is a {type(value).__name__}; give another file")
     # A module may keep other state next to its weights.
     if not any(isinstance(value, Tensor) for value in content[weights].values()):
         raise UserError(f"{path} is damaged: its entry {weights} has no tensors; give another file")
