@@ -20,7 +20,7 @@ from zoo.files.digest import SKIP, is_skipped
 
 TABLES = 2**28  # bytes for tensors that no file stores, such as tables of rotary angles
 COPIES = 4  # a model's tensors may be created several times: empty, initialized, and in another dtype
-SMALL_MODEL = 10_000  # number of parameters that any model may have
+SMALL_MODEL = 4_000  # number of parameters that any model may have
 BY_SIZE = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye, torch.tril_indices)
 
 

@@ -17,7 +17,8 @@ from zoo.files.torch_files import read_torch_file as read
 from zoo.llama.checkpoints.names import FORMATS, Weights, check_layers, split_projections, strip_prefixes
 from zoo.llama.model import LlamaConfig
 
-LONGEST_SETTING = 10_000  # characters
+KNOWN = {field.name for field in fields(LlamaConfig)}
+LONGEST_SETTING = 1000  # characters
 
 
 def read_torch_file(path: Path) -> tuple[LlamaConfig, Weights]:
@@ -49,9 +50,8 @@ def read_torch_file(path: Path) -> tuple[LlamaConfig, Weights]:
         settings, weights = content["hyper_parameters"], strip_prefixes(content["state_dict"], "model.")
     else:
         raise UserError(f"{path} was written by torch, but holds no model of a known format: give one of {FORMATS}")
-    known = {field.name for field in fields(LlamaConfig)}
     try:
-        config = LlamaConfig(**{name: value for name, value in settings.items() if name in known})
+        config = LlamaConfig(**{name: value for name, value in settings.items() if name in KNOWN})
     except (TypeError, ValueError) as error:
         raise UserError(f"{path} does not hold the settings of a Llama: {error}; give another file") from None
     check_layers(config, weights, path)
@@ -65,7 +65,7 @@ def _check_kinds(path: Path, content: Mapping[str, Any], settings: str, weights:
         if not isinstance(entry, Mapping) or not all(isinstance(key, str) for key in entry):
             raise UserError(f"{path} is damaged: its entry {name} is not a dictionary by names; give another file")
     for name, value in content[settings].items():
-        if isinstance(value, Tensor) or len(repr(value)) > LONGEST_SETTING:
+        if name in KNOWN and (isinstance(value, Tensor) or len(repr(value)) > LONGEST_SETTING):
             raise UserError(f"{path} is damaged: its setting {name!r} is a {type(value).__name__}; give another file")
     # A module may keep other state next to its weights.
     if not any(isinstance(value, Tensor) for value in content[weights].values()):
