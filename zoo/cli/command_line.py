@@ -223,9 +223,9 @@ class ZooCLI(OpenLightningCLI):
             config.mixed_precision.dtype = "off"  # an explicit precision wins
 
     def instantiate_classes(self) -> None:
-        is_stored = self.checkpoint_info is not None and self.verb != "fit"  # fit builds what config and options say
+        stored = self.checkpoint_info if self.verb != "fit" else None  # fit builds what config and options say
         try:
-            with self.checkpoint_info.memory_limit() if is_stored else nullcontext():
+            with stored.memory_limit() if stored else nullcontext():
                 super().instantiate_classes()
             return
         except Exception as error:

@@ -38,7 +38,7 @@ class MemoryLimit(TorchFunctionMode):
     def __init__(self, path: str | Path, n_bytes: int, n_tensors: int) -> None:
         super().__init__()
         self.path = path
-        self.n_bytes = COPIES * n_bytes + TABLES
+        self.n_bytes: float = COPIES * n_bytes + TABLES
         self.n_parameters = COPIES * n_tensors + SMALL_MODEL
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

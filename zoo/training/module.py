@@ -110,7 +110,7 @@ class ZooModule(LightningModule):
             self.trainer.strategy.checkpoint_io = DigestCheckpointIO()
 
     @classmethod
-    def load_from_checkpoint(  # type: ignore[override]
+    def load_from_checkpoint(
         cls,
         checkpoint_path: Any,
         map_location: Any = None,
