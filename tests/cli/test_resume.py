@@ -64,7 +64,7 @@ def test_the_config_next_to_a_checkpoint_names_no_foreign_class(settings, tmp_pa
 
 def test_an_old_checkpoint_names_its_data_by_import_path(run, tmp_path):
     checkpoint = torch.load(run / "best.ckpt", weights_only=True)
-    del checkpoint["TextLM"]
+    del checkpoint["TextLM"], checkpoint["zoo_digest"]
     checkpoint["zoo"] = {"model": "zoo.llama.module.LlamaLM", "data": "datamodules.text.TextLM"}
     torch.save(checkpoint, tmp_path / "old.ckpt")
     info = read_checkpoint_info(str(tmp_path / "old.ckpt"))

@@ -121,6 +121,7 @@ def test_load_model_restores_weights_and_config(checkpoint):
 
 def test_other_files_are_refused(checkpoint, tmp_path):
     other = torch.load(checkpoint, weights_only=True) | {"zoo": {"model": "zoo.llama.module.LlamaLM", "data": None}}
+    other.pop("zoo_digest", None)
     path = tmp_path / "other.ckpt"
     torch.save(other, path)
     with pytest.raises(ValueError, match="is not a checkpoint of an ICRTransformer"):
@@ -132,7 +133,7 @@ def test_other_files_are_refused(checkpoint, tmp_path):
     with pytest.raises(ValueError, match="holds a list, not a checkpoint"):
         load_model(path)
     path.write_bytes(checkpoint.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+    with pytest.raises(ValueError, match="is truncated or damaged"):
         load_model(path)
     with pytest.raises((ValueError, OSError), match=r"no\.ckpt"):
         load_model(tmp_path / "no.ckpt")

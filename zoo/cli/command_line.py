@@ -227,8 +227,10 @@ class ZooCLI(OpenLightningCLI):
             config.mixed_precision.dtype = "off"  # an explicit precision wins
 
     def instantiate_classes(self) -> None:
+        stored = self.checkpoint_info if self.verb != "fit" else None  # fit builds what config and options say
         try:
-            super().instantiate_classes()
+            with stored.memory_limit() if stored else nullcontext():
+                super().instantiate_classes()
             return
         except Exception as error:
             original = original_error(error)  # jsonargparse wraps what a constructor raises

@@ -63,7 +63,7 @@ class ZooTrainer(Trainer):
         if not isinstance(model, LanguageModel):
             raise UserError(f"{type(model).__name__} is not a language model: `zoo generate` needs one")
         if ckpt_path:
-            model.load_state_dict(read_checkpoint(ckpt_path)["state_dict"])
+            model.load_state_dict(read_checkpoint(ckpt_path, required=("state_dict",))["state_dict"])
         model.to(self.strategy.root_device).eval()
         tokenizer: Any = model.tokenizer
         ids = _encode(tokenizer, [prompt] if prompts is None else prompts)

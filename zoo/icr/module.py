@@ -77,6 +77,7 @@ class ICRTransformer(ZooModule):
         return nn.ModuleDict({name: PositionErrors(*shape) for name in names})
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         device = self.trainer.strategy.root_device.type
         if device == "mps":
             raise UserError("the exact estimators need fp64, which MPS does not support: add --trainer.accelerator cpu")

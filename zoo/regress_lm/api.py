@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import UserError
+from zoo.files.checkpoints import write_checkpoint
 from zoo.regress_lm import decoding, fine_tuning
 from zoo.regress_lm.example import Example, ExampleInput
 from zoo.regress_lm.module import RegressLMModule
@@ -80,7 +81,7 @@ class RegressLM(RegressLMModule):
             "pytorch-lightning_version": lightning.__version__,
         }
         self.on_save_checkpoint(checkpoint)
-        torch.save(checkpoint, path)
+        write_checkpoint(checkpoint, path)
 
     # ---- train
 

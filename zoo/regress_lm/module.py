@@ -288,5 +288,5 @@ def _read_weights(path: str) -> dict[str, Tensor]:
     """The module's state dict from a checkpoint of the zoo or of upstream."""
     checkpoint = read_checkpoint(path)
     if "zoo" in checkpoint:
-        return checkpoint["state_dict"]
-    return {f"model.{name}": tensor for name, tensor in load_upstream(checkpoint).state_dict().items()}
+        return read_checkpoint(path, required=("state_dict",))["state_dict"]
+    return {f"model.{name}": tensor for name, tensor in load_upstream(path).state_dict().items()}

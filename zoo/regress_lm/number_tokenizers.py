@@ -32,6 +32,7 @@ from zoo.regress_lm.rounding import (
 )
 
 Flags = NDArray[np.bool_]
+LARGEST_SIZE = 10_000  # base, digits, exponent: far more than a double has
 
 
 class NumberTokenizer(ABC):
@@ -267,7 +268,9 @@ def _check(digits: int, base: int = 10, **sizes: int) -> None:
     for name, value, least in (("base", base, 2), ("digits", digits, 1), *((n, v, 1) for n, v in sizes.items())):
         if value < least:
             raise UserError(f"{name} of a number tokenizer must be at least {least}, not {value}")
-    if base**digits > 2**52:
+        if value > LARGEST_SIZE:
+            raise UserError(f"{name} of a number tokenizer must be at most {LARGEST_SIZE}, not {value}")
+    if digits > 52 or base**digits > 2**52:
         raise UserError(f"{digits} digits in base {base} are more than a double holds: use fewer digits")
 
 

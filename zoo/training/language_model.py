@@ -69,6 +69,7 @@ class LanguageModel(ZooModule):
         Raises:
             TypeError: the network lacks a member of `LanguageModelNetwork`, or its config one of `LanguageModelConfig`.
         """
+        super().setup(stage)
         require(self.model, LanguageModelNetwork)
         require(self.model.config, LanguageModelConfig)
         if stage == "fit" and self.compiles:

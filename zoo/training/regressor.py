@@ -53,6 +53,7 @@ class Regressor(ZooModule):
         self.gathered = nn.ModuleDict({split: GatheredOutputs(self.output_fields) for split in ("val", "test")})
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         require(self.model, RegressionNetwork)
 
     def check_data(self, data: Any) -> None:

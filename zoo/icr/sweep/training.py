@@ -93,7 +93,7 @@ def unfinished_members(
                 print(f"zoo: another process trains M {M}: it is left to that", file=sys.stderr)
                 continue
             # The member continues after the step of its last checkpoint.
-            step = read_checkpoint(last)["global_step"] if last.exists() else 0
+            step = read_checkpoint(last, required=("global_step",))["global_step"] if last.exists() else 0
             if step == args.num_steps:  # it was killed after its last checkpoint
                 metadata.report(M, "done", step=step)
             else:
