@@ -11,7 +11,11 @@ accumulation window are not stored in checkpoints; a run that stops within a win
 batch.
 
 If samples differ in length, a step holds samples of similar length: `bucketed` rearranges the permutation for the size
-of a step. A run resumed with another step size then sees another order.
+of a step. The order of an epoch is that of the step size with which the epoch started.
+
+A run may be resumed with another batch size, number of ranks or accumulation: the rest of the epoch is then divided into
+steps of the new size, and a last, smaller step holds what is left over, so that no sample is repeated or left out. (A
+remainder of fewer samples than ranks is left out.)
 
 With `limit_train_batches` the next epoch continues in the permutation; with `overfit_batches` every epoch is the start
 of the dataset, in its own order.
@@ -20,7 +24,7 @@ of the dataset, in its own order.
 import signal
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning import LightningDataModule, Trainer
@@ -30,9 +34,12 @@ from zoo.errors import UserError
 from zoo.private_apis.lightning_api import (
     batches_done,
     batches_done_in_epoch,
-    is_batch_unfinished,
     is_epoch_done,
-    take_back_batches,
+    progress_state,
+    resume_counters,
+    runs_whole_epochs,
+    set_batches_done_in_epoch,
+    set_batches_of_epoch,
 )
 from zoo.registry import registered_name
 from zoo.training.batches import bucketed
@@ -177,6 +184,14 @@ class EvalLoader:
         yield from self._open(self._batches)
 
 
+class Position(NamedTuple):
+    """A place in the training order."""
+
+    epoch: int  # number of the permutation
+    offset: int  # samples of the permutation that have been used
+    step: int  # samples of a step when the permutation started
+
+
 class TrainLoader:
     """A loader of training batches that starts where the trainer stopped. Lightning saves and restores its state.
 
@@ -214,11 +229,12 @@ class TrainLoader:
     ) -> None:
         self.dataset = dataset
         self._samples, self._open, self._seed, self._shuffle = samples, open_loader, seed, shuffle
-        self._batch_size, self._rank, self._step_size = batch_size, rank, batch_size * ranks
+        self._batch_size, self._rank, self._ranks, self._step_size = batch_size, rank, ranks, batch_size * ranks
         self._trainer, self._lengths = trainer, lengths
-        # (epoch, offset) of the next sample when the trainer had finished `_batches_before_start` batches.
-        self._start = (0, 0)
+        # The next sample when the trainer had finished `_batches_before_start` batches.
+        self._start = Position(0, 0, self._step_size)
         self._batches_before_start = 0
+        self._epoch_batches: int | None = None  # batches of the resumed epoch, where it has another number of them
         if not len(self):
             raise UserError(
                 f"the training split has {samples} samples, fewer than the {self._step_size} of one step"
@@ -229,26 +245,64 @@ class TrainLoader:
         return self._samples // self._step_size
 
     def __iter__(self) -> Iterator:
+        if self._epoch_batches is not None and batches_done(self._trainer) > self._batches_before_start:
+            set_batches_of_epoch(self._trainer, len(self))  # the epoch after the resumed one
+            self._epoch_batches = None
+        return self._iterate()
+
+    def _iterate(self) -> Iterator:
         # A generator: the position is computed at the first batch, when Lightning has set its counters.
-        yield from self._open(self._batches_from(*self._position()))
+        if self._epoch_batches is not None:
+            set_batches_of_epoch(self._trainer, self._epoch_batches)
+        yield from self._open(self._batches_from(self._position()))
 
     # ---- checkpoints
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch and offset after the last optimizer step, and the number of batches finished since ("unused")."""
-        unused = self._batches_in_open_window()
-        epoch, offset = self._position(unused)
-        return {"epoch": epoch, "offset": offset, "unused": unused}
+        """The `Position` after the last optimizer step, "samples", "batches" of this epoch, and `progress_state`."""
+        progress = progress_state(self._trainer)
+        batches = len(self) if self._epoch_batches is None else self._epoch_batches
+        sizes = {"samples": self._samples, "batches": batches}
+        return self._position(progress["unused"])._asdict() | sizes | progress
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         # Continue at the stored position, and count batches from here.
-        self._start = (state["epoch"], state["offset"])
+        self._start = Position(state["epoch"], state["offset"], state.get("step", self._step_size))
+        if state.get("samples", self._samples) != self._samples:
+            # A place in the permutation of other data means nothing here: start the next one.
+            self._start = Position(self._start.epoch + 1, 0, self._step_size)
         if self._trainer is None:
             return
-        if state["unused"] or is_batch_unfinished(self._trainer):
-            # Lightning would count an incomplete accumulation window, or an interrupted batch, as finished.
-            take_back_batches(self._trainer, state["unused"])
+        resume_counters(self._trainer, state)
+        self._fit_epoch(state.get("batches", len(self)))
         self._batches_before_start = batches_done(self._trainer)
+
+    def _fit_epoch(self, batches: int) -> None:
+        """Make Lightning's epoch end with the permutation, also where the rest of it has another number of steps.
+
+        Args:
+            batches: number of batches of the current epoch in the saved run.
+        """
+        finished, window = batches_done_in_epoch(self._trainer), self._trainer.accumulate_grad_batches
+        is_done = is_epoch_done(self._trainer)
+        if not runs_whole_epochs(self._trainer):  # epochs do not end with permutations: only start a window
+            if not is_done:
+                set_batches_done_in_epoch(self._trainer, finished - finished % window)
+            return
+        is_at_end = not self._steps_left(self._start)
+        if is_done or is_at_end:
+            self._start = Position(self._start.epoch + (self._start.offset > 0), 0, self._step_size)
+        if is_done or (is_at_end and finished):
+            set_batches_done_in_epoch(self._trainer, len(self), is_last=True)
+            return
+        left = self._steps_left(self._start)
+        # Keep the count where nothing has changed; otherwise choose one that starts an accumulation window.
+        if finished + left != batches or finished % window or finished >= len(self):
+            finished = max(0, len(self) - left)
+            finished -= finished % window
+            set_batches_done_in_epoch(self._trainer, finished)
+        if finished + left != len(self):
+            self._epoch_batches = finished + left
 
     # ---- internals
 
@@ -256,42 +310,46 @@ class TrainLoader:
     def _overfits(self) -> bool:
         return bool(getattr(self._trainer, "overfit_batches", 0))
 
-    def _batches_in_open_window(self) -> int:
-        """Number of finished batches whose gradients wait for the rest of their accumulation window."""
-        if self._trainer is None or is_epoch_done(self._trainer):
-            return 0  # the last batch of an epoch always takes an optimizer step
-        return batches_done_in_epoch(self._trainer) % self._trainer.accumulate_grad_batches
+    def _steps_left(self, position: Position) -> int:
+        """Number of steps in the rest of a permutation."""
+        steps, rest = divmod(self._samples - position.offset, self._step_size)
+        is_resized = position.step != self._step_size or position.offset % self._step_size > 0
+        # Where the step size has changed, a smaller step holds the rest: other samples are left out than in a
+        # permutation that is divided into equal steps.
+        return steps + (is_resized and rest >= self._ranks)
 
-    def _position(self, unused: int = 0) -> tuple[int, int]:
-        """Epoch and offset of the sample that follows the finished batches, without the last `unused` of them."""
+    def _position(self, unused: int = 0) -> Position:
+        """The place after the finished batches, without the last `unused` of them."""
         # Count on from the start by the batches finished since: first to the end of its epoch, then by whole epochs.
-        epoch, offset = self._start
         if self._trainer is None:
-            return epoch, offset
+            return self._start
         if self._overfits:
-            return 0, batches_done_in_epoch(self._trainer) * self._step_size
+            return Position(0, batches_done_in_epoch(self._trainer) * self._step_size, self._step_size)
         batches = batches_done(self._trainer) - self._batches_before_start - unused
-        left_in_epoch = (self._samples - offset) // self._step_size
-        if batches <= left_in_epoch:
-            return epoch, offset + batches * self._step_size
-        epochs, batches = divmod(batches - left_in_epoch, len(self))
-        return epoch + 1 + epochs, batches * self._step_size
+        left = self._steps_left(self._start)
+        if batches <= left:
+            offset = min(self._start.offset + batches * self._step_size, self._samples)
+            return self._start._replace(offset=offset)
+        epochs, batches = divmod(batches - left, len(self))
+        return Position(self._start.epoch + 1 + epochs, batches * self._step_size, self._step_size)
 
-    def _batches_from(self, epoch: int, offset: int) -> Iterator[list[int]]:
+    def _batches_from(self, position: Position) -> Iterator[list[int]]:
         """This rank's part of every step from a position on, without end."""
         while True:
-            # A step is a block of the permutation, of which this rank takes its slice; an incomplete one is left out.
-            order = self._order(epoch)
-            for step_start in range(offset, self._samples - self._step_size + 1, self._step_size):
-                start = step_start + self._rank * self._batch_size
-                yield order[start : start + self._batch_size].tolist()
-            epoch, offset = epoch + 1, 0
+            # A step is a block of the permutation, of which this rank takes its slice.
+            order, start = self._order(position), position.offset
+            for _ in range(self._steps_left(position)):
+                size = min(self._step_size, self._samples - start)
+                first, end = (start + size * rank // self._ranks for rank in (self._rank, self._rank + 1))
+                yield order[first:end].tolist()
+                start += size
+            position = Position(position.epoch + 1, 0, self._step_size)
 
-    def _order(self, epoch: int) -> torch.Tensor:
+    def _order(self, position: Position) -> torch.Tensor:
         """(samples,) the dataset's indices in the order of an epoch."""
         if self._overfits or not self._shuffle:
             return torch.arange(self._samples)
-        order = torch.randperm(self._samples, generator=stream(self._seed, "order", epoch))
+        order = torch.randperm(self._samples, generator=stream(self._seed, "order", position.epoch))
         if self._lengths is None:
             return order
-        return bucketed(order, self._lengths, self._step_size, stream(self._seed, "buckets", epoch))
+        return bucketed(order, self._lengths, position.step, stream(self._seed, "buckets", position.epoch))
