@@ -72,6 +72,8 @@ def resume_counters(trainer: Any, state: Mapping[str, int]) -> None:
     if state["unused"] or is_batch_unfinished(trainer):
         trainer.callbacks.insert(0, _Resumed(validated_until=batches_done(trainer) - is_due))
         take_back_batches(trainer, state["unused"])
+    elif is_epoch_done(trainer) and not trainer.fit_loop.epoch_loop._should_check_val_epoch():
+        _end_epoch_without_validation(trainer)
     elif is_due:
         _run_validation_first(trainer)
 
@@ -103,6 +105,18 @@ def _run_validation_first(trainer: Any) -> None:
     if 0 <= epoch_loop.max_steps <= trainer.global_step:  # the fit would end before that validation
         trainer.callbacks.insert(0, _Resumed(max_steps=epoch_loop.max_steps))
         epoch_loop.max_steps = trainer.global_step + 1
+
+
+def _end_epoch_without_validation(trainer: Any) -> None:
+    """Make a fit that is resumed after the last batch of an epoch start the next epoch.
+
+    Lightning would train on one more batch where the saved run validated after that batch and the resumed one does not.
+    """
+    epochs = trainer.fit_loop.epoch_progress.total
+    progress = training_progress(trainer)
+    if epochs.processed < epochs.started:
+        for counts in (progress.total, progress.current):
+            counts.completed = counts.processed - 1
 
 
 class _Resumed(Callback):
