@@ -50,6 +50,7 @@ class LinearRegressionTasks(ZooDataModule):
         seed: seed of the training prompts; by default the run's.
     """
 
+    changeable_arguments = (*ZooDataModule.changeable_arguments, "max_M", "n_val", "n_test")
     renamed_arguments: ClassVar[dict[str, str]] = {"steps_per_batch": ""}  # removed: a batch is one step
 
     def __init__(
@@ -132,6 +133,7 @@ class LinearRegressionTasks(ZooDataModule):
         return super().state_dict() | {"unit": "steps"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
         if "unit" not in state_dict and self.trainer is not None and self.trainer.state.fn == "fit":
             raise UserError(
                 "this checkpoint was written when a batch was a block of steps: it cannot be resumed, only evaluated"

@@ -13,9 +13,9 @@ batch.
 If samples differ in length, a step holds samples of similar length: `bucketed` rearranges the permutation for the size
 of a step. The order of an epoch is that of the step size with which the epoch started.
 
-A run may be resumed with another batch size, number of ranks or accumulation: the rest of the epoch is then divided into
-steps of the new size, and a last, smaller step holds what is left over, so that no sample is repeated or left out. (A
-remainder of fewer samples than ranks is left out.)
+A run may be resumed with another batch size, number of ranks or accumulation. The rest of the epoch is then divided
+into steps of the new size, and a last, smaller step holds what is left over, so that no sample is repeated or left out.
+(A remainder of fewer samples than ranks is left out.)
 
 With `limit_train_batches` the next epoch continues in the permutation; with `overfit_batches` every epoch is the start
 of the dataset, in its own order.
@@ -24,12 +24,13 @@ of the dataset, in its own order.
 import signal
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
+from zoo.datamodules.sources.corpus import data_label
 from zoo.errors import UserError
 from zoo.private_apis.lightning_api import (
     batches_done,
@@ -43,6 +44,7 @@ from zoo.private_apis.lightning_api import (
 )
 from zoo.registry import registered_name
 from zoo.training.batches import bucketed
+from zoo.training.fixed_arguments import check_fixed
 from zoo.training.random_streams import global_seed, stream
 
 # Makes a DataLoader of batches that are given as dataset indices.
@@ -63,6 +65,8 @@ class ZooDataModule(LightningDataModule):
     """
 
     collate: Callable[[list], Any] | None = None
+    changeable_arguments: ClassVar[tuple[str, ...]] = ("batch_size", "num_workers", "cache_dir")
+    """Constructor arguments that a resumed run can change. Others change the training samples or their order."""
 
     def __init__(self, batch_size: int, num_workers: int = 0, seed: int | None = None, shuffle: bool = True) -> None:
         super().__init__()
@@ -140,8 +144,26 @@ class ZooDataModule(LightningDataModule):
     # ---- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """The class's registered name; Lightning stores a data module only if its state is not empty."""
-        return {"class": registered_name(self)}
+        """The class's registered name, and the arguments that a resumed run cannot change."""
+        return {"class": registered_name(self), "fixed": self._fixed_arguments()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare the arguments of a resumed run with those in the checkpoint.
+
+        Raises:
+            UserError: an argument that cannot be changed differs; the message contains both values.
+        """
+        stored, current = state_dict.get("fixed", {}), self._fixed_arguments()
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
+        # Data of another label, which the user has allowed, may need other settings.
+        labels = [data_label(str(of["data"])) for of in (stored, current) if "data" in of]
+        names = current if len(set(labels)) < 2 else ["seed"]
+        check_fixed(stored, current, (name for name in names if name != "data"), "--data.")
+
+    def _fixed_arguments(self) -> dict[str, Any]:
+        fixed = {name: value for name, value in self.hparams.items() if name not in self.changeable_arguments}
+        return fixed | {"seed": self.seed}
 
     # ---- internals
 
@@ -283,24 +305,25 @@ class TrainLoader:
         Args:
             batches: number of batches of the current epoch in the saved run.
         """
-        finished, window = batches_done_in_epoch(self._trainer), self._trainer.accumulate_grad_batches
-        is_done = is_epoch_done(self._trainer)
-        if not runs_whole_epochs(self._trainer):  # epochs do not end with permutations: only start a window
+        trainer: Any = self._trainer
+        finished, window = batches_done_in_epoch(trainer), trainer.accumulate_grad_batches
+        is_done = is_epoch_done(trainer)
+        if not runs_whole_epochs(trainer):  # epochs do not end with permutations: only start a window
             if not is_done:
-                set_batches_done_in_epoch(self._trainer, finished - finished % window)
+                set_batches_done_in_epoch(trainer, finished - finished % window)
             return
         is_at_end = not self._steps_left(self._start)
         if is_done or is_at_end:
             self._start = Position(self._start.epoch + (self._start.offset > 0), 0, self._step_size)
         if is_done or (is_at_end and finished):
-            set_batches_done_in_epoch(self._trainer, len(self), is_last=True)
+            set_batches_done_in_epoch(trainer, len(self), is_last=True)
             return
         left = self._steps_left(self._start)
         # Keep the count where nothing has changed; otherwise choose one that starts an accumulation window.
         if finished + left != batches or finished % window or finished >= len(self):
             finished = max(0, len(self) - left)
             finished -= finished % window
-            set_batches_done_in_epoch(self._trainer, finished)
+            set_batches_done_in_epoch(trainer, finished)
         if finished + left != len(self):
             self._epoch_batches = finished + left
 

@@ -1,4 +1,4 @@
-"""A run that is resumed with another batch size, number of ranks or accumulation, or before a validation that is due."""
+"""Runs resumed with another batch size, number of ranks or accumulation, or before a validation that is due."""
 
 from collections import Counter
 from itertools import chain

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from zoo import callbacks
 from zoo.callbacks.progress import Progress
@@ -31,7 +30,15 @@ from zoo.cli.linked_arguments import find_linked, find_missing, linked_arguments
 from zoo.cli.parser import ZooParser, refuse
 from zoo.cli.renamed_arguments import find_renamed
 from zoo.cli.resume import saved_run
-from zoo.cli.run_folder import SaveConfig, check_pattern, check_writable, fill_in, find_checkpoint, refuse_other_run
+from zoo.cli.run_folder import (
+    EmptyFolders,
+    SaveConfig,
+    check_pattern,
+    check_writable,
+    fill_in,
+    find_checkpoint,
+    refuse_other_run,
+)
 from zoo.cli.trainer import ZooTrainer
 from zoo.console.exit_codes import is_out_of_memory, is_user_error
 from zoo.datamodules import ZooDataModule
@@ -39,6 +46,7 @@ from zoo.datamodules.sources.corpus import data_label
 from zoo.errors import UserError
 from zoo.private_apis.jsonargparse_api import original_error, wrong_null, wrong_null_argument
 from zoo.private_apis.lightning_cli import OpenLightningCLI, repeated_callback
+from zoo.private_apis.lightning_logger import DeferredTensorBoardLogger
 from zoo.training.module import ZooModule
 
 CALLBACKS: dict[str, type[Callback]] = {  # top-level key -> class
@@ -246,7 +254,7 @@ class ZooCLI(OpenLightningCLI):
         kwargs["default_root_dir"] = config.output_dir
         if config.trainer.logger in (None, True):
             # Empty name and version: one run, one folder, and the curves of a resumed run continue where they stopped.
-            kwargs["logger"] = self.verb == "fit" and TensorBoardLogger(
+            kwargs["logger"] = self.verb == "fit" and DeferredTensorBoardLogger(
                 config.output_dir, name="", version="", default_hp_metric=False
             )
         try:
@@ -268,7 +276,10 @@ class ZooCLI(OpenLightningCLI):
             more.append(LearningRateMonitor())
         if trainer_config["enable_progress_bar"] is not False and self.verb != "generate":
             more.append(Progress())
-        return [*more, *self.callbacks]
+        config = self.config[self.verb]
+        files = [config.predictions.path, config.predictions.text_path] if self.verb == "predict" else []
+        folders = [Path(file).parent for file in files if file]
+        return [*more, *self.callbacks, EmptyFolders([Path(config.output_dir), *folders])]
 
     def more_arguments(self, verb: str) -> dict[str, Any]:
         # Predictions are in the file; those of a long input would fill the memory.

@@ -148,7 +148,7 @@ def draw(tasks: Sequence[Task], n: int, seed: int, *purpose: str | int, device: 
             w = chosen
         else:
             w[[i for i, task in enumerate(tasks) if task.M != "inf"]] = chosen
-    return Prompts(x, torch.einsum("snd,nkd->snk", w, x) + tasks[0].sigma2**0.5 * noise, w)
+    return Prompts(x, torch.einsum("snd,nkd->snk", w, x) + tasks[0].sigma2 ** 0.5 * noise, w)
 
 
 @lru_cache(maxsize=64)

@@ -45,6 +45,11 @@ def take_back_batches(trainer: Any, count: int) -> None:
     progress.is_last_batch = False
 
 
+def is_fitting(module: Any) -> bool:
+    """Whether a Trainer trains the module at the moment."""
+    return module._trainer is not None and module._trainer.state.fn == "fit"
+
+
 def progress_state(trainer: Any) -> dict[str, int]:
     """What `resume_counters` needs to know, for the state of a training loader.
 
