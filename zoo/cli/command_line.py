@@ -29,7 +29,7 @@ from zoo.cli.config_names import UnknownConfigError
 from zoo.cli.linked_arguments import find_linked, find_missing, linked_arguments
 from zoo.cli.parser import ZooParser, refuse
 from zoo.cli.renamed_arguments import find_renamed
-from zoo.cli.resume import saved_run
+from zoo.cli.resume import refuse_changed_settings, refuse_overridden_checkpoint, saved_run
 from zoo.cli.run_folder import (
     EmptyFolders,
     SaveConfig,
@@ -123,6 +123,7 @@ class ZooCLI(OpenLightningCLI):
     def _checkpoint_path(self) -> str | None:
         given = self.arguments.values
         check_pattern(given.get("output_dir"))
+        refuse_overridden_checkpoint(self.arguments)
         return find_checkpoint(given.get("ckpt_path"), given.get("output_dir"))
 
     def _read_checkpoint(self, ckpt_path: str | None) -> CheckpointInfo | None:
@@ -187,6 +188,8 @@ class ZooCLI(OpenLightningCLI):
             config.data.init_args.data, config.data_dir = config.data_dir, None  # one place, for the saved config
         if info and self.verb == "fit" and not config.allow_other_data:
             info.check_label(config.data.init_args.get("data"))
+        if info and self.verb == "fit":
+            refuse_changed_settings(info.path, config)
         config.output_dir = self._output_dir(config)
 
     def _refuse_null(self, config: Any) -> None:

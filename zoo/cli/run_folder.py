@@ -147,7 +147,7 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
         config = self.config.clone()
-        config.ckpt_path = None
+        config.pop("ckpt_path", None)  # a null would override --ckpt_path in front of --config
         path = Path(trainer.default_root_dir) / "config.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name("config.yaml.tmp")

@@ -1,13 +1,14 @@
 """A TensorBoard logger that creates no file before the run has started. Written for lightning 2.6.
 
-Private member used: `_experiment`, which is None until Lightning has created the file of events.
-tests/cli/test_run_folder.py fails when it changes.
+Private member used: `DummyExperiment`, on which every method does nothing. Lightning reads `experiment` in its setup.
+tests/cli/test_run_folder.py fails when one of them changes.
 """
 
 from typing import Any
 
 from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyExperiment
 from lightning.pytorch.utilities import rank_zero_only
 
 
@@ -20,6 +21,11 @@ class DeferredTensorBoardLogger(TensorBoardLogger):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._waiting: list[tuple[dict[str, Any], int | None]] | None = []  # None after the start
+
+    @property
+    def experiment(self) -> Any:
+        """TensorBoard's writer; before the start an object that ignores every call."""
+        return super().experiment if self._waiting is None else DummyExperiment()
 
     @rank_zero_only
     def start(self) -> None:
