@@ -9,7 +9,7 @@ from lightning import Callback
 
 from tests.datamodules.test_resumable import Net, Points
 from tests.resume import BATCH_END, EPOCH_END, VALIDATION_END, SaveAt, assert_same_weights, train
-from zoo.datamodules.resumable import TrainLoader
+from zoo.datamodules.train_loader import TrainLoader
 from zoo.private_apis.lightning_api import batches_done
 
 
