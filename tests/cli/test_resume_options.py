@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 
-from tests.commands import complaint, fit
+from tests.commands import complaint
 from zoo.__main__ import main
 from zoo.cli.linked_arguments import linked_arguments
 from zoo.private_apis.jsonargparse_api import class_options
@@ -97,15 +97,13 @@ def test_an_applied_option_changes_the_weights_and_an_equal_one_does_not(run, tm
         ("--trainer.overfit_batches", 0.0, 1.0),
     ],
 )
-def test_a_fixed_option_is_refused_and_nothing_is_written(option, stored, value, text_file, tmp_path, capsys):
-    out = tmp_path / "run"
-    assert fit(out, text_file, max_steps=2) == 0
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+def test_a_fixed_option_is_refused_and_nothing_is_written(option, stored, value, run, tmp_path, capsys):
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
     capsys.readouterr()
-    said = complaint(capsys, 1, "fit", f"--ckpt_path={out / 'last.ckpt'}", f"{option}={value}", "--trainer.max_steps=4")
+    said = complaint(capsys, 1, "fit", f"--ckpt_path={run / 'last.ckpt'}", f"{option}={value}", "--trainer.max_steps=6")
     assert f"{option} is {value}" in said.replace("'", "")
     assert f"here and {stored} in the checkpoint" in said
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
     new = tmp_path / "new"
-    complaint(capsys, 1, "fit", f"--ckpt_path={out / 'last.ckpt'}", f"{option}={value}", f"--output_dir={new}/deep")
+    complaint(capsys, 1, "fit", f"--ckpt_path={run / 'last.ckpt'}", f"{option}={value}", f"--output_dir={new}/deep")
     assert not new.exists()

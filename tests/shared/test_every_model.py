@@ -25,7 +25,8 @@ STEPS = 4
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 # Steps of two batches, in epochs of two steps: the run is limited by steps, by epochs, or by both.
 LIMITS = [(STEPS, -1), (-1, 2), (STEPS, 2)]
-FAST = ["--trainer.accumulate_grad_batches=2", "--trainer.limit_train_batches=4", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=2",
+FAST = ["--trainer.accumulate_grad_batches=2", "--trainer.limit_train_batches=4", "--trainer.val_check_interval=2",
+        "--trainer.limit_val_batches=2",
         "--trainer.num_sanity_val_steps=0", "--trainer.log_every_n_steps=1",
         "--samples.max_new_tokens=2", *QUIET]  # fmt: skip
 NO_CONFIG_NEEDED = {"LlamaZeroShot"}  # it is not trained
