@@ -111,10 +111,16 @@ class Checkpoint(LightningCheckpoint):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO(deferred=True)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"monitor": self.monitor, "best_score": self.best_score, "best_model_path": self.best_model_path}
+        return {
+            "monitor": self.monitor,
+            "mode": self.mode,
+            "best_score": self.best_score,
+            "best_model_path": self.best_model_path,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict["monitor"] == self.monitor:  # another metric starts a new record
+        same = state_dict["monitor"] == self.monitor and state_dict.get("mode", self.mode) == self.mode
+        if same:  # another metric starts a new record
             self.best_score = state_dict["best_score"]
             self.best_model_path = state_dict["best_model_path"]
 

@@ -16,6 +16,14 @@ from zoo.files import regular_file
 from zoo.icr.evaluation import KINDS, EvaluationBatch, evaluation
 from zoo.icr.predict import Query
 from zoo.icr.task import Diversity, Prompts, Task, check_prompt
+from zoo.private_apis.lightning_api import (
+    batches_done,
+    batches_done_in_epoch,
+    is_epoch_done,
+    progress_state,
+    resume_counters,
+    set_batches_done_in_epoch,
+)
 from zoo.text_formats.json_text import describe_json_error, parse_json
 
 DRAWN = "drawn"
@@ -44,6 +52,7 @@ class LinearRegressionTasks(ZooDataModule):
         seed: seed of the training prompts; by default the run's.
     """
 
+    changeable_arguments = (*ZooDataModule.changeable_arguments, "max_M", "n_val", "n_test")
     renamed_arguments: ClassVar[dict[str, str]] = {"steps_per_batch": ""}  # removed: a batch is one step
 
     def __init__(
@@ -126,6 +135,7 @@ class LinearRegressionTasks(ZooDataModule):
         return super().state_dict() | {"unit": "steps"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
         if "unit" not in state_dict and self.trainer is not None and self.trainer.state.fn == "fit":
             raise UserError(
                 "this checkpoint was written when a batch was a block of steps: it cannot be resumed, only evaluated"
@@ -158,45 +168,47 @@ class EvaluationPrompts(Dataset):
 
 
 class PromptLoader:
-    """Training batches from the trainer's current batch to its last; without a trainer from 0 on without end.
+    """Training batches from the trainer's next batch to its last; without a trainer from 0 on without end.
 
     Gradients that wait for the rest of their accumulation window are not in checkpoints. A run that is resumed inside a
-    window therefore repeats the window from its first batch.
+    window therefore repeats the window from its first batch. A run that is resumed with another batch size, number of
+    processes or accumulation continues with the number of the next batch, so that no prompt is drawn twice.
     """
 
     def __init__(self, dataset: DrawnPrompts, trainer: Any = None) -> None:
         self.dataset, self._trainer = dataset, trainer
+        # Number of the next batch when the trainer had finished `_batches_before_start` batches.
+        self._start = self._batches_before_start = 0
 
     def __iter__(self) -> Iterator[Prompts]:
-        number, last = 0, float("inf")
         # Read the trainer when the first batch is requested: a resumed trainer knows its step only then.
-        if self._trainer is not None:
-            window = self._trainer.accumulate_grad_batches
-            number = self._trainer.global_step * window
-            if self._trainer.max_steps >= 0:
-                last = self._trainer.max_steps * window
+        number, last = self._next(), float("inf")
+        if self._trainer is not None and self._trainer.max_steps >= 0:
+            steps = self._trainer.max_steps - self._trainer.global_step
+            last = number + steps * self._trainer.accumulate_grad_batches
         while number < last:
             yield self.dataset[number]
             number += 1
 
+    def _next(self) -> int:
+        """Number of the batch after the finished ones."""
+        if self._trainer is None:
+            return self._start
+        return self._start + batches_done(self._trainer) - self._batches_before_start
+
     def state_dict(self) -> dict[str, int]:
-        """The number of finished batches whose gradients wait for the rest of their accumulation window."""
-        # Finished batches since the last optimizer step.
-        progress = self._trainer.fit_loop.epoch_loop.batch_progress
-        finished = progress.current.processed
-        if progress.is_last_batch and finished == progress.current.ready:
-            return {"unused": 0}  # the last batch of an epoch closes its window early
-        return {"unused": finished % self._trainer.accumulate_grad_batches}
+        """The number of the next batch ("number") and `progress_state`."""
+        progress = progress_state(self._trainer)
+        return {"number": self._next() - progress["unused"]} | progress
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Set Lightning's counters back by the batches that will be repeated."""
-        # Batches of an open window, and one that was interrupted, run again.
-        progress = self._trainer.fit_loop.epoch_loop.batch_progress
-        if state["unused"] or progress.total.ready > progress.total.processed:
-            for count in (progress.total, progress.current):
-                count.processed -= state["unused"]
-                count.ready = count.started = count.completed = count.processed
-            progress.is_last_batch = False
+        """Continue with the stored number."""
+        resume_counters(self._trainer, state)
+        self._batches_before_start = batches_done(self._trainer)
+        self._start = state.get("number", self._batches_before_start)
+        if not is_epoch_done(self._trainer):  # start an accumulation window
+            finished = batches_done_in_epoch(self._trainer)
+            set_batches_done_in_epoch(self._trainer, finished - finished % self._trainer.accumulate_grad_batches)
 
 
 def read_queries(path: str, task: Task) -> list[Query]:

@@ -50,21 +50,43 @@ def test_a_batch_is_a_function_of_seed_and_number(monkeypatch):
 NUMBERS = DrawnPrompts(Task(), lambda number: number)  # batches that are their numbers
 
 
+def trainer_after(steps: int, max_steps: int, accumulate: int = 1):
+    """A trainer that has taken `steps` optimizer steps of `accumulate` batches."""
+    counts = SimpleNamespace(ready=steps * accumulate, processed=steps * accumulate, completed=steps * accumulate)
+    progress = SimpleNamespace(total=counts, current=counts, is_last_batch=False)
+    epoch_loop = SimpleNamespace(batch_progress=progress)
+    return SimpleNamespace(
+        global_step=steps,
+        max_steps=max_steps,
+        accumulate_grad_batches=accumulate,
+        fit_loop=SimpleNamespace(epoch_loop=epoch_loop),
+    )
+
+
 @pytest.mark.parametrize(
     ("start", "end", "accumulate", "expected"),
     [(0, 5, 1, [0, 1, 2, 3, 4]), (3, 5, 1, [3, 4]), (5, 5, 1, []), (2, 4, 3, [6, 7, 8, 9, 10, 11])],
 )
 def test_loader_starts_at_the_trainers_step_and_ends_at_max_steps(start, end, accumulate, expected):
-    trainer = SimpleNamespace(global_step=0, max_steps=end, accumulate_grad_batches=accumulate)
+    trainer = SimpleNamespace()
     batches = iter(PromptLoader(NUMBERS, trainer))
-    trainer.global_step = start  # known only after the iterator is created
+    vars(trainer).update(vars(trainer_after(start, end, accumulate)))  # known only after the iterator is created
     assert list(batches) == expected
 
 
 def test_loader_without_an_end():
-    trainer = SimpleNamespace(global_step=9, max_steps=-1, accumulate_grad_batches=1)
-    assert list(islice(PromptLoader(NUMBERS, trainer), 2)) == [9, 10]
+    assert list(islice(PromptLoader(NUMBERS, trainer_after(9, -1)), 2)) == [9, 10]
     assert list(islice(PromptLoader(NUMBERS), 3)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("before", "after", "expected"), [(4, 1, [8, 9, 10]), (1, 4, [2, 3, 4, 5, 6, 7, 8, 9])])
+def test_no_prompts_repeat_when_the_accumulation_changes(before, after, expected):
+    done = {"number": 2 * before, "unused": 0, "validation_due": False}
+    trainer = trainer_after(2, 4 if after > 1 else 5, after)
+    trainer.fit_loop.epoch_loop.batch_progress.total = SimpleNamespace(ready=2 * before, processed=2 * before)
+    loader = PromptLoader(NUMBERS, trainer)
+    loader.load_state_dict(done)
+    assert list(loader) == expected
 
 
 def test_loader_without_a_trainer_yields_the_draws():

@@ -18,6 +18,7 @@ from zoo.icr.references import ridge
 from zoo.icr.settings import ICRSettings
 from zoo.icr.task import Task, as_prompts
 from zoo.private_apis.lightning_api import total_training_steps
+from zoo.training.fixed_arguments import field_names
 from zoo.training.loss_weights import Counts, Loss
 from zoo.training.metrics import reset_metrics
 from zoo.training.module import ZooModule
@@ -48,6 +49,7 @@ class ICRTransformer(ZooModule):
     """
 
     data_arguments: ClassVar[tuple[str, ...]] = tuple(field.name for field in fields(Task))
+    fixed_arguments: ClassVar[tuple[str, ...]] = (*ZooModule.fixed_arguments, *field_names(ICRegConfig))
     item = "prompts"  # unit of the Throughput callback
 
     def __init__(self, config: ICRegConfig | None = None, compile: bool = False, **settings: Any) -> None:

@@ -18,6 +18,7 @@ from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import TextBatch, check_targets, targets_and_features
 from zoo.training.distinct_targets import best_setting, find_merged
+from zoo.training.fixed_arguments import field_names
 from zoo.training.language_model import required_vocab_size
 from zoo.training.regressor import Regressor, target_fields
 from zoo.training.settings import part, refuse_derived
@@ -59,6 +60,13 @@ class MiniRLM(Regressor):
     """
 
     data_arguments: ClassVar[tuple[str, ...]] = ("vocab_size", "tokenizer", "n_objectives", "n_features")
+    fixed_arguments: ClassVar[tuple[str, ...]] = (
+        *Regressor.fixed_arguments,
+        *field_names(MiniRLMConfig, "dropout"),
+        "target_scale",
+        "n_classes",
+        "freeze_embeddings",
+    )
     renamed_arguments: ClassVar[dict[str, str]] = {
         "targets": "target_scale",
         "max_positions": "max_seq_len",

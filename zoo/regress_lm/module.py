@@ -23,6 +23,7 @@ from zoo.tokenizers import Tokenizer
 from zoo.training.batches import TextBatch, targets_and_features
 from zoo.training.checkpoint_file import read_checkpoint
 from zoo.training.distinct_targets import find_merged
+from zoo.training.fixed_arguments import field_names
 from zoo.training.language_model import required_vocab_size
 from zoo.training.random_streams import derive, global_seed
 from zoo.training.regressor import Regressor, target_fields, to_json
@@ -77,6 +78,16 @@ class RegressLMModule(Regressor):
         "n_objectives",
         "round_digits",
         "power_tokens",
+    )
+    fixed_arguments: ClassVar[tuple[str, ...]] = (
+        *Regressor.fixed_arguments,
+        *field_names(RegressLMConfig, "dropout", "residual_dropout"),
+        "number_format",
+        "number_digits",
+        "number_exponent",
+        "special_values",
+        "lora_rank",
+        "lora_alpha",
     )
     renamed_arguments: ClassVar[dict[str, str]] = {
         "numbers": "number_format",

@@ -11,9 +11,10 @@ from zoo.errors import UserError
 from zoo.files.checkpoints import DigestCheckpointIO, available_device, is_remote, read_checkpoint
 from zoo.files.memory_limit import file_bytes, memory_limit, tensor_sizes
 from zoo.optim import OptimizerConfig
-from zoo.private_apis.lightning_api import batch_index, total_training_steps
+from zoo.private_apis.lightning_api import batch_index, is_fitting, total_training_steps
 from zoo.registry import registered_name
 from zoo.tokenizers import Tokenizer, from_state
+from zoo.training.fixed_arguments import check_fixed
 from zoo.training.loss_weights import WeightedLosses
 from zoo.training.random_streams import derive, global_seed
 from zoo.training.stored_settings import check_stored_settings
@@ -36,6 +37,9 @@ class ZooModule(WeightedLosses):
 
     renamed_arguments: ClassVar[dict[str, str]] = {}
     """Old name of a constructor argument -> its new name, or a sentence where the argument no longer exists."""
+
+    fixed_arguments: ClassVar[tuple[str, ...]] = ("optimizer",)
+    """Constructor arguments that a resumed run cannot change; all others take effect from the step of the stop on."""
 
     def __new__(cls, *_: Any, **arguments: Any) -> Self:
         """Refuse arguments by their old names, also those that `load_from_checkpoint` reads from old checkpoints.
@@ -157,12 +161,22 @@ class ZooModule(WeightedLosses):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the model's registered name and the tokenizer; data modules store their own name and settings."""
-        checkpoint["zoo"] = {"model": registered_name(self)}
+        checkpoint["zoo"] = {"model": registered_name(self), "seed": global_seed()}
         if self.tokenizer is not None:
             checkpoint["tokenizer"] = self.tokenizer.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the tokenizer, unless the constructor was given one."""
+        """Restore the tokenizer, unless the constructor was given one; check the arguments of a resumed run.
+
+        Raises:
+            UserError: training is resumed with another value of one of the `fixed_arguments`, or another seed.
+        """
+        if is_fitting(self):
+            names = [name for name in self.fixed_arguments if name not in self.data_arguments]
+            check_fixed(checkpoint.get("hyper_parameters", {}), self.hparams, names, "--model.")
+            seeds = {"seed_everything": global_seed()}
+            stored = checkpoint.get("zoo", {}).get("seed", global_seed())
+            check_fixed({"seed_everything": stored}, seeds, seeds, "--")
         if self.tokenizer is None and "tokenizer" in checkpoint:
             self.tokenizer = from_state(checkpoint["tokenizer"])
 
