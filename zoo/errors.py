@@ -22,10 +22,19 @@ def check_number(name: str, value: Any, range: str, is_inside: Callable[[Any], b
     Raises:
         UserError: the value is no number, or outside the range; the message names the setting, its range and the value.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+    is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if not is_number or not (whole or _fits_a_double(value)):
         raise UserError(f"{name} must be {'a whole number, ' if whole else ''}{range}, not {value!r}")
     if not is_inside(value):
         raise UserError(f"{name} must be {range}, not {value}")
+
+
+def _fits_a_double(value: Any) -> bool:
+    try:
+        float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return False
+    return True
 
 
 def check_counts(minimum: int = 1, **counts: Any) -> None:
