@@ -1,20 +1,23 @@
 """LinearRegressionTasks: in-context regression prompts, drawn on the training device from seed and step."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from zoo.datamodules.resumable import ZooDataModule
-from zoo.errors import UserError
+from zoo.datamodules.sources.tables import BadRows
+from zoo.errors import UserError, check_choice, check_counts
 from zoo.icr.evaluation import KINDS, EvaluationBatch, evaluation
 from zoo.icr.predict import Query
-from zoo.icr.task import Diversity, Prompts, Task, check_prompt
+from zoo.icr.task import Diversity, Prompts, Task, as_floats, check_prompt
 
 DRAWN = "drawn"
 
@@ -40,6 +43,8 @@ class LinearRegressionTasks(ZooDataModule):
         n_val: validation prompts of each kind ("pretrain": tasks of the pool; "true": new tasks), at least 1.
         n_test: test prompts of each kind, at least 1.
         seed: seed of the training prompts; by default the run's.
+        bad_rows: what to do with a line of the file that is no prompt for the model: "stop" with an error that names
+            the line, or "skip" it; the number of lines left out and the first reason are printed.
     """
 
     renamed_arguments: ClassVar[dict[str, str]] = {"steps_per_batch": ""}  # removed: a batch is one step
@@ -57,12 +62,12 @@ class LinearRegressionTasks(ZooDataModule):
         n_val: int = 2048,
         n_test: int = 16384,
         seed: int | None = None,
+        bad_rows: Literal["stop", "skip"] = "stop",
     ) -> None:
+        check_choice("bad_rows", bad_rows, ("stop", "skip"))
+        check_counts(n_val=n_val, n_test=n_test)
         super().__init__(batch_size, seed=seed)
         self.save_hyperparameters(logger=False)
-        for name in ("n_val", "n_test"):
-            if self.hparams[name] < 1:
-                raise UserError(f"{name} must be at least 1, not {self.hparams[name]}")
         # The distribution of the prompts, which the model shares.
         self.task = Task(D, K, sigma2, M, max_M, task_seed)
         for field in fields(Task):
@@ -101,7 +106,12 @@ class LinearRegressionTasks(ZooDataModule):
     def dataset(self, split: str) -> Dataset:
         """The queries of the file for "predict", the evaluation prompts for "val" and "test"."""
         if split == "predict":
-            return read_queries(self.hparams["data"], self.task)  # type: ignore[return-value]
+            bad = BadRows(self.hparams["bad_rows"])
+            queries = read_queries(self.hparams["data"], self.task, bad)
+            if bad.reasons:
+                count = "1 line was" if len(bad.reasons) == 1 else f"{len(bad.reasons)} lines were"
+                rank_zero_only(print)(f"zoo: {count} left out{bad.first()}", file=sys.stderr)
+            return queries  # type: ignore[return-value]
         return EvaluationPrompts(self.hparams[f"n_{split}"], lambda: self.evaluation(split))
 
     def train_dataloader(self) -> "PromptLoader":  # type: ignore[override]
@@ -197,37 +207,54 @@ class PromptLoader:
             progress.is_last_batch = False
 
 
-def read_queries(path: str, task: Task) -> list[Query]:
+def read_queries(path: str, task: Task, bad: BadRows | None = None) -> list[Query]:
     """The prompts in a file of JSON lines.
+
+    Args:
+        path: the file.
+        task: D and K of the model.
+        bad: what to do with lines that are no prompts; by default the first one is an error.
 
     Raises:
         FileNotFoundError: there is no such file.
         UserError: a line is not a prompt, or does not fit the task; the message names the line.
     """
     queries: list[Query] = []
+    bad = bad or BadRows("stop")
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file of prompts {path}")
     # Each line that is not blank is one prompt.
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                # Parse the line, then compare its shapes with the task.
-                row = json.loads(line)
-                names = ("x_context", "y_context", "x_query")
-                parts: list[Tensor] = [torch.tensor(row[name], dtype=torch.float32) for name in names]
-            except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-                raise UserError(
-                    f"{path} line {number} is not a prompt, a JSON object with x_context, y_context and x_query that "
-                    f"are lists of numbers ({error})"
-                ) from error
-            try:
-                # The message of the check gets the file and the line in front.
+                parts = _read_prompt(line)
                 check_prompt(task, *parts)
             except UserError as error:
-                raise UserError(f"{path} line {number}: {error}") from error
-            queries.append(Query(len(queries), *parts))
+                bad.refuse(f"{path} line {number}", str(error))
+                continue
+            queries.append(Query(len(queries), *(part.float() for part in parts), line=number))
     if not queries:
-        raise UserError(f"{path} holds no prompts")
+        raise UserError(f"{path} holds no prompts{bad.first()}")
     return queries
+
+
+def _read_prompt(line: bytes) -> list[Tensor]:
+    """x_context, y_context and x_query of a line of JSON.
+
+    Raises:
+        UserError: it is no JSON object with these three lists of numbers.
+    """
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8
+        row = error
+    names = ("x_context", "y_context", "x_query")
+    missing = [name for name in names if not isinstance(row, dict) or not isinstance(row.get(name), list)]
+    if missing:
+        reason = str(row) if isinstance(row, Exception) else f"no list {missing[0]}"
+        raise UserError(
+            f"is not a prompt, a JSON object with x_context, y_context and x_query that are lists of numbers ({reason})"
+        )
+    return [as_floats(name, row[name]) for name in names]

@@ -19,7 +19,6 @@ from zoo.regress_lm.model import EncoderDecoder, KeysValues
 from zoo.regress_lm.vocabulary import NumberVocabulary
 from zoo.training.random_streams import stream
 
-
 MOST_SAMPLES = 1_000_000
 
 

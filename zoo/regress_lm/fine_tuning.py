@@ -66,7 +66,8 @@ def fine_tune(
         The validation loss (nats per number token) after each epoch.
 
     Raises:
-        UserError: there are no rows, an option is out of range, or training diverges; the model then has the best weights so far.
+        UserError: there are no rows, an option is out of range, or training diverges; the model then has the best
+            weights so far.
     """
     if not rows or (validation_rows is not None and not validation_rows):
         raise UserError(f"there are no {'validation ' if rows else ''}examples to fine-tune on")

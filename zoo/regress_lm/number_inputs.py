@@ -30,6 +30,8 @@ def as_numbers(name: str, values: Any) -> Floats:
         array = np.asarray(values)
     except ValueError as error:
         raise UserError(f"{name} must be a number or a list of numbers, in rows of equal length") from error
+    if isinstance(values, list | tuple):  # NumPy reads a bool next to a number as 1 or 0
+        array = np.array(values, dtype=object)
     if array.dtype.kind == "O":  # Python's numbers of other types, such as integers above 2^63
         items = array.ravel().tolist()
         if not all(isinstance(item, Real) and not isinstance(item, bool) for item in items):

@@ -145,7 +145,7 @@ class IEEEFloatTokenizer(NumberTokenizer):
         check_counts(exponent_digits=exponent_digits)
         if exponent_digits > LARGEST_EXPONENT_BITS or base**exponent_digits > 2**LARGEST_EXPONENT_BITS:
             raise UserError(
-                f"exponent_digits {exponent_digits} in base {base} reach far beyond the exponents of a double: use fewer"
+                f"exponent_digits {exponent_digits} in base {base} are more than any double needs: use fewer"
             )
         self.base, self.exponent_digits, self.digits = int(base), int(exponent_digits), int(digits)
         self.truncate = truncate

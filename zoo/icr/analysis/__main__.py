@@ -1,9 +1,9 @@
 """Analyses over all checkpoints of a task-diversity sweep; each writes a JSON file and a figure.
 
-    python -m zoo.icr.analysis scores     runs/sweep                 # errors on new tasks and on tasks of the pool
-    python -m zoo.icr.analysis gradients  runs/sweep                 # of the loss, by the prompts' distribution
-    python -m zoo.icr.analysis pca        runs/sweep/gradients.json  # principal components of the gradients
-    python -m zoo.icr.analysis regression runs/sweep/gradients.json  # the error on new tasks from the gradients
+python -m zoo.icr.analysis scores     runs/sweep                 # errors on new tasks and on tasks of the pool
+python -m zoo.icr.analysis gradients  runs/sweep                 # of the loss, by the prompts' distribution
+python -m zoo.icr.analysis pca        runs/sweep/gradients.json  # principal components of the gradients
+python -m zoo.icr.analysis regression runs/sweep/gradients.json  # the error on new tasks from the gradients
 """
 
 import argparse
