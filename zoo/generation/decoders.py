@@ -27,8 +27,10 @@ def make_decoder(
         compile: compile the decoding step.
 
     Raises:
-        UserError: the network has no method `decoder`, and `precision` or `compile` is not the default.
+        UserError: `precision` is unknown; or the network has no method `decoder`, and `precision` or `compile` is not
+            the default.
     """
+    dtype_of(precision)  # checks it
     if hasattr(network, "decoder"):
         return network.decoder(batch_size, max_len, precision, compile)
     if precision != "fp32" or compile:
