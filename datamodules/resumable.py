@@ -20,13 +20,13 @@ of the dataset, in its own order.
 import signal
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
-from zoo.errors import UserError
+from zoo.errors import UserError, refuse_renamed
 from zoo.private_apis.lightning_api import (
     batches_done,
     batches_done_in_epoch,
@@ -56,6 +56,13 @@ class ZooDataModule(LightningDataModule):
     """
 
     collate: Callable[[list], Any] | None = None
+    renamed_arguments: ClassVar[dict[str, str]] = {}
+    """Old name of a constructor argument -> its new name, or a sentence where the argument no longer exists."""
+
+    def __new__(cls, *_: Any, **arguments: Any) -> Self:
+        """Refuse arguments by their old names; the message names the new one."""
+        refuse_renamed(cls, arguments)
+        return super().__new__(cls)
 
     def __init__(self, batch_size: int, num_workers: int = 0, seed: int | None = None, shuffle: bool = True) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """UserError: an error that the user can fix, shown as one sentence; and checks of settings that raise it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -60,5 +60,13 @@ def check_positive(name: str, value: Any) -> None:
 
 def check_choice(name: str, value: Any, choices: Any) -> None:
     """Raises UserError where a setting is not one of the choices."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise UserError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def refuse_renamed(cls: type, arguments: Iterable[str]) -> None:
+    """Raises UserError where one of the names of arguments is an old name in `cls.renamed_arguments`."""
+    for name in arguments:
+        if (new := cls.renamed_arguments.get(name)) is not None:  # type: ignore[attr-defined]
+            remedy = f"is now called {new}" if new.isidentifier() else f"no longer exists: {new}".removesuffix(": ")
+            raise UserError(f"the argument {name} of {cls.__name__} {remedy}")

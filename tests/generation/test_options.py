@@ -20,7 +20,9 @@ SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 30), st.sampled_from([10**400, -(10**400), 2**63]), st.floats(width=64),
     st.text(max_size=3), st.sampled_from([np.int64(2), np.float32(0.5), np.bool_(True), 1j, b"1", torch.tensor(1)]),
 )  # fmt: skip
-VALUES = st.one_of(SCALARS, st.lists(SCALARS, max_size=3), st.builds(np.array, st.lists(st.integers(-1, 25), max_size=3)))
+VALUES = st.one_of(
+    SCALARS, st.lists(SCALARS, max_size=3), st.builds(np.array, st.lists(st.integers(-1, 25), max_size=3))
+)
 GOOD = {
     "max_new_tokens": st.sampled_from([0, 1, 5, np.int32(3)]),
     "temperature": st.sampled_from([0, 0.0, 1, 0.7, 1e-320, 1e300, np.float32(0.5)]),

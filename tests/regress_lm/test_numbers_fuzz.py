@@ -100,7 +100,9 @@ def test_example_holds_numbers_or_is_refused_by_name(x, y):
         return not isinstance(value, bool | np.bool_) and isinstance(value, int | float | np.number | Fraction)
 
     items = y if isinstance(y, list) else [y]
-    is_valid = bool(items) and all(is_number(item) and not (isinstance(item, int) and item == 10**400) for item in items)
+    is_valid = bool(items) and all(
+        is_number(item) and not (isinstance(item, int) and item == 10**400) for item in items
+    )
     is_text = isinstance(x, str) and x.isprintable() | x.isascii() | (x.encode("utf-8", "ignore").decode() == x)
     try:
         made = Example(x, y)
@@ -123,7 +125,18 @@ def test_numbers_of_other_types_are_read():
     for y in (3, 3.0, np.float32(3), np.int8(3), torch.tensor(3), np.array(3.0)):
         assert Example("x", y).numbers() == (3.0,)
     assert as_numbers("y", [[1, 2], [3, 4]]).shape == (2, 2)
-    for y in ((v for v in (1, 2)), {1.0: 2.0}, {1.0}, [[1, 2]], [], None, "12", b"1", np.array(["1"]), np.array([True])):
+    for y in (
+        (v for v in (1, 2)),
+        {1.0: 2.0},
+        {1.0},
+        [[1, 2]],
+        [],
+        None,
+        "12",
+        b"1",
+        np.array(["1"]),
+        np.array([True]),
+    ):
         with pytest.raises(UserError, match="y of an example must be a number or a list of"):
             Example("x", y)
     for x in (1, None, b"x", ["x"], "\udc80"):

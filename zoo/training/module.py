@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from zoo.errors import UserError
+from zoo.errors import UserError, refuse_renamed
 from zoo.optim import OptimizerConfig
 from zoo.private_apis.lightning_api import batch_index, total_training_steps
 from zoo.registry import registered_name
@@ -39,10 +39,7 @@ class ZooModule(LightningModule):
         Raises:
             UserError: an argument was renamed or removed; the message names the new one.
         """
-        for name in arguments.keys() & cls.renamed_arguments.keys():
-            new = cls.renamed_arguments[name]
-            remedy = f"is now called {new}" if new.isidentifier() else f"no longer exists: {new}".removesuffix(": ")
-            raise UserError(f"the argument {name} of {cls.__name__} {remedy}")
+        refuse_renamed(cls, arguments)
         return super().__new__(cls)
 
     def __init__(self, optimizer_config: OptimizerConfig, tokenizer: Tokenizer | None = None) -> None:
