@@ -234,7 +234,8 @@ def read_queries(path: str, task: Task, bad: BadRows | None = None) -> list[Quer
             except UserError as error:
                 bad.refuse(f"{path} line {number}", str(error))
                 continue
-            queries.append(Query(len(queries), *(part.float() for part in parts), line=number))
+            x_context, y_context, x_query = (part.float() for part in parts)
+            queries.append(Query(len(queries), x_context, y_context, x_query, number))
     if not queries:
         raise UserError(f"{path} holds no prompts{bad.first()}")
     return queries

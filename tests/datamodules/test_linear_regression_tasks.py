@@ -86,9 +86,8 @@ def test_evaluation_loader_covers_the_split_in_order():
 
 
 def test_steps_per_batch_is_a_removed_argument():
-    assert "steps_per_batch" in LinearRegressionTasks.renamed_arguments
-    with pytest.raises(TypeError):
-        data(steps_per_batch=3)
+    with pytest.raises(UserError, match=r"the argument steps_per_batch of LinearRegressionTasks no longer exists$"):
+        data(steps_per_batch=2)
 
 
 def test_checkpoints_of_blocks_are_not_resumed():

@@ -326,5 +326,5 @@ def test_old_argument_names_are_refused_in_python():
     for cls, old, new in ((TextRegression, "digits", "round_digits"), (SyntheticConfigs, "powers", "power_tokens")):
         with pytest.raises(UserError, match=f"the argument {old} of {cls.__name__} is now called {new}"):
             cls(**{old: 4})
-    with pytest.raises(UserError, match="the argument steps_per_batch of LinearRegressionTasks no longer exists$"):
+    with pytest.raises(UserError, match=r"the argument steps_per_batch of LinearRegressionTasks no longer exists$"):
         LinearRegressionTasks(steps_per_batch=2)

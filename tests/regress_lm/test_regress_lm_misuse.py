@@ -31,7 +31,7 @@ def test_empty_input_gives_an_empty_result(model, two):
 
 def test_generators_texts_and_numpy_scalars_are_accepted(model):
     expected = model.sample(INPUTS, 3, seed=1)
-    got = model.sample(("one two".split()), np.int64(3), np.float32(1.0), seed=np.int64(1), batch_size=np.int32(1))
+    got = model.sample((["one", "two"]), np.int64(3), np.float32(1.0), seed=np.int64(1), batch_size=np.int32(1))
     for one, other in zip(got, expected, strict=True):
         np.testing.assert_array_equal(one, other)
     torch.testing.assert_close(model.log_prob(iter(EXAMPLES)), model.log_prob(EXAMPLES))

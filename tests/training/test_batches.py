@@ -121,7 +121,7 @@ def test_targets_and_features_of_a_loaders_rows():
         (torch.tensor([[0, -1]]), None, "tokens hold the id -1"),
         (torch.tensor([[0, IGNORED]]), None, "tokens hold the id -100"),
         (torch.tensor([[0, 1]]), torch.tensor([[1, 5]]), "targets hold the id 5"),
-        (torch.tensor([0, 1]), None, r"tokens must have shape \(batch, length\), not \(2,\): a single row is tokens\[None\]"),
+        (torch.tensor([0, 1]), None, r"tokens must have shape \(batch, length\), not \(2,\): a single row is tokens\["),
         (torch.tensor([[0, 1]]), torch.tensor([1, 2]), r"targets must have shape \(1, 2\), not \(2,\)"),
         (torch.tensor([[0.0, 1.0]]), None, "tokens must be token ids, integers, not of torch.float32"),
         (torch.tensor([[True]]), None, "not of torch.bool"),
