@@ -1,21 +1,23 @@
 """LinearRegressionTasks: in-context regression prompts, drawn on the training device from seed and step."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from zoo.datamodules.resumable import ZooDataModule
-from zoo.errors import UserError
+from zoo.datamodules.sources.tables import BadRows
+from zoo.errors import UserError, check_choice, check_counts
 from zoo.files import regular_file
 from zoo.icr.evaluation import KINDS, EvaluationBatch, evaluation
 from zoo.icr.predict import Query
-from zoo.icr.task import Diversity, Prompts, Task, check_prompt
+from zoo.icr.task import Diversity, Prompts, Task, as_floats, check_prompt
 from zoo.private_apis.lightning_api import (
     batches_done,
     batches_done_in_epoch,
@@ -50,6 +52,8 @@ class LinearRegressionTasks(ZooDataModule):
         n_val: validation prompts of each kind ("pretrain": tasks of the pool; "true": new tasks), at least 1.
         n_test: test prompts of each kind, at least 1.
         seed: seed of the training prompts; by default the run's.
+        bad_rows: what to do with a line of the file that is no prompt for the model: "stop" with an error that names
+            the line, or "skip" it; the number of lines left out and the first reason are printed.
     """
 
     changeable_arguments = (*ZooDataModule.changeable_arguments, "max_M", "n_val", "n_test")
@@ -68,12 +72,12 @@ class LinearRegressionTasks(ZooDataModule):
         n_val: int = 2048,
         n_test: int = 16384,
         seed: int | None = None,
+        bad_rows: Literal["stop", "skip"] = "stop",
     ) -> None:
+        check_choice("bad_rows", bad_rows, ("stop", "skip"))
+        check_counts(n_val=n_val, n_test=n_test)
         super().__init__(batch_size, seed=seed)
         self.save_hyperparameters(logger=False)
-        for name in ("n_val", "n_test"):
-            if self.hparams[name] < 1:
-                raise UserError(f"{name} must be at least 1, not {self.hparams[name]}")
         # The distribution of the prompts, which the model shares.
         self.task = Task(D, K, sigma2, M, max_M, task_seed)
         for field in fields(Task):
@@ -112,7 +116,12 @@ class LinearRegressionTasks(ZooDataModule):
     def dataset(self, split: str) -> Dataset:
         """The queries of the file for "predict", the evaluation prompts for "val" and "test"."""
         if split == "predict":
-            return read_queries(self.hparams["data"], self.task)  # type: ignore[return-value]
+            bad = BadRows(self.hparams["bad_rows"])
+            queries = read_queries(self.hparams["data"], self.task, bad)
+            if bad.reasons:
+                count = "1 line was" if len(bad.reasons) == 1 else f"{len(bad.reasons)} lines were"
+                rank_zero_only(print)(f"zoo: {count} left out{bad.first()}", file=sys.stderr)
+            return queries  # type: ignore[return-value]
         return EvaluationPrompts(self.hparams[f"n_{split}"], lambda: self.evaluation(split))
 
     def train_dataloader(self) -> "PromptLoader":  # type: ignore[override]
@@ -211,14 +220,20 @@ class PromptLoader:
             set_batches_done_in_epoch(self._trainer, finished - finished % self._trainer.accumulate_grad_batches)
 
 
-def read_queries(path: str, task: Task) -> list[Query]:
+def read_queries(path: str, task: Task, bad: BadRows | None = None) -> list[Query]:
     """The prompts in a file of JSON lines.
+
+    Args:
+        path: the file.
+        task: D and K of the model.
+        bad: what to do with lines that are no prompts; by default the first one is an error.
 
     Raises:
         FileNotFoundError: there is no such file.
         UserError: a line is not a prompt, or does not fit the task; the message names the line.
     """
     queries: list[Query] = []
+    bad = bad or BadRows("stop")
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no file of prompts {path}")
     # Each line that is not blank is one prompt; a byte that is not UTF-8 becomes a surrogate, which is not JSON.
@@ -227,44 +242,35 @@ def read_queries(path: str, task: Task) -> list[Query]:
             if not line.strip():
                 continue
             try:
-                # Parse the line, then compare its shapes with the task.
                 parts = _read_prompt(line)
-            except ValueError as error:
-                raise UserError(
-                    f"{path} line {number} is not a prompt, a JSON object with x_context, y_context and x_query that "
-                    f"are lists of numbers ({describe_json_error(error, with_line=False)})"
-                ) from error
-            try:
-                # The message of the check gets the file and the line in front.
                 check_prompt(task, *parts)
             except UserError as error:
-                raise UserError(f"{path} line {number}: {error}") from error
-            queries.append(Query(len(queries), *parts))
+                bad.refuse(f"{path} line {number}", str(error))
+                continue
+            x_context, y_context, x_query = (part.float() for part in parts)
+            queries.append(Query(len(queries), x_context, y_context, x_query, number))
     if not queries:
-        raise UserError(f"{path} holds no prompts")
+        raise UserError(f"{path} holds no prompts{bad.first()}")
     return queries
 
 
 def _read_prompt(line: str) -> list[Tensor]:
-    """x_context, y_context and x_query of one line; raises ValueError where it is not JSON or they are not numbers."""
-    row = parse_json(line)
-    if not isinstance(row, dict):
-        raise ValueError("it is not an object")
-    parts = []
-    for name, depth in (("x_context", 2), ("y_context", 1), ("x_query", 2)):
-        if name not in row:
-            raise ValueError(f"it has no {name}")
-        if not _are_numbers(row[name], depth):
-            raise ValueError(f"{name} is not {'a list' if depth == 1 else 'a list of equally long lists'} of numbers")
-        # Through float64, because torch refuses an integer beyond 64 bits.
-        parts.append(torch.from_numpy(np.array(row[name], dtype=np.float64)).float())
-    return parts
+    """x_context, y_context and x_query of a line of JSON.
 
-
-def _are_numbers(values: Any, depth: int) -> bool:
-    """Whether `values` is a list of numbers, or for depth 2 a list of equally long ones."""
-    if not isinstance(values, list):
-        return False
-    if depth == 1:
-        return all(isinstance(v, float) or (type(v) is int and abs(v) < 10**300) for v in values)
-    return all(_are_numbers(row, 1) for row in values) and len({len(row) for row in values}) < 2
+    Raises:
+        UserError: it is no JSON object with these three lists of numbers.
+    """
+    row: Any = None
+    reason = None
+    try:
+        row = parse_json(line)
+    except ValueError as error:
+        reason = describe_json_error(error, with_line=False)
+    names = ("x_context", "y_context", "x_query")
+    missing = [name for name in names if not isinstance(row, dict) or not isinstance(row.get(name), list)]
+    if missing:
+        raise UserError(
+            "is not a prompt, a JSON object with x_context, y_context and x_query that are lists of numbers "
+            f"({reason or f'no list {missing[0]}'})"
+        )
+    return [as_floats(name, row[name]) for name in names]

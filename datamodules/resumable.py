@@ -26,7 +26,7 @@ import signal
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from lightning import LightningDataModule
@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from zoo.datamodules.sources.corpus import data_label
 from zoo.datamodules.train_loader import Opener, TrainLoader
-from zoo.errors import UserError
+from zoo.errors import UserError, refuse_renamed
 from zoo.registry import registered_name
 from zoo.training.fixed_arguments import check_fixed
 from zoo.training.random_streams import global_seed, stream
@@ -56,6 +56,13 @@ class ZooDataModule(LightningDataModule):
     collate: Callable[[list], Any] | None = None
     changeable_arguments: ClassVar[tuple[str, ...]] = ("batch_size", "num_workers", "cache_dir")
     """Constructor arguments that a resumed run can change. Others change the training samples or their order."""
+    renamed_arguments: ClassVar[dict[str, str]] = {}
+    """Old name of a constructor argument -> its new name, or a sentence where the argument no longer exists."""
+
+    def __new__(cls, *_: Any, **arguments: Any) -> Self:
+        """Refuse arguments by their old names; the message names the new one."""
+        refuse_renamed(cls, arguments)
+        return super().__new__(cls)
 
     def __init__(self, batch_size: int, num_workers: int = 0, seed: int | None = None, shuffle: bool = True) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ import torch
 
 from zoo.datamodules import LinearRegressionTasks
 from zoo.datamodules.linear_regression_tasks import DrawnPrompts, PromptLoader, read_queries
+from zoo.datamodules.sources.tables import BadRows
 from zoo.errors import UserError
 from zoo.icr import Task, dmmse, least_squares, ridge
 
@@ -107,9 +108,8 @@ def test_evaluation_loader_covers_the_split_in_order():
 
 
 def test_steps_per_batch_is_a_removed_argument():
-    assert "steps_per_batch" in LinearRegressionTasks.renamed_arguments
-    with pytest.raises(TypeError):
-        data(steps_per_batch=3)
+    with pytest.raises(UserError, match=r"the argument steps_per_batch of LinearRegressionTasks no longer exists$"):
+        data(steps_per_batch=2)
 
 
 def test_checkpoints_of_blocks_are_not_resumed():
@@ -185,6 +185,7 @@ def test_prompts_are_read(tmp_path):
     assert torch.equal(first.x_query, torch.tensor([[3.0, 2, 1], [0, 0, 0]]))
     assert torch.equal(first.y_context, torch.tensor([0.5]))
     assert len(second.y_context) == 0
+    assert (first.line, second.line) == (1, 3)
 
 
 @pytest.mark.parametrize(
@@ -194,10 +195,16 @@ def test_prompts_are_read(tmp_path):
         ("3", "is not a prompt"),
         ("[]", "is not a prompt"),
         (json.dumps({"x_context": [], "y_context": []}), "is not a prompt.*x_query"),
-        (json.dumps(GOOD | {"y_context": ["one"]}), "is not a prompt"),
-        (json.dumps(GOOD | {"x_query": [[1, 2, 3], [1, 2]]}), "is not a prompt"),
+        (json.dumps(GOOD | {"y_context": ["one"]}), ": y_context must be numbers"),
+        (json.dumps(GOOD | {"y_context": [True]}), ": y_context must be numbers"),
+        (json.dumps(GOOD | {"y_context": [10**400]}), ": y_context must be numbers"),
+        (json.dumps(GOOD | {"y_context": [1e39]}), ": a number is NaN or infinite, or beyond 3.4e38"),
+        (json.dumps(GOOD | {"y_context": [[1]]}), r": y_context has shape \(1, 1\)"),
+        (json.dumps(GOOD | {"y_context": 1}), "is not a prompt.*no list y_context"),
+        (json.dumps(GOOD | {"x_query": [[1, 2, 3], [1, 2]]}), ": x_query must be numbers in rows of equal length"),
+        (json.dumps(GOOD | {"x_query": [[True, 2, 3]]}), ": x_query must be numbers"),
+        ("[" * 100_000, "is not a prompt.*recursion"),
         (json.dumps(GOOD | {"x_query": [[1, 2]]}), r": x_query has shape \(1, 2\), and must be rows of D = 3 numbers"),
-        (json.dumps(GOOD | {"x_query": []}), ": x_query "),
         (json.dumps(GOOD | {"y_context": [1, 2]}), ": y_context has shape"),
         (json.dumps(GOOD | {"y_context": [float("nan")]}), ": a number is NaN or infinite"),
         (json.dumps({**GOOD, "x_context": [[1, 2, 3]] * 5, "y_context": [1] * 5}), ": 5 examples are too many"),
@@ -206,8 +213,12 @@ def test_prompts_are_read(tmp_path):
 def test_a_bad_line_is_named(line, sentence, tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text(f"{json.dumps(GOOD)}\n\n{line}\n")
-    with pytest.raises(ValueError, match=f"{path} line 3.*{sentence}"):
+    with pytest.raises(UserError, match=f"{path} line 3.*{sentence}.*set --data.bad_rows skip"):
         read_queries(str(path), Task(D=3, K=5))
+    bad = BadRows("skip")
+    [query] = read_queries(str(path), Task(D=3, K=5), bad)
+    assert (query.index, query.line) == (0, 1)
+    assert list(bad.reasons) == [f"{path} line 3"]
 
 
 def test_an_empty_file_is_refused(tmp_path):

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import SaveConfigCallback
 
 from zoo.errors import UserError
+from zoo.files.atomic import replacing
 from zoo.private_apis.lightning_logger import DeferredTensorBoardLogger
 
 
@@ -152,6 +153,5 @@ class SaveConfig(SaveConfigCallback):
         config.pop("ckpt_path", None)  # a null would override --ckpt_path in front of --config
         path = Path(trainer.default_root_dir) / "config.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name("config.yaml.tmp")
-        self.parser.save(config, partial, format="yaml", skip_none=False, overwrite=True)
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            self.parser.save(config, partial, format="yaml", skip_none=False, overwrite=True)

@@ -86,7 +86,9 @@ class ZooTrainer(Trainer):
 
 
 def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Prompts as lists of ids. Raises UserError for text that is not UTF-8 or gives no token."""
+    """Prompts as lists of ids. Raises UserError for no prompts, and for text that is not UTF-8 or gives no token."""
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise UserError("--prompts must be a list of at least one text")
     # Python reads bytes that are not UTF-8 as lone surrogates.
     if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
         raise UserError("the prompt holds bytes that are not UTF-8 text: give it in UTF-8")

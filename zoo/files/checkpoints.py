@@ -10,6 +10,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from zoo.errors import UserError
+from zoo.files.atomic import replacing
 from zoo.files.digest import add_digest
 from zoo.files.torch_files import read_torch_file
 
@@ -63,13 +64,8 @@ def is_remote(path: Any) -> bool:
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
     """Write a checkpoint with its digest; an existing file is replaced when the new one is complete."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".tmp")
-    try:
+    with replacing(Path(path), durable=True) as partial:
         torch.save(add_digest(checkpoint), partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class DigestCheckpointIO(TorchCheckpointIO):

@@ -16,7 +16,7 @@ from zoo.icr.model import ICRegConfig, Network
 from zoo.icr.predict import Query, predict_from_prompt, ridge_from_prompt
 from zoo.icr.references import ridge
 from zoo.icr.settings import ICRSettings
-from zoo.icr.task import Task, as_prompts
+from zoo.icr.task import Task, as_floats, as_prompts
 from zoo.private_apis.lightning_api import total_training_steps
 from zoo.training.fixed_arguments import field_names
 from zoo.training.loss_weights import Counts, Loss
@@ -111,6 +111,9 @@ class ICRTransformer(ZooModule):
         """
         if y is None:
             x, y, _ = as_prompts(x, self.config)
+        x, y = (as_floats(name, part).to(self.model.positions) for name, part in (("x", x), ("y", y)))
+        if x.ndim != 3:
+            raise UserError(f"x must have shape (B, k, D), not {tuple(x.shape)}: pass x[None] for a single prompt")
         return self.model(x, y)
 
     # ---- training
@@ -244,10 +247,21 @@ class ICRTransformer(ZooModule):
         """
         if isinstance(batch, list) and isinstance(batch[0], Query):
             rows = []
-            for index, *query in batch:
+            for index, *query, line in batch:
                 answers = {"prediction": predict_from_prompt(self, *query), "ridge": ridge_from_prompt(self, *query)}
-                rows.append({"index": index} | {name: answer.tolist() for name, answer in answers.items()})
+                rows.append({"index": index} | {name: _to_json(answer) for name, answer in answers.items()})
+                if failed := [name for name, answer in answers.items() if not answer.isfinite().all()]:
+                    place = f"line {line}" if line else f"prompt {index}"
+                    warnings.warn(
+                        f"{place}: the numbers are too large for the {' and the '.join(failed)}, which is null there",
+                        stacklevel=2,
+                    )
             return rows
         x, y, _ = as_prompts(batch, self.config)
         both = zip(self.model(x, y).tolist(), ridge(x, y, self.config.sigma2).tolist(), strict=True)
         return [{"prediction": prediction, "ridge": best} for prediction, best in both]
+
+
+def _to_json(values: Tensor) -> list[float | None]:
+    """Values (q,) as a list, with None for those that JSON cannot store."""
+    return [value if math.isfinite(value) else None for value in values.tolist()]

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
-from zoo.errors import UserError
+from zoo.errors import UserError, refuse_renamed
 from zoo.files.checkpoints import DigestCheckpointIO, available_device, is_remote, read_checkpoint
 from zoo.files.memory_limit import file_bytes, memory_limit, tensor_sizes
 from zoo.optim import OptimizerConfig
@@ -47,10 +47,7 @@ class ZooModule(WeightedLosses):
         Raises:
             UserError: an argument was renamed or removed; the message names the new one.
         """
-        for name in arguments.keys() & cls.renamed_arguments.keys():
-            new = cls.renamed_arguments[name]
-            remedy = f"is now called {new}" if new.isidentifier() else f"no longer exists: {new}".removesuffix(": ")
-            raise UserError(f"the argument {name} of {cls.__name__} {remedy}")
+        refuse_renamed(cls, arguments)
         return super().__new__(cls)
 
     def __init__(self, optimizer_config: OptimizerConfig, tokenizer: Tokenizer | None = None) -> None:
