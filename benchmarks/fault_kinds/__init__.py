@@ -1,0 +1,7 @@
+"""Kinds of faults that benchmarks/faults.py tries: kills, signals, damaged and hostile files, fuzzed inputs."""
+
+from benchmarks.fault_kinds.cases import Kind
+from benchmarks.fault_kinds.kills import KILLS
+from benchmarks.fault_kinds.signals import SIGNALS
+
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (KILLS, SIGNALS)}
