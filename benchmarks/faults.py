@@ -70,22 +70,25 @@ def try_kind(kind: Kind, seed: int, indices: Any, folder: Path, jobs: int, shown
     """Try the cases of a kind, print progress and failures, and return its row."""
     counts: Counter[str] = Counter()
     failures: list[tuple[int, str]] = []
+    errors: list[float] = []
+    line_end = "\r" if sys.stdout.isatty() else "\n"
     start = printed = time.monotonic()
     for index, outcome in run_cases(kind, seed, indices, folder / kind.name, jobs):
         shutil.rmtree(folder / kind.name / f"case-{index}", ignore_errors=True)
+        errors += [] if outcome.error is None else [outcome.error]
         if outcome.is_wanted:
             counts[outcome.what] += 1
         else:
             failures.append((index, outcome.what))
             if len(failures) <= shown:
-                print(f"\r{kind.name}: case {index} failed: {outcome.what}\n  again: {repeat(kind, seed, index)}")
+                print(f"{kind.name}: case {index} failed: {outcome.what}\n  again: {repeat(kind, seed, index)}")
         done = sum(counts.values()) + len(failures)
-        if time.monotonic() - printed > 1 or done == len(indices):
+        if time.monotonic() - printed > (1 if sys.stdout.isatty() else 15):
             printed = time.monotonic()
-            print(f"\r{kind.name}: case {done} of {len(indices)}, {len(failures)} failed", end="", flush=True)
+            print(f"{kind.name}: case {done} of {len(indices)}, {len(failures)} failed", end=line_end, flush=True)
     seconds = time.monotonic() - start
-    print(f"\r{kind.name}: {len(indices)} cases, {describe(counts)}, {len(failures)} failed, {seconds:.0f} s")
-    return {
+    print(f"{kind.name}: {len(indices)} cases, {describe(counts)}, {len(failures)} failed, {seconds:.0f} s")
+    row = {
         "benchmark": kind.name,
         "about": kind.about,
         "cases": len(indices),
@@ -96,6 +99,7 @@ def try_kind(kind: Kind, seed: int, indices: Any, folder: Path, jobs: int, shown
         "seconds": round(seconds, 1),
         "threads": 1,
     }
+    return row | ({"largest_error": max(errors)} if errors else {})
 
 
 def repeat(kind: Kind, seed: int, index: int) -> str:

@@ -16,10 +16,12 @@ class Outcome(NamedTuple):
     Args:
         is_wanted: whether this is an outcome that the zoo promises.
         what: one or two words if it is wanted ("refused", "loaded", "resumed"), else a description of the failure.
+        error: the error that the case measured, where it measures one.
     """
 
     is_wanted: bool
     what: str
+    error: float | None = None
 
 
 def wanted(what: str) -> Outcome:
