@@ -26,7 +26,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHO
 
 import lightning.pytorch.cli  # noqa: E402, F401  imported here once, for all processes
 import torch  # noqa: E402
-import torch.utils.tensorboard  # noqa: E402, F401
+import torch.utils.tensorboard  # noqa: E402
 
 from benchmarks.fault_kinds import KINDS  # noqa: E402
 from benchmarks.fault_kinds.cases import Kind  # noqa: E402
@@ -58,8 +58,8 @@ def main() -> int:
         for name in args.only:
             kind = KINDS[name]
             indices = range(kind.quick if args.quick else kind.cases) if args.index is None else [args.index]
-            row = try_kind(kind, args.seed, indices, Path(scratch, "kinds"), args.jobs, sys.maxsize if args.all else SHOWN)
-            rows.append(row | about)
+            shown = sys.maxsize if args.all else SHOWN
+            rows.append(about | try_kind(kind, args.seed, indices, Path(scratch, "kinds"), args.jobs, shown))
     if not args.quick and args.index is None:
         store(rows, ROOT / "results" / "faults.json")
     print(f"{sum(row['cases'] for row in rows):,} cases, {(bad := sum(row['otherwise'] for row in rows)):,} failures")

@@ -74,7 +74,7 @@ def _draw(index: int, rng: Random) -> tuple[str, int, list[list[Any]]]:
 
 
 def _sample(name: str, rng: Random) -> Any:
-    """A sample: a prompt with its numbers, a window of tokens of which some are not scored, or a text with its target."""
+    """A prompt with its numbers, a window of tokens of which some are not scored, or a text with its target."""
     if name == "ICRTransformer":
         random = np.random.default_rng(rng.randrange(2**32))
         x, y = random.standard_normal((4, 3)), random.standard_normal(4)

@@ -87,9 +87,7 @@ TARGETS: dict[str, Target] = {
     "checkpoint, zoo generate": Target(_copy_checkpoint, "last.ckpt", _run_command, True),
     ".bin": Target(samples.write_bin, "model.bin", lambda f: load_checkpoint(f / "model.bin").state_dict()),
     ".pt": Target(samples.write_pt, "model.pt", lambda f: load_checkpoint(f / "model.pt").state_dict()),
-    "safetensors": Target(
-        samples.write_hugging_face, "model.safetensors", lambda f: load_checkpoint(f).state_dict()
-    ),
+    "safetensors": Target(samples.write_hugging_face, "model.safetensors", lambda f: load_checkpoint(f).state_dict()),
     "shards and index": Target(samples.write_shards, "model*", lambda f: load_checkpoint(f).state_dict()),
     "text cache": Target(_write_packed, "cache/tokens/*/*.*", _packed_tokens, True),
     "tok*.bin": Target(samples.write_llama2c_tokenizer, "tok263.bin", lambda f: _encode(f / "tok263.bin")),
@@ -149,9 +147,8 @@ def try_truncation(index: int, rng: Random, folder: Path) -> Outcome:
     """Cut a file at a random place; short and nearly complete ones are as likely as others."""
 
     def cut(data: bytes, rng: Random) -> bytes:
-        size = len(data)
-        length = rng.choice([rng.randrange(size), rng.randrange(min(64, size)), size - 1 - rng.randrange(min(64, size))])
-        return data[:length]
+        size, few = len(data), rng.randrange(min(64, len(data)))
+        return data[: rng.choice([rng.randrange(size), few, size - 1 - few])]
 
     return _damage(index, rng, folder, cut, is_cut=True)
 
@@ -163,7 +160,7 @@ def try_flip(index: int, rng: Random, folder: Path) -> Outcome:
 
 TRUNCATIONS = Kind(
     "truncations",
-    "a file cut at a random place (checkpoint, .bin, .pt, safetensors, index, text cache, tokenizers, tables): refused, "
+    "a file cut at a random place (checkpoint, .bin, .pt, safetensors, index, text cache, tokenizer, table): refused "
     "or loaded unchanged; a table may lose its last rows",
     try_truncation,
     cases=420,
@@ -174,8 +171,7 @@ TRUNCATIONS = Kind(
 )
 FLIPS = Kind(
     "bit-flips",
-    "one flipped bit of such a file: refused or loaded unchanged; where the format has no checksum, other values may be "
-    "loaded",
+    "one flipped bit of such a file: refused or loaded unchanged; a format without a checksum may give other values",
     try_flip,
     cases=700,
     quick=28,

@@ -70,9 +70,13 @@ def _checkpoint(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], 
 
 
 def _module_named_in_checkpoint(folder: Path) -> None:
-    """A checkpoint that names a module of the working directory, which must not be imported."""
+    """A checkpoint that names a class in a module of the working directory, which must not be imported."""
+    _write_module(folder)
+    _checkpoint(lambda c: c.update(zoo={"model": "payload.Model"}))(folder)
+
+
+def _write_module(folder: Path) -> None:
     (folder / "payload.py").write_text("open('executed', 'w')\nclass Model: pass\nclass LlamaLM: pass\n")
-    _checkpoint(lambda c: c.update(zoo={"model": "payload.LlamaLM"}))(folder)
 
 
 def _hyper_parameter(name: str, value: Any, group: str = "hyper_parameters") -> Callable[[Path], None]:
@@ -223,15 +227,26 @@ def _cases() -> list[Hostile]:
         Hostile("checkpoint that names a module of the working directory", _module_named_in_checkpoint, by_checkpoint),
         Hostile("the same for fit", _module_named_in_checkpoint, ["fit", "--ckpt_path=evil.ckpt"]),
         Hostile(
+            "checkpoint that names a registered class in such a module",
+            lambda f: (_write_module(f), _checkpoint(lambda c: c.update(zoo={"model": "payload.LlamaLM"}))(f)),
+            by_checkpoint, True,
+        ),
+        Hostile(
+            "checkpoint that names data in such a module",
+            lambda f: (_write_module(f), _checkpoint(lambda c: c["zoo"].update(data="payload.Model"))(f)),
+            by_checkpoint, True,
+        ),
+        Hostile(
             "checkpoint whose model is os.system", _checkpoint(lambda c: c.update(zoo={"model": "os.system"})),
             by_checkpoint,
         ),
         Hostile(
-            "checkpoint with _instantiator os.system", _hyper_parameter("_instantiator", "os.system"), by_checkpoint, True
+            "checkpoint with _instantiator os.system", _hyper_parameter("_instantiator", "os.system"),
+            by_checkpoint, True,
         ),
         Hostile(
             "checkpoint with _class_path of a module",
-            lambda f: (_module_named_in_checkpoint(f), _hyper_parameter("_class_path", "payload.Model")(f)),
+            lambda f: (_write_module(f), _hyper_parameter("_class_path", "payload.Model")(f)),
             by_checkpoint, True,
         ),
         Hostile(
@@ -352,7 +367,8 @@ def try_hostile(index: int, rng: Random, folder: Path) -> Outcome:
         how = "succeeded" if code == 0 else f"ended with {code}"
         return failure(f"{case.name}: the command {how} ({' '.join(lines[-1:])[:160]})")
     if "Traceback" in errors or len([line for line in lines if line.startswith("zoo: ")]) != 1 or len(lines) != 1:
-        return failure(f"{case.name}: {len(lines)} lines instead of one sentence, the last: {' '.join(lines[-1:])[:160]}")
+        last = " ".join(lines[-1:])[:160]
+        return failure(f"{case.name}: {len(lines)} lines instead of one sentence, the last: {last}")
     return wanted("refused")
 
 

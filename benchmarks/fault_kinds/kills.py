@@ -40,7 +40,7 @@ def try_kill(index: int, rng: Random, folder: Path) -> Outcome:
     moments = []
     for attempt in range(rng.choice([1, 1, 2])):
         (folder / "training").unlink(missing_ok=True)
-        argv = resume_argv(what, folder) + [f"--checkpoint.every_n_steps={rng.choice([1, 2])}"]
+        argv = [*resume_argv(what, folder), f"--checkpoint.every_n_steps={rng.choice([1, 2])}"]
         name, prepare, delay = _moment(rng, seconds)
         moments.append(name)
         pid = start(argv, folder, f"killed-{attempt}", [Watch()], prepare)

@@ -1,4 +1,4 @@
-"""Seeded mutations of nested values, text and bytes, for fuzzing: few changes each, so that most of the input stays valid."""
+"""Seeded mutations of nested values, text and bytes, for fuzzing: few changes, so that most of the input is valid."""
 
 import math
 from collections.abc import Sequence
@@ -12,14 +12,15 @@ ODD_VALUES: tuple[Any, ...] = (
     "", " ", "0", "-1", "1.5", "nan", "true", "null", "a", "é", "\0", "\ud800", "\n", "x" * 5000, "../../etc", "<s>",
     [], [None], [0, 1], ["a", "b"], [[]], {}, {"a": 1}, {"": None}, {"content": 3}, [{"a": []}],
 )  # fmt: skip
-MAX_DEPTH = 2000  # of the deepest value that `odd_value` makes
+SIGNS = (*"{}[]:,-&*!|>%@`'\"#\n\t\r \0\\", "\ufeff", "\u2028", "é", "1e999", "---\n", "~", "null", "[" * 5000)
+DEPTHS = (20, 200, 600)  # of nested values: less than Python's own limit, because they must be written to files
 
 
 def odd_value(rng: Random, extra: Sequence[Any] = ()) -> Any:
     """A value of `ODD_VALUES` or of `extra`; rarely a list nested many times."""
     if rng.random() < 0.02:
         value: Any = []
-        for _ in range(rng.choice([20, 200, MAX_DEPTH])):
+        for _ in range(rng.choice(DEPTHS)):
             value = [value]
         return value
     return rng.choice([*ODD_VALUES, *extra])
@@ -89,7 +90,7 @@ def mutate_text(text: str, rng: Random) -> str:
     """A text with one change: characters removed, repeated, replaced, or a sign of some syntax inserted."""
     start = rng.randrange(len(text) + 1)
     end = min(len(text), start + rng.choice([1, 1, 2, 8]))
-    sign = rng.choice([*"{}[]:,-&*!|>%@`'\"#\n\t\r \0\\", "\ufeff", "\u2028", "é", "𝟙", "1e999", "---\n", "~", "null"])
+    sign = rng.choice(SIGNS)
     change = rng.randrange(4)
     if change == 0:
         return text[:start] + text[end:]
@@ -99,7 +100,7 @@ def mutate_text(text: str, rng: Random) -> str:
 
 
 def mutate_bytes(data: bytes, rng: Random) -> bytes:
-    """Bytes with one to four changes: bits flipped, a part removed or repeated, an extreme integer, random bytes, a cut."""
+    """Bytes with one to four changes: a flipped bit, a part removed, repeated or replaced, an extreme integer, a cut."""
     for _ in range(rng.choice([1, 1, 2, 4])):
         start = rng.randrange(len(data) + 1)
         end = min(len(data), start + rng.choice([1, 2, 4, 8, 64]))

@@ -1,4 +1,4 @@
-"""Cases tried in forked processes with limits on time and memory: a crash, a hang or a memory bomb ends one case only."""
+"""Cases tried in forked processes with limits on time and memory: a crash or a hang ends one case only."""
 
 import multiprocessing
 import os
@@ -27,7 +27,7 @@ class Worker:
         self.process = context.Process(target=_work, args=(kind, seed, folder, child))
         self.process.start()
         child.close()
-        self.index, self.deadline, self.done = -1, 0.0, 0
+        self.kind, self.index, self.deadline, self.done = kind, -1, 0.0, 0
 
     def start(self, index: int, seconds: float) -> None:
         self.index, self.deadline = index, time.monotonic() + seconds
@@ -42,7 +42,12 @@ class Worker:
             self.process.join()
             code = self.process.exitcode or 0
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            return failure(f"the process ended with {how}")
+            return failure(f"{self.name()}the process ended with {how}")
+
+    def name(self) -> str:
+        """The case's name, if it has one, for the beginning of a message."""
+        name = self.kind.case_name(self.index)
+        return f"{name}: " if name else ""
 
     def stop(self) -> None:
         """End the process and every process that it has started."""
@@ -52,9 +57,7 @@ class Worker:
         self.connection.close()
 
 
-def run_cases(
-    kind: Kind, seed: int, indices: Iterable[int], folder: Path, jobs: int
-) -> Iterator[tuple[int, Outcome]]:
+def run_cases(kind: Kind, seed: int, indices: Iterable[int], folder: Path, jobs: int) -> Iterator[tuple[int, Outcome]]:
     """Try the cases `indices`, `jobs` at a time, and yield (index, outcome) in the order in which they end."""
     folder.mkdir(parents=True, exist_ok=True)
     waiting, workers = iter(indices), list[Worker]()
@@ -72,7 +75,7 @@ def run_cases(
                 if worker.connection in ready:
                     outcome = worker.result()
                 elif worker.deadline <= time.monotonic():
-                    outcome = failure(f"it took longer than {kind.seconds:g} s")
+                    outcome = failure(f"{worker.name()}it took longer than {kind.seconds:g} s")
                     worker.stop()
                 else:
                     continue
@@ -148,6 +151,8 @@ def fork_command(argv: list[str], folder: Path, name: str, prepare: Any = None) 
         os.chdir(folder)
         sys.argv = ["zoo", *argv]
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # also where the benchmark itself ignores them
+            signal.signal(signum, signal.SIG_DFL)
         if prepare:
             prepare()
         code = main(argv)
