@@ -18,6 +18,7 @@ from benchmarks.fault_kinds.runs import (
     difference,
     resume,
     resume_argv,
+    saved_step,
     scenario,
     start,
     uninterrupted,
@@ -42,12 +43,12 @@ def try_kill(index: int, rng: Random, folder: Path) -> Outcome:
         (folder / "training").unlink(missing_ok=True)
         argv = [*resume_argv(what, folder), f"--checkpoint.every_n_steps={rng.choice([1, 2])}"]
         name, prepare, delay = _moment(rng, seconds)
-        moments.append(name)
         pid = start(argv, folder, f"killed-{attempt}", [Watch()], prepare)
         if delay is not None and wait_for_training(pid, folder / "training"):
             time.sleep(delay)
             os.kill(pid, signal.SIGKILL)
         exit_code(pid)
+        moments.append(f"{name} (step {saved_step(folder)} was saved)")
     about = f"{what}, killed {', then '.join(moments)}"
     if trouble := resume(what, folder) or difference(expected, folder):
         return failure(f"{about}: {trouble}")

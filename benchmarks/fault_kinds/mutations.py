@@ -100,7 +100,7 @@ def mutate_text(text: str, rng: Random) -> str:
 
 
 def mutate_bytes(data: bytes, rng: Random) -> bytes:
-    """Bytes with one to four changes: a flipped bit, a part removed, repeated or replaced, an extreme integer, a cut."""
+    """Bytes with one to four changes: a flipped bit, a part removed, repeated or replaced, an odd integer, a cut."""
     for _ in range(rng.choice([1, 1, 2, 4])):
         start = rng.randrange(len(data) + 1)
         end = min(len(data), start + rng.choice([1, 2, 4, 8, 64]))
