@@ -57,7 +57,8 @@ def main() -> int:
         os.environ["HF_HUB_OFFLINE"] = "1"
         for name in args.only:
             kind = KINDS[name]
-            indices = range(kind.quick if args.quick else kind.cases) if args.index is None else [args.index]
+            indices = range(0, kind.cases, max(1, kind.cases // kind.quick) if args.quick else 1)
+            indices = indices if args.index is None else [args.index]
             shown = sys.maxsize if args.all else SHOWN
             rows.append(about | try_kind(kind, args.seed, indices, Path(scratch, "kinds"), args.jobs, shown))
     if not args.quick and args.index is None:

@@ -39,8 +39,8 @@ class Kind:
     Args:
         name: as `--only` takes it.
         about: what is tried and what must happen, for the table.
-        run: tries one case: (its number, its source of randomness, a folder of its own) -> what became of it. Files
-            that all cases share are in the parent of that folder.
+        run: tries one case: (its number, its source of randomness, an empty folder) -> what became of it. Files that
+            all cases share are in the parent of that folder.
         cases: number of cases of a full run.
         quick: number of cases of a quick run.
         seconds: time limit of one case.

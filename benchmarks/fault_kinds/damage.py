@@ -1,4 +1,4 @@
-"""Files cut at a random place, and files with one flipped bit: refused, or loaded with the values of the whole file.
+"""Files cut at a random place, and files with one flipped bit: refused, or loaded with the values of the complete file.
 
 A format without a checksum cannot tell a flipped bit in a number from another number; such cases are counted apart.
 """
@@ -30,14 +30,14 @@ class Target(NamedTuple):
         file: pattern of the file's name; of several files a random one is damaged.
         load: loads it from the folder.
         has_checksum: whether another value must never be loaded.
-        must_be_whole: whether a cut file must never be loaded.
+        must_be_complete: whether a cut file must never be loaded.
     """
 
     write: Callable[[Path], object]
     file: str
     load: Callable[[Path], Any]
     has_checksum: bool = False
-    must_be_whole: bool = True
+    must_be_complete: bool = True
 
 
 def _copy_checkpoint(folder: Path) -> None:
@@ -92,9 +92,9 @@ TARGETS: dict[str, Target] = {
     "text cache": Target(_write_packed, "cache/tokens/*/*.*", _packed_tokens, True),
     "tok*.bin": Target(samples.write_llama2c_tokenizer, "tok263.bin", lambda f: _encode(f / "tok263.bin")),
     "tokenizer.json": Target(samples.write_tokenizer, "tokenizer.json", lambda f: _encode(f / "tokenizer.json")),
-    "CSV": Target(samples.write_csv, "rows.csv", _rows, must_be_whole=False),
-    "JSON lines": Target(samples.write_json_lines, "rows.jsonl", _rows, must_be_whole=False),
-    "YAML": Target(samples.write_yaml, "rows.yaml", _rows, must_be_whole=False),
+    "CSV": Target(samples.write_csv, "rows.csv", _rows, must_be_complete=False),
+    "JSON lines": Target(samples.write_json_lines, "rows.jsonl", _rows, must_be_complete=False),
+    "YAML": Target(samples.write_yaml, "rows.yaml", _rows, must_be_complete=False),
 }
 
 
@@ -124,7 +124,7 @@ def _damage(index: int, rng: Random, folder: Path, change: Callable[[bytes, Rand
         return wanted("refused")
     if _same(expected, loaded[0]):
         return wanted("loaded unchanged")
-    if target.has_checksum or (is_cut and target.must_be_whole):
+    if target.has_checksum or (is_cut and target.must_be_complete):
         return failure(f"{about}: it was loaded with other values")
     return wanted("loaded, no checksum in the format")
 
@@ -163,7 +163,7 @@ TRUNCATIONS = Kind(
     "a file cut at a random place (checkpoint, .bin, .pt, safetensors, index, text cache, tokenizer, table): refused "
     "or loaded unchanged; a table may lose its last rows",
     try_truncation,
-    cases=420,
+    cases=280,
     quick=28,
     seconds=60,
     gigabytes=4,
@@ -173,7 +173,7 @@ FLIPS = Kind(
     "bit-flips",
     "one flipped bit of such a file: refused or loaded unchanged; a format without a checksum may give other values",
     try_flip,
-    cases=700,
+    cases=420,
     quick=28,
     seconds=60,
     gigabytes=4,

@@ -274,20 +274,20 @@ def rows(rng: Random, folder: Path) -> Mutated:
 
 
 INPUTS: dict[str, tuple[Callable[[Random, Path], Mutated], int]] = {  # kind -> its mutation, number of cases
-    "pt": (pt, 3000),
-    "checkpoint": (checkpoint, 1500),
-    "bin": (llama2c_bin, 2000),
-    "hf-config": (hf_config, 2000),
-    "safetensors": (safetensors, 2000),
-    "index": (index, 2000),
-    "tokenizer-json": (tokenizer_json, 3000),
+    "pt": (pt, 1000),
+    "checkpoint": (checkpoint, 1000),
+    "bin": (llama2c_bin, 1000),
+    "hf-config": (hf_config, 1000),
+    "safetensors": (safetensors, 1000),
+    "index": (index, 1000),
+    "tokenizer-json": (tokenizer_json, 1000),
     "tok-bin": (llama2c_tokenizer, 1000),
-    "tokenizer-state": (tokenizer_state, 3000),
-    "labels": (labels, 3000),
-    "config": (config, 3000),
-    "number-format": (number_format, 2000),
-    "generation": (generation, 2000),
-    "rows": (rows, 2000),
+    "tokenizer-state": (tokenizer_state, 1000),
+    "labels": (labels, 1000),
+    "config": (config, 1000),
+    "number-format": (number_format, 1000),
+    "generation": (generation, 1000),
+    "rows": (rows, 1000),
 }
 
 

@@ -110,8 +110,8 @@ def revdeq(rng: Random, folder: Path) -> Callable[[], Any]:
 
 
 APIS: dict[str, tuple[Callable[[Random, Path], Callable[[], Any]], int]] = {
-    "regress-lm-api": (regress_lm, 1500),
-    "icr-api": (icr, 1500),
+    "regress-lm-api": (regress_lm, 500),
+    "icr-api": (icr, 1000),
     "revdeq-api": (revdeq, 1000),
 }
 

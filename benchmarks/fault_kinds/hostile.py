@@ -4,29 +4,45 @@ The command must end with exit code 1 or 2 and one sentence, within the limits o
 file may run: payloads would create the file `executed`.
 """
 
-import gzip
 import json
-import os
-import pickle
 import struct
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
-
-import torch
+from typing import NamedTuple
 
 from benchmarks.fault_kinds import samples
 from benchmarks.fault_kinds.cases import Kind, Outcome, failure, wanted
+from benchmarks.fault_kinds.hostile_files import (
+    DEEP_JSON,
+    PICKLES,
+    YAML_TEXTS,
+    Payload,
+    bin_file,
+    checkpoint,
+    fifo,
+    gpt2_files,
+    gzip_bomb,
+    hf_folder,
+    hyper_parameter,
+    link,
+    module_named_in_checkpoint,
+    pickle_file,
+    pt_file,
+    safetensors_folder,
+    text_file,
+    torch_file,
+    write_module,
+    zip_bomb,
+)
 from benchmarks.fault_kinds.processes import exit_code
 from benchmarks.fault_kinds.runs import QUIET, start
-from zoo.llama import save_checkpoint
 
 FIT = ["fit", "--config=tiny/llama", "--data_dir=fox.txt", "--output_dir=out", "--trainer.max_steps=1", *QUIET,
        "--data.seq_len=16", "--data.batch_size=2"]  # fmt: skip
 REGRESS = ["fit", "--config=tiny/mini_rlm", "--data=TextRegression", "--data.target_columns=y", "--output_dir=out",
            "--data.text_column=x", "--trainer.max_steps=1", *QUIET]  # fmt: skip
+ROWS = "x,y\n" + "a,1\n" * 9
 GENERATE = ["generate", "--prompt=a", "--max_new_tokens=2"]
 
 
@@ -46,172 +62,17 @@ class Hostile(NamedTuple):
     may_succeed: bool = False
 
 
-class Payload:
-    """An object whose unpickling runs a command."""
-
-    def __init__(self, function: Any = os.system, *arguments: Any) -> None:
-        self.call = (function, arguments or ("touch executed",))
-
-    def __reduce__(self) -> tuple[Any, Any]:
-        return self.call
-
-
-def _checkpoint(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-    """Writes `evil.ckpt`, a changed checkpoint of a trained Llama, with its config.yaml."""
-
-    def write(folder: Path) -> None:
-        run = samples.trained_run(folder.parent)
-        content = torch.load(run / "last.ckpt", weights_only=True)
-        change(content)
-        torch.save(content, folder / "evil.ckpt")
-        (folder / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
-
-    return write
-
-
-def _module_named_in_checkpoint(folder: Path) -> None:
-    """A checkpoint that names a class in a module of the working directory, which must not be imported."""
-    _write_module(folder)
-    _checkpoint(lambda c: c.update(zoo={"model": "payload.Model"}))(folder)
-
-
-def _write_module(folder: Path) -> None:
-    (folder / "payload.py").write_text("open('executed', 'w')\nclass Model: pass\nclass LlamaLM: pass\n")
-
-
-def _hyper_parameter(name: str, value: Any, group: str = "hyper_parameters") -> Callable[[Path], None]:
-    return _checkpoint(lambda content: content[group].update({name: value}))
-
-
-def _text(name: str, content: str | bytes) -> Callable[[Path], object]:
-    data = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
-    return lambda folder: (folder / name).write_bytes(data)
-
-
-def _pickle(name: str, content: Any, protocol: int = 2) -> Callable[[Path], object]:
-    return lambda folder: (folder / name).write_bytes(pickle.dumps(content, protocol))
-
-
-def _torch(name: str, content: Any, legacy: bool = False) -> Callable[[Path], object]:
-    return lambda folder: torch.save(content, folder / name, _use_new_zipfile_serialization=not legacy)
-
-
-def _bin(dim: int, hidden: int, layers: int, heads: int, kv: int, vocab: int, context: int) -> Callable[[Path], object]:
-    return _text("evil.bin", struct.pack("<7i", dim, hidden, layers, heads, kv, vocab, context))
-
-
-def _llama2c_pt(**settings: Any) -> Callable[[Path], object]:
-    def write(folder: Path) -> None:
-        content = samples.llama2c_pt()
-        torch.save({**content, "model_args": content["model_args"] | settings}, folder / "evil.pt")
-
-    return write
-
-
-def _hugging_face(**settings: Any) -> Callable[[Path], None]:
-    def write(folder: Path) -> None:
-        save_checkpoint(samples.llama(), folder / "hf")
-        config = json.loads((folder / "hf" / "config.json").read_text())
-        (folder / "hf" / "config.json").write_text(json.dumps(config | settings))
-
-    return write
-
-
-def _safetensors(header: bytes, size: int | None = None) -> Callable[[Path], None]:
-    def write(folder: Path) -> None:
-        save_checkpoint(samples.llama(), folder / "hf")
-        length = struct.pack("<Q", len(header) if size is None else size)
-        (folder / "hf" / "model.safetensors").write_bytes(length + header)
-
-    return write
-
-
-def _gpt2(vocabulary: dict[str, Any]) -> Callable[[Path], None]:
-    def write(folder: Path) -> None:
-        samples.write_gpt2(folder)
-        vocab = json.loads((folder / "vocab.json").read_text())
-        (folder / "vocab.json").write_text(json.dumps(vocab | vocabulary))
-
-    return write
-
-
-def _zip_bomb(folder: Path) -> None:
-    """A checkpoint whose data.pkl grows from 1 MB to 1 GB."""
-    with zipfile.ZipFile(folder / "evil.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
-        with archive.open("archive/data.pkl", "w", force_zip64=True) as entry:
-            for _ in range(1024):
-                entry.write(bytes(2**20))
-        archive.writestr("archive/version", "3\n")
-
-
-def _gzip_bomb(folder: Path) -> None:
-    with gzip.open(folder / "rows.csv", "wb", compresslevel=1) as file:
-        for _ in range(256):
-            file.write(bytes(2**20))
-
-
-def _link(name: str, target: str) -> Callable[[Path], object]:
-    return lambda folder: os.symlink(target, folder / name)
-
-
-def _fifo(name: str) -> Callable[[Path], object]:
-    return lambda folder: os.mkfifo(folder / name)
-
-
-def _aliases(levels: int, width: int) -> str:
-    """YAML of a few lines whose aliases expand to width ** levels values."""
-    lines = ["a0: &a0 [" + ", ".join(["x"] * width) + "]"]
-    lines += [f"a{i}: &a{i} [" + ", ".join([f"*a{i - 1}"] * width) + "]" for i in range(1, levels)]
-    return "\n".join(lines) + "\n"
-
-
-def _merge_keys(levels: int) -> str:
-    """YAML mappings that merge two copies of the one before."""
-    lines = ["a0: &a0 {x: 1}"] + [f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}" for i in range(1, levels)]
-    return "\n".join(lines) + "\n"
-
-
-_YAML = {
-    "dashes": "- " * 30_000,
-    "open brackets": "[" * 30_000,
-    "open braces": "{a: " * 30_000,
-    "nested aliases": _aliases(12, 10),
-    "merge keys": _merge_keys(40),
-    "a recursive alias": "model: &a\n  init_args: *a\n",
-    "a recursive list": "model: &a [*a]\n",
-    "an anchor of itself as a key": "? &a [*a]\n: 1\n",
-    "an object tag": "!!python/object/apply:os.system ['touch executed']\n",
-    "an object tag as a value": "model: !!python/object/new:os.system ['touch executed']\n",
-    "a binary tag": "model: !!binary '====='\n",
-    "an integer of a million digits": "trainer: {max_steps: " + "9" * 1_000_000 + "}\n",
-    "a huge exponent": "trainer: {max_steps: 1e999999999999}\n",
-    "base-60 numbers": "trainer: {max_steps: " + ":".join(["59"] * 5000) + "}\n",
-    "deep indentation": "".join(" " * i + f"k{i}:\n" for i in range(3000)),
-    "UTF-16 without text": b"\xff\xfe\x00\xd8",
-    "Latin-1": b"model: \xe9\n",
-    "NUL bytes": bytes(100),
-}
-_DEEP_JSON = "[" * 100_000 + "]" * 100_000
-_PICKLES: dict[str, Any] = {
-    "os.system": Payload(),
-    "eval": Payload(eval, "open('executed', 'w')"),
-    "exec": Payload(exec, "open('executed', 'w')"),
-    "a nested object": {"state_dict": {"a": [Payload()]}, "hyper_parameters": {}},
-    "torch.load of another file": Payload(torch.load, "fox.txt"),
-}
-
-
 def _cases() -> list[Hostile]:
     cases: list[Hostile] = []
     # Pickled code, in both of torch's formats and as plain pickle, under every option that reads a file.
-    for name, content in _PICKLES.items():
+    for name, content in PICKLES.items():
         for form, write in (
-            ("torch.save", _torch("evil.ckpt", content)),
-            ("torch.save before 2020", _torch("evil.ckpt", content, legacy=True)),
-            ("pickle", _pickle("evil.ckpt", content)),
+            ("torch.save", torch_file("evil.ckpt", content)),
+            ("torch.save before 2020", torch_file("evil.ckpt", content, legacy=True)),
+            ("pickle", pickle_file("evil.ckpt", content)),
         ):
             cases.append(Hostile(f"pickle of {name} ({form})", write, [*GENERATE, "--ckpt_path=evil.ckpt"]))
-    evil = _torch("evil.ckpt", {"model": Payload(), "zoo": Payload(), "tokenizer": Payload()})
+    evil = torch_file("evil.ckpt", {"model": Payload(), "zoo": Payload(), "tokenizer": Payload()})
     for option, argv in {
         "fit --ckpt_path": [*FIT, "--ckpt_path=evil.ckpt"],
         "fit --model.weights": [*FIT, "--model.weights=evil.ckpt"],
@@ -224,109 +85,109 @@ def _cases() -> list[Hostile]:
     # Names of classes and functions within checkpoints.
     by_checkpoint = [*GENERATE, "--ckpt_path=evil.ckpt"]
     cases += [
-        Hostile("checkpoint that names a module of the working directory", _module_named_in_checkpoint, by_checkpoint),
-        Hostile("the same for fit", _module_named_in_checkpoint, ["fit", "--ckpt_path=evil.ckpt"]),
+        Hostile("checkpoint that names a module of the working directory", module_named_in_checkpoint, by_checkpoint),
+        Hostile("the same for fit", module_named_in_checkpoint, ["fit", "--ckpt_path=evil.ckpt"]),
         Hostile(
             "checkpoint that names a registered class in such a module",
-            lambda f: (_write_module(f), _checkpoint(lambda c: c.update(zoo={"model": "payload.LlamaLM"}))(f)),
+            lambda f: (write_module(f), checkpoint(lambda c: c.update(zoo={"model": "payload.LlamaLM"}))(f)),
             by_checkpoint, True,
         ),
         Hostile(
             "checkpoint that names data in such a module",
-            lambda f: (_write_module(f), _checkpoint(lambda c: c["zoo"].update(data="payload.Model"))(f)),
+            lambda f: (write_module(f), checkpoint(lambda c: c["zoo"].update(data="payload.Model"))(f)),
             by_checkpoint, True,
         ),
         Hostile(
-            "checkpoint whose model is os.system", _checkpoint(lambda c: c.update(zoo={"model": "os.system"})),
+            "checkpoint whose model is os.system", checkpoint(lambda c: c.update(zoo={"model": "os.system"})),
             by_checkpoint,
         ),
         Hostile(
-            "checkpoint with _instantiator os.system", _hyper_parameter("_instantiator", "os.system"),
+            "checkpoint with _instantiator os.system", hyper_parameter("_instantiator", "os.system"),
             by_checkpoint, True,
         ),
         Hostile(
             "checkpoint with _class_path of a module",
-            lambda f: (_write_module(f), _hyper_parameter("_class_path", "payload.Model")(f)),
+            lambda f: (write_module(f), hyper_parameter("_class_path", "payload.Model")(f)),
             by_checkpoint, True,
         ),
         Hostile(
             "checkpoint with a class_path as a setting",
-            _hyper_parameter("lr", {"class_path": "os.system", "init_args": {"command": "touch executed"}}),
+            hyper_parameter("lr", {"class_path": "os.system", "init_args": {"command": "touch executed"}}),
             by_checkpoint,
         ),
         Hostile(
             "checkpoint whose data has a class_path as a setting",
-            _hyper_parameter("data", {"class_path": "subprocess.Popen"}, "datamodule_hyper_parameters"),
+            hyper_parameter("data", {"class_path": "subprocess.Popen"}, "datamodule_hyper_parameters"),
             by_checkpoint,
         ),
     ]  # fmt: skip
     # YAML as a config, and as rows.
-    for name, text in _YAML.items():
-        cases.append(Hostile(f"config of {name}", _text("evil.yaml", text), ["fit", "--config=evil.yaml"]))
-        cases.append(Hostile(f"rows of {name}", _text("rows.yaml", text), [*REGRESS, "--data_dir=rows.yaml"]))
+    for name, text in YAML_TEXTS.items():
+        cases.append(Hostile(f"config of {name}", text_file("evil.yaml", text), ["fit", "--config=evil.yaml"]))
+        cases.append(Hostile(f"rows of {name}", text_file("rows.yaml", text), [*REGRESS, "--data_dir=rows.yaml"]))
     cases += [
         Hostile("option of open brackets", lambda f: None, [*FIT, "--model=" + "{a: [" * 20_000]),
         Hostile("config next to a checkpoint: dashes", lambda f: (
-            _checkpoint(lambda c: None)(f), (f / "config.yaml").write_text("- " * 30_000)
+            checkpoint(lambda c: None)(f), (f / "config.yaml").write_text("- " * 30_000)
         ), ["fit", "--ckpt_path=evil.ckpt"]),
-        Hostile("deep JSON as rows", _text("rows.json", _DEEP_JSON), [*REGRESS, "--data_dir=rows.json"]),
-        Hostile("deep JSON as labels", _text("labels.json", _DEEP_JSON), [
+        Hostile("deep JSON as rows", text_file("rows.json", DEEP_JSON), [*REGRESS, "--data_dir=rows.json"]),
+        Hostile("deep JSON as labels", text_file("labels.json", DEEP_JSON), [
             "fit", "--config=tiny/llama_classifier", "--data.label_names=labels.json", "--output_dir=out"
         ]),
-        Hostile("deep JSON as tokenizer", _text("tokenizer.json", '{"model": ' + _DEEP_JSON + "}"),
+        Hostile("deep JSON as tokenizer", text_file("tokenizer.json", '{"model": ' + DEEP_JSON + "}"),
                 [*FIT, "--data.tokenizer=tokenizer.json"]),
     ]  # fmt: skip
     # Sizes that a file declares and does not hold.
     billion, weights = 10**9, [*GENERATE, "--data.tokenizer=characters"]
     for name, write, file in (
-        (".bin of 2^31 layers", _bin(8, 8, 2**31 - 1, 1, 1, 32, 16), "evil.bin"),
-        (".bin of 2^31 tokens", _bin(8, 8, 1, 1, 1, 2**31 - 1, 16), "evil.bin"),
-        (".bin of width 2^31", _bin(2**31 - 2, 8, 1, 1, 1, 32, 16), "evil.bin"),
-        (".bin of a context of 2^31", _bin(8, 8, 1, 1, 1, 32, 2**31 - 1), "evil.bin"),
-        (".bin of negative sizes", _bin(-8, -8, -1, -1, -1, -32, -16), "evil.bin"),
-        (".bin of zeros", _text("evil.bin", bytes(28)), "evil.bin"),
-        (".pt of 1e9 layers", _llama2c_pt(n_layers=billion), "evil.pt"),
-        (".pt of a vocabulary of 1e12", _llama2c_pt(vocab_size=10**12), "evil.pt"),
-        (".pt of a context of 1e12", _llama2c_pt(max_seq_len=10**12), "evil.pt"),
-        (".pt of 1e30 heads", _llama2c_pt(n_heads=10**30), "evil.pt"),
-        ("config.json of 1e9 layers", _hugging_face(num_hidden_layers=billion), "hf"),
-        ("config.json of a context of 1e12", _hugging_face(max_position_embeddings=10**12), "hf"),
-        ("config.json of a vocabulary of 1e12", _hugging_face(vocab_size=10**12), "hf"),
-        ("config.json with deep JSON", _hugging_face(rope_parameters=json.loads("[" * 900 + "]" * 900)), "hf"),
-        ("safetensors with a header of 2^63 bytes", _safetensors(b"{}", 2**63), "hf"),
-        ("safetensors with a header of 2^40 bytes", _safetensors(b"{}", 2**40), "hf"),
-        ("safetensors with deep JSON", _safetensors(_DEEP_JSON.encode()), "hf"),
-        ("safetensors with a tensor of 2^60 bytes", _safetensors(
+        (".bin of 2^31 layers", bin_file(8, 8, 2**31 - 1, 1, 1, 32, 16), "evil.bin"),
+        (".bin of 2^31 tokens", bin_file(8, 8, 1, 1, 1, 2**31 - 1, 16), "evil.bin"),
+        (".bin of width 2^31", bin_file(2**31 - 2, 8, 1, 1, 1, 32, 16), "evil.bin"),
+        (".bin of a context of 2^31", bin_file(8, 8, 1, 1, 1, 32, 2**31 - 1), "evil.bin"),
+        (".bin of negative sizes", bin_file(-8, -8, -1, -1, -1, -32, -16), "evil.bin"),
+        (".bin of zeros", text_file("evil.bin", bytes(28)), "evil.bin"),
+        (".pt of 1e9 layers", pt_file(n_layers=billion), "evil.pt"),
+        (".pt of a vocabulary of 1e12", pt_file(vocab_size=10**12), "evil.pt"),
+        (".pt of a context of 1e12", pt_file(max_seq_len=10**12), "evil.pt"),
+        (".pt of 1e30 heads", pt_file(n_heads=10**30), "evil.pt"),
+        ("config.json of 1e9 layers", hf_folder(num_hidden_layers=billion), "hf"),
+        ("config.json of a context of 1e12", hf_folder(max_position_embeddings=10**12), "hf"),
+        ("config.json of a vocabulary of 1e12", hf_folder(vocab_size=10**12), "hf"),
+        ("config.json with deep JSON", hf_folder(rope_parameters=json.loads("[" * 900 + "]" * 900)), "hf"),
+        ("safetensors with a header of 2^63 bytes", safetensors_folder(b"{}", 2**63), "hf"),
+        ("safetensors with a header of 2^40 bytes", safetensors_folder(b"{}", 2**40), "hf"),
+        ("safetensors with deep JSON", safetensors_folder(DEEP_JSON.encode()), "hf"),
+        ("safetensors with a tensor of 2^60 bytes", safetensors_folder(
             b'{"model.norm.weight":{"dtype":"F32","shape":[288230376151711744],"data_offsets":[0,1152921504606846976]}}'
         ), "hf"),
-        ("checkpoint of 1e9 layers", _hyper_parameter("n_layers", billion), "evil.ckpt"),
-        ("checkpoint of a context of 1e12", _hyper_parameter("max_seq_len", 10**12), "evil.ckpt"),
-        ("checkpoint of width 1e9", _hyper_parameter("dim", billion), "evil.ckpt"),
+        ("checkpoint of 1e9 layers", hyper_parameter("n_layers", billion), "evil.ckpt"),
+        ("checkpoint of a context of 1e12", hyper_parameter("max_seq_len", 10**12), "evil.ckpt"),
+        ("checkpoint of width 1e9", hyper_parameter("dim", billion), "evil.ckpt"),
     ):  # fmt: skip
         cases.append(Hostile(name, write, [*weights, f"--ckpt_path={file}"]))
     cases += [
-        Hostile("vocab.json with id 4294967294", _gpt2({"zz": 4294967294}), [*FIT, "--data.tokenizer=vocab.json"]),
-        Hostile("vocab.json with id 10^30", _gpt2({"zz": 10**30}), [*FIT, "--data.tokenizer=vocab.json"]),
-        Hostile("vocab.json with a negative id", _gpt2({"zz": -5}), [*FIT, "--data.tokenizer=vocab.json"]),
-        Hostile("tok.bin with a piece of 4 GB", _text("tok.bin", struct.pack("<IfI", 4, 0.0, 2**32 - 1) + b"abc"),
+        Hostile("vocab.json with id 4294967294", gpt2_files({"zz": 4294967294}), [*FIT, "--data.tokenizer=vocab.json"]),
+        Hostile("vocab.json with id 10^30", gpt2_files({"zz": 10**30}), [*FIT, "--data.tokenizer=vocab.json"]),
+        Hostile("vocab.json with a negative id", gpt2_files({"zz": -5}), [*FIT, "--data.tokenizer=vocab.json"]),
+        Hostile("tok.bin with a piece of 4 GB", text_file("tok.bin", struct.pack("<IfI", 4, 0.0, 2**32 - 1) + b"abc"),
                 [*FIT, "--data.tokenizer=tok.bin"]),
-        Hostile("number 1e999999999999999 in a row", _text("rows.csv", "x,y\n" + "a,1\n" * 9 + "a,1e999999999999999\n"),
+        Hostile("number 1e999999999999999 in a row", text_file("rows.csv", ROWS + "a,1e999999999999999\n"),
                 [*REGRESS, "--data_dir=rows.csv"]),
-        Hostile("number 1e999999999999999 in a text", _text("rows.csv", "x,y\n" + "a 1e999999999999999,1\n" * 9),
+        Hostile("number 1e999999999999999 in a text", text_file("rows.csv", "x,y\n" + "a 1e999999999999999,1\n" * 9),
                 [*REGRESS, "--data_dir=rows.csv", "--data.round_digits=3"], True),
-        Hostile("number of a million digits in a row", _text("rows.csv", "x,y\n" + "a,1\n" * 9 + f"a,{'9' * 10**6}\n"),
+        Hostile("number of a million digits in a row", text_file("rows.csv", ROWS + f"a,{'9' * 10**6}\n"),
                 [*REGRESS, "--data_dir=rows.csv"]),
-        Hostile("number of a million digits in JSON", _text("rows.jsonl", '{"x": "a", "y": ' + "9" * 10**6 + "}\n"),
+        Hostile("number of a million digits in JSON", text_file("rows.jsonl", '{"x": "a", "y": ' + "9" * 10**6 + "}\n"),
                 [*REGRESS, "--data_dir=rows.jsonl"]),
-        Hostile("CSV of 20,000 columns", _text("rows.csv", ",".join(f"c{i}" for i in range(20_000)) + "\n"),
+        Hostile("CSV of 20,000 columns", text_file("rows.csv", ",".join(f"c{i}" for i in range(20_000)) + "\n"),
                 [*REGRESS, "--data_dir=rows.csv"]),
-        Hostile("CSV of 20,000 columns and a row", _text(
+        Hostile("CSV of 20,000 columns and a row", text_file(
             "rows.csv", ",".join(f"c{i}" for i in range(20_000)) + "\n" + ",".join(["1"] * 20_000) + "\n"
         ), [*REGRESS, "--data_dir=rows.csv"]),
-        Hostile("CSV with an open quote of 20 MB", _text("rows.csv", 'x,y\n"' + "a,\n" * 7_000_000),
+        Hostile("CSV with an open quote of 20 MB", text_file("rows.csv", 'x,y\n"' + "a,\n" * 7_000_000),
                 [*REGRESS, "--data_dir=rows.csv"]),
-        Hostile("zip bomb as a checkpoint", _zip_bomb, by_checkpoint),
-        Hostile("gzip bomb as rows", _gzip_bomb, [*REGRESS, "--data_dir=rows.csv"]),
+        Hostile("zip bomb as a checkpoint", zip_bomb, by_checkpoint),
+        Hostile("gzip bomb as rows", gzip_bomb, [*REGRESS, "--data_dir=rows.csv"]),
     ]  # fmt: skip
     # Paths that are no ordinary files.
     options = {
@@ -340,10 +201,10 @@ def _cases() -> list[Hostile]:
     }
     for option, argv in options.items():
         cases += [
-            Hostile(f"fifo as {option}", _fifo("fifo.csv"), argv("fifo.csv")),
+            Hostile(f"fifo as {option}", fifo("fifo.csv"), argv("fifo.csv")),
             Hostile(f"/dev/zero as {option}", lambda f: None, argv("/dev/zero")),
-            Hostile(f"link to /dev/zero as {option}", _link("zero.csv", "/dev/zero"), argv("zero.csv")),
-            Hostile(f"link to itself as {option}", _link("loop.csv", "loop.csv"), argv("loop.csv")),
+            Hostile(f"link to /dev/zero as {option}", link("zero.csv", "/dev/zero"), argv("zero.csv")),
+            Hostile(f"link to itself as {option}", link("loop.csv", "loop.csv"), argv("loop.csv")),
         ]
     return cases
 
@@ -378,7 +239,7 @@ HOSTILE = Kind(
     "with one sentence, and no code runs",
     try_hostile,
     cases=len(CASES),
-    quick=len(CASES) // 8,
+    quick=16,
     seconds=20,
     gigabytes=4,
     case_name=lambda index: CASES[index % len(CASES)].name,

@@ -136,7 +136,7 @@ KILLS = Kind(
     "kill -9 at a random time or moment of saving, once or twice, then resume: last.ckpt and best.ckpt equal those of "
     "the uninterrupted run bit by bit",
     try_kill,
-    cases=150,
+    cases=100,
     quick=6,
     seconds=90,
     gigabytes=8,

@@ -94,7 +94,7 @@ def run_cases(kind: Kind, seed: int, indices: Iterable[int], folder: Path, jobs:
 
 def _work(kind: Kind, seed: int, folder: Path, connection: Connection) -> None:
     """Answer case numbers with outcomes until the connection closes."""
-    os.setsid()  # a group of processes, which is ended as a whole
+    os.setsid()  # a group of processes, so that all of them can be ended
     _redirect_output(os.devnull)
     limit_memory(kind.gigabytes)
     with suppress(EOFError):

@@ -3,6 +3,8 @@
 import functools
 import json
 import struct
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,23 @@ from zoo.tokenizers.hugging_face import train_bpe
 TEXT = "The quick brown fox\njumps over the lazy dog.\n" * 60
 ROWS = [{"x": f"item {i} of {i % 7}", "y": i * 1.5 - 20, "z": i % 3} for i in range(30)]
 SMALL = {"vocab_size": 32, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32, "max_seq_len": 32}
+
+
+def made_once(write: Callable[[Path], None]) -> Callable[[Path], None]:
+    """A function that writes the same files as `write`, which is called once in each process."""
+
+    @functools.cache
+    def contents() -> dict[str, bytes]:
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder))
+            return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+
+    @functools.wraps(write)
+    def copy(folder: Path) -> None:
+        for name, data in contents().items():
+            (folder / name).write_bytes(data)
+
+    return copy
 
 
 @functools.cache
@@ -32,18 +51,22 @@ def llama2c_pt() -> dict[str, Any]:
     return {"model_args": dict(SMALL), "model": split_projections(model.state_dict(), model.config), "iter_num": 3}
 
 
+@made_once
 def write_pt(folder: Path) -> None:
     torch.save(llama2c_pt(), folder / "model.pt")
 
 
+@made_once
 def write_bin(folder: Path) -> None:
     save_checkpoint(llama(), folder / "model.bin", "llama2c")
 
 
+@made_once
 def write_hugging_face(folder: Path) -> None:
     save_checkpoint(llama(), folder, "hf")
 
 
+@made_once
 def write_shards(folder: Path) -> None:
     """A Hugging Face folder of two shards and their index."""
     write_hugging_face(folder)
@@ -78,6 +101,7 @@ def write_llama2c_tokenizer(folder: Path) -> None:
     (folder / "tok263.bin").write_bytes(struct.pack("<I", max(map(len, pieces))) + entries)
 
 
+@made_once
 def write_gpt2(folder: Path) -> None:
     """GPT-2's two files."""
     model = json.loads(tokenizer_json())["model"]

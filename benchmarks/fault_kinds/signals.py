@@ -134,7 +134,7 @@ SIGNALS = Kind(
     "SIGINT once and twice, SIGTERM, SIGHUP, SIGUSR1 during a step, a validation, a save, or at a random time: exit "
     "code, saved step, and the bits of the resumed run",
     try_signal,
-    cases=80,
+    cases=60,
     quick=5,
     seconds=90,
     gigabytes=8,
