@@ -25,8 +25,11 @@ LARGEST_ERROR = 1e-3  # relative, of the gradient's norm: rounding in fp32
 LLAMA = {"vocab_size": 257, "dim": 8, "n_layers": 1, "n_heads": 2, "max_seq_len": 64}
 ARGUMENTS: dict[str, tuple[str, dict[str, Any]]] = {  # name of the case -> model, its arguments
     "LlamaLM": ("LlamaLM", LLAMA),
-    "LlamaClassifier": ("LlamaClassifier", LLAMA | {"label_names": ["bad", "good"]}),
-    "LlamaClassifier, lm_weight": ("LlamaClassifier", LLAMA | {"label_names": ["bad", "good"], "lm_weight": 0.7}),
+    "LlamaClassifier": ("LlamaClassifier", LLAMA | {"label_names": ["bad", "good"], "head_dropout": 0.0}),
+    "LlamaClassifier, lm_weight": (
+        "LlamaClassifier",
+        LLAMA | {"label_names": ["bad", "good"], "head_dropout": 0.0, "lm_weight": 0.7},
+    ),
     "RegressLM": (
         "RegressLM",
         {"vocab_size": 257, "dim": 8, "n_heads": 2, "max_input_len": 64, "num_samples": 2, "val_samples": 2},

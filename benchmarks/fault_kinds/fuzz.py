@@ -33,6 +33,9 @@ TENSORS = (
 )  # fmt: skip
 
 
+PROMPTS = tuple(t for t in TENSORS if t.device.type == "cpu" and t.numel() < 10**6)  # what can be copied
+
+
 def _save(content: Any, file: Path) -> bool:
     """Write a mutated content with torch.save; False if it cannot be written, so that there is nothing to read."""
     try:
@@ -238,7 +241,7 @@ def generation(rng: Random, folder: Path) -> Mutated:
         "slide": None, "precision": "fp32"}  # fmt: skip
     changed = rng.sample([*arguments], rng.choice([1, 1, 2]))
     for name in changed:
-        arguments[name] = rng.choice(TENSORS) if name in ("tokens", "lengths") else odd_value(rng)
+        arguments[name] = rng.choice(PROMPTS) if name in ("tokens", "lengths") else odd_value(rng)
     model = samples.llama()
     aliases = {"tokens": ["prompt", "token"], "lengths": ["length"], "stop": ["stop"]}
     return lambda: model.generate(**arguments), [word for name in changed for word in [name, *aliases.get(name, [])]]

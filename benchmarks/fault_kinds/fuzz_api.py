@@ -1,7 +1,7 @@
 """Mutated arguments of the Python API: a result, or UserError with one sentence."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.fault_kinds.cases import Kind, Outcome, outcome_of
 from benchmarks.fault_kinds.mutations import mutate, odd_value
+from zoo.errors import UserError
 from zoo.icr import ICRTransformer, dmmse, predict_from_prompt, ridge
 from zoo.regress_lm import Example, ExampleInput, RegressLM
 from zoo.revdeq import solve
@@ -21,6 +22,9 @@ ARRAYS = (
     torch.full((3,), torch.nan), torch.zeros(3, 4, dtype=torch.float64), torch.zeros(3, 5), torch.zeros(1, 9, 4),
     torch.zeros(1, 3, 5), torch.zeros(1, 0, 4), torch.zeros(1, 9), torch.zeros(()), [[1.0, 2.0], [3.0]], [], None,
 )  # fmt: skip
+
+
+TENSORS = tuple(array for array in ARRAYS if isinstance(array, torch.Tensor) and array.is_floating_point())
 
 
 @functools.cache
@@ -43,13 +47,13 @@ class _Layer(torch.nn.Module):
         return torch.tanh(self.linear(z.to(self.linear.weight.dtype)) / 2 + x)
 
 
-def _change(arguments: dict[str, Any], rng: Random) -> dict[str, Any]:
-    """Arguments of which one or two have another value: an array another array, a list a mutated list."""
+def _change(arguments: dict[str, Any], rng: Random, arrays: Sequence[Any] = ARRAYS) -> dict[str, Any]:
+    """Arguments of which one or two have another value: a tensor one of `arrays`, a list a mutated list."""
     changed = dict(arguments)
     for name in rng.sample([*arguments], min(len(arguments), rng.choice([1, 1, 2]))):
         value = arguments[name]
         if isinstance(value, torch.Tensor):
-            changed[name] = rng.choice(ARRAYS)
+            changed[name] = rng.choice(arrays)
         else:
             changed[name] = mutate(value, rng) if isinstance(value, list) else odd_value(rng)
     return changed
@@ -63,12 +67,19 @@ def _example(rng: Random, objectives: int) -> Any:
     return rng.choice([Example(x=x, y=y), Example(x=x, y=y), ExampleInput(x=x), odd_value(rng, ARRAYS)])
 
 
+def _raise(error: UserError) -> None:
+    raise error
+
+
 def regress_lm(rng: Random, folder: Path) -> Callable[[], Any]:
     """RegressLM: examples, numbers of samples, batch sizes and settings of fine_tune, sample and log_prob."""
     objectives = rng.choice([1, 2])
     model = _regress_lm(objectives)
     right = Example("a fox", 0.5 if objectives == 1 else [0.5, 1.0])
-    examples: Any = [right, right] if rng.random() < 0.5 else [_example(rng, objectives) for _ in range(2)]
+    try:
+        examples: Any = [right, right] if rng.random() < 0.5 else [_example(rng, objectives) for _ in range(2)]
+    except UserError as error:  # an example itself may refuse its numbers
+        return functools.partial(_raise, error)
     which = rng.randrange(3)
     if which == 0:
         return lambda: model.log_prob(**_change({"examples": examples, "batch_size": 4}, rng))
@@ -92,10 +103,11 @@ def icr(rng: Random, folder: Path) -> Callable[[], Any]:
         arguments = {"x_context": x, "y_context": y, "x_query": query}
         return lambda: predict_from_prompt(_icr(), **_change(arguments, rng))
     if which == 1:
-        return lambda: ridge(**_change({"x": x[None], "y": y[None], "sigma2": 0.25}, rng))
+        return lambda: ridge(**_change({"x": x[None], "y": y[None]}, rng, TENSORS), sigma2=0.25)
     if which == 2:
-        return lambda: dmmse(**_change({"x": x[None], "y": y[None], "tasks": torch.randn(5, 4), "sigma2": 0.25}, rng))
-    return lambda: _icr()(**_change({"x": x[None], "y": y[None]}, rng))
+        changed = _change({"x": x[None], "y": y[None], "tasks": torch.randn(5, 4)}, rng, TENSORS)
+        return lambda: dmmse(**changed, sigma2=0.25)
+    return lambda: _icr()(**_change({"x": x[None], "y": y[None]}, rng, TENSORS))
 
 
 def revdeq(rng: Random, folder: Path) -> Callable[[], Any]:
