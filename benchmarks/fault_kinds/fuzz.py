@@ -33,7 +33,9 @@ TENSORS = (
 )  # fmt: skip
 
 
-PROMPTS = tuple(t for t in TENSORS if t.device.type == "cpu" and t.numel() < 10**6)  # what can be copied
+PROMPTS = tuple(  # what can be copied to a device
+    t for t in TENSORS if t.device.type == "cpu" and t.layout == torch.strided and t.numel() < 10**6
+)
 
 
 def _save(content: Any, file: Path) -> bool:
