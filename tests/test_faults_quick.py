@@ -160,7 +160,6 @@ def test_the_gradient_of_equal_batches_needs_no_weights():
 # ---- a sample of each kind of mutated input
 
 
-@pytest.mark.xfail(strict=False, reason="readers that raise other exceptions are being corrected (issue 13)")
 @pytest.mark.parametrize("name", sorted({*FUZZED} - NEED_A_RUN))
 def test_mutated_input_is_loaded_or_refused_with_a_sentence(name, tmp_path):
     """In a process with limits, so that an input that hangs or fills the memory fails alone."""
