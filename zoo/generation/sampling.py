@@ -73,12 +73,12 @@ def stream_tokens(
     # Check the options and cut the prompts to the context.
     check_sampling(temperature, top_k, top_p, seed, minimum=0, max_new_tokens=max_new_tokens)
     check_number("pad", pad, "a token id", lambda id: 0 <= id < network.config.vocab_size, whole=True)
-    tokens, stop = as_tokens(tokens), as_ids("stop", stop)
+    tokens = as_tokens(tokens)
+    stop = as_ids("stop", (getattr(network.config, "stop_tokens", None) or ()) if stop is None else stop)
     context = network.config.max_seq_len
     slide = getattr(network, "slides", False) if slide is None else slide
     tokens = tokens.to(next(network.parameters()).device)
     text, left_padding = _fit_prompts(tokens, lengths, max_new_tokens, context, network.config.vocab_size)
-    stop = getattr(network.config, "stop_tokens", None) or () if stop is None else stop
     batch_size, start = text.shape
     # The last new token is not read by the network, so it may be one position beyond the context.
     count = max_new_tokens if slide else min(max_new_tokens, context - start + 1)
