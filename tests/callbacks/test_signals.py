@@ -59,7 +59,10 @@ def fit(folder, *callbacks, steps=8, resume=False, **options):
 
 
 def contents(folder, name="last.ckpt"):
-    return torch.load(folder / name, weights_only=True)
+    """The entries of a checkpoint without its digest, which depends on the folder's name."""
+    checkpoint = torch.load(folder / name, weights_only=True)
+    del checkpoint["zoo_digest"]
+    return checkpoint
 
 
 def equal(a, b):

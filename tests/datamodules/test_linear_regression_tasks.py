@@ -203,7 +203,7 @@ def test_prompts_are_read(tmp_path):
         (json.dumps(GOOD | {"y_context": 1}), "is not a prompt.*no list y_context"),
         (json.dumps(GOOD | {"x_query": [[1, 2, 3], [1, 2]]}), ": x_query must be numbers in rows of equal length"),
         (json.dumps(GOOD | {"x_query": [[True, 2, 3]]}), ": x_query must be numbers"),
-        ("[" * 100_000, "is not a prompt.*recursion"),
+        ("[" * 100_000, "is not a prompt.*nested too deeply"),
         (json.dumps(GOOD | {"x_query": [[1, 2]]}), r": x_query has shape \(1, 2\), and must be rows of D = 3 numbers"),
         (json.dumps(GOOD | {"y_context": [1, 2]}), ": y_context has shape"),
         (json.dumps(GOOD | {"y_context": [float("nan")]}), ": a number is NaN or infinite"),

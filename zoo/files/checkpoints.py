@@ -96,7 +96,12 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_optimizer(value: Any) -> bool:
-    """State of a torch optimizer: {"state": {number: {name: value}}, "param_groups": [{"params": [number], ...}]}."""
+    """State of a torch optimizer: {"state": {number: {name: value}}, "param_groups": [{"params": [number], ...}]}.
+
+    That of Muon with AdamW is {"parts": [state, state]}.
+    """
+    if _is_dict(value) and "parts" in value:
+        return _is_list(value["parts"], _is_optimizer)
     if not (_is_dict(value) and isinstance(value.get("state"), dict) and _is_list(value.get("param_groups"), _is_dict)):
         return False
     lists = [group.get("params") for group in value["param_groups"]]
