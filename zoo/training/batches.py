@@ -100,7 +100,7 @@ def check_targets(
 
 
 def check_token_ids(tokens: Tensor, vocab_size: int, targets: Tensor | None = None) -> None:
-    """Check the ids of a batch; their range only on a CPU outside torch.compile, because a GPU would have to be waited for.
+    """Check the ids of a batch; their range only on a CPU (a GPU would have to be waited for) and not in torch.compile.
 
     Args:
         tokens: (B, T) ids.
