@@ -23,10 +23,10 @@ demo: setup  ## train every tiny config and print a table of results (minutes)
 	$(BIN)/python -m zoo.demo
 
 test: setup  ## run the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: setup  ## run the test suite with its slow tests
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
 
 lint: setup  ## run ruff and mypy
 	$(BIN)/ruff check .
