@@ -189,7 +189,7 @@ def test_shapes_that_do_not_fit_are_refused(x, y, tasks, message):
 
 
 def test_prompts_that_are_no_floating_point_tensors_are_refused():
-    with pytest.raises(UserError, match="y must be a floating-point tensor, not torch.int64"):
+    with pytest.raises(UserError, match=r"y must be a floating-point tensor, not torch\.int64"):
         ridge(torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.int64), SIGMA2)
     with pytest.raises(UserError, match="x must be a floating-point tensor, not list"):
         least_squares([[[1.0]]], torch.zeros(1, 1))
