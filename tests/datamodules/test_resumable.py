@@ -148,7 +148,13 @@ class Validated(Net):
     [
         {"max_epochs": 2},
         {"max_epochs": 2, "accumulate_grad_batches": 2},
-        {"max_epochs": -1, "max_steps": 3, "accumulate_grad_batches": 2, "val_check_interval": 2},
+        {
+            "max_epochs": -1,
+            "max_steps": 3,
+            "accumulate_grad_batches": 2,
+            "val_check_interval": 2,
+            "hooks": (BATCH_END, VALIDATION_END),
+        },
     ],
 )
 def test_a_run_interrupted_twice_has_the_steps_and_validations_of_an_uninterrupted_run(options, tmp_path, monkeypatch):
@@ -170,7 +176,7 @@ def test_a_run_interrupted_twice_has_the_steps_and_validations_of_an_uninterrupt
     expected = train(whole, Points(samples=6), tmp_path / "uninterrupted", **options)
     validations = whole.validations
     for first in sorted((tmp_path / "uninterrupted").glob("on_*.ckpt")):
-        for second in resumed_from(first, tmp_path / first.stem)[:2]:
+        for second in resumed_from(first, tmp_path / first.stem)[:1]:
             resumed_from(second, tmp_path / f"{first.stem}, {second.stem}")
 
 
