@@ -21,7 +21,7 @@ from tests.resume import (
 from zoo.datamodules.resumable import ZooDataModule
 from zoo.datamodules.train_loader import TrainLoader
 from zoo.optim import ResumedSchedule
-from zoo.private_apis.lightning_api import batch_index, total_training_steps
+from zoo.private_apis.lightning_api import batch_index, batches_done, total_training_steps
 from zoo.training.random_streams import derive
 
 QUIET = {
@@ -124,6 +124,60 @@ def test_run_resumed_after_every_step_equals_uninterrupted_run(tmp_path, monkeyp
         weights = train(Net(8), Points(samples=6), folder, max_steps=step, resume=checkpoint, **options)
         checkpoint = folder / f"{BATCH_END}-{step:03d}.ckpt"
     assert_same_weights(uninterrupted, weights, "every step")
+
+
+class Validated(Net):
+    """`Net` with a training metric, and the metrics after each validation with the number of batches before it."""
+
+    def __init__(self) -> None:
+        super().__init__(9)
+        self.validations: list[tuple[int, float, float]] = []
+
+    def training_step(self, batch, batch_idx: int):
+        loss = super().training_step(batch, batch_idx)
+        self.log("train", loss)
+        return loss
+
+    def on_validation_end(self) -> None:
+        metrics = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
+        self.validations.append((batches_done(self.trainer), metrics["val"], metrics["train"]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_epochs": 2},
+        {"max_epochs": 2, "accumulate_grad_batches": 2},
+        {
+            "max_epochs": -1,
+            "max_steps": 3,
+            "accumulate_grad_batches": 2,
+            "val_check_interval": 2,
+            "hooks": (BATCH_END, VALIDATION_END),
+        },
+    ],
+)
+def test_a_run_interrupted_twice_has_the_steps_and_validations_of_an_uninterrupted_run(options, tmp_path, monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    options = {"limit_val_batches": 2, "hooks": (BATCH_END, VALIDATION_END, EPOCH_END), **options}
+
+    def resumed_from(checkpoint, folder):
+        """The checkpoints that a resumed run saves, in their order, after a comparison with the uninterrupted run."""
+        module = Validated()
+        got = train(module, Points(samples=6), folder, resume=checkpoint, **options)
+        assert_same_weights(expected, got, folder.name)
+        # Some validations were before the checkpoint.
+        count = len(module.validations)
+        assert module.validations == validations[len(validations) - count :], folder.name
+        return sorted(folder.glob("on_*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+
+    torch.manual_seed(7)
+    whole = Validated()
+    expected = train(whole, Points(samples=6), tmp_path / "uninterrupted", **options)
+    validations = whole.validations
+    for first in sorted((tmp_path / "uninterrupted").glob("on_*.ckpt")):
+        for second in resumed_from(first, tmp_path / first.stem)[:1]:
+            resumed_from(second, tmp_path / f"{first.stem}, {second.stem}")
 
 
 class Interrupt(Callback):

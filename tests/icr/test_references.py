@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from zoo.errors import UserError
 from zoo.icr import Task, dmmse, gradient_step, least_squares, references, ridge
 
 SIGMA2 = 0.25
@@ -164,3 +165,31 @@ def test_memory_is_bounded(name, monkeypatch):
         answer[name](x, y)
     # The inputs or one chunk. Without chunks there would be 25,600 numbers in Gram matrices, 3,200,000 in scores.
     assert largest.numbers <= max(64 * 128, pool.numel(), x.numel(), 20 * 8 * 4 * 4)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "tasks", "message"),
+    [
+        ((2, 3, 4), (2, 4), (5, 4), r"shapes \(B, K, D\) and \(B, K\), not \(2, 3, 4\) and \(2, 4\)"),
+        ((3, 4), (3,), (5, 4), "for a single prompt"),
+        ((), (), (5, 4), "x and y must have shapes"),
+        ((2, 3, 4), (2, 3), (5, 3), r"tasks must have shape \(M, D = 4\), M at least 1, not \(5, 3\)"),
+        ((2, 3, 4), (2, 3), (0, 4), "M at least 1"),
+        ((2, 3, 4), (2, 3), (4,), r"tasks must be a floating-point tensor of shape \(M, D\), not \(4,\)"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(x, y, tasks, message):
+    x, y, tasks = (torch.zeros(shape) for shape in (x, y, tasks))
+    with pytest.raises(UserError, match=message):
+        dmmse(x, y, tasks, SIGMA2)
+    if "tasks" not in message and "M at least" not in message:
+        for estimate in (least_squares, lambda x, y: ridge(x, y, SIGMA2), lambda x, y: gradient_step(x, y, SIGMA2)):
+            with pytest.raises(UserError, match=message):
+                estimate(x, y)
+
+
+def test_prompts_that_are_no_floating_point_tensors_are_refused():
+    with pytest.raises(UserError, match=r"y must be a floating-point tensor, not torch\.int64"):
+        ridge(torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.int64), SIGMA2)
+    with pytest.raises(UserError, match="x must be a floating-point tensor, not list"):
+        least_squares([[[1.0]]], torch.zeros(1, 1))

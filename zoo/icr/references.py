@@ -3,13 +3,15 @@
 All take x (B, K, D) and y (B, K) and return (B, K): at position k the prediction of y_k from the k - 1 pairs before it.
 They compute in fp64 and in bounded memory, a part of the prompts at a time. Raventós et al. 2023,
 https://arxiv.org/abs/2306.15063, section 2; the step of gradient descent as in von Oswald et al. 2023,
-https://arxiv.org/abs/2212.07677.
+https://arxiv.org/abs/2212.07677. UserError says which argument has a wrong shape or type.
 """
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from zoo.errors import UserError, check_positive, check_weight
 
 PROMPTS = 4096  # prompts computed together: tensors of 34 MB for K = 16 and D = 8
 # Positions x tasks in a block of dMMSE scores: fits a CPU cache (8 MB of fp64) or fills a GPU (256 MB).
@@ -18,6 +20,8 @@ CHUNK = {"cpu": (1024, 1024), "cuda": (4096, 8192)}
 
 def ridge(x: Tensor, y: Tensor, sigma2: float) -> Tensor:
     """Ridge regression, w_k = (X'X + sigma2 I)^-1 X'y: Bayes-optimal for tasks N(0, I) and noise N(0, sigma2)."""
+
+    check_weight("sigma2, the variance of the noise,", sigma2)
 
     def weights(gram: Tensor, product: Tensor) -> Tensor:
         # X'X + sigma2 I is positive definite: solve by its Cholesky factor.
@@ -54,6 +58,8 @@ def gradient_step(x: Tensor, y: Tensor, sigma2: float) -> Tensor:
 
     One layer of linear attention can compute it. Its excess error is D (D + 1 + sigma2) / (k + D + sigma2).
     """
+    check_weight("sigma2, the variance of the noise,", sigma2)
+    _check_shapes(x, y)
     # k, the position counted from 1, before which there are k - 1 pairs.
     position = torch.arange(1, x.shape[1] + 1, dtype=torch.float64, device=x.device)
     return _linear(x, y, lambda gram, product: product / (position + x.shape[2] + sigma2)[:, None])
@@ -68,6 +74,13 @@ def dmmse(x: Tensor, y: Tensor, tasks: Tensor, sigma2: float) -> Tensor:
     attention whose keys are w_i and the products of its components. The pool is read in chunks with an online softmax
     (see CHUNK).
     """
+    check_positive("sigma2, the variance of the noise,", sigma2)
+    _check_shapes(x, y)
+    if not isinstance(tasks, Tensor) or not tasks.is_floating_point() or tasks.ndim != 2:
+        given = tuple(tasks.shape) if isinstance(tasks, Tensor) else type(tasks).__name__
+        raise UserError(f"tasks must be a floating-point tensor of shape (M, D), not {given}")
+    if tasks.shape[1] != x.shape[2] or not len(tasks):
+        raise UserError(f"tasks must have shape (M, D = {x.shape[2]}), M at least 1, not {tuple(tasks.shape)}")
     # A task's score is the product of a query (G and b) and a key (w w' and w); G and ww' are symmetric,
     # so that their upper triangles are enough.
     device = x.device.type
@@ -104,6 +117,7 @@ def _linear(x: Tensor, y: Tensor, weights: Callable[[Tensor, Tensor], Tensor]) -
         weights: computes w (B, K, D) from the sums of xx' (B, K, D, D) and of yx (B, K, D) over the pairs before each
             position.
     """
+    _check_shapes(x, y)
     # Sums over the pairs before each position. (A sum from which the own term is subtracted would lose the others
     # where the own term is large.)
     predictions = [x.new_zeros(0, *y.shape[1:], dtype=torch.float64)]
@@ -117,3 +131,16 @@ def _linear(x: Tensor, y: Tensor, weights: Callable[[Tensor, Tensor], Tensor]) -
 def _sums_before(terms: Tensor) -> Tensor:
     """Sums over all earlier positions of terms (B, K, ...), 0 at the first position."""
     return torch.cat([torch.zeros_like(terms[:, :1]), terms[:, :-1].cumsum(1)], 1)
+
+
+def _check_shapes(x: Tensor, y: Tensor) -> None:
+    """Raises UserError where x and y are no floating-point tensors (B, K, D) and (B, K)."""
+    for name, part in (("x", x), ("y", y)):
+        if not isinstance(part, Tensor) or not part.is_floating_point():
+            given = part.dtype if isinstance(part, Tensor) else type(part).__name__
+            raise UserError(f"{name} must be a floating-point tensor, not {given}")
+    if x.ndim != 3 or y.shape != x.shape[:2]:
+        raise UserError(
+            f"x and y must have shapes (B, K, D) and (B, K), not {tuple(x.shape)} and {tuple(y.shape)}: pass x[None] "
+            "and y[None] for a single prompt"
+        )

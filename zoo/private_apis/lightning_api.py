@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback
 
 
@@ -51,20 +52,24 @@ def is_fitting(module: Any) -> bool:
     return module._trainer is not None and module._trainer.state.fn == "fit"
 
 
-def progress_state(trainer: Any) -> dict[str, int]:
+def progress_state(trainer: Any) -> dict[str, Any]:
     """What `resume_counters` needs to know, for the state of a training loader.
 
     "unused" is the number of finished batches whose gradients wait for the rest of their accumulation window;
-    "validation_due" whether the validation after the last finished batch is not over.
+    "validation_due" whether the validation after the last finished batch is not over; "metrics" are, if it is due, the
+    values logged so far, because callbacks may monitor a training metric after that validation.
     """
     if trainer is None:
         return {"unused": 0, "validation_due": False}
     # The last batch of an epoch always takes an optimizer step.
     unused = 0 if is_epoch_done(trainer) else batches_done_in_epoch(trainer) % trainer.accumulate_grad_batches
-    return {"unused": unused, "validation_due": is_validation_due(trainer)}
+    state = {"unused": unused, "validation_due": is_validation_due(trainer)}
+    if state["validation_due"]:
+        state["metrics"] = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    return state
 
 
-def resume_counters(trainer: Any, state: Mapping[str, int]) -> None:
+def resume_counters(trainer: Any, state: Mapping[str, Any]) -> None:
     """Correct the counters that a resumed fit has restored: call this when the training loader's state is loaded.
 
     Batches of an open accumulation window and an interrupted batch run again; validations that are over do not. A
@@ -75,13 +80,15 @@ def resume_counters(trainer: Any, state: Mapping[str, int]) -> None:
         state: contains `progress_state` of the saved run.
     """
     is_due = state.get("validation_due", False)
+    if not is_due:
+        _set_totals(trainer.fit_loop.epoch_loop.val_loop.batch_progress.total, is_interrupted=False)
     if state["unused"] or is_batch_unfinished(trainer):
         trainer.callbacks.insert(0, _Resumed(validated_until=batches_done(trainer) - is_due))
         take_back_batches(trainer, state["unused"])
     elif is_epoch_done(trainer) and not trainer.fit_loop.epoch_loop._should_check_val_epoch():
         _end_epoch_without_validation(trainer)
     elif is_due:
-        _run_validation_first(trainer)
+        _run_validation_first(trainer, state.get("metrics", {}))
 
 
 def is_validation_due(trainer: Any) -> bool:
@@ -97,7 +104,7 @@ def is_validation_due(trainer: Any) -> bool:
     return not is_over and epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
 
 
-def _run_validation_first(trainer: Any) -> None:
+def _run_validation_first(trainer: Any, metrics: Mapping[str, float]) -> None:
     """Make a resumed fit run the validation after the last finished batch before it trains.
 
     Lightning does so where its counters say that the batch is complete and the validation was stopped within a batch.
@@ -107,10 +114,18 @@ def _run_validation_first(trainer: Any) -> None:
         counts.completed = counts.processed
     validated = epoch_loop.val_loop.batch_progress
     validated.reset()  # all validation batches run
-    validated.total.ready = validated.total.started = 1
-    if 0 <= epoch_loop.max_steps <= trainer.global_step:  # the fit would end before that validation
-        trainer.callbacks.insert(0, _Resumed(max_steps=epoch_loop.max_steps))
+    _set_totals(validated.total, is_interrupted=True)
+    is_at_end = 0 <= epoch_loop.max_steps <= trainer.global_step  # the fit would end before that validation
+    max_steps = epoch_loop.max_steps if is_at_end else None
+    trainer.callbacks.insert(0, _Resumed(max_steps=max_steps, is_validation_first=True, metrics=metrics))
+    if is_at_end:
         epoch_loop.max_steps = trainer.global_step + 1
+
+
+def _set_totals(total: Any, is_interrupted: bool) -> None:
+    """Make total counts of validation batches say whether the validation was stopped within a batch."""
+    total.ready = total.started = total.processed + is_interrupted
+    total.completed = total.processed
 
 
 def _end_epoch_without_validation(trainer: Any) -> None:
@@ -131,10 +146,20 @@ class _Resumed(Callback):
     Args:
         validated_until: number of batches up to which validations are over, and are left out when batches are repeated.
         max_steps: the Trainer's `max_steps`, restored when validation starts.
+        is_validation_first: whether a validation runs before the next training batch. The counts that made it run are
+            corrected when it starts: in a checkpoint they would make it run again.
+        metrics: values logged before that validation.
     """
 
-    def __init__(self, validated_until: int = 0, max_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        validated_until: int = 0,
+        max_steps: int | None = None,
+        is_validation_first: bool = False,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
         self.validated_until, self.max_steps = validated_until, max_steps
+        self.is_validation_first, self.metrics = is_validation_first, metrics or {}
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         if batches_done(trainer) <= self.validated_until:
@@ -143,6 +168,11 @@ class _Resumed(Callback):
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         if self.max_steps is not None:
             trainer.fit_loop.epoch_loop.max_steps, self.max_steps = self.max_steps, None
+        if self.is_validation_first and not trainer.sanity_checking:
+            self.is_validation_first = False
+            _set_totals(trainer.fit_loop.epoch_loop.val_loop.batch_progress.total, is_interrupted=False)
+            metrics = {name: torch.tensor(value, dtype=torch.float64) for name, value in self.metrics.items()}
+            trainer._logger_connector._callback_metrics.update(metrics)
 
 
 def set_batches_done_in_epoch(trainer: Any, count: int, is_last: bool = False) -> None:
