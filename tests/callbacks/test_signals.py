@@ -241,3 +241,43 @@ def test_a_signal_during_the_exchange_of_the_ranks_is_not_lost(tmp_path):
         assert checkpoint.agree(2) == (True, True)
     finally:
         checkpoint._signals.restore()
+
+
+class Batches(Callback):
+    """Number of training batches."""
+
+    def __init__(self):
+        self.count = 0
+
+    def on_train_batch_end(self, *_):
+        self.count += 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"val_check_interval": 4},
+        {"val_check_interval": 4, "accumulate_grad_batches": 2},
+        {"check_val_every_n_epoch": 2, "accumulate_grad_batches": 4},
+        {"val_check_interval": 4, "check_val_every_n_epoch": None, "accumulate_grad_batches": 4},
+    ],
+)
+def test_a_run_to_max_steps_continues_in_its_epoch(options, tmp_path):
+    """Stops within an epoch and at its end, with and without a validation there: 6 batches are an epoch."""
+
+    def train(folder, steps, resume=False):
+        batches = Batches()
+        run = trainer(folder, batches, Checkpoint(), max_steps=steps, **options)
+        model = Plane(iter(range(50, 0, -1)))
+        run.fit(model, Points(12), ckpt_path=folder / "last.ckpt" if resume else None)
+        return batches.count, run.current_epoch, model.state_dict()
+
+    torch.manual_seed(0)
+    batches, epoch, weights = train(tmp_path / "uninterrupted", 15)
+    for stop in (2, 3, 6):
+        torch.manual_seed(0)
+        before = train(tmp_path / str(stop), stop)[0]
+        after, *end = train(tmp_path / str(stop), 15, resume=True)
+        assert (before + after, end[0]) == (batches, epoch)
+        assert equal(end[1], weights)

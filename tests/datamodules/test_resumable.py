@@ -153,7 +153,7 @@ class Validated(Net):
             "max_steps": 3,
             "accumulate_grad_batches": 2,
             "val_check_interval": 2,
-            "hooks": (BATCH_END, VALIDATION_END),
+            "hooks": (BATCH_END, VALIDATION_END, EPOCH_END),
         },
     ],
 )

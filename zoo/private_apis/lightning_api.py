@@ -57,7 +57,8 @@ def progress_state(trainer: Any) -> dict[str, Any]:
 
     "unused" is the number of finished batches whose gradients wait for the rest of their accumulation window;
     "validation_due" whether the validation after the last finished batch is not over; "metrics" are, if it is due, the
-    values logged so far, because callbacks may monitor a training metric after that validation.
+    values logged so far, because callbacks may monitor a training metric after that validation; "validates_at_end" is,
+    after the last batch of an epoch, whether a validation belongs there.
     """
     if trainer is None:
         return {"unused": 0, "validation_due": False}
@@ -66,6 +67,8 @@ def progress_state(trainer: Any) -> dict[str, Any]:
     state = {"unused": unused, "validation_due": is_validation_due(trainer)}
     if state["validation_due"]:
         state["metrics"] = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    if is_epoch_done(trainer):
+        state["validates_at_end"] = trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
     return state
 
 
@@ -80,15 +83,16 @@ def resume_counters(trainer: Any, state: Mapping[str, Any]) -> None:
         state: contains `progress_state` of the saved run.
     """
     is_due = state.get("validation_due", False)
+    validates = trainer.fit_loop.epoch_loop._should_check_val_epoch()  # now; the saved run may have had other settings
     if not is_due:
         _set_totals(trainer.fit_loop.epoch_loop.val_loop.batch_progress.total, is_interrupted=False)
     if state["unused"] or is_batch_unfinished(trainer):
         trainer.callbacks.insert(0, _Resumed(validated_until=batches_done(trainer) - is_due))
         take_back_batches(trainer, state["unused"])
-    elif is_epoch_done(trainer) and not trainer.fit_loop.epoch_loop._should_check_val_epoch():
-        _end_epoch_without_validation(trainer)
-    elif is_due:
+    elif is_due and validates:
         _run_validation_first(trainer, state.get("metrics", {}))
+    elif not trainer.fit_loop.done:
+        _correct_epoch(trainer, validates and state.get("validates_at_end", True))
 
 
 def is_validation_due(trainer: Any) -> bool:
@@ -97,6 +101,9 @@ def is_validation_due(trainer: Any) -> bool:
     total = training_progress(trainer).total
     if total.ready > total.processed or not total.processed or trainer._val_check_time_interval is not None:
         return False  # within a batch; nothing trained; or validated by the clock
+    epochs = trainer.fit_loop.epoch_progress.total
+    if epochs.processed == epochs.started:
+        return False  # the epoch is over, or training is
     # A batch counts as completed when its hooks have run, which is before its validation.
     validated = epoch_loop.val_loop.batch_progress
     is_all_validated = validated.is_last_batch and validated.current.completed == validated.current.ready
@@ -128,14 +135,23 @@ def _set_totals(total: Any, is_interrupted: bool) -> None:
     total.completed = total.processed
 
 
-def _end_epoch_without_validation(trainer: Any) -> None:
-    """Make a fit that is resumed after the last batch of an epoch start the next epoch.
+def _correct_epoch(trainer: Any, validates_at_end: bool) -> None:
+    """Make a resumed fit continue in the epoch, or after the epoch, in which the saved run was.
 
-    Lightning would train on one more batch where the saved run validated after that batch and the resumed one does not.
+    A run that ends within an epoch (max_steps) counts it as processed: the resumed run would count it twice. After the
+    last batch of an epoch Lightning would train on one more batch, unless a validation belongs there; with the counts
+    of a checkpoint from the end of the last batch it starts the next epoch.
+
+    Args:
+        trainer: its counters are restored.
+        validates_at_end: whether a validation belongs after the last batch of the epoch.
     """
-    epochs = trainer.fit_loop.epoch_progress.total
-    progress = training_progress(trainer)
-    if epochs.processed < epochs.started:
+    epochs, progress = trainer.fit_loop.epoch_progress, training_progress(trainer)
+    is_counted = epochs.total.processed == epochs.total.started > 0
+    if is_counted:
+        for counts in (epochs.total, epochs.current):
+            counts.processed = counts.completed = counts.started - 1
+    if is_epoch_done(trainer) and (is_counted or not validates_at_end):
         for counts in (progress.total, progress.current):
             counts.completed = counts.processed - 1
 
