@@ -19,6 +19,7 @@ from zoo.regress_lm import decoding, fine_tuning
 from zoo.regress_lm.example import Example, ExampleInput
 from zoo.regress_lm.module import RegressLMModule
 from zoo.tokenizers import Tokenizer, load_tokenizer
+from zoo.tokenizers.encoder_tokenizer import PREFIX
 from zoo.tokenizers.numerals import rounded
 from zoo.training.batches import Row, TextBatch, collate
 from zoo.training.random_streams import derive
@@ -34,19 +35,23 @@ class RegressLM(RegressLMModule):
 
     @classmethod
     def from_scratch(
-        cls, max_input_len: int = 2048, *, tokenizer: str | Tokenizer = "bytes", seed: int = 0, **settings: Any
+        cls, max_input_len: int = 2048, *, tokenizer: str | Tokenizer | None = None, seed: int = 0, **settings: Any
     ) -> Self:
         """A new model with random weights, on the GPU if there is one.
 
         Args:
             max_input_len: longest text in tokens. Short texts cost no more with a larger value.
-            tokenizer: of the texts: a `Tokenizer`, or a name or path for `load_tokenizer`.
+            tokenizer: of the texts: a `Tokenizer`, or a name or path for `load_tokenizer`. Default: that of the
+                pretrained `encoder` if there is one, else "bytes".
             seed: of the initial weights.
             **settings: the other arguments of `RegressLM`.
 
         Raises:
             TypeError: an argument does not exist.
         """
+        if tokenizer is None:
+            encoder = settings.get("encoder")
+            tokenizer = f"{PREFIX}{encoder}" if encoder else "bytes"
         text_tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
         with torch.random.fork_rng():
             torch.manual_seed(derive(seed, "weights"))
