@@ -7,7 +7,6 @@ predictor 0 and of the exact estimators.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.measure import facts  # noqa: E402
 from zoo.cli.command_line import ZooCLI  # noqa: E402
 from zoo.icr.evaluation import EvaluationBatch  # noqa: E402
+from zoo.text_formats.json_text import dump_json  # noqa: E402
 
 Row = dict[str, Any]
 DISTANCES = {"new tasks, from ridge": ("true", "ridge"), "its pool, from dMMSE": ("pretrain", "dmmse")}
@@ -65,7 +65,7 @@ def main() -> None:
             rows.append({"M": data.M, "model": "ICRTransformer", "seed": seed, **near, "seconds": seconds})
         rows += reference_rows(data.M, data.evaluation("test"), data.D)
     path = ROOT / "results" / "icr_contrast.json"
-    path.write_text(json.dumps([{**row, **about} for row in rows], indent=1) + "\n")
+    path.write_text(dump_json([{**row, **about} for row in rows], indent=1) + "\n")
 
 
 if __name__ == "__main__":

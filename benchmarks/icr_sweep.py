@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import facts  # noqa: E402
+from zoo.text_formats.json_text import dump_json  # noqa: E402
 
 TINY = {
     "D": 4, "K": 8, "sigma2": 0.25, "d_model": 64, "d_mlp": 128, "n_heads": 4, "n_layers": 3, "init_std": 0.1,
@@ -87,7 +88,7 @@ def main() -> None:
     for steps in args.steps:
         rows += study(steps, args.tasks, args.output_dir / str(steps), args.seed)
         path = ROOT / "results" / "icr_sweep.json"
-        path.write_text(json.dumps([{**row, **about} for row in rows], indent=1) + "\n")
+        path.write_text(dump_json([{**row, **about} for row in rows], indent=1) + "\n")
     draw(rows, path.with_suffix(".png"))
 
 

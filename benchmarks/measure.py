@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from zoo.text_formats.json_text import dump_json
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -47,7 +49,7 @@ def store(rows: list[dict[str, Any]], path: Path) -> None:
     """Write the rows; a row replaces the old one of the same benchmark, and the others stay."""
     old = json.loads(path.read_text()) if path.exists() else []
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(list({row["benchmark"]: row for row in old + rows}.values()), indent=1) + "\n")
+    path.write_text(dump_json(list({row["benchmark"]: row for row in old + rows}.values()), indent=1) + "\n")
 
 
 def cpu_name() -> str:

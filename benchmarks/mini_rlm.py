@@ -8,7 +8,6 @@ validation rows together. The runs remain in --output_dir, for TensorBoard.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -34,6 +33,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.measure import facts  # noqa: E402
 from zoo.cli.command_line import ZooCLI  # noqa: E402
 from zoo.datamodules.synthetic_configs import ELSEWHERE, SyntheticConfigs  # noqa: E402
+from zoo.text_formats.json_text import dump_json  # noqa: E402
 from zoo.training.regression_metrics import scores  # noqa: E402
 
 CONFIG = ROOT / "configs" / "mini_rlm.yaml"
@@ -136,7 +136,7 @@ def main() -> None:
     rows += [train(name, args.output_dir / name, *options) for name, options in other.items()]
     rows += baselines()
     path = ROOT / "results" / "mini_rlm.json"
-    path.write_text(json.dumps([{**row, **about} for row in rows], indent=1) + "\n")
+    path.write_text(dump_json([{**row, **about} for row in rows], indent=1) + "\n")
     for row in rows:
         print(f"{row['model']:<32} Spearman {row['spearman'] or 0:.4f}, median error {row['median_error']:6.2f}")
 

@@ -7,7 +7,6 @@ of the next start, which finds the packed files. Rows are written to results/pac
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import facts  # noqa: E402
 from zoo.datamodules import TextLM  # noqa: E402
+from zoo.text_formats.json_text import dump_json  # noqa: E402
 
 
 def seconds(data_dir: Path, tokenizer: str, cache: str) -> tuple[float, TextLM]:
@@ -43,7 +43,7 @@ def main() -> None:
         row = {"tokenizer": name, "vocab_size": data.vocab_size, "megabytes": megabytes}
         rows.append(row | {"seconds_per_MB": cold / megabytes, "warm_seconds": warm} | facts())
         print(f"{name:<24} {cold / megabytes:6.3f} s/MB, warm {warm:.2f} s", flush=True)
-    (ROOT / "results" / "packing.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (ROOT / "results" / "packing.json").write_text(dump_json(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ results/revdeq_tiny.json.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ import torch  # noqa: E402
 from benchmarks.measure import facts  # noqa: E402
 from zoo.baselines import NGram  # noqa: E402
 from zoo.cli.command_line import ZooCLI  # noqa: E402
+from zoo.text_formats.json_text import dump_json  # noqa: E402
 
 CONFIG = ROOT / "configs" / "tiny" / "revdeq.yaml"
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
@@ -57,7 +57,7 @@ def main() -> None:
         nats = NGram(data.tokens("train"), data.vocab_size, order).nll(data.tokens("val"))
         rows.append({"block": "", "model": name, "nats": nats})
     path = ROOT / "results" / "revdeq_tiny.json"
-    path.write_text(json.dumps([row | about for row in rows], indent=1) + "\n")
+    path.write_text(dump_json([row | about for row in rows], indent=1) + "\n")
 
 
 if __name__ == "__main__":

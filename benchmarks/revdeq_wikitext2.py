@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.measure import facts, in_turn  # noqa: E402
 from benchmarks.wikitext2 import COUNTING, counting, train  # noqa: E402
 from zoo.cli.command_line import ZooCLI  # noqa: E402
+from zoo.text_formats.json_text import dump_json  # noqa: E402
 
 CONFIGS = ROOT / "configs" / "wikitext2"
 STEPS = ["--trainer.max_steps=600", "--trainer.val_check_interval=200", "--model.warmup_steps=100"]
@@ -84,7 +85,7 @@ def main() -> None:
             if config == "revdeq.yaml":
                 row |= residuals(folder / "best.ckpt")
             rows.append(row | about)
-            path.write_text(json.dumps(rows, indent=1) + "\n")
+            path.write_text(dump_json(rows, indent=1) + "\n")
             print(f"{name}, seed {seed}: val {row['val_ppl']:.2f}, test {row['test_ppl']:.2f}", flush=True)
     trained = {name: args.output_dir / f"{name}-{args.seeds[0]}" / "best.ckpt" for name in MODELS}
     trained = {name: checkpoint for name, checkpoint in trained.items() if checkpoint.exists()}
@@ -93,7 +94,7 @@ def main() -> None:
     last = [*trained.values()][-1]
     data = ZooCLI(["validate", f"--ckpt_path={last}", "--trainer.fast_dev_run=1"]).datamodule
     rows += [row | about for row in counting(data)]
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+    path.write_text(dump_json(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

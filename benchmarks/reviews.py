@@ -36,6 +36,7 @@ from benchmarks.measure import facts, store  # noqa: E402
 from zoo.baselines import bag_of_words  # noqa: E402
 from zoo.cli.command_line import ZooCLI  # noqa: E402
 from zoo.datamodules import Reviews  # noqa: E402
+from zoo.text_formats.json_text import dump_json  # noqa: E402
 
 Row = dict[str, Any]
 FILMS = {"sst": "awful,bad,average,good,excellent", "cfimdb": "negative,positive"}
@@ -172,7 +173,7 @@ def trained(name: str, task: Task, args: argparse.Namespace) -> Iterator[Row]:
             argv = [f"--config={task.config}", f"--data_dir={task.folder / task.name}", f"--output_dir={folder}"]
             argv += [*task.options, f"--seed_everything={seed}", *options, *args.options]
             subprocess.run([sys.executable, "-m", "zoo", "fit", *argv], cwd=ROOT, check=True)
-            done.write_text(json.dumps({"seconds": time.perf_counter() - start}))
+            done.write_text(dump_json({"seconds": time.perf_counter() - start}))
         row = {"model": model, "seed": seed, **json.loads(done.read_text())}
         for place, probabilities, truth in evaluate([f"--ckpt_path={folder / 'best.ckpt'}"], folder, task):
             row |= scores(place, truth, probabilities.argmax(1))
@@ -252,7 +253,7 @@ def main() -> None:
             for row in rows_of(task, args) if rows_of else trained(kind, task, args):
                 label = f"{name}, {row['model']}" + (f", seed {row['seed']}" if "seed" in row else "")
                 store([{"benchmark": label, "task": name, **row, **about}], ROOT / "results" / "reviews.json")
-                print(label, json.dumps({k: round(v, 4) for k, v in row.items() if isinstance(v, float)}), flush=True)
+                print(label, dump_json({k: round(v, 4) for k, v in row.items() if isinstance(v, float)}), flush=True)
 
 
 if __name__ == "__main__":

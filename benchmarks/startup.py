@@ -7,7 +7,6 @@ Usage:
 Rows go to results/startup.json.
 """
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import facts, in_turn  # noqa: E402
+from zoo.text_formats.json_text import dump_json  # noqa: E402
 
 PEER = "python -c 'import lightning.pytorch.cli'"
 COMMANDS = {
@@ -38,7 +38,7 @@ def main() -> None:
         for name, value in seconds.items()
         if name != PEER
     ]
-    (ROOT / "results" / "startup.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (ROOT / "results" / "startup.json").write_text(dump_json(rows, indent=1) + "\n")
     for row in rows:
         print(f"{row['benchmark']:<24} {row['ours']:.3f} s, {row['ratio']:.3f} of {PEER}")
 

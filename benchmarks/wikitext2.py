@@ -7,7 +7,6 @@ training). The folders of the runs remain in --output_dir, for TensorBoard.
 """
 
 import argparse
-import json
 import math
 import os
 import statistics
@@ -27,6 +26,7 @@ from benchmarks.measure import facts  # noqa: E402
 from zoo.baselines import NGram  # noqa: E402
 from zoo.cli.command_line import ZooCLI  # noqa: E402
 from zoo.datamodules import TextLM  # noqa: E402
+from zoo.text_formats.json_text import dump_json  # noqa: E402
 
 CONFIG = ROOT / "configs" / "wikitext2" / "llama.yaml"
 N_GRAMS = {"unigram": 1, "Kneser-Ney bigram": 2, "Kneser-Ney trigram": 3, "Kneser-Ney 5-gram": 5}
@@ -116,7 +116,7 @@ def main() -> None:
     tokens = {split: data.stats(split)["tokens"] for split in ("train", "val", "test")}
     about |= {"tokens_per_split": tokens, "threads": torch.get_num_threads()}
     path = ROOT / "results" / "llama_wikitext2.json"
-    path.write_text(json.dumps([{**row, **about} for row in rows], indent=1) + "\n")
+    path.write_text(dump_json([{**row, **about} for row in rows], indent=1) + "\n")
     plot(folders, data, path.with_suffix(".png"))
     for row in rows:
         print(f"{row['model']:<24} val {row['val_ppl']:7.2f} test {row['test_ppl']:7.2f} per token")

@@ -6,6 +6,7 @@ changes the value of a number.
 """
 
 import math
+import os
 import re
 from decimal import Decimal
 from pathlib import Path
@@ -14,9 +15,13 @@ from random import Random
 import yaml
 
 from zoo.errors import UserError
+from zoo.text_formats.text_file import read_text
+from zoo.text_formats.yaml_text import describe_yaml_error, parse_texts
 from zoo.tokenizers.numerals import NUMBER
 
 ENGLISH = "english"  # the list of synonyms in synonyms.yaml
+_MAX_BYTES = 1 << 26  # of a file of synonyms or sentences
+_LARGE_EXPONENT = re.compile(r"[eE][-+]?0*[1-9]\d{2}")  # such a number has a hundred digits
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
 
 
@@ -45,7 +50,7 @@ class Augmentation:
     def __call__(self, text: str, random: Random) -> str:
         """A changed copy of `text`."""
         if self._jitter:
-            text = NUMBER.sub(lambda number: f"{float(number[0]) * math.exp(random.gauss(0, self._jitter)):.6g}", text)
+            text = NUMBER.sub(lambda number: self._multiply(number[0], random), text)
         if self._number_formats:
             text = _rewrite_numbers(text, random)
         if self._synonyms:
@@ -54,6 +59,11 @@ class Augmentation:
             sentence = random.choice(self._background)
             text = f"{sentence} {text}" if random.random() < 0.5 else f"{text} {sentence}"
         return text
+
+    def _multiply(self, number: str, random: Random) -> str:
+        """The number times exp(N(0, jitter^2)); one that is beyond the range of floats stays as it is."""
+        product = float(number) * math.exp(random.gauss(0, self._jitter))
+        return f"{product:.6g}" if math.isfinite(product) else number
 
     def _replace_words(self, text: str, random: Random) -> str:
         """Replace at least one of the words that have synonyms, and keep capital letters."""
@@ -69,7 +79,8 @@ class Augmentation:
 
 def _rewrite_numbers(text: str, random: Random) -> str:
     def rewrite(number: re.Match[str]) -> str:
-        before, after = text[: number.start()][-2:], text[number.end() :][:2]
+        start, end = number.span()
+        before, after = text[max(start - 2, 0) : start], text[end : end + 2]
         if re.fullmatch(r"\d,", before) or re.fullmatch(r",\d", after):
             return number[0]  # part of 1,000 or of a list
         forms = number_forms(number[0], thousands=not text.startswith(("{", "[")))  # JSON numbers have no commas
@@ -85,6 +96,8 @@ def number_forms(number: str, thousands: bool = True) -> list[str]:
         number: the number as written.
         thousands: allow commas between thousands.
     """
+    if _LARGE_EXPONENT.search(number):  # Decimal would write all digits
+        return []
     value = Decimal(number)
     if len(value.as_tuple().digits) > 28:  # `normalize` would round it
         return []
@@ -96,12 +109,12 @@ def number_forms(number: str, thousands: bool = True) -> list[str]:
 
 
 def _read_synonyms(name: str) -> dict[str, list[str]]:
-    file = Path(__file__).with_name("synonyms.yaml") if name == ENGLISH else Path(name).expanduser()
+    file = Path(__file__).with_name("synonyms.yaml") if name == ENGLISH else Path(os.path.expanduser(name))
     try:
         # The base loader reads "no" and "yes" as words, not as booleans.
-        words = yaml.load(_read(file, "synonyms"), yaml.BaseLoader)
+        words = parse_texts(_read(file, "synonyms"))
     except yaml.YAMLError as error:
-        raise UserError(f"{file} is not valid YAML ({getattr(error, 'problem', error)})") from error
+        raise UserError(f"{file} is not valid YAML{describe_yaml_error(error)}") from error
     if not isinstance(words, dict) or not words:
         raise UserError(f"{file} has no synonyms: it must map each word to a list of words")
     for word, others in words.items():
@@ -111,16 +124,15 @@ def _read_synonyms(name: str) -> dict[str, list[str]]:
 
 
 def _read_background(name: str) -> list[str]:
-    sentences = [line.strip() for line in _read(Path(name).expanduser(), "background").splitlines() if line.strip()]
+    sentences = [
+        line.strip() for line in _read(Path(os.path.expanduser(name)), "background").splitlines() if line.strip()
+    ]
     if not sentences:
         raise UserError(f"{name} has no background: it must have one sentence per line")
     return sentences
 
 
 def _read(file: Path, option: str) -> str:
-    if not file.is_file():
+    if not os.path.exists(file):
         raise FileNotFoundError(f"there is no file {file}: set --data.{option} to an existing file")
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text: the byte at offset {error.start} is invalid") from error
+    return read_text(file, max_bytes=_MAX_BYTES)

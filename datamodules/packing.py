@@ -1,46 +1,59 @@
 """Packing text into a flat file of token ids, and reading windows from it without loading the file."""
 
-import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock
 from torch.utils.data import Dataset
 
+from zoo.datamodules.checksums import LazyCheck, checksums, find_damage
 from zoo.datamodules.sources.corpus import Row, Rows
+from zoo.errors import UserError
+from zoo.files.atomic import replacing
+from zoo.text_formats.json_text import dump_json, parse_json
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import IGNORED, TokenBatch
 
 CHUNK_CHARACTERS = 1 << 16  # usual size of a chunk of a document
+CHECKED_AT_START = 4 << 30  # bytes; of a larger file, whose check would take long, each part is checked when first read
+COUNTS = ("tokens", "words", "bytes")
 BATCH_CHARACTERS = 1 << 20  # size of what is encoded in one call; no chunk is longer, except for a single long row
 
 
-def write_once(file: Path, write: Callable[[Path], None]) -> None:
-    """Create `file` unless it exists: `write(temporary)` writes a temporary file, which is then renamed.
+def write_once(file: Path, write: Callable[[Path], None], damage: Callable[[], str | None]) -> None:
+    """Create `file` unless it exists undamaged: `write(temporary)` writes a temporary file, which is then renamed.
 
-    If several processes call this, one writes the file and the others wait.
+    If several processes call this, one writes the file and the others wait. A damaged file is written again, and
+    standard error says so.
+
+    Args:
+        file: the file.
+        write: writes its content to the path that it gets.
+        damage: what is wrong with the existing file, as the end of a sentence; None where nothing is.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
     """
-    if file.exists():
+    if file.exists() and damage() is None:
         return
     # The lock lets one process write, and the rename makes the file appear only when it is complete.
-    temporary = file.with_suffix(".half")  # overwrites the remains of a killed process
     # An existing file is complete; otherwise wait for the lock, and write it if it is still missing.
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
-            if not file.exists():  # while this process waited for the lock, another may have written the file
-                try:
+            # While this process waited for the lock, another may have written the file.
+            reason = damage() if file.exists() else None
+            if reason is not None:
+                print(f"zoo: {file} in the cache is damaged ({reason}): it is written again", file=sys.stderr)
+            if reason is not None or not file.exists():
+                with replacing(file, durable=True) as temporary:
                     write(temporary)
-                    os.replace(temporary, file)
-                finally:
-                    temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(
             f"cannot write to the cache folder {file.parent} ({error.strerror or error}): free disk space, or choose"
@@ -51,8 +64,9 @@ def write_once(file: Path, write: Callable[[Path], None]) -> None:
 def pack(rows: Rows, tokenizer: Tokenizer, file: Path) -> dict[str, int]:
     """Tokenize rows into `file`, unless that is done already. Memory does not grow with the text.
 
-    Each document starts with BOS if the tokenizer has one. The counts are stored next to `file`, with the suffix .json,
-    which is written last: if it exists, `file` is complete.
+    Each document starts with BOS if the tokenizer has one. The counts and the checksums of `file` are stored next to
+    it, with the suffix .json, which is written last: if it exists, `file` is complete. A file of at most 4 GiB is
+    compared with its checksums once per process; of a larger one `Windows` checks the parts that it reads.
 
     Returns:
         The counts: "tokens"; "bytes" of UTF-8; "words" as on WikiText, that is, between white space, plus line ends.
@@ -63,12 +77,49 @@ def pack(rows: Rows, tokenizer: Tokenizer, file: Path) -> dict[str, int]:
 
     def write(temporary: Path) -> None:
         stats = _write_tokens(rows(), tokenizer, temporary)
+        sums = checksums(temporary)
         os.replace(temporary, file)
-        temporary.write_text(json.dumps(stats))
+        temporary.write_text(
+            dump_json(stats | {"crc32": sums, "itemsize": token_dtype(tokenizer.vocab_size)(0).itemsize})
+        )
 
     counts = file.with_suffix(".json")
-    write_once(counts, write)
-    return json.loads(counts.read_text())
+    write_once(counts, write, lambda: _damage(file))
+    return {name: _read_counts(file)[name] for name in COUNTS}
+
+
+def _read_counts(file: Path) -> dict[str, Any]:
+    """The counts and checksums of a packed file; {} where they cannot be read."""
+    try:
+        content = parse_json(file.with_suffix(".json").read_text(encoding="utf-8"))
+    except ValueError:  # not JSON, or not UTF-8
+        return {}
+    if not isinstance(content, dict) or not isinstance(content.get("crc32"), list):
+        return {}
+    numbers = [content.get(name) for name in (*COUNTS, "itemsize")] + content["crc32"]
+    return content if all(type(number) is int and number >= 0 for number in numbers) else {}
+
+
+_intact: set[tuple[Path, int, int]] = set()  # files checked by this process: path, time of change, inode
+
+
+def _damage(file: Path) -> str | None:
+    """What is wrong with a packed file and its counts; None where nothing is, or another process has looked."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # the first process of the machine checks before the others start
+        return None
+    if not (counts := _read_counts(file)):
+        return "its counts or its checksums cannot be read"
+    if not file.exists():
+        return "the tokens are missing"
+    state = file.stat()
+    if state.st_size != counts["tokens"] * counts["itemsize"]:
+        return f"there are {state.st_size} bytes of tokens, not {counts['tokens'] * counts['itemsize']}"
+    key = (file, state.st_mtime_ns, state.st_ino)
+    if key not in _intact and state.st_size <= CHECKED_AT_START:
+        if reason := find_damage(file, counts["crc32"]):
+            return reason
+        _intact.add(key)
+    return None
 
 
 def token_dtype(vocab_size: int) -> type[np.unsignedinteger]:
@@ -162,7 +213,9 @@ class Windows(Dataset):
         n_words: int = 0,
     ) -> None:
         self._file, self._dtype, self.seq_len, self.stride = file, dtype, seq_len, stride
-        self.n_tokens = file.stat().st_size // np.dtype(dtype).itemsize
+        size = file.stat().st_size
+        self.n_tokens = size // np.dtype(dtype).itemsize
+        self._check = LazyCheck(file, _read_counts(file).get("crc32", [])) if size > CHECKED_AT_START else None
         self.words_per_token = n_words / max(self.n_tokens - 1, 1)  # the first token is never predicted
 
     def __len__(self) -> int:
@@ -176,7 +229,12 @@ class Windows(Dataset):
             raise IndexError(index)
         # T + 1 tokens, of which the first T are inputs and the last T targets.
         start = index * (self.stride or self.seq_len)
-        window = torch.from_numpy(self._tokens[start : start + self.seq_len + 1].astype(np.int64))
+        stop = min(start + self.seq_len + 1, self.n_tokens)
+        size = np.dtype(self._dtype).itemsize
+        if self._check is not None and not self._check.is_intact(start * size, stop * size):
+            self._file.with_suffix(".json").unlink(missing_ok=True)
+            raise UserError(f"{self._file} in the cache is damaged: start again, which packs the text anew")
+        window = torch.from_numpy(self._tokens[start:stop].astype(np.int64))
         # The last window may be shorter: pad it with targets that are not scored.
         missing = self.seq_len + 1 - len(window)
         tokens = torch.nn.functional.pad(window[:-1], (0, missing))  # (T,)

@@ -165,7 +165,8 @@ class RegressionRows:
         targets = parse_columns(s.target_columns, names) or ([YAML_TARGET] if is_yaml else [])
         [group_column] = parse_columns([s.group_column], names) if s.group_column else [None]
         # Input columns: as given, else all others; a YAML file has a default text column.
-        inputs = parse_columns(s.columns, names) or [name for name in names if name not in {*targets, group_column}]
+        others = {*targets, group_column}
+        inputs = parse_columns(s.columns, names) or [name for name in names if name not in others]
         if s.text_column is not None:
             inputs = parse_columns([s.text_column], names)
         elif is_yaml and not s.columns and s.row_format in (None, "text"):

@@ -4,6 +4,7 @@ The data modules of rows (`TextRegression`, `SyntheticConfigs`, `Reviews`) each 
 table rows into texts and targets, and a tokenizer.
 """
 
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping
@@ -181,7 +182,7 @@ class RowReader:
     def tables(self) -> dict[str, list[Table]]:
         """The tables of each split that the data has, and those without targets as "predict"."""
         # The source is a generated data set, a hub data set, or local files.
-        data, path = self.settings.data, Path(self.settings.data).expanduser()
+        data, path = self.settings.data, Path(os.path.expanduser(self.settings.data))
         if data in self._generated:
             return {split: [self._generated[data](split)] for split in ("train", "val", "test")}
         if not is_local(path):

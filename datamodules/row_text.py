@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from zoo.datamodules.sources.labels import label_text
 from zoo.datamodules.sources.tables import BadRows, Cells, Table
 from zoo.errors import UserError
+from zoo.text_formats.json_text import shorten
 from zoo.tokenizers.numerals import NUMBER
 from zoo.training.batches import Row
 
@@ -116,11 +117,13 @@ class RowLayout(NamedTuple):
                 "the columns of the numbers to predict are unknown: "
                 f"set --data.target_columns to some of {list_columns(table.names)}"
             )
+        known = None if table.columns is None else set(table.columns)
         for option, names in options.items():
             for name in names:
-                if table.columns is not None and name not in table.columns:
+                if known is not None and name not in known:
                     # Suggest the column with the most similar name.
-                    near = difflib.get_close_matches(name, table.columns, n=1)
+                    assert table.columns is not None
+                    near = difflib.get_close_matches(name[:100], [other[:100] for other in table.columns[:1000]], n=1)
                     hint = f" (did you mean {near[0]!r}?)" if near else ""
                     raise UserError(
                         f"{table.name} has no column {name!r}{hint}: set --data.{option} to columns that it has, "
@@ -149,14 +152,15 @@ class RowLayout(NamedTuple):
             # A label is accepted as it is written, or as a whole number without decimals.
             number = self.classes.get(str(cell).strip(), self.classes.get(label))
             if number is None:
-                raise UserError(f"its label {_shorten(label)} is none of {', '.join(self.classes)}")
+                raise UserError(f"its label {shorten(label)} is none of {list_columns(self.classes)}")
             return float(number)
         try:
-            if isinstance(cell, bool) or (isinstance(cell, str) and "_" in cell):  # Python accepts True and 1_000
+            # Python accepts True, 1_000 and the digits of all scripts.
+            if isinstance(cell, bool) or (isinstance(cell, str) and ("_" in cell or not cell.strip().isascii())):
                 raise ValueError
             value = float(cell)
         except (ValueError, TypeError, OverflowError):
-            raise UserError(f"its target {name!r} is {_shorten(cell)}, not a number") from None
+            raise UserError(f"its target {name!r} is {shorten(cell)}, not a number") from None
         # float() also accepts "inf" and "nan".
         if not math.isfinite(value):
             raise UserError(f"its target {name!r} is {value}, not a finite number")
@@ -172,7 +176,7 @@ class RowLayout(NamedTuple):
         if self.row_format == "text":
             cell = _cell(cells, self.columns[0])
             if isinstance(cell, list | dict):
-                raise UserError(f"its {self.columns[0]!r} is {_shorten(cell)}, not a text")
+                raise UserError(f"its {self.columns[0]!r} is {shorten(cell)}, not a text")
             text = "" if cell is None else str(cell)
             if not text.strip():
                 raise UserError(f"its text, {self.columns[0]!r}, is empty")
@@ -196,15 +200,20 @@ def parse_columns(names: str | list[str] | None, known: Collection[str] = ()) ->
     if not names:
         return []
     # A string may be one name that contains commas.
+    known = dict.fromkeys(known)  # fast to search
     if isinstance(names, str):
         names = [names] if names in known else [name.strip() for name in names.split(",") if name.strip()]
     stripped = {name.strip(): name for name in known}
     return [name if name in known else stripped.get(name.strip(), name) for name in names]
 
 
-def list_columns(names: Collection[str]) -> str:
-    """Column names in a message; a name that is empty or has commas or surrounding blanks is quoted."""
-    return ", ".join(name if name and name == name.strip() and "," not in name else repr(name) for name in names)
+def list_columns(names: Collection[str], most: int = 20) -> str:
+    """At most `most` column names in a message; one that is long or empty, or has commas or outer blanks, is quoted."""
+    shown = [
+        name if name == name.strip() and "," not in name and 0 < len(name) <= 40 else shorten(name)
+        for name in islice(names, most)
+    ]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def is_missing(cell: Any) -> bool:
@@ -240,11 +249,6 @@ def _literal(word: str) -> str:
 
 def _quote(word: str | None) -> str:
     return json.dumps(word, ensure_ascii=False)
-
-
-def _shorten(cell: Any) -> str:
-    text = repr(cell)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 class TextRows(Dataset):

@@ -1,7 +1,6 @@
 """Data module of text for language models: tokenized once into a cache, read as windows of tokens."""
 
 import hashlib
-import json
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from zoo.datamodules.packing import Windows, chunk_rows, pack, token_dtype, writ
 from zoo.datamodules.sources.corpus import Corpus, open_corpus
 from zoo.datamodules.text_data import SPLITS, TextData
 from zoo.errors import UserError
+from zoo.text_formats.json_text import dump_json, parse_json
 from zoo.tokenizers import Tokenizer, from_state, train_bpe
 
 
@@ -41,6 +41,8 @@ class TextLM(TextData):
             that is not set.
         seed: seed of the training order; null uses `seed_everything`.
     """
+
+    changeable_arguments = (*TextData.changeable_arguments, "eval_stride")
 
     def __init__(
         self,
@@ -130,8 +132,25 @@ class TextLM(TextData):
 
         def write(temporary: Path) -> None:
             tokenizer = train_bpe((text for _, text in chunk_rows(self._corpus.splits["train"]())), vocab_size)
-            temporary.write_text(json.dumps(tokenizer.state()))
+            state = dump_json(tokenizer.state())
+            temporary.write_text(dump_json({"digest": _digest(state), "state": state}), encoding="utf-8")
 
         file = self.cache / "bpe" / f"{self._corpus.digest}-{vocab_size}.json"
-        write_once(file, write)
-        return from_state(json.loads(file.read_text()))
+        write_once(file, write, lambda: None if _read_state(file) else "its digest is wrong")
+        state = _read_state(file)
+        assert state is not None
+        return from_state(parse_json(state))
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _read_state(file: Path) -> str | None:
+    """The state of a tokenizer in the cache as JSON; None where the file is damaged."""
+    try:
+        content = parse_json(file.read_text(encoding="utf-8"))
+    except ValueError:  # not JSON, or not UTF-8
+        return None
+    state = content.get("state") if isinstance(content, dict) else None
+    return state if isinstance(state, str) and _digest(state) == content.get("digest") else None

@@ -7,6 +7,7 @@ reproduced exactly by a byte tokenizer.
 
 import codecs
 import difflib
+import glob
 import hashlib
 import os
 import re
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError
+from zoo.files import regular_file
 from zoo.hub.connection import online
+from zoo.text_formats.text_file import describe_byte
 
 Row = tuple[bool, str]
 Rows = Callable[[], Iterable[Row]]
@@ -66,7 +69,7 @@ def open_corpus(
         UserError: a file is not text, or a table lacks the column `text_column`.
     """
     # Find the rows of each given split, and a digest that changes with their content.
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))
     if data == "pydoc":
         digest, given = _pydoc()
     elif path.exists():
@@ -97,7 +100,7 @@ def _pydoc() -> tuple[str, dict[str, Rows]]:
 
 def data_label(data: str) -> str:
     """A short name of the data for file names: that of its folder, of its file or of the hub data set."""
-    path = Path(os.path.abspath(Path(data).expanduser()))
+    path = Path(os.path.abspath(Path(os.path.expanduser(data))))
     if path.exists():
         return path.name if path.is_dir() else path.stem
     return re.sub(r"[^\w.-]+", "-", data.rpartition("/")[2])
@@ -110,8 +113,9 @@ def is_local(path: Path) -> bool:
 
 def _files_with_prefix(path: Path) -> list[Path]:
     """The files in the same folder whose names continue that of `path` with -, _ or a dot."""
-    files = path.parent.glob(f"{path.name}[-_.]*") if path.name and path.parent.is_dir() else ()
-    return sorted(file for file in files if file.is_file())
+    if not path.name or "\0" in path.name or not path.parent.is_dir():
+        return []
+    return sorted(file for file in path.parent.glob(f"{glob.escape(path.name)}[-_.]*") if file.is_file())
 
 
 def split_files(path: Path, suffixes: Set[str]) -> dict[str, list[Path]]:
@@ -126,14 +130,18 @@ def split_files(path: Path, suffixes: Set[str]) -> dict[str, list[Path]]:
     """
     if path.is_file():
         return {"train": [path]}
+    if path.exists() and not path.is_dir():
+        regular_file(path, "--data.data")  # refuses a pipe or a device
     # Use the files with known suffixes, and sort them into splits by their names.
     files = sorted(path.iterdir()) if path.is_dir() else _files_with_prefix(path)
-    files = [file for file in files if file.suffix.lower() in suffixes]
+    files = [file for file in files if file.suffix.lower() in suffixes and not file.is_dir()]
     if not files:
         kinds = ", ".join(sorted(suffixes))
         raise UserError(f"the folder {path} holds no text: none of its files has one of the suffixes {kinds}")
     splits: dict[str, list[Path]] = {}
     for file in files:
+        if not file.is_file():
+            regular_file(file)  # refuses it
         if named := split_named(file.name):
             splits.setdefault(named, []).append(file)
     return splits if "train" in splits else {"train": files}
@@ -155,17 +163,17 @@ def _digest(files: Iterable[Path]) -> str:
     for file in files:
         digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
         # Read in blocks; the decoder keeps the first bytes of a character that the block's end cuts.
-        decoder, at = codecs.getincrementaldecoder("utf-8")(), 0
+        decoder, at, start = codecs.getincrementaldecoder("utf-8")(), 0, b""
         with file.open("rb") as content:
             while True:
                 block = content.read(1 << 20)
                 # Bytes carried over from the previous block, which the error's offset counts.
-                pending = len(decoder.getstate()[0])
+                pending, start = len(decoder.getstate()[0]), start or block[:4]
                 try:
                     decoder.decode(block, final=not block)
                 except UnicodeDecodeError as error:
-                    byte = f"byte 0x{error.object[error.start]:02x} at offset {at - pending + error.start}"
-                    raise UserError(f"{file} is not UTF-8 text: {byte} is invalid; convert the file") from error
+                    reason = describe_byte(error, at - pending, start)
+                    raise UserError(f"{file} is not UTF-8 text: {reason}") from error
                 if not block:
                     break
                 digest.update(block)
@@ -254,7 +262,7 @@ def hub_tables(data: str, suffixes: Set[str], embedded: str, cache_dir: Path) ->
         FileNotFoundError: there is no such file, and no such data set on the hub.
         UserError: the data set has no split for training.
     """
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))
     # Say which file was perhaps meant.
     missing = f"no text is at {path}"
     if path.parent.is_dir():

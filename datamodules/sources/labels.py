@@ -1,11 +1,16 @@
 """Labels and class names: how files spell a class, and what the class is called."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo.errors import UserError
+from zoo.text_formats.json_text import describe_json_error, parse_json, shorten
+from zoo.text_formats.text_file import read_text
+
+_MAX_BYTES = 1 << 24  # of a file of class names
 
 
 class Labels(NamedTuple):
@@ -54,7 +59,7 @@ def labels_of_rows(labels: set[str]) -> Labels:
     for label in sorted(labels, key=lambda label: (len(label), label)):
         spelling.setdefault(label_text(label), label)  # 0 and 0.0 are one class, called 0
     distinct = spelling.values()
-    are_numbers = all(label.removeprefix("-").isdecimal() for label in distinct)
+    are_numbers = all(label.removeprefix("-").isdecimal() and len(label) < 400 for label in distinct)
     names = sorted(distinct, key=int) if are_numbers else sorted(distinct)
     return _check({label: label for label in names}, "the training rows")
 
@@ -77,25 +82,32 @@ def read_labels(given: object) -> Labels:
         given = {str(i): name for i, name in enumerate(given)}
     if not isinstance(given, dict) or not all(isinstance(name, str) and name for name in given.values()):
         raise UserError(f"{source} must be a list of names, or a mapping from labels to names")
-    return _check({str(label): name for label, name in given.items()}, source)
+    # A name is a text that can be written, and each label has one name.
+    by_label = {str(label): name for label, name in given.items()}
+    if len(by_label) < len(given):
+        raise UserError(f"{source} gives a label twice, as a number and as a text")
+    for text in (*by_label, *by_label.values()):
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(f"{source}: {shorten(text)} has half of a character: write it in UTF-8")
+    return _check(by_label, source)
 
 
 def _parse(text: str) -> tuple[str, object]:
     """(where the value was read, value) of a `label_names` given as a string."""
-    source, path = "label_names", Path(text).expanduser()
+    source, path = "label_names", Path(os.path.expanduser(text))
     if path.suffix.lower() == ".json":
-        if not path.is_file():
+        if not os.path.exists(path):
             raise FileNotFoundError(
                 f"there is no file {path}: set --data.label_names to a JSON file, or to names separated by commas"
             )
-        source, text = str(path), path.read_text(encoding="utf-8-sig")
+        source, text = str(path), read_text(path, max_bytes=_MAX_BYTES)
     # Text that is not JSON is a list of names separated by commas.
     if text.lstrip()[:1] not in ("[", "{") and source == "label_names":
         return source, [name.strip() for name in text.split(",") if name.strip()]
     try:
-        return source, json.loads(text)
+        return source, parse_json(text)
     except ValueError as error:
-        raise UserError(f"{source} is not valid JSON ({error})") from error
+        raise UserError(f"{source} is not valid JSON ({describe_json_error(error)})") from error
 
 
 def _check(by_label: dict[str, str], source: str) -> Labels:

@@ -6,7 +6,6 @@ the file: no number is reformatted, and YAML's `no` is a word.
 """
 
 import csv
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -18,12 +17,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo.datamodules.sources.corpus import first_line
 from zoo.errors import UserError
+from zoo.files import regular_file
+from zoo.text_formats.json_text import describe_json_error, dump_json, parse_json, shorten
+from zoo.text_formats.yaml_text import describe_yaml_error, parse_texts
 
 Cells = dict[str, Any]
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 _SEPARATOR_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", " ": "blanks"}
 _SAMPLED_ROWS = 20  # rows that must agree on another separator than the usual one
+_MAX_YAML = 1 << 28  # bytes of a YAML file, whose parser needs a hundred times as much memory
 _MAX_FIELD = 2**31 - 1  # characters in one field; the csv module's own limit is 131,072
 _JSON = {".json", ".jsonl", ".ndjson"}
 YAML = {".yaml", ".yml"}
@@ -84,6 +87,7 @@ def read_table(file: Path, column_names: list[str] | None, bad: BadRows) -> Tabl
     suffix = file.suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(f"{file} is not a table that can be read: give one of {', '.join(sorted(SUFFIXES))}")
+    regular_file(file)
     if suffix == ".parquet":
         return _read_parquet(file)
     if suffix in _SEPARATORS:
@@ -110,7 +114,7 @@ def read_labelled(file: Path, bad: BadRows, label_column: str = "label", text_co
         label, bar, text = content.partition("|||")
         if not content.strip():
             continue
-        if reason := _not_utf8(content) or (not bar and "it has no ||| between a label and a text"):
+        if reason := _not_text(content) or (not bar and "it has no ||| between a label and a text"):
             bad.refuse(f"{file}, line {line}", reason)
         else:
             rows.append((f"{file}, line {line}", {label_column: label.strip(), text_column: text.strip()}))
@@ -119,7 +123,7 @@ def read_labelled(file: Path, bad: BadRows, label_column: str = "label", text_co
 
 def _read_text(file: Path) -> str:
     """Content of a file; bytes that are not UTF-8 become surrogates."""
-    text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    text = regular_file(file).read_text(encoding="utf-8-sig", errors="surrogateescape")
     if not text.strip():
         raise UserError(f"{file} is empty")
     return text
@@ -174,7 +178,7 @@ def _read_separated(file: Path, names: list[str] | None, bad: BadRows) -> Table:
                     fields = next(reader, None)
                     if fields is None:
                         break
-                    if reason := _not_utf8(*fields):
+                    if reason := _not_text(*fields):
                         raise UserError(reason)
                     if not fields:
                         continue  # a blank line
@@ -186,6 +190,10 @@ def _read_separated(file: Path, names: list[str] | None, bad: BadRows) -> Table:
                     else:
                         raise UserError(f"it has {len(fields)} fields, not the {len(names)} of the columns")
                 except (csv.Error, UserError) as error:
+                    if str(error) == "unexpected end of data":  # everything up to the file's end is inside the quotes
+                        raise UserError(
+                            f"{file}, line {line}: a quote in this row is never closed; close it"
+                        ) from error
                     # An error in the first row leaves the columns unknown, so it always stops.
                     if names is None:
                         raise UserError(f"{file} has no header that can be read: {error}") from error
@@ -199,9 +207,17 @@ def _read_separated(file: Path, names: list[str] | None, bad: BadRows) -> Table:
 
 def _header(fields: list[str]) -> list[str]:
     names = [field.strip() for field in fields]
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"two columns are called {repeated[0]!r}")
+    _check_unique(names)
     return names
+
+
+def _check_unique(names: list[str]) -> None:
+    """Raises UserError where two columns have the same name."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise UserError(f"two columns are called {shorten(name)}")
+        seen.add(name)
 
 
 # ---- JSON, YAML and Parquet
@@ -214,18 +230,18 @@ def _read_json(file: Path, bad: BadRows) -> Iterator[tuple[str, Cells]]:
     if text.lstrip().startswith("["):
         try:
             # Rows of a list have numbers instead of lines.
-            items = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{file} is not valid JSON ({error})") from error
+            items = parse_json(text)
+        except ValueError as error:
+            raise UserError(f"{file} is not valid JSON: {_not_utf8(text) or describe_json_error(error)}") from error
         yield from _mappings(((f"{file}, row {i}", item) for i, item in enumerate(items, start=1)), bad)
         return
     for line, content in enumerate(text.split("\n"), start=1):
         if content.strip():
             try:
                 # A bad line does not affect the others.
-                item = json.loads(content)
-            except (ValueError, RecursionError) as error:
-                reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+                item = parse_json(content)
+            except ValueError as error:
+                reason = describe_json_error(error, with_line=False)
                 bad.refuse(f"{file}, line {line}", _not_utf8(content) or f"it is not valid JSON ({reason})")
                 continue
             yield from _mappings([(f"{file}, line {line}", item)], bad)
@@ -233,14 +249,11 @@ def _read_json(file: Path, bad: BadRows) -> Iterator[tuple[str, Cells]]:
 
 def _read_yaml(file: Path, bad: BadRows) -> Iterator[tuple[str, Cells]]:
     """A mapping is one row; a list of mappings is as many rows."""
-    text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    text = regular_file(file, max_bytes=_MAX_YAML).read_text(encoding="utf-8-sig", errors="surrogateescape")
     try:
-        # The base loader resolves no types: the text 12:30 is not a number of seconds, and the text "no" is not false.
-        item = yaml.load(text, getattr(yaml, "CBaseLoader", yaml.BaseLoader))
-    except (yaml.YAMLError, UnicodeEncodeError, RecursionError) as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or first_line(error)
-        where = f" at line {mark.line + 1}" if mark else ""
-        bad.refuse(str(file), _not_utf8(text) or f"it is not valid YAML{where} ({problem})")
+        item = parse_texts(text)
+    except yaml.YAMLError as error:
+        bad.refuse(str(file), _not_utf8(text) or f"it is not valid YAML{describe_yaml_error(error)}")
         return
     # A list has a row for each entry; a mapping is a single row.
     if isinstance(item, list):
@@ -257,10 +270,17 @@ def _mappings(rows: Iterable[tuple[str, Any]], bad: BadRows) -> Iterator[tuple[s
         # Each row must map names to values, and its texts must be UTF-8.
         if not isinstance(cells, dict):
             bad.refuse(place, "it is not a mapping of names to values")
-        elif reason := _not_utf8(*(cell for cell in cells.values() if isinstance(cell, str))):
+        elif reason := _not_utf8(*cells, *map(_text_of, cells.values())):
             bad.refuse(place, reason)
         else:
             yield place, cells
+
+
+def _text_of(cell: Any) -> str:
+    """The text in a cell, nested cells included; "" for a number."""
+    return (
+        cell if isinstance(cell, str) else dump_json(cell, ensure_ascii=False) if isinstance(cell, list | dict) else ""
+    )
 
 
 def _read_parquet(file: Path) -> Table:
@@ -268,10 +288,21 @@ def _read_parquet(file: Path) -> Table:
 
     try:
         table = pyarrow.parquet.read_table(file)
+        cells = table.to_pylist()
     except Exception as error:  # pyarrow raises several kinds of exceptions for a damaged file
         raise UserError(f"{file} cannot be read as Parquet ({first_line(error)})") from error
-    rows = ((f"{file}, row {i}", row) for i, row in enumerate(table.to_pylist(), start=1))
-    return Table(str(file), table.column_names, list(rows))
+    try:
+        _check_unique(table.column_names)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    return Table(str(file), table.column_names, [(f"{file}, row {i}", row) for i, row in enumerate(cells, start=1)])
+
+
+def _not_text(*texts: str) -> str | None:
+    """Sentence about the first byte that is not UTF-8, or is zero, which no text contains; None without one."""
+    if any("\0" in text for text in texts):
+        return "it contains a zero byte, which UTF-16 text or a binary file has; convert it to UTF-8"
+    return _not_utf8(*texts)
 
 
 def _not_utf8(*texts: str) -> str | None:

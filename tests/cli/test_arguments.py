@@ -1,9 +1,15 @@
 """Reading a command's words before the parser exists: agreement with jsonargparse, configs by name, errors."""
 
+import contextlib
+import os
+
 import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
-from zoo.cli.arguments import read_arguments
+from zoo.cli.arguments import GROUPS, read_arguments
 from zoo.cli.config_names import CONFIGS, UnknownConfigError, config_files, find_config
 from zoo.errors import UserError
 
@@ -113,3 +119,100 @@ def test_classes_and_keys_are_collected():
     assert read.class_paths == {"model": ["LlamaLM", "RevDEQLM"], "data": ["my.module.Data"]}
     assert ("model.dim", "") in read.keys
     assert read.words == [*words[:-1], "--compile=true"]
+
+
+# ---- damaged and hostile configs
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"model:\n  dim: \xff", r"bad\.yaml is not UTF-8 text: byte 0xff at offset 14 is invalid; convert the file"),
+        ("model: 1".encode("utf-16"), r"bad\.yaml is not UTF-8 text.*it looks like UTF-16"),
+        (b"- " * 30_000, r"bad\.yaml is not valid YAML at line 1: it is nested more than 100 levels deep"),
+        (b"model:\n  dim: 3\n  dim: 4", r"bad\.yaml is not valid YAML at line 3: the key 'dim' occurs twice"),
+        (b"a: &a [*a]", r"bad\.yaml is not valid YAML at line 1: the alias \*a is inside"),
+        (b"seed_everything: " + b"9" * 5000, r"bad\.yaml is not valid YAML at line 1: an integer has 5000 digits"),
+        (b"model:\0", r"bad\.yaml is not valid YAML: unacceptable character #x0000"),
+        (b"- a", r"bad\.yaml holds no settings"),
+        (b"text", r"bad\.yaml holds no settings"),
+        (b"", r"bad\.yaml is empty"),
+        (b"1: 2", r"bad\.yaml has the setting 1: the name of a setting must be a text"),
+        (b"ckpt_path: 3", r"bad\.yaml: ckpt_path must be a text, not 3: put it in quotes"),
+        (b"output_dir: [a]", r"bad\.yaml: output_dir must be a text"),
+        (b"model: [1]", r"bad\.yaml: model must be a mapping of names to values, not \[1\]"),
+        (b"trainer: 3", r"bad\.yaml: trainer must be a mapping"),
+        (b"model: {class_path: [1]}", r"bad\.yaml: model\.class_path must be the name of a class, not \[1\]"),
+        (b"model: {init_args: [1]}", r"bad\.yaml: model\.init_args must be a mapping"),
+        (b"model: {dict_kwargs: {1: 2}}", r"bad\.yaml: model\.dict_kwargs has the setting 1"),
+        (b"#" * 2_000_000, r"bad\.yaml is too large: 2000000 bytes"),
+        (b"model: /dev/zero", "/dev/zero is a device: give a regular file"),
+    ],
+    ids=range(20),
+)
+def test_damaged_configs_are_refused_by_name(content, reason, tmp_path):
+    (tmp_path / "bad.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=reason) as error:
+        read_arguments(["--config", str(tmp_path / "bad.yaml")])
+    assert len(str(error.value)) < 300 + len(str(tmp_path))
+
+
+def test_arguments_are_utf8():
+    with pytest.raises(UserError, match=r"the argument '--data_dir=\\udcff' is not UTF-8 text"):
+        read_arguments(["--data_dir=\udcff"])
+
+
+def test_only_regular_files_are_configs(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for words in (["--config", str(tmp_path / "pipe")], ["--model", str(tmp_path / "pipe")], ["-c/dev/zero"]):
+        with pytest.raises(UserError, match=r"is a (pipe|device): give a regular file"):
+            read_arguments(words)
+    with pytest.raises(UserError, match="is a folder"):
+        read_arguments([f"--config={tmp_path}"])
+    for name in ("x" * 5000, "a\0b", "", "\udcff"):
+        with pytest.raises(UnknownConfigError):
+            find_config(name)
+
+
+@settings(
+    derandomize=True, max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.sampled_from(sorted(config_files())),
+    st.integers(0, 1500),
+    st.binary(max_size=2) | st.sampled_from([b"&a ", b"*a", b"<<: ", b"[" * 200, b"1: 2\n", b"model: 3\n", b"!!int "]),
+    st.integers(0, 30),
+)
+def test_a_mutated_config_is_read_or_refused(tmp_path, name, at, insert, removed):
+    content = config_files()[name].read_bytes()
+    path = tmp_path / "mutated.yaml"
+    path.write_bytes(content[:at] + insert + content[at + removed :])
+    with contextlib.suppress(UserError):
+        read_arguments([f"--config={path}"])
+
+
+# ---- files with the settings of one group
+
+
+def test_groups_are_read_from_files_of_their_own(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "model.yaml").write_text("class_path: LlamaLM\ninit_args: {dim: 16}")
+    (tmp_path / "sub" / "all.yaml").write_text("model: model.yaml\ntrainer: {max_steps: 3}")
+    monkeypatch.chdir(tmp_path)
+    inline = "--config={model: {class_path: LlamaLM, init_args: {dim: 16}}}\n"
+    typed = read_arguments(["--model", "sub/model.yaml", "--model=sub/model.yaml", "--seed_everything=1"])
+    assert typed.words == [inline, inline, "--seed_everything=1"]
+    assert typed.class_paths["model"] == ["LlamaLM"] * 2
+    assert ("model.init_args.dim", "sub/model.yaml") in typed.keys
+    read = read_arguments(["--config", "sub/all.yaml"])
+    assert read.class_paths["model"] == ["LlamaLM"]
+    assert yaml.safe_load(read.words[0].removeprefix("--config=")) == {
+        "model": {"class_path": "LlamaLM", "init_args": {"dim": 16}},
+        "trainer": {"max_steps": 3},
+    }
+
+
+def test_every_group_of_the_command_line_may_be_a_file():
+    from zoo.cli.command_line import CALLBACKS
+
+    assert {"model", "data", "trainer", *CALLBACKS} == set(GROUPS)

@@ -94,7 +94,7 @@ BAD = {
     "no list": ("synonyms", b"good: fine\n", "the synonyms of 'good' are not a list of words"),
     "no mapping": ("synonyms", b"- good\n", "has no synonyms: it must map each word"),
     "no YAML": ("synonyms", b"good: [fine\n", "is not valid YAML"),
-    "no UTF-8": ("background", b"caf\xe9\n", "is not UTF-8 text: the byte at offset 3"),
+    "no UTF-8": ("background", b"caf\xe9\n", "is not UTF-8 text: byte 0xe9 at offset 3"),
     "empty": ("background", b"\n", "has no background"),
     "missing": ("background", None, "there is no file .*words: set --data.background to an existing file"),
 }

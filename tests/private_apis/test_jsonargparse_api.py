@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pytest
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 
 from zoo.private_apis import jsonargparse_api as api
 
@@ -110,10 +110,22 @@ def test_the_original_error_of_a_constructor(parser):
     assert api.original_error(KeyError("own")).args == ("own",)
 
 
-def test_yaml_errors():
+def test_every_parser_uses_the_bounded_yaml_loader(parser, tmp_path):
     from jsonargparse import get_loader
 
-    with pytest.raises(api.loader_exceptions()) as error:
-        get_loader("yaml")("a: [1")
-    assert error.value.problem_mark.line >= 0
-    assert error.value.problem
+    assert get_loader("yaml") is api.load_yaml
+    path = tmp_path / "aliases.yaml"
+    for text in ("steps: &a [*a]", "- " * 30_000, "steps: 1\nsteps: 2", "steps: !!int x"):
+        path.write_text(text)
+        with pytest.raises(ArgumentError):
+            parser.parse_args([f"--config={path}"])
+        with pytest.raises(ArgumentError):
+            parser.parse_args([f"--steps={text}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("{data}", "{data}"), ("name:", "name:"), ("{a, b}", "{a, b}"), ("1:", "1:")]
+)
+def test_words_that_look_like_empty_mappings_are_texts(text, value):
+    assert api.load_yaml(text) == value
+    assert api.load_yaml("{a: null, b: 1}") == {"a": None, "b": 1}

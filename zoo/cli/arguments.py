@@ -1,22 +1,33 @@
 """Read a command's words before its parser exists: configs by name, the checkpoint, the classes, every key given.
 
 The checkpoint and the classes decide how the parser is built, so they must be known first. Values follow jsonargparse:
-a later word overrides an earlier one, and so does a config that comes after an option.
+a later word overrides an earlier one, and so does a config that comes after an option. A file with the settings of one
+group (`--model FILE`) becomes a config.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, get_loader
+import yaml
+from jsonargparse import ArgumentParser
 
 from zoo.cli.config_names import find_config
 from zoo.errors import UserError
-from zoo.private_apis.jsonargparse_api import loader_exceptions
+from zoo.private_apis.jsonargparse_api import load_yaml
+from zoo.text_formats.json_text import shorten
+from zoo.text_formats.text_file import read_text
+from zoo.text_formats.yaml_text import describe_yaml_error
 
 FLAGS = ("--compile", "--allow_other_data")  # alone they mean true; jsonargparse wants the word
 READ = ("ckpt_path", "output_dir")
+GROUPS = (  # keys whose value may be the path of a file with the settings of that group
+    "model", "data", "trainer", "checkpoint", "early_stopping", "mixed_precision", "non_finite", "throughput",
+    "samples", "predictions", "plots",
+)  # fmt: skip
+MAX_CONFIG_BYTES = 1 << 20
+QUOTES = "'\""
 
 
 @dataclass
@@ -43,6 +54,9 @@ def read_arguments(words: list[str]) -> Arguments:
         UserError: a config does not exist, is not valid YAML, or holds no settings.
     """
     arguments = Arguments()
+    for word in words:
+        if any("\udc80" <= character <= "\udcff" for character in word):  # Python's stand-ins for such bytes
+            raise UserError(f"the argument {shorten(word)} is not UTF-8 text: rename the file, or write it in UTF-8")
     rest = list(words)
     while rest:
         # A config is given as --config NAME, --config=NAME, -c NAME or -cNAME.
@@ -55,11 +69,21 @@ def read_arguments(words: list[str]) -> Arguments:
             elif not equals:
                 value = rest.pop(0) if rest else ""
             path, settings = load_config(value)
-            arguments.words.append(f"--config={path}")
-            _add_settings(arguments, settings, source=path)
+            complete = _with_group_files(settings, os.path.dirname(path) if os.path.isfile(path) else "")
+            arguments.words.append(f"--config={path if complete == settings else _inline(complete)}")
+            _add_settings(arguments, complete, source=path)
         elif option.startswith("--"):
             # An option's value follows after "=" or as the next word.
             follows = bool(rest) and not rest[0].startswith("--")
+            # The settings of a group may be in a file: --model FILE.
+            group = option.removeprefix("--")
+            path = value if equals else rest[0] if follows else ""
+            if group in GROUPS and os.path.exists(path) and not os.path.isdir(path):
+                settings = {group: _read_config(path)}
+                arguments.words.append(f"--config={_inline(settings)}")
+                _add_settings(arguments, settings, source=path)
+                rest = rest[0 if equals else 1 :]
+                continue
             # A flag without value means true.
             if option in FLAGS and not equals and not follows:
                 word = f"{option}=true"
@@ -75,35 +99,87 @@ def read_arguments(words: list[str]) -> Arguments:
 
 
 def load_config(value: str) -> tuple[str, dict[str, Any]]:
-    """The path and the settings of a config given by name, as a file, or as YAML text."""
-    # A file name contains none of these signs of YAML.
-    is_text = any(sign in value for sign in ("{", "\n", ": "))
-    path = Path(value) if is_text else find_config(value)
+    """The path and the settings of a config given by name, as a file, or as YAML text.
+
+    Raises:
+        UnknownConfigError: there is no such config.
+        UserError: the file is no regular file, is larger than 1 MiB or not UTF-8; or it is not valid YAML.
+    """
+    # A config's name contains none of these signs of YAML; a file's name may.
+    if any(sign in value for sign in ("{", "\n", ": ")) and not os.path.exists(value):
+        return value, _parse_config(value, f"the config {shorten(value)}")
+    path = str(find_config(value))
+    return path, _read_config(path)
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    return _parse_config(read_text(path, max_bytes=MAX_CONFIG_BYTES), path)
+
+
+def _parse_config(text: str, name: str) -> dict[str, Any]:
+    """The settings in a config's text; `name` is what messages call it."""
     try:
-        settings = get_loader("yaml")(value if is_text else path.read_text(encoding="utf-8"))
-    except loader_exceptions() as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" at line {where.line + 1}" if where else ""
-        raise UserError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', error)}") from error
+        settings = load_yaml(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{name} is not valid YAML{describe_yaml_error(error)}") from error
     if not isinstance(settings, dict | None):
-        raise UserError(f"{path} holds no settings: a config is a mapping of names to values")
-    return value if is_text else str(path), settings or {}
+        raise UserError(f"{name} holds no settings: a config is a mapping of names to values")
+    for key in settings or {}:
+        if not isinstance(key, str):
+            raise UserError(f"{name} has the setting {shorten(key)}: the name of a setting must be a text")
+    return settings or {}
+
+
+def _with_group_files(settings: dict[str, Any], folder: str) -> dict[str, Any]:
+    """The settings of a config with those of the files that it names, as in `model: FILE`, relative to `folder`."""
+    paths = {name: os.path.join(folder, value) for name, value in settings.items() if isinstance(value, str)}
+    files = {name: path for name, path in paths.items() if name in GROUPS and os.path.exists(path)}
+    return settings | {name: _read_config(path) for name, path in files.items() if not os.path.isdir(path)}
+
+
+def _inline(settings: dict[str, Any]) -> str:
+    """The settings as YAML text in one line, which `--config` accepts in place of a file."""
+    return yaml.safe_dump(settings, default_flow_style=True, allow_unicode=True, sort_keys=False, width=float("inf"))
 
 
 def _load_mapping(value: str) -> dict[str, Any]:
     """A mapping written as YAML or JSON text; an empty one for other text, which the parser reports."""
     try:
-        settings = get_loader("yaml")(value)
-    except loader_exceptions():
+        settings = load_yaml(value)
+    except yaml.YAMLError:
         return {}
     return settings if isinstance(settings, dict) else {}
 
 
 def _add_settings(arguments: Arguments, settings: dict[str, Any], source: str) -> None:
-    arguments.values |= {name: settings[name] for name in READ if name in settings}
+    """Add the settings of a config; `source` is its path, or its text."""
+    for name in READ:
+        if name in settings:
+            value = settings[name]
+            if not isinstance(value, str | None):
+                raise UserError(f"{source}: {name} must be a text, not {shorten(value)}: put it in quotes")
+            arguments.values[name] = value
+    for group in GROUPS:
+        _check_group(settings.get(group), f"{shorten(source, 200).strip(QUOTES)}: {group}")
     for key, value in _flatten(settings):
         arguments.keys.append((key, source))
         _add_class(arguments, key, value)
+
+
+def _check_group(value: Any, name: str) -> None:
+    """Raises UserError where a group of settings is neither a mapping with texts as keys, nor a class, nor null."""
+    if not isinstance(value, dict | str | None):
+        raise UserError(f"{name} must be a mapping of names to values, not {shorten(value)}")
+    if not isinstance(value, dict):
+        return
+    if wrong := [key for key in value if not isinstance(key, str)]:
+        raise UserError(f"{name} has the setting {shorten(wrong[0])}: the name of a setting must be a text")
+    if not isinstance(value.get("class_path", ""), str | None):
+        raise UserError(f"{name}.class_path must be the name of a class, not {shorten(value['class_path'])}")
+    for part in ("init_args", "dict_kwargs"):
+        if isinstance(value.get(part), str):
+            raise UserError(f"{name}.{part} must be a mapping of names to values, not {shorten(value[part])}")
+        _check_group(value.get(part), f"{name}.{part}")
 
 
 def _add_option(arguments: Arguments, key: str, value: str) -> None:

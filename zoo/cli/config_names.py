@@ -5,6 +5,7 @@ from pathlib import Path
 
 from zoo.console.messages import did_you_mean
 from zoo.errors import UserError
+from zoo.files import regular_file
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -25,13 +26,16 @@ def find_config(name: str) -> Path:
 
     Raises:
         UnknownConfigError: there is neither such a name nor such a file.
+        UserError: it is a folder, a pipe or a device.
     """
+    if not name.strip():
+        raise UnknownConfigError("--config is empty: give a name that `zoo list` shows, or a file")
     files = config_files()
     if name in files:
         return files[name]
     path = Path(name)
-    if path.is_file():
-        return path
+    if name and os.path.exists(name):  # unlike Path.exists, False for a name that is too long
+        return regular_file(path)
     if Path("configs").is_dir() and path.parts[:1] == ("configs",):  # from the repository: suggest a path there
         here = [p.as_posix() for p in Path("configs").rglob("*.yaml")]
         raise UnknownConfigError(f"there is no config file {name}{did_you_mean(name, here)}")

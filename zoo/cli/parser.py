@@ -13,6 +13,8 @@ from zoo.errors import UserError
 from zoo.private_apis import jsonargparse_api as api
 from zoo.registry import DATA_MODULES, MODELS, load_all
 
+LONGEST = 1000  # characters of a message
+
 
 class ZooParser(LightningArgumentParser):
     """LightningArgumentParser with readable errors, exit code 2, and no abbreviated options."""
@@ -58,7 +60,9 @@ class ZooParser(LightningArgumentParser):
 
 
 def refuse(sentence: str) -> NoReturn:
-    """Print what is wrong with the command and exit with code 2."""
+    """Print what is wrong with the command, a long value in it shortened, and exit with code 2."""
+    if len(sentence) > LONGEST:
+        sentence = f"{sentence[: LONGEST // 2]} ... {sentence[-LONGEST // 2 :]}"
     print(f"zoo: {sentence}", file=sys.stderr)
     sys.exit(USAGE)
 

@@ -1,8 +1,9 @@
 """MiniRLM in Lightning: regression of texts by a single output vector, or classification."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from zoo.mini_rlm.scales import Scale, ScaleKind
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import TextBatch, check_targets, targets_and_features
+from zoo.training.distinct_targets import best_setting, find_merged
+from zoo.training.fixed_arguments import field_names
 from zoo.training.language_model import required_vocab_size
 from zoo.training.regressor import Regressor, target_fields
 from zoo.training.settings import part, refuse_derived
@@ -57,6 +60,13 @@ class MiniRLM(Regressor):
     """
 
     data_arguments: ClassVar[tuple[str, ...]] = ("vocab_size", "tokenizer", "n_objectives", "n_features")
+    fixed_arguments: ClassVar[tuple[str, ...]] = (
+        *Regressor.fixed_arguments,
+        *field_names(MiniRLMConfig, "dropout"),
+        "target_scale",
+        "n_classes",
+        "freeze_embeddings",
+    )
     renamed_arguments: ClassVar[dict[str, str]] = {
         "targets": "target_scale",
         "max_positions": "max_seq_len",
@@ -122,8 +132,26 @@ class MiniRLM(Regressor):
         self.check_objectives(targets.shape[1])
         self.check_features(0 if features is None else features.shape[1])
         self.check_targets(torch.from_numpy(targets), range(len(targets)))
+        if self.hparams["encoder"] == "mlp" and features is not None and not np.isfinite(features).all():
+            row = int(np.flatnonzero(~np.isfinite(features).all(1))[0])
+            raise UserError(f"row {row}: a number in the text is NaN or infinite, which encoder=mlp cannot read")
         if not self.has_scales:
             self.fit_scales(targets, features)
+        if not self.hparams["n_classes"] and self.trainer.is_global_zero:
+            self._warn_of_merged(targets)
+
+    def _warn_of_merged(self, targets: np.ndarray) -> None:
+        """Warn of training targets (N, K) that become equal on the model's scale, which is in fp32."""
+        for merged in find_merged(targets, self.target_scale.scaled(targets)):
+            kind, column = self.target_scale.kind, targets[:, [merged.objective]]
+            others = [(other, Scale.fitted(column, other).scaled) for other in get_args(ScaleKind) if other != kind]
+            better = best_setting(merged.quantiles, others)
+            remedy = f"set --model.target_scale {better}" if better else "subtract a constant from them, or scale them"
+            warnings.warn(
+                f"{merged.describe(self.n_objectives)} with target_scale {kind} in fp32, so that the model cannot tell "
+                f"them apart: {remedy}",
+                stacklevel=3,
+            )
 
     def fit_scales(self, targets: np.ndarray, features: np.ndarray | None = None) -> None:
         """Fit the scales to the training targets (N, K) and, for encoder=mlp, to the features (N, F).
@@ -155,6 +183,13 @@ class MiniRLM(Regressor):
     def check_inputs(self, batch: Any) -> None:
         super().check_inputs(batch)
         self.check_features(0 if batch.features is None else batch.features.shape[1])
+        features = batch.features
+        if self.hparams["encoder"] == "mlp" and features.device.type == "cpu" and not features.isfinite().all():
+            row = int((~features.isfinite()).any(1).nonzero()[0])
+            raise UserError(
+                f"row {int(batch.index[row])}: a number in the text is NaN, infinite or beyond the range of fp32, "
+                "which encoder=mlp cannot read"
+            )
 
     def check_features(self, columns: int) -> None:
         """Raises UserError where encoder=mlp gets another number of features than it has inputs."""

@@ -47,6 +47,17 @@ class Scale(nn.Module):
         self.centre.copy_(torch.from_numpy(centre))
         self.spread.copy_(torch.from_numpy(np.where(spread > 0, spread, 1.0)))
 
+    @classmethod
+    def fitted(cls, column_values: np.ndarray, kind: ScaleKind) -> "Scale":
+        """A scale of a kind, fitted to values (N, K)."""
+        scale = cls(column_values.shape[1], kind)
+        scale.fit(column_values)
+        return scale
+
+    def scaled(self, column_values: np.ndarray) -> np.ndarray:
+        """z (N, K) float32 of values (N, K)."""
+        return self(torch.from_numpy(column_values).to(self.centre.device)).cpu().numpy()
+
     def forward(self, x: Tensor) -> Tensor:
         """z (..., K) in float32 of x (..., K), computed in float64."""
         z = (x.double() - self.centre) / self.spread

@@ -1,7 +1,7 @@
 """What the zoo reads from inside jsonargparse. Written for jsonargparse 4.53.
 
-Private members used: `_actions`, `_option_string_actions`, `_subcommands_action`, `_check_type` of an action, and the
-wording of error messages.
+Private members used: `_actions`, `_option_string_actions`, `_subcommands_action`, `_check_type` and `_typehint` of an
+action, `_loaders_dumpers.yaml_load`, and the wording of error messages.
 tests/private_apis/test_jsonargparse_api.py fails when one of them changes.
 """
 
@@ -9,7 +9,10 @@ import re
 from collections.abc import Container, Iterator
 from typing import Any, NamedTuple
 
-from jsonargparse import ArgumentParser
+import yaml
+from jsonargparse import ArgumentParser, _loaders_dumpers, set_loader
+
+from zoo.text_formats.yaml_text import parse_settings
 
 
 class Option(NamedTuple):
@@ -55,6 +58,15 @@ def wrong_null_argument(cls: type, arguments: Any, skip: Container[str] = ()) ->
     parser = ArgumentParser()
     parser.add_class_arguments(cls, fail_untyped=False)
     return wrong_null(parser, {name: value for name, value in arguments.items() if name not in skip})
+
+
+def constructor_types(cls: type) -> dict[str, tuple[Any, bool]]:
+    """Name -> (type annotation, whether it is required) of constructor arguments, those behind `**kwargs` included."""
+    parser = ArgumentParser()
+    parser.add_class_arguments(cls, fail_untyped=False)
+    return {
+        action.dest: (action._typehint, action.required) for action in parser._actions if hasattr(action, "_typehint")
+    }
 
 
 def original_error(error: BaseException) -> BaseException:
@@ -154,8 +166,22 @@ def _kind(name: str) -> str:
 # ---- YAML
 
 
-def loader_exceptions() -> tuple[type[Exception], ...]:
-    """What jsonargparse's YAML loader raises for text that is not YAML."""
-    from jsonargparse._loaders_dumpers import get_loader_exceptions
+def load_yaml(text: str) -> Any:
+    """The value of a YAML text, as the zoo's parsers and its own first look at the arguments read it.
 
-    return get_loader_exceptions("yaml")
+    As in jsonargparse's loader, `{data}` and `name:` are texts, not mappings of names to nothing.
+
+    Raises:
+        yaml.YAMLError: see `zoo.text_formats.yaml_text.parse_settings`.
+    """
+    value = parse_settings(text)
+    if isinstance(value, dict) and value and all(entry is None for entry in value.values()):
+        names = [str(name) for name in value]
+        if text.strip() == f"{names[0]}:" or set(text.strip(" {}").replace(" ", "").split(",")) == set(names):
+            return text
+    return value
+
+
+# For every parser of the process: for configs and options, and for single values, which do not use the public hook.
+set_loader("yaml", load_yaml, (yaml.YAMLError,))
+_loaders_dumpers.yaml_load = load_yaml

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from zoo.errors import UserError
+from zoo.files.memory_limit import no_memory_limit
 from zoo.hub.transformers_library import load_pretrained, quiet, transformers_library
 
 # Settings that describe the file or the library, not the function that the encoder computes.
@@ -31,9 +32,10 @@ def load_encoder(name: str) -> nn.Module:
             f"{name} has no .safetensors file, and other formats can execute code: load the model with transformers "
             "and save it with save_pretrained"
         )
-    model, info = load_pretrained(
-        "AutoModel", name, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-    )
+    with no_memory_limit():
+        model, info = load_pretrained(
+            "AutoModel", name, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
     encoder, prefix = _encoder_of(model)
     # transformers draws random values for weights that the files lack.
     own = {prefix + key for key in encoder.state_dict()}

@@ -16,7 +16,7 @@ from zoo.layers.lora import add_lora
 from zoo.optim import OptimizerConfig
 from zoo.regress_lm import decoding, encoders, estimates
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
-from zoo.regress_lm.number_formats import NumberFormat, number_tokenizer
+from zoo.regress_lm.number_formats import NumberFormat, finer_format, number_tokenizer
 from zoo.regress_lm.pretrained_encoder import (
     EncoderMode,
     PretrainedEncoder,
@@ -30,6 +30,8 @@ from zoo.regress_lm.vocabulary import NumberVocabulary
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import TextBatch, targets_and_features
 from zoo.training.checkpoint_file import read_checkpoint
+from zoo.training.distinct_targets import find_merged
+from zoo.training.fixed_arguments import field_names
 from zoo.training.language_model import required_vocab_size
 from zoo.training.random_streams import derive, global_seed
 from zoo.training.regressor import Regressor, target_fields, to_json
@@ -96,6 +98,17 @@ class RegressLMModule(Regressor):
         "n_objectives",
         "round_digits",
         "power_tokens",
+    )
+    fixed_arguments: ClassVar[tuple[str, ...]] = (
+        *Regressor.fixed_arguments,
+        *field_names(RegressLMConfig, "dropout", "residual_dropout"),
+        "number_format",
+        "number_digits",
+        "number_exponent",
+        "special_values",
+        "lora_rank",
+        "lora_alpha",
+        "encoder_mode",
     )
     renamed_arguments: ClassVar[dict[str, str]] = {
         "numbers": "number_format",
@@ -188,8 +201,8 @@ class RegressLMModule(Regressor):
         checkpoint = read_checkpoint(path)
         if "zoo" in checkpoint:
             self._check_encoder(checkpoint)
-            return checkpoint["state_dict"]
-        return {f"model.{name}": tensor for name, tensor in load_upstream(checkpoint).state_dict().items()}
+            return read_checkpoint(path, required=("state_dict",))["state_dict"]
+        return {f"model.{name}": tensor for name, tensor in load_upstream(path).state_dict().items()}
 
     def _check_encoder(self, checkpoint: Mapping[str, Any]) -> None:
         """Raises UserError where a checkpoint was trained on another frozen encoder than the module's."""
@@ -235,14 +248,23 @@ class RegressLMModule(Regressor):
             encoder.cache = None
 
     def on_train_start(self) -> None:
-        """Warn once of training targets that the number tokenizer clamps to its range."""
+        """Warn once of training targets that the number tokenizer clamps to its range or cannot distinguish."""
         try:
             targets, _ = targets_and_features(self.trainer.train_dataloader)
         except TypeError:  # batches from another kind of dataset train as well
             return
         self.check_objectives(targets.shape[1])
         self.check_targets(torch.from_numpy(targets), range(len(targets)))
-        self.vocabulary.encode(targets)
+        tokens = self.vocabulary.encode(targets)
+        if self.trainer.is_global_zero:
+            for merged in find_merged(targets, self.vocabulary.decode(tokens)):
+                h: Any = self.hparams
+                better = finer_format(merged.quantiles, h["number_format"], h["number_digits"], h["number_exponent"])
+                warnings.warn(
+                    f"{merged.describe(self.n_objectives)} as number tokens, so that the model cannot tell them "
+                    f"apart: {f'set {better}' if better else 'subtract a constant from them, or scale them'}",
+                    stacklevel=2,
+                )
 
     def on_train_batch_start(self, batch: TextBatch, batch_idx: int) -> None:
         if self.dropout_seed is None:

@@ -50,7 +50,7 @@ class PretrainedEncoder(nn.Module):
         self.vocab_size = encoder.get_input_embeddings().num_embeddings
         self.longest_input = longest_input(encoder)
         self.digest = digest(encoder) if mode != "full" else ""
-        self.pretrained = encoder
+        self.pretrained = encoder.train()  # transformers loads models for evaluation
         if mode == "lora":
             add_lora(self.pretrained, lora_rank, lora_alpha)
         self.pretrained.requires_grad_(mode == "full")
@@ -67,13 +67,6 @@ class PretrainedEncoder(nn.Module):
     cache: StateCache | None
     """Where the states of a frozen encoder are stored; None to compute them at every call."""
 
-    def train(self, mode: bool = True) -> "PretrainedEncoder":
-        """As torch's, except that a frozen encoder has no dropout."""
-        super().train(mode)
-        if self.mode == "frozen":
-            self.pretrained.eval()
-        return self
-
     def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """The memory (B, T, dim) of tokens (B, T); mask (B, 1, 1, T) is True at tokens, None without padding."""
         padding_mask = None if mask is None else mask[:, 0, 0]
@@ -83,9 +76,14 @@ class PretrainedEncoder(nn.Module):
         """The encoder's hidden states (B, T, width) of tokens (B, T)."""
         if self.mode != "frozen":
             return self._run(tokens, padding_mask)
-        # In float32 under mixed precision too, so that stored states do not depend on it.
-        with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
-            return self._run(tokens, padding_mask) if self.cache is None else self._cached(tokens, padding_mask)
+        # Without dropout, and in float32 under mixed precision too, so that stored states do not depend on either.
+        is_training = self.pretrained.training
+        self.pretrained.eval()
+        try:
+            with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
+                return self._run(tokens, padding_mask) if self.cache is None else self._cached(tokens, padding_mask)
+        finally:
+            self.pretrained.train(is_training)
 
     def _run(self, tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
         mask = torch.ones_like(tokens) if padding_mask is None else padding_mask.long()

@@ -1,6 +1,5 @@
 """Principal components of the checkpoints' gradients, and a regression of the OOD score on them."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +7,8 @@ import numpy as np
 
 from zoo.errors import UserError
 from zoo.icr.analysis.gradients import PARTS
+from zoo.text_formats.json_text import parse_json
+from zoo.text_formats.text_file import read_text
 
 ALPHAS = np.logspace(-3, 4, 15)  # penalties from which the ridge regression chooses
 
@@ -29,7 +30,7 @@ def read(path: Path) -> Table:
     """
     path = path / "gradients.json" if path.is_dir() else path
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["checkpoints"]
+        rows = parse_json(read_text(path))["checkpoints"]
         # One column for each component of the gradient, and one row for each checkpoint.
         columns = {f"{part}[{i}]": (part, i) for part in PARTS for i in range(len(rows[0]["gradients"][part]))}
         gradients = np.array([[row["gradients"][part][i] for part, i in columns.values()] for row in rows], float)

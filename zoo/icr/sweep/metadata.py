@@ -1,8 +1,6 @@
 """experiment_metadata.json: the settings of a sweep and the status of each member."""
 
 import fcntl
-import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -11,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError
+from zoo.files.atomic import replacing
 from zoo.icr.task import Diversity
+from zoo.text_formats.json_text import describe_json_error, dump_json, parse_json
+from zoo.text_formats.text_file import read_text
 
 ENDED = ("done", "stopped early")
 
@@ -34,11 +35,22 @@ class Metadata:
     def read(self) -> dict[str, Any]:
         """The content; {} where there is no file."""
         try:
-            return json.loads(self.path.read_text(encoding="utf-8"))
+            content = parse_json(read_text(self.path))
         except FileNotFoundError:
             return {}
+        except UserError:
+            raise
         except ValueError as error:
-            raise UserError(f"{self.path} is damaged ({error}): fix it, or give another --output_dir") from error
+            raise UserError(
+                f"{self.path} is damaged ({describe_json_error(error)}): fix it, or give another --output_dir"
+            ) from error
+        # Mappings as `start` and `report` write them.
+        groups = [content.get(key, {}) for key in ("settings", "members")] if isinstance(content, dict) else []
+        is_valid = len(groups) == 2 and all(isinstance(group, dict) for group in groups)
+        members = list(groups[1].values()) if is_valid else []
+        if not is_valid or not all(isinstance(m, dict) and isinstance(m.get("status"), str) for m in members):
+            raise UserError(f"{self.path} is not the metadata of a sweep: fix it, or give another --output_dir")
+        return content
 
     @contextmanager
     def edit(self) -> Iterator[dict[str, Any]]:
@@ -48,9 +60,8 @@ class Metadata:
             fcntl.flock(lock, fcntl.LOCK_EX)
             content = self.read()
             yield content
-            partial = self.path.with_suffix(".tmp")
-            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            os.replace(partial, self.path)
+            with replacing(self.path, durable=True) as partial:
+                partial.write_text(dump_json(content, indent=1) + "\n", encoding="utf-8")
 
     def start(self, settings: dict[str, Any], members: list[Diversity]) -> None:
         """Store the settings and add the members; raises UserError where the folder has other settings."""

@@ -1,0 +1,67 @@
+"""JSON: a bounded reader that refuses repeated keys, and a writer without NaN and Infinity, which are not JSON."""
+
+import json
+import math
+from typing import Any
+
+MAX_DIGITS = 1000  # of an integer; the largest double has 309
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON, it is nested too deeply, a key occurs twice, or an integer is too long.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_int=_parse_integer)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def describe_json_error(error: ValueError, with_line: bool = True) -> str:
+    """The reason of an error of `parse_json`, with its place where that is known."""
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    return f"{error.msg} at {f'line {error.lineno} ' if with_line else ''}column {error.colno}"
+
+
+def dump_json(value: Any, **options: Any) -> str:
+    """The JSON text of a value. A number that is NaN or infinite is written as null.
+
+    Args:
+        value: nested dictionaries, lists, texts and numbers.
+        **options: those of `json.dumps`.
+    """
+    return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for every number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        seen: set[str] = set()
+        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"its key {shorten(repeated)} occurs twice")
+    return mapping
+
+
+def _parse_integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"an integer in it has {len(digits)} digits, more than {MAX_DIGITS}")
+    return int(digits)
+
+
+def shorten(value: Any, length: int = 40) -> str:
+    """The representation of a value, cut to `length` characters."""
+    # Cut a text first: the representation of a long one would take long.
+    text = repr(value[: length + 1] if isinstance(value, str) else value)
+    return text if len(text) <= length else f"{text[: length - 3]}..."

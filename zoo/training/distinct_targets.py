@@ -1,0 +1,74 @@
+"""Whether a model can tell its training targets apart: distinct values before and after they are represented in it."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+Represent = Callable[[Floats], Floats]  # targets (N, K) to what the model sees of them, (N, K)
+
+QUANTILES = 100  # a model should tell so many quantiles of the distinct targets apart
+ENOUGH = 0.8  # share of the quantiles that must stay distinct
+
+
+class Merged(NamedTuple):
+    """An objective whose targets become too few distinct values.
+
+    Args:
+        objective: its number, from 0.
+        quantiles: (Q,) up to 100 of its distinct targets, evenly spaced in their order.
+        before: number of its distinct targets.
+        after: number of values that these become.
+    """
+
+    objective: int
+    quantiles: Floats
+    before: int
+    after: int
+
+    def describe(self, n_objectives: int) -> str:
+        """The beginning of a warning."""
+        which = f" of objective {self.objective + 1}" if n_objectives > 1 else ""
+        share = f"{100 * self.after / self.before:.2g} %"
+        values = f"{self.after} distinct value{'s' * (self.after > 1)}"
+        return f"the {self.before} distinct training targets{which} become {values} ({share})"
+
+
+def find_merged(targets: Floats, represented: Floats) -> list[Merged]:
+    """The objectives of which too few quantiles stay distinct, from targets (N, K) and what they become (N, K).
+
+    Targets that are NaN or infinite do not count.
+    """
+    merged = []
+    for k in range(targets.shape[1]):
+        is_finite = np.isfinite(targets[:, k])
+        values, first = np.unique(targets[is_finite, k], return_index=True)
+        if len(values) < 2:
+            continue
+        seen = represented[is_finite, k][first]  # what each distinct target becomes
+        chosen = np.unique(np.linspace(0, len(values) - 1, QUANTILES).round().astype(int))
+        if len(np.unique(seen[chosen])) < ENOUGH * len(chosen):
+            merged.append(Merged(k, values[chosen], len(values), len(np.unique(seen))))
+    return merged
+
+
+def best_setting(quantiles: Floats, settings: Iterable[tuple[str, Represent]]) -> str | None:
+    """The first of the settings that keeps enough of the quantiles (Q,) distinct, else the one that keeps most.
+
+    Args:
+        quantiles: distinct targets.
+        settings: for each setting its name and what it makes of targets (Q, 1).
+
+    Returns:
+        The setting's name; None where none keeps two values distinct.
+    """
+    best, most = None, 1
+    for name, represent in settings:
+        count = len(np.unique(represent(quantiles[:, None])))
+        if count >= ENOUGH * len(quantiles):
+            return name
+        if count > most:
+            best, most = name, count
+    return best
