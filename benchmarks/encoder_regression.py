@@ -23,23 +23,30 @@ from benchmarks.measure import facts  # noqa: E402
 from benchmarks.text_regression import TFIDF, Row, Table, one_objective, texts_and_moods, tfidf_ridge, vader_splits  # noqa: E402
 from zoo.regress_lm import Example, ExampleInput, RegressLM, estimates  # noqa: E402
 from zoo.regress_lm.encoders import load_encoder  # noqa: E402
-from zoo.tokenizers import load_tokenizer  # noqa: E402
+from zoo.regress_lm.pretrained_encoder import PretrainedEncoder, cache_folder  # noqa: E402
+from zoo.regress_lm.state_cache import StateCache  # noqa: E402
+from zoo.tokenizers import Tokenizer, load_tokenizer  # noqa: E402
 from zoo.training.batches import collate, text_rows  # noqa: E402
 from zoo.training.random_streams import derive  # noqa: E402
 
 
-def mean_states(encoder: str, texts: list[str], longest: int = 128) -> np.ndarray:
-    """(N, width) mean of a pretrained encoder's hidden states over the first `longest` tokens of each text."""
-    tokenizer, network = load_tokenizer(f"transformers:{encoder}"), load_encoder(encoder).eval()
+def frozen_encoder(name: str) -> PretrainedEncoder:
+    """The encoder, with its states stored on disk."""
+    encoder = PretrainedEncoder(load_encoder(name), dim=1)
+    encoder.cache = StateCache(cache_folder() / f"{encoder.digest}.sqlite", encoder.width)
+    return encoder
+
+
+def mean_states(encoder: PretrainedEncoder, tokenizer: Tokenizer, texts: list[str], longest: int = 128) -> np.ndarray:
+    """(N, width) mean of the encoder's hidden states over the first `longest` tokens of each text."""
     rows = [row._replace(tokens=tokenizer.truncated(row.tokens, longest)) for row in text_rows(texts, None, tokenizer)]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))
-    means = np.empty((len(rows), network.config.hidden_size))
+    means = np.empty((len(rows), encoder.width))
     for start in range(0, len(order), 64):
         some = order[start : start + 64]
         batch = collate([rows[i] for i in some])
         mask = torch.ones_like(batch.tokens) if batch.padding_mask is None else batch.padding_mask.long()
-        with torch.inference_mode():
-            states = network(input_ids=batch.tokens, attention_mask=mask).last_hidden_state
+        states = encoder.states(batch.tokens, batch.padding_mask)
         means[some] = ((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).numpy()
     return means
 
@@ -48,8 +55,9 @@ def vader(args: argparse.Namespace) -> Iterator[Row]:
     """The texts of `vader`, read by a pretrained encoder, with ridge regression on its mean states as baseline."""
     splits = vader_splits(args)
     name = args.encoder_name or Path(args.encoder).name
+    encoder, tokenizer = frozen_encoder(args.encoder), load_tokenizer(f"transformers:{args.encoder}")
     states = {
-        (source, split): mean_states(args.encoder, [row["text"] for row in table])
+        (source, split): mean_states(encoder, tokenizer, [row["text"] for row in table])
         for source, tables in splits.items()
         for split, table in tables.items()
     }
@@ -77,9 +85,11 @@ def vader(args: argparse.Namespace) -> Iterator[Row]:
                 start = time.process_time()
                 model = fit_encoder(args, mode, tables["train"], seed)
                 took = {"cpu_seconds": time.process_time() - start}
+                if mode == "frozen":
+                    model.model.encoder.cache = encoder.cache
                 for other, others in splits.items():
                     held_out, target = texts_and_moods(others["test"])
-                    samples = np.stack(model.sample([ExampleInput(text) for text in held_out], 128, seed=0))
+                    samples = np.stack(model.sample([ExampleInput(text) for text in held_out], 64, seed=0))
                     drawn[other].append(samples)
                     about = {"model": f"RegressLM on {name}, {mode}", "trained_on": source, "tested_on": other}
                     yield {**about, "seed": seed, **sample_scores(samples, target, y), **took}
