@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -175,6 +176,8 @@ class RegressLMModule(Regressor):
             # A checkpoint holds all weights and must not need the files of the encoder.
             self.hparams["encoder"] = None
             self.hparams["encoder_config"] = encoders.configuration(pretrained.pretrained)
+        elif encoder and Path(encoder).expanduser().is_dir():
+            self.hparams["encoder"] = str(Path(encoder).expanduser().resolve())  # found from every folder
         self.vocabulary = vocabulary
         self.val_samples = val_samples
         self.dropout_seed: int | None = None
