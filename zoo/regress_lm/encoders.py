@@ -37,10 +37,12 @@ def load_encoder(name: str) -> nn.Module:
             "AutoModel", name, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
     encoder, prefix = _encoder_of(model)
-    # transformers draws random values for weights that the files lack.
+    # transformers draws random values for weights that the files lack; those of a decoder are not used.
     own = {prefix + key for key in encoder.state_dict()}
-    if missing := sorted(own & {*info["missing_keys"]} | {key for key, *_ in info["mismatched_keys"]}):
-        raise UserError(f"{name} lacks weights of its encoder, {missing[0]} for example: give another folder")
+    missing = {key for key in info["missing_keys"] if key in own or (prefix and not key.startswith("decoder."))}
+    missing |= {key for key, *_ in info["mismatched_keys"]}
+    if missing:
+        raise UserError(f"{name} lacks weights of its encoder, {min(missing)} for example: give another folder")
     return encoder
 
 
