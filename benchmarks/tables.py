@@ -248,6 +248,11 @@ STUDIES = {
         {"trained on": "trained_on", "tested on": "tested_on", "model": "model"},
         {"Pearson": ("pearson", ".3f"), "MAE": ("mae", ".3f"), "CRPS": ("crps", ".3f")} | STEPS,
     ),
+    "regress_lm_encoders": (
+        {"trained on": "trained_on", "tested on": "tested_on", "model": "model"},
+        {"Pearson of the median": ("pearson", ".3f"), "Pearson of the mean": ("mean_pearson", ".3f")}
+        | {"MAE": ("mae", ".3f"), "CRPS": ("crps", ".3f"), "CPU seconds of training": ("cpu_seconds", ".0f")},
+    ),
     "regress_lm_timm": (
         {"model": "model"},
         {"Spearman": ("spearman", ".3f"), "MAE of log10": ("log10_mae", ".3f")}

@@ -32,6 +32,7 @@ from zoo.training.regression_metrics import scores  # noqa: E402
 
 Row = dict[str, Any]
 Table = list[dict[str, str]]
+TFIDF = "ridge on TF-IDF of words and pairs"
 
 
 # ---- y = x and similar tasks, with the Python API and its defaults
@@ -168,12 +169,8 @@ def scan_bench(args: argparse.Namespace) -> Iterator[Row]:
         yield {"model": "median", "rows": rows, **one_objective(median, target)}
 
 
-def vader(args: argparse.Namespace) -> Iterator[Row]:
-    """Sentiment from -4 to 4: tweets and Amazon reviews, each tested on both; a fifth of each held out, by review."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import RidgeCV
-    from sklearn.pipeline import make_pipeline
-
+def vader_splits(args: argparse.Namespace) -> dict[str, dict[str, Table]]:
+    """Tweets and Amazon reviews with their moods from -4 to 4; a fifth of each held out, by review."""
     splits: dict[str, dict[str, Table]] = {}
     for name, file in (("tweets", "tweets_GroundTruth.txt"), ("amazon", "amazonReviewSnippets_GroundTruth.txt")):
         lines = [line.split("\t", 2) for line in (args.data_dir / file).read_text(encoding="utf-8").splitlines()]
@@ -184,17 +181,35 @@ def vader(args: argparse.Namespace) -> Iterator[Row]:
             "train": [row for row in table if row["review"] not in held_out],
             "test": [row for row in table if row["review"] in held_out],
         }
+    return splits
+
+
+def texts_and_moods(table: Table) -> tuple[list[str], np.ndarray]:
+    """(N,) texts and their targets."""
+    return [row["text"] for row in table], matrix(table, ["sentiment"])[:, 0]
+
+
+def tfidf_ridge(texts: list[str], y: np.ndarray) -> Any:
+    """Ridge regression on TF-IDF of words and pairs of words, fitted on texts."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import RidgeCV
+    from sklearn.pipeline import make_pipeline
+
+    vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    return make_pipeline(vectors, RidgeCV(alphas=np.logspace(-1, 2, 7))).fit(texts, y)
+
+
+def vader(args: argparse.Namespace) -> Iterator[Row]:
+    """Sentiment from -4 to 4, from scratch: tweets and Amazon reviews, each tested on both."""
+    splits = vader_splits(args)
     folders = {name: write(args.output_dir / "data" / name, **tables) for name, tables in splits.items()}
     for source, tables in splits.items():
-        texts, y = [row["text"] for row in tables["train"]], matrix(tables["train"], ["sentiment"])[:, 0]
-        ridge = make_pipeline(
-            TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), RidgeCV(alphas=np.logspace(-1, 2, 7))
-        ).fit(texts, y)
+        texts, y = texts_and_moods(tables["train"])
+        ridge = tfidf_ridge(texts, y)
         for other, others in splits.items():
-            target = matrix(others["test"], ["sentiment"])[:, 0]
+            held_out, target = texts_and_moods(others["test"])
             about = {"trained_on": source, "tested_on": other}
-            predictions = ridge.predict([row["text"] for row in others["test"]])
-            yield {"model": "ridge on TF-IDF of words and pairs", **about, **one_objective(predictions, target)}
+            yield {"model": TFIDF, **about, **one_objective(ridge.predict(held_out), target)}
             yield {"model": "median", **about, **one_objective(np.full(len(target), np.median(y)), target)}
         for seed in args.seeds:
             checkpoint, took = study(args, "vader", args.output_dir / f"{source}-seed{seed}", folders[source], seed)

@@ -139,7 +139,7 @@ class RegressionRows:
         used = [i for i in range(len(ids)) if self._is_usable(rows.places[i], ids[i], numbers[i])]
         if not used:
             raise UserError(f"no row of the {split} split is left{self.reader.bad_rows.first()}")
-        texts, ids = [rows.texts[i] for i in used], [ids[i][:limit] for i in used]
+        texts, ids = [rows.texts[i] for i in used], [tokenizer.truncated(ids[i], limit) for i in used]
         # Copies of texts and targets are changed; features are those of the original texts.
         copies = self.settings.augment_copies if split == "train" else 0
         return TextRows(

@@ -27,7 +27,7 @@ from zoo.cli.arguments import read_arguments
 from zoo.cli.checkpoint_info import CheckpointInfo, read_checkpoint_info
 from zoo.cli.class_names import ClassNames
 from zoo.cli.config_names import UnknownConfigError
-from zoo.cli.linked_arguments import find_linked, find_missing, linked_arguments
+from zoo.cli.linked_arguments import find_linked, find_missing, given_options, linked_arguments
 from zoo.cli.parser import ZooParser, refuse
 from zoo.cli.renamed_arguments import find_renamed
 from zoo.cli.resume import refuse_changed_settings, refuse_overridden_checkpoint, saved_run
@@ -191,11 +191,23 @@ class ZooCLI(OpenLightningCLI):
             config.data.init_args.data, config.data_dir = config.data_dir, None  # one place, for the saved config
         if isinstance(data := config.data.init_args.get("data"), str) and not data.strip():
             raise UserError("--data_dir is empty: give a file, a folder or the name of a data set")
+        if self.verb == "fit" or not info:
+            self._fill_data_settings(config)
         if info and self.verb == "fit" and not config.allow_other_data:
             info.check_label(config.data.init_args.get("data"))
         if info and self.verb == "fit":
             refuse_changed_settings(info.path, config)
         config.output_dir = self._output_dir(config)
+
+    def _fill_data_settings(self, config: Any) -> None:
+        """Set options of the data that follow from the model's and were not given, as the tokenizer of an encoder."""
+        model = self.classes["model"]
+        if model is None or not issubclass(model, ZooModule):
+            return
+        given = given_options(self.arguments.keys, "data")
+        for name, value in model.data_settings(config.model.init_args).items():
+            if name in config.data.init_args and name not in given:
+                config.data.init_args[name] = value
 
     def _refuse_null(self, config: Any) -> None:
         """Refuse null for an option whose type excludes it."""

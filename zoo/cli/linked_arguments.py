@@ -17,6 +17,21 @@ def linked_arguments(model: type | None) -> tuple[str, ...]:
     return tuple(getattr(model, "data_arguments", ()))
 
 
+def given_options(keys: Iterable[tuple[str, str]], group: str) -> dict[str, str]:
+    """The names of the options of "model" or "data" that were given by hand, each with its source.
+
+    Args:
+        keys: (dotted key, its source: a file, or "" for the command line).
+        group: "model" or "data".
+    """
+    given = {}
+    for key, source in keys:
+        first, *rest = (part for part in key.split(".") if part not in ("init_args", "dict_kwargs"))
+        if first == group and rest:
+            given[rest[0]] = source
+    return given
+
+
 def find_linked(keys: Iterable[tuple[str, str]], model: type | None, data: type | None) -> str | None:
     """A sentence about the first linked argument that was given by hand; None where there is none.
 
@@ -26,11 +41,9 @@ def find_linked(keys: Iterable[tuple[str, str]], model: type | None, data: type 
         data: the data class.
     """
     linked = linked_arguments(model)
-    for key, source in keys:
-        group, *rest = (part for part in key.split(".") if part not in ("init_args", "dict_kwargs"))
-        if group != "model" or not rest or rest[0] not in linked:
+    for name, source in given_options(keys, "model").items():
+        if name not in linked:
             continue
-        name = rest[0]
         dashes, where = ("", f"{source}: ") if source else ("--", "")
         names = {option.name for option in class_options(data)} if data else set()
         hint = f", and set {dashes}data.{name} instead" if f"--{name}" in names else ""

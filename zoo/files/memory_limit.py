@@ -84,6 +84,16 @@ def memory_limit(path: str | Path, n_bytes: int, n_tensors: int) -> Iterator[Non
         hook.remove()
 
 
+@contextmanager
+def no_memory_limit() -> Iterator[None]:
+    """Suspend the limit of an outer block, for tensors that are loaded from files of their size."""
+    outer, MemoryLimit.current = MemoryLimit.current, None
+    try:
+        yield
+    finally:
+        MemoryLimit.current = outer
+
+
 def tensor_sizes(state: Mapping[str, Any]) -> tuple[int, int]:
     """Bytes, as fp32, and number of the tensors in a state dict."""
     tensors = [tensor for tensor in state.values() if isinstance(tensor, Tensor)]

@@ -21,6 +21,7 @@ from zoo.regress_lm import decoding, fine_tuning
 from zoo.regress_lm.example import Example, ExampleInput, as_examples
 from zoo.regress_lm.module import RegressLMModule
 from zoo.tokenizers import Tokenizer, load_tokenizer
+from zoo.tokenizers.encoder_tokenizer import PREFIX
 from zoo.tokenizers.numerals import rounded
 from zoo.training.batches import Row, TextBatch, collate
 from zoo.training.random_streams import derive
@@ -36,13 +37,14 @@ class RegressLM(RegressLMModule):
 
     @classmethod
     def from_scratch(
-        cls, max_input_len: int = 2048, *, tokenizer: str | Tokenizer = "bytes", seed: int = 0, **settings: Any
+        cls, max_input_len: int = 2048, *, tokenizer: str | Tokenizer | None = None, seed: int = 0, **settings: Any
     ) -> Self:
         """A new model with random weights, on the GPU if there is one.
 
         Args:
             max_input_len: longest text in tokens. Short texts cost no more with a larger value.
-            tokenizer: of the texts: a `Tokenizer`, or a name or path for `load_tokenizer`.
+            tokenizer: of the texts: a `Tokenizer`, or a name or path for `load_tokenizer`. Default: that of the
+                pretrained `encoder` if there is one, else "bytes".
             seed: of the initial weights.
             **settings: the other arguments of `RegressLM`.
 
@@ -50,6 +52,9 @@ class RegressLM(RegressLMModule):
             TypeError: an argument does not exist.
             UserError: an argument is out of range or of another type; the message names it.
         """
+        if tokenizer is None:
+            encoder = settings.get("encoder")
+            tokenizer = f"{PREFIX}{encoder}" if encoder else "bytes"
         if not isinstance(tokenizer, str | Tokenizer):
             raise UserError(f"tokenizer must be a Tokenizer, a name or a path, not a {type(tokenizer).__name__}")
         check_sampling(seed=seed)

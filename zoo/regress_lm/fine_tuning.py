@@ -69,6 +69,8 @@ def fine_tune(
         UserError: there are no rows, an option is out of range, or training diverges; the model then has the best
             weights so far.
     """
+    if lora_rank and model.pretrained_encoder is not None:
+        raise UserError("lora_rank would adapt the pretrained encoder too: make the model with encoder_mode='lora'")
     if not rows or (validation_rows is not None and not validation_rows):
         raise UserError(f"there are no {'validation ' if rows else ''}examples to fine-tune on")
     check_counts(max_epochs=max_epochs, batch_size=batch_size, patience=patience)

@@ -182,6 +182,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: RegressLMConfig) -> None:
         super().__init__()
+        self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.rotary = RotaryEmbedding(config.dim // config.n_heads, config.max_input_len)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_encoder_layers))
@@ -199,6 +200,14 @@ class Encoder(nn.Module):
                 projected = layer.project(x)  # (B, T, 3 dim)
             x = layer(x, projected, self.rotary, mask)
         return self.norm(x)
+
+    def multiplications(self, length: int) -> float:
+        """Multiplications of a forward pass over one text of `length` tokens."""
+        # 4 d^2 per token for the projections of attention, 2 d h for the feed-forward part, and 2 d per pair of query
+        # and key.
+        c = self.config
+        per_token = 4 * c.dim**2 + 2 * c.feed_forward_dim * c.dim
+        return c.n_encoder_layers * (per_token * length + 2 * c.dim * length**2)
 
 
 class DecoderLayer(FeedForward):
@@ -246,14 +255,20 @@ class DecoderStack(nn.Module):
 
 
 class EncoderDecoder(nn.Module):
-    """Tokens of texts (B, T) and of their numbers (B, L) to logits (B, L, V) of the number tokens."""
+    """Tokens of texts (B, T) and of their numbers (B, L) to logits (B, L, V) of the number tokens.
+
+    Args:
+        config: sizes.
+        encoder: a module in place of the encoder that `config` describes, with the `forward` and `multiplications` of
+            `Encoder`.
+    """
 
     positions: Tensor
 
-    def __init__(self, config: RegressLMConfig) -> None:
+    def __init__(self, config: RegressLMConfig, encoder: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
+        self.encoder: Any = Encoder(config) if encoder is None else encoder
         self.tgt_tok_emb = nn.Embedding(config.number_vocab_size, config.dim)
         self.decoder = DecoderStack(config)
         self.generator = nn.Linear(config.dim, config.number_vocab_size)
@@ -316,13 +331,12 @@ class EncoderDecoder(nn.Module):
             so_far.append(present)
         return self.generator(x), so_far
 
-    def flops(self, length: int) -> int:
+    def flops(self, length: int) -> float:
         """Floating-point operations of training on one text of `length` tokens, forward and backward."""
-        # Multiplications of a forward pass: 4 d^2 per token for the projections of attention, 2 d h for the
-        # feed-forward part, and 2 d per pair of query and key.
+        # Multiplications of a forward pass, counted as in `Encoder.multiplications`.
         c, number_len = self.config, self.config.number_len
         square, feed_forward = c.dim**2, 2 * c.feed_forward_dim * c.dim
-        encoder = c.n_encoder_layers * ((4 * square + feed_forward) * length + 2 * c.dim * length**2)
+        encoder = self.encoder.multiplications(length)
         cross_attention = 2 * square * (length + number_len) + 2 * c.dim * length * number_len
         # The decoder's self-attention and feed-forward part see the number tokens only.
         others = (4 * square + feed_forward) * number_len + 2 * c.dim * number_len**2

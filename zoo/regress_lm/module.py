@@ -2,8 +2,9 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,9 +15,17 @@ from torch import Tensor
 from zoo.errors import UserError, check_choice, check_counts, check_number, check_weight
 from zoo.layers.lora import add_lora
 from zoo.optim import OptimizerConfig
-from zoo.regress_lm import decoding, estimates
+from zoo.regress_lm import decoding, encoders, estimates
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
 from zoo.regress_lm.number_formats import NumberFormat, finer_format, number_tokenizer
+from zoo.regress_lm.pretrained_encoder import (
+    EncoderMode,
+    PretrainedEncoder,
+    cache_folder,
+    check_same,
+    pretrained_encoder,
+)
+from zoo.regress_lm.state_cache import StateCache
 from zoo.regress_lm.upstream_weights import load_upstream
 from zoo.regress_lm.vocabulary import NumberVocabulary
 from zoo.tokenizers import Tokenizer
@@ -60,8 +69,20 @@ class RegressLMModule(Regressor):
         keep_samples: whether predictions list the samples.
         temperature: divides the logits when sampling, at least 0; 1 is the model's own distribution, 0 its most likely
             tokens.
-        lora_rank: train low-rank updates of this rank only; 0 trains all weights.
+        lora_rank: train low-rank updates of this rank only; 0 trains all weights. With encoder_mode=lora the rank of
+            the updates of the encoder, while all weights of the decoder are trained.
         lora_alpha: the update is multiplied by lora_alpha / lora_rank.
+        encoder: a pretrained encoder that transformers' AutoModel loads (a folder, or a name on the hub), with its own
+            tokenizer, in place of an encoder with random weights; of an encoder-decoder such as T5 the encoder only.
+            n_encoder_layers is then not used, and max_input_len is at most the encoder's. The decoder reads the
+            encoder's states through a norm, dropout (`residual_dropout`) and a linear map to dim.
+        encoder_mode: "frozen" (the encoder's states do not change, and each text is encoded once), "lora" (low-rank
+            updates of the encoder's matrices are trained) or "full" (all its weights are trained). Checkpoints hold
+            all weights with "full", and otherwise need the same encoder at the same place.
+        encoder_lr: peak learning rate of the encoder's trained weights, at least 0.
+        encoder_cache: whether training stores the states of a frozen encoder on disk, in $ZOO_CACHE or ~/.cache/zoo.
+        encoder_config: configuration of the encoder in checkpoints with encoder_mode=full, which store it; not to be
+            given.
         weights: checkpoint with initial weights, of the zoo or of upstream. Default: random weights.
         round_digits: significant digits to which the numbers in texts are rounded before the tokenizer, None for no
             rounding; on the command line that of the data. Texts given to the Python API are rounded in the same way.
@@ -88,6 +109,7 @@ class RegressLMModule(Regressor):
         "special_values",
         "lora_rank",
         "lora_alpha",
+        "encoder_mode",
     )
     renamed_arguments: ClassVar[dict[str, str]] = {
         "numbers": "number_format",
@@ -112,6 +134,11 @@ class RegressLMModule(Regressor):
         temperature: float = 1.0,
         lora_rank: int = 0,
         lora_alpha: float = 16.0,
+        encoder: str | None = None,
+        encoder_mode: EncoderMode = "frozen",
+        encoder_lr: float = 1e-4,
+        encoder_cache: bool = True,
+        encoder_config: str | None = None,
         weights: str | None = None,
         round_digits: int | None = None,
         power_tokens: bool = False,
@@ -127,6 +154,8 @@ class RegressLMModule(Regressor):
         check_weight("temperature", temperature)
         check_weight("z_loss", z_loss)
         check_number("lora_alpha", lora_alpha, "finite", math.isfinite)
+        check_choice("encoder_mode", encoder_mode, ("frozen", "lora", "full"))
+        check_weight("encoder_lr", encoder_lr)
         formatter = number_tokenizer(number_format, number_digits, number_exponent, special_values)
         vocabulary = NumberVocabulary(formatter, n_objectives)
         vocab_size = required_vocab_size(vocab_size, tokenizer, "RegressLM")  # stored in checkpoints
@@ -136,17 +165,61 @@ class RegressLMModule(Regressor):
             number_len=vocabulary.length,
             **settings,
         )
-        super().__init__(EncoderDecoder(part(config, RegressLMConfig)), config, n_objectives, tokenizer)
+        pretrained = None
+        if encoder or encoder_config:
+            pretrained = pretrained_encoder(
+                encoder, encoder_config, config, encoder_mode, lora_rank, lora_alpha, tokenizer
+            )
+        super().__init__(EncoderDecoder(part(config, RegressLMConfig), pretrained), config, n_objectives, tokenizer)
         self.save_hyperparameters(ignore=["tokenizer"])
+        if pretrained is not None and encoder_mode == "full":
+            # A checkpoint holds all weights and must not need the files of the encoder.
+            self.hparams["encoder"] = None
+            self.hparams["encoder_config"] = encoders.configuration(pretrained.pretrained)
+        elif encoder and Path(encoder).expanduser().is_dir():
+            self.hparams["encoder"] = str(Path(encoder).expanduser().resolve())  # found from every folder
         self.vocabulary = vocabulary
         self.val_samples = val_samples
         self.dropout_seed: int | None = None
         """Seed of dropout in `fine_tune`; None for the seed of the run."""
         if weights:
-            self.load_state_dict(_read_weights(weights))
+            self.load_state_dict(self._read_weights(weights))
             self.hparams["weights"] = None  # a checkpoint of this module must not need the file it started from
-        if lora_rank:
+        if lora_rank and pretrained is None:
             add_lora(self.model, lora_rank, lora_alpha)
+
+    @classmethod
+    def data_settings(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        encoder = settings.get("encoder")
+        return encoders.data_settings(encoder) if encoder else {}
+
+    @property
+    def pretrained_encoder(self) -> PretrainedEncoder | None:
+        """The pretrained encoder; None for a RegressLM with an encoder of its own."""
+        encoder = self.model.encoder
+        return encoder if isinstance(encoder, PretrainedEncoder) else None
+
+    def _read_weights(self, path: str) -> dict[str, Tensor]:
+        """The module's state dict from a checkpoint of the zoo or of upstream."""
+        checkpoint = read_checkpoint(path)
+        if "zoo" in checkpoint:
+            self._check_encoder(checkpoint)
+            return read_checkpoint(path, required=("state_dict",))["state_dict"]
+        return {f"model.{name}": tensor for name, tensor in load_upstream(path).state_dict().items()}
+
+    def _check_encoder(self, checkpoint: Mapping[str, Any]) -> None:
+        """Raises UserError where a checkpoint was trained on another frozen encoder than the module's."""
+        if (encoder := self.pretrained_encoder) is not None:
+            check_same(checkpoint, encoder, self.hparams["encoder"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if (encoder := self.pretrained_encoder) is not None and encoder.digest:
+            checkpoint["encoder_digest"] = encoder.digest
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._check_encoder(checkpoint)
 
     def check_data(self, data: Any) -> None:
         """The data must hold texts with numbers, none longer than the model's max_input_len."""
@@ -159,6 +232,23 @@ class RegressLMModule(Regressor):
             )
 
     # ---- training
+
+    def lr_scale(self, name: str) -> float:
+        """encoder_lr / lr for the weights of a pretrained encoder."""
+        if ".encoder.pretrained." not in name:
+            return 1.0
+        lr = self.optimizer_config.lr
+        return self.hparams["encoder_lr"] / lr if lr else 0.0
+
+    def on_fit_start(self) -> None:
+        """Store the states of a frozen encoder on disk while training."""
+        encoder = self.pretrained_encoder
+        if encoder is not None and encoder.mode == "frozen" and self.hparams["encoder_cache"]:
+            encoder.cache = StateCache(cache_folder() / f"{encoder.digest}.sqlite", encoder.width)
+
+    def on_fit_end(self) -> None:
+        if (encoder := self.pretrained_encoder) is not None:
+            encoder.cache = None
 
     def on_train_start(self) -> None:
         """Warn once of training targets that the number tokenizer clamps to its range or cannot distinguish."""
@@ -293,11 +383,3 @@ class RegressLMModule(Regressor):
                 row["samples"] = samples[i].squeeze(-1).tolist()
             rows.append(row | target_fields(target, pit=pit[i]))
         return rows
-
-
-def _read_weights(path: str) -> dict[str, Tensor]:
-    """The module's state dict from a checkpoint of the zoo or of upstream."""
-    checkpoint = read_checkpoint(path)
-    if "zoo" in checkpoint:
-        return read_checkpoint(path, required=("state_dict",))["state_dict"]
-    return {f"model.{name}": tensor for name, tensor in load_upstream(path).state_dict().items()}

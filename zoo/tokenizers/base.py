@@ -67,6 +67,10 @@ class Tokenizer(ABC):
             for ids, text in zip(after, texts, strict=True)
         ]
 
+    def truncated(self, ids: list[int], limit: int) -> list[int]:
+        """The first `limit` ids of a text from `encode_batch`."""
+        return ids[:limit]
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD.
 

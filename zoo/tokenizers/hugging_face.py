@@ -59,8 +59,10 @@ class HuggingFaceTokenizer(Tokenizer):
         compares_names = not model.get("merges") or model.get("ignore_merges") is True
         self._replaces_hidden = compares_names and not control.isdisjoint(token_ids({"model": model}))
         plain = json.dumps(without_control_tokens(content, control))
-        self._tokenizer = _guarded(
-            lambda: _library().Tokenizer.from_str(plain), "its tokenizer.json cannot be read", "; download it again"
+        self._tokenizer = guarded(
+            lambda: tokenizers_library().Tokenizer.from_str(plain),
+            "its tokenizer.json cannot be read",
+            "; download it again",
         )
         self._tokenizer.encode_special_tokens = True
         for token in content.get("added_tokens") or []:
@@ -82,7 +84,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         if self._replaces_hidden:
             texts = [text.replace(HIDDEN, "\ufffd") for text in texts]
-        encodings = _guarded(
+        encodings = guarded(
             lambda: self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False),
             f"{self.source} cannot encode a text",
         )
@@ -90,10 +92,10 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def _decode(self, ids: list[int]) -> str:
         ids = [i for i in ids if i not in self._control_ids]
-        return _guarded(lambda: self._tokenizer.decode(ids), f"{self.source} cannot decode tokens")
+        return guarded(lambda: self._tokenizer.decode(ids), f"{self.source} cannot decode tokens")
 
 
-def _guarded(call: Callable[[], Any], fault: str, remedy: str = "") -> Any:
+def guarded(call: Callable[[], Any], fault: str, remedy: str = "") -> Any:
     """The result of a call of the `tokenizers` library; UserError with `fault`, the reason and `remedy` if it fails."""
     try:
         return call()
@@ -121,7 +123,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:
             f"a byte-level BPE needs at least 257 tokens, not {vocab_size}: set --data.bpe_vocab_size to at least 257"
         )
     # Train on the bytes of the texts, with the document token as token 0 and all 256 bytes in the vocabulary.
-    library = _library()
+    library = tokenizers_library()
     tokenizer = _byte_level(library.models.BPE())
     trainer = library.trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -135,7 +137,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:
 
 def train_words(texts: Iterable[str]) -> HuggingFaceTokenizer:
     """A tokenizer with one token per word (text between white space) of `texts`; any other word is token 0, <unk>."""
-    library = _library()
+    library = tokenizers_library()
     # Sorted, so that equal texts give equal ids.
     words = sorted({word for text in texts for word in text.split()} - {_UNKNOWN})
     vocabulary = {word: i for i, word in enumerate([_UNKNOWN, *words])}
@@ -158,7 +160,7 @@ def read_gpt2(vocab: Path, merges: Path) -> HuggingFaceTokenizer:
         raise UserError(f"a line of {merges.name} is not a pair of tokens separated by a space; download it again")
     check_ids(ids, vocab.stat().st_size, vocab.name)
     fault = f"{vocab.name} and {merges.name} are not of the same vocabulary"
-    model = _guarded(lambda: _library().models.BPE(vocab=ids, merges=pairs), fault)
+    model = guarded(lambda: tokenizers_library().models.BPE(vocab=ids, merges=pairs), fault)
     # GPT-2's document token both starts and ends a text.
     document = ids.get(DOCUMENT)
     tokenizer = _byte_level(model)
@@ -271,14 +273,14 @@ def read_object(file: Path) -> dict[str, Any]:
 
 def _byte_level(model):
     """A tokenizer of the library that encodes bytes with `model`, without adding a space before the text."""
-    library = _library()
+    library = tokenizers_library()
     tokenizer = library.Tokenizer(model)
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = library.decoders.ByteLevel()
     return tokenizer
 
 
-def _library():
+def tokenizers_library():
     """The `tokenizers` library, with one thread unless the user sets more, because threads do not survive a fork."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import tokenizers

@@ -11,6 +11,7 @@ from zoo.hub.connection import online
 from zoo.tokenizers.base import State, Tokenizer
 from zoo.tokenizers.byte_level import ByteTokenizer
 from zoo.tokenizers.characters import CharacterTokenizer
+from zoo.tokenizers.encoder_tokenizer import PREFIX, EncoderTokenizer, load_encoder_tokenizer
 from zoo.tokenizers.hugging_face import (
     HuggingFaceTokenizer,
     check_added_tokens,
@@ -38,7 +39,9 @@ def load_tokenizer(path_or_name: str | Path) -> Tokenizer:
         path_or_name: "bytes" or "characters"; a file: a SentencePiece `.model`, llama2.c's `tok*.bin`, either of
             GPT-2's two files (the other must be in the same folder), a `tokenizer.json`, or a checkpoint of the zoo
             that contains its tokenizer; a Hugging Face folder, of which `tokenizer.json`, `tokenizer.model` or
-            vocabulary and merges are read, in this order; or the name of a model on the hub, "gpt2" or "owner/name".
+            vocabulary and merges are read, in this order; the name of a model on the hub, "gpt2" or "owner/name"; or
+            "transformers:" and a folder or name on the hub, for the tokenizer of a pretrained encoder, which adds the
+            encoder's special tokens to every text.
 
     Raises:
         FileNotFoundError: there is no such file or folder, and no such model on the hub.
@@ -47,6 +50,8 @@ def load_tokenizer(path_or_name: str | Path) -> Tokenizer:
     # A built-in name comes first, then a file or folder, then a model on the hub.
     if str(path_or_name) in _NAMED:
         return _NAMED[str(path_or_name)]()
+    if str(path_or_name).startswith(PREFIX):
+        return load_encoder_tokenizer(str(path_or_name).removeprefix(PREFIX))
     path = Path(path_or_name)
     if not path.exists():
         path = _from_hub(str(path_or_name))
@@ -92,7 +97,7 @@ def _from_state(state: Any) -> Tokenizer:
     kind, model = state.get("kind"), state.get("model")
     if isinstance(kind, str) and kind in _NAMED:
         return _NAMED[kind]()
-    kinds = (SentencePieceTokenizer.kind, Llama2cTokenizer.kind, HuggingFaceTokenizer.kind)
+    kinds = (SentencePieceTokenizer.kind, Llama2cTokenizer.kind, HuggingFaceTokenizer.kind, EncoderTokenizer.kind)
     if kind not in kinds:
         raise UserError(
             f"the checkpoint's tokenizer is of the unknown kind {kind!r:.40}: update the zoo, or give another file"
@@ -108,6 +113,8 @@ def _from_state(state: Any) -> Tokenizer:
         raise _DamagedStateError
     if kind == HuggingFaceTokenizer.kind:
         return HuggingFaceTokenizer(model, bos, eos, bool(adds_bos))
+    if kind == EncoderTokenizer.kind:
+        return EncoderTokenizer(model)
     try:
         data = base64.b64decode(model, validate=True)
     except ValueError:  # no base64

@@ -56,6 +56,15 @@ class ZooModule(WeightedLosses):
         self.optimizer_config = optimizer_config
         self.tokenizer = tokenizer
 
+    @classmethod
+    def data_settings(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of the data module that follow from the module's, for settings that the user does not give.
+
+        Args:
+            settings: the module's arguments.
+        """
+        return {}
+
     def check_data(self, data: Any) -> None:
         """Compare the module with a data module before a run. The command line calls this; override to add checks.
 
