@@ -3,7 +3,7 @@
     python benchmarks/small_tables.py --scan_bench DIR                    # DIR with train.csv, test.csv
     python benchmarks/small_tables.py --tables diabetes iris wine cars barley    # the last two are in vega_datasets
 
-Each row of results/small_tables.json is one model on one split of one table; rows measured before stay. A run whose
+Each row of results/regress_lm_small_tables.json is one model on one split of one table; rows measured before stay. A run whose
 checkpoint is in --output_dir is not trained again. Other options are passed to `zoo fit`.
 """
 
@@ -31,7 +31,7 @@ from zoo.datamodules.table_columns import read_column  # noqa: E402
 from zoo.training.random_streams import derive  # noqa: E402
 
 Row = dict[str, Any]
-FILE = ROOT / "results" / "small_tables.json"
+FILE = ROOT / "results" / "regress_lm_small_tables.json"
 FROM_SCRATCH = ("--data.synthetic_rows=0", "--data.augment_copies=40", "--data.jitter=0.1", "--data.target_jitter=0.02")
 TARGETS = {"diabetes": "y", "iris": "petal_width", "wine": "alcohol", "cars": "Miles_per_Gallon", "barley": "yield"}
 
