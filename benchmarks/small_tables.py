@@ -3,8 +3,8 @@
     python benchmarks/small_tables.py --scan_bench DIR                    # DIR with train.csv, test.csv
     python benchmarks/small_tables.py --tables diabetes iris wine cars barley    # the last two are in vega_datasets
 
-Each row of results/regress_lm_small_tables.json is one model on one split of one table; rows measured before stay. A run whose
-checkpoint is in --output_dir is not trained again. Other options are passed to `zoo fit`.
+Each row of results/regress_lm_small_tables.json is one model on one split of one table; rows measured before stay. A
+run whose checkpoint is in --output_dir is not trained again. Other options are passed to `zoo fit`.
 """
 
 import argparse

@@ -11,6 +11,7 @@ from zoo.datamodules.row_text import is_missing
 
 _PLAIN = re.compile(r"[-+]?\d+(?:\.(\d*))?")  # a number without an exponent, and its decimals
 _MOST_DECIMALS = 6
+_LARGEST_LOG = float(np.log(np.finfo(np.float64).max)) - 1
 _LARGEST = 1e30  # scikit-learn's trees read 32-bit numbers
 _MOST_CATEGORIES = 32  # indicators of a column
 
@@ -46,7 +47,7 @@ class NumberColumn:
         if not self._noise:
             return [self._cells[i] for i in source]
         moved = self._encoded[source] + random.normal(0.0, self._noise, len(source))
-        values = (np.exp(moved) if self._has_log_scale else moved).tolist()
+        values = (np.exp(np.minimum(moved, _LARGEST_LOG)) if self._has_log_scale else moved).tolist()
         return [self._cells[i] if math.isnan(x) else self._write(x) for i, x in zip(source, values, strict=True)]
 
     def _write(self, value: float) -> str:
@@ -77,7 +78,10 @@ class CategoryColumn:
 
 
 class TextColumn(CategoryColumn):
-    """A column of texts, most of them different: no input of a regression model, so its encoding is empty."""
+    """A column of texts, most of them different, or without any cell: no input of a regression model.
+
+    Its encoding has no numbers.
+    """
 
     def __init__(self, cells: Sequence[Any]) -> None:
         self._cells, self._frequent = cells, np.empty(0, dtype=str)
@@ -88,7 +92,8 @@ def read_column(cells: Sequence[Any], jitter: float) -> NumberColumn | CategoryC
     known = [cell for cell in cells if not is_missing(cell)]
     if known and all(map(is_number, known)):
         return NumberColumn(cells, jitter)
-    return CategoryColumn(cells) if len({_word(cell) for cell in known}) <= len(known) / 2 else TextColumn(cells)
+    is_category = known and len({_word(cell) for cell in known}) <= len(known) / 2
+    return CategoryColumn(cells) if is_category else TextColumn(cells)
 
 
 def is_number(cell: Any) -> bool:

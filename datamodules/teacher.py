@@ -48,7 +48,7 @@ class Teacher:
                 f"--data.synthetic_rows needs a column of numbers or categories, but {list_columns(names)} "
                 f"{'holds' if len(names) == 1 else 'hold'} texts: set it to 0"
             )
-        self._n_rows, self._seed = len(cells), seed
+        self._n_rows, self._n_targets, self._seed = *targets.shape, seed
         self.ensemble = Ensemble(self._encode(cells), targets, groups, derive(seed, "teacher"))
 
     def __str__(self) -> str:
@@ -72,6 +72,8 @@ class Teacher:
             cells.append(column.draw(np.where(random.random(n_rows) < MIX, other, base), random))
         rows = [dict(zip(self._columns, values, strict=True)) for values in zip(*cells, strict=True)]
         rows = [row for row in rows if not all(map(is_missing, row.values()))]
+        if not rows:
+            return [], np.empty((0, self._n_targets))
         return rows, self.ensemble.sample(self._encode(rows), random)
 
     def _encode(self, cells: Sequence[Cells]) -> np.ndarray:

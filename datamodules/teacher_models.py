@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import norm, rankdata, skew
+from scipy.stats import norm, rankdata
 
 from zoo.training.random_streams import derive
 
@@ -24,11 +24,10 @@ class TargetScale:
 
     def __init__(self, y: np.ndarray) -> None:
         self._kind = "identity"
-        with np.errstate(over="ignore", invalid="ignore"):
-            asymmetry = abs(skew(y)) if np.ptp(y) > 0 else 0.0  # NaN where the numbers are too large
-        if y.min() > 0 and asymmetry > 0 and abs(skew(np.log(y))) < asymmetry:
+        asymmetry = _asymmetry(y)
+        if y.min() > 0 and _asymmetry(np.log(y)) < asymmetry:
             self._kind = "log"
-        elif not asymmetry <= 1:
+        elif asymmetry > 1:
             self._kind = "rank"
             # Of equal targets the mean rank.
             self._knots, index = np.unique(y, return_index=True)
@@ -51,6 +50,15 @@ class TargetScale:
         if self._kind == "rank":
             return np.interp(y, self._knots, self._quantiles)
         return np.log(y) if self._kind == "log" else y
+
+
+def _asymmetry(y: np.ndarray) -> float:
+    """The absolute skewness of numbers (R,); infinite where they are too large to compute it."""
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        deviations = y - y.mean()
+        sd = np.sqrt(np.square(deviations).mean())
+        skewness = (deviations**3).mean() / sd**3 if sd > 0 else 0.0
+    return abs(float(skewness)) if np.isfinite(skewness) else np.inf
 
 
 class Choice(NamedTuple):

@@ -59,7 +59,7 @@ def test_kinds_of_columns():
     assert isinstance(read_column(["1", "a", "1", "a"], 0.1), CategoryColumn)
     assert isinstance(read_column([True, False, True, None, False], 0.1), CategoryColumn)
     assert isinstance(read_column(["a b", "c d", "e f", "a b"], 0.1), TextColumn)
-    assert isinstance(read_column(["", None, "?"], 0.1), CategoryColumn)
+    assert isinstance(read_column(["", None, "?"], 0.1), TextColumn)
     assert read_column(["0.01", "1", "?", "10"], 0.1).encode(["0.01", "", "x"])[:, 0].tolist() == pytest.approx(
         [np.log(0.01), np.nan, np.nan], nan_ok=True
     )
