@@ -16,9 +16,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo.datamodules.augment import Augmentation
 from zoo.datamodules.row_data import RowReader, RowSettings, RowViews, Tables, train_row_tokenizer
-from zoo.datamodules.row_text import RowFormat, RowLayout, TextRows, list_columns, numbers_in, parse_columns
+from zoo.datamodules.row_text import RowFormat, RowLayout, TextRows, is_missing, list_columns, numbers_in, parse_columns
 from zoo.datamodules.sources import tables
-from zoo.datamodules.sources.tables import BadRows, Table, read_table
+from zoo.datamodules.sources.tables import BadRows, Cells, Table, read_table
 from zoo.datamodules.teacher import Teacher
 from zoo.errors import UserError, check_counts
 from zoo.tokenizers import Tokenizer
@@ -187,6 +187,7 @@ class RegressionRows:
             teacher = self.teacher(seed)
             rank_zero_only(print)(f"zoo: {n_rows:,} synthetic rows are labelled by {teacher}", file=sys.stderr)
             cells, targets = teacher.draw(n_rows)
+            self._warn_of_rounding(cells)
             self._synthetic[seed] = [self.reader.layout.text(row) for row in cells], targets
         return self._synthetic[seed]
 
@@ -243,6 +244,14 @@ class RegressionRows:
                 bad.refuse(place, f"its text has {len(features)} numbers, the first row's {self.n_numbers}")
                 return False
         return True
+
+    def _warn_of_rounding(self, cells: Sequence[Cells]) -> None:
+        """Print the columns whose numbers, years for example, are all equal after rounding."""
+        for name in self.reader.layout.columns:
+            words = {str(row[name]) for row in cells if not is_missing(row[name])}
+            if len(words) > 1 and len({*self.rounded_texts(sorted(words))}) == 1:
+                message = f"zoo: the numbers in column {name} are all equal after rounding: raise --data.round_digits"
+                rank_zero_only(print)(message, file=sys.stderr)
 
     def _encode_synthetic(
         self, tokenizer: Tokenizer, seed: int

@@ -166,6 +166,15 @@ def test_synthetic_rows_of_several_objectives_with_copies_features_and_groups(tm
     assert all(cell.lstrip("-").isdigit() for cell in data.texts("train")[-1].replace("a: ", "").split(", b: "))
 
 
+def test_rounding_that_makes_a_column_constant_is_reported(tmp_path, capsys):
+    rows = [{"year": 1931 + i % 3, "size": i, "y": i + 10 * (i % 3)} for i in range(60)]
+    file = write(tmp_path / "a.csv", rows)
+    for digits, is_reported in ((2, True), (4, False)):
+        open_table(file, columns="year,size", round_digits=digits, synthetic_rows=50).texts("train")
+        message = "the numbers in column year are all equal after rounding: raise --data.round_digits"
+        assert (message in capsys.readouterr().err) == is_reported
+
+
 def test_long_synthetic_rows_are_left_out_or_truncated(table):
     options = {"synthetic_rows": 200, "tokenizer": "bytes"}
     longest = int(open_table(table, tokenizer="bytes").lengths("train").max()) - 1
