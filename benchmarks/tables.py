@@ -184,7 +184,10 @@ def study(name: str, keys: dict[str, str], columns: dict[str, tuple[str, str]]) 
 
 
 def small_tables_ranks() -> str:
-    """For each model its mean rank over the small tables that all models were measured on, by mean MAE and Spearman."""
+    """For each model its mean rank over the small tables that all models were measured on, if these are at least three.
+
+    Ranks are by the mean MAE and the mean Spearman correlation of the seeds that all models have.
+    """
     measured = rows("regress_lm_small_tables.json")
     values: dict[str, dict[str, list[Row]]] = {}
     for r in measured:
@@ -192,11 +195,10 @@ def small_tables_ranks() -> str:
             values.setdefault(r["table"], {}).setdefault(r["model"], []).append(r)
     models = {model for of in values.values() for model in of}
     complete = {table: of for table, of in values.items() if of.keys() == models}
-    if not complete:
+    if len(complete) < 3:
         return ""
     ranks: dict[str, dict[str, list[int]]] = {}
     for of in complete.values():
-        # All models on the seeds that each of them has.
         seeds = set.intersection(*({r["seed"] for r in group} for group in of.values()))
         for score, sign in (("mae", 1), ("spearman", -1)):
             mean = {m: sign * statistics.mean(r[score] for r in group if r["seed"] in seeds) for m, group in of.items()}
