@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from zoo.optim import OptimizerConfig
 from zoo.regress_lm import decoding, estimates
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
 from zoo.regress_lm.number_formats import NumberFormat, finer_format, number_tokenizer
+from zoo.regress_lm.number_sampler import Calibration, NumberSampler
 from zoo.regress_lm.upstream_weights import load_upstream
 from zoo.regress_lm.vocabulary import NumberVocabulary
 from zoo.tokenizers import Tokenizer
@@ -24,8 +25,8 @@ from zoo.training.batches import TextBatch, targets_and_features
 from zoo.training.checkpoint_file import read_checkpoint
 from zoo.training.distinct_targets import find_merged
 from zoo.training.language_model import required_vocab_size
-from zoo.training.random_streams import derive, global_seed
-from zoo.training.regressor import Regressor, target_fields, to_json
+from zoo.training.random_streams import derive
+from zoo.training.regressor import target_fields, to_json
 from zoo.training.settings import part, refuse_derived
 
 
@@ -36,12 +37,13 @@ class RegressLMSettings(OptimizerConfig, RegressLMConfig):
     weight_decay: float = 0.01
 
 
-class RegressLMModule(Regressor):
+class RegressLMModule(NumberSampler):
     """Text in, distribution over numbers out: an encoder reads any text, a decoder generates the number's tokens.
 
     Logged in addition to the scores of every regressor: `nll`, nats per row under the constrained distribution that is
-    sampled from; `crps`; `coverage_50` and `coverage_90`, the shares of targets inside the central 50% and 90%
-    intervals.
+    sampled from (a target whose sign or exponent no training target has is scored without that restriction, since its
+    probability is 0); `crps`; `coverage_50` and `coverage_90`, the shares of targets inside the intervals from 25% to
+    75% and from 5% to 95% of the "quantiles" that predictions contain.
 
     Args:
         number_format: tokens of a number: "ieee" (sign, exponent, mantissa), "p10" (sign, mantissa, a token for the
@@ -59,6 +61,11 @@ class RegressLMModule(Regressor):
         keep_samples: whether predictions list the samples.
         temperature: divides the logits when sampling, at least 0; 1 is the model's own distribution, 0 its most likely
             tokens.
+        calibration: what each validation of a fit fits on the validation rows, and predictions use: "none";
+            "temperature", which divides the logits of each of a number's tokens, by the likelihood; or "conformal",
+            which also moves the samples so that each quantile has its share of the validation targets below it, at the
+            cost of `num_samples` samples per validation row.
+        unseen_exponents: whether samples may have signs and exponents that no training target has.
         lora_rank: train low-rank updates of this rank only; 0 trains all weights.
         lora_alpha: the update is multiplied by lora_alpha / lora_rank.
         weights: checkpoint with initial weights, of the zoo or of upstream. Default: random weights.
@@ -84,7 +91,7 @@ class RegressLMModule(Regressor):
         "exponent": "number_exponent",
         "hidden_mult": "hidden_dim",
     }
-    output_fields = ("loss", "prediction", "target", "nll", "crps", "pit")
+    output_fields = ("loss", "prediction", "target", "nll", "crps", "pit", "quantiles")
 
     def __init__(
         self,
@@ -96,9 +103,11 @@ class RegressLMModule(Regressor):
         z_loss: float = 0.0,
         point: Literal["median", "mean", "mode"] = "median",
         num_samples: int = 128,
-        val_samples: int = 16,
+        val_samples: int = 32,
         keep_samples: bool = False,
         temperature: float = 1.0,
+        calibration: Calibration = "temperature",
+        unseen_exponents: bool = False,
         lora_rank: int = 0,
         lora_alpha: float = 16.0,
         weights: str | None = None,
@@ -111,6 +120,7 @@ class RegressLMModule(Regressor):
         sources = "number_format, number_digits, number_exponent, special_values and n_objectives"
         refuse_derived(settings, number_vocab_size=sources, number_len=sources)
         check_choice("point", point, ("median", "mean", "mode"))
+        check_choice("calibration", calibration, get_args(Calibration))
         check_counts(n_objectives=n_objectives, num_samples=num_samples)
         check_counts(0, val_samples=val_samples, lora_rank=lora_rank)
         check_weight("temperature", temperature)
@@ -125,9 +135,8 @@ class RegressLMModule(Regressor):
             number_len=vocabulary.length,
             **settings,
         )
-        super().__init__(EncoderDecoder(part(config, RegressLMConfig)), config, n_objectives, tokenizer)
+        super().__init__(EncoderDecoder(part(config, RegressLMConfig)), config, vocabulary, tokenizer)
         self.save_hyperparameters(ignore=["tokenizer"])
-        self.vocabulary = vocabulary
         self.val_samples = val_samples
         self.dropout_seed: int | None = None
         """Seed of dropout in `fine_tune`; None for the seed of the run."""
@@ -158,6 +167,7 @@ class RegressLMModule(Regressor):
         self.check_objectives(targets.shape[1])
         self.check_targets(torch.from_numpy(targets), range(len(targets)))
         tokens = self.vocabulary.encode(targets)
+        self.set_magnitudes(tokens)
         if self.trainer.is_global_zero:
             for merged in find_merged(targets, self.vocabulary.decode(tokens)):
                 h: Any = self.hparams
@@ -186,9 +196,9 @@ class RegressLMModule(Regressor):
         """The batch, on the CPU, with its targets' number tokens; rows to predict may have no targets."""
         if batch.targets.isnan().any() and not self.hparams["special_values"]:
             return batch
-        return batch._replace(numbers=self._encode_targets(batch))
+        return batch._replace(numbers=self.encode_targets(batch))
 
-    def _encode_targets(self, batch: TextBatch) -> Tensor:
+    def encode_targets(self, batch: TextBatch) -> Tensor:
         """Number tokens (B, L) of the batch's targets."""
         if batch.numbers is not None:
             return batch.numbers
@@ -200,13 +210,16 @@ class RegressLMModule(Regressor):
 
     def log_probs(self, batch: TextBatch) -> Tensor:
         """(B,) log-probability of each row's targets in nats, under the constrained distribution."""
-        numbers = self._encode_targets(batch)
+        numbers = self.encode_targets(batch)
         return decoding.log_prob(self.model, self.vocabulary, batch.tokens, batch.padding_mask, numbers)
 
     def losses(self, batch: TextBatch) -> Tensor:
         """(B,) mean cross-entropy of a row's number tokens in nats, separators excluded, and the z-loss."""
-        numbers = self._encode_targets(batch)
-        logits = self.model(batch.tokens, numbers, batch.padding_mask).float()  # (B, L, V)
+        numbers = self.encode_targets(batch)
+        return self._losses_of_logits(self.model(batch.tokens, numbers, batch.padding_mask), numbers)
+
+    def _losses_of_logits(self, logits: Tensor, numbers: Tensor) -> Tensor:
+        logits = logits.float()  # (B, L, V)
         losses = F.cross_entropy(logits.mT, numbers, ignore_index=0, reduction="none")  # (B, L)
         is_scored = numbers != 0
         if z_loss := self.hparams["z_loss"]:
@@ -215,38 +228,36 @@ class RegressLMModule(Regressor):
 
     # ---- evaluation
 
-    def draw(self, batch: TextBatch, num_samples: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Samples (B, S, K) in float64 and their log-probabilities (B, S); a row's draws depend on index and seed."""
-        h: Any = self.hparams
-        ids, log_prob = decoding.sample(
-            self.model, self.vocabulary, batch.tokens, batch.padding_mask, num_samples,
-            temperature=h.temperature, seed=seed, rows=batch.index,
-        )  # fmt: skip
-        return torch.from_numpy(self.vocabulary.decode(ids.cpu())).to(ids.device), log_prob
-
     def estimate(self, batch: TextBatch) -> Tensor:
         """(B, K) the chosen point estimate from `num_samples` samples of each row."""
-        return estimates.summary(*self._draw(batch, self.hparams["num_samples"]))[self.hparams["point"]]
-
-    def _draw(self, batch: TextBatch, num_samples: int) -> tuple[Tensor, Tensor]:
-        return self.draw(batch, num_samples, derive(global_seed(), "predict"))
+        return estimates.summary(*self.draw_for_rows(batch, self.hparams["num_samples"]))[self.hparams["point"]]
 
     def evaluate(self, batch: TextBatch) -> dict[str, Tensor]:
         is_fitting = self.trainer.state.fn == "fit"
-        samples, log_prob = self._draw(batch, self.val_samples if is_fitting else self.hparams["num_samples"])
+        samples, log_prob = self.draw_for_rows(batch, self.val_samples if is_fitting else self.hparams["num_samples"])
+        values = estimates.summary(samples, log_prob)
+        # The loss and the log-probability of the targets have the same logits.
+        numbers = self.encode_targets(batch)
+        logits = self.model(batch.tokens, numbers, batch.padding_mask)
+        log_probs, without_restriction = (
+            decoding.log_prob_of_logits(logits, vocabulary, numbers)
+            for vocabulary in (self.vocabulary, self.vocabulary.unrestricted)
+        )
         return {
-            "loss": self.losses(batch),
-            "prediction": estimates.summary(samples, log_prob)[self.hparams["point"]],
+            "loss": self._losses_of_logits(logits, numbers),
+            "prediction": values[self.hparams["point"]],
             "target": batch.targets,
-            "nll": -self.log_probs(batch),
+            "nll": -log_probs.where(log_probs > -torch.inf, without_restriction),
             "crps": estimates.crps(samples, batch.targets),
             "pit": estimates.pit(samples, batch.targets),
+            "quantiles": values["quantiles"],
         }
 
     def compute_metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
         means = {name: float(outputs[name].mean()) for name in ("nll", "crps")}
-        coverage = {f"coverage_{level}": estimates.coverage(outputs["pit"], level / 100) for level in (50, 90)}
-        return super().compute_metrics(outputs) | means | coverage
+        coverage = estimates.coverage(outputs["quantiles"], outputs["target"])
+        shares = {f"coverage_{name}": share for name, share in coverage.items()}
+        return super().compute_metrics(outputs) | means | shares
 
     @property
     def _validates_loss_only(self) -> bool:
@@ -268,7 +279,7 @@ class RegressLMModule(Regressor):
         """For each text the fields of every regressor, "median", "mean", "std", "mode", "quantiles" by level, "samples"
         with keep_samples, and "pit" where the target is known."""
         self.check_inputs(batch)
-        samples, log_prob = self._draw(batch, self.hparams["num_samples"])
+        samples, log_prob = self.draw_for_rows(batch, self.hparams["num_samples"])
         values = estimates.summary(samples, log_prob)
         pit = estimates.pit(samples, batch.targets)
         rows = []
