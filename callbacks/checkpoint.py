@@ -1,10 +1,8 @@
 """Atomic `best.ckpt` and `last.ckpt`: a run may be interrupted at any moment, also while it saves."""
 
+import contextlib
 import math
-import os
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,17 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from zoo.callbacks.signal_record import SignalRecord
+from zoo.console.signals import signal_name
 from zoo.errors import UserError
-from zoo.private_apis.lightning_trainer import SIGTERMException
+from zoo.files.atomic import replacing
+from zoo.files.checkpoints import DigestCheckpointIO
+from zoo.files.digest import add_digest
+from zoo.private_apis.lightning_api import counters_before_validation, validation_progress
+from zoo.private_apis.lightning_trainer import end_other_ranks, requeue_signal
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
+class AtomicCheckpointIO(DigestCheckpointIO):
     """Write a temporary file next to the target, fsync, rename: the target is the old checkpoint or the new one.
 
     Args:
@@ -32,35 +36,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         # A crash while writing leaves the old checkpoint: the new one replaces it only when it is on the disk.
         path = Path(path)
-        partial = path.with_name(path.name + ".tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Flush and fsync before the rename: otherwise the new name could refer to data that is not on the disk.
-            with open(partial, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
+            with replacing(path, durable=True) as partial, open(partial, "wb") as file:
+                torch.save(add_digest(checkpoint), file)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            # Remove the incomplete file, and say whether an earlier checkpoint exists.
-            partial.unlink(missing_ok=True)
+            # Say whether an earlier checkpoint exists.
             remains = "the one before it is untouched" if path.exists() else "nothing was written"
             self.failure = OSError(
                 f"cannot save the checkpoint {path} ({reason(error)}); {remains}: free disk space or give another "
                 "--output_dir"
             )
-            if self.deferred:
-                return
-            raise self.failure from error
-        if hasattr(os, "O_DIRECTORY"):  # the rename itself must reach the disk; not possible on Windows
-            folder = os.open(path.parent, os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-
-    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict:
-        return super().load_checkpoint(path, map_location=map_location, weights_only=True)
+            if not self.deferred:
+                raise self.failure from error
 
 
 def reason(error: BaseException) -> str:
@@ -77,10 +65,12 @@ def reason(error: BaseException) -> str:
 class Checkpoint(LightningCheckpoint):
     """Save the best and the last state of a run as `best.ckpt` and `last.ckpt`.
 
-    `last.ckpt` is written after every validation, every `every_n_steps` steps, when training ends, and on Ctrl-C
-    (SIGINT) and SIGTERM. A signal is recorded, and all ranks exchange it after an optimizer step: they save and stop
-    together, so that none waits for another. A second Ctrl-C stops immediately, without saving. Weights that are not
-    finite are never saved: training then stops with an error.
+    `last.ckpt` is written after every validation, every `every_n_steps` steps, when training ends, and after a signal:
+    Ctrl-C (SIGINT), SIGTERM and SIGHUP save and stop, SIGUSR1 saves and continues. A signal is recorded, and all ranks
+    exchange it after an optimizer step and before a validation batch: they save and stop together, so that none waits
+    for another. One process alone interrupts a validation at once. A checkpoint saved inside a validation is that of
+    the moment before it. A second Ctrl-C stops without waiting for the end of the step and without saving; a save that
+    has begun is always completed. Weights that are not finite are never saved: training then stops with an error.
 
     Args:
         dirpath: folder of the checkpoints. Default: the run's folder (the Trainer's `default_root_dir`).
@@ -108,9 +98,11 @@ class Checkpoint(LightningCheckpoint):
         self.best_score: float | None = None
         self.best_model_path = ""  # the name under which Trainer.test(ckpt_path="best") looks
         self.last_model_path = ""  # the newest checkpoint that this process has written
-        self._signal: int | None = None
-        self._handlers: dict[int, Any] = {}
+        self._signals = SignalRecord()
         self._step = self._saved_step = -1
+        self._has_folder = False  # whether the folder existed when training started, or at the last save
+        self._validation_counters: dict[str, Any] | None = None  # before the validation
+        self._common_batches = 0.0  # number of validation batches that every rank has
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # The strategy writes checkpoints; give it the atomic writer.
@@ -119,10 +111,16 @@ class Checkpoint(LightningCheckpoint):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO(deferred=True)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"monitor": self.monitor, "best_score": self.best_score, "best_model_path": self.best_model_path}
+        return {
+            "monitor": self.monitor,
+            "mode": self.mode,
+            "best_score": self.best_score,
+            "best_model_path": self.best_model_path,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict["monitor"] == self.monitor:  # another metric starts a new record
+        same = state_dict["monitor"] == self.monitor and state_dict.get("mode", self.mode) == self.mode
+        if same:  # another metric starts a new record
             self.best_score = state_dict["best_score"]
             self.best_model_path = state_dict["best_model_path"]
 
@@ -131,10 +129,15 @@ class Checkpoint(LightningCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or _saves_nothing(trainer):
             return
-        # The best state first, so that last.ckpt records it too.
-        if self._improved(trainer):
-            self.best_model_path = self._save(trainer, "best.ckpt")
-        self._save(trainer, "last.ckpt")
+        with self._signals.held():
+            # The best state first, so that last.ckpt records it too.
+            if self._improved(trainer):
+                self.best_model_path = self._save(trainer, "best.ckpt")
+            self._save(trainer, "last.ckpt")
+        # In the middle of an accumulation window the stop waits for its end.
+        stop, _ = self._agreed_signals(trainer)
+        if stop and trainer.global_step != self._step:
+            raise self._signals.exception()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._step = trainer.global_step
@@ -142,31 +145,40 @@ class Checkpoint(LightningCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._validation_counters = validation_progress(trainer)
         # Between two optimizer steps accumulated gradients would be lost: wait for the next step.
         if trainer.global_step == self._step or _saves_nothing(trainer):
             return
-        # A signal at any rank stops all ranks after the same step.
-        stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
-        if stop or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
+        # A signal at any rank is a signal for all ranks.
+        stop, save = self._agreed_signals(trainer)
+        if stop or save or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
             self._save(trainer, "last.ckpt")
         if stop:
-            raise SIGTERMException if self._signal == signal.SIGTERM else KeyboardInterrupt
+            raise self._signals.exception()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not _saves_nothing(trainer) and self._saved_step != trainer.global_step:
             self._save(trainer, "last.ckpt")
+        self._signals.restore()
 
     def _save(self, trainer: Trainer, name: str) -> str:
         path = str(Path(self.dirpath or ".") / name)
         if self._saved_step != trainer.global_step:  # otherwise best.ckpt of this step was checked a moment ago
             self.refuse_non_finite(trainer, name)
-        self._saved_step = trainer.global_step
-        trainer.save_checkpoint(path, weights_only=False)
+        was_removed = self._has_folder and trainer.is_global_zero and not Path(path).parent.is_dir()
+        # A signal that comes now is obeyed when the checkpoint is complete.
+        with self._signals.held():
+            trainer.save_checkpoint(path, weights_only=False)
         # If the writing rank failed, all ranks raise, so that none waits for it.
         failure = getattr(trainer.strategy.checkpoint_io, "failure", None)
-        if trainer.strategy.reduce_boolean_decision(failure is not None, all=False):
+        if self._is_agreed(trainer, failure is not None):
             raise failure or OSError(f"another process could not save the checkpoint {path}")
-        self.last_model_path = path
+        self.last_model_path, self._saved_step, self._has_folder = path, trainer.global_step, True
+        if self._is_agreed(trainer, was_removed):
+            raise OSError(
+                f"{Path(path).parent} was removed during training: {name} of step {trainer.global_step} was written to "
+                "a new folder of that name, and the run was stopped"
+            )
         return path
 
     def refuse_non_finite(self, trainer: Trainer, name: str) -> None:
@@ -192,20 +204,88 @@ class Checkpoint(LightningCheckpoint):
     # ---- signals
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[signum] = signal.signal(signum, self._record_signal)
+        self._has_folder = Path(self.dirpath or ".").is_dir()
+        if not _saves_nothing(trainer):
+            self._signals.install(requeue_signal(trainer), is_quiet=not trainer.is_global_zero)
 
-    def _record_signal(self, signum: int, frame: Any) -> None:
-        # A second Ctrl-C raises KeyboardInterrupt at once.
-        self._signal = signum
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nStopping after this step, with last.ckpt saved; Ctrl-C again stops immediately.", file=sys.stderr)
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or _saves_nothing(trainer):
+            return
+        batches = torch.tensor(float(sum(trainer.num_val_batches)), device=pl_module.device)
+        self._common_batches = float(trainer.strategy.reduce(batches, reduce_op="min"))
+        # A single process need not wait for the end of the batch.
+        self._signals.raises_at_once = trainer.world_size == 1
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for signum, handler in self._handlers.items():
-            signal.signal(signum, handler)
-        self._handlers.clear()
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        # All ranks take part in the exchange: only at batches that each of them has.
+        if trainer.state.fn != "fit" or trainer.sanity_checking or _saves_nothing(trainer) or dataloader_idx:
+            return
+        if batch_idx < self._common_batches:
+            stop, save = self._agreed_signals(trainer)
+            if stop or save:
+                self._save_before_validation(trainer)
+            if stop:
+                raise self._signals.exception()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # From here callbacks change their records: a stop waits until last.ckpt is saved with them.
+        self._signals.raises_at_once = False
+
+    def _agreed_signals(self, trainer: Trainer) -> tuple[bool, bool]:
+        """Whether some rank was told to stop, and whether some rank was told to save."""
+        stop, save = self._signals.stop or 0, self._signals.save
+        if trainer.world_size > 1:
+            received: Any = torch.tensor([stop, save], device=trainer.strategy.root_device)
+            stop, save = trainer.strategy.reduce(received, reduce_op="max").tolist()
+        # A signal may have come during the exchange: it counts in the next one.
+        if stop:
+            self._signals.stop = self._signals.stop or stop
+        if save:
+            self._signals.save = False
+        return bool(stop), bool(save)
+
+    def _is_agreed(self, trainer: Trainer, decision: bool) -> bool:
+        """Whether `decision` is true at any rank."""
+        return trainer.strategy.reduce_boolean_decision(decision, all=False)
+
+    def _save_before_validation(self, trainer: Trainer) -> None:
+        with counters_before_validation(trainer, self._validation_counters):
+            self._save(trainer, "last.ckpt")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if trainer.state.fn == "fit" and isinstance(exception, KeyboardInterrupt | SystemExit):
+            failure = None
+            # Interrupted by the handler of a signal inside a validation, before a batch's end.
+            if self._signals.was_raised:
+                try:
+                    self._save_before_validation(trainer)
+                except (OSError, UserError) as error:
+                    failure = error
+            if trainer.is_global_zero:
+                with contextlib.suppress(OSError):  # the terminal may be gone
+                    print(f"zoo: {self._describe_stop(trainer, failure)}", file=sys.stderr)
+        self._signals.restore()
+        end_other_ranks(trainer)
+
+    def _describe_stop(self, trainer: Trainer, failure: Exception | None) -> str:
+        """One sentence: why and where training stopped, what is saved, how to continue."""
+        reason = f"stopped by {signal_name(self._signals.stop)}" if self._signals.stop else "stopped"
+        step = trainer.global_step
+        if failure is not None:
+            return f"{reason} at step {step}; {failure}"
+        if self._saved_step == step:
+            return f"{reason} after step {step}, which is saved; {self.how_to_resume()}"
+        if self._saved_step >= 0:
+            return f"{reason} at step {step}; saved is step {self._saved_step}; {self.how_to_resume()}"
+        if trainer.ckpt_path:
+            return f"{reason} at step {step}; nothing was saved since the run was resumed; {self.how_to_resume()}"
+        return f"{reason} at step {step}; nothing is saved"
+
+    def how_to_resume(self) -> str:
+        """The end of the sentence after a signal."""
+        return f"to continue, add --ckpt_path {Path(self.dirpath or '.') / 'last.ckpt'}"
 
 
 def require_logged(trainer: Trainer, setting: str, metric: str) -> None:

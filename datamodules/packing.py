@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from zoo.datamodules.checksums import LazyCheck, checksums, find_damage
 from zoo.datamodules.sources.corpus import Row, Rows
 from zoo.errors import UserError
+from zoo.files.atomic import replacing
 from zoo.text_formats.json_text import dump_json, parse_json
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import IGNORED, TokenBatch
@@ -42,7 +43,6 @@ def write_once(file: Path, write: Callable[[Path], None], damage: Callable[[], s
     if file.exists() and damage() is None:
         return
     # The lock lets one process write, and the rename makes the file appear only when it is complete.
-    temporary = file.with_suffix(".half")  # overwrites the remains of a killed process
     # An existing file is complete; otherwise wait for the lock, and write it if it is still missing.
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -52,11 +52,8 @@ def write_once(file: Path, write: Callable[[Path], None], damage: Callable[[], s
             if reason is not None:
                 print(f"zoo: {file} in the cache is damaged ({reason}): it is written again", file=sys.stderr)
             if reason is not None or not file.exists():
-                try:
+                with replacing(file, durable=True) as temporary:
                     write(temporary)
-                    os.replace(temporary, file)
-                finally:
-                    temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(
             f"cannot write to the cache folder {file.parent} ({error.strerror or error}): free disk space, or choose"

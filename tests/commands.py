@@ -1,5 +1,8 @@
-"""Helpers of the command-line tests: options of a micro Llama, `fit` with them, the message of a refused command."""
+"""Helpers of the command-line tests: a micro Llama, `fit` with it, a command as a process, the message of a refusal."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from zoo.__main__ import main
@@ -19,6 +22,15 @@ def fit(out, text_file, *options, max_steps=4):
     return main(
         ["fit", f"--config={TINY}", *MICRO, f"--data_dir={text_file}", f"--output_dir={out}",
          f"--trainer.max_steps={max_steps}", *map(str, options)]
+    )  # fmt: skip
+
+
+def start(*argv, module="zoo"):
+    """A command as a process of its own session, with pipes for its output."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, argv)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
 
 

@@ -5,10 +5,8 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from tests.commands import MICRO, ROOT, TEXT, TINY, complaint, fit
+from tests.commands import MICRO, ROOT, TEXT, TINY, complaint, fit, start
 from zoo.__main__ import main
 from zoo.cli import overview
 from zoo.cli.config_names import find_config
@@ -262,45 +260,11 @@ def test_fast_dev_run_saves_nothing(text_file, tmp_path):
     assert not list(tmp_path.glob("*.ckpt"))
 
 
-def zoo(*argv, **options):
-    return subprocess.Popen(
-        [sys.executable, "-m", "zoo", *map(str, argv)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, **options,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("signum", "code", "devices"),
-    [
-        (signal.SIGINT, 130, 1),
-        pytest.param(signal.SIGINT, 130, 2, marks=pytest.mark.slow),
-        (signal.SIGTERM, 143, 2),
-    ],
-)
-def test_a_signal_saves_last_ckpt_and_sets_the_exit_code(text_file, tmp_path, signum, code, devices):
-    argv = ["fit", f"--config={TINY}", *MICRO, f"--data_dir={text_file}", f"--output_dir={tmp_path}",
-            "--trainer.max_steps=100000", "--trainer.val_check_interval=20", "--data.num_workers=1"]  # fmt: skip
-    if devices > 1:
-        argv += ["--trainer.strategy=ddp", f"--trainer.devices={devices}"]
-    process = zoo(*argv, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "last.ckpt").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    if signum == signal.SIGINT:
-        os.killpg(process.pid, signum)  # as a terminal does: to the loader's workers and to every rank
-    else:
-        os.kill(process.pid, signum)  # as `kill` and job schedulers do
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == code, err[-2000:]
-    assert "Traceback" not in err
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] > 0
-
-
 def test_two_processes_equal_one(text_file, tmp_path):
     argv = ["fit", f"--config={TINY}", f"--config={ROOT / 'configs' / 'ddp.yaml'}", *MICRO, f"--data_dir={text_file}",
             f"--output_dir={tmp_path / 'two'}", "--trainer.devices=2", "--trainer.max_steps=4", "--data.batch_size=2",
             "--model.dropout=0"]  # fmt: skip
-    process = zoo(*argv)
+    process = start(*argv)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err[-2000:]
     assert fit(tmp_path / "one", text_file, "--model.dropout=0") == 0  # batch 4 on one = 2 x 2 on two

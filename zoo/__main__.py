@@ -4,8 +4,9 @@ import sys
 
 from zoo import __version__
 from zoo.cli import overview
-from zoo.console.exit_codes import USAGE, imports_that_end_on_ctrl_c, run_command
-from zoo.console.messages import nearest
+from zoo.console.exit_codes import USAGE, run_command
+from zoo.console.messages import nearest, refuse_non_utf8
+from zoo.console.signals import imports_that_end_on_signals
 from zoo.console.table import table
 
 
@@ -28,7 +29,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run_verb(argv: list[str]) -> None:
-    with imports_that_end_on_ctrl_c():
+    refuse_non_utf8(argv)
+    with imports_that_end_on_signals():
         from zoo.cli.command_line import ZooCLI  # here, so that help and list need not import torch
 
     ZooCLI(argv)

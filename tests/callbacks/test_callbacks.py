@@ -132,7 +132,7 @@ def test_a_failed_save_stops_all_processes(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("zoo.callbacks.checkpoint.os.fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(Exception, match=r"cannot save the checkpoint|another process could not save"):
         trainer(tmp_path, Checkpoint(), max_epochs=1, strategy="ddp_fork", devices=2).fit(Plane(), Points())
 
@@ -185,7 +185,7 @@ def test_loading_never_runs_code(tmp_path):
             return os.mkdir, (str(tmp_path / "evil"),)
 
     torch.save({"state_dict": Evil()}, tmp_path / "evil.ckpt")
-    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+    with pytest.raises(Exception, match="pickled Python objects"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "evil.ckpt", weights_only=False)
     assert not (tmp_path / "evil").exists()
 

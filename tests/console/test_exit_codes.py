@@ -12,8 +12,9 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from tests.commands import ROOT
-from zoo.console.exit_codes import describe, imports_that_end_on_ctrl_c, run_command
+from zoo.console.exit_codes import describe, run_command
 from zoo.console.messages import did_you_mean, nearest, one_sentence
+from zoo.console.signals import imports_that_end_on_signals
 from zoo.errors import UserError
 
 
@@ -135,22 +136,53 @@ def test_ctrl_c_during_imports_is_silent():
 
 
 @pytest.mark.parametrize("error", [None, RecursionError(), ImportError()], ids=repr)
-def test_ctrl_c_that_an_import_caught_ends_the_command(error):
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_that_an_import_caught_ends_the_command(signum, code, error, capsys):
     def catching_import():
-        with imports_that_end_on_ctrl_c():
-            with contextlib.suppress(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
+        with imports_that_end_on_signals():
+            with contextlib.suppress(BaseException):
+                os.kill(os.getpid(), signum)
             if error:
                 raise error
 
-    assert run_command(catching_import) == 130
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert run_command(catching_import) == code
+    assert capsys.readouterr().err == ""
+    # Ctrl-C is ignored until the interpreter ends; the other signals have their default again.
+    assert signal.getsignal(signum) is (signal.SIG_IGN if signum == signal.SIGINT else signal.SIG_DFL)
+
+
+def test_signals_in_a_command():
+    def action(*signals):
+        def send():
+            for signum in signals:
+                os.kill(os.getpid(), signum)
+
+        return send
+
+    assert run_command(action(signal.SIGUSR1)) == 0  # nothing to save
+    assert run_command(action(signal.SIGUSR1, signal.SIGHUP)) == 129
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run_command(action(signal.SIGHUP, signal.SIGTERM)) == 143  # under nohup
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_an_error_raised_while_a_command_is_terminated_is_silent(capsys):
+    def fail_in_cleanup():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            raise RuntimeError
+
+    assert run_command(fail_in_cleanup) == 143
+    assert capsys.readouterr().err == ""
 
 
 def test_imports_without_ctrl_c_keep_their_errors():
-    with pytest.raises(ImportError, match="missing"), imports_that_end_on_ctrl_c():
+    with pytest.raises(ImportError, match="missing"), imports_that_end_on_signals():
         raise ImportError("missing")
-    with imports_that_end_on_ctrl_c():
+    with imports_that_end_on_signals():
         pass
 
 

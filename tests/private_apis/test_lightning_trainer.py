@@ -1,17 +1,32 @@
 """The private parts of the Trainer that callbacks use still exist and still act."""
 
 import inspect
+import signal
+import subprocess
+import sys
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.connectors import signal_connector
 
-from zoo.private_apis.lightning_trainer import SIGTERMException, set_precision
+from zoo.private_apis.lightning_trainer import (
+    SIGTERMException,
+    end_other_ranks,
+    keep_signal_handlers,
+    requeue_signal,
+    set_precision,
+)
+
+
+def quiet_trainer(**options):
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    return Trainer(accelerator="cpu", **off, **options)
 
 
 def test_the_precision_plugin_can_be_replaced():
-    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer = quiet_trainer()
     plugin = MixedPrecision("bf16-mixed", "cpu")
     set_precision(trainer, plugin)
     assert trainer.precision_plugin is plugin
@@ -23,3 +38,37 @@ def test_the_precision_plugin_can_be_replaced():
 def test_sigterm_is_a_system_exit():
     assert issubclass(SIGTERMException, SystemExit)
     assert "SIGTERM" in inspect.getsource(signal_connector)
+
+
+def test_lightning_leaves_the_handler_of_sigterm():
+    trainer, before = quiet_trainer(), signal.getsignal(signal.SIGTERM)
+    keep_signal_handlers(trainer)
+    trainer._signal_connector.register_signal_handlers()  # what Trainer calls before each stage
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert "self._signal_connector.register_signal_handlers()" in inspect.getsource(Trainer._run)
+
+
+def test_requeue_signal_of_slurm():
+    assert requeue_signal(quiet_trainer()) is None
+    assert requeue_signal(quiet_trainer(plugins=[SLURMEnvironment(auto_requeue=False)])) is None
+    assert requeue_signal(quiet_trainer(plugins=[SLURMEnvironment(auto_requeue=True)])) == signal.SIGUSR1
+
+
+def test_other_ranks_are_waited_for_then_ended():
+    trainer = quiet_trainer(strategy="ddp", devices=2)
+    ignoring = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+    )
+    started = [
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+        for script in ("print(1)", "import time; print(1, flush=True); time.sleep(60)", ignoring)
+    ]
+    for process in started:
+        process.stdout.readline()
+        process.stdout.close()
+    trainer.strategy._configure_launcher()
+    trainer.strategy.launcher.procs += started
+    end_other_ranks(trainer, patience=0.3)
+    assert [process.returncode for process in started] == [0, -signal.SIGTERM, -signal.SIGKILL]
+    assert trainer.strategy.launcher.procs == []
+    end_other_ranks(quiet_trainer())  # no other ranks

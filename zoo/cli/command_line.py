@@ -14,12 +14,12 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from zoo import callbacks
 from zoo.callbacks.progress import Progress
@@ -30,8 +30,17 @@ from zoo.cli.config_names import UnknownConfigError
 from zoo.cli.linked_arguments import find_linked, find_missing, linked_arguments
 from zoo.cli.parser import ZooParser, refuse
 from zoo.cli.renamed_arguments import find_renamed
-from zoo.cli.resume import saved_run
-from zoo.cli.run_folder import SaveConfig, check_pattern, check_writable, fill_in, find_checkpoint, refuse_other_run
+from zoo.cli.resume import refuse_changed_settings, refuse_overridden_checkpoint, saved_run
+from zoo.cli.run_folder import (
+    EmptyFolders,
+    SaveConfig,
+    check_pattern,
+    check_writable,
+    fill_in,
+    find_checkpoint,
+    refuse_other_run,
+)
+from zoo.cli.run_lock import locked_folder
 from zoo.cli.trainer import ZooTrainer
 from zoo.console.exit_codes import is_out_of_memory, is_user_error
 from zoo.datamodules import ZooDataModule
@@ -39,6 +48,8 @@ from zoo.datamodules.sources.corpus import data_label
 from zoo.errors import UserError
 from zoo.private_apis.jsonargparse_api import original_error, wrong_null, wrong_null_argument
 from zoo.private_apis.lightning_cli import OpenLightningCLI, repeated_callback
+from zoo.private_apis.lightning_logger import DeferredTensorBoardLogger
+from zoo.private_apis.lightning_trainer import keep_signal_handlers
 from zoo.training.module import ZooModule
 
 CALLBACKS: dict[str, type[Callback]] = {  # top-level key -> class
@@ -115,6 +126,7 @@ class ZooCLI(OpenLightningCLI):
     def _checkpoint_path(self) -> str | None:
         given = self.arguments.values
         check_pattern(given.get("output_dir"))
+        refuse_overridden_checkpoint(self.arguments)
         return find_checkpoint(given.get("ckpt_path"), given.get("output_dir"))
 
     def _read_checkpoint(self, ckpt_path: str | None) -> CheckpointInfo | None:
@@ -177,8 +189,12 @@ class ZooCLI(OpenLightningCLI):
             if "data" not in config.data.init_args:
                 raise UserError(f"{config.data.class_path} draws its own data and reads none: drop --data_dir")
             config.data.init_args.data, config.data_dir = config.data_dir, None  # one place, for the saved config
+        if isinstance(data := config.data.init_args.get("data"), str) and not data.strip():
+            raise UserError("--data_dir is empty: give a file, a folder or the name of a data set")
         if info and self.verb == "fit" and not config.allow_other_data:
             info.check_label(config.data.init_args.get("data"))
+        if info and self.verb == "fit":
+            refuse_changed_settings(info.path, config)
         config.output_dir = self._output_dir(config)
 
     def _refuse_null(self, config: Any) -> None:
@@ -222,8 +238,10 @@ class ZooCLI(OpenLightningCLI):
             config.mixed_precision.dtype = "off"  # an explicit precision wins
 
     def instantiate_classes(self) -> None:
+        stored = self.checkpoint_info if self.verb != "fit" else None  # fit builds what config and options say
         try:
-            super().instantiate_classes()
+            with stored.memory_limit() if stored else nullcontext():
+                super().instantiate_classes()
             return
         except Exception as error:
             original = original_error(error)  # jsonargparse wraps what a constructor raises
@@ -247,7 +265,7 @@ class ZooCLI(OpenLightningCLI):
         kwargs["default_root_dir"] = config.output_dir
         if config.trainer.logger in (None, True):
             # Empty name and version: one run, one folder, and the curves of a resumed run continue where they stopped.
-            kwargs["logger"] = self.verb == "fit" and TensorBoardLogger(
+            kwargs["logger"] = self.verb == "fit" and DeferredTensorBoardLogger(
                 config.output_dir, name="", version="", default_hp_metric=False
             )
         try:
@@ -269,13 +287,22 @@ class ZooCLI(OpenLightningCLI):
             more.append(LearningRateMonitor())
         if trainer_config["enable_progress_bar"] is not False and self.verb != "generate":
             more.append(Progress())
-        return [*more, *self.callbacks]
+        config = self.config[self.verb]
+        files = [config.predictions.path, config.predictions.text_path] if self.verb == "predict" else []
+        folders = [Path(file).parent for file in files if file]
+        return [*more, *self.callbacks, EmptyFolders([Path(config.output_dir), *folders])]
 
     def more_arguments(self, verb: str) -> dict[str, Any]:
         # Predictions are in the file; those of a long input would fill the memory.
         return {"return_predictions": False} if verb == "predict" else {}
 
     # ---- running
+
+    def while_running(self, verb: str) -> AbstractContextManager[Any]:
+        keep_signal_handlers(self.trainer)
+        if verb == "fit" and self.trainer.is_global_zero:  # no second run in the same folder
+            return locked_folder(Path(self.config.fit.checkpoint.dirpath or self.config.fit.output_dir))
+        return nullcontext()
 
     def before_fit(self) -> None:
         config = self.config.fit

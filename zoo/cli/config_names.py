@@ -28,6 +28,8 @@ def find_config(name: str) -> Path:
         UnknownConfigError: there is neither such a name nor such a file.
         UserError: it is a folder, a pipe or a device.
     """
+    if not name.strip():
+        raise UnknownConfigError("--config is empty: give a name that `zoo list` shows, or a file")
     files = config_files()
     if name in files:
         return files[name]

@@ -5,16 +5,16 @@ import re
 import select
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from zoo.console.messages import one_sentence
+from zoo.console.signals import Terminated, end_with_parent, is_main_thread, raised_stop_signals
 from zoo.errors import UserError
 
-OK, BAD_INPUT, USAGE, INTERRUPTED, CLOSED_PIPE, TERMINATED = 0, 1, 2, 130, 141, 143  # 128 + number of the signal
+OK, BAD_INPUT, USAGE = 0, 1, 2
+HUNG_UP, INTERRUPTED, CLOSED_PIPE, TERMINATED = 129, 130, 141, 143  # 128 + number of the signal
 # What torch says, in a RuntimeError, about a tensor for which there is not enough memory.
 ALLOCATION_ERRORS = r"can't allocate memory|out of memory|Storage size calculation overflowed|Invalid buffer size"
 REPORT = "zoo: this is a bug in the zoo, not in your input: please report it with the traceback above"
@@ -29,23 +29,28 @@ def run_command(action: Callable[[], object]) -> int:
     imports do, counts as Ctrl-C.
 
     Returns:
-        0; 1 for bad input; 130 after Ctrl-C; 141 where the reader of the output has gone; 143 after SIGTERM.
+        0; 1 for bad input; 129 after SIGHUP; 130 after Ctrl-C; 141 where the reader of the output has gone; 143 after
+        SIGTERM.
     """
     warnings.formatwarning = lambda message, *_, **__: f"zoo: {message}\n"
+    end_with_parent()
     try:
-        action()
-        sys.stdout.flush()
+        with raised_stop_signals():
+            action()
+            sys.stdout.flush()
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return _interrupted()
     except SystemExit as stop:
+        if isinstance(stop, Terminated):
+            return int(str(stop.code))
         if _is_interruption(stop):  # Lightning turns Ctrl-C into exit code 1
-            return INTERRUPTED
+            return _interrupted()
         if _is_raised(stop, "SIGTERMException"):
             return TERMINATED
         raise
     except Exception as error:
-        if _is_interruption(error):
-            return INTERRUPTED
+        if code := _signal_code(error):
+            return code
         if isinstance(error, BrokenPipeError) and _stdout_is_closed():
             return CLOSED_PIPE
         if not is_user_error(error):
@@ -57,36 +62,6 @@ def run_command(action: Callable[[], object]) -> int:
         print(f"zoo: {describe(error)}", file=sys.stderr)
         return BAD_INPUT
     return OK
-
-
-@contextmanager
-def imports_that_end_on_ctrl_c() -> Iterator[None]:
-    """Raise KeyboardInterrupt after Ctrl-C in the block, whatever became of it inside.
-
-    Some packages catch KeyboardInterrupt while they import others, and then fail in another way or go on.
-    """
-    is_main = threading.current_thread() is threading.main_thread()  # only there can a signal handler be set
-    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, or handled already
-        yield
-        return
-    interrupted = False
-
-    def interrupt(*_: Any) -> None:
-        nonlocal interrupted
-        interrupted = True
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    except Exception as error:
-        if interrupted:
-            raise KeyboardInterrupt from error
-        raise
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if interrupted:
-        raise KeyboardInterrupt
 
 
 def is_user_error(error: BaseException) -> bool:
@@ -121,6 +96,20 @@ def exception_chain(error: BaseException) -> Iterator[BaseException]:
             seen.add(id(current))
             yield current
             waiting += [current.__cause__, current.__context__]
+
+
+def _interrupted() -> int:
+    """The exit code after Ctrl-C, which is ignored from now on: the interpreter would print a traceback."""
+    if is_main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return INTERRUPTED
+
+
+def _signal_code(error: BaseException) -> int | None:
+    """The exit code of the signal that led to the exception, if one did."""
+    if _is_interruption(error):
+        return _interrupted()
+    return next((int(str(one.code)) for one in exception_chain(error) if isinstance(one, Terminated)), None)
 
 
 def _is_interruption(error: BaseException) -> bool:

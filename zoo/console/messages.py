@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from zoo.errors import UserError
+
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.7) -> str | None:
     """The known name most similar to `name`, or else one that it abbreviates or whose last dotted part is similar."""
@@ -25,3 +27,14 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
 def one_sentence(message: str) -> str:
     """A message of several lines as one line."""
     return " ".join(message.split())
+
+
+def refuse_non_utf8(words: Iterable[str]) -> None:
+    """Raises UserError where a word of the command line contains bytes that are not UTF-8.
+
+    Such a path could neither be stored in a checkpoint or config nor be printed.
+    """
+    for word in words:
+        if any("\udc80" <= letter <= "\udcff" for letter in word):  # how Python reads these bytes
+            shown = word.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            raise UserError(f"{shown} contains bytes that are not UTF-8: rename the file, or give the text in UTF-8")

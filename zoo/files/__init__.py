@@ -1,4 +1,4 @@
-"""Reading files from elsewhere: sizes are checked before memory is used, no code runs, errors are one sentence."""
+"""Files: only regular files are read; files are replaced as a whole, locked, and named uniquely while written."""
 
 from zoo.files.regular_files import regular_file
 

@@ -1,11 +1,13 @@
 """LightningCLI with its private hooks under public names. Written for lightning 2.6.
 
 Private members used: `_subcommand_parsers`, `_parse_ckpt_path`, `_instantiate_trainer`, `_prepare_subcommand_kwargs`,
-`_add_instantiators`, `_InstantiatorFn`, and the wording of the error about two callbacks of one type.
+`_run_subcommand`, `_add_instantiators`, `_InstantiatorFn`, and the wording of the error about two callbacks of one
+type.
 tests/private_apis/test_lightning_cli.py fails when one of them changes.
 """
 
 import re
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
@@ -30,6 +32,14 @@ class OpenLightningCLI(LightningCLI):
     def more_arguments(self, verb: str) -> dict[str, Any]:
         """Arguments added to those of the Trainer's method `verb`. Override this."""
         return {}
+
+    def while_running(self, verb: str) -> AbstractContextManager[Any]:
+        """A context for the run of a verb, with `before_<verb>` and `after_<verb>`. Override this."""
+        return nullcontext()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with self.while_running(subcommand):
+            super()._run_subcommand(subcommand)
 
     def _add_instantiators(self) -> None:
         super()._add_instantiators()

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_counts
 from zoo.regress_lm.automaton import ANY, Automaton, Pattern, positions
 from zoo.regress_lm.number_tokenizers import NumberTokenizer
 from zoo.regress_lm.number_wrappers import PAD
@@ -39,8 +39,7 @@ class NumberVocabulary:
         magnitudes: Sequence[Iterable[Pattern]] | None = None,
         temperatures: Sequence[float] | None = None,
     ) -> None:
-        if n_objectives < 1:
-            raise UserError(f"n_objectives must be at least 1, not {n_objectives}")
+        check_counts(n_objectives=n_objectives)
         self.tokenizer, self.n_objectives = tokenizer, n_objectives
         self.magnitudes, self.temperatures = magnitudes, temperatures
         self.tokens = [PAD, *sorted(set(tokenizer.tokens) - {PAD})]

@@ -12,7 +12,9 @@ import sys
 from pathlib import Path
 
 from zoo.console.exit_codes import run_command
+from zoo.console.messages import refuse_non_utf8
 from zoo.console.table import table
+from zoo.files.atomic import replacing
 
 
 def main() -> None:
@@ -30,11 +32,15 @@ def main() -> None:
         "--output_dir", type=Path, default=Path("runs/search"), help="folder of the study (default: runs/search)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the suggested values (default: 0)")
+    refuse_non_utf8(sys.argv)
     args, fit = parser.parse_known_args()
     from zoo.search.study import search  # imports torch and Optuna: after --help
 
     rows = search(fit, args.space, args.trials, args.output_dir, args.seed)
-    with open(args.output_dir / "trials.csv", "w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(args.output_dir / "trials.csv") as partial,
+        open(partial, "w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
         writer.writeheader()
         writer.writerows(rows)

@@ -1,19 +1,19 @@
 """Analyses over all checkpoints of a task-diversity sweep; each writes a JSON file and a figure.
 
-    python -m zoo.icr.analysis scores     runs/sweep                 # errors on new tasks and on tasks of the pool
-    python -m zoo.icr.analysis gradients  runs/sweep                 # of the loss, by the prompts' distribution
-    python -m zoo.icr.analysis pca        runs/sweep/gradients.json  # principal components of the gradients
-    python -m zoo.icr.analysis regression runs/sweep/gradients.json  # the error on new tasks from the gradients
+python -m zoo.icr.analysis scores     runs/sweep                 # errors on new tasks and on tasks of the pool
+python -m zoo.icr.analysis gradients  runs/sweep                 # of the loss, by the prompts' distribution
+python -m zoo.icr.analysis pca        runs/sweep/gradients.json  # principal components of the gradients
+python -m zoo.icr.analysis regression runs/sweep/gradients.json  # the error on new tasks from the gradients
 """
 
 import argparse
 import io
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.console.exit_codes import run_command
+from zoo.files.atomic import replacing
 from zoo.icr.analysis import explain
 from zoo.icr.analysis import figures as analysis_figures
 from zoo.icr.analysis.gradients import gradients
@@ -33,9 +33,8 @@ def write(name: str, folder: Path, result: dict[str, Any], figure: "Figure") -> 
     figure.savefig(picture, format="png", dpi=120)
     for suffix, content in (("json", text.encode()), ("png", picture.getvalue())):
         target = folder / f"{name}.{suffix}"
-        partial = target.with_name(target.name + ".tmp")
-        partial.write_bytes(content)
-        os.replace(partial, target)
+        with replacing(target) as partial:
+            partial.write_bytes(content)
         print(f"wrote {target}")
 
 

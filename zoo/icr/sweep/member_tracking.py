@@ -75,7 +75,21 @@ class MemberTracking(Checkpoint):
                 self._save(trainer, "last.ckpt")
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)  # obeys signals
 
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """A signal waits for the end of the evaluation, which is short and ends members."""
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        """As above."""
+
+    def how_to_resume(self) -> str:
+        return "to continue, give the same command again"
+
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        with self._signals.held():
+            self._end_validation(trainer, pl_module)
+        super().on_train_batch_end(trainer, pl_module, None, None, 0)  # obeys signals
+
+    def _end_validation(self, trainer: Trainer, pl_module: Any) -> None:
         improved: list[Diversity] = []
         diverged: list[Diversity] = []
         ended: dict[Diversity, str] = {}
@@ -109,7 +123,6 @@ class MemberTracking(Checkpoint):
         for M, status in ended.items():
             self.report(M, status, step=trainer.global_step, **mean_errors("val", pl_module.member_errors[M]))
         pl_module.remove(list(ended))
-        super().on_train_batch_end(trainer, pl_module, None, None, 0)  # obeys signals
 
     def _report_failure(self, trainer: Trainer, members: list[Diversity], value: str) -> list[Diversity]:
         for M in members:

@@ -1,7 +1,6 @@
 """experiment_metadata.json: the settings of a sweep and the status of each member."""
 
 import fcntl
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError
+from zoo.files.atomic import replacing
 from zoo.icr.task import Diversity
 from zoo.text_formats.json_text import describe_json_error, dump_json, parse_json
 from zoo.text_formats.text_file import read_text
@@ -60,9 +60,8 @@ class Metadata:
             fcntl.flock(lock, fcntl.LOCK_EX)
             content = self.read()
             yield content
-            partial = self.path.with_suffix(".tmp")
-            partial.write_text(dump_json(content, indent=1) + "\n", encoding="utf-8")
-            os.replace(partial, self.path)
+            with replacing(self.path, durable=True) as partial:
+                partial.write_text(dump_json(content, indent=1) + "\n", encoding="utf-8")
 
     def start(self, settings: dict[str, Any], members: list[Diversity]) -> None:
         """Store the settings and add the members; raises UserError where the folder has other settings."""

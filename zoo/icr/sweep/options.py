@@ -83,7 +83,7 @@ def model_config(args: argparse.Namespace, M: Diversity = 1) -> ICRegConfig:
 
 
 def diversities(text: str) -> list[Diversity]:
-    """"2,8,inf" as a list."""
+    """ "2,8,inf" as a list."""
     return ["inf" if word == "inf" else int(word) for word in text.split(",")]
 
 
@@ -97,7 +97,7 @@ def norm(word: str) -> float | None:
 
 
 def share(text: str) -> tuple[int, int]:
-    """"2/4" as (2, 4)."""
+    """ "2/4" as (2, 4)."""
     i, n = (int(word) for word in text.split("/"))
     if not 1 <= i <= n:
         raise ValueError

@@ -1,10 +1,10 @@
 """Run a sweep in several processes, each of which trains a share of the members."""
 
 import os
-import signal
 import subprocess
 import sys
-from typing import Any
+
+from zoo.console.signals import PARENT_VARIABLE
 
 
 def run_in_processes(argv: list[str], processes: int) -> None:
@@ -17,17 +17,14 @@ def run_in_processes(argv: list[str], processes: int) -> None:
     command = [sys.executable, "-m", "zoo.icr.sweep", *argv, "--processes=1"]
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
     shares = [f"--share={i}/{processes}" for i in range(1, processes + 1)]
-    children = [subprocess.Popen([*command, share], env=threads | os.environ) for share in shares]
-
-    def terminate(*_: Any) -> None:
-        for child in children:
-            child.terminate()
-        raise SystemExit(143)
-
-    signal.signal(signal.SIGTERM, terminate)
+    environment = threads | os.environ | {PARENT_VARIABLE: "1"}
+    children = [subprocess.Popen([*command, share], env=environment) for share in shares]
     try:
         for child in children:
             child.wait()
-    finally:  # after Ctrl-C, which the terminal sends to the children as well
+    finally:
+        # After a signal, which they may have received too: a second one changes nothing while they save.
+        for child in children:
+            child.terminate()
         for child in children:
             child.wait()

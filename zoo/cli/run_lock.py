@@ -1,0 +1,34 @@
+"""The lock on the folder of a run: a second `fit` into it is refused from the start of the first."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from zoo.files.locks import owned_lock
+
+LOCK_NAME = ".lock"
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Create the folder and hold its lock. At the end, folders that were created and stayed empty are removed.
+
+    Raises:
+        UserError: another process trains in this folder.
+        OSError: the folder cannot be created or written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            missing = [path for path in (folder, *folder.parents) if not path.exists()]
+            stack.callback(_remove_empty, missing)
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(owned_lock(folder / LOCK_NAME, f"another run writes into {folder}"))
+        except OSError as error:
+            raise OSError(f"cannot write to {folder} ({error.strerror or error}): give another --output_dir") from error
+        yield
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with contextlib.suppress(OSError):  # not empty, or removed by someone else
+        for path in folders:
+            path.rmdir()
