@@ -206,7 +206,7 @@ def main() -> None:
             if not path.exists():
                 model, seconds = train(task, parts, seed, args.steps)
                 model.save(path)
-                path.with_suffix(".json").write_text(json.dumps({"train_cpu_seconds": seconds}))
+                path.with_suffix(".json").write_text(json.dumps({"train_cpu_seconds": seconds, "max_steps": args.steps}))
             model = RegressLM.load(path)
             about = {"table": name, "seed": seed, **{f"{part}_rows": len(rows) for part, rows in parts.items()}}
             about |= json.loads(path.with_suffix(".json").read_text())

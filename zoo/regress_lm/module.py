@@ -87,7 +87,7 @@ class RegressLMModule(NumberSampler):
         "power_tokens",
     )
     fixed_arguments: ClassVar[tuple[str, ...]] = (
-        *Regressor.fixed_arguments,
+        *NumberSampler.fixed_arguments,
         *field_names(RegressLMConfig, "dropout", "residual_dropout"),
         "number_format",
         "number_digits",
