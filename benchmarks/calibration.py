@@ -144,18 +144,21 @@ def train(task: Task, parts: dict[str, list[Example]], seed: int, steps: int) ->
     return model, time.process_time() - start
 
 
-def predicted(model: RegressLM, examples: list[Example]) -> dict[str, np.ndarray]:
-    """Quantiles (N, 1, 5), targets (N, 1), CRPS (N, 1), log-probabilities (N,), of the calibrated distribution."""
-    columns: dict[str, list[np.ndarray]] = {}
+def predicted(model: RegressLM, examples: list[Example], kinds: list[str]) -> dict[str, dict[str, np.ndarray]]:
+    """For each kind of calibration, which have equal samples: quantiles (N, 1, 5), medians and targets (N, 1), CRPS
+    (N, 1) and log-probabilities (N,)."""
+    columns: dict[str, dict[str, list[np.ndarray]]] = {kind: {} for kind in kinds}
     for batch in model.batches(examples, 128):
         with torch.inference_mode():
             samples, log_prob = model.draw_for_rows(batch, model.hparams["num_samples"])
-            values = estimates.summary(samples, log_prob)
-            values |= {"target": batch.targets, "crps": estimates.crps(samples, batch.targets)}
-            values |= {"log_prob": model.log_probs(batch)}
-        for name in ("quantiles", "median", "mean", "target", "crps", "log_prob"):
-            columns.setdefault(name, []).append(values[name].numpy())
-    return {name: np.concatenate(parts) for name, parts in columns.items()}
+            fixed = {"target": batch.targets, "crps": estimates.crps(samples, batch.targets)}
+            fixed |= {"log_prob": model.log_probs(batch)}
+            for kind, parts in columns.items():
+                model.hparams["calibration"] = kind
+                values = model.summarize(samples, log_prob, batch.targets) | fixed
+                for name in ("quantiles", "median", "target", "crps", "log_prob"):
+                    parts.setdefault(name, []).append(values[name].numpy())
+    return {kind: {name: np.concatenate(p) for name, p in parts.items()} for kind, parts in columns.items()}
 
 
 def measure(columns: dict[str, np.ndarray]) -> Row:
@@ -190,9 +193,8 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tables", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--steps", type=int, default=800, help="training steps of each model")
+    parser.add_argument("--steps", type=int, default=300, help="training steps of each model")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "regress_lm-calibration")
-    parser.add_argument("--calibrations", nargs="+", default=["none", "temperature", "conformal"])
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "regress_lm_calibration.json")
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -206,20 +208,23 @@ def main() -> None:
             if not path.exists():
                 model, seconds = train(task, parts, seed, args.steps)
                 model.save(path)
-                path.with_suffix(".json").write_text(json.dumps({"train_cpu_seconds": seconds, "max_steps": args.steps}))
+                took = {"train_cpu_seconds": seconds, "max_steps": args.steps}
+                path.with_suffix(".json").write_text(json.dumps(took))
             model = RegressLM.load(path)
             about = {"table": name, "seed": seed, **{f"{part}_rows": len(rows) for part, rows in parts.items()}}
             about |= json.loads(path.with_suffix(".json").read_text())
             tests = {name: parts["test"]}
             if name in SHIFTED:
                 tests[SHIFTED[name]] = split(tasks[SHIFTED[name]], SHIFTED[name], seed)["test"]
-            for kind in args.calibrations:
-                model.hparams["calibration"] = kind
-                model.calibrate(model.batches(parts["validation"], 256))
+            if model.magnitudes is None:  # a checkpoint of an earlier version
+                model.set_magnitudes(model.vocabulary.encode(np.array([[e.y] for e in parts["train"]])))
+            for kinds in (["none"], ["temperature", "conformal"]):
                 for other, examples in tests.items():
-                    scores = measure(predicted(model, examples))
-                    rows.append({**about, "tested_on": other, "calibration": kind, **scores})
-                    print(dump_json(rows[-1]), flush=True)
+                    model.hparams["calibration"] = kinds[-1]
+                    model.calibrate(model.batches(parts["validation"], 256))
+                    for kind, columns in predicted(model, examples, kinds).items():
+                        rows.append({**about, "tested_on": other, "calibration": kind, **measure(columns)})
+                        print(dump_json(rows[-1]), flush=True)
             for other, examples in tests.items():
                 scores = marginal(parts["train"], examples)
                 rows.append({**about, "tested_on": other, "calibration": "training targets", **scores})

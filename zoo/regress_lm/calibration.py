@@ -1,13 +1,13 @@
 """Calibration of predicted distributions on validation rows: temperatures of tokens, and split-conformal quantiles.
 
 Temperatures (Guo et al. 2017, https://arxiv.org/abs/1706.04599) change the distribution itself: one for each token of
-a number, fitted by the log-likelihood. Conformal offsets move the sampled numbers: at every quantile level q the
-residuals of the validation targets, (y - quantile) / spread of the samples, have a q-quantile, by which samples at that
-level are moved (conformalized quantile regression, Romano et al. 2019, https://arxiv.org/abs/1905.03222, one-sided for
-each level and scaled by the spread). For exchangeable rows a target is inside the interval of two moved quantiles with
-at least their difference c and at most c + 2 / (n + 1), n validation rows; the share of m test rows inside it has a
-standard deviation of about sqrt(c (1 - c) (1 / n + 1 / m)), .024 at c = .9 with 300 rows each. Neither calibration
-holds on rows of another distribution.
+a number, fitted by the log-likelihood. Conformal offsets move the quantiles of the samples, not the point estimates: at
+every level q the residuals of the validation targets, (y - quantile) / spread of the samples, have a q-quantile, by
+which the quantile is moved (conformalized quantile regression, Romano et al. 2019, https://arxiv.org/abs/1905.03222,
+one-sided for each level and scaled by the spread). For exchangeable rows a target is inside the interval of two moved
+quantiles with at least their difference c and at most c + 2 / (n + 1), n validation rows; the share of m test rows
+inside it has a standard deviation of about sqrt(c (1 - c) (1 / n + 1 / m)), .024 at c = .9 with 300 rows each. Neither
+calibration holds on rows of another distribution.
 """
 
 import math
@@ -25,6 +25,12 @@ TEMPERATURES = torch.logspace(math.log2(0.25), math.log2(8), 61, base=2, dtype=t
 
 LEVELS = tuple(np.linspace(0.05, 0.95, 19).round(2).tolist())
 """Quantile levels with conformal offsets."""
+
+MOST_ROWS = 2000
+"""Validation rows, about, from which offsets are fitted at most: the deviation of a share of .9 is then .007."""
+
+LEAST_ROWS = 39
+"""Fewest validation rows for offsets. The offset at 5% is then the second smallest residual, not the smallest."""
 
 
 class Offsets(NamedTuple):
@@ -48,8 +54,8 @@ def fit_temperatures(log_probs: Tensor) -> list[float]:
     return TEMPERATURES[score.argmax(0)].tolist() if score.isfinite().all() else [1.0] * score.shape[1]
 
 
-def fit_offsets(samples_quantiles: np.ndarray, spread: np.ndarray, targets: np.ndarray) -> Offsets:
-    """Conformal offsets from validation rows.
+def fit_offsets(samples_quantiles: np.ndarray, spread: np.ndarray, targets: np.ndarray) -> Offsets | None:
+    """Conformal offsets from validation rows; None where an objective has fewer than `LEAST_ROWS`.
 
     Args:
         samples_quantiles: (N, K, levels) quantiles of each row's samples at `LEVELS`.
@@ -62,13 +68,14 @@ def fit_offsets(samples_quantiles: np.ndarray, spread: np.ndarray, targets: np.n
         y, q, s = targets[is_usable, k], samples_quantiles[is_usable, k], spread[is_usable, k]
         n = len(y)
         # A share of the typical spread, so that rows with equal samples have offsets as well.
-        floor = 0.1 * float(np.median(s) or s.mean() or 10.0) if n else 1.0
+        if n < LEAST_ROWS:
+            return None
+        floor = 0.1 * float(np.median(s) or s.mean() or 10.0)
         residuals = np.sort((y[:, None] - q) / (s + floor)[:, None], axis=0)  # (N, levels)
-        # Ranks are rounded outward from the median, as the guarantee needs; of few rows the ends are taken.
+        # Ranks are rounded outward from the median, as the guarantee needs.
         ranks = [level * (n + 1) for level in LEVELS]
         ranks = [math.ceil(r - 1e-9) if q > 0.5 else math.floor(r + 1e-9) for r, q in zip(ranks, LEVELS, strict=True)]
-        places = np.clip(np.array(ranks) - 1, 0, max(n - 1, 0))
-        values.append(residuals[places, np.arange(len(LEVELS))].tolist() if n else [0.0] * len(LEVELS))
+        values.append(residuals[np.array(ranks) - 1, np.arange(len(LEVELS))].tolist())
         floors.append(floor)
     return Offsets(values, floors)
 
@@ -83,7 +90,8 @@ def move_samples(samples: Tensor, offsets: Offsets) -> Tensor:
     """Samples (B, S, K), each moved by the offset of its level among the samples of its row and objective.
 
     Sample i of n in increasing order has level i / (n + 1); offsets are interpolated between `LEVELS` and constant
-    beyond them. Rows with samples that are not finite stay as they are.
+    beyond them. No sample is moved across the median of its row, which remains the point estimate; this only widens
+    intervals. Rows with samples that are not finite stay as they are.
     """
     n = samples.shape[1]
     order = samples.argsort(dim=1, stable=True).argsort(1).cpu()  # (B, S, K), rank of each sample, from 0
@@ -92,6 +100,9 @@ def move_samples(samples: Tensor, offsets: Offsets) -> Tensor:
     by_rank = torch.from_numpy(steps).expand(len(samples), -1, -1).gather(1, order).to(samples)
     scale = spread_of(samples) + torch.tensor(offsets.floor, dtype=samples.dtype, device=samples.device)  # (B, K)
     moved = samples + by_rank * scale.unsqueeze(1)
+    median = quantiles(samples, (0.5,)).transpose(1, 2)  # (B, 1, K)
+    is_lower = (order.to(samples.device) + 1) / (n + 1) < 0.5
+    moved = torch.where(is_lower, moved.minimum(median), moved.maximum(median))
     return moved.where(samples.isfinite().all(1, keepdim=True), samples)
 
 

@@ -14,6 +14,7 @@ from zoo.regress_lm import decoding, estimates
 from zoo.regress_lm.automaton import Pattern
 from zoo.regress_lm.calibration import (
     LEVELS,
+    MOST_ROWS,
     TEMPERATURES,
     Offsets,
     check_stored,
@@ -73,19 +74,23 @@ class NumberSampler(Regressor):
     # ---- sampling
 
     def draw(self, batch: TextBatch, num_samples: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Samples (B, S, K) in float64 and their log-probabilities (B, S); a row's draws depend on index and seed.
-
-        With conformal calibration the samples are moved, and the log-probabilities are those of the numbers before.
-        """
+        """Samples (B, S, K) in float64 and their log-probabilities (B, S); a row's draws depend on index and seed."""
         h: Any = self.hparams
         ids, log_prob = decoding.sample(
             self.model, self.vocabulary, batch.tokens, batch.padding_mask, num_samples,
             temperature=h.temperature, seed=seed, rows=batch.index,
         )  # fmt: skip
-        samples = torch.from_numpy(self.vocabulary.decode(ids.cpu())).to(ids.device)
-        if h.calibration == "conformal" and self.offsets is not None:
+        return torch.from_numpy(self.vocabulary.decode(ids.cpu())).to(ids.device), log_prob
+
+    def summarize(self, samples: Tensor, log_prob: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """`estimates.summary` of samples (B, S, K), with conformal quantiles if they are calibrated, and the "pit" of
+        targets (B, K) under the distribution that the quantiles describe."""
+        values = estimates.summary(samples, log_prob)
+        if self.hparams["calibration"] == "conformal" and self.offsets is not None:
             samples = move_samples(samples, self.offsets)
-        return samples, log_prob
+            values["quantiles"] = estimates.quantiles(samples, estimates.QUANTILES)
+            values["quantiles"][..., 2] = values["median"]
+        return values | {"pit": estimates.pit(samples, targets)}
 
     def draw_for_rows(self, batch: TextBatch, num_samples: int) -> tuple[Tensor, Tensor]:
         """`draw` with the seed of the run."""
@@ -146,7 +151,8 @@ class NumberSampler(Regressor):
             # Residuals of the targets from the quantiles of the calibrated distribution.
             if self.hparams["calibration"] == "conformal":
                 rows = GatheredOutputs(("quantiles", "spread", "targets")).to(self.device)
-                for batch in batches:
+                step = max(1, sum(len(batch.index) for batch in batches) // MOST_ROWS)
+                for batch in batches[::step]:
                     samples, _ = self.draw_for_rows(batch, self.hparams["num_samples"])
                     by_level = estimates.quantiles(samples, LEVELS)
                     rows.update(quantiles=by_level, spread=spread_of(samples), targets=batch.targets)
