@@ -248,6 +248,11 @@ STUDIES = {
         {"trained on": "trained_on", "tested on": "tested_on", "model": "model"},
         {"Pearson": ("pearson", ".3f"), "MAE": ("mae", ".3f"), "CRPS": ("crps", ".3f")} | STEPS,
     ),
+    "regress_lm_calibration": (
+        {"table": "table", "tested on": "tested_on", "calibration": "calibration"},
+        {"within 50%": ("coverage_50", ".1%"), "within 90%": ("coverage_90", ".1%")}
+        | {"median width of 90%": ("width_90", ".3g"), "MAE": ("mae", ".3g"), "CRPS": ("crps", ".3g")},
+    ),
     "regress_lm_timm": (
         {"model": "model"},
         {"Spearman": ("spearman", ".3f"), "MAE of log10": ("log10_mae", ".3f")}

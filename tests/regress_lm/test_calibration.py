@@ -284,6 +284,13 @@ def test_fine_tune_calibrates_on_rows_that_it_did_not_train_on(tmp_path):
     loaded = RegressLM.load(path)
     assert torch.equal(loaded.log_prob(examples), model.log_prob(examples))
     assert loaded.offsets == model.offsets
+    inputs = [ExampleInput(f"x = {i}") for i in range(8)]
+    intervals = loaded.quantiles(inputs, 50, seed=3)
+    assert intervals.shape == (8, 5)
+    assert np.array_equal(intervals, model.quantiles(inputs, 50, seed=3))
+    assert (np.diff(intervals) >= 0).all()
+    assert intervals[:, 2] == pytest.approx(np.median(np.stack(model.sample(inputs, 50, seed=3)), 1))
+    assert model.quantiles([]).shape == (0, 5)
     checkpoint = torch.load(path, weights_only=True)
     for name in ("calibration", "zoo_digest"):  # as written by an earlier version
         checkpoint.pop(name)

@@ -6,7 +6,8 @@ every level q the residuals of the validation targets, (y - quantile) / spread o
 which the quantile is moved (conformalized quantile regression, Romano et al. 2019, https://arxiv.org/abs/1905.03222,
 one-sided for each level and scaled by the spread). For exchangeable rows a target is inside the interval of two moved
 quantiles with at least their difference c and at most c + 2 / (n + 1), n validation rows; the share of m test rows
-inside it has a standard deviation of about sqrt(c (1 - c) (1 / n + 1 / m)), .024 at c = .9 with 300 rows each. Neither
+inside it has a standard deviation of about sqrt(c (1 - c) (1 / n + 1 / m)), .024 at c = .9 with 300 rows each. This is
+approximate where the same rows have selected the weights and the temperatures, and where rows come in groups. Neither
 calibration holds on rows of another distribution.
 """
 
