@@ -202,7 +202,8 @@ def main() -> None:
     machine = facts() | {"threads": torch.get_num_threads()}
     rows: list[Row] = []
     for seed in args.seeds:
-        for name, task in tasks.items():
+        for name in args.tables:
+            task = tasks[name]
             parts = split(task, name, seed)
             path = args.output_dir / f"{name}-seed{seed}.ckpt"
             if not path.exists():

@@ -128,11 +128,9 @@ class NumberSampler(Regressor):
             batches: on the model's device. With several processes each has its share of them. Without batches the
                 model is not calibrated.
         """
-        if self.hparams["calibration"] == "none":
-            return
-        batches = list(batches)
         self.temperatures = self.offsets = None
         self._update_vocabulary()
+        batches = [] if self.hparams["calibration"] == "none" else list(batches)
         if not batches:
             return
         n_tokens = self.vocabulary.tokenizer.num_tokens
