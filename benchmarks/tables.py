@@ -287,6 +287,11 @@ STUDIES = {
         {"Pearson of the median": ("pearson", ".3f"), "Pearson of the mean": ("mean_pearson", ".3f")}
         | {"MAE": ("mae", ".3f"), "CRPS": ("crps", ".3f"), "CPU seconds of training": ("cpu_seconds", ".0f")},
     ),
+    "regress_lm_calibration": (
+        {"table": "table", "tested on": "tested_on", "calibration": "calibration"},
+        {"within 50%": ("coverage_50", ".1%"), "within 90%": ("coverage_90", ".1%")}
+        | {"median width of 90%": ("width_90", ".3g"), "MAE": ("mae", ".3g"), "CRPS": ("crps", ".3g")},
+    ),
     "regress_lm_timm": (
         {"model": "model"},
         {"Spearman": ("spearman", ".3f"), "MAE of log10": ("log10_mae", ".3f")}

@@ -18,7 +18,8 @@ APPLIED = {
     "LlamaLM": OPTIMIZER | {"compile", "dropout", "gradient_checkpointing"},
     "LlamaClassifier": OPTIMIZER | {"dropout", "head_dropout", "gradient_checkpointing", "lm_weight"},
     "RegressLM": OPTIMIZER
-    | {"z_loss", "point", "num_samples", "val_samples", "keep_samples", "temperature", "dropout", "residual_dropout"},
+    | {"z_loss", "point", "num_samples", "val_samples", "keep_samples", "temperature", "dropout", "residual_dropout"}
+    | {"calibration", "unseen_exponents"},
     "MiniRLM": OPTIMIZER | {"loss", "huber_delta", "dropout"},
     "ICRTransformer": OPTIMIZER | {"compile", "grad_clip"},
     "RevDEQLM": OPTIMIZER

@@ -18,6 +18,7 @@ from zoo.errors import UserError, check_counts
 from zoo.files.checkpoints import write_checkpoint
 from zoo.generation.options import check_sampling
 from zoo.regress_lm import decoding, fine_tuning
+from zoo.regress_lm.estimates import QUANTILES
 from zoo.regress_lm.example import Example, ExampleInput, as_examples
 from zoo.regress_lm.module import RegressLMModule
 from zoo.tokenizers import Tokenizer, load_tokenizer
@@ -168,6 +169,33 @@ class RegressLM(RegressLMModule):
             )  # fmt: skip
             samples += list(self.vocabulary.decode(ids.cpu()))  # (S, K) each
         return [s[:, 0] if self.n_objectives == 1 else s for s in samples]
+
+    @torch.inference_mode()
+    def quantiles(
+        self, inputs: Iterable[ExampleInput], num_samples: int = 128, *, seed: int | None = None, batch_size: int = 64
+    ) -> np.ndarray:
+        """Calibrated quantiles at 5, 25, 50, 75 and 95%, as `zoo predict` writes them. 50% is the samples' median.
+
+        Args:
+            inputs: texts.
+            num_samples: numbers that are drawn for each text, at least 1; below 19 the 5% quantile is the smallest.
+            seed: of the draws; None draws a seed from torch's global generator.
+            batch_size: texts that are processed together.
+
+        Returns:
+            float64 (B, 5), or (B, K, 5) for K > 1 objectives.
+
+        Raises:
+            UserError: an input is no text, is empty or too long, or an option is out of range.
+        """
+        check_sampling(seed=seed, num_samples=num_samples)
+        seed = int(torch.randint(2**62, ())) if seed is None else seed
+        values = [np.empty((0, self.n_objectives, len(QUANTILES)))]
+        for batch in self.batches(as_examples("inputs", inputs), batch_size):
+            drawn = self.draw(batch, num_samples, seed)
+            values.append(self.summarize(*drawn, batch.targets)["quantiles"].cpu().numpy())
+        quantiles = np.concatenate(values)
+        return quantiles[:, 0] if self.n_objectives == 1 else quantiles
 
     @torch.inference_mode()
     def log_prob(self, examples: Iterable[Example], batch_size: int = 256) -> Tensor:

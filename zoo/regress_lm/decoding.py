@@ -1,9 +1,11 @@
 """Constrained decoding of numbers from an EncoderDecoder: sampling, log-probability, exhaustive enumeration.
 
-At each position the model's probabilities are renormalised over the tokens that the grammar of number tokens allows
-there. The product over the positions is the distribution that `sample` draws from at temperature 1, `log_prob`
-evaluates and `enumerate_all` lists. Decoding walks a tree of prefixes: a text's memory is projected to keys and values
-once, and a prefix is computed once for all samples that share it, attending to the keys and values of its ancestors.
+At each position the model's logits are divided by the vocabulary's temperature, and its probabilities are renormalised
+over the tokens that the vocabulary's automaton allows there: the grammar of number tokens, without the signs and
+exponents that no training target has. The product over the positions is the distribution that `sample` draws from at
+temperature 1, `log_prob` evaluates and `enumerate_all` lists. Decoding walks a tree of prefixes: a text's memory is
+projected to keys and values once, and a prefix is computed once for all samples that share it, attending to the keys
+and values of its ancestors.
 """
 
 from collections.abc import Iterator, Sequence
@@ -96,9 +98,10 @@ def sample(
 def log_prob(
     model: EncoderDecoder, vocabulary: NumberVocabulary, tokens: Tensor, padding_mask: Tensor | None, ids: Tensor
 ) -> Tensor:
-    """Log-probabilities (B,), float64, in nats, of number tokens (B, L) given texts; -inf for what the grammar forbids.
+    """Log-probabilities (B,), float64, in nats, of number tokens (B, L) given texts.
 
-    Gradients flow, and dropout is active if the model is in training mode.
+    It is -inf for what the automaton forbids, for instance an exponent that no training target has: such a number is
+    never sampled. Gradients flow, and dropout is active if the model is in training mode.
 
     Args:
         model: the network.
@@ -107,15 +110,31 @@ def log_prob(
         padding_mask: (B, T) boolean, True at tokens; None where no text is padded.
         ids: (B, L) number tokens.
     """
-    # One pass gives the logits at all positions; the automaton's state at each follows from the tokens before it.
-    logits = model(tokens, ids, padding_mask)  # (B, L, V)
-    next_state = vocabulary.next_state.to(ids.device)
-    state, states = torch.zeros_like(ids[:, 0]), []
-    for token in ids.unbind(1):
-        states.append(state)
-        state = next_state[state, token]
-    log_probs = _allowed_log_probs(logits, vocabulary, torch.stack(states, 1))  # (B, L, V)
+    return log_prob_of_logits(model(tokens, ids, padding_mask), vocabulary, ids)
+
+
+def log_prob_of_logits(logits: Tensor, vocabulary: NumberVocabulary, ids: Tensor) -> Tensor:
+    """`log_prob` (B,) of number tokens (B, L) from the model's logits (B, L, V) at all positions."""
+    log_probs = _allowed_log_probs(logits, vocabulary, vocabulary.automaton.states(ids))  # (B, L, V)
     return log_probs.gather(2, ids[..., None]).squeeze(2).sum(1)
+
+
+def log_probs_by_temperature(logits: Tensor, vocabulary: NumberVocabulary, ids: Tensor, temperatures: Tensor) -> Tensor:
+    """Log-probabilities of each token at each of G temperatures (G,), instead of those of the vocabulary.
+
+    Args:
+        logits: (B, L, V) of the model at all positions.
+        vocabulary: the number tokens and their automaton.
+        ids: (B, L) number tokens.
+        temperatures: (G,) divide the logits.
+
+    Returns:
+        (B, G, L) float64, nats; -inf for tokens that the automaton forbids.
+    """
+    allowed = vocabulary.allowed.to(ids.device)[vocabulary.automaton.states(ids)]  # (B, L, V)
+    masked = logits.double().masked_fill(~allowed, -torch.inf)
+    parts = [(masked / t).log_softmax(-1).gather(2, ids[..., None]).squeeze(2) for t in temperatures.tolist()]
+    return torch.stack(parts, 1)
 
 
 @torch.no_grad()
@@ -140,7 +159,7 @@ def enumerate_all(
     Raises:
         UserError: N exceeds the limit.
     """
-    # The count is known from the grammar, before anything is computed.
+    # The count is known from the automaton, before anything is computed.
     if vocabulary.count > limit:
         raise UserError(
             f"{vocabulary.count:,} token sequences are too many to enumerate (the limit is {limit:,}): sample instead"
@@ -213,9 +232,11 @@ class Prefixes:
 
 
 def _allowed_log_probs(logits: Tensor, vocabulary: NumberVocabulary, state: Tensor) -> Tensor:
-    """Log-probabilities, float64, of logits (..., V), renormalised over the tokens allowed in states (...)."""
+    """Log-probabilities, float64, of logits (..., V) in states (...): divided by the temperature, and renormalised over
+    the tokens allowed there."""
     allowed = vocabulary.allowed.to(logits.device)[state]
-    return logits.double().masked_fill(~allowed, -torch.inf).log_softmax(-1)
+    temperature = vocabulary.temperature.to(logits.device)[state][..., None]
+    return (logits.double() / temperature).masked_fill(~allowed, -torch.inf).log_softmax(-1)
 
 
 def _sampling_probs(log_probs: Tensor, temperature: float, top_k: int | None) -> Tensor:

@@ -1,10 +1,32 @@
 """Statistics of sampled numbers: point estimates, quantiles, CRPS and calibration."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+INTERVALS = {"50": (1, 3), "90": (0, 4)}
+"""Central interval by its probability in percent -> the places of its ends in `QUANTILES`."""
+
+
+def quantiles(samples: Tensor, levels: Sequence[float]) -> Tensor:
+    """Quantiles (B, K, Q) of samples (B, S, K) at Q levels. NaN samples are left out.
+
+    The quantile at level q lies at rank q (n + 1) of n samples (type 6 of Hyndman and Fan 1996): a further draw from
+    the same distribution is below it with probability q for every n of at least 1 / min(q, 1 - q) - 1. With numpy's
+    default, type 7, the interval from 5% to 95% of 128 samples holds 88.6% of further draws, that of 16 samples 79.4%.
+    """
+    ordered = samples.sort(1).values.transpose(1, 2)  # (B, K, S), NaN last
+    n = (~ordered.isnan()).sum(-1, keepdim=True)  # (B, K, 1)
+    level = torch.tensor(levels, dtype=samples.dtype, device=samples.device)
+    rank = (level * (n + 1) - 1).minimum(n - 1).clamp(min=0)  # (B, K, Q), counted from 0
+    below = rank.floor()
+    low, high = (ordered.gather(-1, place.long()) for place in (below, rank.ceil()))
+    # Interpolation between a number and infinity, or between equal infinities, is undefined.
+    between = torch.where(rank - below < 0.5, low, high)
+    return torch.where(low.isfinite() & high.isfinite(), low + (rank - below) * (high - low), between)
 
 
 def summary(samples: Tensor, log_prob: Tensor) -> dict[str, Tensor]:
@@ -14,25 +36,23 @@ def summary(samples: Tensor, log_prob: Tensor) -> dict[str, Tensor]:
         "median", "mean", "std" (B, K) of the samples; "mode" (B, K), the most likely sample; and "quantiles"
         (B, K, 5) at 5, 25, 50, 75 and 95%.
     """
-    levels = torch.tensor(QUANTILES, dtype=samples.dtype, device=samples.device)
-    # Interpolation between a number and infinity is undefined.
-    interpolation = "nearest" if samples.isinf().any() else "linear"
-    quantiles = samples.nanquantile(levels, dim=1, interpolation=interpolation).permute(1, 2, 0)  # (B, K, 5)
+    levels = quantiles(samples, QUANTILES)  # (B, K, 5)
     mean = samples.nanmean(1)  # (B, K)
     return {
-        "median": quantiles[..., 2],
+        "median": levels[..., 2],
         "mean": mean,
         "std": (samples - mean.unsqueeze(1)).square().nanmean(1).sqrt(),
         "mode": samples[torch.arange(len(samples)), log_prob.argmax(1)],
-        "quantiles": quantiles,
+        "quantiles": levels,
     }
 
 
 def crps(samples: Tensor, targets: Tensor) -> Tensor:
     """Continuous ranked probability score (B, K) of samples (B, S, K), in the targets' unit; smaller is better.
 
-    E|X - y| - E|X - X'| / 2 over the samples (Gneiting and Raftery 2007), where X and X' are different samples. It is
-    unbiased, and the absolute error for a single sample. NaN for a row with a NaN sample.
+    E|X - y| - E|X - X'| / 2 over the samples (Gneiting and Raftery 2007), where X and X' are different samples. Its
+    expectation is the same for every number of samples above 1; for a single sample it is the absolute error. NaN for a
+    row with a NaN sample.
     """
     n = samples.shape[1]
     error = (samples - targets.unsqueeze(1)).abs().mean(1)  # (B, K)
@@ -53,6 +73,14 @@ def pit(samples: Tensor, targets: Tensor) -> Tensor:
     return ((samples < y).double() + 0.5 * (samples == y).double()).mean(1)
 
 
-def coverage(pit_values: np.ndarray, level: float) -> float:
-    """The share of targets inside the central interval of probability `level`, from their `pit` values."""
-    return float((np.abs(pit_values - 0.5) <= level / 2).mean())
+def coverage(quantiles: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """For each of `INTERVALS` the share of targets (N, K) from its lower to its upper end, both included.
+
+    Args:
+        quantiles: (N, K, 5) at `QUANTILES`.
+        targets: (N, K).
+    """
+    return {
+        name: float(((quantiles[..., low] <= targets) & (targets <= quantiles[..., high])).mean())
+        for name, (low, high) in INTERVALS.items()
+    }

@@ -18,7 +18,7 @@ from zoo.errors import UserError, check_counts, check_number, check_positive
 from zoo.layers.lora import add_lora, merge_lora
 from zoo.optim import OptimizerConfig
 from zoo.regress_lm.module import RegressLMModule
-from zoo.training.batches import BucketBatchSampler, Row, collate
+from zoo.training.batches import BucketBatchSampler, Row, TextBatch, collate
 from zoo.training.random_streams import derive, stream
 
 
@@ -127,19 +127,30 @@ def fine_tune(
             if lora_rank:
                 merge_lora(model.model)
             model.to(device).eval()
+    # Calibrate the best weights, unless the model was trained on the validation rows.
+    model.calibrate([] if held_out is train else _batches(model, held_out, 4 * batch_size))
     return best.values
 
 
 @contextmanager
 def _settings(model: RegressLMModule, optimizer_config: OptimizerConfig, seed: int) -> Iterator[None]:
     """Give the module other training settings for one fit: optimizer, seed, and validation by the loss only."""
-    before = model.optimizer_config, model.dropout_seed, model.val_samples
-    model.optimizer_config, model.dropout_seed, model.val_samples = optimizer_config, seed, 0
+    before = model.optimizer_config, model.dropout_seed, model.val_samples, model.calibrates_in_fit
+    model.optimizer_config, model.dropout_seed, model.val_samples, model.calibrates_in_fit = (
+        optimizer_config, seed, 0, False,
+    )  # fmt: skip
     try:
         yield
     finally:
-        model.optimizer_config, model.dropout_seed, model.val_samples = before
+        model.optimizer_config, model.dropout_seed, model.val_samples, model.calibrates_in_fit = before
         model.trainer = None  # otherwise copies and pickles of the model would contain the trainer and its data
+
+
+def _batches(model: RegressLMModule, rows: Sequence[Row], batch_size: int) -> Iterator[TextBatch]:
+    """Batches of the rows on the model's device."""
+    for i in range(0, len(rows), batch_size):
+        batch = model.with_number_tokens(collate(rows[i : i + batch_size]))
+        yield model.transfer_batch_to_device(batch, model.device, 0)
 
 
 def _split(rows: Sequence[Row], seed: int) -> tuple[Sequence[Row], Sequence[Row]]:

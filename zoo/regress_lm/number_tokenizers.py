@@ -64,6 +64,11 @@ class NumberTokenizer(ABC):
         """(S, V) the state after each token; by default a state is a position."""
         return np.repeat(np.arange(1, self.num_tokens + 1)[:, None], len(self.tokens), axis=1)
 
+    @property
+    def magnitude_states(self) -> tuple[int, ...]:
+        """The states whose token is a sign or a part of the exponent."""
+        return ()
+
     @abstractmethod
     def tokenize(self, values: Floats) -> tuple[Ints, Flags]:
         """Local ids (N, num_tokens) of values (N,), and whether each value (N,) was clamped to the range."""
@@ -159,6 +164,10 @@ class IEEEFloatTokenizer(NumberTokenizer):
         return np.stack([sign] * 2 + [~sign] * (self.num_tokens - 2))
 
     @property
+    def magnitude_states(self) -> tuple[int, ...]:
+        return tuple(range(2 + self.exponent_digits))
+
+    @property
     def limits(self) -> tuple[float, float]:
         mantissa, exponent = self.largest
         greatest = float(product(np.array(mantissa), self.base, np.array(exponent - self.digits + 1)))
@@ -222,6 +231,10 @@ class P10Tokenizer(NumberTokenizer):
     def allowed(self) -> Flags:
         ids = np.arange(len(self.tokens))
         return np.stack([ids < 2, *[(ids >= 2) & (ids < 12)] * self.digits, ids >= 12])
+
+    @property
+    def magnitude_states(self) -> tuple[int, ...]:
+        return 0, self.num_tokens - 1
 
     @property
     def limits(self) -> tuple[float, float]:

@@ -27,6 +27,10 @@ class SpecialValues(NumberTokenizer):
     def limits(self) -> tuple[float, float]:
         return self.inner.limits
 
+    @property
+    def magnitude_states(self) -> tuple[int, ...]:
+        return self.inner.magnitude_states
+
     @cached_property
     def allowed(self) -> Flags:
         """The states of finite numbers, then for each special token the states in which it must be repeated."""
@@ -76,6 +80,10 @@ class Separator(NumberTokenizer):
     @property
     def limits(self) -> tuple[float, float]:
         return self.inner.limits
+
+    @property
+    def magnitude_states(self) -> tuple[int, ...]:
+        return self.inner.magnitude_states
 
     @cached_property
     def allowed(self) -> Flags:

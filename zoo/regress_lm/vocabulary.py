@@ -1,5 +1,6 @@
-"""The decoder's vocabulary: ids of number tokens, and the grammar of which may follow which."""
+"""The decoder's vocabulary: ids of number tokens, and which sequences of them have a probability."""
 
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from zoo.errors import UserError, check_counts
+from zoo.regress_lm.automaton import ANY, Automaton, Pattern, positions
 from zoo.regress_lm.number_tokenizers import NumberTokenizer
 from zoo.regress_lm.number_wrappers import PAD
 from zoo.regress_lm.rounding import Floats
@@ -21,17 +23,71 @@ class NumberVocabulary:
     Args:
         tokenizer: of one number.
         n_objectives: numbers of a row, at least 1.
+        magnitudes: for each objective the signs and exponents that have a probability, from `magnitudes_of`; None for
+            all that the tokenizer has.
+        temperatures: divides the logits at each of a number's tokens, (num_tokens,) greater than 0; None for 1.
+
+    Attributes:
+        automaton: the tokens that may follow each other.
+        temperature: (S,) divides the logits in each state of the automaton.
     """
 
-    def __init__(self, tokenizer: NumberTokenizer, n_objectives: int = 1) -> None:
+    def __init__(
+        self,
+        tokenizer: NumberTokenizer,
+        n_objectives: int = 1,
+        magnitudes: Sequence[Iterable[Pattern]] | None = None,
+        temperatures: Sequence[float] | None = None,
+    ) -> None:
         check_counts(n_objectives=n_objectives)
         self.tokenizer, self.n_objectives = tokenizer, n_objectives
+        self.magnitudes, self.temperatures = magnitudes, temperatures
         self.tokens = [PAD, *sorted(set(tokenizer.tokens) - {PAD})]
         self.size = len(self.tokens)
         self.length = n_objectives * tokenizer.num_tokens
         self._ids = np.array([self.tokens.index(token) for token in tokenizer.tokens])  # by local id
         self._local = np.zeros(self.size, dtype=np.int64)
         self._local[self._ids] = np.arange(len(self._ids))
+        # The tokenizer's automaton over ids; after the last token of a number its state is 0 again.
+        states = len(tokenizer.allowed)
+        allowed = torch.zeros(states, self.size, dtype=torch.bool)
+        allowed[:, self._ids] = torch.from_numpy(tokenizer.allowed)
+        next_state = torch.zeros(states, self.size, dtype=torch.int64)
+        next_state[:, self._ids] = torch.from_numpy(tokenizer.next_state % states)
+        self._full = Automaton(allowed, next_state, positions(allowed, next_state))
+        self.automaton = self._full
+        if magnitudes and tokenizer.magnitude_states:
+            self.automaton = self._full.restricted(magnitudes)
+        by_position = torch.tensor(temperatures or [1.0] * tokenizer.num_tokens, dtype=torch.float64)
+        self.temperature = by_position[self.automaton.position]
+
+    @property
+    def allowed(self) -> Tensor:
+        """(S, V) bool: the tokens that may come in each state; the first state is 0."""
+        return self.automaton.allowed
+
+    @property
+    def next_state(self) -> Tensor:
+        """(S, V) int64: the state after each token; after the last one of a row, 0 again."""
+        return self.automaton.next_state
+
+    @cached_property
+    def unrestricted(self) -> "NumberVocabulary":
+        """The same vocabulary and temperatures with all signs and exponents."""
+        return NumberVocabulary(self.tokenizer, self.n_objectives, None, self.temperatures) if self.magnitudes else self
+
+    def magnitudes_of(self, ids: Tensor) -> list[list[Pattern]]:
+        """For each objective the distinct signs and exponents of numbers (N, length), as patterns of their tokens.
+
+        Zero is a pattern of one number: it has an exponent, but other numbers with that exponent may be far larger than
+        all of the N numbers.
+        """
+        numbers = ids.view(len(ids), self.n_objectives, -1)  # (N, K, num_tokens)
+        states = self._full.states(numbers)
+        is_magnitude = torch.isin(states, torch.tensor(self.tokenizer.magnitude_states, dtype=torch.int64))
+        is_zero = torch.from_numpy(self.decode(ids) == 0)  # (N, K)
+        patterns = numbers.where(is_magnitude | is_zero.unsqueeze(-1), ANY)
+        return [[tuple(row) for row in patterns[:, k].unique(dim=0).tolist()] for k in range(self.n_objectives)]
 
     def encode(self, values: ArrayLike) -> Tensor:
         """Numbers (B, K) to ids (B, length), int64."""
@@ -45,31 +101,7 @@ class NumberVocabulary:
         array = np.asarray(ids.cpu() if isinstance(ids, Tensor) else ids)
         return self.tokenizer.decode(self._local[array].reshape(*array.shape[:-1], self.n_objectives, -1))
 
-    @cached_property
-    def allowed(self) -> Tensor:
-        """(S, V) bool: the tokens that may come in each state; the first state is 0."""
-        allowed = torch.zeros(len(self.tokenizer.allowed), self.size, dtype=torch.bool)
-        allowed[:, self._ids] = torch.from_numpy(self.tokenizer.allowed)
-        return allowed
-
-    @cached_property
-    def next_state(self) -> Tensor:
-        """(S, V) int64: the state after each token; after the last one of a number, 0 again."""
-        states = len(self.tokenizer.allowed)
-        next_state = torch.zeros(states, self.size, dtype=torch.int64)
-        next_state[:, self._ids] = torch.from_numpy(self.tokenizer.next_state % states)
-        return next_state
-
     @property
     def count(self) -> int:
-        """Number of complete token sequences that the grammar allows."""
-        # The number of prefixes that lead to each state, position by position.
-        prefixes = {0: 1}
-        for _ in range(self.tokenizer.num_tokens):
-            extended: dict[int, int] = {}
-            for state, count in prefixes.items():
-                for token in self.allowed[state].nonzero().flatten().tolist():
-                    after = int(self.next_state[state, token])
-                    extended[after] = extended.get(after, 0) + count
-            prefixes = extended
-        return prefixes[0] ** self.n_objectives
+        """Number of complete token sequences that have a probability."""
+        return self.automaton.count(self.length)

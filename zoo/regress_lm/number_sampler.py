@@ -1,0 +1,184 @@
+"""Samples of numbers for texts, from a distribution that is restricted to the training targets' signs and exponents and
+calibrated on validation rows."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from zoo.generation.decoders import evaluating
+from zoo.optim import OptimizerConfig
+from zoo.regress_lm import decoding, estimates
+from zoo.regress_lm.automaton import Pattern
+from zoo.regress_lm.calibration import (
+    LEVELS,
+    MOST_ROWS,
+    TEMPERATURES,
+    Offsets,
+    check_stored,
+    fit_offsets,
+    fit_temperatures,
+    move_samples,
+    spread_of,
+)
+from zoo.regress_lm.model import EncoderDecoder
+from zoo.regress_lm.vocabulary import NumberVocabulary
+from zoo.tokenizers import Tokenizer
+from zoo.training.batches import TextBatch
+from zoo.training.random_streams import derive, global_seed
+from zoo.training.regression_metrics import GatheredOutputs
+from zoo.training.regressor import Regressor
+
+Calibration = Literal["none", "temperature", "conformal"]
+
+
+class NumberSampler(Regressor):
+    """Regressor whose network generates number tokens. It samples numbers, and fits and stores their calibration.
+
+    A subclass has the settings `num_samples`, `temperature`, `calibration` and `unseen_exponents`.
+
+    Args:
+        network: generates number tokens.
+        optimizer_config: settings of the optimizer and its schedule.
+        vocabulary: the number tokens, of K objectives.
+        tokenizer: of the texts; stored in checkpoints.
+
+    Attributes:
+        vocabulary: the distribution that is sampled, with what has been fitted.
+        calibrates_in_fit: whether each validation of a fit calibrates first.
+        magnitudes: for each objective the signs and exponents of the training targets; None before training.
+        temperatures: (num_tokens,) those that were fitted; None before.
+        offsets: conformal offsets; None where they were not fitted.
+    """
+
+    def __init__(
+        self,
+        network: EncoderDecoder,
+        optimizer_config: OptimizerConfig,
+        vocabulary: NumberVocabulary,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        super().__init__(network, optimizer_config, vocabulary.n_objectives, tokenizer)
+        self.vocabulary = vocabulary
+        self.calibrates_in_fit = True
+        self.magnitudes: list[list[Pattern]] | None = None
+        self.temperatures: list[float] | None = None
+        self.offsets: Offsets | None = None
+
+    @abstractmethod
+    def encode_targets(self, batch: TextBatch) -> Tensor:
+        """Number tokens (B, L) of the batch's targets."""
+
+    # ---- sampling
+
+    def draw(self, batch: TextBatch, num_samples: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Samples (B, S, K) in float64 and their log-probabilities (B, S); a row's draws depend on index and seed."""
+        h: Any = self.hparams
+        ids, log_prob = decoding.sample(
+            self.model, self.vocabulary, batch.tokens, batch.padding_mask, num_samples,
+            temperature=h.temperature, seed=seed, rows=batch.index,
+        )  # fmt: skip
+        return torch.from_numpy(self.vocabulary.decode(ids.cpu())).to(ids.device), log_prob
+
+    def summarize(self, samples: Tensor, log_prob: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """`estimates.summary` of samples (B, S, K), with conformal quantiles if they are calibrated, and the "pit" of
+        targets (B, K) under the distribution that the quantiles describe."""
+        values = estimates.summary(samples, log_prob)
+        if self.hparams["calibration"] == "conformal" and self.offsets is not None:
+            samples = move_samples(samples, self.offsets)
+            values["quantiles"] = estimates.quantiles(samples, estimates.QUANTILES)
+            values["quantiles"][..., 2] = values["median"]
+        return values | {"pit": estimates.pit(samples, targets)}
+
+    def draw_for_rows(self, batch: TextBatch, num_samples: int) -> tuple[Tensor, Tensor]:
+        """`draw` with the seed of the run."""
+        return self.draw(batch, num_samples, derive(global_seed(), "predict"))
+
+    def set_magnitudes(self, numbers: Tensor) -> None:
+        """Restrict the distribution to the signs and exponents of the training targets' number tokens (N, L)."""
+        self.magnitudes = self.vocabulary.magnitudes_of(numbers)
+        self._update_vocabulary()
+
+    # ---- calibration
+
+    def on_validation_epoch_start(self) -> None:
+        """Calibrate the weights that this validation scores, so that their checkpoint has their calibration."""
+        if self.trainer.state.fn == "fit" and self.calibrates_in_fit and not self.trainer.sanity_checking:
+            self.calibrate(self._validation_batches())
+
+    def _validation_batches(self) -> Iterator[TextBatch]:
+        """The batches of the validation that begins. Iterating over a DataLoader must not change torch's generator."""
+        loader: Any = self.trainer.val_dataloaders
+        [limit] = self.trainer.num_val_batches
+        with torch.random.fork_rng(devices=[]):
+            for i, batch in enumerate(loader):
+                if i >= limit:
+                    return
+                self.check_batch(batch)
+                batch = self.on_before_batch_transfer(batch, 0)
+                yield self.trainer.strategy.batch_to_device(batch, self.device)
+
+    @torch.inference_mode()
+    def calibrate(self, batches: Iterable[TextBatch]) -> None:
+        """Fit what `calibration` names on batches of rows that the model was not trained on.
+
+        Args:
+            batches: on the model's device. With several processes each has its share of them. Without batches the
+                model is not calibrated.
+        """
+        self.temperatures = self.offsets = None
+        self._update_vocabulary()
+        batches = [] if self.hparams["calibration"] == "none" else list(batches)
+        if not batches:
+            return
+        n_tokens = self.vocabulary.tokenizer.num_tokens
+        with evaluating(self.model):
+            # Log-likelihoods at all temperatures; targets without a probability have none.
+            sums = GatheredOutputs(("log_probs",)).to(self.device)
+            for batch in batches:
+                numbers = self.encode_targets(batch)
+                logits = self.model(batch.tokens, numbers, batch.padding_mask)
+                log_probs = decoding.log_probs_by_temperature(logits, self.vocabulary, numbers, TEMPERATURES)
+                log_probs = log_probs.masked_fill(log_probs.isneginf(), 0.0)  # (B, G, L)
+                by_token = log_probs.unflatten(2, (-1, n_tokens)).sum((0, 2))  # (G, T)
+                sums.update(log_probs=by_token.unsqueeze(0))
+            self.temperatures = fit_temperatures(torch.from_numpy(sums.compute()["log_probs"].sum(0)))
+            self._update_vocabulary()
+            # Residuals of the targets from the quantiles of the calibrated distribution.
+            if self.hparams["calibration"] == "conformal":
+                rows = GatheredOutputs(("quantiles", "spread", "targets")).to(self.device)
+                step = max(1, sum(len(batch.index) for batch in batches) // MOST_ROWS)
+                for batch in batches[::step]:
+                    samples, _ = self.draw_for_rows(batch, self.hparams["num_samples"])
+                    by_level = estimates.quantiles(samples, LEVELS)
+                    rows.update(quantiles=by_level, spread=spread_of(samples), targets=batch.targets)
+                self.offsets = fit_offsets(*(rows.compute()[name] for name in rows.names))
+
+    def _update_vocabulary(self) -> None:
+        """Give the vocabulary what has been fitted, as far as the settings use it."""
+        self.vocabulary = NumberVocabulary(
+            self.vocabulary.tokenizer,
+            self.n_objectives,
+            None if self.hparams["unseen_exponents"] else self.magnitudes,
+            None if self.hparams["calibration"] == "none" else self.temperatures,
+        )
+
+    # ---- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        values, floor = self.offsets or (None, None)
+        fitted = {"magnitudes": self.magnitudes, "temperatures": self.temperatures, "offsets": values, "floor": floor}
+        checkpoint["calibration"] = fitted
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if "calibration" not in checkpoint:  # written by an earlier version
+            return
+        v = self.vocabulary
+        stored = check_stored(checkpoint["calibration"], v.tokenizer.num_tokens, self.n_objectives, v.size)
+        self.magnitudes, self.temperatures = stored["magnitudes"], stored["temperatures"]
+        self.offsets = None if stored["offsets"] is None else Offsets(stored["offsets"], stored["floor"])
+        self._update_vocabulary()
