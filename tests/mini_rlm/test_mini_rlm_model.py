@@ -161,6 +161,9 @@ def test_embeddings_that_do_not_fit_are_refused(tmp_path):
     torch.save(torch.zeros(20, 8), tmp_path / "narrow.pt")
     with pytest.raises(ValueError, match=r"one matrix \(20, 16\), .* holds \(20, 8\): set dim"):
         read_embeddings(tmp_path / "narrow.pt", (20, 16))
+    torch.save(torch.zeros(20, 16).index_fill(0, torch.tensor([3]), torch.nan), tmp_path / "nan.pt")
+    with pytest.raises(ValueError, match=r"nan\.pt: the tensor of shape \(20, 16\) is not finite"):
+        read_embeddings(tmp_path / "nan.pt", (20, 16))
     torch.save(nn.Embedding(20, 16), tmp_path / "pickle.pt")  # a whole object would have to run code
     with pytest.raises(ValueError, match=r"pickle\.pt cannot be read as embeddings"):
         read_embeddings(tmp_path / "pickle.pt", (20, 16))

@@ -19,8 +19,22 @@ def parse_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def parse_object(content: str | bytes) -> dict[str, Any]:
+    """The object of a JSON text, of characters or of bytes in UTF-8.
+
+    Raises:
+        ValueError: as `parse_json`; or it is not UTF-8, or another value than an object.
+    """
+    value = parse_json(content.decode() if isinstance(content, bytes) else content)
+    if not isinstance(value, dict):
+        raise ValueError(f"it is of type {type(value).__name__}")
+    return value
+
+
 def describe_json_error(error: ValueError, with_line: bool = True) -> str:
-    """The reason of an error of `parse_json`, with its place where that is known."""
+    """The reason of an error of `parse_json` or `parse_object`, with its place where that is known."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8 text"
     if not isinstance(error, json.JSONDecodeError):
         return str(error)
     return f"{error.msg} at {f'line {error.lineno} ' if with_line else ''}column {error.colno}"
