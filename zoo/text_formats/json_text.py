@@ -11,10 +11,11 @@ def parse_json(text: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is not JSON, it is nested too deeply, a key occurs twice, or an integer is too long.
+        ValueError: it is not JSON, it is nested too deeply, a key occurs twice, an integer is too long, or a
+            number other than 0 is too small for a float.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique_keys, parse_int=_parse_integer)
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_int=_parse_integer, parse_float=_parse_float)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -72,6 +73,13 @@ def _parse_integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         raise ValueError(f"an integer in it has {len(digits)} digits, more than {MAX_DIGITS}")
     return int(digits)
+
+
+def _parse_float(text: str) -> float:
+    number = float(text)
+    if number == 0 and text.lower().partition("e")[0].strip("-0."):
+        raise ValueError(f"the number {shorten(text)} in it is too small for a float, where it would be 0")
+    return number
 
 
 def shorten(value: Any, length: int = 40) -> str:

@@ -1,5 +1,7 @@
 """Metrics of regression over a whole split, exact for ragged batches and several ranks."""
 
+import math
+
 import numpy as np
 from scipy import stats
 from torch import Tensor
@@ -19,19 +21,31 @@ def scores(predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     """
     columns = []
     for p, t in zip(predictions.T, targets.T, strict=True):
+        scale = _scale(p, t)
+        p, t = p / scale, t / scale
         error = np.abs(p - t)
         has_correlation = len(t) > 1 and np.ptp(p) > 0 and np.ptp(t) > 0  # otherwise scipy warns in addition to the NaN
         columns.append(
             {
-                "mae": error.mean(),
-                "median_error": np.median(error),
-                "rmse": np.sqrt(np.square(error).mean()),
+                "mae": scale * float(error.mean()),
+                "median_error": scale * float(np.median(error)),
+                "rmse": scale * float(np.sqrt(np.square(error).mean())),
                 "r2": 1 - np.square(error).sum() / np.square(t - t.mean()).sum() if np.ptp(t) > 0 else np.nan,
                 "spearman": stats.spearmanr(p, t).statistic if has_correlation else np.nan,
                 "pearson": stats.pearsonr(p, t).statistic if has_correlation else np.nan,
             }
         )
     return {name: float(np.mean([column[name] for column in columns])) for name in columns[0]}
+
+
+def _scale(*arrays: np.ndarray) -> float:
+    """1; or a power of two near the largest number, where squares of the numbers would be beyond float64."""
+    largest = max(float(np.abs(array).max(initial=0)) for array in arrays)
+    return (
+        1.0
+        if not math.isfinite(largest) or 1e-100 < largest < 1e100 or not largest
+        else 2.0 ** (math.frexp(largest)[1] - 1)
+    )
 
 
 class GatheredOutputs(Metric):
