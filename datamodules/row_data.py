@@ -281,7 +281,7 @@ class RowViews:
         """Read and check the splits of a stage, and print how many rows were cut off for it or left out."""
         super().setup(stage)  # type: ignore[misc]
         if stage in ("validate", "test"):
-            self.reader.print_cut({"validate": "val"}.get(stage, stage))
+            self.reader.print_cut("val" if stage == "validate" else "test")
         self.reader.print_skipped()
 
     @property

@@ -124,6 +124,15 @@ def test_scale_inverse_restores_values(kind):
     assert scale.inverse(scale(x)).dtype == torch.float64
 
 
+@pytest.mark.parametrize("kind", ["asinh", "standard"])
+def test_scale_of_very_large_and_very_small_columns(kind):
+    values = np.random.default_rng(0).normal(7, 3, (400, 1))
+    units = np.array([2.0**1000, 1.0, 2.0**-1000])
+    exact, scale = Scale.fitted(values, kind), Scale.fitted(values * units, kind)
+    for name in ("centre", "spread"):
+        np.testing.assert_allclose(getattr(scale, name) / units, getattr(exact, name).expand(3), rtol=1e-13)
+
+
 def test_scale_fits_its_column():
     values = np.random.default_rng(0).normal(7, 3, (4000, 1))
     for kind, width in (("standard", 1.0), ("asinh", 0.36)):

@@ -1,14 +1,15 @@
 """Metrics of regression over a whole split, exact for ragged batches and several ranks."""
 
-import math
-
 import numpy as np
 from scipy import stats
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from zoo.training.number_range import unit_of
 
+
+@np.errstate(over="ignore", invalid="ignore")  # such a score is infinite or NaN
 def scores(predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     """Regression scores of predictions (N, K) for targets (N, K), each averaged over the K objectives.
 
@@ -21,7 +22,7 @@ def scores(predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     """
     columns = []
     for p, t in zip(predictions.T, targets.T, strict=True):
-        scale = _scale(p, t)
+        scale = unit_of(p, t)  # otherwise squares of very large or small numbers would be infinite or 0
         p, t = p / scale, t / scale
         error = np.abs(p - t)
         has_correlation = len(t) > 1 and np.ptp(p) > 0 and np.ptp(t) > 0  # otherwise scipy warns in addition to the NaN
@@ -36,16 +37,6 @@ def scores(predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
             }
         )
     return {name: float(np.mean([column[name] for column in columns])) for name in columns[0]}
-
-
-def _scale(*arrays: np.ndarray) -> float:
-    """1; or a power of two near the largest number, where squares of the numbers would be beyond float64."""
-    largest = max(float(np.abs(array).max(initial=0)) for array in arrays)
-    return (
-        1.0
-        if not math.isfinite(largest) or 1e-100 < largest < 1e100 or not largest
-        else 2.0 ** (math.frexp(largest)[1] - 1)
-    )
 
 
 class GatheredOutputs(Metric):
