@@ -62,7 +62,10 @@ class Augmentation:
 
     def _multiply(self, number: str, random: Random) -> str:
         """The number times exp(N(0, jitter^2)); one that is beyond the range of floats stays as it is."""
-        product = float(number) * math.exp(random.gauss(0, self._jitter))
+        try:
+            product = float(number) * math.exp(random.gauss(0, self._jitter))
+        except OverflowError:
+            return number
         return f"{product:.6g}" if math.isfinite(product) else number
 
     def _replace_words(self, text: str, random: Random) -> str:

@@ -9,18 +9,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from random import Random
+from typing import get_args
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo.datamodules.augment import Augmentation
-from zoo.datamodules.row_data import RowReader, RowSettings, RowViews, Tables, train_row_tokenizer
+from zoo.datamodules.row_data import RowReader, RowSettings, RowViews, Tables, check_text, train_row_tokenizer
 from zoo.datamodules.row_text import RowFormat, RowLayout, TextRows, is_missing, list_columns, numbers_in, parse_columns
 from zoo.datamodules.sources import tables
-from zoo.datamodules.sources.tables import BadRows, Cells, Table, read_table
+from zoo.datamodules.sources.tables import BadRows, Cells, Table, read_table, repeated_name
 from zoo.datamodules.teacher import Teacher
-from zoo.errors import UserError, check_counts
+from zoo.errors import UserError, check_choice, check_counts, check_number
 from zoo.tokenizers import Tokenizer
 from zoo.tokenizers.numerals import rounded
 from zoo.training.random_streams import derive, stream
@@ -52,8 +53,8 @@ class RegressionSettings(RowSettings):
         background: add a sentence before or after each copy, from this text file with one sentence per line; default:
             off.
         number_formats: rewrite numbers in copies: 1000 as 1,000, 1e3 or 1000.0.
-        jitter: multiply each number in copies by exp(N(0, jitter^2)); 0 turns it off.
-        target_jitter: multiply the targets of copies by exp(N(0, target_jitter^2)); 0 turns it off.
+        jitter: multiply each number in copies by exp(N(0, jitter^2)); 0 turns it off; at most 10.
+        target_jitter: multiply the targets of copies by exp(N(0, target_jitter^2)); 0 turns it off; at most 10.
         synthetic_rows: number of synthetic training rows, placed after all others: cells of the training rows mixed,
             labelled by trees that are fitted to the training rows; for tables of at most a few thousand rows, where
             20000 is a good number; 0 for none.
@@ -81,6 +82,16 @@ class RegressionSettings(RowSettings):
         if self.round_digits is not None and not 1 <= self.round_digits <= 17:
             raise UserError(f"--data.round_digits must be from 1 to 17, not {self.round_digits}")
         check_counts(0, **{"--data.synthetic_rows": self.synthetic_rows})
+        for name in ("text_column", "group_column", "target_columns", "columns", "column_names"):
+            if (value := getattr(self, name)) is not None:
+                check_text(f"--data.{name}", value, is_list=name.endswith(("columns", "names")))
+        if self.row_format is not None:
+            check_choice("--data.row_format", self.row_format, get_args(RowFormat))
+        for name in ("jitter", "target_jitter"):
+            check_number(f"--data.{name}", getattr(self, name), "from 0 to 10", lambda value: 0 <= value <= 10)
+        check_counts(0, **{"--data.augment_copies": self.augment_copies})
+        if (repeated := repeated_name(parse_columns(self.column_names))) is not None:
+            raise UserError(f"--data.column_names has {repeated!r} twice: give each column another name")
         # Options that contradict each other.
         if self.text_column and (self.columns or self.row_format not in (None, "text")):
             raise UserError(
@@ -90,7 +101,7 @@ class RegressionSettings(RowSettings):
             raise UserError("--data.features would be the numbers before --data.jitter changes them: drop one of them")
         # Copies need a change, and changes need copies.
         changes = (self.synonyms, self.background, self.number_formats, self.jitter, self.target_jitter)
-        if self.augment_copies < 0 or any(changes) != bool(self.augment_copies):
+        if any(changes) != bool(self.augment_copies):
             raise UserError(
                 f"--data.augment_copies is {self.augment_copies}: set it above 0 together with synonyms, background, "
                 "number_formats, jitter or target_jitter, or set none of them"
@@ -194,7 +205,7 @@ class RegressionRows:
     # ---- private
 
     def _read_file(self, file: Path, bad: BadRows) -> Table:
-        return read_table(file, parse_columns(self.settings.column_names) or None, bad)
+        return read_table(file, parse_columns(self.settings.column_names) or None, bad, self.settings.separator)
 
     def _choose_layout(self, given: Tables) -> RowLayout:
         """Roles of the columns; those that the settings leave open follow from the first split."""
@@ -292,7 +303,9 @@ class RegressionRows:
         """(N (1 + copies), K): the targets (N, K) of all rows, then those of the first copies, and so on."""
         # Multiply by exp(N(0, target_jitter^2)), which keeps signs.
         noise = torch.randn(copies, *targets.shape, generator=stream(seed, "target jitter"), dtype=torch.float64)
-        jittered = targets * np.exp(self.settings.target_jitter * noise.numpy())
+        with np.errstate(over="ignore"):
+            jittered = targets * np.exp(self.settings.target_jitter * noise.numpy())
+        jittered = np.where(np.isfinite(jittered), jittered, targets)  # beyond the range of floats: unchanged
         return np.concatenate([targets, jittered.reshape(-1, targets.shape[1])])
 
 

@@ -153,7 +153,7 @@ class Reviews(RowViews, TextData):
     def _read_file(self, file: Path, bad: BadRows) -> Table:
         if file.suffix.lower() == ".txt":
             return read_labelled(file, bad, self.settings.label_column, self.settings.text_column)
-        return read_table(file, None, bad)
+        return read_table(file, None, bad, self.settings.separator)
 
     def _choose_layout(self, tables: Tables) -> RowLayout:
         names = next(iter(tables.values()))[0].names

@@ -22,7 +22,8 @@ from zoo.datamodules.row_text import RowLayout, Rows, TextRows, is_missing, pars
 from zoo.datamodules.sources import tables
 from zoo.datamodules.sources.corpus import hub_tables, is_local, split_files, split_named
 from zoo.datamodules.sources.tables import BadRows, Table, hub_table
-from zoo.errors import UserError
+from zoo.errors import UserError, check_choice, check_counts, check_number
+from zoo.text_formats.json_text import shorten
 from zoo.tokenizers import Tokenizer, train_bpe, train_words
 from zoo.training.random_streams import stream
 
@@ -57,6 +58,8 @@ class RowSettings:
         num_workers: loader processes per rank; 0 loads in the training process.
         cache_dir: folder for hub data sets; default: the folder in $ZOO_CACHE, else ~/.cache/zoo.
         seed: seed of the order of training rows and of augmentation; default: the run's seed.
+        separator: of the columns of CSV and TSV files: "comma", "semicolon", "tab", "blank" or "bar" (|); default: that
+            of the suffix, unless only another one gives a table.
     """
 
     data: str
@@ -72,16 +75,25 @@ class RowSettings:
     num_workers: int = 0
     cache_dir: str | None = None
     seed: int | None = None
+    separator: Literal["comma", "semicolon", "tab", "blank", "bar"] | None = None
 
     def __post_init__(self) -> None:
+        self.data = os.fspath(self.data) if isinstance(self.data, os.PathLike) else self.data
+        check_text("--data.data", self.data)
+        check_counts(**{"--data.batch_size": self.batch_size})
+        for name, choices in (("bad_rows", ("stop", "skip")), ("long_rows", ("stop", "truncate", "skip"))):
+            check_choice(f"--data.{name}", getattr(self, name), choices)
+        if self.separator is not None:
+            check_choice("--data.separator", self.separator, tables.SEPARATORS)
+        for name in ("val_fraction", "test_fraction"):
+            check_number(f"--data.{name}", getattr(self, name), "a fraction", lambda value: True)
         # The cuts may take all training rows, but not more.
         val, test = self.val_fraction, self.test_fraction
         if not (val >= 0 and test >= 0 and val + test <= 1):
             raise UserError(
                 f"--data.val_fraction {val} and --data.test_fraction {test} must be fractions, together at most 1"
             )
-        if self.max_input_len < 1:
-            raise UserError(f"--data.max_input_len must be at least 1, not {self.max_input_len}")
+        check_counts(**{"--data.max_input_len": self.max_input_len})
 
 
 class RowReader:
@@ -172,6 +184,20 @@ class RowReader:
         """Number of rows left out so far because they cannot be used."""
         return len(self.bad_rows.reasons)
 
+    def print_cut(self, split: str) -> None:
+        """Print how many rows a validation or test split has that was cut at random from a larger data set."""
+        s = self.settings
+        if split not in ("val", "test") or split in self.tables or "val" in self.tables or self.is_generated:
+            return
+        n, total = len(self.rows(split).texts), sum(len(rows.texts) for rows in self._cut_rows.values())
+        if n < total:
+            other = "test" if split == "val" else "val"
+            rank_zero_only(print)(
+                f"zoo: the {split} split is {n} of the {total} rows of {s.data}, cut off at random: "
+                f"--data.{split}_fraction 1 --data.{other}_fraction 0 takes all",
+                file=sys.stderr,
+            )
+
     def print_skipped(self) -> None:
         """Print how many rows were left out, and why the first one was."""
         if self.skipped:
@@ -252,8 +278,10 @@ class RowViews:
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
-        """Read and check the splits of a stage, and print how many rows were left out."""
+        """Read and check the splits of a stage, and print how many rows were cut off for it or left out."""
         super().setup(stage)  # type: ignore[misc]
+        if stage in ("validate", "test"):
+            self.reader.print_cut("val" if stage == "validate" else "test")
         self.reader.print_skipped()
 
     @property
@@ -276,6 +304,13 @@ class RowViews:
     def train_lengths(self) -> torch.Tensor:
         """(N,) lengths of the training texts, by which batches are formed."""
         return torch.from_numpy(self.lengths("train"))
+
+
+def check_text(name: str, value: object, is_list: bool = False) -> None:
+    """Raises UserError where a setting is no text, nor, with `is_list`, a list of texts."""
+    texts = value if is_list and isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{name} must be a text{' or a list of texts' * is_list}, not {shorten(value)}")
 
 
 TRAINED_TOKENIZERS = ("bpe", "words")

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from zoo.datamodules.float64_targets import RoundedNumbers
 from zoo.datamodules.sources.labels import label_text
-from zoo.datamodules.sources.tables import BadRows, Cells, Table
+from zoo.datamodules.sources.tables import BadRows, Cells, Table, repeated_name
 from zoo.errors import UserError
 from zoo.text_formats.json_text import shorten
 from zoo.tokenizers.numerals import NUMBER
@@ -81,9 +82,12 @@ class RowLayout(NamedTuple):
             need_targets: False turns a missing or invalid target into NaN.
 
         Raises:
-            UserError: a table lacks a column, no row can be used, or a row is bad.
+            UserError: a table lacks a column, no row can be used, a row is bad, or a column has two roles.
         """
         texts, targets, places, groups = [], [], [], []
+        self._check_roles()
+        self._check_keys(tables)
+        rounded = [] if self.classes is not None else [RoundedNumbers(name) for name in self.targets]
         # Missing columns are an error of the options; problems of single rows are left to the policy for bad rows.
         for table in tables:
             self._check_columns(table, need_targets)
@@ -95,6 +99,8 @@ class RowLayout(NamedTuple):
                 except UserError as error:
                     bad.refuse(place, str(error))
                     continue
+                for column, number in zip(rounded, numbers, strict=False):
+                    column.add(place, cells.get(column.column), number)
                 texts.append(text)
                 targets.append(numbers or [math.nan])
                 places.append(place)
@@ -103,6 +109,8 @@ class RowLayout(NamedTuple):
         if not texts:
             others = f", nor do the {len(tables) - 1} files read with it" if len(tables) > 1 else ""
             raise UserError(f"{tables[0].name} has no row that can be used{others}{bad.first()}")
+        for column in rounded:
+            column.warn()
         return Rows(texts, np.array(targets, dtype=np.float64).reshape(-1, len(self.targets) or 1), places, groups)
 
     def _check_columns(self, table: Table, need_targets: bool) -> None:
@@ -117,18 +125,47 @@ class RowLayout(NamedTuple):
                 "the columns of the numbers to predict are unknown: "
                 f"set --data.target_columns to some of {list_columns(table.names)}"
             )
-        known = None if table.columns is None else set(table.columns)
+        if table.columns is None:
+            return
+        known = set(table.columns)
         for option, names in options.items():
             for name in names:
-                if known is not None and name not in known:
-                    # Suggest the column with the most similar name.
-                    assert table.columns is not None
-                    near = difflib.get_close_matches(name[:100], [other[:100] for other in table.columns[:1000]], n=1)
-                    hint = f" (did you mean {near[0]!r}?)" if near else ""
+                if name not in known:
                     raise UserError(
-                        f"{table.name} has no column {name!r}{hint}: set --data.{option} to columns that it has, "
-                        f"{list_columns(table.columns)}"
+                        f"{table.name} has no column {name!r}{_nearest(name, table.columns)}: set --data.{option} to "
+                        f"columns that it has, {list_columns(table.columns)}"
                     )
+
+    def _check_keys(self, tables: Sequence[Table]) -> None:
+        """Raises UserError where an input column is a key in no row of a file without a header: it is misspelt.
+
+        A key that only some rows have is an empty cell in the others. Files of one row are checked together.
+        """
+        if self.row_format == "text":  # a row without its text is a bad row
+            return
+        headless = [table for table in tables if table.columns is None]
+        single = [table for table in headless if len(table.rows) == 1]
+        for group in (single, *([table] for table in headless if len(table.rows) > 1)):
+            known = dict.fromkeys(name for table in group for name in table.names)
+            for name in self.columns if known else []:
+                if name not in known:
+                    raise UserError(
+                        f"{group[0].name} has {name!r} in no row{_nearest(name, known)}: set --data.columns to keys "
+                        f'that it has, {list_columns(known)}, or add "{name}": null to a row if the value is unknown'
+                    )
+
+    def _check_roles(self) -> None:
+        """Raises UserError where a column is named twice, or is both an input and a target."""
+        inputs = "text_column" if self.row_format == "text" else "columns"
+        targets = "target_columns" if self.classes is None else "label_column"
+        for option, names in ((inputs, self.columns), (targets, self.targets)):
+            if (repeated := repeated_name(names)) is not None:
+                raise UserError(f"--data.{option} names {repeated!r} twice: name each column once")
+        if both := [name for name in self.targets if name in self.columns]:
+            raise UserError(
+                f"{both[0]!r} is a target and would be an input as well: drop it from --data.{inputs} or from "
+                f"--data.{targets}"
+            )
 
     def target(self, cells: Cells, name: str, needed: bool = True) -> float:
         """The number in column `name`, or the number of its class; NaN for an invalid cell that is not needed.
@@ -164,6 +201,8 @@ class RowLayout(NamedTuple):
         # float() also accepts "inf" and "nan".
         if not math.isfinite(value):
             raise UserError(f"its target {name!r} is {value}, not a finite number")
+        if value == 0 and isinstance(cell, str) and re.search("[1-9]", cell.lower().partition("e")[0]):
+            raise UserError(f"its target {name!r} is {shorten(cell.strip())}, too small for float64: it would be 0")
         return value
 
     def text(self, cells: Cells) -> str:
@@ -205,6 +244,12 @@ def parse_columns(names: str | list[str] | None, known: Collection[str] = ()) ->
         names = [names] if names in known else [name.strip() for name in names.split(",") if name.strip()]
     stripped = {name.strip(): name for name in known}
     return [name if name in known else stripped.get(name.strip(), name) for name in names]
+
+
+def _nearest(name: str, names: Collection[str]) -> str:
+    """A question for the column with the most similar name; "" without one."""
+    near = difflib.get_close_matches(name[:100], [other[:100] for other in islice(names, 1000)], n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def list_columns(names: Collection[str], most: int = 20) -> str:

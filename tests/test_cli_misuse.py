@@ -16,6 +16,12 @@ from zoo.tokenizers import train_bpe
         (["fit", "--config=tiny/lama"], 2, "there is no config tiny/lama; did you mean tiny/llama?"),
         (["fit", "-c", "tiny/lama.yaml"], 2, "there is no config tiny/lama.yaml; did you mean tiny/llama?"),
         (["fit", "--config=xyz"], 2, "there is no config xyz; `zoo list` shows the names"),
+        (["fit", "--model=", "--data=TextLM"], 1, "--model is empty: give the name of a class"),
+        (["fit", "--config={itself}"], 1, "itself.yaml, a config with settings of all groups: give it as --config"),
+        (["fit", "--config", TINY, "--seed_everything=-5"], 1, "seed_everything must be from 0 to 4294967295, not -5"),
+        (["fit", "--config={seed}"], 1, "--seed_everything must be from 0 to 4294967295, not 4294967296"),
+        (["validate", "--ckpt_path={loop}"], 1, "loop.ckpt is a symbolic link to nothing"),
+        (["validate", "--ckpt_path={folder}"], 1, "is the folder of a run: give --ckpt_path {folder}/best.ckpt"),
         (["fit", "--model=LlamaLM"], 2, "no data is named: add --config NAME"),
         (["fit", "--data=TextLM"], 2, "no model is named: add --config NAME"),
         (["fit", "--config", TINY, "--trainer.max_step=3"], 2, "did you mean --trainer.max_steps?"),
@@ -81,6 +87,9 @@ def test_bad_input_gets_one_sentence(argv, code, sentence, run, tmp_path, capsys
     (tmp_path / "nulls.yaml").write_text("early_stopping: {mode: null}")
     (tmp_path / "sizes.yaml").write_text("model: {init_args: {vocab_size: 100}}")
     (tmp_path / "callback.yaml").write_text("trainer: {callbacks: [{class_path: zoo.callbacks.EarlyStopping}]}")
+    (tmp_path / "itself.yaml").write_text(f"model: {tmp_path / 'itself.yaml'}")
+    (tmp_path / "seed.yaml").write_text(TINY.read_text().replace("seed_everything: 0", "seed_everything: 4294967296"))
+    (tmp_path / "loop.ckpt").symlink_to(tmp_path / "loop.ckpt")
     (tmp_path / "alone.ckpt").write_bytes((run / "last.ckpt").read_bytes())
     (tmp_path / "short.txt").write_text("a line\n" * 12)
     (tmp_path / "broken.ckpt").write_bytes((run / "best.ckpt").read_bytes()[:5000])
@@ -92,8 +101,10 @@ def test_bad_input_gets_one_sentence(argv, code, sentence, run, tmp_path, capsys
         "tmp": tmp_path / "out", "empty": tmp_path / "empty.txt", "short": tmp_path / "short.txt",
         "broken": tmp_path / "broken.ckpt", "run": run / "best.ckpt", "tokenizer": folder,
         "foreign": tmp_path / "llama2c.bin", "notes": tmp_path / "notes.yaml", "nulls": tmp_path / "nulls.yaml",
-        "sizes": tmp_path / "sizes.yaml", "callback": tmp_path / "callback.yaml", "alone": tmp_path / "alone.ckpt",
+        "itself": tmp_path / "itself.yaml", "seed": tmp_path / "seed.yaml", "loop": tmp_path / "loop.ckpt",
+        "folder": run, "sizes": tmp_path / "sizes.yaml", "callback": tmp_path / "callback.yaml",
+        "alone": tmp_path / "alone.ckpt",
     }  # fmt: skip
     said = complaint(capsys, code, *(str(a).format(**places) for a in argv))
-    assert sentence in said
+    assert sentence.replace("{folder}", str(run)) in said
     assert not list((tmp_path / "out").glob("*.ckpt"))

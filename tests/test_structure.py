@@ -13,7 +13,8 @@ from zoo.registry import MODELS
 
 PACKAGE = ROOT / "zoo"
 LONGEST_FILE = 400  # lines
-STUDIES = ("zoo.icr.sweep", "zoo.icr.analysis")  # commands over many runs: they may use data and callbacks
+# Commands on trained models: they may use data and callbacks.
+STUDIES = ("zoo.icr.sweep", "zoo.icr.analysis", "zoo.regress_lm.probe")
 
 
 def source_files():

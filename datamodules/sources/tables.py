@@ -25,8 +25,11 @@ Cells = dict[str, Any]
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 _SEPARATOR_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", " ": "blanks"}
+SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "blank": " ", "bar": "|"}  # by their names in options
 _SAMPLED_ROWS = 20  # rows that must agree on another separator than the usual one
 _MAX_YAML = 1 << 28  # bytes of a YAML file, whose parser needs a hundred times as much memory
+_MIN_EXPANDED, _MAX_EXPANSION = 1 << 30, 200  # bytes that any Parquet file may need, and times its own size
+_BYTES_PER_CELL = 64  # of a Python object
 _MAX_FIELD = 2**31 - 1  # characters in one field; the csv module's own limit is 131,072
 _JSON = {".json", ".jsonl", ".ndjson"}
 YAML = {".yaml", ".yml"}
@@ -34,16 +37,22 @@ SUFFIXES = _SEPARATORS.keys() | _JSON | YAML | {".parquet"}
 
 
 class BadRows:
-    """Policy for rows that cannot be used: "stop" raises UserError, "skip" leaves them out and counts them."""
+    """Policy for rows that cannot be used.
 
-    def __init__(self, action: str) -> None:
+    Args:
+        action: "stop" raises UserError, "skip" leaves them out and counts them.
+        has_option: whether the user can choose the action.
+    """
+
+    def __init__(self, action: str, has_option: bool = True) -> None:
         self._stops = action == "stop"
+        self._remedy = "fix it, or set --data.bad_rows skip to leave such rows out" if has_option else "fix it"
         self.reasons: dict[str, str] = {}  # place of a row left out -> reason
 
     def refuse(self, place: str, reason: str) -> None:
         """Raise UserError for the row at `place`, or leave it out."""
         if self._stops:
-            raise UserError(f"{place}: {reason}; fix it, or set --data.bad_rows skip to leave such rows out")
+            raise UserError(f"{place}: {reason}; {self._remedy}")
         self.leave_out(place, reason)
 
     def leave_out(self, place: str, reason: str) -> None:
@@ -70,7 +79,7 @@ class Table(NamedTuple):
         return list(dict.fromkeys(name for _, cells in self.rows for name in cells))
 
 
-def read_table(file: Path, column_names: list[str] | None, bad: BadRows) -> Table:
+def read_table(file: Path, column_names: list[str] | None, bad: BadRows, separator: str | None = None) -> Table:
     """The table in `file`; the suffix of its name gives the format.
 
     A `.txt` file is a TSV in which quotes have no special meaning.
@@ -79,6 +88,7 @@ def read_table(file: Path, column_names: list[str] | None, bad: BadRows) -> Tabl
         file: the file to read.
         column_names: names of the columns of a CSV or TSV without a header; None where the first row is the header.
         bad: what to do with rows that cannot be parsed.
+        separator: of the columns of a CSV or TSV, one of SEPARATORS; None where it is detected.
 
     Raises:
         UserError: the file is empty, has another suffix, or has a bad row.
@@ -91,7 +101,7 @@ def read_table(file: Path, column_names: list[str] | None, bad: BadRows) -> Tabl
     if suffix == ".parquet":
         return _read_parquet(file)
     if suffix in _SEPARATORS:
-        return _read_separated(file, column_names, bad)
+        return _read_separated(file, column_names, bad, SEPARATORS[separator] if separator else None)
     rows = _read_json(file, bad) if suffix in _JSON else _read_yaml(file, bad)
     return Table(str(file), None, list(rows))
 
@@ -158,17 +168,17 @@ def _detect_separator(file: Path, names: list[str] | None) -> str:
         # All rows must agree, and with the given names if they are separated by another sign than the usual one.
         if len(sizes) == 1 and min(sizes) > 1 and (separator == usual or names is None or sizes == {len(names)}):
             if separator != usual:
-                message = f"zoo: {file}: its columns are separated by {_SEPARATOR_NAMES[separator]}"
+                message = f"zoo: {file}: its columns are separated by {_SEPARATOR_NAMES[separator]} (--data.separator)"
                 rank_zero_only(print)(message, file=sys.stderr)
             return separator
     return usual
 
 
-def _read_separated(file: Path, names: list[str] | None, bad: BadRows) -> Table:
+def _read_separated(file: Path, names: list[str] | None, bad: BadRows, separator: str | None) -> Table:
     rows: list[tuple[str, Cells]] = []
     usual_limit = csv.field_size_limit(_MAX_FIELD)  # a setting of the csv module as a whole, restored below
     try:
-        options = _csv_options(file, _detect_separator(file, names))
+        options = _csv_options(file, separator or _detect_separator(file, names))
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as content:
             reader = csv.reader(content, strict=True, **options)
             while True:
@@ -213,11 +223,14 @@ def _header(fields: list[str]) -> list[str]:
 
 def _check_unique(names: list[str]) -> None:
     """Raises UserError where two columns have the same name."""
+    if (name := repeated_name(names)) is not None:
+        raise UserError(f"two columns are called {shorten(name)}")
+
+
+def repeated_name(names: Iterable[str]) -> str | None:
+    """The first name that occurs a second time; None where all differ."""
     seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise UserError(f"two columns are called {shorten(name)}")
-        seen.add(name)
+    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
 
 
 # ---- JSON, YAML and Parquet
@@ -286,16 +299,30 @@ def _text_of(cell: Any) -> str:
 def _read_parquet(file: Path) -> Table:
     import pyarrow.parquet
 
+    # A compressed file may hold any number of cells: they are counted in small batches, before they become objects.
+    limit = max(_MIN_EXPANDED, _MAX_EXPANSION * file.stat().st_size)
+    n_bytes, cells = 0, []
     try:
-        table = pyarrow.parquet.read_table(file)
-        cells = table.to_pylist()
+        with pyarrow.parquet.ParquetFile(file) as content:
+            names = content.schema_arrow.names
+            n_bytes = _BYTES_PER_CELL * content.metadata.num_rows * len(names)
+            for batch in content.iter_batches(1024) if n_bytes <= limit else ():
+                n_bytes += batch.nbytes
+                if n_bytes > limit:
+                    break
+                cells += batch.to_pylist()
     except Exception as error:  # pyarrow raises several kinds of exceptions for a damaged file
         raise UserError(f"{file} cannot be read as Parquet ({first_line(error)})") from error
+    if n_bytes > limit:
+        raise UserError(
+            f"{file} needs more than {limit >> 20} MiB of memory, although it has {file.stat().st_size} bytes: write "
+            "it as CSV, or split it into several files"
+        )
     try:
-        _check_unique(table.column_names)
+        _check_unique(names)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    return Table(str(file), table.column_names, [(f"{file}, row {i}", row) for i, row in enumerate(cells, start=1)])
+    return Table(str(file), names, [(f"{file}, row {i}", row) for i, row in enumerate(cells, start=1)])
 
 
 def _not_text(*texts: str) -> str | None:

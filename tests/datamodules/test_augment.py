@@ -110,3 +110,8 @@ def test_unusable_file_gives_a_one_sentence_error(name: str, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=reason) as error:
         Augmentation(**options, number_formats=False)
     assert "\n" not in str(error.value)
+
+
+def test_jitter_beyond_floats_leaves_the_number():
+    change, random = Augmentation(None, None, False, jitter=1e5), Random(0)
+    assert {change("1.5", random) for _ in range(20)} == {"1.5", "0"}

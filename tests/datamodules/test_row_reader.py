@@ -3,6 +3,7 @@
 import csv
 import json
 import pickle
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -229,8 +230,21 @@ def test_separators_are_detected_and_printed(separator, name, tmp_path, capsys):
     assert table.columns == ["a", "y"]
     assert [cells for _, cells in table.rows] == [{"a": "0.5", "y": "1"}, {"a": "1.5", "y": "2"}]
     printed = capsys.readouterr().err
-    assert printed == (f"zoo: {file}: its columns are separated by {name}\n" if name else "")
+    assert printed == (f"zoo: {file}: its columns are separated by {name} (--data.separator)\n" if name else "")
     assert read_table(file, ["c", "d"], BadRows("stop")).rows[0][1] == {"c": "a", "d": "y"}
+
+
+def test_separator_that_is_given(tmp_path, capsys):
+    file = tmp_path / "rows.csv"
+    file.write_text("a,x;y\n1,5;1.5\n2,5;2.5\n")  # both signs give a table
+    semicolon = TextRegression(str(file), target_columns="y", separator="semicolon")
+    assert (semicolon.texts("predict"), semicolon.targets("predict").tolist()) == (["1,5", "2,5"], [[1.5], [2.5]])
+    comma = TextRegression(str(file), target_columns="a")
+    assert (comma.texts("predict"), comma.targets("predict").tolist()) == (["5;1.5", "5;2.5"], [[1.0], [2.0]])
+    assert not capsys.readouterr().err
+    file.write_text("text|label\na, b|x\nc|y\n")
+    reviews = Reviews(str(file), separator="bar", val_fraction=0, test_fraction=0)
+    assert (reviews.texts("train"), reviews.label_names) == (["a, b", "c"], ["x", "y"])
 
 
 def test_separator_of_a_header_with_commas_in_names(tmp_path, capsys):
@@ -294,3 +308,73 @@ def test_reviews_with_unusual_column_names(tmp_path):
     assert data.label_names == ["0", "1"]
     assert data.texts("predict")[:2] == ["t0", "t1"]
     assert data.targets("predict")[:2, 0].tolist() == [0, 1]
+
+
+def test_a_misspelt_key_is_refused_and_an_absent_value_is_not(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    options = {"target_columns": "y", "columns": ["size", "color"]}
+    file.write_text('{"Size": 1, "color": "red"}\n{"Size": 2, "color": "blue"}\n')
+    with pytest.raises(
+        UserError, match=r"rows\.jsonl has 'size' in no row \(did you mean 'Size'\?\): set --data.columns"
+    ):
+        TextRegression(str(file), **options).texts("predict")
+    file.write_text('{"size": null, "color": "red"}\n{"color": "blue"}\n')
+    assert TextRegression(str(file), **options).texts("predict") == ["color: red", "color: blue"]
+    (tmp_path / "folder").mkdir()  # files of one row each
+    for i, row in enumerate(({"size": 1}, {"color": "red"})):
+        (tmp_path / "folder" / f"{i}.yaml").write_text(json.dumps(row))
+    assert TextRegression(str(tmp_path / "folder"), **options).texts("predict") == ["size: 1", "color: red"]
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "sentence"),
+    [
+        (TextRegression, {"target_columns": "y", "columns": "text,y"}, "'y' is a target and would be an input as well"),
+        (
+            TextRegression,
+            {"target_columns": "y", "text_column": "y"},
+            "drop it from --data.text_column or from --data.t",
+        ),
+        (TextRegression, {"target_columns": "y", "columns": "text,text"}, "--data.columns names 'text' twice"),
+        (TextRegression, {"target_columns": ["y", "y"]}, "--data.target_columns names 'y' twice"),
+        (TextRegression, {"target_columns": "y", "column_names": "a,y,y"}, "--data.column_names has 'y' twice"),
+        (Reviews, {"text_column": "y", "label_column": "y"}, "from --data.label_column"),
+    ],
+)
+def test_a_column_has_one_role(cls, options, sentence, tmp_path):
+    file = write_csv(tmp_path / "a.csv", [(f"text {i}", i % 2, i) for i in range(9)])
+    with pytest.raises(UserError, match=sentence):
+        cls(file, **options).texts("predict")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_targets_that_float64_does_not_tell_apart(suffix, tmp_path):
+    def targets(*numbers):
+        file = tmp_path / f"rows{suffix}"
+        rows = [f'{{"x": "a", "y": {number}}}' for number in numbers]
+        file.write_text("\n".join(rows) if suffix == ".jsonl" else "\n".join(["x,y", *(f"a,{n}" for n in numbers)]))
+        return TextRegression(str(file), target_columns="y", val_fraction=0, test_fraction=0).targets("train")
+
+    with pytest.raises(UserError, match=r"1e-400.* too small for"):
+        targets("0", "1e-400")
+    with pytest.warns(
+        UserWarning, match=r"line .: its 'y', 1700000000000000003, is 1.7e\+18 .* 63 distinct numbers .* become 2;"
+    ):
+        targets(*(1700000000000000000 + 3 * i for i in range(64)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        numbers = ("0.10000000000000000", "-0.1", "1700000000000000000", "0e-400", "0.123456789012345678")
+        assert targets(*numbers)[:, 0].tolist() == [0.1, -0.1, 1.7e18, 0, 0.12345678901234568]
+
+
+@pytest.mark.parametrize(("stage", "split", "n"), [("validate", "val", 4), ("test", "test", 4)])
+def test_scored_share_of_one_file_is_printed(stage, split, n, tmp_path, capsys):
+    file = write_csv(tmp_path / "a.csv", [(f"text {i}", i, i) for i in range(40)])
+    options = {"target_columns": "y", "columns": "text"}
+    TextRegression(file, **options).setup(stage)
+    assert capsys.readouterr().err.startswith(
+        f"zoo: the {split} split is {n} of the 40 rows of {file}, cut off at random"
+    )
+    TextRegression(file, **options, **{"val_fraction": 0, "test_fraction": 0, f"{split}_fraction": 1}).setup(stage)
+    TextRegression(file, **options).setup("fit")
+    assert not capsys.readouterr().err

@@ -8,6 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from zoo.datamodules.row_text import RowLayout, numbers_in
+from zoo.datamodules.sources import tables
 from zoo.datamodules.sources.tables import BadRows, read_table
 from zoo.errors import UserError
 from zoo.tokenizers.numerals import rounded
@@ -29,6 +30,18 @@ def write(file, rows=ROWS) -> None:
         file.write_text(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=1))
     else:
         file.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n\n" for row in rows))
+
+
+def test_parquet_that_expands_beyond_its_size_is_refused(tmp_path, monkeypatch):
+    file = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a" * 1000] * 5000, "y": [1.0] * 5000}), file)
+    assert len(read_table(file, None, BadRows("stop")).rows) == 5000
+    monkeypatch.setattr(tables, "_MIN_EXPANDED", 1 << 20)  # objects need less, texts more
+    with pytest.raises(UserError, match=r"a\.parquet needs more than \d MiB of memory, although it has \d+ bytes"):
+        read_table(file, None, BadRows("stop"))
+    monkeypatch.setattr(tables, "_BYTES_PER_CELL", 1000)  # refused by the number of rows alone
+    with pytest.raises(UserError, match=r"a\.parquet needs more than"):
+        read_table(file, None, BadRows("stop"))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json", ".yaml", ".parquet"])

@@ -84,6 +84,12 @@ def test_a_prompt_that_does_not_fit_is_refused(model, change, sentence):
         predict_from_prompt(model, *change(*prompt()))
 
 
+def test_predictions_that_are_not_finite_are_warned_of(model):
+    x, y, queries = prompt()
+    with pytest.warns(UserWarning, match="5 of 5 predictions are not finite: the numbers are too large"):
+        assert predict_from_prompt(model, x * 1e30, y, queries).isnan().all()
+
+
 def test_arrays_lists_and_other_dtypes_give_the_same_predictions(model):
     x, y, queries = (part.round() for part in prompt())
     expected, ridge_expected = predict_from_prompt(model, x, y, queries), ridge_from_prompt(model, x, y, queries)

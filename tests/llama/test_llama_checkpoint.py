@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.fuzzing.mutations import damage, flip, mutate, plain_values, values
 from tests.fuzzing.readers import address_space, outcome
+from zoo.errors import UserError
 from zoo.llama import Llama, LlamaConfig, load_checkpoint, save_checkpoint
 from zoo.llama.checkpoints.names import split_projections
 
@@ -233,6 +234,22 @@ def test_damaged_files_get_a_one_sentence_message(tmp_path, kind, sentence):
     with pytest.raises(ValueError, match=sentence) as caught:
         load_checkpoint(damaged_checkpoint(kind, tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("kind", ["bin", "pt", "ckpt", "hf"])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, kind, number):
+    model, path = build(), tmp_path / kind
+    model.layers[1].feed_forward.w2.weight.data[3, 5] = number
+    if kind in ("bin", "hf"):
+        save_checkpoint(model, path, format={"bin": "llama2c"}.get(kind, kind))
+    elif kind == "pt":
+        torch.save(llama2c_pt(model), path)
+    else:
+        state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        torch.save({"state_dict": state, "hyper_parameters": TINY}, path)
+    with pytest.raises(UserError, match=rf"{kind}: the tensor layers\.1\.feed_forward\.w2\.weight is not finite"):
+        load_checkpoint(path)
 
 
 def test_missing_file_is_named(tmp_path):

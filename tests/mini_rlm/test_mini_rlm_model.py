@@ -124,6 +124,15 @@ def test_scale_inverse_restores_values(kind):
     assert scale.inverse(scale(x)).dtype == torch.float64
 
 
+@pytest.mark.parametrize("kind", ["asinh", "standard"])
+def test_scale_of_very_large_and_very_small_columns(kind):
+    values = np.random.default_rng(0).normal(7, 3, (400, 1))
+    units = np.array([2.0**1000, 1.0, 2.0**-1000])
+    exact, scale = Scale.fitted(values, kind), Scale.fitted(values * units, kind)
+    for name in ("centre", "spread"):
+        np.testing.assert_allclose(getattr(scale, name).numpy() / units, getattr(exact, name).expand(3), rtol=1e-13)
+
+
 def test_scale_fits_its_column():
     values = np.random.default_rng(0).normal(7, 3, (4000, 1))
     for kind, width in (("standard", 1.0), ("asinh", 0.36)):
@@ -161,6 +170,9 @@ def test_embeddings_that_do_not_fit_are_refused(tmp_path):
     torch.save(torch.zeros(20, 8), tmp_path / "narrow.pt")
     with pytest.raises(ValueError, match=r"one matrix \(20, 16\), .* holds \(20, 8\): set dim"):
         read_embeddings(tmp_path / "narrow.pt", (20, 16))
+    torch.save(torch.zeros(20, 16).index_fill(0, torch.tensor([3]), torch.nan), tmp_path / "nan.pt")
+    with pytest.raises(ValueError, match=r"nan\.pt: the tensor of shape \(20, 16\) is not finite"):
+        read_embeddings(tmp_path / "nan.pt", (20, 16))
     torch.save(nn.Embedding(20, 16), tmp_path / "pickle.pt")  # a whole object would have to run code
     with pytest.raises(ValueError, match=r"pickle\.pt cannot be read as embeddings"):
         read_embeddings(tmp_path / "pickle.pt", (20, 16))

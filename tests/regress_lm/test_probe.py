@@ -1,11 +1,14 @@
 """The shortcut probe: it distinguishes a model that reads the text from one that does not."""
 
 import csv
+import os
 
 import numpy as np
 import pytest
+import torch
 
 from zoo.__main__ import main as zoo
+from zoo.errors import UserError
 from zoo.regress_lm import Example, RegressLM
 from zoo.regress_lm.probe import COLUMNS, changes, probe, read_pairs, write_pairs
 
@@ -82,5 +85,34 @@ def test_bad_pairs_are_refused_by_number(tmp_path):
     with pytest.raises(ValueError, match="has no column 'change'"):
         read_pairs(path)
     path.write_text(",".join(COLUMNS) + "\na,1,number,b,high\n")
-    with pytest.raises(ValueError, match="pair 1: its changed_target is 'high', not a number"):
+    header = ",".join(COLUMNS) + "\n"
+    for content, sentence in (
+        ("a,1,number,b,high\n", "line 2: its target 'changed_target' is 'high', not a number; fix it$"),
+        ("a,1_8,number,b,2\n", "line 2: its target 'target' is '1_8', not a number"),
+        ("a,inf,number,b,2\n", "line 2: its target 'target' is inf, not a finite number"),
+        ("a,1,number,b,2\na,1,number,b\n", "line 3: it has 4 fields, not the 5 of the columns"),
+        ('a,1,number,"b,2\n', "line 2: a quote in this row is never closed"),
+        ("a,1,number,\xe9,2\n", "line 2: byte 0xe9 in it is not UTF-8"),
+    ):
+        path.write_text(header + content, encoding="latin-1")
+        with pytest.raises(UserError, match=sentence):
+            read_pairs(path)
+    path.write_text("text," + header + "a,a,1,number,b,2\n")
+    with pytest.raises(UserError, match="two columns are called 'text'"):
         read_pairs(path)
+    path.write_text(
+        f"\ufeff{header}a,1,number,{'b ' * 100_000},-2.5\n", encoding="utf-8"
+    )  # long, with a byte-order mark
+    [pair] = read_pairs(path)
+    assert (pair["text"], pair["target"], pair["changed_target"]) == ("a", 1.0, -2.5)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="is a pipe"):
+        read_pairs(path)
+
+
+def test_a_checkpoint_of_other_data_has_no_pairs(tmp_path):
+    torch.save({"state_dict": {}, "TextLM": {}, "datamodule_hyper_parameters": {}}, tmp_path / "llama.ckpt")
+    with pytest.raises(UserError, match=r"llama\.ckpt stores no data settings of texts with numbers"):
+        write_pairs(str(tmp_path / "llama.ckpt"), tmp_path / "pairs.csv")
+    assert not (tmp_path / "pairs.csv").exists()

@@ -1,6 +1,7 @@
 """The Python API of RegressLM with arguments of other types, empty inputs and numbers out of range."""
 
 import numpy as np
+import pandas
 import pytest
 import torch
 
@@ -39,6 +40,8 @@ def test_generators_texts_and_numpy_scalars_are_accepted(model):
     settings = {"max_epochs": 2, "progress": False}
     losses = trained.fine_tune((e for e in EXAMPLES), (e for e in EXAMPLES), **settings)
     assert losses == again.fine_tune(EXAMPLES, EXAMPLES, **settings)
+    series = model.sample(pandas.Series(["one", "two"]), 3, seed=1)
+    np.testing.assert_array_equal(series, expected)
     # Tensors and arrays are numbers like others.
     arrays = [Example("one", torch.tensor([1.0])), Example("two", np.array(2))]
     torch.testing.assert_close(model.log_prob(arrays), model.log_prob(EXAMPLES))
@@ -50,6 +53,10 @@ def test_generators_texts_and_numpy_scalars_are_accepted(model):
         (lambda m: m.sample("one", 3), "inputs must be a list of ExampleInput, not a str"),
         (lambda m: m.sample(INPUTS[0], 3), "inputs must be a list of ExampleInput, not a ExampleInput"),
         (lambda m: m.sample([1], 3), r"inputs\[0\] must be an ExampleInput, not a int"),
+        (lambda m: m.sample(pandas.DataFrame({"x": ["one"]}), 3), "not a DataFrame: give a column of texts"),
+        (lambda m: m.fine_tune(pandas.DataFrame({"x": ["one"]})), "not a DataFrame: give pairs of its columns"),
+        (lambda m: m.sample({"one", "two"}, 3), "inputs must be a list of ExampleInput, not a set"),
+        (lambda m: RegressLM.load(3), "3 is no path"),
         (lambda m: m.sample(None, 3), "inputs must be a list of ExampleInput, not a NoneType"),
         (lambda m: m.sample([""], 3), "example 0 has no text"),
         (lambda m: m.sample(INPUTS, 0), "num_samples must be at least 1, not 0"),

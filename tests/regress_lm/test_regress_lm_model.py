@@ -78,6 +78,7 @@ def test_weights_of_another_model_are_refused_in_one_sentence(tmp_path):
     (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04")
     for source, word in (
         (lacking, "encoder.norm.weight"),
+        (state | {f"{PREFIX}generator.weight": torch.tensor([[torch.nan]])}, r"generator\.weight is not finite"),
         ({"lm_head.weight": torch.zeros(2, 2)}, "not the weights of a RegressLM"),
         (tmp_path / "code.pt", "pickled Python objects"),
         (tmp_path / "cut.pt", "damaged"),

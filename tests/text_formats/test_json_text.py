@@ -17,11 +17,12 @@ from zoo.text_formats.json_text import dump_json, parse_json
         ("[" * 100_000, "nested too deeply"),
         ('{"a": ' * 100_000, "nested too deeply"),
         ('{"a": 1, "b": {"c": 1, "c": 2}}', "its key 'c' occurs twice"),
+        ('{"a": -12.5E-400}', r"the number '-12\.5E-400' in it is too small for a float"),
         ("[" + "9" * 1001 + "]", "an integer in it has 1001 digits, more than 1000"),
         ('{"a": 1', "Expecting ',' delimiter"),
         ("", "Expecting value"),
     ],
-    ids=range(6),
+    ids=range(7),
 )
 def test_what_is_refused(text, reason):
     with pytest.raises(ValueError, match=reason):
@@ -29,7 +30,9 @@ def test_what_is_refused(text, reason):
 
 
 def test_large_numbers_do_not_hang():
-    assert parse_json("[1e999999999999999, 1e-999999999999999]") == [float("inf"), 0]
+    assert parse_json("[1e999999999999999, 0e-999999999999999]") == [float("inf"), 0]
+    with pytest.raises(ValueError, match="too small for a float"):
+        parse_json("[1e-999999999999999]")
 
 
 def test_numbers_that_are_not_finite_become_null():

@@ -2,8 +2,11 @@
 
 import string
 
+import numpy as np
 import pytest
+import torch
 
+from zoo.errors import UserError
 from zoo.tokenizers import from_state, load_tokenizer, stream_decode
 
 
@@ -39,3 +42,16 @@ def test_state_restores_the_tokenizer(characters):
     again = from_state(characters.state())
     assert type(again) is type(characters)
     assert again.fingerprint == characters.fingerprint != load_tokenizer("bytes").fingerprint
+
+
+@pytest.mark.parametrize("name", ["characters", "bytes"])
+def test_arguments_of_other_types_are_refused(name):
+    tokenizer = load_tokenizer(name)
+    for text in (3, None, b"a", ["a"]):
+        with pytest.raises(UserError, match=f"a tokenizer encodes texts, not a {type(text).__name__}"):
+            tokenizer.encode(text)
+    for ids in ([1.5], 3, None, [[60]], "60", torch.tensor([60.0])):
+        with pytest.raises(UserError, match="a tokenizer decodes a list of whole numbers, not "):
+            tokenizer.decode(ids)
+    ids = tokenizer.encode("ab", bos=False)
+    assert tokenizer.decode(torch.tensor(ids)) == tokenizer.decode(np.array(ids)) == tokenizer.decode(iter(ids)) == "ab"

@@ -5,6 +5,7 @@ import copy
 import json
 import os
 import re
+import struct
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -183,6 +184,30 @@ def test_ids_beyond_the_size_of_the_file_are_refused(tmp_path):
         with pytest.raises(UserError, match=r"the id 4294967294, which is not a whole number below \d+") as error:
             load_tokenizer(tmp_path / name)
         assert str(tmp_path / name) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "tokenizer_config.json"])
+def test_keys_that_occur_twice_are_refused(name, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(SHAPES["word_level"].to_str())
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    content = SHAPES["word_level"].to_str().replace('"vocab":{', '"vocab":{"cat":1,"cat":2,')
+    texts = {"vocab.json": '{"cat": 0, "cat": 1}', "tokenizer_config.json": '{"bos_token": "a", "bos_token": "b"}'}
+    (tmp_path / name).write_text(texts.get(name, content))
+    with pytest.raises(UserError, match=r"its key '(cat|bos_token)' occurs twice") as error:
+        load_tokenizer(tmp_path / name if name == "vocab.json" else tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_scores_of_pieces_are_finite(zoo_data, tmp_path):
+    content = json.loads(SHAPES["unigram"].to_str())
+    content["model"]["vocab"][1][1] = float("nan")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    data = bytearray((zoo_data / "stories260K" / "tok512.bin").read_bytes())
+    data[4:8] = struct.pack("<f", float("nan"))
+    (tmp_path / "tok512.bin").write_bytes(data)
+    for name, message in (("tokenizer.json", r"\[token, finite score\]"), ("tok512.bin", "score of token 0 is not f")):
+        with pytest.raises(UserError, match=message):
+            load_tokenizer(tmp_path / name)
 
 
 def test_a_pipe_is_refused(tmp_path):

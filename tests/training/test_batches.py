@@ -132,3 +132,14 @@ def test_wrong_token_ids_are_named(tokens, targets, sentence):
         check_token_ids(tokens, 5, targets)
     check_token_ids(torch.tensor([[0, 4]]), 5, torch.tensor([[IGNORED, 4]]))
     check_token_ids(torch.zeros(0, 3, dtype=torch.long), 5)
+
+
+@pytest.mark.parametrize("wrong", [["1", "2"], ["x", 1], [1, [1, 2]], [{}, 1], ["1", None]])
+@pytest.mark.parametrize("name", ["targets", "features"])
+def test_rows_need_numbers(name, wrong):
+    values = {"targets": [1.0, 2.0], "features": [[1.0], [2.0]]} | {name: wrong}
+    with pytest.raises(UserError, match=f"{name} must be numbers, equally many for each text"):
+        text_rows(["a", "b"], tokenizer=load_tokenizer("bytes"), **values)
+    rows = text_rows(["a", "b"], [None, np.float32(2)], load_tokenizer("bytes"))
+    assert np.isnan(rows[0].targets[0])
+    assert rows[1].targets == (2.0,)

@@ -1,6 +1,9 @@
-"""SummedLoss is exact for batches of different sizes, NaN, missing word counts and two processes."""
+"""Metrics: SummedLoss is exact for batches of different sizes, NaN and two processes; scores of any magnitude."""
+
+import warnings
 
 import lightning
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from zoo.llama import LlamaLM
 from zoo.training.batches import IGNORED, TokenBatch
 from zoo.training.metrics import SummedLoss
+from zoo.training.regression_metrics import scores
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 SIZES = {"vocab_size": 20, "dim": 16, "n_layers": 1, "n_heads": 2, "max_seq_len": 8}
@@ -81,3 +85,16 @@ class Loader(DataLoader):
 
     def __len__(self) -> int:
         return 4
+
+
+@pytest.mark.parametrize("unit", [2.0**1000, 2.0**-1000])
+def test_scores_of_very_large_and_very_small_targets_are_those_in_another_unit(unit):
+    targets, predictions = (np.random.default_rng(seed).normal(3, 2, (50, 1)) for seed in (0, 1))
+    expected = scores(predictions, targets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = scores(predictions * unit, targets * unit)
+    for name in ("mae", "median_error", "rmse"):
+        assert got[name] == pytest.approx(expected[name] * unit, rel=1e-14)
+    for name in ("r2", "spearman", "pearson"):
+        assert got[name] == pytest.approx(expected[name], rel=1e-12)

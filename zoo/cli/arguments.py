@@ -79,7 +79,7 @@ def read_arguments(words: list[str]) -> Arguments:
             group = option.removeprefix("--")
             path = value if equals else rest[0] if follows else ""
             if group in GROUPS and os.path.exists(path) and not os.path.isdir(path):
-                settings = {group: _read_config(path)}
+                settings = {group: _read_group(path, f"--{group}")}
                 arguments.words.append(f"--config={_inline(settings)}")
                 _add_settings(arguments, settings, source=path)
                 rest = rest[0 if equals else 1 :]
@@ -134,7 +134,15 @@ def _with_group_files(settings: dict[str, Any], folder: str) -> dict[str, Any]:
     """The settings of a config with those of the files that it names, as in `model: FILE`, relative to `folder`."""
     paths = {name: os.path.join(folder, value) for name, value in settings.items() if isinstance(value, str)}
     files = {name: path for name, path in paths.items() if name in GROUPS and os.path.exists(path)}
-    return settings | {name: _read_config(path) for name, path in files.items() if not os.path.isdir(path)}
+    return settings | {name: _read_group(path, name) for name, path in files.items() if not os.path.isdir(path)}
+
+
+def _read_group(path: str, name: str) -> dict[str, Any]:
+    """The settings of one group in a file. Raises UserError where the file is a config with settings of all groups."""
+    settings = _read_config(path)
+    if {"model", "trainer"} & settings.keys():
+        raise UserError(f"{name} names {path}, a config with settings of all groups: give it as --config {path}")
+    return settings
 
 
 def _inline(settings: dict[str, Any]) -> str:
@@ -199,6 +207,8 @@ def _add_option(arguments: Arguments, key: str, value: str) -> None:
 def _add_class(arguments: Arguments, key: str, value: Any) -> None:
     group = key.removesuffix(".class_path")
     if group in arguments.class_paths and isinstance(value, str):
+        if not value.strip():
+            raise UserError(f"--{key} is empty: give the name of a class that `zoo list` shows")
         arguments.class_paths[group].append(value)
 
 

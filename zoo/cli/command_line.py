@@ -181,6 +181,8 @@ class ZooCLI(OpenLightningCLI):
         self.config = parser.parse_args(args)
         config = self.config[self.verb]
         self._refuse_null(config)
+        if isinstance(seed := config.seed_everything, int) and not 0 <= seed < 2**32:
+            raise UserError(f"--seed_everything must be from 0 to {2**32 - 1}, not {seed}")
         config.ckpt_path = None if info is None or info.is_external else info.path
         if self.verb != "fit" and not info and not config.model.init_args.get("weights"):
             raise UserError(f"zoo {self.verb} needs a trained model: add --ckpt_path FILE")

@@ -25,7 +25,7 @@ def find_checkpoint(ckpt_path: str | None, output_dir: str | None) -> str | None
     """The file that `--ckpt_path` means; `last` and `best` are those in the output folder.
 
     Raises:
-        UserError: `last` or `best` without a known folder.
+        UserError: `last` or `best` without a known folder; or the folder of a run, or a broken symbolic link.
         FileNotFoundError: there is no such file.
     """
     if ckpt_path is not None and not ckpt_path.strip():
@@ -35,6 +35,11 @@ def find_checkpoint(ckpt_path: str | None, output_dir: str | None) -> str | None
             where = f"which run of {output_dir} is meant" if output_dir else "the run's folder"
             raise UserError(f"--ckpt_path {ckpt_path} needs to know {where}: add --output_dir, or name the file")
         ckpt_path = str(Path(output_dir) / f"{ckpt_path}.ckpt")
+    if ckpt_path and os.path.islink(ckpt_path) and not Path(ckpt_path).exists():
+        raise UserError(f"the checkpoint {ckpt_path} is a symbolic link to nothing: name the file that it stood for")
+    if ckpt_path and Path(ckpt_path).is_dir() and (files := [*map(str, Path(ckpt_path).glob("*.ckpt"))]):
+        preferred = [file for name in ("best", "last") for file in files if Path(file).stem == name]
+        raise UserError(f"{ckpt_path} is the folder of a run: give --ckpt_path {(preferred or sorted(files))[0]}")
     if ckpt_path and not Path(ckpt_path).exists():
         others = sorted(str(p) for p in Path(ckpt_path).parent.glob("*.ckpt"))
         hint = f"; there is {' and '.join(others)}" if others else ""

@@ -1,6 +1,5 @@
 """Checkpoints of Lightning and of the zoo: read with checks of structure and digest, written with a digest."""
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,7 @@ def available_device(storage: Any, location: str) -> Any:
 
 def is_remote(path: Any) -> bool:
     """Whether it is an open file or a URL, which only Lightning reads, rather than the path of a file."""
-    return not isinstance(path, str | os.PathLike) or "://" in str(path)
+    return hasattr(path, "read") or "://" in str(path)
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:

@@ -25,6 +25,8 @@ def regular_file(path: str | os.PathLike, option: str = "", max_bytes: int | Non
         UserError: it is a folder, a pipe, a device or a socket, it is empty or too large, or the path is no path.
     """
     prefix = f"{option} " if option else ""
+    if not isinstance(path, str | bytes | os.PathLike):  # os.stat also takes the number of an open file
+        raise UserError(f"{prefix}{path!r:.100} is no path: give the path of a file")
     try:
         status = os.stat(path)
     except FileNotFoundError:

@@ -13,7 +13,7 @@ from zoo.icr.error_metrics import NAMES, ErrorsByKind, PositionErrors, error_cur
 from zoo.icr.evaluation import KINDS, by_kind
 from zoo.icr.figures import plot_error_curves
 from zoo.icr.model import ICRegConfig, Network
-from zoo.icr.predict import Query, predict_from_prompt, ridge_from_prompt
+from zoo.icr.predict import Query, model_answers, ridge_answers
 from zoo.icr.references import ridge
 from zoo.icr.settings import ICRSettings
 from zoo.icr.task import Task, as_floats, as_prompts
@@ -248,7 +248,7 @@ class ICRTransformer(ZooModule):
         if isinstance(batch, list) and isinstance(batch[0], Query):
             rows = []
             for index, *query, line in batch:
-                answers = {"prediction": predict_from_prompt(self, *query), "ridge": ridge_from_prompt(self, *query)}
+                answers = {"prediction": model_answers(self, *query), "ridge": ridge_answers(self, *query)}
                 rows.append({"index": index} | {name: _to_json(answer) for name, answer in answers.items()})
                 if failed := [name for name, answer in answers.items() if not answer.isfinite().all()]:
                     place = f"line {line}" if line else f"prompt {index}"

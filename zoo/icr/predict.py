@@ -1,5 +1,6 @@
 """Use of a trained model: predict from a prompt, measure its error on new tasks."""
 
+import warnings
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -50,7 +51,6 @@ def _as_prompts(x_context: Tensor, y_context: Tensor, x_query: Tensor, D: int) -
     return x, y
 
 
-@torch.no_grad()
 def predict_from_prompt(model: Predictor, x_context: Any, y_context: Any, x_query: Any) -> Tensor:
     """Predict the y of each query (q, D) from the same examples (n, D), (n,), n < K. Queries do not see each other.
 
@@ -61,7 +61,27 @@ def predict_from_prompt(model: Predictor, x_context: Any, y_context: Any, x_quer
 
     Raises:
         UserError: shapes do not fit, there are too many examples, or something is no finite number.
+
+    Warns:
+        UserWarning: the numbers are so large that a prediction is not finite.
     """
+    return _with_warning("predictions", model_answers(model, x_context, y_context, x_query))
+
+
+def ridge_from_prompt(model: Predictor, x_context: Any, y_context: Any, x_query: Any) -> Tensor:
+    """Predictions (q,) of ridge regression, the best estimator for new tasks, from the same prompt."""
+    return _with_warning("predictions of ridge regression", ridge_answers(model, x_context, y_context, x_query))
+
+
+def _with_warning(name: str, answers: Tensor) -> Tensor:
+    if n := int((~answers.isfinite()).sum()):
+        warnings.warn(f"{n} of {len(answers)} {name} are not finite: the numbers are too large", stacklevel=3)
+    return answers
+
+
+@torch.no_grad()
+def model_answers(model: Predictor, x_context: Any, y_context: Any, x_query: Any) -> Tensor:
+    """As `predict_from_prompt`, without a warning."""
     x_context, y_context, x_query = _as_tensors(x_context, y_context, x_query)
     # Make one prompt per query and read the prediction at its last position, where y is unknown.
     check_prompt(model.config, x_context, y_context, x_query)
@@ -71,8 +91,8 @@ def predict_from_prompt(model: Predictor, x_context: Any, y_context: Any, x_quer
     return torch.cat([x.new_zeros(0), *predictions]).to(x_query.device)
 
 
-def ridge_from_prompt(model: Predictor, x_context: Any, y_context: Any, x_query: Any) -> Tensor:
-    """Predictions (q,) of ridge regression, the best estimator for new tasks, from the same prompt."""
+def ridge_answers(model: Predictor, x_context: Any, y_context: Any, x_query: Any) -> Tensor:
+    """As `ridge_from_prompt`, without a warning."""
     x_context, y_context, x_query = _as_tensors(x_context, y_context, x_query)
     check_prompt(model.config, x_context, y_context, x_query)
     return ridge(*_as_prompts(x_context, y_context, x_query, model.config.D), model.config.sigma2)[:, -1]

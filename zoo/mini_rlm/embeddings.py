@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import Tensor
 
 from zoo.errors import UserError
+from zoo.files.finite import check_finite
 from zoo.files.safetensors_files import read_safetensors
 from zoo.files.torch_files import read_torch_file
 
@@ -18,7 +19,7 @@ def read_embeddings(path: str | Path, shape: tuple[int, int]) -> Tensor:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        UserError: the file cannot be read, or holds no matrix of this shape or several.
+        UserError: the file cannot be read, or holds no matrix of this shape or several, or it is not finite.
     """
     file = Path(path)
     if not file.exists():
@@ -39,4 +40,5 @@ def read_embeddings(path: str | Path, shape: tuple[int, int]) -> Tensor:
         raise UserError(
             f"the embeddings in {file} are of type {candidates[0].dtype}: save them as floating-point numbers"
         )
+    check_finite(file, {f"of shape {shape}": candidates[0]})
     return candidates[0]

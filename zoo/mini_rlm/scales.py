@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import UserError
+from zoo.training.number_range import unit_of
 
 ScaleKind = Literal["asinh", "standard", "raw"]
 
@@ -40,12 +41,14 @@ class Scale(nn.Module):
         """Compute centre and spread from values (N, K). A constant column gets spread 1."""
         if self.kind == "raw":
             return
+        units = np.array([unit_of(column) for column in column_values.T])  # (K,)
+        column_values = column_values / units
         centre, spread = column_values.mean(0), column_values.std(0)
         if self.kind == "asinh":
             low, centre, high = np.percentile(column_values, [25, 50, 75], axis=0)
             spread = np.where(high > low, 2 * (high - low), spread)
-        self.centre.copy_(torch.from_numpy(centre))
-        self.spread.copy_(torch.from_numpy(np.where(spread > 0, spread, 1.0)))
+        self.centre.copy_(torch.from_numpy(centre * units))
+        self.spread.copy_(torch.from_numpy(np.where(spread > 0, spread * units, 1.0)))
 
     @classmethod
     def fitted(cls, column_values: np.ndarray, kind: ScaleKind) -> "Scale":

@@ -63,14 +63,18 @@ def as_examples(name: str, examples: Any, need_numbers: bool = False) -> list[Ex
 
     Args:
         name: of the argument, for the message.
-        examples: a list, generator or other iterable of examples; a text counts as an input without a number.
+        examples: a list, generator, column of a table or other ordered iterable of examples; a text counts as an
+            input without a number.
         need_numbers: whether every example must be an `Example`.
 
     Raises:
         UserError: they are something else; the message names the first wrong one.
     """
     kind = "Example" if need_numbers else "ExampleInput"
-    if isinstance(examples, str | bytes | dict | ExampleInput) or not isinstance(examples, Iterable):
+    if hasattr(examples, "columns"):  # iterating over a table gives the names of its columns
+        column = "a column of texts" if not need_numbers else "pairs of its columns"
+        raise UserError(f"{name} must be a list of {kind}, not a {type(examples).__name__}: give {column}")
+    if isinstance(examples, str | bytes | dict | set | frozenset | ExampleInput) or not isinstance(examples, Iterable):
         raise UserError(f"{name} must be a list of {kind}, not a {type(examples).__name__}")
     checked: list[ExampleInput] = []
     for i, example in enumerate(examples):

@@ -11,6 +11,7 @@ subject, so the file leaves it empty for you to fill in.
 
 import argparse
 import csv
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -21,13 +22,17 @@ import numpy as np
 
 from zoo.console.exit_codes import run_command
 from zoo.console.table import table
-from zoo.errors import UserError
+from zoo.datamodules.regression_rows import RegressionViews
+from zoo.datamodules.row_text import RowLayout, is_missing
+from zoo.datamodules.sources.tables import BadRows, read_table
+from zoo.errors import UserError, check_weight
 from zoo.registry import DATA_MODULES, load_class
 from zoo.regress_lm.api import RegressLM
 from zoo.regress_lm.example import ExampleInput
 from zoo.training.checkpoint_file import read_checkpoint
 
 COLUMNS = ("text", "target", "change", "changed", "changed_target")
+TEXTS = {"text": "target", "changed": "changed_target"}  # column of a text -> column of its target
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w.]*\d)")
 _NEGATION = re.compile(r"\b(?:not|never)\s+", re.IGNORECASE)
 _AUXILIARY = re.compile(r"\b(?:is|are|was|were|has|have|had|will|would|can|could|does|did|should)\b", re.IGNORECASE)
@@ -48,12 +53,12 @@ def load_data(ckpt_path: str) -> Any:
     """The data module whose settings a checkpoint stores, with the checkpoint's tokenizer.
 
     Raises:
-        UserError: the checkpoint names no data module.
+        UserError: the checkpoint names no data module of texts with numbers.
     """
     checkpoint = read_checkpoint(ckpt_path)
     name = next((name for name in DATA_MODULES if name in checkpoint), None)
-    if name is None:
-        raise UserError(f"{ckpt_path} stores no data settings: give a checkpoint of `zoo fit`")
+    if name is None or not issubclass(load_class(name), RegressionViews):
+        raise UserError(f"{ckpt_path} stores no data settings of texts with numbers: give a RegressLM's of `zoo fit`")
     settings = checkpoint.get("datamodule_hyper_parameters", {})
     settings = {key: value for key, value in settings.items() if not key.startswith("_")}
     return load_class(name)(**settings | {"tokenizer": ckpt_path})
@@ -72,7 +77,7 @@ def write_pairs(ckpt_path: str, path: Path) -> int:
     Raises:
         UserError: the file exists already.
     """
-    if path.exists():
+    if os.path.lexists(path):
         raise UserError(f"{path} is there already: move it away, or give another --write")
     data = load_data(ckpt_path)
     texts, targets = data.texts("test"), data.targets("test")[:, 0]
@@ -88,24 +93,28 @@ def write_pairs(ckpt_path: str, path: Path) -> int:
 
 
 def read_pairs(path: Path) -> list[dict[str, Any]]:
-    """The pairs in a CSV file whose changed_target is filled in.
+    """The pairs in a table whose changed_target is filled in.
 
     Raises:
-        UserError: a column is missing, a target is not a number, or no changed_target is filled in.
+        UserError: the file is no table or lacks a column, a row is bad, or no changed_target is filled in.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if missing := [name for name in COLUMNS if name not in (reader.fieldnames or [])]:
-            raise UserError(f"{path} has no column {missing[0]!r}: it needs {', '.join(COLUMNS)}")
-        pairs: list[dict[str, Any]] = [row for row in reader if (row["changed_target"] or "").strip()]
+    bad = BadRows("stop", has_option=False)
+    given = read_table(path, None, bad)
+    if missing := [name for name in COLUMNS if name not in given.names]:
+        raise UserError(f"{path} has no column {missing[0]!r}: it needs {', '.join(COLUMNS)}")
+    layouts = {text: RowLayout([text], [target], "text") for text, target in TEXTS.items()}
+    pairs: list[dict[str, Any]] = []
+    for place, cells in given.rows:
+        if is_missing(cells["changed_target"]):
+            continue
+        try:
+            for text, layout in layouts.items():
+                cells[text], cells[TEXTS[text]] = layout.text(cells), layout.target(cells, TEXTS[text])
+        except UserError as error:
+            bad.refuse(place, str(error))
+        pairs.append(cells)
     if not pairs:
         raise UserError(f"{path} has no row with a changed_target: fill in the correct targets of the changed texts")
-    for i, pair in enumerate(pairs, start=1):
-        for name in ("target", "changed_target"):
-            try:
-                pair[name] = float(pair[name])
-            except ValueError:
-                raise UserError(f"{path}, pair {i}: its {name} is {pair[name]!r}, not a number") from None
     return pairs
 
 
@@ -124,7 +133,7 @@ def probe(
         Table rows. "same" is the share of the pairs with different targets for which the predictions are equal.
     """
     predictions, targets = [], []
-    for text, target in (("text", "target"), ("changed", "changed_target")):
+    for text, target in TEXTS.items():
         samples = model.sample([ExampleInput(pair[text]) for pair in pairs], num_samples, seed=0)
         predictions.append(np.array([np.nanmedian(s) for s in samples]))
         targets.append(np.array([pair[target] for pair in pairs]))
@@ -156,7 +165,7 @@ def main() -> None:
     """Command line of the probe."""
     parser = argparse.ArgumentParser(prog="python -m zoo.regress_lm.probe", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--ckpt_path", required=True, help="checkpoint of a RegressLM")
-    parser.add_argument("--pairs", type=Path, help="CSV file of pairs to measure on")
+    parser.add_argument("--pairs", type=Path, help="table of pairs to measure on")
     parser.add_argument("--write", type=Path, help="CSV file to write, with pairs from the test split to fill in")
     parser.add_argument(
         "--tolerance", type=float, default=0.0, help="largest error of a correct prediction (default: 0)"
@@ -164,6 +173,7 @@ def main() -> None:
     args = parser.parse_args()
     if not Path(args.ckpt_path).exists():
         raise FileNotFoundError(f"there is no checkpoint {args.ckpt_path}")
+    check_weight("--tolerance", args.tolerance)
     if (args.pairs is None) == (args.write is None):
         raise UserError("give either --pairs FILE or --write FILE")
     if args.write:

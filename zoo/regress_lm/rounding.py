@@ -75,7 +75,7 @@ def product(mantissa: Ints, base: int, exponent: Ints) -> Floats:
         np.clip(exponent.ravel(), -LARGEST_EXPONENT, LARGEST_EXPONENT),
     )
     power = powers(base, np.abs(exponent))
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # 0 times infinity is recomputed below
         value = np.where(exponent < 0, mantissa / power, mantissa * power)
     # Where both operands are exact, the result above was rounded once and is correct; recompute the others.
     for i in np.flatnonzero(np.abs(exponent) > _last_exact_power(base)):

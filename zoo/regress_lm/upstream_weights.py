@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from zoo.errors import UserError
+from zoo.files.finite import check_finite
 from zoo.files.memory_limit import memory_limit, tensor_sizes
 from zoo.files.torch_files import read_torch_file
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
@@ -25,7 +26,7 @@ def load_upstream(
 
     Raises:
         FileNotFoundError: the file does not exist.
-        UserError: the file is damaged, or holds the weights of another model.
+        UserError: the file is damaged, or holds the weights of another model, or weights that are not finite.
     """
     content: Any = source
     if not isinstance(source, Mapping):
@@ -37,6 +38,7 @@ def load_upstream(
     weights: dict[str, Tensor] = {name.removeprefix("encoder_decoder."): state[name] for name in state}
     positions = weights.pop("decoder_positional_encoding.pe", None)  # (1, number_len + 1, dim)
     weights.pop("encoder.rotary_pos_emb.inv_freq", None)
+    check_finite(name, weights)
     try:
         number_vocab_size, dim = weights["generator.weight"].shape
         config = {

@@ -11,16 +11,31 @@ def parse_json(text: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is not JSON, it is nested too deeply, a key occurs twice, or an integer is too long.
+        ValueError: it is not JSON, it is nested too deeply, a key occurs twice, an integer is too long, or a
+            number other than 0 is too small for a float.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique_keys, parse_int=_parse_integer)
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_int=_parse_integer, parse_float=_parse_float)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
+def parse_object(content: str | bytes) -> dict[str, Any]:
+    """The object of a JSON text, of characters or of bytes in UTF-8.
+
+    Raises:
+        ValueError: as `parse_json`; or it is not UTF-8, or another value than an object.
+    """
+    value = parse_json(content.decode() if isinstance(content, bytes) else content)
+    if not isinstance(value, dict):
+        raise ValueError(f"it is of type {type(value).__name__}")
+    return value
+
+
 def describe_json_error(error: ValueError, with_line: bool = True) -> str:
-    """The reason of an error of `parse_json`, with its place where that is known."""
+    """The reason of an error of `parse_json` or `parse_object`, with its place where that is known."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8 text"
     if not isinstance(error, json.JSONDecodeError):
         return str(error)
     return f"{error.msg} at {f'line {error.lineno} ' if with_line else ''}column {error.colno}"
@@ -58,6 +73,13 @@ def _parse_integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         raise ValueError(f"an integer in it has {len(digits)} digits, more than {MAX_DIGITS}")
     return int(digits)
+
+
+def _parse_float(text: str) -> float:
+    number = float(text)
+    if number == 0 and text.lower().partition("e")[0].strip("-0."):
+        raise ValueError(f"the number {shorten(text)} in it is too small for a float, where it would be 0")
+    return number
 
 
 def shorten(value: Any, length: int = 40) -> str:

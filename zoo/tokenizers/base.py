@@ -5,9 +5,11 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from operator import index
 from typing import ClassVar
 
 from zoo.errors import UserError
+from zoo.text_formats.json_text import shorten
 
 # Plain values only, so that a checkpoint that contains a tokenizer's state loads with weights_only=True.
 State = dict[str, str | int | None]
@@ -54,7 +56,13 @@ class Tokenizer(ABC):
             texts: any texts.
             continued: each text follows a line end in the same document, so that a long document can be encoded in
                 parts. Without it, some tokenizers add a space before the first word.
+
+        Raises:
+            UserError: one of them is not a text.
         """
+        for text in texts:
+            if not isinstance(text, str):
+                raise UserError(f"a tokenizer encodes texts, not a {type(text).__name__}")
         if not continued:
             return self._encode_batch(texts)
         # Encode the text behind a line end, as it appears in the document, then remove the line end's tokens.
@@ -75,9 +83,12 @@ class Tokenizer(ABC):
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
-            UserError: an id is outside the vocabulary.
+            UserError: an id is no whole number, or outside the vocabulary.
         """
-        checked = [int(i) for i in ids]
+        try:
+            checked = [index(i) for i in ids]
+        except TypeError:
+            raise UserError(f"a tokenizer decodes a list of whole numbers, not {shorten(ids)}") from None
         for i in checked:
             if not 0 <= i < self.vocab_size:
                 raise UserError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError
+from zoo.text_formats.json_text import describe_json_error, parse_object
 from zoo.tokenizers.base import State, Tokenizer
 from zoo.tokenizers.tokenizer_json import (
     HIDDEN,
@@ -263,12 +264,10 @@ def read_object(file: Path) -> dict[str, Any]:
         UserError: it holds something else.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):  # wrong JSON, wrong UTF-8; deep nesting
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"{file.name} is truncated, or holds no JSON object; download it again")
-    return content
+        return parse_object(file.read_bytes())
+    except ValueError as error:
+        reason = describe_json_error(error)
+        raise UserError(f"{file.name} is truncated, or holds no JSON object ({reason}); download it again") from None
 
 
 def _byte_level(model):

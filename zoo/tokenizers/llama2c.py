@@ -12,6 +12,7 @@ found in a cache.
 
 import base64
 import heapq
+import math
 import re
 import struct
 from collections.abc import Sequence
@@ -129,4 +130,6 @@ def _parse(data: bytes) -> tuple[list[bytes], list[float]]:
         raise UserError("it is not a llama2.c tokenizer")
     if at != len(data):
         raise UserError("it is a truncated llama2.c tokenizer; download it again")
+    if wrong := [i for i, score in enumerate(scores) if not math.isfinite(score)]:
+        raise UserError(f"it is a damaged llama2.c tokenizer: the score of token {wrong[0]} is not finite")
     return pieces, scores

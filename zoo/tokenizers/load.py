@@ -1,13 +1,13 @@
 """Loading tokenizers by name or path; the kind of a file is recognised by its content."""
 
 import base64
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError
 from zoo.hub.connection import online
+from zoo.text_formats.json_text import describe_json_error, parse_object
 from zoo.tokenizers.base import State, Tokenizer
 from zoo.tokenizers.byte_level import ByteTokenizer
 from zoo.tokenizers.characters import CharacterTokenizer
@@ -61,7 +61,7 @@ def load_tokenizer(path_or_name: str | Path) -> Tokenizer:
         tokenizer = _load_folder(path) if path.is_dir() else _load_file(path)
     except ValueError as error:
         # JSON's and Unicode's errors describe positions in the file; they only mean that the kind is unknown.
-        reason = _UNKNOWN if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else error
+        reason = _UNKNOWN if isinstance(error, UnicodeDecodeError) else error
         raise UserError(f"{path} cannot be used as a tokenizer: {reason}") from error
     tokenizer.source = str(path)
     return tokenizer
@@ -160,9 +160,9 @@ def _load_file(file: Path) -> Tokenizer:
     # JSON is a tokenizer.json or a vocabulary of GPT-2, which needs its merges.
     if data.lstrip()[:1] == b"{":
         try:
-            content = json.loads(data)
-        except (ValueError, RecursionError):  # wrong JSON, wrong UTF-8; deep nesting
-            raise UserError(_UNKNOWN) from None
+            content = parse_object(data)
+        except ValueError as error:
+            raise UserError(f"{_UNKNOWN} ({describe_json_error(error)})") from None
         if isinstance(content.get("model"), dict):
             return read_tokenizer_json(file)
         return _load_gpt2(file, is_vocabulary=True)
@@ -172,11 +172,13 @@ def _load_file(file: Path) -> Tokenizer:
     try:
         return Llama2cTokenizer(data)
     except ValueError as error:
-        if "truncated" in str(error):
+        if "truncated" in str(error) or "damaged" in str(error):
             raise
     try:
         tokenizer = SentencePieceTokenizer(data)
-    except ValueError:
+    except ValueError as error:
+        if "damaged" in str(error):
+            raise
         raise UserError(_UNKNOWN) from None
     # The name is that of a Hugging Face folder, where a configuration file can turn BOS off.
     if file.name == "tokenizer.model":

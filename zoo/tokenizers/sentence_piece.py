@@ -1,6 +1,7 @@
 """SentencePiece models such as those of Llama 2 and T5 (Kudo and Richardson 2018, arXiv 1808.06226)."""
 
 import base64
+import math
 from collections.abc import Sequence
 
 from zoo.errors import UserError
@@ -30,6 +31,8 @@ class SentencePieceTokenizer(Tokenizer):
             raise UserError("it is not a SentencePiece model") from error
         if not self.vocab_size:
             raise UserError("it is an empty SentencePiece model")
+        if not all(map(math.isfinite, self._model.GetScore(list(range(self.vocab_size))))):
+            raise UserError("it is a damaged SentencePiece model: a score in it is not finite")
         self._proto, self.adds_bos = proto, adds_bos
         bos, eos = self._model.bos_id(), self._model.eos_id()  # -1 if the vocabulary lacks it
         self.bos_id, self.eos_id = (None if bos < 0 else bos), (None if eos < 0 else eos)

@@ -5,12 +5,13 @@ without limit, for some damaged files. Control tokens are the special tokens (BO
 are given names that do not occur in texts, so that no text is encoded as one of them.
 """
 
-import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from zoo.errors import UserError
+from zoo.text_formats.json_text import describe_json_error, parse_object
 
 HIDDEN = "\U0010fffe"  # a code point that is no character; it starts the names of control tokens
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -23,11 +24,11 @@ def parse(description: str) -> dict[str, Any]:
         UserError: it is no JSON object, or its model or its added tokens are damaged.
     """
     try:
-        content = json.loads(description)
-    except (ValueError, RecursionError):
-        content = None
-    model = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(content, dict) or not isinstance(model, dict):
+        content = parse_object(description)
+    except ValueError as error:
+        raise damaged(f"it is not a JSON object: {describe_json_error(error)}") from None
+    model = content.get("model")
+    if not isinstance(model, dict):
         raise damaged("it is not a JSON object with a model")
     _check_vocabulary(model, len(description))
     added = content.get("added_tokens") or []
@@ -128,10 +129,10 @@ def _check_vocabulary(model: Mapping[str, Any], limit: int) -> None:
     if isinstance(vocabulary, dict):
         check_ids(vocabulary, limit, "its tokenizer.json")
     elif not isinstance(vocabulary, list) or not all(
-        isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) and _is_number(entry[1])
+        isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) and _is_score(entry[1])
         for entry in vocabulary
     ):
-        raise damaged("its vocabulary is neither {token: id} nor a list of [token, score]")
+        raise damaged("its vocabulary is neither {token: id} nor a list of [token, finite score]")
 
 
 def check_ids(vocabulary: Mapping[str, Any], limit: int, file: str) -> None:
@@ -155,8 +156,8 @@ def _checked_id(value: Any) -> int:
     return int(value)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_score(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _parts(merge: Any, prefix: Any) -> tuple[str, str, str]:

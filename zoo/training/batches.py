@@ -129,6 +129,19 @@ def check_token_ids(tokens: Tensor, vocab_size: int, targets: Tensor | None = No
                 )
 
 
+def _as_numbers(name: str, values: ArrayLike) -> np.ndarray:
+    """Numbers as float64, None as NaN. Raises UserError for texts and other values."""
+    try:
+        given = np.asarray(values)
+        if given.dtype.kind in "US" or any(
+            isinstance(value, str | bytes) for value in given.flat if given.dtype == object
+        ):
+            raise ValueError
+        return given.astype(np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"{name} must be numbers, equally many for each text, not {values!r:.100}") from None
+
+
 def text_rows(
     texts: Sequence[str],
     targets: ArrayLike | None,
@@ -144,11 +157,12 @@ def text_rows(
         features: (N, F) numbers, for models that read numbers instead of text.
 
     Raises:
-        UserError: a text has no token, or the number of targets or features differs from that of the texts.
+        UserError: a text has no token, targets or features are no numbers, or their number differs from that of the
+            texts.
     """
     # Unknown targets are NaN; targets and features have one row per text.
-    values = np.full(len(texts), np.nan) if targets is None else np.asarray(targets, dtype=np.float64)
-    numbers = None if features is None else np.asarray(features, dtype=np.float64)
+    values = np.full(len(texts), np.nan) if targets is None else _as_numbers("targets", targets)
+    numbers = None if features is None else _as_numbers("features", features)
     for name, array in (("targets", values), ("features", numbers)):
         if array is not None and len(array) != len(texts):
             raise UserError(f"there are {len(texts)} texts, but {len(array)} {name}: give one for each text")

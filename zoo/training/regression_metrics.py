@@ -6,7 +6,10 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from zoo.training.number_range import unit_of
 
+
+@np.errstate(over="ignore", invalid="ignore")  # such a score is infinite or NaN
 def scores(predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     """Regression scores of predictions (N, K) for targets (N, K), each averaged over the K objectives.
 
@@ -19,13 +22,15 @@ def scores(predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     """
     columns = []
     for p, t in zip(predictions.T, targets.T, strict=True):
+        scale = unit_of(p, t)  # otherwise squares of very large or small numbers would be infinite or 0
+        p, t = p / scale, t / scale
         error = np.abs(p - t)
         has_correlation = len(t) > 1 and np.ptp(p) > 0 and np.ptp(t) > 0  # otherwise scipy warns in addition to the NaN
         columns.append(
             {
-                "mae": error.mean(),
-                "median_error": np.median(error),
-                "rmse": np.sqrt(np.square(error).mean()),
+                "mae": scale * float(error.mean()),
+                "median_error": scale * float(np.median(error)),
+                "rmse": scale * float(np.sqrt(np.square(error).mean())),
                 "r2": 1 - np.square(error).sum() / np.square(t - t.mean()).sum() if np.ptp(t) > 0 else np.nan,
                 "spearman": stats.spearmanr(p, t).statistic if has_correlation else np.nan,
                 "pearson": stats.pearsonr(p, t).statistic if has_correlation else np.nan,

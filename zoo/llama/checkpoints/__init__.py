@@ -17,6 +17,7 @@ from typing import Any
 
 from zoo.errors import UserError
 from zoo.files import regular_file
+from zoo.files.finite import check_finite
 from zoo.llama.checkpoints.hugging_face import read_folder, write_folder
 from zoo.llama.checkpoints.llama2c import check_bin_can_express, read_bin, write_bin
 from zoo.llama.checkpoints.names import Weights, check_layers, fuse_projections, llama2c_shapes, split_projections
@@ -35,8 +36,8 @@ def load_checkpoint(path: str | os.PathLike) -> Llama:
 
     Raises:
         FileNotFoundError: there is no file or folder `path`.
-        UserError: it is damaged, of an unknown format, or holds pickled objects; or a tensor is missing, unknown or of
-            the wrong shape.
+        UserError: it is damaged, of an unknown format, or holds pickled objects; or a tensor is missing, unknown, not
+            finite or of the wrong shape.
     """
     path = Path(path)
     if not path.exists():
@@ -54,6 +55,7 @@ def load_checkpoint(path: str | os.PathLike) -> Llama:
         weights.pop("output.weight", None)
     check_layers(config, weights, path)
     _check_tensors(weights, config, path)
+    check_finite(path, weights)
     model = Llama(config).eval()
     model.load_state_dict(fuse_projections(weights, config))
     return model

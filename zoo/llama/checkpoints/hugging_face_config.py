@@ -11,6 +11,7 @@ from typing import Any
 
 from zoo.errors import UserError
 from zoo.llama.model import SCALING_KEYS, LlamaConfig
+from zoo.text_formats.json_text import describe_json_error, parse_object
 
 # Keys that set sizes and constants.
 _READ = {
@@ -113,12 +114,10 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path.parent} is not a Hugging Face folder: it lacks {path.name}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):  # wrong JSON, wrong UTF-8; deep nesting
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is truncated, or holds no JSON object: download it again")
-    return content
+        return parse_object(path.read_bytes())
+    except ValueError as error:
+        reason = describe_json_error(error)
+        raise UserError(f"{path} is truncated, or holds no JSON object ({reason}): download it again") from None
 
 
 def _check_keys(file: Path, settings: dict[str, Any]) -> None:

@@ -1,10 +1,10 @@
 """The weight files of a Hugging Face folder: model.safetensors, or the shards that an index names."""
 
-import json
 from pathlib import Path
 
 from zoo.errors import UserError
 from zoo.files import regular_file
+from zoo.text_formats.json_text import describe_json_error, parse_object
 
 LARGEST_INDEX = 2**26  # bytes
 
@@ -30,10 +30,9 @@ def _shards(index: Path) -> set[str]:
     """The names of the files in the index's "weight_map", {tensor: file}."""
     regular_file(index, max_bytes=LARGEST_INDEX)
     try:
-        content = json.loads(index.read_bytes())
-    except (ValueError, RecursionError):  # wrong JSON, wrong UTF-8, an integer of thousands of digits, deep nesting
-        content = None
-    shards = content.get("weight_map") if isinstance(content, dict) else None
+        shards = parse_object(index.read_bytes()).get("weight_map")
+    except ValueError as error:
+        raise UserError(f"{index} is damaged ({describe_json_error(error)}); download it again") from None
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
         raise UserError(f"{index} is damaged: it has no weight_map from tensors to files; download it again")
     return set(shards.values())

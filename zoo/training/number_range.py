@@ -1,0 +1,16 @@
+"""A unit in which the squares of numbers stay within the range of float64."""
+
+import math
+
+import numpy as np
+
+
+def unit_of(*arrays: np.ndarray) -> float:
+    """1; or, where the largest number is beyond 1e100 or below 1e-100, a power of two near it.
+
+    Dividing by a power of two does not round, so results in this unit, multiplied by it, are those without it.
+    """
+    largest = max(float(np.abs(array).max(initial=0)) for array in arrays)
+    if not math.isfinite(largest) or largest == 0 or 1e-100 < largest < 1e100:
+        return 1.0
+    return 2.0 ** (math.frexp(largest)[1] - 1)
