@@ -173,13 +173,15 @@ def test_modules_and_tensors_with_two_names_train_and_stay_in_place(backward, fa
             solve(g, x, backward="unroll", max_steps=60).z.square().sum().backward()
             expected = {name: p.grad for name, p in g.named_parameters()}
         got = parameter_gradients(f, x, backward)
-        assert got.keys() == expected.keys() and len(got) == 6
+        assert got.keys() == expected.keys()
+        assert len(got) == 6
         for name in expected:
             torch.testing.assert_close(got[name], expected[name], rtol=1e-8, atol=1e-13, msg=name)
         with torch.no_grad():
             assert solve(f, x, backward=backward).residual.isfinite().all()
     after = tensors(f)
-    assert after.keys() == before.keys() and all(after[name] is before[name] for name in before)
+    assert after.keys() == before.keys()
+    assert all(after[name] is before[name] for name in before)
 
 
 @pytest.mark.parametrize("backward", ["reversible", "implicit"])
@@ -233,7 +235,8 @@ def test_backward_pass_uses_the_modes_of_the_forward_pass(backward):
     solution = solve(f, draw(3, 6), backward=backward, **settings)
     f.train()
     solution.z.square().sum().backward()
-    assert f.training and f.dropout.training
+    assert f.training
+    assert f.dropout.training
     for name, p in f.named_parameters():
         assert torch.equal(p.grad, expected[name])
 
@@ -266,8 +269,10 @@ def test_f_that_changes_a_buffer_is_refused(backward, layer):
         solve(f, draw(8, 6), backward=backward)
     if layer == "replaced":  # also in eval mode
         solution = solve(f, draw(8, 6), backward="unroll")
-        assert f.state.eq(f.state[0]).all() and f.state[0] == 8 + (backward == "implicit") * 8
-        assert solution.residual.isfinite().all() and f.state[0] == 8 + (backward == "implicit") * 8
+        assert f.state.eq(f.state[0]).all()
+        assert f.state[0] == 8 + (backward == "implicit") * 8
+        assert solution.residual.isfinite().all()
+        assert f.state[0] == 8 + (backward == "implicit") * 8
         return
     f.eval()
     expected = parameter_gradients(f, draw(8, 6), "unroll")
