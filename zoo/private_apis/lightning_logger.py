@@ -50,6 +50,6 @@ class DeferredTensorBoardLogger(TensorBoardLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what was logged. `hparams.yaml` is written by `start` only: the folder may be that of another run now."""
+        """Write what was logged. Only `start` writes `hparams.yaml`: the folder may be that of another run now."""
         if self._waiting is None:
             self.experiment.flush()

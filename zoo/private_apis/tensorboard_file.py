@@ -1,7 +1,7 @@
 """TensorBoard's event file, opened once. Written for tensorboard 2.20.
 
-TensorBoard opens the file again at every write, in a thread: after the folder was removed or the disk is full the thread
-ends with a traceback, and in a new folder of the same name it would write into a file of another run.
+TensorBoard opens the file again at every write, in a thread: the thread ends with a traceback where the folder was
+removed or the disk is full, and in a new folder of the same name it would create a file.
 
 Private members used: `EventFileWriter._file_name`, `EventFileWriter._async_writer._writer._writer`.
 tests/private_apis/test_tensorboard_file.py fails when one of them changes.
