@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from zoo.errors import UserError
 from zoo.files.atomic import replacing
 from zoo.files.checkpoints import DigestCheckpointIO
 from zoo.files.digest import add_digest
+from zoo.files.folder_identity import FolderIdentity
 from zoo.private_apis.lightning_api import counters_before_validation, validation_progress
 from zoo.private_apis.lightning_trainer import end_other_ranks, requeue_signal
 
@@ -100,7 +102,7 @@ class Checkpoint(LightningCheckpoint):
         self.last_model_path = ""  # the newest checkpoint that this process has written
         self._signals = SignalRecord()
         self._step = self._saved_step = -1
-        self._has_folder = False  # whether the folder existed when training started, or at the last save
+        self._folder: FolderIdentity | None = None  # that of the start of training, or of the first save
         self._validation_counters: dict[str, Any] | None = None  # before the validation
         self._common_batches = 0.0  # number of validation batches that every rank has
 
@@ -160,12 +162,16 @@ class Checkpoint(LightningCheckpoint):
         if not _saves_nothing(trainer) and self._saved_step != trainer.global_step:
             self._save(trainer, "last.ckpt")
         self._signals.restore()
+        self._close_folder()
 
     def _save(self, trainer: Trainer, name: str) -> str:
         path = str(Path(self.dirpath or ".") / name)
         if self._saved_step != trainer.global_step:  # otherwise best.ckpt of this step was checked a moment ago
             self.refuse_non_finite(trainer, name)
-        was_removed = self._has_folder and trainer.is_global_zero and not Path(path).parent.is_dir()
+        state = self._folder.state() if self._folder else "same"
+        if state == "replaced":  # the new folder may be that of another run: write next to it
+            folder = Path(path).absolute().parent
+            path = str(folder.with_name(f"{folder.name}-{os.getpid()}") / name)
         # A signal that comes now is obeyed when the checkpoint is complete.
         with self._signals.held():
             trainer.save_checkpoint(path, weights_only=False)
@@ -173,13 +179,26 @@ class Checkpoint(LightningCheckpoint):
         failure = getattr(trainer.strategy.checkpoint_io, "failure", None)
         if self._is_agreed(trainer, failure is not None):
             raise failure or OSError(f"another process could not save the checkpoint {path}")
-        self.last_model_path, self._saved_step, self._has_folder = path, trainer.global_step, True
-        if self._is_agreed(trainer, was_removed):
+        self.last_model_path, self._saved_step = path, trainer.global_step
+        if self._is_agreed(trainer, state != "same"):
+            where = "a new folder of that name" if state == "removed" else str(Path(path).parent)
             raise OSError(
-                f"{Path(path).parent} was removed during training: {name} of step {trainer.global_step} was written to "
-                "a new folder of that name, and the run was stopped"
+                f"{self.dirpath or '.'} was {state} during training: {name} of step {trainer.global_step} was written "
+                f"to {where}, and the run was stopped"
             )
+        self._open_folder(trainer)
         return path
+
+    def _open_folder(self, trainer: Trainer) -> None:
+        """Remember the folder, if it exists: it may be removed or replaced during training. Rank 0 alone writes."""
+        folder = Path(self.dirpath or ".")
+        if self._folder is None and trainer.is_global_zero and folder.is_dir():
+            self._folder = FolderIdentity(folder)
+
+    def _close_folder(self) -> None:
+        if self._folder is not None:
+            self._folder.close()
+            self._folder = None
 
     def refuse_non_finite(self, trainer: Trainer, name: str) -> None:
         """Raises UserError where a weight is not finite. Data-parallel ranks hold the same weights and decide alike."""
@@ -204,7 +223,7 @@ class Checkpoint(LightningCheckpoint):
     # ---- signals
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._has_folder = Path(self.dirpath or ".").is_dir()
+        self._open_folder(trainer)
         if not _saves_nothing(trainer):
             self._signals.install(requeue_signal(trainer), is_quiet=not trainer.is_global_zero)
 
@@ -267,6 +286,7 @@ class Checkpoint(LightningCheckpoint):
                 with contextlib.suppress(OSError):  # the terminal may be gone
                     print(f"zoo: {self._describe_stop(trainer, failure)}", file=sys.stderr)
         self._signals.restore()
+        self._close_folder()
         end_other_ranks(trainer)
 
     def _describe_stop(self, trainer: Trainer, failure: Exception | None) -> str:

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import re
+import shutil
 import signal
 import subprocess
 
@@ -195,6 +197,27 @@ def test_a_removed_folder_is_one_sentence_and_the_state_is_saved(tmp_path):
     with pytest.raises(OSError, match=r"run was removed during training: best\.ckpt of step 4 was written to a new"):
         fit(folder, hook)
     assert contents(folder, "best.ckpt")["global_step"] == 4
+
+
+@pytest.mark.parametrize("stop", [None, signal.SIGINT])
+def test_a_folder_replaced_by_that_of_another_run_is_not_written(tmp_path, stop, capfd):
+    folder = tmp_path / "run"
+
+    def replace():
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / "last.ckpt").write_bytes(b"of another run")
+        if stop:
+            send(stop)
+
+    name, step = ("last.ckpt", 3) if stop else ("best.ckpt", 4)
+    new = tmp_path / f"run-{os.getpid()}"
+    sentence = f"{folder} was replaced during training: {name} of step {step} was written to {new}, and the run"
+    with pytest.raises(OSError, match=re.escape(sentence)):
+        fit(folder, At("on_train_batch_start", replace, n=3))
+    assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
+    assert (folder / "last.ckpt").read_bytes() == b"of another run"
+    assert contents(new, name)["global_step"] == step
 
 
 def test_a_save_that_fails_after_a_signal_is_reported(tmp_path, monkeypatch, capfd):

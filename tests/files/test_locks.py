@@ -1,6 +1,7 @@
 """Locks of runs and predictions: one owner, a refusal that names it, no trace after the end or a kill."""
 
 import os
+import shutil
 import signal
 import time
 
@@ -21,6 +22,19 @@ def test_a_second_owner_is_refused_by_name(tmp_path):
     assert [file.name for file in folder.iterdir()] == ["last.ckpt"]
     with locked_folder(folder):
         pass
+
+
+def test_the_end_of_a_run_leaves_the_lock_in_a_folder_that_replaced_its_own(tmp_path):
+    folder = tmp_path / "run"
+    with locked_folder(folder):
+        shutil.rmtree(folder)
+        other = locked_folder(folder)
+        other.__enter__()
+    assert (folder / ".lock").exists()
+    with pytest.raises(UserError, match="another run writes into"), locked_folder(folder):
+        pass
+    other.__exit__(None, None, None)
+    assert not list(folder.parent.iterdir())
 
 
 def test_an_empty_folder_is_removed_again(tmp_path):

@@ -145,8 +145,7 @@ def test_generation_stops_at_every_eos_token_id(tmp_path):
     assert torch.equal(generate(load_checkpoint(tmp_path), tokens, 15, temperature=0), free)
     first, second = free[0, 5].item(), free[1, 3].item()
     content = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(content | {"eos_token_id": [first]}))
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [second, 19]}))
+    (tmp_path / "config.json").write_text(json.dumps(content | {"eos_token_id": [first, second, 19]}))
     loaded = load_checkpoint(tmp_path)
     assert loaded.config.stop_tokens == sorted({first, second, 19})
     for row, stopped in zip(free.tolist(), generate(loaded, tokens, 15, temperature=0).tolist(), strict=True):
@@ -156,6 +155,33 @@ def test_generation_stops_at_every_eos_token_id(tmp_path):
         assert not any(stopped[end:])
     save_checkpoint(loaded, tmp_path / "again")
     assert load_checkpoint(tmp_path / "again").config.stop_tokens == loaded.config.stop_tokens
+
+
+@pytest.mark.parametrize(
+    ("generation", "expected"),
+    [
+        (None, [5]), ({"eos_token_id": 7}, [7]), ({"eos_token_id": [8, 7, -1]}, [7, 8]), ({"eos_token_id": None}, None),
+        ({}, None), ({"temperature": 0.5}, None),
+    ],
+)  # fmt: skip
+def test_stop_tokens_are_those_of_transformers_generate(generation, expected, tmp_path):
+    write_folder(tmp_path, {"eos_token_id": 5})
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    assert load_checkpoint(tmp_path).config.stop_tokens == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.int64, torch.float8_e4m3fn])
+def test_weights_of_other_types_are_refused(dtype, tmp_path):
+    write_folder(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    for supported in (torch.float64, torch.float16, torch.bfloat16):
+        save_file(weights | {name: weights[name].to(supported)}, tmp_path / "model.safetensors")
+        assert load_checkpoint(tmp_path).state_dict()
+    save_file(weights | {name: weights[name].to(dtype)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=rf"model.safetensors: tensor {name} is of type {dtype}: give a file of"):
+        load_checkpoint(tmp_path)
 
 
 class NoCache(torch.nn.Module):

@@ -45,13 +45,16 @@ def owned_lock(path: Path, refusal: str) -> Iterator[None]:
     if not is_locked:
         yield
         return
+    own = path.stat()  # the lock keeps the file open, so that no other file gets its number
     try:
         path.write_text(f"{os.getpid()} {socket.gethostname()}\n", encoding="utf-8")
         yield
     finally:
-        # Removed while it is locked: a process that waits for it sees that the name is gone, and starts over.
+        # Removed while it is locked: a process that waits for it sees that the name is gone, and starts over. If the
+        # folder was replaced meanwhile, the file is the lock of another process.
         with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+            if os.path.samestat(own, path.stat()):
+                path.unlink()
         lock.release()
 
 

@@ -36,9 +36,10 @@ def read_embeddings(path: str | Path, shape: tuple[int, int]) -> Tensor:
             f"embeddings for this model are one matrix {shape}, vocabulary by dim, but {file} holds {shapes}: "
             "set dim to its width and data.tokenizer to the tokenizer that it was trained with"
         )
-    if not candidates[0].is_floating_point():
+    if not candidates[0].is_floating_point() or candidates[0].dtype.itemsize < 2:  # 8 bits need a scale
         raise UserError(
-            f"the embeddings in {file} are of type {candidates[0].dtype}: save them as floating-point numbers"
+            f"the embeddings in {file} are of type {candidates[0].dtype}: save them as floating-point numbers of at "
+            "least 16 bits"
         )
     check_finite(file, {f"of shape {shape}": candidates[0]})
     return candidates[0]

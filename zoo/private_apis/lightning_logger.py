@@ -11,6 +11,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyExperiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from zoo.private_apis.tensorboard_file import open_event_file_once
+
 
 class DeferredTensorBoardLogger(TensorBoardLogger):
     """Keeps values until `start` is called, so that a run that fails before its first step leaves no files.
@@ -33,6 +35,7 @@ class DeferredTensorBoardLogger(TensorBoardLogger):
         if self._waiting is None:
             return
         waiting, self._waiting = self._waiting, None
+        open_event_file_once(self.experiment)
         self.save()
         save_hparams_to_yaml(f"{self.log_dir}/{self.NAME_HPARAMS_FILE}", self.hparams)
         for metrics, step in waiting:
@@ -47,5 +50,6 @@ class DeferredTensorBoardLogger(TensorBoardLogger):
 
     @rank_zero_only
     def save(self) -> None:
+        """Write what was logged. Only `start` writes `hparams.yaml`: the folder may be that of another run now."""
         if self._waiting is None:
-            super().save()
+            self.experiment.flush()

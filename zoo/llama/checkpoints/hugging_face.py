@@ -16,7 +16,7 @@ from torch import Tensor
 from zoo.errors import UserError
 from zoo.files.safetensors_files import read_safetensors
 from zoo.llama.checkpoints.hugging_face_config import check_sizes, read_config
-from zoo.llama.checkpoints.names import Weights
+from zoo.llama.checkpoints.names import Weights, check_type
 from zoo.llama.checkpoints.safetensors_files import weight_files
 from zoo.llama.model import SCALING_KEYS, LlamaConfig
 
@@ -51,6 +51,7 @@ def read_folder(folder: Path) -> tuple[LlamaConfig, Weights]:
         for name, tensor in read_safetensors(shard).items():
             if name.endswith("rotary_emb.inv_freq"):  # a table that old versions of transformers stored
                 continue
+            check_type(name, tensor, shard)
             original, name, tensor = name, _translated(name, TO_LLAMA2C), tensor.float()
             if name in weights:
                 raise UserError(f"{shard} holds a second tensor for {original}: remove the superfluous one")

@@ -181,19 +181,18 @@ def _rotary_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stop_tokens(file: Path, settings: dict[str, Any], vocab_size: int) -> list[int] | None:
-    """The ids named eos_token_id, a number or a list, in config.json and generation_config.json."""
-    sources = [(file, settings)]
+    """The ids named eos_token_id, a number or a list.
+
+    As in the `generate` of transformers 5: where generation_config.json exists, it alone counts, also without this key.
+    """
     if (generation := file.with_name("generation_config.json")).is_file():
-        sources.append((generation, read_json(generation)))
-    stop_tokens: set[int] = set()
-    for source, content in sources:
-        given = content.get("eos_token_id")
-        ids = given if isinstance(given, list) else [] if given is None else [given]
-        if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-            raise UserError(f"{source}: eos_token_id must be a token id or a list of them, not {_shown(given)}")
-        # An id outside the vocabulary, such as -1, is never generated.
-        stop_tokens.update(i for i in ids if 0 <= i < vocab_size)
-    return sorted(stop_tokens) or None
+        file, settings = generation, read_json(generation)
+    given = settings.get("eos_token_id")
+    ids = given if isinstance(given, list) else [] if given is None else [given]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise UserError(f"{file}: eos_token_id must be a token id or a list of them, not {_shown(given)}")
+    # An id outside the vocabulary, such as -1, is never generated.
+    return sorted({i for i in ids if 0 <= i < vocab_size}) or None
 
 
 def _size(settings: dict[str, Any], key: str, default: int | None = 0) -> Any:

@@ -19,6 +19,7 @@ from zoo.llama.model import LlamaConfig
 Weights = dict[str, Tensor]  # by llama2.c's names
 FORMATS = "llama2.c's .bin and .pt, a Hugging Face folder, a checkpoint of the zoo"  # for messages: what can be loaded
 LARGEST_TABLE = 2**28  # bytes of a rotary table that any model may have
+WEIGHT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 FUSED = {"attention.wqkv": ("wq", "wk", "wv"), "feed_forward.w13": ("w1", "w3")}  # the model's name -> llama2.c's names
 COURSE_NAMES = {f"compute_{word}": f"w{word[0]}" for word in ("query", "key", "value", "output")}
 ROTARY_TABLES = ("freqs_cos", "freqs_sin", "rope.freqs")  # stored by some versions of llama2.c; computed here
@@ -66,13 +67,21 @@ def check_layers(config: LlamaConfig, weights: Weights, path: Path) -> None:
             f"{path} has tensors of {len(layers)} layers, but its settings say {config.n_layers}: give another file"
         )
     for name, tensor in weights.items():
-        if not tensor.is_floating_point():
-            raise UserError(f"{path}: tensor {name} is of type {tensor.dtype}: give a file of floating-point weights")
+        check_type(name, tensor, path)
     # The rotary table is the only large tensor that no file stores.
     size = 4 * sum(tensor.numel() for tensor in weights.values())
     if 4 * config.max_seq_len * config.head_dim > size + LARGEST_TABLE:
         raise UserError(
             f"{path} declares a context of {config.max_seq_len} tokens, too many for its size; it is damaged"
+        )
+
+
+def check_type(name: str, tensor: Tensor, path: Path) -> None:
+    """Raises UserError for a tensor of 8 bits or of integers: without its scale it is not the weight itself."""
+    if tensor.dtype not in WEIGHT_TYPES:
+        raise UserError(
+            f"{path}: tensor {name} is of type {tensor.dtype}: give a file of weights in float64, float32, float16 or "
+            "bfloat16"
         )
 
 

@@ -53,22 +53,51 @@ class BoundModule:
 
     A backward pass that calls f again needs the tensors of the forward pass, which `torch.func.functional_call` may
     have replaced for that time only. Copies of the parameters keep the hooks on them from running at every evaluation.
+    Each call runs in the modes (`train()` or `eval()`) of the time of construction.
 
     Args:
         f: the module.
         takes_tuple: whether its second argument is the tuple of all inputs, or its first input alone.
 
     Attributes:
-        tensors: the parameters and buffers that the module has at the time of construction.
+        tensors: the parameters and buffers that the module has at the time of construction, each once.
+        reassigned: names of the parameters and buffers to which a call has assigned another tensor; the module
+            itself has its own tensors again after each call.
     """
 
     def __init__(self, f: nn.Module, takes_tuple: bool) -> None:
-        named: dict[str, Tensor] = {**dict(f.named_parameters()), **dict(f.named_buffers())}
-        self.f, self.takes_tuple, self.names, self.tensors = f, takes_tuple, tuple(named), tuple(named.values())
+        self.f, self.takes_tuple = f, takes_tuple
+        # Each tensor of each module by one name: functional_call would replace the tensor of a module that is
+        # registered under two names twice, and then take the replacement for the original.
+        modules = dict(f.named_modules())
+        self.modes = [(module, module.training) for module in modules.values()]
+        slots: dict[str, Tensor] = {}
+        for prefix, module in modules.items():
+            for members in (module.named_parameters, module.named_buffers):
+                for name, tensor in members(prefix, recurse=False, remove_duplicate=False):
+                    slots[name] = tensor
+        # Tied tensors are one leaf.
+        unique = {id(tensor): tensor for tensor in slots.values()}
+        positions = {key: i for i, key in enumerate(unique)}
+        self.tensors = tuple(unique.values())
+        self.names = {name: positions[id(tensor)] for name, tensor in slots.items()}
+        self.reassigned: set[str] = set()
 
     def __call__(self, z: Tensor, inputs: tuple[Tensor, ...], tensors: Sequence[Tensor]) -> Tensor:
-        named = dict(zip(self.names, tensors, strict=True))
-        return functional_call(self.f, named, (z, inputs if self.takes_tuple else inputs[0]))
+        named = {name: tensors[i] for name, i in self.names.items()}
+        changed = [(module, module.training) for module, mode in self.modes if module.training != mode]
+        try:
+            for module, mode in changed:
+                module.training = not mode
+            value = functional_call(
+                self.f, named, (z, inputs if self.takes_tuple else inputs[0]), tie_weights=False, strict=False
+            )
+        finally:
+            for module, mode in changed:
+                module.training = mode
+        # functional_call stores the tensors that f has at the end of the call in `named`.
+        self.reassigned.update(name for name, i in self.names.items() if named[name] is not tensors[i])
+        return value
 
 
 class Differentiable:

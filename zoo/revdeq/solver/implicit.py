@@ -11,7 +11,7 @@ from zoo.revdeq.solver.diagnostics import Diagnostics, per_sample_norm
 from zoo.revdeq.solver.evaluation import BoundModule, Differentiable, SavedAutocast
 from zoo.revdeq.solver.fixed_point import find_fixed_point
 from zoo.revdeq.solver.iteration import Iteration
-from zoo.revdeq.solver.requirements import refuse_second_derivatives
+from zoo.revdeq.solver.requirements import read_saved_tensors, refuse_second_derivatives
 
 
 class Implicit(torch.autograd.Function):
@@ -30,7 +30,7 @@ class Implicit(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         refuse_second_derivatives("implicit")
         # Evaluate f once at the fixed point, with a graph from which all products u df/dz are taken.
-        z, *leaves = ctx.saved_tensors
+        z, *leaves = read_saved_tensors(ctx)
         f = Differentiable(ctx.f, ctx.n, leaves, ctx.autocast, z.dtype)
         leaf, value = f.record(z)
         # The problem is linear. Solve it at norm 1, so that the tolerance does not depend on the scale of the loss.

@@ -75,7 +75,10 @@ def solve(
         f: a module, called f(z, x), that returns z's shape. Its parameters and x receive gradients. With "reversible",
             "checkpoint" and "implicit" the backward pass calls f again with the same parameters and buffers: f must
             then return the same values, so it may neither draw random numbers (pass dropout masks in x) nor change its
-            buffers (BatchNorm and spectral norm in training mode do). With "reversible" and "implicit" every other
+            buffers (BatchNorm and spectral norm in training mode do), which is checked. State that f keeps elsewhere
+            (numbers and lists in attributes, random numbers of NumPy) and changes of parameters through `.data`, which
+            autograd does not notice, are not checked. The backward pass uses the modes (`train()`, `eval()`) that f
+            had in `solve`. With "reversible" and "implicit" every other
             tensor that f uses and that needs a gradient must be in x. Hooks on parameters run once, those on modules at
             every evaluation.
         x: a tensor (B, ...), or a tuple of tensors that begins with such a tensor. f computes in its dtype.

@@ -68,6 +68,26 @@ def refuse_inference_tensors(tensors: Sequence[Tensor]) -> None:
         )
 
 
+CHANGED = (
+    "x, z0 or a parameter or buffer of f was changed between solve and its backward pass: call backward() before "
+    "optimizer.step() and other changes in place"
+)
+
+
+def read_saved_tensors(ctx: Any) -> tuple[Tensor, ...]:
+    """The tensors that the forward pass of an autograd Function has saved.
+
+    Raises:
+        UserError: one of them was changed in place since then.
+    """
+    try:
+        return ctx.saved_tensors
+    except RuntimeError as error:
+        if "modified by an inplace operation" in str(error):
+            raise UserError(CHANGED) from error
+        raise
+
+
 def refuse_second_derivatives(backward: str) -> None:
     """Raises UserError in a backward pass that is itself recorded (create_graph=True)."""
     if torch.is_grad_enabled():
@@ -76,7 +96,7 @@ def refuse_second_derivatives(backward: str) -> None:
 
 @contextmanager
 def refuse_changing_state(f: BoundModule | None, device: torch.device, backward: str) -> Iterator[None]:
-    """A context for the forward pass. Raises UserError where f drew random numbers in it, or changed a buffer.
+    """A context for the forward pass. Raises UserError where f drew random numbers in it, or changed a tensor it owns.
 
     The backward pass evaluates f again, and would then see other values.
 
@@ -90,20 +110,25 @@ def refuse_changing_state(f: BoundModule | None, device: torch.device, backward:
         return
     # BatchNorm's kernel does not count its changes of running statistics: compare values where that is cheap.
     buffers = dict(f.f.named_buffers())
-    counts = {name: version(buffer) for name, buffer in buffers.items()}
+    counts = {name: version(f.tensors[i]) for name, i in f.names.items()}
     copies = {name: buffer.clone() for name, buffer in buffers.items() if buffer.device.type == "cpu"}
     random_state = _random_state(device)
     yield
     remedy = f"so backward={backward}, which evaluates it again, would differentiate another function"
+    changed = {*f.reassigned, *(name for name, i in f.names.items() if counts[name] != version(f.tensors[i]))}
     for name, buffer in f.f.named_buffers():
-        is_same = buffer is buffers.get(name) and counts[name] == version(buffer)
+        is_same = buffer is buffers.get(name)
         if is_same and name in copies:
             is_same = torch.equal(buffer.nan_to_num(), copies[name].nan_to_num())
         if not is_same:
-            raise UserError(
-                f"f changes its buffer {name} when it is called, {remedy}: call f.eval(), use a layer without running "
-                "statistics, or set backward=unroll"
-            )
+            changed.add(name)
+    if changed:
+        name = min(changed)
+        kind = "buffer" if any(name == n for n, _ in f.f.named_buffers(remove_duplicate=False)) else "parameter"
+        raise UserError(
+            f"f changes its {kind} {name} when it is called, {remedy}: call f.eval(), use a layer without running "
+            "statistics, or set backward=unroll"
+        )
     if not all(map(torch.equal, random_state, _random_state(device))):
         raise UserError(
             f"f draws random numbers, {remedy}: pass dropout masks in x, call f.eval(), or set backward=unroll"
@@ -136,8 +161,5 @@ class Unchanged:
 
     def __call__(self, state: Tensor) -> Tensor:
         if self.counts is not None and self.counts != [version(tensor) for tensor in self.tensors]:
-            raise UserError(
-                "x, z0 or a parameter or buffer of f was changed between solve and its backward pass: call backward() "
-                "before optimizer.step() and other changes in place"
-            )
+            raise UserError(CHANGED)
         return self.evaluate(state)

@@ -18,7 +18,7 @@ from zoo.errors import UserError
 from zoo.revdeq.solver.diagnostics import Diagnostics
 from zoo.revdeq.solver.evaluation import BoundModule, Differentiable, SavedAutocast
 from zoo.revdeq.solver.iteration import Iteration, undo
-from zoo.revdeq.solver.requirements import refuse_second_derivatives
+from zoo.revdeq.solver.requirements import read_saved_tensors, refuse_second_derivatives
 
 
 class ReconstructionError(UserError):
@@ -55,7 +55,7 @@ class Reversible(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         refuse_second_derivatives("reversible")
         # Start from the last states; z receives the gradient of the loss, y only what later steps pass to it.
-        y, z, *saved = ctx.saved_tensors
+        y, z, *saved = read_saved_tensors(ctx)
         checkpoints, leaves = saved[: ctx.n_checkpoints], saved[ctx.n_checkpoints :]
         iteration, diagnostics, keep_every, max_error = ctx.settings
         beta, steps = iteration.beta, int(diagnostics.steps.max())
