@@ -160,10 +160,10 @@ def _load_file(file: Path) -> Tokenizer:
     # JSON is a tokenizer.json or a vocabulary of GPT-2, which needs its merges.
     if data.lstrip()[:1] == b"{":
         try:
-            content = parse_object(data)
+            entries = parse_object(data)
         except ValueError as error:
             raise UserError(f"{_UNKNOWN} ({describe_json_error(error)})") from None
-        if isinstance(content.get("model"), dict):
+        if isinstance(entries.get("model"), dict):
             return read_tokenizer_json(file)
         return _load_gpt2(file, is_vocabulary=True)
     if data.startswith(b"#version") or file.name.endswith(tuple(_PARTNERS.values())):
