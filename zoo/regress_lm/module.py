@@ -143,7 +143,7 @@ class RegressLMModule(Regressor):
         self.dropout_seed: int | None = None
         """Seed of dropout in `fine_tune`; None for the seed of the run."""
         if weights:
-            self.load_state_dict(_read_weights(weights))
+            self.load_state_dict(_read_weights(weights, self.model.config))
             self.hparams["weights"] = None  # a checkpoint of this module must not need the file it started from
         if lora_rank:
             add_lora(self.model, lora_rank, lora_alpha)
@@ -295,9 +295,23 @@ class RegressLMModule(Regressor):
         return rows
 
 
-def _read_weights(path: str) -> dict[str, Tensor]:
-    """The module's state dict from a checkpoint of the zoo or of upstream."""
+def _read_weights(path: str, config: RegressLMConfig) -> dict[str, Tensor]:
+    """The module's state dict from a checkpoint of the zoo or of upstream, whose heads must be those of `config`."""
     checkpoint = read_checkpoint(path)
     if "zoo" in checkpoint:
-        return read_checkpoint(path, required=("state_dict",))["state_dict"]
-    return {f"model.{name}": tensor for name, tensor in load_upstream(path).state_dict().items()}
+        checkpoint = read_checkpoint(path, required=("state_dict",))
+        state, settings = checkpoint["state_dict"], checkpoint.get("hyper_parameters", {})
+        decoder = settings.get("n_heads", RegressLMConfig.n_heads)
+        encoder = settings.get("n_encoder_heads") or decoder
+    else:
+        model = load_upstream(path)
+        state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        decoder, encoder = model.config.n_heads, model.config.encoder_heads
+    # No shape depends on the number of heads.
+    if (decoder, encoder) != (config.n_heads, config.encoder_heads):
+        options = f"--model.n_heads {decoder}" + (f" and --model.n_encoder_heads {encoder}" if encoder != decoder else "")
+        raise UserError(
+            f"{path} has {decoder} heads in the decoder and {encoder} in the encoder, but this model "
+            f"{config.n_heads} and {config.encoder_heads}: set {options}"
+        )
+    return state
