@@ -105,7 +105,7 @@ def log_prob(
         vocabulary: the number tokens and their grammar.
         tokens: (B, T) ids of the texts.
         padding_mask: (B, T) boolean, True at tokens; None where no text is padded.
-        ids: (B, L) number tokens.
+        ids: (B, L) number tokens; the last numbers of a row may be absent, which is 0 for all their tokens.
     """
     # One pass gives the logits at all positions; the automaton's state at each follows from the tokens before it.
     logits = model(tokens, ids, padding_mask)  # (B, L, V)
@@ -115,7 +115,8 @@ def log_prob(
         states.append(state)
         state = next_state[state, token]
     log_probs = _allowed_log_probs(logits, vocabulary, torch.stack(states, 1))  # (B, L, V)
-    return log_probs.gather(2, ids[..., None]).squeeze(2).sum(1)
+    chosen = log_probs.gather(2, ids[..., None]).squeeze(2)  # (B, L)
+    return chosen.masked_fill(vocabulary.is_absent(ids), 0.0).sum(1)
 
 
 @torch.no_grad()

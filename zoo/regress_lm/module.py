@@ -168,7 +168,7 @@ class RegressLMModule(Regressor):
             return
         self.check_objectives(targets.shape[1])
         self.check_targets(torch.from_numpy(targets), range(len(targets)))
-        tokens = self.vocabulary.encode(targets)
+        tokens = self.vocabulary.encode(np.where(self._is_absent(targets), 0.0, targets))
         if self.trainer.is_global_zero:
             for merged in find_merged(targets, self.vocabulary.decode(tokens)):
                 h: Any = self.hparams
@@ -186,8 +186,18 @@ class RegressLMModule(Regressor):
             torch.manual_seed(derive(self.dropout_seed, "step", self.global_step))
 
     def check_targets(self, targets: Tensor, index: Sequence[int] | Tensor) -> None:
+        """Targets must be finite, unless special_values is on; those after a row's last number may be NaN: absent."""
         if not self.hparams["special_values"]:
-            super().check_targets(targets, index)
+            is_absent = torch.from_numpy(self._is_absent(targets.cpu().numpy())).to(targets.device)
+            super().check_targets(targets.masked_fill(is_absent, 0.0), index)
+
+    def _is_absent(self, targets: np.ndarray) -> np.ndarray:
+        """(B, K) bool: whether a target of (B, K) is NaN and follows the last number of a row that has one."""
+        if self.hparams["special_values"]:  # NaN is then a value
+            return np.zeros(targets.shape, dtype=bool)
+        is_number = ~np.isnan(targets)
+        follow = np.flip(np.logical_or.accumulate(np.flip(is_number, 1), 1), 1)  # itself or a later one is a number
+        return ~follow & is_number[:, :1]
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         batch = super().on_before_batch_transfer(batch, dataloader_idx)
@@ -195,19 +205,23 @@ class RegressLMModule(Regressor):
 
     def with_number_tokens(self, batch: TextBatch) -> TextBatch:
         """The batch, on the CPU, with its targets' number tokens; rows to predict may have no targets."""
-        if batch.targets.isnan().any() and not self.hparams["special_values"]:
+        if batch.targets[:, :1].isnan().any() and not self.hparams["special_values"]:
             return batch
         return batch._replace(numbers=self._encode_targets(batch))
 
     def _encode_targets(self, batch: TextBatch) -> Tensor:
-        """Number tokens (B, L) of the batch's targets."""
+        """Number tokens (B, L) of the batch's targets; 0, which is not scored, for absent ones."""
         if batch.numbers is not None:
             return batch.numbers
-        if batch.targets.isnan().any() and not self.hparams["special_values"]:
+        targets = batch.targets.cpu().numpy()
+        is_absent = self._is_absent(targets)
+        if not self.hparams["special_values"] and (np.isnan(targets) & ~is_absent).any():
             raise UserError("these rows have no targets whose loss or probability could be computed")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `on_train_start` has warned of clamped targets
-            return self.vocabulary.encode(batch.targets.cpu().numpy()).to(batch.targets.device)
+            tokens = self.vocabulary.encode(np.where(is_absent, 0.0, targets))
+        each = self.vocabulary.tokenizer.num_tokens
+        return tokens.masked_fill(torch.from_numpy(is_absent.repeat(each, axis=1)), 0).to(batch.targets.device)
 
     def log_probs(self, batch: TextBatch) -> Tensor:
         """(B,) log-probability of each row's targets in nats, under the constrained distribution."""
@@ -243,6 +257,11 @@ class RegressLMModule(Regressor):
         return self.draw(batch, num_samples, derive(global_seed(), "predict"))
 
     def evaluate(self, batch: TextBatch) -> dict[str, Tensor]:
+        if self._is_absent(batch.targets.cpu().numpy()).any():
+            raise UserError(
+                f"a row has fewer than {self.n_objectives} targets, but scores need all of them: set val_samples to 0 "
+                "to validate by the loss only"
+            )
         is_fitting = self.trainer.state.fn == "fit"
         samples, log_prob = self._draw(batch, self.val_samples if is_fitting else self.hparams["num_samples"])
         return {
