@@ -4,7 +4,7 @@
 
 A text names a shape, its centre and its scale (`zoo.regress_lm.shapes`); every training row is a new random point. Both
 models have the same size, number tokens, batches and steps. Upstream is trained as its notebook on densities trains:
-Muon with AdamW at 2e-3, constant for a tenth of the steps and then falling with the root of the step. Ours is trained in
+Muon with AdamW at 2e-3, constant for a tenth of the steps, then falling with the root of the step. Ours is trained in
 the same way, and by `fine_tune`. The energy distance to true samples is averaged over eight texts whose combination of
 shape, centre and scale is in no training row. Rows are written to results/regress_lm_densities.json.
 """

@@ -95,7 +95,7 @@ class RegressLMModule(Regressor):
         "exponent": "number_exponent",
         "hidden_mult": "hidden_dim",
     }
-    output_fields = ("loss", "prediction", "target", "nll", "crps", "pit")
+    output_fields = ("loss", "prediction", "target", "nll", "crps", "pit", "quantiles")
 
     def __init__(
         self,
@@ -264,13 +264,15 @@ class RegressLMModule(Regressor):
             )
         is_fitting = self.trainer.state.fn == "fit"
         samples, log_prob = self._draw(batch, self.val_samples if is_fitting else self.hparams["num_samples"])
+        values = estimates.summary(samples, log_prob)
         return {
             "loss": self.losses(batch),
-            "prediction": estimates.summary(samples, log_prob)[self.hparams["point"]],
+            "prediction": values[self.hparams["point"]],
             "target": batch.targets,
             "nll": -self.log_probs(batch),
             "crps": estimates.crps(samples, batch.targets),
             "pit": estimates.pit(samples, batch.targets),
+            "quantiles": values["quantiles"],
         }
 
     def compute_metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
@@ -328,7 +330,9 @@ def _read_weights(path: str, config: RegressLMConfig) -> dict[str, Tensor]:
         decoder, encoder = model.config.n_heads, model.config.encoder_heads
     # No shape depends on the number of heads.
     if (decoder, encoder) != (config.n_heads, config.encoder_heads):
-        options = f"--model.n_heads {decoder}" + (f" and --model.n_encoder_heads {encoder}" if encoder != decoder else "")
+        options = f"--model.n_heads {decoder}" + (
+            f" and --model.n_encoder_heads {encoder}" if encoder != decoder else ""
+        )
         raise UserError(
             f"{path} has {decoder} heads in the decoder and {encoder} in the encoder, but this model "
             f"{config.n_heads} and {config.encoder_heads}: set {options}"

@@ -84,7 +84,7 @@ def energy_distance(a: Points, b: Points) -> float:
     """Energy distance between two distributions, estimated from their samples (N, D) and (M, D).
 
     2 E|A - B| - E|A - A'| - E|B - B'| with Euclidean distances (Szekely and Rizzo 2013), 0 for equal distributions, in
-    the unit of the numbers. Different samples are paired, so that the estimate is unbiased and may be slightly negative.
+    the unit of the numbers. Different samples are paired: the estimate is unbiased and may be slightly negative.
     """
     from scipy.spatial.distance import cdist
 
