@@ -49,7 +49,7 @@ class Plots(Callback):
 
     def _values(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
         """Arrays of a batch, (B, K) or (B,), or of one row, (K,) or ()."""
-        values = {name: row[name] for name in ("prediction", "target", "pit") if name in row}
+        values: dict[str, Any] = {name: row[name] for name in ("prediction", "target", "pit") if name in row}
         if self.intervals and (quantiles := row.get("quantiles")) is not None:
             levels = ("0.25", "0.75") if isinstance(quantiles, dict) else ((..., 1), (..., 3))
             values |= {name: quantiles[level] for name, level in zip(("low", "high"), levels, strict=True)}
