@@ -60,7 +60,8 @@ def faster(name: str) -> str:
     for r in measured:
         sides = [f"{figure(r[side])} {r['unit']}" for side in ("ours", "peer")]
         share = f"{r['attention_share']:.0%}" if "attention_share" in r else ""
-        lines.append([r["benchmark"], *sides, f"{figure(r['peer'] / r['ours'])}x", share])
+        gain = r["ours"] / r["peer"] if "/" in r["unit"] else r["peer"] / r["ours"]  # of a rate, the time that it implies
+        lines.append([r["benchmark"], *sides, f"{figure(gain)}x", share])
     facts = measured[0]
     about = f"{facts['cpu']}, {facts['threads']} thread, torch {facts['torch']}, commit {facts['commit']}"
     header = ["benchmark", "ours", "peer", "times less"] + ["of ours in attention"] * any(line[-1] for line in lines)
