@@ -237,6 +237,11 @@ STUDIES = {
         | {"Pearson of log10": ("log10_pearson", ".3f")}
         | STEPS,
     ),
+    "regress_lm_densities": (
+        {"model": "model", "steps": "steps"},
+        {"energy distance": ("energy_distance", ".4f"), "of the worst text": ("largest", ".4f")}
+        | {"CPU s, training": ("train_cpu_s", ".0f"), "CPU s, 8 x 1,000 samples": ("sample_cpu_s", ".1f")},
+    ),
     "revdeq_wikitext2": (
         {"model": "model"},
         {"million parameters": ("million_parameters", ".2f"), "blocks a token passes": ("evaluations", ".0f")}
