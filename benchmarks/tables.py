@@ -60,7 +60,7 @@ def faster(name: str) -> str:
     for r in measured:
         sides = [f"{figure(r[side])} {r['unit']}" for side in ("ours", "peer")]
         share = f"{r['attention_share']:.0%}" if "attention_share" in r else ""
-        gain = r["ours"] / r["peer"] if "/" in r["unit"] else r["peer"] / r["ours"]  # of a rate, the time that it implies
+        gain = r["ours"] / r["peer"] if "/" in r["unit"] else r["peer"] / r["ours"]  # the time that a rate implies
         lines.append([r["benchmark"], *sides, f"{figure(gain)}x", share])
     facts = measured[0]
     about = f"{facts['cpu']}, {facts['threads']} thread, torch {facts['torch']}, commit {facts['commit']}"
