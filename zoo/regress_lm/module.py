@@ -199,13 +199,17 @@ class RegressLMModule(Regressor):
         follow = np.flip(np.logical_or.accumulate(np.flip(is_number, 1), 1), 1)  # itself or a later one is a number
         return ~follow & is_number[:, :1]
 
+    def _has_unknown(self, targets: np.ndarray) -> bool:
+        """Whether a target of (B, K) is NaN and neither a special value nor absent."""
+        return not self.hparams["special_values"] and bool((np.isnan(targets) & ~self._is_absent(targets)).any())
+
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         batch = super().on_before_batch_transfer(batch, dataloader_idx)
         return self.with_number_tokens(batch) if isinstance(batch, TextBatch) else batch
 
     def with_number_tokens(self, batch: TextBatch) -> TextBatch:
         """The batch, on the CPU, with its targets' number tokens; rows to predict may have no targets."""
-        if batch.targets[:, :1].isnan().any() and not self.hparams["special_values"]:
+        if self._has_unknown(batch.targets.cpu().numpy()):
             return batch
         return batch._replace(numbers=self._encode_targets(batch))
 
@@ -215,7 +219,7 @@ class RegressLMModule(Regressor):
             return batch.numbers
         targets = batch.targets.cpu().numpy()
         is_absent = self._is_absent(targets)
-        if not self.hparams["special_values"] and (np.isnan(targets) & ~is_absent).any():
+        if self._has_unknown(targets):
             raise UserError("these rows have no targets whose loss or probability could be computed")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `on_train_start` has warned of clamped targets
@@ -330,9 +334,8 @@ def _read_weights(path: str, config: RegressLMConfig) -> dict[str, Tensor]:
         decoder, encoder = model.config.n_heads, model.config.encoder_heads
     # No shape depends on the number of heads.
     if (decoder, encoder) != (config.n_heads, config.encoder_heads):
-        options = f"--model.n_heads {decoder}" + (
-            f" and --model.n_encoder_heads {encoder}" if encoder != decoder else ""
-        )
+        differ = encoder != decoder or config.n_encoder_heads is not None
+        options = f"--model.n_heads {decoder}" + (f" and --model.n_encoder_heads {encoder}" if differ else "")
         raise UserError(
             f"{path} has {decoder} heads in the decoder and {encoder} in the encoder, but this model "
             f"{config.n_heads} and {config.encoder_heads}: set {options}"
