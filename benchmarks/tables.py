@@ -61,7 +61,8 @@ def faster(name: str) -> str:
         sides = [f"{figure(r[side])} {r['unit']}" for side in ("ours", "peer")]
         share = f"{r['attention_share']:.0%}" if "attention_share" in r else ""
         gain = r["ours"] / r["peer"] if "/" in r["unit"] else r["peer"] / r["ours"]  # the time that a rate implies
-        lines.append([r["benchmark"], *sides, f"{figure(gain)}x", share])
+        rounds = f" ({r['repeats']} round)" if r["repeats"] != measured[0]["repeats"] else ""
+        lines.append([r["benchmark"] + rounds, *sides, f"{figure(gain)}x", share])
     facts = measured[0]
     about = f"{facts['cpu']}, {facts['threads']} thread, torch {facts['torch']}, commit {facts['commit']}"
     header = ["benchmark", "ours", "peer", "times less"] + ["of ours in attention"] * any(line[-1] for line in lines)
