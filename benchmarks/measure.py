@@ -18,17 +18,19 @@ from zoo.text_formats.json_text import dump_json
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def in_turn(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each candidate over rounds of one call each, after one unmeasured round."""
+def in_turn(
+    candidates: dict[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
+    """Median seconds of each candidate over rounds of one call each, after one unmeasured round, by `clock`."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for measured in (False, *[True] * repeats):
         for name, run in candidates.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if measured:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 

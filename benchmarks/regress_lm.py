@@ -12,6 +12,7 @@ import argparse
 import gc
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,9 @@ VOCABULARY = NumberVocabulary(IEEEFloatTokenizer())
 CHARACTERS = 99  # ids 2 ... 98 are upstream's, after <pad> and <unk>
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense 16-bit, from NVIDIA's data sheets
 SIZES = {"dim": 512, "short": 8, "full": 2048, "long": 8192, "middle": 512, "inputs": 8, "samples": 128, "rows": 4}
+SIZES["many"] = 64
 TINY = {"dim": 64, "short": 8, "full": 64, "long": 128, "middle": 32, "inputs": 2, "samples": 16, "rows": 2}
+TINY["many"] = 16
 Row = dict[str, Any]
 
 
@@ -150,6 +153,42 @@ def samples(length: int, max_input_len: int, num_samples: int, repeats: int) -> 
     )
     what = f"sample {len(tokens)} x {num_samples}, {length} characters, max_input_len {max_input_len}"
     return [row(what, seconds["ours"], seconds["peer"], "s")]
+
+
+def predict(repeats: int) -> list[Row]:
+    """Rows per CPU second through both Python APIs, from texts to numbers, with equal weights; upstream gets the first
+    rows only, 8 at a time."""
+    from regress_lm import core
+    from regress_lm.rlm import RegressLM as UpstreamRLM
+
+    from zoo.regress_lm import RegressLM
+
+    max_len, count = 64, SIZES["samples"] // 2
+    texts = [f"d_model: {i}, lr: {i / 1e4:.4f}, layers: {i % 7}" for i in range(SIZES["many"])]
+    peer = UpstreamRLM(peer_of(max_len).eval())
+    model = RegressLM(vocab_size=CHARACTERS, dim=SIZES["dim"], max_input_len=max_len).eval()
+    model.model.load_state_dict(load_upstream(peer.model.state_dict()).state_dict())
+    model.tokenizer = UpstreamCharacters(peer.model.cfg.encoder_vocab)
+    inputs = [core.ExampleInput(text) for text in texts[: max(8, SIZES["many"] // 8)]]
+
+    def theirs() -> None:
+        for i in range(0, len(inputs), 8):
+            peer.sample(inputs[i : i + 8], count)
+
+    runs = {"ours": lambda: model.sample(texts, count, seed=0), "peer": theirs}
+    seconds = in_turn(runs, repeats, time.process_time)
+    rates = len(texts) / seconds["ours"], len(inputs) / seconds["peer"]
+    return [row(f"predict rows of 33 to 35 characters, {count} samples each", *rates, "rows/CPU s")]
+
+
+class UpstreamCharacters:
+    """Upstream's character vocabulary as a tokenizer of ours."""
+
+    def __init__(self, vocabulary: Any) -> None:
+        self.vocabulary = vocabulary
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [self.vocabulary.to_token_ids(text) for text in texts]
 
 
 def long(repeats: int) -> list[Row]:
@@ -301,6 +340,7 @@ PARTS: dict[str, Callable[[int], list[Row]]] = {
         *samples(SIZES["short"], SIZES["full"], SIZES["samples"] // 16, repeats),
     ],
     "sample-middle": lambda repeats: samples(SIZES["middle"], SIZES["middle"], SIZES["samples"], repeats),
+    "predict": predict,
     "memory": memory,
     "long": long,
     "gpu": gpu,

@@ -1,4 +1,4 @@
-"""Plots of a regression model: predictions over targets, calibration, and the model's own figures."""
+"""Plots of a regression model: predictions over targets, calibration, ranking, intervals, the model's own figures."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,6 +7,10 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+
+from zoo.callbacks import regression_figures
+from zoo.callbacks.ranking import Best
+from zoo.errors import check_choice
 
 if TYPE_CHECKING:  # imported when something is drawn: it takes half a second
     from matplotlib.figure import Figure
@@ -17,35 +21,55 @@ class Plots(Callback):
 
     Validate, test and predict write `test-scatter.png`, `test-calibration.png` and so on into the run's folder; each
     validation during fit writes its figures to TensorBoard. `pl_module.figures() -> {name: Figure}` is optional.
-    The data are what a step returns: "prediction" and "target", and for the calibration "pit", the predicted
-    distribution function at the target; as tensors (B, K), or in a list of rows. Rows without a target are left out.
-    With several processes only the rows of the first are drawn.
+    The data are what a step returns: "prediction" and "target"; for the calibration "pit", the predicted distribution
+    function at the target; and for intervals "quantiles" at 5, 25, 50, 75 and 95% (B, K, 5), or by level. They are
+    tensors (B, K), or in a list of rows. Rows without a target are left out. With several processes only the rows of
+    the first are drawn.
 
     Args:
         enabled: whether to draw.
+        ranking: also draw `test-ranking.png`, how a search that tries rows in the order of their predictions finds the
+            best ones: the smallest targets with "min", the largest with "max". Default: not drawn.
+        intervals: also draw `test-intervals.png`, predictions and 25 to 75% intervals in the order of the targets.
     """
 
-    def __init__(self, enabled: bool = True) -> None:
-        self.enabled = enabled
+    def __init__(self, enabled: bool = True, ranking: Best | None = None, intervals: bool = False) -> None:
+        if ranking is not None:
+            check_choice("plots.ranking", ranking, ("min", "max"))
+        self.enabled, self.ranking, self.intervals = enabled, ranking, intervals
         self._columns: dict[str, list[np.ndarray]] = {}
 
     def _collect(self, outputs: Any) -> None:
         rows = outputs if isinstance(outputs, list) else [outputs]
         for row in rows if self.enabled else []:
             if isinstance(row, dict) and {"prediction", "target"} <= row.keys():
-                for name in {"prediction", "target", "pit"} & row.keys():
-                    values = torch.as_tensor(row[name]).detach().double().cpu().flatten()
-                    self._columns.setdefault(name, []).append(values.numpy())
+                for name, values in self._values(row).items():
+                    batch = 1 if isinstance(outputs, list) else len(values)
+                    self._columns.setdefault(name, []).append(values.reshape(batch, -1))
+
+    def _values(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Arrays of a batch, (B, K) or (B,), or of one row, (K,) or ()."""
+        values: dict[str, Any] = {name: row[name] for name in ("prediction", "target", "pit") if name in row}
+        if self.intervals and (quantiles := row.get("quantiles")) is not None:
+            levels = ("0.25", "0.75") if isinstance(quantiles, dict) else ((..., 1), (..., 3))
+            values |= {name: quantiles[level] for name, level in zip(("low", "high"), levels, strict=True)}
+        return {name: torch.as_tensor(value).detach().double().cpu().numpy() for name, value in values.items()}
 
     def _figures(self, model: Any) -> "dict[str, Figure]":
         # All values since the last figures, which the next ones do not include.
         columns = {name: np.concatenate(parts) for name, parts in self._columns.items()}
         self._columns = {}
         figures: dict[str, Figure] = model.figures() if self.enabled and hasattr(model, "figures") else {}
-        if columns:
-            figures["scatter"] = scatter(columns["prediction"], columns["target"])
         if "pit" in columns:
-            figures["calibration"] = calibration(columns["pit"])
+            figures["calibration"] = regression_figures.calibration(columns["pit"].ravel())
+        if columns:
+            predictions, targets = columns["prediction"], columns["target"]  # (N, K)
+            figures["scatter"] = regression_figures.scatter(predictions.ravel(), targets.ravel())
+            if self.ranking:
+                figures["ranking"] = regression_figures.ranking(predictions, targets, self.ranking)
+            if self.intervals:
+                bounds = columns.get("low"), columns.get("high")
+                figures["intervals"] = regression_figures.intervals(predictions, targets, *bounds)
         return figures
 
     def _write(self, trainer: Trainer, model: Any) -> None:
@@ -79,29 +103,3 @@ class Plots(Callback):
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         self._collect(outputs)
-
-
-def scatter(predictions: np.ndarray, targets: np.ndarray) -> "Figure":
-    """Predictions (N,) over targets (N,), with the diagonal on which both are equal."""
-    figure, axes = _square()
-    axes.scatter(targets, predictions, s=6, alpha=0.4, linewidths=0)
-    axes.axline((0, 0), slope=1, color="black", linewidth=0.8)
-    axes.set(xlabel="target", ylabel="prediction", title=f"{len(targets):,} predictions")
-    return figure
-
-
-def calibration(pit: np.ndarray) -> "Figure":
-    """Share of targets below each predicted quantile, from the distribution functions at the targets, pit (N,)."""
-    figure, axes = _square()
-    levels = np.linspace(0, 1, 101)
-    axes.plot(levels, [(pit <= level).mean() for level in levels])
-    axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
-    axes.set(xlabel="predicted quantile", ylabel="share of targets below it", title="calibration")
-    return figure
-
-
-def _square() -> tuple["Figure", Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.5, 4.5), layout="constrained")
-    return figure, figure.subplots()

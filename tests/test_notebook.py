@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom in a new kernel, and is committed without outputs."""
+"""The notebooks run from top to bottom in a new kernel, and are committed without outputs."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from nbclient.exceptions import CellExecutionError
 
 from tests.commands import ROOT
 
-NOTEBOOK = ROOT / "notebooks" / "revdeq.ipynb"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SHORT = """
 MAX_STEPS = 6
 OPTIONS = [
@@ -20,9 +20,8 @@ OPTIONS = [
 """
 
 
-@pytest.fixture
-def notebook():
-    return nbformat.read(NOTEBOOK, as_version=4)
+def read(name):
+    return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
 
 
 def execute(notebook, folder, parameters):
@@ -39,15 +38,26 @@ def printed(notebook, cell_id):
     return "".join(o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stdout")
 
 
-def test_committed_notebook_has_no_outputs(notebook):
-    for cell in notebook.cells:
+def has_image(notebook, cell_id):
+    cell = next(cell for cell in notebook.cells if cell.id == cell_id)
+    return any("image/png" in output.get("data", {}) for output in cell.outputs)
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the kernel runs in another folder
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_notebook_has_no_outputs(path):
+    for cell in nbformat.read(path, as_version=4).cells:
         assert not cell.get("outputs"), cell.id
         assert cell.get("execution_count") is None, cell.id
 
 
-def test_notebook_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the kernel runs in another folder
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_revdeq_runs_from_top_to_bottom(environment, tmp_path):
+    notebook = read("revdeq")
     execute(notebook, tmp_path, SHORT)
 
     header, *rows = printed(notebook, "toy").splitlines()
@@ -58,8 +68,7 @@ def test_notebook_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
 
     loss = float(re.match(r"(\S+) nats per byte", printed(notebook, "validation"))[1])
     assert 2 < loss < 7  # six steps from log(257) = 5.5
-    plot = next(cell for cell in notebook.cells if cell.id == "plot")
-    assert any("image/png" in output.get("data", {}) for output in plot.outputs)
+    assert has_image(notebook, "plot")
     text = printed(notebook, "generate")
     assert text.startswith("The ")
     assert len(text) > 50
@@ -68,7 +77,46 @@ def test_notebook_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     assert list(folder.glob("events.out.tfevents*"))
 
 
-def test_colab_without_repository_raises(notebook, tmp_path):
+def test_regress_lm_densities_runs_from_top_to_bottom(environment, tmp_path):
+    notebook = read("regress_lm_densities")
+    execute(notebook, tmp_path, "STEPS, BATCH_SIZE, DIM, SAMPLES = 20, 32, 16, 50")
+    lines = printed(notebook, "distance").splitlines()
+    # The last two columns do not depend on the model: other true points, and points of all texts.
+    table = [[float(number) for number in line.split()[-3:]] for line in lines[1:9]]
+    assert all(abs(true) < 0.1 < anywhere for _, true, anywhere in table)
+    assert float(lines[-1].split()[-1]) == pytest.approx(sum(row[0] for row in table) / 8, abs=1e-3)
+    assert has_image(notebook, "plot")
+    assert "other true samples" in printed(notebook, "rows")
+
+
+def test_regress_lm_ranking_runs_from_top_to_bottom(environment, tmp_path):
+    notebook = read("regress_lm_ranking")
+    execute(notebook, tmp_path, "TRAIN, VALIDATION, CANDIDATES, EPOCHS, DIM = 32, 16, 40, 2, 16")
+    assert "32 rows for training, 16 for validation, 40 candidates" in printed(notebook, "data")
+    forest, _, *lines, oracle = printed(notebook, "ranking").splitlines()[1:]
+    assert re.match(r"random forest: Spearman 0\.[2-9]", forest)
+    rows = [line.rsplit(maxsplit=3) for line in lines]
+    assert [name for name, k, *_ in rows if k == "1"] == ["RegressLM", "random forest", "random order"]
+    [chance] = [recall for name, k, recall, _ in rows if (name, k) == ("random order", "10")]
+    assert float(chance) == 0.25
+    assert oracle.startswith("oracle: ")
+    assert has_image(notebook, "plot")
+
+
+def test_regress_lm_ranking_reads_a_table(tmp_path, capsys):
+    table = tmp_path / "mine.csv"
+    table.write_text("size,kind,time\n" + "".join(f"{i},{i % 7},{i / 2}\n" for i in range(88)))
+    cells = {cell.id: cell.source for cell in read("regress_lm_ranking").cells}
+    values: dict = {}
+    exec(cells["parameters"], values)
+    values |= {"TABLE": str(table), "TARGET": "time", "TRAIN": 32, "VALIDATION": 16}
+    exec(cells["data"], values)
+    assert "32 rows for training, 16 for validation, 40 candidates" in capsys.readouterr().out
+    assert {example.x: example.y for example in values["examples"]}["size: 10, kind: 3"] == 5.0
+
+
+def test_colab_without_repository_raises(tmp_path):
+    notebook = read("revdeq")
     del notebook.cells[3:]
     with pytest.raises(CellExecutionError, match="set REPOSITORY above to the address"):
         execute(notebook, tmp_path, "import sys\nsys.modules['google.colab'] = sys")

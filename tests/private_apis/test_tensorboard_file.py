@@ -53,10 +53,10 @@ def test_a_removed_folder_is_not_written(logger, tmp_path, is_replaced):
 def test_a_full_disk_ends_the_curves_with_one_warning(logger, tmp_path):
     file = logger.experiment.file_writer.event_writer._async_writer._writer._writer
     file._file.close()
-    file._file = open("/dev/full", "ab", buffering=0)
+    file._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
     with pytest.warns(
         UserWarning, match=r"cannot write .*tfevents.* \(No space left on device\): the curves"
-    ) as caught:
+    ) as caught:  # noqa: PT031
         for step in range(2, 5):
             logger.log_metrics({"loss": 1.0}, step)
             logger.save()

@@ -53,7 +53,7 @@ def numbers(upstream) -> dict:
     }
 
 
-def model(tokenizers, vocabs, pytorch_model, core, torch, objectives: int) -> dict:
+def model(tokenizers, vocabs, pytorch_model, core, torch, objectives: int, encoder_heads: int) -> dict:
     tokenizer = tokenizers.IEEEFloatTokenizer()
     if objectives > 1:
         tokenizer = tokenizers.AppendPadTokenizer(tokenizers.AddSpecialValues(tokenizers.P10Tokenizer(3, 4)))
@@ -62,7 +62,12 @@ def model(tokenizers, vocabs, pytorch_model, core, torch, objectives: int) -> di
         "decoder_vocab": vocabs.DecoderVocab(tokenizer),
         "max_input_len": 24,
         "max_num_objs": objectives,
-        "architecture_kwargs": {"d_model": 32, "num_encoder_layers": 2, "num_decoder_layers": 2},
+        "architecture_kwargs": {
+            "d_model": 32,
+            "num_encoder_layers": 2,
+            "num_decoder_layers": 2,
+            "additional_encoder_kwargs": {"nhead": encoder_heads},
+        },
         "num_workers": 0,
     }
     plain = pytorch_model.PyTorchModelConfig(**settings).make_model().eval()
@@ -102,7 +107,8 @@ def main() -> None:
     from regress_lm import core, tokenizers, vocabs
     from regress_lm.pytorch import model as pytorch_model
 
-    models = [model(tokenizers, vocabs, pytorch_model, core, torch, objectives) for objectives in (1, 2)]
+    kinds = ((1, 8), (2, 8), (1, 2))  # objectives, heads of the encoder
+    models = [model(tokenizers, vocabs, pytorch_model, core, torch, *kind) for kind in kinds]
     for name, content in (("numbers", numbers(tokenizers)), ("model", models)):
         (HERE / f"golden_{name}.json").write_text(json.dumps(content) + "\n")
 

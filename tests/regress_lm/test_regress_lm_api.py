@@ -95,6 +95,16 @@ def test_samples_do_not_depend_on_the_other_inputs(small):
     assert np.array_equal(together[0], small.sample(texts[:1], num_samples=20, seed=5)[0])
 
 
+def test_sample_shows_a_progress_bar_that_counts_the_texts(small, capsys):
+    texts = [ExampleInput("a" * n) for n in range(1, 6)]
+    silent = small.sample(texts, num_samples=2, seed=0, batch_size=2)
+    assert capsys.readouterr().err == ""
+    shown = small.sample(texts, num_samples=2, seed=0, batch_size=2, progress=True)
+    assert np.array_equal(silent, shown)
+    assert "0/5" in (bar := capsys.readouterr().err)
+    assert "5/5" in bar
+
+
 def test_low_rank_updates_are_merged_into_weights_of_the_same_names(small):
     names, embedding = set(small.state_dict()), small.model.encoder.embedding.weight.clone()
     losses = small.fine_tune(words(64), words(15), lora_rank=4, max_epochs=15, lr=1e-2, batch_size=16, progress=False)
@@ -114,8 +124,42 @@ def test_several_objectives_are_drawn_and_scored_together():
     assert a.tolist() == [[1.0, -2.0]] * 9
     assert b.tolist() == [[3.5, 40.0]] * 9
     assert model.log_prob([Example("a", [1.0, -2.0]), Example("a", [3.5, 40.0])]).diff().item() < -1
-    with pytest.raises(ValueError, match="example 1 has 1 numbers, but the model 2 objectives"):
-        model.fine_tune([Example("a", [1.0, 2.0]), Example("b", 1.0)])
+    with pytest.raises(ValueError, match="example 1 has 3 numbers, but the model 2 objectives"):
+        model.fine_tune([Example("a", [1.0, 2.0]), Example("b", [1.0, 2.0, 3.0])])
+
+
+@pytest.mark.parametrize("number_format", ["normalized", "ieee"])
+def test_examples_with_fewer_numbers_are_scored_on_those_they_have(number_format):
+    model = RegressLM.from_scratch(64, n_objectives=2, number_format=number_format, number_digits=1, seed=3, **SMALL)
+    # The probability of the first number is the sum over all pairs that start with it.
+    digits = np.arange(10) / 10 if number_format == "normalized" else None
+    if digits is not None:
+        pairs = model.log_prob([Example("abc", [0.3, second]) for second in digits])
+        assert model.log_prob([Example("abc", 0.3)]).item() == pytest.approx(pairs.logsumexp(0).item(), abs=1e-6)
+    # The loss is the mean over the first number's tokens, also next to a row with both numbers.
+    examples = [Example("abc", [0.3]), Example("d", [0.5, 0.2])]
+    [batch] = model.batches(examples, 2)
+    each = model.vocabulary.tokenizer.num_tokens
+    logits = model.model(batch.tokens, batch.numbers, batch.padding_mask)
+    of_tokens = torch.nn.functional.cross_entropy(logits.mT, batch.numbers, reduction="none")
+    expected = [of_tokens[0, :each].mean().item(), of_tokens[1].mean().item()]
+    assert model.losses(batch).tolist() == pytest.approx(expected, abs=1e-6)
+    assert not batch.numbers[0, each:].any()
+
+
+def test_fine_tuning_learns_from_examples_with_fewer_numbers():
+    model = RegressLM.from_scratch(64, n_objectives=2, number_format="normalized", number_digits=1, **SMALL)
+    examples = [Example("a", [0.2, 0.7]), Example("b", [0.4])] * 10
+    model.fine_tune(examples, examples, max_epochs=30, lr=5e-3, batch_size=5, progress=False)
+    a, b = model.sample([ExampleInput("a"), ExampleInput("b")], num_samples=5, temperature=0)
+    assert a.tolist() == [[0.2, 0.7]] * 5
+    assert b[:, 0].tolist() == [0.4] * 5
+    special = RegressLM.from_scratch(64, n_objectives=2, special_values=True, **SMALL)
+    with pytest.raises(UserError, match="1 numbers, but the model 2 objectives; special_values=True needs all"):
+        special.log_prob([Example("a", 1.0)])
+    for wrong in ([math.nan, 0.5], [0.5, math.inf], [0.5, math.nan]):
+        with pytest.raises(UserError, match="only special_values=True allows this"):
+            model.log_prob([Example("a", wrong)])
 
 
 def test_exact_mean_is_the_limit_of_sample_means():

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.regress_lm.make_golden import draw
+from zoo.errors import UserError
+from zoo.regress_lm import RegressLM
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
 from zoo.regress_lm.upstream_weights import load_upstream
 
@@ -42,7 +44,7 @@ def texts():
     return tokens, padding_mask, torch.randint(1, 13, (4, 7), generator=generator)
 
 
-@pytest.mark.parametrize("golden", GOLDEN, ids=["ieee", "two-objectives"])
+@pytest.mark.parametrize("golden", GOLDEN, ids=["ieee", "two-objectives", "two-encoder-heads"])
 def test_golden_logits_and_losses_match_upstream(golden):
     model = load_upstream(upstream_state(golden), max_input_len=24).eval()
     tokens, numbers = torch.tensor(golden["tokens"]), torch.tensor(golden["numbers"])
@@ -69,6 +71,40 @@ def test_upstream_weights_load_with_or_without_prefix_and_from_files(tmp_path):
         for name, tensor in load_upstream(source, max_input_len=24).state_dict().items():
             assert torch.equal(tensor, expected[name])
     assert expected.keys() == {name for name in bare if not name.endswith(("pe", "inv_freq"))}
+
+
+def test_the_number_of_encoder_heads_is_that_of_the_weights():
+    """No other shape depends on it: with 8 heads these weights would load and give other numbers."""
+    state = upstream_state(GOLDEN[2])
+    model = load_upstream(state, max_input_len=24)
+    assert (model.config.n_heads, model.config.encoder_heads) == (8, 2)
+    name = f"{PREFIX}encoder.rotary_pos_emb.inv_freq"
+    for rotary in (torch.ones(3), torch.ones(32), torch.ones(0), torch.ones(2, 4), torch.tensor(1.0)):
+        with pytest.raises(UserError, match="does not divide the width 32 into heads"):
+            load_upstream(state | {name: rotary})
+    with pytest.raises(UserError, match="the encoder has 2 heads, not n_encoder_heads 4"):
+        load_upstream(state, n_encoder_heads=4)
+    del state[name]  # then the number is a setting
+    assert load_upstream(state, n_heads=4).config.encoder_heads == 4
+
+
+def test_weights_with_other_heads_than_the_models_are_refused(tmp_path):
+    sizes = {"max_input_len": 24, "vocab_size": 99, "dim": 32}
+    torch.save(upstream_state(GOLDEN[2]), tmp_path / "upstream.pt")
+    RegressLM.from_scratch(24, dim=32, n_heads=4).save(tmp_path / "zoo.ckpt")
+    for file, option in (
+        ("upstream.pt", "8 heads in the decoder and 2 in the encoder.*set --model.n_heads 8 and --model.n_encoder_h"),
+        ("zoo.ckpt", "set --model.n_heads 4$"),
+    ):
+        with pytest.raises(UserError, match=option):
+            RegressLM(weights=str(tmp_path / file), **sizes)
+    loaded = RegressLM(weights=str(tmp_path / "upstream.pt"), n_encoder_heads=2, **sizes).eval()
+    golden, tokens = GOLDEN[2], torch.tensor(GOLDEN[2]["tokens"])
+    with torch.no_grad():
+        logits = loaded.model(tokens, torch.tensor(golden["numbers"]), tokens != 0)
+    torch.testing.assert_close(logits, torch.tensor(golden["logits"]), rtol=0, atol=1e-5)
+    RegressLM.from_scratch(24, dim=32, n_encoder_heads=2).save(tmp_path / "again.ckpt")
+    assert RegressLM.load(tmp_path / "again.ckpt").model.config.encoder_heads == 2
 
 
 def test_weights_of_another_model_are_refused_in_one_sentence(tmp_path):
@@ -243,6 +279,8 @@ def test_padded_texts_keep_the_fused_kernel(texts):
 MEMORY = """
 import sys, torch
 from pathlib import Path
+from zoo.errors import UserError
+from zoo.regress_lm import RegressLM
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
 
 def peak():

@@ -9,6 +9,7 @@ import torch
 
 from tests.commands import ROOT, complaint
 from tests.resume import assert_resume_is_bitwise
+from zoo.callbacks import regression_figures
 from zoo.cli.command_line import ZooCLI
 from zoo.regress_lm import ExampleInput, RegressLM
 from zoo.tokenizers.numerals import rounded
@@ -125,6 +126,37 @@ def test_test_logs_scores_of_point_and_distribution_and_writes_plots(news, tmp_p
     assert 0 <= logged["test_coverage_50"] <= logged["test_coverage_90"] <= 1
     assert (run / "test-scatter.png").stat().st_size > 5000
     assert (run / "test-calibration.png").stat().st_size > 5000
+    assert not (run / "test-ranking.png").exists()
+
+
+def test_ranking_and_intervals_are_drawn_by_option(news, tmp_path, monkeypatch):
+    run, drawn = tmp_path / "run", {}
+    fit(news, run)
+    for name in ("ranking", "intervals"):
+        draw = getattr(regression_figures, name)
+        monkeypatch.setattr(regression_figures, name, lambda *a, n=name, f=draw: drawn.update({n: a}) or f(*a))
+    options = ["--plots.ranking=max", "--plots.intervals=true", *QUIET]
+    cli = ZooCLI(["test", f"--ckpt_path={run / 'best.ckpt'}", *options])
+    for name in ("scatter", "ranking", "intervals"):
+        assert (run / f"test-{name}.png").stat().st_size > 5000
+    _, targets, best = drawn["ranking"]
+    assert sorted(targets[:, 0]) == sorted(np.asarray(cli.datamodule.test_dataloader().dataset.targets)[:, 0])
+    assert best == "max"
+    # Predictions of the same rows give the same figures: their medians and quantiles do not depend on the verb.
+    in_test = dict(drawn)
+    data = tmp_path / "rows.csv"
+    rows = [(text, t[0]) for text, t in zip(cli.datamodule.texts("test"), targets, strict=True)]
+    data.write_text("news,change_rate\n" + "".join(f'"{text}",{float(target)}\n' for text, target in rows))
+    path = f"--predictions.path={tmp_path / 'p.jsonl'}"
+    own = [f"--data_dir={data}", "--data.target_columns=change_rate", path]
+    drawn.clear()
+    ZooCLI(["predict", f"--ckpt_path={run / 'best.ckpt'}", *own, *options])
+    written = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    _, _, low, high = drawn["intervals"]
+    assert low[:, 0] == pytest.approx([row["quantiles"]["0.25"] for row in written])
+    assert high[:, 0] == pytest.approx([row["quantiles"]["0.75"] for row in written])
+    assert drawn["ranking"][0] == pytest.approx(in_test["ranking"][0])
+    assert (run / "predict-intervals.png").stat().st_size > 5000
 
 
 def test_figures_are_written_to_tensorboard(news, tmp_path):

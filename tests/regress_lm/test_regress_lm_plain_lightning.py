@@ -43,6 +43,24 @@ def trainer(tmp_path, **options) -> Trainer:
     return Trainer(default_root_dir=tmp_path, **{**defaults, "enable_checkpointing": False, **options})
 
 
+def test_rows_with_some_unknown_targets_are_predicted_but_not_scored(tmp_path):
+    model = module(n_objectives=3)
+    nan = float("nan")
+    targets = [[1.0, 2.0, 3.0], [1.0, nan, 3.0], [nan, 2.0, 3.0], [1.0, nan, nan]]
+    rows = loader(targets, n=4)
+    predicted = trainer(tmp_path).predict(model, rows)[0]
+    assert ["target" in row for row in predicted] == [True, False, False, False]
+    for wrong in (1, 2):
+        with pytest.raises(ValueError, match="row 0: a target is nan"):
+            trainer(tmp_path, max_steps=1).fit(model.train(), loader(targets[wrong : wrong + 1], n=1))
+    with pytest.raises(ValueError, match="a row has fewer than 3 targets, but scores need all of them"):
+        trainer(tmp_path).validate(model, loader(targets[3:], n=1), verbose=False)
+    model.val_samples = 0
+    trainer(tmp_path, max_steps=1, num_sanity_val_steps=0).fit(
+        model.train(), loader(targets[3:], n=1), loader(targets[3:], n=1)
+    )
+
+
 def test_plain_dataloader_fit_validate_predict_and_load_from_checkpoint(tmp_path):
     model, run = module(lr=1e-2, warmup_steps=2), trainer(tmp_path, max_epochs=2)
     run.fit(model, loader(shuffle=True), loader())

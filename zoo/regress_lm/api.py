@@ -5,7 +5,7 @@ regress_lm.fine_tune([Example(x="hello", y=0.3), Example(x="world", y=-0.3)])
 samples1, samples2 = regress_lm.sample([ExampleInput(x="hi"), ExampleInput(x="bye")], num_samples=128)
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +13,7 @@ import lightning
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from zoo.errors import UserError, check_counts
 from zoo.files.checkpoints import write_checkpoint
@@ -26,6 +27,14 @@ from zoo.tokenizers.encoder_tokenizer import PREFIX
 from zoo.tokenizers.numerals import rounded
 from zoo.training.batches import Row, TextBatch, collate
 from zoo.training.random_streams import derive
+
+
+def _shown(batches: list[TextBatch], progress: bool) -> Iterator[TextBatch]:
+    """The batches, with a progress bar on stderr that counts their texts."""
+    with tqdm(total=sum(len(batch.texts) for batch in batches), unit="text", disable=not progress) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch.texts))
 
 
 class RegressLM(RegressLMModule):
@@ -112,7 +121,8 @@ class RegressLM(RegressLMModule):
         """Train on `examples`, keeping the weights with the lowest validation loss.
 
         Args:
-            examples: texts and their numbers.
+            examples: texts and their numbers; an example may have fewer than K of them, of which the others are not
+                scored.
             validation_examples: determine the best weights. Default: a tenth of the examples.
             seed: of the order, of the held-out part and of dropout. Default: 0.
             **options: the other arguments of `zoo.regress_lm.fine_tuning.fine_tune`.
@@ -142,6 +152,7 @@ class RegressLM(RegressLMModule):
         top_k: int | None = None,
         seed: int | None = None,
         batch_size: int = 64,
+        progress: bool = False,
     ) -> list[np.ndarray]:
         """Draw numbers for every input. The samples of an input depend on the seed and its place in the list only.
 
@@ -152,6 +163,7 @@ class RegressLM(RegressLMModule):
             top_k: draw among the k most likely tokens at each position; None for all.
             seed: of the draws; None draws a seed from torch's global generator.
             batch_size: texts that are processed together.
+            progress: show a progress bar that counts the texts.
 
         Returns:
             For each input float64 (num_samples,), or (num_samples, K) for K > 1 objectives.
@@ -162,7 +174,7 @@ class RegressLM(RegressLMModule):
         check_sampling(temperature, top_k, seed=seed, num_samples=num_samples)
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         samples: list[np.ndarray] = []
-        for batch in self.batches(as_examples("inputs", inputs), batch_size):
+        for batch in _shown(self.batches(as_examples("inputs", inputs), batch_size), progress):
             ids, _ = decoding.sample(
                 self.model, self.vocabulary, batch.tokens, batch.padding_mask, num_samples,
                 temperature=temperature, top_k=top_k, seed=seed, rows=batch.index,
@@ -202,7 +214,8 @@ class RegressLM(RegressLMModule):
         """(B,) log-probability in nats of each example's number, rounded to its tokens, under `sample`'s distribution.
 
         Args:
-            examples: texts and their numbers; no examples give an empty result.
+            examples: texts and their numbers; no examples give an empty result. Of an example with fewer than K numbers
+                it is their joint probability.
             batch_size: texts that are processed together.
 
         Raises:
@@ -234,10 +247,11 @@ class RegressLM(RegressLMModule):
         return [self.transfer_batch_to_device(batch, self.device, 0) for batch in batches]
 
     def rows(self, examples: Sequence[ExampleInput]) -> list[Row]:
-        """Rows of `examples`: tokens, and K targets, NaN for inputs without numbers.
+        """Rows of `examples`: tokens, and K targets, NaN for absent ones.
 
         Raises:
-            UserError: a text is empty or too long, or an example has another number of targets than the model.
+            UserError: a text is empty or too long, or an example has more targets than the model, or fewer with
+                special_values.
         """
         assert self.tokenizer is not None
         k, limit, h = self.n_objectives, self.model.config.max_input_len, self.hparams
@@ -250,9 +264,11 @@ class RegressLM(RegressLMModule):
                 what = f"{len(ids)} tokens, beyond max_input_len {limit}" if ids else "no text"
                 raise UserError(f"example {i} has {what}: {example.x[:40]!r}")
             targets = example.numbers() if isinstance(example, Example) else (float("nan"),) * k
-            if len(targets) != k:
-                raise UserError(f"example {i} has {len(targets)} numbers, but the model {k} objectives")
+            if len(targets) > k or (len(targets) < k and h["special_values"]):
+                remedy = "; special_values=True needs all of them" if len(targets) < k else ""
+                raise UserError(f"example {i} has {len(targets)} numbers, but the model {k} objectives{remedy}")
             if isinstance(example, Example) and not (h["special_values"] or np.isfinite(targets).all()):
                 raise UserError(f"example {i} has {example.y} for a number: only special_values=True allows this")
-            rows.append(Row(ids, targets, i, example.x))
+            absent = (float("nan"),) * (k - len(targets))
+            rows.append(Row(ids, targets + absent, i, example.x))
         return rows

@@ -108,7 +108,7 @@ def log_prob(
         vocabulary: the number tokens and their grammar.
         tokens: (B, T) ids of the texts.
         padding_mask: (B, T) boolean, True at tokens; None where no text is padded.
-        ids: (B, L) number tokens.
+        ids: (B, L) number tokens; the last numbers of a row may be absent, which is 0 for all their tokens.
     """
     return log_prob_of_logits(model(tokens, ids, padding_mask), vocabulary, ids)
 
@@ -116,7 +116,8 @@ def log_prob(
 def log_prob_of_logits(logits: Tensor, vocabulary: NumberVocabulary, ids: Tensor) -> Tensor:
     """`log_prob` (B,) of number tokens (B, L) from the model's logits (B, L, V) at all positions."""
     log_probs = _allowed_log_probs(logits, vocabulary, vocabulary.automaton.states(ids))  # (B, L, V)
-    return log_probs.gather(2, ids[..., None]).squeeze(2).sum(1)
+    chosen = log_probs.gather(2, ids[..., None]).squeeze(2)  # (B, L)
+    return chosen.masked_fill(vocabulary.is_absent(ids), 0.0).sum(1)
 
 
 def log_probs_by_temperature(logits: Tensor, vocabulary: NumberVocabulary, ids: Tensor, temperatures: Tensor) -> Tensor:

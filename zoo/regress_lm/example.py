@@ -30,7 +30,7 @@ class ExampleInput:
 
 @dataclass
 class Example(ExampleInput):
-    """A text with its number, or with K numbers for a model of K objectives.
+    """A text with its number, or with at most K numbers for a model of K objectives: the first of them.
 
     Args:
         x: the text.

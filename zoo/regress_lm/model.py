@@ -43,7 +43,8 @@ class RegressLMConfig:
         dim: width of all layers.
         n_encoder_layers: layers of the encoder.
         n_decoder_layers: layers of the decoder.
-        n_heads: attention heads; they divide dim into even parts.
+        n_heads: attention heads; they divide dim into parts, which are even in the encoder.
+        n_encoder_heads: attention heads of the encoder, if their number differs; None for n_heads.
         hidden_dim: width of the hidden layer of each feed-forward block; None for 4 dim.
         dropout: dropout probability inside the feed-forward blocks, from 0 to below 1.
         residual_dropout: dropout probability of the output of each attention and feed-forward block, from 0 to below 1.
@@ -61,17 +62,27 @@ class RegressLMConfig:
     dropout: float = 0.0
     residual_dropout: float = 0.0
     max_input_len: int = 2048
+    n_encoder_heads: int | None = None
 
     def __post_init__(self) -> None:
-        # Dropout is a probability; all other settings are sizes, of which hidden_dim may be None.
+        # Dropout is a probability; all other settings are sizes, of which some may be None.
         for field in fields(RegressLMConfig):
             value = getattr(self, field.name)
             if "dropout" in field.name:
                 check_probability(field.name, value)
-            elif field.name != "hidden_dim" or value is not None:
+            elif field.name not in ("hidden_dim", "n_encoder_heads") or value is not None:
                 check_counts(**{field.name: value})
-        if self.dim % (2 * self.n_heads):
-            raise UserError(f"dim {self.dim} must divide into n_heads {self.n_heads} heads of even size")
+        # The encoder rotates pairs of numbers; the decoder does not.
+        if self.dim % (2 * self.encoder_heads):
+            name = "n_encoder_heads" if self.n_encoder_heads else "n_heads"
+            raise UserError(f"dim {self.dim} must divide into {name} {self.encoder_heads} heads of even size")
+        if self.dim % self.n_heads:
+            raise UserError(f"dim {self.dim} must divide into n_heads {self.n_heads} heads")
+
+    @property
+    def encoder_heads(self) -> int:
+        """Attention heads of the encoder."""
+        return self.n_encoder_heads or self.n_heads
 
     @property
     def feed_forward_dim(self) -> int:
@@ -155,7 +166,7 @@ class EncoderLayer(FeedForward):
 
     def __init__(self, config: RegressLMConfig) -> None:
         super().__init__(config)
-        self.n_heads, dim = config.n_heads, config.dim
+        self.n_heads, dim = config.encoder_heads, config.dim
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(dim, dim) for _ in range(4))
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
 
@@ -184,7 +195,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        self.rotary = RotaryEmbedding(config.dim // config.n_heads, config.max_input_len)
+        self.rotary = RotaryEmbedding(config.dim // config.encoder_heads, config.max_input_len)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_encoder_layers))
         self.norm = nn.LayerNorm(config.dim)
 

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -211,12 +211,28 @@ class RegressLMModule(NumberSampler):
         return encoder if isinstance(encoder, PretrainedEncoder) else None
 
     def _read_weights(self, path: str) -> dict[str, Tensor]:
-        """The module's state dict from a checkpoint of the zoo or of upstream."""
+        """The module's state dict from a checkpoint of the zoo or of upstream, whose heads must be the model's."""
         checkpoint = read_checkpoint(path)
         if "zoo" in checkpoint:
             self._check_encoder(checkpoint)
-            return read_checkpoint(path, required=("state_dict",))["state_dict"]
-        return {f"model.{name}": tensor for name, tensor in load_upstream(path).state_dict().items()}
+            checkpoint = read_checkpoint(path, required=("state_dict",))
+            state, settings = checkpoint["state_dict"], checkpoint.get("hyper_parameters", {})
+            decoder = settings.get("n_heads", RegressLMConfig.n_heads)
+            encoder = settings.get("n_encoder_heads") or decoder
+        else:
+            upstream = load_upstream(path)
+            state = {f"model.{name}": tensor for name, tensor in upstream.state_dict().items()}
+            decoder, encoder = upstream.config.n_heads, upstream.config.encoder_heads
+        # No shape depends on the number of heads.
+        config = self.model.config
+        if (decoder, encoder) != (config.n_heads, config.encoder_heads):
+            differ = encoder != decoder or config.n_encoder_heads is not None
+            options = f"--model.n_heads {decoder}" + (f" and --model.n_encoder_heads {encoder}" if differ else "")
+            raise UserError(
+                f"{path} has {decoder} heads in the decoder and {encoder} in the encoder, but this model "
+                f"{config.n_heads} and {config.encoder_heads}: set {options}"
+            )
+        return state
 
     def _check_encoder(self, checkpoint: Mapping[str, Any]) -> None:
         """Raises UserError where a checkpoint was trained on another frozen encoder than the module's."""
@@ -269,7 +285,13 @@ class RegressLMModule(NumberSampler):
             return
         self.check_objectives(targets.shape[1])
         self.check_targets(torch.from_numpy(targets), range(len(targets)))
-        tokens = self.vocabulary.encode(targets)
+        # An absent number has the first target of its column in its place, which adds no sign or exponent.
+        is_absent = self._is_absent(targets)
+        first = [
+            column[~absent][0] if not absent.all() else 0.0
+            for column, absent in zip(targets.T, is_absent.T, strict=True)
+        ]
+        tokens = self.vocabulary.encode(np.where(is_absent, first, targets))
         self.set_magnitudes(tokens)
         if self.trainer.is_global_zero:
             for merged in find_merged(targets, self.vocabulary.decode(tokens)):
@@ -288,8 +310,22 @@ class RegressLMModule(NumberSampler):
             torch.manual_seed(derive(self.dropout_seed, "step", self.global_step))
 
     def check_targets(self, targets: Tensor, index: Sequence[int] | Tensor) -> None:
+        """Targets must be finite, unless special_values is on; those after a row's last number may be NaN: absent."""
         if not self.hparams["special_values"]:
-            super().check_targets(targets, index)
+            is_absent = torch.from_numpy(self._is_absent(targets.cpu().numpy())).to(targets.device)
+            super().check_targets(targets.masked_fill(is_absent, 0.0), index)
+
+    def _is_absent(self, targets: np.ndarray) -> np.ndarray:
+        """(B, K) bool: whether a target of (B, K) is NaN and follows the last number of a row that has one."""
+        if self.hparams["special_values"]:  # NaN is then a value
+            return np.zeros(targets.shape, dtype=bool)
+        is_number = ~np.isnan(targets)
+        follow = np.flip(np.logical_or.accumulate(np.flip(is_number, 1), 1), 1)  # itself or a later one is a number
+        return ~follow & is_number[:, :1]
+
+    def _has_unknown(self, targets: np.ndarray) -> bool:
+        """Whether a target of (B, K) is NaN and neither a special value nor absent."""
+        return not self.hparams["special_values"] and bool((np.isnan(targets) & ~self._is_absent(targets)).any())
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         batch = super().on_before_batch_transfer(batch, dataloader_idx)
@@ -297,19 +333,23 @@ class RegressLMModule(NumberSampler):
 
     def with_number_tokens(self, batch: TextBatch) -> TextBatch:
         """The batch, on the CPU, with its targets' number tokens; rows to predict may have no targets."""
-        if batch.targets.isnan().any() and not self.hparams["special_values"]:
+        if self._has_unknown(batch.targets.cpu().numpy()):
             return batch
         return batch._replace(numbers=self.encode_targets(batch))
 
     def encode_targets(self, batch: TextBatch) -> Tensor:
-        """Number tokens (B, L) of the batch's targets."""
+        """Number tokens (B, L) of the batch's targets; 0, which is not scored, for absent ones."""
         if batch.numbers is not None:
             return batch.numbers
-        if batch.targets.isnan().any() and not self.hparams["special_values"]:
+        targets = batch.targets.cpu().numpy()
+        is_absent = self._is_absent(targets)
+        if self._has_unknown(targets):
             raise UserError("these rows have no targets whose loss or probability could be computed")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `on_train_start` has warned of clamped targets
-            return self.vocabulary.encode(batch.targets.cpu().numpy()).to(batch.targets.device)
+            tokens = self.vocabulary.encode(np.where(is_absent, 0.0, targets))
+        each = self.vocabulary.tokenizer.num_tokens
+        return tokens.masked_fill(torch.from_numpy(is_absent.repeat(each, axis=1)), 0).to(batch.targets.device)
 
     def log_probs(self, batch: TextBatch) -> Tensor:
         """(B,) log-probability of each row's targets in nats, under the constrained distribution."""
@@ -331,11 +371,22 @@ class RegressLMModule(NumberSampler):
 
     # ---- evaluation
 
+    def calibrate(self, batches: Iterable[TextBatch]) -> None:
+        """As `NumberSampler.calibrate`; rows with absent numbers cannot calibrate, and then nothing is calibrated."""
+        batches = [] if self.hparams["calibration"] == "none" else list(batches)
+        has_absent = any(self._is_absent(batch.targets.cpu().numpy()).any() for batch in batches)
+        super().calibrate([] if has_absent else batches)
+
     def estimate(self, batch: TextBatch) -> Tensor:
         """(B, K) the chosen point estimate from `num_samples` samples of each row."""
         return estimates.summary(*self.draw_for_rows(batch, self.hparams["num_samples"]))[self.hparams["point"]]
 
     def evaluate(self, batch: TextBatch) -> dict[str, Tensor]:
+        if self._is_absent(batch.targets.cpu().numpy()).any():
+            raise UserError(
+                f"a row has fewer than {self.n_objectives} targets, but scores need all of them: set val_samples to 0 "
+                "to validate by the loss only"
+            )
         is_fitting = self.trainer.state.fn == "fit"
         samples, log_prob = self.draw_for_rows(batch, self.val_samples if is_fitting else self.hparams["num_samples"])
         values = self.summarize(samples, log_prob, batch.targets)

@@ -101,6 +101,11 @@ class NumberVocabulary:
         array = np.asarray(ids.cpu() if isinstance(ids, Tensor) else ids)
         return self.tokenizer.decode(self._local[array].reshape(*array.shape[:-1], self.n_objectives, -1))
 
+    def is_absent(self, ids: Tensor) -> Tensor:
+        """(B, L) bool: the tokens of ids (B, L) that belong to an absent number, all of whose tokens are 0."""
+        numbers = ids.unflatten(1, (self.n_objectives, -1))  # (B, K, num_tokens)
+        return (numbers == 0).all(2, keepdim=True).expand_as(numbers).flatten(1)
+
     @property
     def count(self) -> int:
         """Number of complete token sequences that have a probability."""

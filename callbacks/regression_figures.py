@@ -1,0 +1,120 @@
+"""Figures of regression: predictions over targets, calibration, ranking and intervals. Drawing imports matplotlib."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zoo.callbacks.ranking import (
+    Best,
+    Floats,
+    best_found,
+    best_found_at_random,
+    ranked,
+    top_k_recall,
+    top_k_recall_at_random,
+)
+
+if TYPE_CHECKING:  # imported when something is drawn: it takes half a second
+    from matplotlib.figure import Figure
+
+MOST_POINTS = 200  # values of k at which the curves of a ranking are drawn
+
+
+def scatter(predictions: Floats, targets: Floats) -> "Figure":
+    """Predictions (N,) over targets (N,), with the diagonal on which both are equal."""
+    figure, ((axes,),) = _panels(1, 1)
+    axes.scatter(targets, predictions, s=6, alpha=0.4, linewidths=0)
+    axes.axline((0, 0), slope=1, color="black", linewidth=0.8)
+    axes.set(xlabel="target", ylabel="prediction", title=f"{len(targets):,} predictions")
+    return figure
+
+
+def calibration(pit: Floats) -> "Figure":
+    """Share of targets below each predicted quantile, from the distribution functions at the targets, pit (N,)."""
+    figure, ((axes,),) = _panels(1, 1)
+    levels = np.linspace(0, 1, 101)
+    axes.plot(levels, [(pit <= level).mean() for level in levels])
+    axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
+    axes.set(xlabel="predicted quantile", ylabel="share of targets below it", title="calibration")
+    return figure
+
+
+def ranking(predictions: Floats, targets: Floats, best: Best = "min") -> "Figure":
+    """Search by predictions: the share of the k best targets among the k best predictions, and the best target found.
+
+    Both are drawn against the number k of candidates tried, next to the expectation for a random order and to the
+    oracle, which knows the targets. Each objective has its own row of panels. Rows with a NaN are left out.
+
+    Args:
+        predictions: (N, K) predicted numbers.
+        targets: (N, K) true numbers.
+        best: whether the smallest ("min") or the largest ("max") numbers are the best.
+    """
+    figure, panels = _panels(predictions.shape[1], 2)
+    for k, (left, right) in enumerate(panels):
+        known = ~(np.isnan(predictions[:, k]) | np.isnan(targets[:, k]))
+        predicted, true = predictions[known, k], targets[known, k]
+        n = len(true)
+        left.set(xlabel="k", ylabel="top-k recall", xscale="log", ylim=(0, 1.05))
+        right.set(xlabel="candidates tried", ylabel=f"best target found ({best})", xscale="log")
+        if not n:
+            continue
+        tried = np.unique(np.geomspace(1, n, MOST_POINTS).round().astype(int))
+        recall, at = top_k_recall(predicted, true, best), tried - 1
+        tenth = max(1, n // 10)
+        left.plot(tried, recall[at], label="predictions")
+        left.plot(tried, top_k_recall_at_random(true, best)[at], "--", label="random order")
+        left.axhline(1, color="black", linewidth=0.8, label="oracle")
+        left.set_title(f"{_name(k, panels)}top-{tenth} recall of {n:,}: {recall[tenth - 1]:.2f}")
+        right.plot(tried, best_found(predicted, true, best)[at], label="predictions")
+        right.plot(tried, best_found_at_random(true, best, tried.tolist()), "--", label="random order")
+        right.axhline(true[ranked(true, best)[0]], color="black", linewidth=0.8, label="oracle")
+        right.legend()
+    return figure
+
+
+def intervals(predictions: Floats, targets: Floats, low: Floats | None, high: Floats | None) -> "Figure":
+    """Predictions, targets and central 50% intervals in the order of the targets, a panel per objective.
+
+    Args:
+        predictions: (N, K) predicted numbers.
+        targets: (N, K) true numbers; rows in which one is NaN are left out.
+        low: (N, K) predicted 25% quantiles; None for models without a distribution.
+        high: (N, K) predicted 75% quantiles; None for models without a distribution.
+    """
+    figure, panels = _panels(predictions.shape[1], 1, width=8)
+    for k, (axes,) in enumerate(panels):
+        known = np.flatnonzero(~np.isnan(targets[:, k]))
+        order = known[np.argsort(targets[known, k], kind="stable")]
+        places = np.arange(len(order))
+        title = f"{_name(k, panels)}{len(order):,} rows"
+        if low is not None and high is not None:
+            below, above, true = low[order, k], high[order, k], targets[order, k]
+            axes.fill_between(places, below, above, alpha=0.3, linewidth=0, label="25% to 75%")
+            if len(order):
+                title += f", {((below <= true) & (true <= above)).mean():.0%} within 25% to 75%"
+        axes.plot(places, predictions[order, k], linewidth=0.8, label="prediction")
+        axes.plot(places, targets[order, k], color="black", linewidth=1.2, label="target")
+        axes.set(xlabel="row, by target", ylabel="number", title=title)
+        _limit(axes, targets[order, k])
+        axes.legend()
+    return figure
+
+
+def _limit(axes: Any, targets: Floats) -> None:
+    """Let the targets set the limits, so that a few extreme predictions do not hide all others."""
+    finite = targets[np.isfinite(targets)]
+    if len(finite) and np.ptp(finite) > 0:
+        axes.set_ylim(finite.min() - 0.5 * np.ptp(finite), finite.max() + 0.5 * np.ptp(finite))
+
+
+def _name(objective: int, panels: NDArray[Any]) -> str:
+    return f"objective {objective + 1}: " if len(panels) > 1 else ""
+
+
+def _panels(down: int, across: int, width: float = 4.5) -> "tuple[Figure, NDArray[Any]]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * across, 4.5 * down), layout="constrained")
+    return figure, figure.subplots(down, across, squeeze=False)
