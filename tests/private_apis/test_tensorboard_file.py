@@ -3,6 +3,7 @@
 import shutil
 import threading
 import warnings
+from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -29,6 +30,13 @@ def losses(folder):
     return [(event.step, event.value) for event in events.Scalars("loss")]
 
 
+def log_twice(logger):
+    for step in (2, 3):
+        logger.log_metrics({"loss": 1.0}, step)
+        logger.save()
+    logger.finalize("success")
+
+
 def test_values_before_and_after_the_start_are_in_one_file(logger, tmp_path):
     assert losses(tmp_path / "run") == [(0, 3.0), (1, 2.0)]
     logger.log_metrics({"loss": 1.0}, 2)
@@ -53,13 +61,10 @@ def test_a_removed_folder_is_not_written(logger, tmp_path, is_replaced):
 def test_a_full_disk_ends_the_curves_with_one_warning(logger, tmp_path):
     file = logger.experiment.file_writer.event_writer._async_writer._writer._writer
     file._file.close()
-    file._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
+    file._file = Path("/dev/full").open("ab", buffering=0)  # noqa: SIM115, closed by the warning
     with pytest.warns(
         UserWarning, match=r"cannot write .*tfevents.* \(No space left on device\): the curves"
-    ) as caught:  # noqa: PT031
-        for step in range(2, 5):
-            logger.log_metrics({"loss": 1.0}, step)
-            logger.save()
-        logger.finalize("success")
+    ) as caught:
+        log_twice(logger)
     assert len(caught) == 1
     assert losses(tmp_path / "run") == [(0, 3.0), (1, 2.0)]
