@@ -99,4 +99,8 @@ class OptimizerConfig:
 
     def schedule(self, optimizer: torch.optim.Optimizer, total_steps: int) -> LambdaLR:
         """Warm-up and cosine decay over `total_steps` optimizer steps."""
-        return LambdaLR(optimizer, lambda step: warmup_cosine(step, self.warmup_steps, total_steps, self.min_lr_ratio))
+        return LambdaLR(optimizer, lambda step: self.lr_factor(step, total_steps))
+
+    def lr_factor(self, step: int, total_steps: int) -> float:
+        """The learning rate at a step, divided by its peak."""
+        return warmup_cosine(step, self.warmup_steps, total_steps, self.min_lr_ratio)

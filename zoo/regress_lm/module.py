@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +15,7 @@ from zoo.errors import UserError, check_choice, check_counts, check_number, chec
 from zoo.layers.lora import add_lora
 from zoo.optim import OptimizerConfig
 from zoo.regress_lm import decoding, estimates
+from zoo.regress_lm.defaults import choose_settings
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
 from zoo.regress_lm.number_formats import NumberFormat, finer_format, number_tokenizer
 from zoo.regress_lm.upstream_weights import load_upstream
@@ -22,6 +23,7 @@ from zoo.regress_lm.vocabulary import NumberVocabulary
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import TextBatch, targets_and_features
 from zoo.training.checkpoint_file import read_checkpoint
+from zoo.training.choices import Choice
 from zoo.training.distinct_targets import find_merged
 from zoo.training.language_model import required_vocab_size
 from zoo.training.random_streams import derive, global_seed
@@ -136,6 +138,23 @@ class RegressLMModule(Regressor):
             self.hparams["weights"] = None  # a checkpoint of this module must not need the file it started from
         if lora_rank:
             add_lora(self.model, lora_rank, lora_alpha)
+
+    @classmethod
+    def choose_settings(cls, data: Any, given: Mapping[str, Any]) -> list[Choice]:
+        """Settings that follow from the data, by the rules in `zoo.regress_lm.defaults`.
+
+        Args:
+            data: a data module with `statistics()`.
+            given: the settings that are already decided, by option.
+
+        Raises:
+            UserError: the data has no texts with numbers.
+        """
+        if not hasattr(data, "statistics"):
+            raise UserError(
+                f"{type(data).__name__} has no texts with numbers for {cls.__name__}: give --data=TextRegression"
+            )
+        return choose_settings(data.statistics(), given)
 
     def check_data(self, data: Any) -> None:
         """The data must hold texts with numbers, none longer than the model's max_input_len."""

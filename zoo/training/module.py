@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from zoo.errors import UserError
 from zoo.optim import OptimizerConfig
@@ -50,6 +51,9 @@ class ZooModule(WeightedLosses):
         optimizer_config.check()
         self.optimizer_config = optimizer_config
         self.tokenizer = tokenizer
+        self.total_steps = 0
+        """Optimizer steps of the whole run, which the learning-rate schedule covers; set when training starts."""
+        self._warmup_share: float | None = None
 
     def check_data(self, data: Any) -> None:
         """Compare the module with a data module before a run. The command line calls this; override to add checks.
@@ -95,8 +99,27 @@ class ZooModule(WeightedLosses):
         if total_steps == float("inf"):
             raise UserError("the learning-rate schedule needs the number of steps: set trainer.max_steps or max_epochs")
         optimizer = self.optimizer_config.build(self.named_parameters(), self.lr_scale)
-        schedule = self.optimizer_config.schedule(optimizer, int(total_steps))
+        self.total_steps = int(total_steps)
+        schedule = LambdaLR(optimizer, lambda step: self.optimizer_config.lr_factor(step, self.total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def plan_steps(self, total_steps: int) -> dict[str, int]:
+        """Change the length of the schedule during a run; the warm-up remains the same share of it.
+
+        Args:
+            total_steps: optimizer steps of the whole run.
+
+        Returns:
+            The settings that repeat this schedule: `warmup_steps`.
+        """
+        config = self.optimizer_config
+        if self._warmup_share is None:
+            self._warmup_share = config.warmup_steps / max(self.total_steps, 1)
+        self.total_steps = total_steps
+        config.warmup_steps = round(self._warmup_share * total_steps)
+        settings = {"warmup_steps": config.warmup_steps}
+        self.hparams.update(settings)
+        return settings
 
     # ---- checkpoints
 
