@@ -18,15 +18,11 @@ SMALL = ["--model.dim=16", "--model.n_heads=2", "--model.val_samples=2", "--data
 CONFIG = f"--config={ROOT / 'configs' / 'regress_lm.yaml'}"
 
 
-def write(file, n_rows):
-    with file.open("w", newline="") as content:
-        csv.writer(content).writerows([("a", "b", "y"), *((i, i % 7 + 0.5, i / 10) for i in range(1, n_rows + 1))])
-    return file
-
-
 @pytest.fixture
 def table(tmp_path):
-    return write(tmp_path / "table.csv", 60)
+    with (tmp_path / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("a", "b", "y"), *((i, i % 7 + 0.5, i / 10) for i in range(1, 61))])
+    return tmp_path / "table.csv"
 
 
 def fit(table, out, *options):
@@ -59,10 +55,10 @@ def test_choices_are_printed_recorded_and_repeated(table, tmp_path, capsys):
         assert torch.equal(value, again.model.state_dict()[name]), name
 
 
-def test_resume_uses_the_recorded_settings(table, tmp_path, capsys):
+def test_resume_uses_the_recorded_settings(table, tmp_path, capsys, monkeypatch):
     first = fit(table, tmp_path / "run", CONFIG, *SMALL)
-    write(table, 61)  # the rules would now decide otherwise, because of another number of rows
     capsys.readouterr()
+    monkeypatch.delattr("zoo.regress_lm.module.RegressLMModule.choose_settings")
     for options in ([CONFIG], []):
         cli = fit(table, tmp_path / "run", *options, f"--ckpt_path={tmp_path / 'run' / 'last.ckpt'}")
         assert "settings chosen" not in capsys.readouterr().err
