@@ -214,6 +214,24 @@ def revdeq_residuals() -> str:
     return markdown(["", *(f"N = {n}" for n in measured[0]["N"])], lines)
 
 
+def faults() -> str:
+    """Kinds of faults: cases tried, what became of them, and failures."""
+    measured = rows("faults.json")
+    if not measured:
+        return ""
+    lines = []
+    for r in measured:
+        ends = ", ".join(f"{count:,} {what}" for what, count in r["wanted"].items())
+        if "largest_error" in r:
+            ends += f"; largest error {r['largest_error']:.1g}"
+        lines.append([r["benchmark"], r["about"], f"{r['cases']:,}", ends, f"{r['otherwise']:,}"])
+    facts = measured[0]
+    minutes = sum(r["seconds"] for r in measured) / 60
+    about = f"{facts['cpu']}, {minutes:.0f} minutes, seed {facts['seed']}, commit {facts['commit']}"
+    table = markdown(["kind", "tried, and what must follow", "cases", "as wanted", "otherwise"], lines)
+    return f"{commands(measured)} ({about})\n\n{table}"
+
+
 SCORES = {"Spearman": ("spearman", ".3f"), "MAE": ("mae", ".3f")}
 STEPS = {"steps": ("steps", ".0f")}
 STUDIES = {
@@ -262,6 +280,7 @@ STUDIES = {
 TABLES = {
     **{name.replace("_", "-", 2): (lambda name=name: study(name, *STUDIES[name])) for name in STUDIES},
     "regress-lm-speed": lambda: faster("regress_lm.json"),
+    "faults": faults,
     "icr-speed": lambda: faster("icr_speed.json"),
     "icr-sweep": icr_sweep,
     "llama-speed": lambda: speed("llama.json"),

@@ -11,5 +11,6 @@ from zoo.callbacks.samples import Samples
 from zoo.callbacks.throughput import Throughput
 
 __all__ = [
-    "Budget", "Checkpoint", "EarlyStopping", "MixedPrecision", "NonFinite", "Plots", "Predictions", "Samples", "Throughput",
+    "Budget", "Checkpoint", "EarlyStopping", "MixedPrecision", "NonFinite", "Plots", "Predictions", "Samples",
+    "Throughput",
 ]  # fmt: skip

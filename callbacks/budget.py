@@ -29,9 +29,9 @@ def parse_duration(text: str) -> float:
 class Budget(Callback):
     """End a run after a given time, with its schedule complete.
 
-    The time of the first steps tells how many fit. The plan is renewed whenever the number of steps done has doubled,
-    and after each validation. The run is never longer than the Trainer's max_steps. After the last step the model is
-    validated once more, so that the best checkpoint can be the last one.
+    The time of the first steps tells how many fit. The plan is renewed during the run by the time of the steps since
+    the plan before. The run is never longer than the Trainer's max_steps. After the last step the model is validated
+    once more, so that the best checkpoint can be the last one.
 
     Args:
         seconds: of the run, from `since`.
@@ -46,7 +46,6 @@ class Budget(Callback):
         self.end = since + seconds
         self.n_validations, self._record = n_validations, record
         self.validation_seconds = 0.0
-        self._next = 0
         self._limit = 0  # steps of the run without a limit of time
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -55,21 +54,25 @@ class Budget(Callback):
         if trainer.world_size > 1:
             raise UserError("--budget works on one process only: drop it, or set --trainer.max_steps")
         self._limit = int(pl_module.total_steps)
-        self._first, self._start, self._paused = trainer.global_step, time.monotonic(), 0.0
+        self._is_warm = False
+        self._restart(trainer)
         self._next = trainer.global_step + FIRST_STEPS
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == self._first + 1:  # the first step is slower than the others
-            self._start, self._paused = time.monotonic(), 0.0
+        if trainer.global_step == self._start_step + 1 and not self._is_warm:  # the first step is slower than others
+            self._restart(trainer)
+            self._is_warm = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         module: Any = pl_module
         if trainer.global_step >= self._next:
-            self._next = 2 * trainer.global_step
             self._plan(trainer, module)
-        if trainer.global_step >= module.total_steps or time.monotonic() >= self.end:
+        is_over = time.monotonic() >= self.end
+        if is_over and trainer.global_step < module.total_steps:
+            self._set_steps(trainer, module, trainer.global_step)
+        if is_over or trainer.global_step >= module.total_steps:
             trainer.should_stop = True  # Lightning validates, saves and ends
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -80,19 +83,23 @@ class Budget(Callback):
             return
         self.validation_seconds = time.monotonic() - self._validation_start
         self._paused += self.validation_seconds
-        if not trainer.should_stop:
-            self._plan(trainer, pl_module)
+
+    def _restart(self, trainer: Trainer) -> None:
+        """Measure the time of steps from now on."""
+        self._start_step, self._start, self._paused = trainer.global_step, time.monotonic(), 0.0
 
     def _plan(self, trainer: Trainer, module: Any) -> None:
-        """Set the number of steps that fit into the rest of the time, and the interval of validations."""
+        """Set the number of steps that fit into the rest of the time."""
         done, now = trainer.global_step, time.monotonic()
-        if done <= self._first + 1:
-            return
-        step = max(now - self._start - self._paused, 1e-6) / (done - self._first - 1)
-        left = SHARE * (self.end - now)
-        # Validations take their share of the rest; one after the last step is certain.
-        progress = done / (done + max(left, 0.0) / step)
+        step = max(now - self._start - self._paused, 1e-6) / max(done - self._start_step, 1)
+        left = max(SHARE * (self.end - now), 0.0)
+        # Validations take their part of the rest; one after the last step is certain.
+        progress = done / (done + left / step)
         validations = max(1.0, self.n_validations * (1 - progress)) * self.validation_seconds
-        total = min(self._limit, done + max(1, int((left - validations) / step)))
+        self._set_steps(trainer, module, min(self._limit, done + max(1, int((left - validations) / step))))
+        self._next = done + max(FIRST_STEPS, (module.total_steps - done) // 10)
+        self._restart(trainer)
+
+    def _set_steps(self, trainer: Trainer, module: Any, total: int) -> None:
         trainer.val_check_batch = max(1, -(-total // self.n_validations))
         self._record({"total_steps": total, "val_check_interval": trainer.val_check_batch, **module.plan_steps(total)})

@@ -15,11 +15,13 @@ from zoo.callbacks.signal_record import SignalRecord
 from zoo.console.signals import signal_name
 from zoo.errors import UserError
 from zoo.files.atomic import replacing
+from zoo.files.checkpoints import DigestCheckpointIO
+from zoo.files.digest import add_digest
 from zoo.private_apis.lightning_api import counters_before_validation, validation_progress
 from zoo.private_apis.lightning_trainer import end_other_ranks, requeue_signal
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
+class AtomicCheckpointIO(DigestCheckpointIO):
     """Write a temporary file next to the target, fsync, rename: the target is the old checkpoint or the new one.
 
     Args:
@@ -37,7 +39,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path, durable=True) as partial, open(partial, "wb") as file:
-                torch.save(checkpoint, file)
+                torch.save(add_digest(checkpoint), file)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             # Say whether an earlier checkpoint exists.
             remains = "the one before it is untouched" if path.exists() else "nothing was written"
@@ -47,9 +49,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             )
             if not self.deferred:
                 raise self.failure from error
-
-    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict:
-        return super().load_checkpoint(path, map_location=map_location, weights_only=True)
 
 
 def reason(error: BaseException) -> str:
@@ -112,10 +111,16 @@ class Checkpoint(LightningCheckpoint):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO(deferred=True)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"monitor": self.monitor, "best_score": self.best_score, "best_model_path": self.best_model_path}
+        return {
+            "monitor": self.monitor,
+            "mode": self.mode,
+            "best_score": self.best_score,
+            "best_model_path": self.best_model_path,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict["monitor"] == self.monitor:  # another metric starts a new record
+        same = state_dict["monitor"] == self.monitor and state_dict.get("mode", self.mode) == self.mode
+        if same:  # another metric starts a new record
             self.best_score = state_dict["best_score"]
             self.best_model_path = state_dict["best_model_path"]
 

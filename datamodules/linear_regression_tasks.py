@@ -1,21 +1,31 @@
 """LinearRegressionTasks: in-context regression prompts, drawn on the training device from seed and step."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from zoo.datamodules.resumable import ZooDataModule
-from zoo.errors import UserError
+from zoo.datamodules.sources.tables import BadRows
+from zoo.errors import UserError, check_choice, check_counts
 from zoo.files import regular_file
 from zoo.icr.evaluation import KINDS, EvaluationBatch, evaluation
 from zoo.icr.predict import Query
-from zoo.icr.task import Diversity, Prompts, Task, check_prompt
+from zoo.icr.task import Diversity, Prompts, Task, as_floats, check_prompt
+from zoo.private_apis.lightning_api import (
+    batches_done,
+    batches_done_in_epoch,
+    is_epoch_done,
+    progress_state,
+    resume_counters,
+    set_batches_done_in_epoch,
+)
 from zoo.text_formats.json_text import describe_json_error, parse_json
 
 DRAWN = "drawn"
@@ -42,8 +52,11 @@ class LinearRegressionTasks(ZooDataModule):
         n_val: validation prompts of each kind ("pretrain": tasks of the pool; "true": new tasks), at least 1.
         n_test: test prompts of each kind, at least 1.
         seed: seed of the training prompts; by default the run's.
+        bad_rows: what to do with a line of the file that is no prompt for the model: "stop" with an error that names
+            the line, or "skip" it; the number of lines left out and the first reason are printed.
     """
 
+    changeable_arguments = (*ZooDataModule.changeable_arguments, "max_M", "n_val", "n_test")
     renamed_arguments: ClassVar[dict[str, str]] = {"steps_per_batch": ""}  # removed: a batch is one step
 
     def __init__(
@@ -59,12 +72,12 @@ class LinearRegressionTasks(ZooDataModule):
         n_val: int = 2048,
         n_test: int = 16384,
         seed: int | None = None,
+        bad_rows: Literal["stop", "skip"] = "stop",
     ) -> None:
+        check_choice("bad_rows", bad_rows, ("stop", "skip"))
+        check_counts(n_val=n_val, n_test=n_test)
         super().__init__(batch_size, seed=seed)
         self.save_hyperparameters(logger=False)
-        for name in ("n_val", "n_test"):
-            if self.hparams[name] < 1:
-                raise UserError(f"{name} must be at least 1, not {self.hparams[name]}")
         # The distribution of the prompts, which the model shares.
         self.task = Task(D, K, sigma2, M, max_M, task_seed)
         for field in fields(Task):
@@ -103,7 +116,12 @@ class LinearRegressionTasks(ZooDataModule):
     def dataset(self, split: str) -> Dataset:
         """The queries of the file for "predict", the evaluation prompts for "val" and "test"."""
         if split == "predict":
-            return read_queries(self.hparams["data"], self.task)  # type: ignore[return-value]
+            bad = BadRows(self.hparams["bad_rows"])
+            queries = read_queries(self.hparams["data"], self.task, bad)
+            if bad.reasons:
+                count = "1 line was" if len(bad.reasons) == 1 else f"{len(bad.reasons)} lines were"
+                rank_zero_only(print)(f"zoo: {count} left out{bad.first()}", file=sys.stderr)
+            return queries  # type: ignore[return-value]
         return EvaluationPrompts(self.hparams[f"n_{split}"], lambda: self.evaluation(split))
 
     def train_dataloader(self) -> "PromptLoader":  # type: ignore[override]
@@ -126,6 +144,7 @@ class LinearRegressionTasks(ZooDataModule):
         return super().state_dict() | {"unit": "steps"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
         if "unit" not in state_dict and self.trainer is not None and self.trainer.state.fn == "fit":
             raise UserError(
                 "this checkpoint was written when a batch was a block of steps: it cannot be resumed, only evaluated"
@@ -158,55 +177,63 @@ class EvaluationPrompts(Dataset):
 
 
 class PromptLoader:
-    """Training batches from the trainer's current batch to its last; without a trainer from 0 on without end.
+    """Training batches from the trainer's next batch to its last; without a trainer from 0 on without end.
 
     Gradients that wait for the rest of their accumulation window are not in checkpoints. A run that is resumed inside a
-    window therefore repeats the window from its first batch.
+    window therefore repeats the window from its first batch. A run that is resumed with another batch size, number of
+    processes or accumulation continues with the number of the next batch, so that no prompt is drawn twice.
     """
 
     def __init__(self, dataset: DrawnPrompts, trainer: Any = None) -> None:
         self.dataset, self._trainer = dataset, trainer
+        # Number of the next batch when the trainer had finished `_batches_before_start` batches.
+        self._start = self._batches_before_start = 0
 
     def __iter__(self) -> Iterator[Prompts]:
-        number, last = 0, float("inf")
         # Read the trainer when the first batch is requested: a resumed trainer knows its step only then.
-        if self._trainer is not None:
-            window = self._trainer.accumulate_grad_batches
-            number = self._trainer.global_step * window
-            if self._trainer.max_steps >= 0:
-                last = self._trainer.max_steps * window
+        number, last = self._next(), float("inf")
+        if self._trainer is not None and self._trainer.max_steps >= 0:
+            steps = self._trainer.max_steps - self._trainer.global_step
+            last = number + steps * self._trainer.accumulate_grad_batches
         while number < last:
             yield self.dataset[number]
             number += 1
 
+    def _next(self) -> int:
+        """Number of the batch after the finished ones."""
+        if self._trainer is None:
+            return self._start
+        return self._start + batches_done(self._trainer) - self._batches_before_start
+
     def state_dict(self) -> dict[str, int]:
-        """The number of finished batches whose gradients wait for the rest of their accumulation window."""
-        # Finished batches since the last optimizer step.
-        progress = self._trainer.fit_loop.epoch_loop.batch_progress
-        finished = progress.current.processed
-        if progress.is_last_batch and finished == progress.current.ready:
-            return {"unused": 0}  # the last batch of an epoch closes its window early
-        return {"unused": finished % self._trainer.accumulate_grad_batches}
+        """The number of the next batch ("number") and `progress_state`."""
+        progress = progress_state(self._trainer)
+        return {"number": self._next() - progress["unused"]} | progress
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Set Lightning's counters back by the batches that will be repeated."""
-        # Batches of an open window, and one that was interrupted, run again.
-        progress = self._trainer.fit_loop.epoch_loop.batch_progress
-        if state["unused"] or progress.total.ready > progress.total.processed:
-            for count in (progress.total, progress.current):
-                count.processed -= state["unused"]
-                count.ready = count.started = count.completed = count.processed
-            progress.is_last_batch = False
+        """Continue with the stored number."""
+        resume_counters(self._trainer, state)
+        self._batches_before_start = batches_done(self._trainer)
+        self._start = state.get("number", self._batches_before_start)
+        if not is_epoch_done(self._trainer):  # start an accumulation window
+            finished = batches_done_in_epoch(self._trainer)
+            set_batches_done_in_epoch(self._trainer, finished - finished % self._trainer.accumulate_grad_batches)
 
 
-def read_queries(path: str, task: Task) -> list[Query]:
+def read_queries(path: str, task: Task, bad: BadRows | None = None) -> list[Query]:
     """The prompts in a file of JSON lines.
+
+    Args:
+        path: the file.
+        task: D and K of the model.
+        bad: what to do with lines that are no prompts; by default the first one is an error.
 
     Raises:
         FileNotFoundError: there is no such file.
         UserError: a line is not a prompt, or does not fit the task; the message names the line.
     """
     queries: list[Query] = []
+    bad = bad or BadRows("stop")
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no file of prompts {path}")
     # Each line that is not blank is one prompt; a byte that is not UTF-8 becomes a surrogate, which is not JSON.
@@ -215,44 +242,35 @@ def read_queries(path: str, task: Task) -> list[Query]:
             if not line.strip():
                 continue
             try:
-                # Parse the line, then compare its shapes with the task.
                 parts = _read_prompt(line)
-            except ValueError as error:
-                raise UserError(
-                    f"{path} line {number} is not a prompt, a JSON object with x_context, y_context and x_query that "
-                    f"are lists of numbers ({describe_json_error(error, with_line=False)})"
-                ) from error
-            try:
-                # The message of the check gets the file and the line in front.
                 check_prompt(task, *parts)
             except UserError as error:
-                raise UserError(f"{path} line {number}: {error}") from error
-            queries.append(Query(len(queries), *parts))
+                bad.refuse(f"{path} line {number}", str(error))
+                continue
+            x_context, y_context, x_query = (part.float() for part in parts)
+            queries.append(Query(len(queries), x_context, y_context, x_query, number))
     if not queries:
-        raise UserError(f"{path} holds no prompts")
+        raise UserError(f"{path} holds no prompts{bad.first()}")
     return queries
 
 
 def _read_prompt(line: str) -> list[Tensor]:
-    """x_context, y_context and x_query of one line; raises ValueError where it is not JSON or they are not numbers."""
-    row = parse_json(line)
-    if not isinstance(row, dict):
-        raise ValueError("it is not an object")
-    parts = []
-    for name, depth in (("x_context", 2), ("y_context", 1), ("x_query", 2)):
-        if name not in row:
-            raise ValueError(f"it has no {name}")
-        if not _are_numbers(row[name], depth):
-            raise ValueError(f"{name} is not {'a list' if depth == 1 else 'a list of equally long lists'} of numbers")
-        # Through float64, because torch refuses an integer beyond 64 bits.
-        parts.append(torch.from_numpy(np.array(row[name], dtype=np.float64)).float())
-    return parts
+    """x_context, y_context and x_query of a line of JSON.
 
-
-def _are_numbers(values: Any, depth: int) -> bool:
-    """Whether `values` is a list of numbers, or for depth 2 a list of equally long ones."""
-    if not isinstance(values, list):
-        return False
-    if depth == 1:
-        return all(isinstance(v, float) or (type(v) is int and abs(v) < 10**300) for v in values)
-    return all(_are_numbers(row, 1) for row in values) and len({len(row) for row in values}) < 2
+    Raises:
+        UserError: it is no JSON object with these three lists of numbers.
+    """
+    row: Any = None
+    reason = None
+    try:
+        row = parse_json(line)
+    except ValueError as error:
+        reason = describe_json_error(error, with_line=False)
+    names = ("x_context", "y_context", "x_query")
+    missing = [name for name in names if not isinstance(row, dict) or not isinstance(row.get(name), list)]
+    if missing:
+        raise UserError(
+            "is not a prompt, a JSON object with x_context, y_context and x_query that are lists of numbers "
+            f"({reason or f'no list {missing[0]}'})"
+        )
+    return [as_floats(name, row[name]) for name in names]

@@ -11,7 +11,11 @@ accumulation window are not stored in checkpoints; a run that stops within a win
 batch.
 
 If samples differ in length, a step holds samples of similar length: `bucketed` rearranges the permutation for the size
-of a step. A run resumed with another step size then sees another order.
+of a step. The order of an epoch is that of the step size with which the epoch started.
+
+A run may be resumed with another batch size, number of ranks or accumulation. The rest of the epoch is then divided
+into steps of the new size, and a last, smaller step holds what is left over, so that no sample is repeated or left out.
+(A remainder of fewer samples than ranks is left out.)
 
 With `limit_train_batches` the next epoch continues in the permutation; with `overfit_batches` every epoch is the start
 of the dataset, in its own order.
@@ -22,26 +26,18 @@ import signal
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
-from lightning import LightningDataModule, Trainer
+from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from zoo.errors import UserError
-from zoo.private_apis.lightning_api import (
-    batches_done,
-    batches_done_in_epoch,
-    is_batch_unfinished,
-    is_epoch_done,
-    take_back_batches,
-)
+from zoo.datamodules.sources.corpus import data_label
+from zoo.datamodules.train_loader import Opener, TrainLoader
+from zoo.errors import UserError, refuse_renamed
 from zoo.registry import registered_name
-from zoo.training.batches import bucketed
+from zoo.training.fixed_arguments import check_fixed
 from zoo.training.random_streams import global_seed, stream
-
-# Makes a DataLoader of batches that are given as dataset indices.
-Opener = Callable[[Iterable[Sequence[int]]], DataLoader]
 
 
 class ZooDataModule(LightningDataModule):
@@ -58,6 +54,15 @@ class ZooDataModule(LightningDataModule):
     """
 
     collate: Callable[[list], Any] | None = None
+    changeable_arguments: ClassVar[tuple[str, ...]] = ("batch_size", "num_workers", "cache_dir")
+    """Constructor arguments that a resumed run can change. Others change the training samples or their order."""
+    renamed_arguments: ClassVar[dict[str, str]] = {}
+    """Old name of a constructor argument -> its new name, or a sentence where the argument no longer exists."""
+
+    def __new__(cls, *_: Any, **arguments: Any) -> Self:
+        """Refuse arguments by their old names; the message names the new one."""
+        refuse_renamed(cls, arguments)
+        return super().__new__(cls)
 
     def __init__(self, batch_size: int, num_workers: int = 0, seed: int | None = None, shuffle: bool = True) -> None:
         super().__init__()
@@ -135,8 +140,26 @@ class ZooDataModule(LightningDataModule):
     # ---- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """The class's registered name; Lightning stores a data module only if its state is not empty."""
-        return {"class": registered_name(self)}
+        """The class's registered name, and the arguments that a resumed run cannot change."""
+        return {"class": registered_name(self), "fixed": self._fixed_arguments()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare the arguments of a resumed run with those in the checkpoint.
+
+        Raises:
+            UserError: an argument that cannot be changed differs; the message contains both values.
+        """
+        stored, current = state_dict.get("fixed", {}), self._fixed_arguments()
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
+        # Data of another label, which the user has allowed, may need other settings.
+        labels = [data_label(str(of["data"])) for of in (stored, current) if "data" in of]
+        names = current if len(set(labels)) < 2 else ["seed"]
+        check_fixed(stored, current, (name for name in names if name != "data"), "--data.")
+
+    def _fixed_arguments(self) -> dict[str, Any]:
+        fixed = {name: value for name, value in self.hparams.items() if name not in self.changeable_arguments}
+        return fixed | {"seed": self.seed}
 
     # ---- internals
 
@@ -188,123 +211,3 @@ class EvalLoader:
     def __iter__(self) -> Iterator:
         # A generator, because Lightning calls iter() once only to test that it works.
         yield from self._open(self._batches)
-
-
-class TrainLoader:
-    """A loader of training batches that starts where the trainer stopped. Lightning saves and restores its state.
-
-    `len` is the number of steps in a permutation. Iterating continues past its end, with the next permutation, until
-    the caller stops.
-
-    Args:
-        samples: size of the dataset.
-        open_loader: makes a DataLoader of given batches.
-        batch_size: samples per step on each rank.
-        rank: rank of this process.
-        ranks: number of ranks.
-        seed: seed of the order.
-        shuffle: yield samples in random order; false yields them in the order of the dataset.
-        trainer: the trainer whose finished batches determine the position; None starts at the first sample.
-        lengths: (samples,) length of each sample, if steps shall hold samples of similar length.
-        dataset: the dataset, kept as an attribute as in torch's DataLoader; modules read training statistics from it.
-
-    Raises:
-        UserError: the samples do not fill one step.
-    """
-
-    def __init__(
-        self,
-        samples: int,
-        open_loader: Opener,
-        batch_size: int,
-        rank: int = 0,
-        ranks: int = 1,
-        seed: int = 0,
-        shuffle: bool = True,
-        trainer: Trainer | None = None,
-        lengths: torch.Tensor | None = None,
-        dataset: Dataset | None = None,
-    ) -> None:
-        self.dataset = dataset
-        self._samples, self._open, self._seed, self._shuffle = samples, open_loader, seed, shuffle
-        self._batch_size, self._rank, self._step_size = batch_size, rank, batch_size * ranks
-        self._trainer, self._lengths = trainer, lengths
-        # (epoch, offset) of the next sample when the trainer had finished `_batches_before_start` batches.
-        self._start = (0, 0)
-        self._batches_before_start = 0
-        if not len(self):
-            raise UserError(
-                f"the training split has {samples} samples, fewer than the {self._step_size} of one step"
-                f" (batch_size {batch_size} on {ranks} process{'es' if ranks > 1 else ''}): lower --data.batch_size"
-            )
-
-    def __len__(self) -> int:
-        return self._samples // self._step_size
-
-    def __iter__(self) -> Iterator:
-        # A generator: the position is computed at the first batch, when Lightning has set its counters.
-        yield from self._open(self._batches_from(*self._position()))
-
-    # ---- checkpoints
-
-    def state_dict(self) -> dict[str, int]:
-        """Epoch and offset after the last optimizer step, and the number of batches finished since ("unused")."""
-        unused = self._batches_in_open_window()
-        epoch, offset = self._position(unused)
-        return {"epoch": epoch, "offset": offset, "unused": unused}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        # Continue at the stored position, and count batches from here.
-        self._start = (state["epoch"], state["offset"])
-        if self._trainer is None:
-            return
-        if state["unused"] or is_batch_unfinished(self._trainer):
-            # Lightning would count an incomplete accumulation window, or an interrupted batch, as finished.
-            take_back_batches(self._trainer, state["unused"])
-        self._batches_before_start = batches_done(self._trainer)
-
-    # ---- internals
-
-    @property
-    def _overfits(self) -> bool:
-        return bool(getattr(self._trainer, "overfit_batches", 0))
-
-    def _batches_in_open_window(self) -> int:
-        """Number of finished batches whose gradients wait for the rest of their accumulation window."""
-        if self._trainer is None or is_epoch_done(self._trainer):
-            return 0  # the last batch of an epoch always takes an optimizer step
-        return batches_done_in_epoch(self._trainer) % self._trainer.accumulate_grad_batches
-
-    def _position(self, unused: int = 0) -> tuple[int, int]:
-        """Epoch and offset of the sample that follows the finished batches, without the last `unused` of them."""
-        # Count on from the start by the batches finished since: first to the end of its epoch, then by whole epochs.
-        epoch, offset = self._start
-        if self._trainer is None:
-            return epoch, offset
-        if self._overfits:
-            return 0, batches_done_in_epoch(self._trainer) * self._step_size
-        batches = batches_done(self._trainer) - self._batches_before_start - unused
-        left_in_epoch = (self._samples - offset) // self._step_size
-        if batches <= left_in_epoch:
-            return epoch, offset + batches * self._step_size
-        epochs, batches = divmod(batches - left_in_epoch, len(self))
-        return epoch + 1 + epochs, batches * self._step_size
-
-    def _batches_from(self, epoch: int, offset: int) -> Iterator[list[int]]:
-        """This rank's part of every step from a position on, without end."""
-        while True:
-            # A step is a block of the permutation, of which this rank takes its slice; an incomplete one is left out.
-            order = self._order(epoch)
-            for step_start in range(offset, self._samples - self._step_size + 1, self._step_size):
-                start = step_start + self._rank * self._batch_size
-                yield order[start : start + self._batch_size].tolist()
-            epoch, offset = epoch + 1, 0
-
-    def _order(self, epoch: int) -> torch.Tensor:
-        """(samples,) the dataset's indices in the order of an epoch."""
-        if self._overfits or not self._shuffle:
-            return torch.arange(self._samples)
-        order = torch.randperm(self._samples, generator=stream(self._seed, "order", epoch))
-        if self._lengths is None:
-            return order
-        return bucketed(order, self._lengths, self._step_size, stream(self._seed, "buckets", epoch))

@@ -130,6 +130,7 @@ class SyntheticConfigs(RegressionViews, TextData):
     """
 
     collate = staticmethod(collate)
+    changeable_arguments = (*TextData.changeable_arguments, "test_on")
     learnt = TRAINED_TOKENIZERS
     renamed_arguments: ClassVar[dict[str, str]] = {"digits": "round_digits", "powers": "power_tokens"}
 

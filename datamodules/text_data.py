@@ -49,15 +49,18 @@ class TextData(ZooDataModule):
         for split in SPLITS[stage]:
             self.dataset(split)
 
+    changeable_arguments = (*ZooDataModule.changeable_arguments, "tokenizer", "bpe_vocab_size")  # see load_state_dict
+
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"tokenizer": self.tokenizer.fingerprint}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare the checkpoint's tokenizer with this one.
+        """Compare the checkpoint's tokenizer and arguments with these.
 
         Raises:
             UserError: they differ.
         """
+        super().load_state_dict(state_dict)
         if state_dict["tokenizer"] != self.tokenizer.fingerprint:
             raise UserError(
                 f"the checkpoint was trained with another tokenizer ({state_dict['tokenizer']}) than"

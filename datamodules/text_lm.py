@@ -42,6 +42,8 @@ class TextLM(TextData):
         seed: seed of the training order; null uses `seed_everything`.
     """
 
+    changeable_arguments = (*TextData.changeable_arguments, "eval_stride")
+
     def __init__(
         self,
         data: str = "pydoc",

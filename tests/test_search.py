@@ -10,6 +10,7 @@ from tests.commands import MICRO, TINY
 
 optuna = pytest.importorskip("optuna", reason="the search is an extra: pip install 'zoo[search]'")
 
+from zoo.errors import UserError  # noqa: E402
 from zoo.search.__main__ import main  # noqa: E402
 from zoo.search.study import Prune, search, suggest  # noqa: E402
 
@@ -54,6 +55,14 @@ def test_a_bad_trial_is_pruned(text_file, tmp_path):
     [trial] = study.trials
     assert trial.state == optuna.trial.TrialState.PRUNED
     assert list(trial.intermediate_values) == [2]
+
+
+@pytest.mark.parametrize("wrong", ["model.lr=1e-4", "model.no_such=1:2", "model.dim=15,17"])
+def test_a_refused_search_leaves_nothing(wrong, text_file, tmp_path):
+    fit = [f"--config={TINY}", *MICRO, f"--data_dir={text_file}", "--trainer.max_steps=2"]
+    with pytest.raises((UserError, SystemExit)):
+        search(fit, [wrong], 1, tmp_path / "runs" / "search")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_optuna_is_one_sentence(tmp_path):

@@ -1,6 +1,6 @@
 """UserError: an error that the user can fix, shown as one sentence; and checks of settings that raise it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -22,10 +22,19 @@ def check_number(name: str, value: Any, range: str, is_inside: Callable[[Any], b
     Raises:
         UserError: the value is no number, or outside the range; the message names the setting, its range and the value.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+    is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if not is_number or not (whole or _fits_a_double(value)):
         raise UserError(f"{name} must be {'a whole number, ' if whole else ''}{range}, not {value!r}")
     if not is_inside(value):
         raise UserError(f"{name} must be {range}, not {value}")
+
+
+def _fits_a_double(value: Any) -> bool:
+    try:
+        float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return False
+    return True
 
 
 def check_counts(minimum: int = 1, **counts: Any) -> None:
@@ -51,5 +60,13 @@ def check_positive(name: str, value: Any) -> None:
 
 def check_choice(name: str, value: Any, choices: Any) -> None:
     """Raises UserError where a setting is not one of the choices."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise UserError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def refuse_renamed(cls: type, arguments: Iterable[str]) -> None:
+    """Raises UserError where one of the names of arguments is an old name in `cls.renamed_arguments`."""
+    for name in arguments:
+        if (new := cls.renamed_arguments.get(name)) is not None:  # type: ignore[attr-defined]
+            remedy = f"is now called {new}" if new.isidentifier() else f"no longer exists: {new}".removesuffix(": ")
+            raise UserError(f"the argument {name} of {cls.__name__} {remedy}")

@@ -185,7 +185,7 @@ def test_loading_never_runs_code(tmp_path):
             return os.mkdir, (str(tmp_path / "evil"),)
 
     torch.save({"state_dict": Evil()}, tmp_path / "evil.ckpt")
-    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+    with pytest.raises(Exception, match="pickled Python objects"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "evil.ckpt", weights_only=False)
     assert not (tmp_path / "evil").exists()
 

@@ -97,6 +97,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
 
 def test_checkpoint_with_non_finite_weights_is_refused(run, tmp_path, capsys):
     checkpoint = torch.load(run / "last.ckpt", weights_only=True)
+    del checkpoint["zoo_digest"]
     checkpoint["state_dict"]["model.norm.weight"][0] = float("nan")
     torch.save(checkpoint, tmp_path / "nan.ckpt")
     message = complaint(capsys, 1, "validate", f"--ckpt_path={tmp_path / 'nan.ckpt'}")

@@ -74,7 +74,7 @@ def test_budget_plans_the_schedule_and_records_it(table, tmp_path, monkeypatch):
     monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr("zoo.cli.command_line.time", SimpleNamespace(monotonic=lambda: 0))
     monkeypatch.setattr(budget, "FIRST_STEPS", 3)
-    options = [*SMALL[:-1], "--trainer.max_steps=1000", "--budget=2min"]
+    options = [*SMALL[:-1], "--trainer.max_steps=1000", "--trainer.limit_val_batches=1", "--budget=90s"]
     cli = fit(table, tmp_path / "run", CONFIG, *options)
     steps = cli.trainer.global_step
     assert 10 < steps < 100

@@ -64,7 +64,7 @@ def test_the_config_next_to_a_checkpoint_names_no_foreign_class(settings, tmp_pa
 
 def test_an_old_checkpoint_names_its_data_by_import_path(run, tmp_path):
     checkpoint = torch.load(run / "best.ckpt", weights_only=True)
-    del checkpoint["TextLM"]
+    del checkpoint["TextLM"], checkpoint["zoo_digest"]
     checkpoint["zoo"] = {"model": "zoo.llama.module.LlamaLM", "data": "datamodules.text.TextLM"}
     torch.save(checkpoint, tmp_path / "old.ckpt")
     info = read_checkpoint_info(str(tmp_path / "old.ckpt"))
@@ -92,3 +92,15 @@ def test_a_subclass_may_read_a_checkpoint_of_its_base(run):
     info.check_model(None, None)
     with pytest.raises(UserError, match="was written by LlamaLM"):
         info.check_model("own.Other", type("Other", (), {}))
+
+
+def test_ckpt_path_may_precede_the_config(run, tmp_path, capsys):
+    out = [f"--output_dir={tmp_path / 'out'}", "--model.lr=0", "--trainer.max_steps=6"]
+    checkpoint, config = f"--ckpt_path={run / 'last.ckpt'}", run / "config.yaml"
+    assert main(["fit", checkpoint, f"--config={config}", *out]) == 0
+    assert all(torch.equal(tensor, weights(run)[name]) for name, tensor in weights(tmp_path / "out").items())
+    # Files by earlier versions contain the null; a new run would start without a message.
+    (tmp_path / "old.yaml").write_text(config.read_text() + "ckpt_path: null\n")
+    capsys.readouterr()
+    said = complaint(capsys, 1, "fit", checkpoint, f"--config={tmp_path / 'old.yaml'}", *out)
+    assert "sets ckpt_path to null: give --ckpt_path after that --config" in said

@@ -9,6 +9,7 @@ import torch
 
 from zoo.datamodules import LinearRegressionTasks
 from zoo.datamodules.linear_regression_tasks import DrawnPrompts, PromptLoader, read_queries
+from zoo.datamodules.sources.tables import BadRows
 from zoo.errors import UserError
 from zoo.icr import Task, dmmse, least_squares, ridge
 
@@ -50,21 +51,43 @@ def test_a_batch_is_a_function_of_seed_and_number(monkeypatch):
 NUMBERS = DrawnPrompts(Task(), lambda number: number)  # batches that are their numbers
 
 
+def trainer_after(steps: int, max_steps: int, accumulate: int = 1):
+    """A trainer that has taken `steps` optimizer steps of `accumulate` batches."""
+    counts = SimpleNamespace(ready=steps * accumulate, processed=steps * accumulate, completed=steps * accumulate)
+    progress = SimpleNamespace(total=counts, current=counts, is_last_batch=False)
+    epoch_loop = SimpleNamespace(batch_progress=progress)
+    return SimpleNamespace(
+        global_step=steps,
+        max_steps=max_steps,
+        accumulate_grad_batches=accumulate,
+        fit_loop=SimpleNamespace(epoch_loop=epoch_loop),
+    )
+
+
 @pytest.mark.parametrize(
     ("start", "end", "accumulate", "expected"),
     [(0, 5, 1, [0, 1, 2, 3, 4]), (3, 5, 1, [3, 4]), (5, 5, 1, []), (2, 4, 3, [6, 7, 8, 9, 10, 11])],
 )
 def test_loader_starts_at_the_trainers_step_and_ends_at_max_steps(start, end, accumulate, expected):
-    trainer = SimpleNamespace(global_step=0, max_steps=end, accumulate_grad_batches=accumulate)
+    trainer = SimpleNamespace()
     batches = iter(PromptLoader(NUMBERS, trainer))
-    trainer.global_step = start  # known only after the iterator is created
+    vars(trainer).update(vars(trainer_after(start, end, accumulate)))  # known only after the iterator is created
     assert list(batches) == expected
 
 
 def test_loader_without_an_end():
-    trainer = SimpleNamespace(global_step=9, max_steps=-1, accumulate_grad_batches=1)
-    assert list(islice(PromptLoader(NUMBERS, trainer), 2)) == [9, 10]
+    assert list(islice(PromptLoader(NUMBERS, trainer_after(9, -1)), 2)) == [9, 10]
     assert list(islice(PromptLoader(NUMBERS), 3)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("before", "after", "expected"), [(4, 1, [8, 9, 10]), (1, 4, [2, 3, 4, 5, 6, 7, 8, 9])])
+def test_no_prompts_repeat_when_the_accumulation_changes(before, after, expected):
+    done = {"number": 2 * before, "unused": 0, "validation_due": False}
+    trainer = trainer_after(2, 4 if after > 1 else 5, after)
+    trainer.fit_loop.epoch_loop.batch_progress.total = SimpleNamespace(ready=2 * before, processed=2 * before)
+    loader = PromptLoader(NUMBERS, trainer)
+    loader.load_state_dict(done)
+    assert list(loader) == expected
 
 
 def test_loader_without_a_trainer_yields_the_draws():
@@ -85,9 +108,8 @@ def test_evaluation_loader_covers_the_split_in_order():
 
 
 def test_steps_per_batch_is_a_removed_argument():
-    assert "steps_per_batch" in LinearRegressionTasks.renamed_arguments
-    with pytest.raises(TypeError):
-        data(steps_per_batch=3)
+    with pytest.raises(UserError, match=r"the argument steps_per_batch of LinearRegressionTasks no longer exists$"):
+        data(steps_per_batch=2)
 
 
 def test_checkpoints_of_blocks_are_not_resumed():
@@ -163,6 +185,7 @@ def test_prompts_are_read(tmp_path):
     assert torch.equal(first.x_query, torch.tensor([[3.0, 2, 1], [0, 0, 0]]))
     assert torch.equal(first.y_context, torch.tensor([0.5]))
     assert len(second.y_context) == 0
+    assert (first.line, second.line) == (1, 3)
 
 
 @pytest.mark.parametrize(
@@ -172,10 +195,16 @@ def test_prompts_are_read(tmp_path):
         ("3", "is not a prompt"),
         ("[]", "is not a prompt"),
         (json.dumps({"x_context": [], "y_context": []}), "is not a prompt.*x_query"),
-        (json.dumps(GOOD | {"y_context": ["one"]}), "is not a prompt"),
-        (json.dumps(GOOD | {"x_query": [[1, 2, 3], [1, 2]]}), "is not a prompt"),
+        (json.dumps(GOOD | {"y_context": ["one"]}), ": y_context must be numbers"),
+        (json.dumps(GOOD | {"y_context": [True]}), ": y_context must be numbers"),
+        (json.dumps(GOOD | {"y_context": [10**400]}), ": y_context must be numbers"),
+        (json.dumps(GOOD | {"y_context": [1e39]}), ": a number is NaN or infinite, or beyond 3.4e38"),
+        (json.dumps(GOOD | {"y_context": [[1]]}), r": y_context has shape \(1, 1\)"),
+        (json.dumps(GOOD | {"y_context": 1}), "is not a prompt.*no list y_context"),
+        (json.dumps(GOOD | {"x_query": [[1, 2, 3], [1, 2]]}), ": x_query must be numbers in rows of equal length"),
+        (json.dumps(GOOD | {"x_query": [[True, 2, 3]]}), ": x_query must be numbers"),
+        ("[" * 100_000, "is not a prompt.*recursion"),
         (json.dumps(GOOD | {"x_query": [[1, 2]]}), r": x_query has shape \(1, 2\), and must be rows of D = 3 numbers"),
-        (json.dumps(GOOD | {"x_query": []}), ": x_query "),
         (json.dumps(GOOD | {"y_context": [1, 2]}), ": y_context has shape"),
         (json.dumps(GOOD | {"y_context": [float("nan")]}), ": a number is NaN or infinite"),
         (json.dumps({**GOOD, "x_context": [[1, 2, 3]] * 5, "y_context": [1] * 5}), ": 5 examples are too many"),
@@ -184,8 +213,12 @@ def test_prompts_are_read(tmp_path):
 def test_a_bad_line_is_named(line, sentence, tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text(f"{json.dumps(GOOD)}\n\n{line}\n")
-    with pytest.raises(ValueError, match=f"{path} line 3.*{sentence}"):
+    with pytest.raises(UserError, match=f"{path} line 3.*{sentence}.*set --data.bad_rows skip"):
         read_queries(str(path), Task(D=3, K=5))
+    bad = BadRows("skip")
+    [query] = read_queries(str(path), Task(D=3, K=5), bad)
+    assert (query.index, query.line) == (0, 1)
+    assert list(bad.reasons) == [f"{path} line 3"]
 
 
 def test_an_empty_file_is_refused(tmp_path):

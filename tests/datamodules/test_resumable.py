@@ -18,8 +18,10 @@ from tests.resume import (
     assert_same_weights,
     train,
 )
-from zoo.datamodules.resumable import TrainLoader, ZooDataModule
-from zoo.private_apis.lightning_api import batch_index
+from zoo.datamodules.resumable import ZooDataModule
+from zoo.datamodules.train_loader import TrainLoader
+from zoo.optim import ResumedSchedule
+from zoo.private_apis.lightning_api import batch_index, total_training_steps
 from zoo.training.random_streams import derive
 
 QUIET = {
@@ -45,10 +47,15 @@ class Points(ZooDataModule):
 
 
 class Net(LightningModule):
-    """A small network whose dropout is seeded by the step, as in the zoo's modules."""
+    """A small network with dropout that is seeded by the step and a schedule over the whole run, as in the zoo.
 
-    def __init__(self) -> None:
+    Args:
+        total_steps: length of the schedule. Default: that of the run.
+    """
+
+    def __init__(self, total_steps: int | None = None) -> None:
         super().__init__()
+        self.total_steps = total_steps
         self.net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 1))
         self.register_buffer("scale", torch.ones(1))  # DDP broadcasts buffers in each forward
 
@@ -64,7 +71,8 @@ class Net(LightningModule):
 
     def configure_optimizers(self):
         optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+        steps = total_training_steps(self.trainer) if self.total_steps is None else self.total_steps
+        schedule = ResumedSchedule(optimizer, lambda step: 1 - step / (steps + 1))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -75,6 +83,8 @@ CASES = {
     "workers": {"max_steps": 14, "every": 5, "num_workers": 2},
     "in the dataset's order": {"max_steps": 14, "every": 4, "shuffle": False},
     "accumulation, also between steps": {"max_epochs": 2, "accumulate_grad_batches": 3},
+    "accumulation, max_steps within an epoch": {"max_steps": 5, "accumulate_grad_batches": 4, "every": 3},
+    "both limits": {"max_epochs": 2, "max_steps": 7, "accumulate_grad_batches": 2, "every": 3},
     "a limited epoch": {"max_epochs": 4, "limit_train_batches": 4, "every": 3},
     "validation within epochs": {"max_epochs": 3, "val_check_interval": 4, "hooks": WHENEVER, "every": 4},
     "validation between optimizer steps": {
@@ -106,12 +116,12 @@ def test_run_resumed_after_every_step_equals_uninterrupted_run(tmp_path, monkeyp
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
     torch.manual_seed(7)
     options = {"max_epochs": -1, "limit_val_batches": 0, "hooks": (BATCH_END,)}
-    uninterrupted = train(Net(), Points(samples=6), tmp_path / "uninterrupted", max_steps=8, **options)
+    uninterrupted = train(Net(8), Points(samples=6), tmp_path / "uninterrupted", max_steps=8, **options)
     torch.manual_seed(7)
     checkpoint = None
     for step in range(1, 9):
         folder = tmp_path / f"{step}"
-        weights = train(Net(), Points(samples=6), folder, max_steps=step, resume=checkpoint, **options)
+        weights = train(Net(8), Points(samples=6), folder, max_steps=step, resume=checkpoint, **options)
         checkpoint = folder / f"{BATCH_END}-{step:03d}.ckpt"
     assert_same_weights(uninterrupted, weights, "every step")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.datamodules import TextRegression
+from zoo.datamodules import LinearRegressionTasks, SyntheticConfigs, TextRegression
 from zoo.datamodules.sources import corpus
 from zoo.datamodules.sources.corpus import data_label
 from zoo.errors import UserError
@@ -320,3 +320,11 @@ def test_timm_and_vader(zoo_data):
         data = TextRegression(str(file), column_names="id,score,text", target_columns="score", text_column="text")
         assert sum(len(data.texts(split)) for split in SPLITS) == n
         assert np.abs(data.targets("train")).max() <= 4
+
+
+def test_old_argument_names_are_refused_in_python():
+    for cls, old, new in ((TextRegression, "digits", "round_digits"), (SyntheticConfigs, "powers", "power_tokens")):
+        with pytest.raises(UserError, match=f"the argument {old} of {cls.__name__} is now called {new}"):
+            cls(**{old: 4})
+    with pytest.raises(UserError, match=r"the argument steps_per_batch of LinearRegressionTasks no longer exists$"):
+        LinearRegressionTasks(steps_per_batch=2)

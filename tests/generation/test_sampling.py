@@ -93,10 +93,10 @@ def test_sample_inverts_the_cumulative_distribution(options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": float("nan")}, "temperature is out of range: it must be a finite number of at least 0"),
-        ({"top_k": 0}, "top_k is out of range: it must be at least 1, or null, not 0"),
-        ({"top_p": 1.5}, r"top_p is out of range: it must be in \(0, 1\], or null, not 1.5"),
-        ({"max_new_tokens": -1}, "max_new_tokens is out of range: it must be at least 0, not -1"),
+        ({"temperature": float("nan")}, "temperature must be a finite number of at least 0, not nan"),
+        ({"top_k": 0}, "top_k must be at least 1, or null for all tokens, not 0"),
+        ({"top_p": 1.5}, r"top_p must be in \(0, 1\], or null for all tokens, not 1.5"),
+        ({"max_new_tokens": -1}, "max_new_tokens must be at least 0, not -1"),
         ({"tokens": torch.tensor([[50]])}, "outside the model's vocabulary of 50: use the tokenizer"),
         ({"lengths": torch.tensor([1, 2])}, "lengths must be 1 numbers from 1 to 2"),
     ],

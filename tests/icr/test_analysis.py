@@ -243,7 +243,7 @@ def test_folders_that_cannot_be_analysed_are_refused(sweep, tmp_path, capsys):
     assert "'sigma2': 0.25, 'task_seed': 0}: give each sweep a separate folder" in sentence
     file = tmp_path / "checkpoints_M16" / "checkpoint_step_2.ckpt"
     file.write_bytes(file.read_bytes()[:2000])
-    assert "checkpoint_step_2.ckpt cannot be read as a checkpoint: it is damaged" in refused(capsys, "scores", tmp_path)
+    assert "checkpoint_step_2.ckpt is truncated or damaged" in refused(capsys, "scores", tmp_path)
     assert not list(tmp_path.glob("*.json"))
     assert "n_prompts must be at least 1, not 0" in refused(capsys, "scores", sweep, "--n_prompts", 0)
     assert "n_prompts must be at least 2" in refused(capsys, "gradients", sweep, "--n_prompts", 1)
@@ -254,6 +254,7 @@ def test_a_diverged_model_is_named(sweep, tmp_path, capsys):
     shutil.copytree(sweep / "checkpoints_M2", tmp_path / "checkpoints_M2")
     file = tmp_path / "checkpoints_M2" / "checkpoint_step_4.ckpt"
     checkpoint = torch.load(file, weights_only=True)
+    del checkpoint["zoo_digest"]
     checkpoint["state_dict"]["model.readout.weight"].fill_(float("nan"))
     torch.save(checkpoint, file)
     message = refused(capsys, "gradients", tmp_path)

@@ -3,13 +3,20 @@
 import dataclasses
 import json
 import pickle
+import random
 import re
 import struct
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from tests.fuzzing.mutations import damage, flip, mutate, plain_values, values
+from tests.fuzzing.readers import address_space, outcome
 from zoo.llama import Llama, LlamaConfig, load_checkpoint, save_checkpoint
 from zoo.llama.checkpoints.names import split_projections
 
@@ -197,7 +204,7 @@ def damaged_checkpoint(kind, folder):
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [
-        ("empty", "not a checkpoint of a known format"),
+        ("empty", "is empty"),
         ("text", "not a checkpoint of a known format"),
         ("zeros", "not a checkpoint of a known format"),
         ("raw pickle", "not a checkpoint of a known format"),
@@ -231,3 +238,92 @@ def test_damaged_files_get_a_one_sentence_message(tmp_path, kind, sentence):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=re.escape(f"there is no checkpoint at {tmp_path / 'x'}")):
         load_checkpoint(tmp_path / "x")
+
+
+# ---- sizes, and mutated files
+
+
+@pytest.mark.parametrize("n_layers", [2**31 - 1, 10**6])
+def test_a_bin_header_is_compared_with_the_file_before_anything_is_built(tmp_path, n_layers):
+    (tmp_path / "a.bin").write_bytes(struct.pack("<7i", 64, 128, n_layers, 4, 4, 100, 16))
+    with address_space(2**30), pytest.raises(ValueError, match=r"a\.bin is (truncated|not a checkpoint)"):
+        load_checkpoint(tmp_path / "a.bin")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"n_layers": 10**9}, "tensors of 2 layers, but its settings say 1000000000"),
+        ({"max_seq_len": 2**40}, "declares a context of"),
+        ({"vocab_size": 2**40}, "the shape of tensor tok_embeddings.weight"),
+        ({"dim": "x"}, "does not hold the settings of a Llama"),
+    ],
+    ids=["n_layers", "max_seq_len", "vocab_size", "text"],
+)
+def test_settings_of_a_pt_are_compared_with_its_tensors_before_anything_is_built(tmp_path, changes, words):
+    torch.save(llama2c_pt(build(), **changes), tmp_path / "a.pt")
+    with address_space(2**30), pytest.raises(ValueError, match=words):
+        load_checkpoint(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int32])
+def test_weights_are_floating_point_numbers(tmp_path, dtype):
+    content = llama2c_pt(build())
+    content["model"]["norm.weight"] = content["model"]["norm.weight"].to(dtype)
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=rf"tensor norm\.weight is of type {dtype}"):
+        load_checkpoint(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "shard",
+    ["missing.safetensors", "model.safetensors.index.json", "../a.safetensors", "/etc/passwd", ".", "", "\0", 3],
+)
+def test_an_index_names_files_in_its_folder(tmp_path, shard):
+    save_checkpoint(build(), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    index = {"weight_map": {"model.norm.weight": shard}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"lacks its weights file|has no weight_map"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("length", [0, 2**62, 10**8])
+def test_a_safetensors_header_is_not_longer_than_the_file(tmp_path, length):
+    save_checkpoint(build(), tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", length) + b"{}")
+    with address_space(2**30), pytest.raises(ValueError, match=r"model\.safetensors is truncated"):
+        load_checkpoint(tmp_path)
+
+
+def mutated(kind, folder, rng):
+    """Write a checkpoint with a random mutation and return its path."""
+    if kind == "pt":
+        content = mutate(llama2c_pt(build()), rng, values(), rng.choice((1, 1, 3)))
+        torch.save(content, folder / "a.pt", _use_new_zipfile_serialization=rng.random() < 0.7)
+        return folder / "a.pt"
+    if kind == "bin":
+        save_checkpoint(build(), folder / "a.bin", format="llama2c")
+        (folder / "a.bin").write_bytes(flip((folder / "a.bin").read_bytes(), rng, 2, stop=28))
+        return folder / "a.bin"
+    save_checkpoint(build(), folder)
+    if kind == "index":
+        index = {"weight_map": dict.fromkeys(load_file(folder / "model.safetensors"), "b.safetensors")}
+        (folder / "model.safetensors").rename(folder / "b.safetensors")
+        content = json.dumps(mutate(index, rng, plain_values())).encode()
+        (folder / "model.safetensors.index.json").write_bytes(damage(content, rng) if rng.random() < 0.5 else content)
+        return folder
+    content = (folder / "model.safetensors").read_bytes()
+    length = 8 + struct.unpack("<Q", content[:8])[0]
+    header = json.dumps(mutate(json.loads(content[8:length]), rng, plain_values())).encode()
+    other = struct.pack("<Q", len(header)) + header + content[length:]
+    (folder / "model.safetensors").write_bytes(damage(content, rng) if rng.random() < 0.5 else other)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["pt", "bin", "index", "safetensors"])
+@settings(max_examples=40, derandomize=True, deadline=None, database=None)
+@given(seed=st.integers(0, 2**32))
+def test_mutated_files_are_accepted_or_refused_in_one_sentence(kind, seed):
+    with tempfile.TemporaryDirectory() as folder:
+        assert outcome(load_checkpoint, mutated(kind, Path(folder), random.Random(seed))) in ("accepted", "refused")

@@ -209,9 +209,9 @@ def test_failing_compiler_warns_once_and_decodes_eagerly(model, monkeypatch):
     [
         ([[]], {}, "with a token at least"),
         ([[50]], {}, "outside the model's vocabulary of 50"),
-        ([[1]], {"temperature": -1.0}, "temperature is out of range"),
-        ([[1]], {"top_k": 0}, "top_k is out of range"),
-        ([[1]], {"top_p": 0.0}, "top_p is out of range"),
+        ([[1]], {"temperature": -1.0}, "temperature must be"),
+        ([[1]], {"top_k": 0}, "top_k must be at least 1"),
+        ([[1]], {"top_p": 0.0}, r"top_p must be in"),
         ([[1]], {"precision": "int4"}, "precision must be one of fp32, bf16"),
         ([[1, 2]], {"lengths": torch.tensor([3])}, "lengths must be 1 numbers from 1 to 2"),
     ],

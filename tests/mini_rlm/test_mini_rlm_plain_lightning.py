@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 import zoo.mini_rlm
 from tests.cards import run_example
+from zoo.errors import UserError
 from zoo.mini_rlm import MiniRLM, MiniRLMConfig, MiniRLMNetwork
 from zoo.tokenizers import load_tokenizer
 from zoo.training.batches import collate, text_rows
@@ -116,3 +117,18 @@ def test_network_imports_without_lightning():
 def test_card_example(tmp_path):
     namespace = run_example(Path(zoo.mini_rlm.__file__).parent / "README.md", tmp_path)
     assert len(namespace["predictions"]) == 40
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path):
+    rows = text_rows(["x = 1", "x = 2"], [1.0, 2.0], TOKENIZER, np.array([[1.0], [np.nan]]))
+    wrong = DataLoader(rows, batch_size=2, collate_fn=collate)
+    options = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    model = module("mlp")
+    with pytest.raises(UserError, match="row 1: a number in the text is NaN"):
+        Trainer(max_steps=1, default_root_dir=tmp_path, **options).fit(model, wrong)
+    rows[1] = rows[1]._replace(features=(1e39,))  # infinite in fp32
+    with pytest.raises(UserError, match="row 1: a number in the text is NaN, infinite or beyond the range of fp32"):
+        model(collate(rows))
+    beyond = [rows[0]._replace(tokens=[10_000])]
+    with pytest.raises(UserError, match="tokens hold the id 10000, which is outside the model's vocabulary"):
+        module()(collate(beyond))

@@ -5,7 +5,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zoo.private_apis.torch_api import Fp32Buffers, fused_adamw, has_fused_adamw, has_onednn_linear, onednn_linear
+from zoo.private_apis.torch_api import (
+    Fp32Buffers,
+    fused_adamw,
+    has_fused_adamw,
+    has_onednn_linear,
+    onednn_linear,
+    transforms_are_active,
+    version,
+)
 
 
 def test_fused_adamw_has_the_signature_that_we_call():
@@ -63,3 +71,19 @@ def test_fp32_buffers_follow_the_device():
     module = Table().to("meta")
     assert module.table.device.type == "meta"
     assert module.half().table.dtype == torch.float32
+
+
+def test_version_counts_changes_in_place():
+    tensor = torch.zeros(3)
+    before = version(tensor)
+    tensor.add_(1)
+    assert version(tensor) == before + 1
+    with torch.inference_mode():
+        assert version(torch.zeros(3).add_(1)) == 0
+
+
+def test_transforms_are_active_only_inside_of_one():
+    assert not transforms_are_active()
+    seen = []
+    torch.func.vmap(lambda x: seen.append(transforms_are_active()) or x)(torch.zeros(2))
+    assert seen == [True]

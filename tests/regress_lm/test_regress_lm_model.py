@@ -79,13 +79,13 @@ def test_weights_of_another_model_are_refused_in_one_sentence(tmp_path):
     for source, word in (
         (lacking, "encoder.norm.weight"),
         ({"lm_head.weight": torch.zeros(2, 2)}, "not the weights of a RegressLM"),
-        (tmp_path / "code.pt", "more than tensors"),
+        (tmp_path / "code.pt", "pickled Python objects"),
         (tmp_path / "cut.pt", "damaged"),
     ):
         with pytest.raises(ValueError, match=word) as caught:
             load_upstream(source)
         assert "\n" not in str(caught.value)
-    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
         load_upstream(tmp_path / "none.pt")
 
 

@@ -23,7 +23,10 @@ from zoo.training.language_model import LanguageModel
 
 STEPS = 4
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
-FAST = [f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=2",
+# Steps of two batches, in epochs of two steps: the run is limited by steps, by epochs, or by both.
+LIMITS = [(STEPS, -1), (-1, 2), (STEPS, 2)]
+FAST = ["--trainer.accumulate_grad_batches=2", "--trainer.limit_train_batches=4", "--trainer.val_check_interval=2",
+        "--trainer.limit_val_batches=2",
         "--trainer.num_sanity_val_steps=0", "--trainer.log_every_n_steps=1",
         "--samples.max_new_tokens=2", *QUIET]  # fmt: skip
 NO_CONFIG_NEEDED = {"LlamaZeroShot"}  # it is not trained
@@ -41,8 +44,14 @@ def tiny_configs():
 TINY = tiny_configs()
 
 
+def fast(name: str) -> list[str]:
+    """Options of a run of four steps; different models have different limits."""
+    max_steps, max_epochs = LIMITS[sorted(TINY).index(name) % len(LIMITS)]
+    return [*FAST, f"--trainer.max_steps={max_steps}", f"--trainer.max_epochs={max_epochs}"]
+
+
 class InterruptAfter(Callback):
-    """Ctrl-C after half of the steps."""
+    """Ctrl-C after half of the steps, before the validation at the end of the first epoch."""
 
     def on_train_batch_end(self, trainer, *_):
         if trainer.global_step == STEPS // 2:
@@ -62,7 +71,7 @@ def name(request):
 def run(name, tmp_path_factory):
     """A finished run of a few steps."""
     folder = tmp_path_factory.mktemp("every") / name
-    assert main(["fit", f"--config={TINY[name]}", f"--output_dir={folder}", *FAST]) == 0
+    assert main(["fit", f"--config={TINY[name]}", f"--output_dir={folder}", *fast(name)]) == 0
     return folder
 
 
@@ -72,15 +81,21 @@ def test_fit_leaves_a_run(run):
 
 
 def test_a_resumed_run_has_the_same_bits(name, run, tmp_path):
-    argv = ["fit", f"--config={TINY[name]}", f"--output_dir={tmp_path}", *FAST]
+    argv = ["fit", f"--config={TINY[name]}", f"--output_dir={tmp_path}", *fast(name)]
     assert run_command(lambda: ZooCLI(argv, callbacks=[InterruptAfter()])) == INTERRUPTED
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == STEPS // 2
     assert main([*argv, "--ckpt_path=last"]) == 0
-    expected, resumed = (torch.load(f / "last.ckpt", weights_only=True) for f in (run, tmp_path))
-    assert resumed["global_step"] == STEPS
-    assert expected["state_dict"].keys() == resumed["state_dict"].keys()
-    for key, tensor in expected["state_dict"].items():
-        assert torch.equal(tensor, resumed["state_dict"][key]), key
+    for file in ("last.ckpt", "best.ckpt"):  # the validation at the step of the stop runs on resume
+        expected, resumed = (torch.load(f / file, weights_only=True) for f in (run, tmp_path))
+        assert resumed["global_step"] == expected["global_step"]
+        assert expected["state_dict"].keys() == resumed["state_dict"].keys()
+        for key, tensor in expected["state_dict"].items():
+            assert torch.equal(tensor, resumed["state_dict"][key]), key
+        assert [g["lr"] for o in expected["optimizer_states"] for g in o["param_groups"]] == [
+            g["lr"] for o in resumed["optimizer_states"] for g in o["param_groups"]
+        ]
+        scores = [of["callbacks"]["Checkpoint"]["best_score"] for of in (expected, resumed)]
+        assert scores[0] == scores[1]
 
 
 def test_validate_from_the_checkpoint_alone(run, capsys, tmp_path, monkeypatch):

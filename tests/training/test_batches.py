@@ -7,8 +7,18 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from zoo.errors import UserError
 from zoo.tokenizers import load_tokenizer
-from zoo.training.batches import BucketBatchSampler, Row, bucketed, collate, targets_and_features, text_rows
+from zoo.training.batches import (
+    IGNORED,
+    BucketBatchSampler,
+    Row,
+    bucketed,
+    check_token_ids,
+    collate,
+    targets_and_features,
+    text_rows,
+)
 
 
 def test_collate_pads_to_the_longest_row():
@@ -102,3 +112,23 @@ def test_targets_and_features_of_a_loaders_rows():
     assert features.tolist() == [[3.0], [4.0]]
     with pytest.raises(TypeError, match="map-style dataset"):
         targets_and_features(DataLoader([1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "targets", "sentence"),
+    [
+        (torch.tensor([[0, 5]]), None, "tokens hold the id 5, which is outside the model's vocabulary of 5"),
+        (torch.tensor([[0, -1]]), None, "tokens hold the id -1"),
+        (torch.tensor([[0, IGNORED]]), None, "tokens hold the id -100"),
+        (torch.tensor([[0, 1]]), torch.tensor([[1, 5]]), "targets hold the id 5"),
+        (torch.tensor([0, 1]), None, r"tokens must have shape \(batch, length\), not \(2,\): a single row is tokens\["),
+        (torch.tensor([[0, 1]]), torch.tensor([1, 2]), r"targets must have shape \(1, 2\), not \(2,\)"),
+        (torch.tensor([[0.0, 1.0]]), None, "tokens must be token ids, integers, not of torch.float32"),
+        (torch.tensor([[True]]), None, "not of torch.bool"),
+    ],
+)  # fmt: skip
+def test_wrong_token_ids_are_named(tokens, targets, sentence):
+    with pytest.raises(UserError, match=sentence):
+        check_token_ids(tokens, 5, targets)
+    check_token_ids(torch.tensor([[0, 4]]), 5, torch.tensor([[IGNORED, 4]]))
+    check_token_ids(torch.zeros(0, 3, dtype=torch.long), 5)

@@ -142,3 +142,15 @@ def test_predictions_score_only_targets_that_are_not_ignored():
     assert (first["index"], first["tokens"], second["tokens"]) == (5, 1, 4)
     assert first["loss"] == pytest.approx(nll[0, 3].item(), rel=1e-5)
     assert second["ppl"] == pytest.approx(nll[1].mean().exp().item(), rel=1e-5)
+
+
+def test_ids_beyond_the_vocabulary_are_refused(tmp_path):
+    module = LlamaLM(**SIZES)
+    tokens = torch.full((2, 4), 300)
+    with pytest.raises(UserError, match="tokens hold the id 300, which is outside the model's vocabulary of 257"):
+        module(tokens)
+    with pytest.raises(UserError, match=r"a single row is tokens\[None\]"):
+        module(torch.tensor([1, 2, 3]))
+    loader = DataLoader(TensorDataset(torch.zeros(2, 4, dtype=torch.long), tokens), batch_size=2)
+    with pytest.raises(UserError, match="targets hold the id 300"):
+        trainer(tmp_path, max_steps=1).fit(module, loader)

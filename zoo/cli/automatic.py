@@ -1,7 +1,7 @@
 """Settings that follow from the data: those of a command that neither a config nor an option gives.
 
-`automatic: true` in a config, or `--automatic` on the command line, lets the rules of the model's class choose them. The
-values are printed with their reasons, and saved in the run's config.yaml, so that resuming needs no rules.
+`automatic: true` in a config, or `--automatic` on the command line, lets the rules of the model's class choose them.
+The values are printed with their reasons, and saved in the run's config.yaml, so that resuming needs no rules.
 """
 
 import sys

@@ -2,6 +2,7 @@
 
 import zipfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from zoo.cli.renamed_arguments import find_renamed, renamed_arguments
 from zoo.datamodules.sources.corpus import data_label
 from zoo.errors import UserError
+from zoo.files import regular_file
+from zoo.files.memory_limit import file_bytes, memory_limit, tensor_sizes
 from zoo.registry import DATA_MODULES, MODELS
 from zoo.tokenizers import has_tokenizer
 from zoo.training.checkpoint_file import read_checkpoint
@@ -27,6 +30,7 @@ class CheckpointInfo:
         data: the same of the data module, or None.
         is_external: the file holds weights of another project, which the model itself reads (`model.weights`).
         step: number of optimizer steps before the checkpoint was saved; None where unknown.
+        sizes: bytes and number of its tensors.
     """
 
     path: str
@@ -34,6 +38,15 @@ class CheckpointInfo:
     data: dict[str, Any] | None
     is_external: bool
     step: int | None = None
+    sizes: tuple[int, int] = (0, 0)
+
+    def memory_limit(self) -> AbstractContextManager[None]:
+        """Refuses a model that is far larger than the checkpoint's tensors, when it is built inside."""
+        if self.is_external:  # its reader compares settings and sizes
+            return nullcontext()
+        settings = (self.model or {}).get("init_args", {})
+        n_bytes, n_tensors = self.sizes
+        return memory_limit(self.path, n_bytes + file_bytes(settings.get("base")), n_tensors)
 
     def defaults(self) -> dict[str, Any]:
         """Defaults for the parser."""
@@ -100,8 +113,10 @@ def read_checkpoint_info(path: str, own_classes: Mapping[str, str] | None = None
         own_classes: class name -> import path of classes that are not registered but named by the user, and that the
             checkpoint may therefore name too.
     """
+    if Path(path).is_dir():
+        return _external(path)
     # Checkpoints by torch.save are zip files; those of the zoo have an entry "zoo".
-    if zipfile.is_zipfile(path):
+    if zipfile.is_zipfile(regular_file(path, "--ckpt_path")):
         checkpoint = read_checkpoint(path)
         if "zoo" in checkpoint:
             return _own(path, checkpoint, own_classes or {})
@@ -129,7 +144,12 @@ def _own(path: str, checkpoint: dict[str, Any], own_classes: Mapping[str, str]) 
     if data and "tokenizer" in checkpoint:
         data["init_args"]["tokenizer"] = path  # the stored tokenizer; its original file is not needed
     return CheckpointInfo(
-        path, spec(stored, "hyper_parameters"), data, is_external=False, step=checkpoint.get("global_step")
+        path,
+        spec(stored, "hyper_parameters"),
+        data,
+        is_external=False,
+        step=checkpoint.get("global_step"),
+        sizes=tensor_sizes(checkpoint.get("state_dict", {})),
     )
 
 

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from zoo import callbacks
 from zoo.callbacks.budget import Budget, parse_duration
@@ -34,8 +33,21 @@ from zoo.cli.config_names import UnknownConfigError
 from zoo.cli.linked_arguments import find_linked, find_missing, linked_arguments
 from zoo.cli.parser import ZooParser, refuse
 from zoo.cli.renamed_arguments import find_renamed
-from zoo.cli.resume import saved_run, with_chosen_settings
-from zoo.cli.run_folder import SaveConfig, check_pattern, check_writable, fill_in, find_checkpoint, refuse_other_run
+from zoo.cli.resume import (
+    refuse_changed_settings,
+    refuse_overridden_checkpoint,
+    saved_run,
+    with_chosen_settings,
+)
+from zoo.cli.run_folder import (
+    EmptyFolders,
+    SaveConfig,
+    check_pattern,
+    check_writable,
+    fill_in,
+    find_checkpoint,
+    refuse_other_run,
+)
 from zoo.cli.run_lock import locked_folder
 from zoo.cli.trainer import ZooTrainer
 from zoo.console.exit_codes import is_out_of_memory, is_user_error
@@ -44,6 +56,7 @@ from zoo.datamodules.sources.corpus import data_label
 from zoo.errors import UserError
 from zoo.private_apis.jsonargparse_api import original_error, wrong_null, wrong_null_argument
 from zoo.private_apis.lightning_cli import OpenLightningCLI, repeated_callback
+from zoo.private_apis.lightning_logger import DeferredTensorBoardLogger
 from zoo.private_apis.lightning_trainer import keep_signal_handlers
 from zoo.training.module import ZooModule
 
@@ -125,6 +138,7 @@ class ZooCLI(OpenLightningCLI):
     def _checkpoint_path(self) -> str | None:
         given = self.arguments.values
         check_pattern(given.get("output_dir"))
+        refuse_overridden_checkpoint(self.arguments)
         return find_checkpoint(given.get("ckpt_path"), given.get("output_dir"))
 
     def _read_checkpoint(self, ckpt_path: str | None) -> CheckpointInfo | None:
@@ -203,6 +217,8 @@ class ZooCLI(OpenLightningCLI):
             raise UserError("--data_dir is empty: give a file, a folder or the name of a data set")
         if info and self.verb == "fit" and not config.allow_other_data:
             info.check_label(config.data.init_args.get("data"))
+        if info and self.verb == "fit":
+            refuse_changed_settings(info.path, config)
         if config.budget is not None:
             if self.verb != "fit":
                 raise UserError(f"--budget is a time limit of fit: drop it for {self.verb}")
@@ -253,8 +269,10 @@ class ZooCLI(OpenLightningCLI):
             config.mixed_precision.dtype = "off"  # an explicit precision wins
 
     def instantiate_classes(self) -> None:
+        stored = self.checkpoint_info if self.verb != "fit" else None  # fit builds what config and options say
         try:
-            super().instantiate_classes()
+            with stored.memory_limit() if stored else nullcontext():
+                super().instantiate_classes()
             return
         except Exception as error:
             original = original_error(error)  # jsonargparse wraps what a constructor raises
@@ -278,7 +296,7 @@ class ZooCLI(OpenLightningCLI):
         kwargs["default_root_dir"] = config.output_dir
         if config.trainer.logger in (None, True):
             # Empty name and version: one run, one folder, and the curves of a resumed run continue where they stopped.
-            kwargs["logger"] = self.verb == "fit" and TensorBoardLogger(
+            kwargs["logger"] = self.verb == "fit" and DeferredTensorBoardLogger(
                 config.output_dir, name="", version="", default_hp_metric=False
             )
         try:
@@ -303,7 +321,10 @@ class ZooCLI(OpenLightningCLI):
         if self.verb == "fit" and (budget := self.config.fit.budget) is not None:
             self.config.fit.budget = None  # for the saved config, which has the steps that the time allowed
             more.append(Budget(parse_duration(budget), self.started, N_VALIDATIONS, self._record_plan))
-        return [*more, *self.callbacks]
+        config = self.config[self.verb]
+        files = [config.predictions.path, config.predictions.text_path] if self.verb == "predict" else []
+        folders = [Path(file).parent for file in files if file]
+        return [*more, *self.callbacks, EmptyFolders([Path(config.output_dir), *folders])]
 
     def _record_plan(self, settings: dict[str, Any]) -> None:
         """Write the number of steps that --budget allows into the run's config.yaml."""

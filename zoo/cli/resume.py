@@ -1,4 +1,8 @@
-"""`zoo fit --ckpt_path RUN/last.ckpt` alone: the run's own config.yaml, next to the checkpoint, gives the settings."""
+"""`zoo fit --ckpt_path RUN/last.ckpt`: the run's own config.yaml, next to the checkpoint.
+
+Without a config in the command it gives the settings. Otherwise settings that a resumed run cannot change, and that the
+checkpoint does not contain, are compared with it.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,8 +11,12 @@ from typing import Any
 from zoo.cli.arguments import Arguments, load_config
 from zoo.errors import UserError
 from zoo.registry import DATA_MODULES, MODELS
+from zoo.training.fixed_arguments import check_fixed
 
 TRUSTED = ("zoo.", "lightning.pytorch.")  # packages whose classes a config next to a checkpoint may name
+
+# Settings that a resumed run cannot change, because the checkpoint replaces their effect.
+NOT_IN_CHECKPOINTS = {"model": ("weights", "embeddings"), "trainer": ("overfit_batches",)}
 
 
 def saved_run(ckpt_path: str | None, arguments: Arguments) -> list[str]:
@@ -58,6 +66,31 @@ def _check_classes(path: Path) -> None:
             raise UserError(
                 f"{path} names {name}, which is not a class of the zoo: add --config {path} if you trust it"
             )
+
+
+def refuse_overridden_checkpoint(arguments: Arguments) -> None:
+    """Raises UserError where `ckpt_path: null` in a config follows --ckpt_path: a new run would start unnoticed."""
+    sources = [source for key, source in arguments.keys if key == "ckpt_path"]
+    if sources and sources[-1] and "" in sources and arguments.values["ckpt_path"] is None:
+        raise UserError(f"{sources[-1]} sets ckpt_path to null: give --ckpt_path after that --config")
+
+
+def refuse_changed_settings(ckpt_path: str, config: Any) -> None:
+    """Raises UserError where a setting without effect on a resumed run differs from the run's config.yaml.
+
+    Args:
+        ckpt_path: the checkpoint to resume from.
+        config: the settings of the command.
+    """
+    path = Path(ckpt_path).parent / "config.yaml"
+    if not path.is_file():
+        return
+    saved = load_config(str(path))[1]
+    for group, names in NOT_IN_CHECKPOINTS.items():
+        parts = [of.get(group) or {} for of in (saved, config)]
+        before, now = (part.get("init_args", {}) if group == "model" else part for part in parts)
+        # A name that the config.yaml lacks has its default, as in every config that the zoo writes.
+        check_fixed({name: before[name] for name in names if name in before}, now, names, f"--{group}.")
 
 
 def _class_paths(settings: Any, is_trainer: bool = False) -> Iterator[str]:

@@ -1,15 +1,24 @@
-"""The folder of a run: its name, the checkpoint in it, the refusal to overwrite it, the config saved into it."""
+"""The folder of a run: its name, the checkpoint in it, the refusal to overwrite it, the config saved into it.
 
+Nothing is written into the folder before the first training batch is finished, so that a command that is refused, also
+because of its data, leaves no trace.
+"""
+
+import contextlib
 import os
 import re
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import SaveConfigCallback
 
 from zoo.errors import UserError
+from zoo.files.atomic import replacing
+from zoo.private_apis.lightning_logger import DeferredTensorBoardLogger
 
 
 def find_checkpoint(ckpt_path: str | None, output_dir: str | None) -> str | None:
@@ -75,20 +84,74 @@ def refuse_other_run(folder: Path, ckpt_path: str | None) -> None:
 
 def check_writable(folder: Path) -> None:
     """Raises OSError where nothing can be written into the folder: before training rather than after it."""
+    missing = list(_missing_folders([folder]))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise OSError(f"cannot write to {folder} ({error.strerror}): give another --output_dir") from error
+    finally:
+        _remove_empty(missing)
+
+
+class EmptyFolders(Callback):
+    """Remove the folders that a failed command has created and left empty.
+
+    Args:
+        folders: those into which the command writes.
+    """
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        self.missing = list(_missing_folders(folders))
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        if trainer.is_global_zero:
+            _remove_empty(self.missing)
+
+
+def _missing_folders(folders: Iterable[Path]) -> Iterator[Path]:
+    """The folders and their parents that do not exist, each before its parents."""
+    for folder in folders:
+        yield from (path for path in (folder, *folder.parents) if not path.exists())
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):  # it does not exist, or is not empty
+            folder.rmdir()
 
 
 class SaveConfig(SaveConfigCallback):
-    """Write the run's settings into its folder, so that `--config FOLDER/config.yaml` repeats the run."""
+    """Write the run's settings into its folder, so that `--config FOLDER/config.yaml` repeats the run.
+
+    This happens when the first batch is finished: before the first checkpoint, and not in a run that fails before.
+    """
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Lightning would save the settings here."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self.save_once(trainer, pl_module)
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:  # before training only in a resumed run
+            self.save_once(trainer, pl_module)
+
+    def save_once(self, trainer: Any, pl_module: Any) -> None:
+        """Save the settings, and start the logger, unless that was done."""
+        if self.already_saved:
+            return
+        self.already_saved = True
+        if trainer.is_global_zero:
+            self.save_config(trainer, pl_module, "fit")
+            if isinstance(trainer.logger, DeferredTensorBoardLogger):
+                trainer.logger.start()
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        if stage == "fit":
-            config = self.config.clone()
-            config.ckpt_path = None
-            path = Path(trainer.default_root_dir) / "config.yaml"
-            self.parser.save(config, path, skip_none=False, overwrite=True)
+        config = self.config.clone()
+        config.pop("ckpt_path", None)  # a null would override --ckpt_path in front of --config
+        path = Path(trainer.default_root_dir) / "config.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            self.parser.save(config, partial, format="yaml", skip_none=False, overwrite=True)

@@ -63,7 +63,7 @@ class ZooTrainer(Trainer):
         if not isinstance(model, LanguageModel):
             raise UserError(f"{type(model).__name__} is not a language model: `zoo generate` needs one")
         if ckpt_path:
-            model.load_state_dict(read_checkpoint(ckpt_path)["state_dict"])
+            model.load_state_dict(read_checkpoint(ckpt_path, required=("state_dict",))["state_dict"])
         model.to(self.strategy.root_device).eval()
         tokenizer: Any = model.tokenizer
         ids = _encode(tokenizer, [prompt] if prompts is None else prompts)
@@ -86,7 +86,9 @@ class ZooTrainer(Trainer):
 
 
 def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Prompts as lists of ids. Raises UserError for text that is not UTF-8 or gives no token."""
+    """Prompts as lists of ids. Raises UserError for no prompts, and for text that is not UTF-8 or gives no token."""
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise UserError("--prompts must be a list of at least one text")
     # Python reads bytes that are not UTF-8 as lone surrogates.
     if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
         raise UserError("the prompt holds bytes that are not UTF-8 text: give it in UTF-8")

@@ -47,3 +47,13 @@ def regular_file(path: str | os.PathLike, option: str = "", max_bytes: int | Non
             "give another file"
         )
     return Path(path)
+
+
+def refuse_larger_than_memory(path: Path) -> None:
+    """Raises UserError where a file that is read as a whole is larger than this computer's memory."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not known on this system
+        return
+    if (size := path.stat().st_size) > memory:
+        raise UserError(f"{path} is too large: {size} bytes, but this computer has {memory} bytes of memory")

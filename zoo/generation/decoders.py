@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_choice
+from zoo.generation.options import as_ids
 from zoo.training.protocols import Decoder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -26,8 +27,10 @@ def make_decoder(
         compile: compile the decoding step.
 
     Raises:
-        UserError: the network has no method `decoder`, and `precision` or `compile` is not the default.
+        UserError: `precision` is unknown; or the network has no method `decoder`, and `precision` or `compile` is not
+            the default.
     """
+    dtype_of(precision)  # checks it
     if hasattr(network, "decoder"):
         return network.decoder(batch_size, max_len, precision, compile)
     if precision != "fp32" or compile:
@@ -85,13 +88,13 @@ def dtype_of(precision: str) -> torch.dtype:
     Raises:
         UserError: it is neither "fp32" nor "bf16".
     """
-    if precision not in DTYPES:
-        raise UserError(f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
+    check_choice("precision", precision, tuple(DTYPES))
     return DTYPES[precision]
 
 
 def left_pad(prompts: Sequence[Sequence[int]], pad: int = 0) -> tuple[Tensor, Tensor]:
     """Lists of ids as tokens (B, T), padded on the left with `pad`, and their lengths (B,)."""
+    prompts = [as_ids("prompts", prompt) for prompt in prompts]
     width = max(map(len, prompts), default=0)
     tokens = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     return tokens.long(), torch.tensor([len(prompt) for prompt in prompts])

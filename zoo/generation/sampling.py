@@ -4,7 +4,6 @@ Top-k: Fan et al. 2018, https://arxiv.org/abs/1805.04833. Top-p (nucleus): Holtz
 https://arxiv.org/abs/1904.09751. With both, top-k is applied first and top-p to the renormalized rest.
 """
 
-import math
 import warnings
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -12,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_number
 from zoo.generation.decoders import make_decoder
+from zoo.generation.options import as_ids, as_lengths, as_tokens, check_sampling, scale_logits
 from zoo.training.random_streams import stream
 
 
 def generate(network: Any, tokens: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
     """Prompts (B, T) with up to max_new_tokens more tokens: (B, T + n). Options as in `stream_tokens`."""
+    tokens = as_tokens(tokens)
     steps = stream_tokens(network, tokens, max_new_tokens, **options)
     return torch.cat([tokens, *(step[:, None].to(tokens) for step in steps)], 1)
 
@@ -70,12 +71,14 @@ def stream_tokens(
         UserError: an option is out of range, or a token id is outside the vocabulary.
     """
     # Check the options and cut the prompts to the context.
+    check_sampling(temperature, top_k, top_p, seed, minimum=0, max_new_tokens=max_new_tokens)
+    check_number("pad", pad, "a token id", lambda id: 0 <= id < network.config.vocab_size, whole=True)
+    tokens = as_tokens(tokens)
+    stop = as_ids("stop", (getattr(network.config, "stop_tokens", None) or ()) if stop is None else stop)
     context = network.config.max_seq_len
     slide = getattr(network, "slides", False) if slide is None else slide
     tokens = tokens.to(next(network.parameters()).device)
     text, left_padding = _fit_prompts(tokens, lengths, max_new_tokens, context, network.config.vocab_size)
-    stop = getattr(network.config, "stop_tokens", None) or () if stop is None else stop
-    _check_options(max_new_tokens, temperature, top_k, top_p)
     batch_size, start = text.shape
     # The last new token is not read by the network, so it may be one position beyond the context.
     count = max_new_tokens if slide else min(max_new_tokens, context - start + 1)
@@ -144,7 +147,7 @@ def sample(
     if top_k is not None or top_p is not None:
         logits, ids = logits.topk(min(top_k or logits.shape[-1], logits.shape[-1]))  # (B, k), descending
     # The cumulative distribution in fp64, so that small probabilities are not rounded away.
-    cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)  # (B, k)
+    cumulative = scale_logits(logits, temperature).softmax(-1).cumsum(-1)  # (B, k)
     total = cumulative[:, -1:]
     if top_p is not None:
         # Up to and including the first token that reaches top_p.
@@ -161,18 +164,6 @@ def _without_autocast(function: Any, device: torch.device) -> Any:
     return torch.autocast(device.type, enabled=False)(function)
 
 
-def _check_options(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raises UserError for an option that is out of range."""
-    for name, value, allowed, in_range in (
-        ("temperature", temperature, "a finite number of at least 0", 0 <= temperature < math.inf),
-        ("top_k", top_k, "at least 1, or null", top_k is None or top_k >= 1),
-        ("top_p", top_p, "in (0, 1], or null", top_p is None or 0 < top_p <= 1),
-        ("max_new_tokens", max_new_tokens, "at least 0", max_new_tokens >= 0),
-    ):
-        if not in_range:
-            raise UserError(f"{name} is out of range: it must be {allowed}, not {value}")
-
-
 def _fit_prompts(
     tokens: Tensor, lengths: Tensor | None, max_new_tokens: int, context: int, vocab_size: int
 ) -> tuple[Tensor, Tensor | None]:
@@ -186,11 +177,9 @@ def _fit_prompts(
         vocab_size: number of token ids.
 
     Raises:
-        UserError: a prompt is empty, has an unknown id, or a length that does not fit `tokens`.
+        UserError: a prompt has an unknown id, or a length that does not fit `tokens`.
     """
-    # Every row has at least one token, and all ids are in the vocabulary.
-    if tokens.dim() != 2 or tokens.numel() == 0:
-        raise UserError(f"prompts must be (batch, length) with a token at least, not {tuple(tokens.shape)}")
+    # All ids are in the vocabulary.
     if tokens.min() < 0 or tokens.max() >= vocab_size:
         raise UserError(
             f"a token id is outside the model's vocabulary of {vocab_size}: use the tokenizer that the model was "
@@ -198,9 +187,9 @@ def _fit_prompts(
         )
     # A row's padding is the rest of the width.
     width = tokens.shape[1]
-    left_padding = torch.zeros(len(tokens), dtype=torch.long) if lengths is None else width - torch.as_tensor(lengths)
-    if left_padding.shape != tokens.shape[:1] or left_padding.min() < 0 or left_padding.max() >= width:
-        raise UserError(f"lengths must be {len(tokens)} numbers from 1 to {width}")
+    left_padding = torch.zeros(len(tokens), dtype=torch.long)
+    if lengths is not None:
+        left_padding = width - as_lengths(lengths, len(tokens), width)
     # Cut on the left, so that the prompt's end and the new tokens fit into the context.
     longest = width - int(left_padding.min())
     if longest > context:

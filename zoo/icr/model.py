@@ -102,7 +102,7 @@ class Block(nn.Module):
         # Members become additional rows of the batch.
         query, key, value = (part.flatten(0, -4).transpose(1, 2) for part in (q, k, v))  # (... B, H, T, hd)
         mixed = attend(query, key, value, causal=mask is None, mask=mask)  # (... B, H, T or K, hd)
-        return self.proj(mixed.transpose(1, 2).reshape(*q.shape[:-2], -1))
+        return self.proj(mixed.transpose(1, 2).reshape(*q.shape[:-2], q.shape[-2] * q.shape[-1]))
 
     def mlp(self, h: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(h), approximate="tanh"))
@@ -154,7 +154,18 @@ class Network(nn.Module):
                 p.copy_(std * torch.randn(p.shape[-2:], generator=generator))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Predictions (..., B, k) of y (..., B, k) from x (B, k, D), k at most K; each from the pairs before it."""
+        """Predictions (..., B, k) of y (..., B, k) from x (B, k, D), k at most K; each from the pairs before it.
+
+        Raises:
+            UserError: D or the number of places differs from the config's.
+        """
+        if x.ndim < 2 or x.shape[-1] != self.config.D or x.shape[:-1] != y.shape[-x.ndim + 1 :]:
+            raise UserError(
+                f"x and y must have shapes (B, k, D = {self.config.D}) and (B, k), not {tuple(x.shape)} and "
+                f"{tuple(y.shape)}"
+            )
+        if not 1 <= x.shape[-2] <= self.config.K:
+            raise UserError(f"a prompt has 1 to K = {self.config.K} places in this model, not {x.shape[-2]}")
         # On a CPU one member uses the whole processor, and oneDNN has no batched products: compute them one by one.
         if self._single and by_onednn(x):
             names, weights = zip(*self.named_parameters(), strict=True)

@@ -16,8 +16,9 @@ from zoo.icr.model import ICRegConfig, Network
 from zoo.icr.predict import Query, predict_from_prompt, ridge_from_prompt
 from zoo.icr.references import ridge
 from zoo.icr.settings import ICRSettings
-from zoo.icr.task import Task, as_prompts
+from zoo.icr.task import Task, as_floats, as_prompts
 from zoo.private_apis.lightning_api import total_training_steps
+from zoo.training.fixed_arguments import field_names
 from zoo.training.loss_weights import Counts, Loss
 from zoo.training.metrics import reset_metrics
 from zoo.training.module import ZooModule
@@ -48,6 +49,7 @@ class ICRTransformer(ZooModule):
     """
 
     data_arguments: ClassVar[tuple[str, ...]] = tuple(field.name for field in fields(Task))
+    fixed_arguments: ClassVar[tuple[str, ...]] = (*ZooModule.fixed_arguments, *field_names(ICRegConfig))
     item = "prompts"  # unit of the Throughput callback
 
     def __init__(self, config: ICRegConfig | None = None, compile: bool = False, **settings: Any) -> None:
@@ -77,6 +79,7 @@ class ICRTransformer(ZooModule):
         return nn.ModuleDict({name: PositionErrors(*shape) for name in names})
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         device = self.trainer.strategy.root_device.type
         if device == "mps":
             raise UserError("the exact estimators need fp64, which MPS does not support: add --trainer.accelerator cpu")
@@ -108,6 +111,9 @@ class ICRTransformer(ZooModule):
         """
         if y is None:
             x, y, _ = as_prompts(x, self.config)
+        x, y = (as_floats(name, part).to(self.model.positions) for name, part in (("x", x), ("y", y)))
+        if x.ndim != 3:
+            raise UserError(f"x must have shape (B, k, D), not {tuple(x.shape)}: pass x[None] for a single prompt")
         return self.model(x, y)
 
     # ---- training
@@ -241,10 +247,21 @@ class ICRTransformer(ZooModule):
         """
         if isinstance(batch, list) and isinstance(batch[0], Query):
             rows = []
-            for index, *query in batch:
+            for index, *query, line in batch:
                 answers = {"prediction": predict_from_prompt(self, *query), "ridge": ridge_from_prompt(self, *query)}
-                rows.append({"index": index} | {name: answer.tolist() for name, answer in answers.items()})
+                rows.append({"index": index} | {name: _to_json(answer) for name, answer in answers.items()})
+                if failed := [name for name, answer in answers.items() if not answer.isfinite().all()]:
+                    place = f"line {line}" if line else f"prompt {index}"
+                    warnings.warn(
+                        f"{place}: the numbers are too large for the {' and the '.join(failed)}, which is null there",
+                        stacklevel=2,
+                    )
             return rows
         x, y, _ = as_prompts(batch, self.config)
         both = zip(self.model(x, y).tolist(), ridge(x, y, self.config.sigma2).tolist(), strict=True)
         return [{"prediction": prediction, "ridge": best} for prediction, best in both]
+
+
+def _to_json(values: Tensor) -> list[float | None]:
+    """Values (q,) as a list, with None for those that JSON cannot store."""
+    return [value if math.isfinite(value) else None for value in values.tolist()]

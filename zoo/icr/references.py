@@ -22,7 +22,15 @@ def ridge(x: Tensor, y: Tensor, sigma2: float) -> Tensor:
     def weights(gram: Tensor, product: Tensor) -> Tensor:
         # X'X + sigma2 I is positive definite: solve by its Cholesky factor.
         gram.diagonal(dim1=-2, dim2=-1).add_(sigma2)
-        return torch.cholesky_solve(product[..., None], torch.linalg.cholesky(gram))[..., 0]
+        factor, info = torch.linalg.cholesky_ex(gram)
+        solution = torch.cholesky_solve(product[..., None], factor)[..., 0]
+        # For x so large that sigma2 is near the rounding of X'X the factor is inexact, or does not exist: take the
+        # limit for sigma2 -> 0, least squares.
+        failed = (info > 0) | (gram.diagonal(dim1=-2, dim2=-1).sum(-1) > 1e12 * sigma2)
+        if failed.any():
+            solution = solution.clone()
+            solution[failed] = _least_squares_weights(gram[failed], product[failed])
+        return solution
 
     return _linear(x, y, weights)
 
@@ -30,11 +38,15 @@ def ridge(x: Tensor, y: Tensor, sigma2: float) -> Tensor:
 def least_squares(x: Tensor, y: Tensor) -> Tensor:
     """Least squares, w_k = X^+ y: the shortest of the weights that fit best."""
 
-    def weights(gram: Tensor, product: Tensor) -> Tensor:
-        inverse = torch.linalg.pinv(gram, rtol=1e-12, hermitian=True)  # torch's default counts rounding as data
-        return (inverse @ product[..., None])[..., 0]
+    return _linear(x, y, _least_squares_weights)
 
-    return _linear(x, y, weights)
+
+def _least_squares_weights(gram: Tensor, product: Tensor) -> Tensor:
+    """The shortest w (..., D) that fits best, from X'X (..., D, D) and X'y (..., D); NaN where these are not finite."""
+    is_finite = gram.isfinite().all(-1).all(-1)[..., None] & product.isfinite()
+    gram = gram.where(is_finite[..., :1, None], 0)
+    inverse = torch.linalg.pinv(gram, rtol=1e-12, hermitian=True)  # torch's default counts rounding as data
+    return (inverse @ product[..., None])[..., 0].where(is_finite, torch.nan)
 
 
 def gradient_step(x: Tensor, y: Tensor, sigma2: float) -> Tensor:
@@ -92,10 +104,16 @@ def _linear(x: Tensor, y: Tensor, weights: Callable[[Tensor, Tensor], Tensor]) -
         weights: computes w (B, K, D) from the sums of xx' (B, K, D, D) and of yx (B, K, D) over the pairs before each
             position.
     """
-    # Sums over the pairs before each position: cumulative sums without the own term.
-    predictions = []
+    # Sums over the pairs before each position. (A sum from which the own term is subtracted would lose the others
+    # where the own term is large.)
+    predictions = [x.new_zeros(0, *y.shape[1:], dtype=torch.float64)]
     for x_part, y_part in zip(x.double().split(PROMPTS), y.double().split(PROMPTS), strict=True):
         gram, product = x_part[..., None] * x_part[..., None, :], x_part * y_part[..., None]
-        gram, product = gram.cumsum(1) - gram, product.cumsum(1) - product  # (B, K, D, D), (B, K, D)
+        gram, product = _sums_before(gram), _sums_before(product)  # (B, K, D, D), (B, K, D)
         predictions.append((weights(gram, product) * x_part).sum(-1))
     return torch.cat(predictions).to(x.dtype)
+
+
+def _sums_before(terms: Tensor) -> Tensor:
+    """Sums over all earlier positions of terms (B, K, ...), 0 at the first position."""
+    return torch.cat([torch.zeros_like(terms[:, :1]), terms[:, :-1].cumsum(1)], 1)

@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from zoo.errors import check_number
 from zoo.icr.model import ICRegConfig
-from zoo.optim import AdamW, OptimizerConfig, triangle
+from zoo.optim import AdamW, OptimizerConfig, ResumedSchedule, triangle
 
 
 @dataclass
@@ -50,14 +49,14 @@ class ICRSettings(OptimizerConfig, ICRegConfig):
         betas = (self.beta1, self.beta2)
         return AdamW(trained, lr=self.lr, betas=betas, eps=1e-8, weight_decay=self.weight_decay)
 
-    def schedule(self, optimizer: torch.optim.Optimizer, total_steps: int) -> LambdaLR:
+    def schedule(self, optimizer: torch.optim.Optimizer, total_steps: int) -> ResumedSchedule:
         """A constant rate or, with `warmup_steps`, a triangle over `total_steps` optimizer steps."""
         warmup, floor = self.warmup_steps, self.min_lr_ratio
         if warmup is None:
-            return LambdaLR(optimizer, lambda step: 1.0)
+            return ResumedSchedule(optimizer, lambda step: 1.0)
 
         def multiplier(step: int) -> float:
             height = triangle(step, warmup, total_steps)
             return height if step < warmup else floor + (1 - floor) * height
 
-        return LambdaLR(optimizer, multiplier)
+        return ResumedSchedule(optimizer, multiplier)

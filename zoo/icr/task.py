@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,6 +52,8 @@ def as_prompts(batch: Any, task: "Task") -> Prompts:
         UserError: its D or K is not that of the task.
     """
     # A plain tuple or list is accepted if it holds the two or three tensors.
+    if isinstance(batch, tuple | list) and not isinstance(batch, Prompts):
+        batch = tuple(as_floats("a batch", part) if isinstance(part, np.ndarray) else part for part in batch)
     if not isinstance(batch, Prompts):
         is_sequence = isinstance(batch, tuple | list) and len(batch) in (2, 3)
         if not is_sequence or not all(isinstance(part, Tensor) for part in batch):
@@ -59,6 +62,10 @@ def as_prompts(batch: Any, task: "Task") -> Prompts:
                 f"{type(batch).__name__}"
             )
         batch = Prompts(*batch)
+    if batch.x.ndim != 3 or batch.y.ndim < 2 or batch.y.shape[-2:] != batch.x.shape[:2]:
+        raise UserError(
+            f"x and y must have shapes (B, K, D) and (B, K), not {tuple(batch.x.shape)} and {tuple(batch.y.shape)}"
+        )
     for name, size, expected in (("D", batch.x.shape[-1], task.D), ("K", batch.y.shape[-1], task.K)):
         if size != expected:
             raise UserError(f"the data has {name} {size}, but the model {expected}: make them equal")
@@ -157,22 +164,46 @@ def _pool(M: int, D: int, seed: int, device: str) -> Tensor:
     return torch.cat(blocks)[:M].contiguous().to(device)
 
 
+def as_floats(name: str, values: Any, device: str | torch.device | None = None) -> Tensor:
+    """A floating-point tensor from a tensor, an array or lists of numbers; integers become fp64.
+
+    Args:
+        name: of the argument, for the message.
+        values: numbers of any depth.
+        device: of the result; None: that of the tensor, or the CPU.
+
+    Raises:
+        UserError: they are no numbers, or rows of different lengths.
+    """
+    if not isinstance(values, Tensor):
+        try:
+            array = np.asarray(values)
+        except ValueError as error:
+            raise UserError(f"{name} must be numbers in rows of equal length") from error
+        # NumPy reads a bool next to a number as 1 or 0.
+        has_bools = isinstance(values, list | tuple) and any(isinstance(v, bool) for v in np.array(values, object).flat)
+        if array.dtype.kind not in "iuf" or has_bools:
+            raise UserError(f"{name} must be numbers, in a tensor, an array or lists, not of type {array.dtype}")
+        values = torch.from_numpy(array.astype(np.float32 if array.dtype == np.float32 else np.float64))
+    if values.is_complex() or values.dtype == torch.bool:
+        raise UserError(f"{name} must be real numbers, not of {values.dtype}")
+    return (values if values.is_floating_point() else values.double()).to(device)
+
+
 def check_prompt(task: Task, x_context: Tensor, y_context: Tensor, x_query: Tensor) -> None:
     """Check that examples (n, D), (n,) and queries (q, D) fit each other and the task.
 
     Raises:
         UserError: they do not; the message names the shape and the one that is needed.
     """
-    # Every x has D numbers; without examples x_context may be an empty list of any shape.
+    # Every x has D numbers; an empty list may have any shape.
     for name, x in (("x_context", x_context), ("x_query", x_query)):
-        if x.shape[1:] != (task.D,) and not (name == "x_context" and len(x) == 0):
+        if not x.ndim or (x.shape[1:] != (task.D,) and len(x)):
             raise UserError(f"{name} has shape {tuple(x.shape)}, and must be rows of D = {task.D} numbers")
     # One y for each example, and room for the query within K pairs.
     if y_context.shape != x_context.shape[:1]:
         raise UserError(f"y_context has shape {tuple(y_context.shape)}, and must have a number for each x_context")
     if len(x_context) >= task.K:
         raise UserError(f"{len(x_context)} examples are too many: at most K - 1 = {task.K - 1} fit before a query")
-    if not len(x_query):
-        raise UserError("x_query is empty: there is nothing to predict")
-    if not all(part.isfinite().all() for part in (x_context, y_context, x_query)):
-        raise UserError("a number is NaN or infinite")
+    if not all(part.float().isfinite().all() for part in (x_context, y_context, x_query)):
+        raise UserError("a number is NaN or infinite, or beyond 3.4e38, the range of fp32")

@@ -22,8 +22,10 @@ from zoo.llama.classifier_head import ClassifierHead, Pooling
 from zoo.llama.model import LlamaConfig
 from zoo.llama.module import LlamaSettings
 from zoo.llama.text_classifier import TextClassifier, required_label_names
+from zoo.private_apis.lightning_api import is_fitting
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import IGNORED, TextBatch, check_text_batch
+from zoo.training.fixed_arguments import check_fixed, field_names
 from zoo.training.language_model import required_vocab_size
 from zoo.training.loss_weights import Counts, Loss
 from zoo.training.settings import part
@@ -73,6 +75,18 @@ class LlamaClassifier(TextClassifier):
     """
 
     data_arguments: ClassVar[tuple[str, ...]] = ("vocab_size", "tokenizer", "label_names", "label_spellings")
+    fixed_arguments: ClassVar[tuple[str, ...]] = (
+        *TextClassifier.fixed_arguments,
+        *field_names(LlamaConfig, "dropout", "gradient_checkpointing"),
+        "method",
+        "pooling",
+        "lora_rank",
+        "lora_alpha",
+        "lora_targets",
+        "bow_features",
+        "bow_C",
+        "layer_decay",
+    )
     renamed_arguments: ClassVar[dict[str, str]] = {
         "bag": "bow_features",
         "bag_c": "bow_C",
@@ -229,6 +243,11 @@ class LlamaClassifier(TextClassifier):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
+        # An output matrix of its own is trained with lm_weight only, so the optimizer's state depends on that.
+        stored = checkpoint.get("hyper_parameters", {})
+        is_added = bool(stored.get("lm_weight", self.lm_weight)) != bool(self.lm_weight)
+        if is_fitting(self) and is_added and not self.model.config.tie_embeddings:
+            check_fixed(stored, self.hparams, ["lm_weight"], "--model.")
         if self.stores_adapter_only and checkpoint.get("base_digest", self.base_digest) != self.base_digest:
             raise UserError(
                 f"the weights in {self.hparams['base']} differ from the pretrained weights of this checkpoint: give "

@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from zoo.files.checkpoints import read_checkpoint, write_checkpoint
 from zoo.layers.lora import merge_lora
 from zoo.llama.classifier import LlamaClassifier
-from zoo.training.checkpoint_file import read_checkpoint
 
 NOT_EXPORTED = ("optimizer_states", "lr_schedulers", "base_digest", "loops", "callbacks")
 
@@ -27,4 +25,4 @@ def export(path: str | Path, target: str | Path, base: str | Path | None = None)
         module.hparams.update({"method": "full", "base": None})
     checkpoint = read_checkpoint(path)
     exported = {name: value for name, value in checkpoint.items() if name not in NOT_EXPORTED}
-    torch.save(exported | {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}, target)
+    write_checkpoint(exported | {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}, target)

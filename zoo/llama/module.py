@@ -1,12 +1,13 @@
 """LlamaLM: LightningModule that trains a Llama as a language model."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from zoo.llama.checkpoints import new_or_loaded
 from zoo.llama.model import LlamaConfig
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
+from zoo.training.fixed_arguments import field_names
 from zoo.training.language_model import LanguageModel, required_vocab_size
 from zoo.training.settings import part
 
@@ -29,6 +30,11 @@ class LlamaLM(LanguageModel):
         compile: run training steps through `torch.compile`; the default, false, runs them eagerly.
         **settings: the fields of `LlamaConfig` and `OptimizerConfig`.
     """
+
+    fixed_arguments: ClassVar[tuple[str, ...]] = (
+        *LanguageModel.fixed_arguments,
+        *field_names(LlamaConfig, "dropout", "gradient_checkpointing"),
+    )
 
     def __init__(
         self,

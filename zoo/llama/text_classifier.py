@@ -16,7 +16,7 @@ from zoo.llama.figures import draw_confusion_matrix
 from zoo.llama.model import Llama
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
-from zoo.training.batches import TextBatch, check_targets, check_text_batch
+from zoo.training.batches import TextBatch, check_targets, check_text_batch, check_token_ids
 from zoo.training.metrics import reset_metrics
 from zoo.training.module import ZooModule
 
@@ -96,6 +96,7 @@ class TextClassifier(ZooModule):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Check the batch while it is on the CPU; the classes of rows to predict may be unknown."""
         check_text_batch(batch, type(self).__name__)
+        check_token_ids(batch.tokens, self.model.config.vocab_size)
         if not self.trainer.predicting:
             self.check_targets(batch.targets[:, :1], batch.index)
         return batch

@@ -80,6 +80,7 @@ class LlamaZeroShot(TextClassifier):
         self.eval()  # it is never trained: dropout stays off
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         if stage == "fit":
             raise UserError("LlamaZeroShot is not trained: use zoo validate, test or predict")
         _ = self.name_tokens  # a missing prompt is reported before the run starts

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from zoo.errors import UserError
+from zoo.files.safetensors_files import read_safetensors
+from zoo.files.torch_files import read_torch_file
 
 
 def read_embeddings(path: str | Path, shape: tuple[int, int]) -> Tensor:
@@ -24,10 +24,9 @@ def read_embeddings(path: str | Path, shape: tuple[int, int]) -> Tensor:
     if not file.exists():
         raise FileNotFoundError(f"there are no embeddings at {file}: give a .pt or .safetensors file")
     try:
-        is_safetensors = file.suffix == ".safetensors"
-        content = load_file(file) if is_safetensors else torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise half a dozen types for a broken file
-        raise UserError(f"{file} cannot be read as embeddings: it is damaged, or holds more than weights") from error
+        content = read_safetensors(file) if file.suffix == ".safetensors" else read_torch_file(file, mmap=True)
+    except UserError as error:
+        raise UserError(f"{file} cannot be read as embeddings: {error}") from error
     tensors = [t for t in (content.values() if isinstance(content, dict) else [content]) if isinstance(t, Tensor)]
     candidates = [tensor for tensor in tensors if tensor.shape == shape]
     if len(candidates) != 1:
@@ -35,5 +34,9 @@ def read_embeddings(path: str | Path, shape: tuple[int, int]) -> Tensor:
         raise UserError(
             f"embeddings for this model are one matrix {shape}, vocabulary by dim, but {file} holds {shapes}: "
             "set dim to its width and data.tokenizer to the tokenizer that it was trained with"
+        )
+    if not candidates[0].is_floating_point():
+        raise UserError(
+            f"the embeddings in {file} are of type {candidates[0].dtype}: save them as floating-point numbers"
         )
     return candidates[0]

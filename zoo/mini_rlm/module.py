@@ -18,6 +18,7 @@ from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import TextBatch, check_targets, targets_and_features
 from zoo.training.distinct_targets import best_setting, find_merged
+from zoo.training.fixed_arguments import field_names
 from zoo.training.language_model import required_vocab_size
 from zoo.training.regressor import Regressor, target_fields
 from zoo.training.settings import part, refuse_derived
@@ -59,6 +60,13 @@ class MiniRLM(Regressor):
     """
 
     data_arguments: ClassVar[tuple[str, ...]] = ("vocab_size", "tokenizer", "n_objectives", "n_features")
+    fixed_arguments: ClassVar[tuple[str, ...]] = (
+        *Regressor.fixed_arguments,
+        *field_names(MiniRLMConfig, "dropout"),
+        "target_scale",
+        "n_classes",
+        "freeze_embeddings",
+    )
     renamed_arguments: ClassVar[dict[str, str]] = {
         "targets": "target_scale",
         "max_positions": "max_seq_len",
@@ -124,6 +132,9 @@ class MiniRLM(Regressor):
         self.check_objectives(targets.shape[1])
         self.check_features(0 if features is None else features.shape[1])
         self.check_targets(torch.from_numpy(targets), range(len(targets)))
+        if self.hparams["encoder"] == "mlp" and features is not None and not np.isfinite(features).all():
+            row = int(np.flatnonzero(~np.isfinite(features).all(1))[0])
+            raise UserError(f"row {row}: a number in the text is NaN or infinite, which encoder=mlp cannot read")
         if not self.has_scales:
             self.fit_scales(targets, features)
         if not self.hparams["n_classes"] and self.trainer.is_global_zero:
@@ -172,6 +183,13 @@ class MiniRLM(Regressor):
     def check_inputs(self, batch: Any) -> None:
         super().check_inputs(batch)
         self.check_features(0 if batch.features is None else batch.features.shape[1])
+        features = batch.features
+        if self.hparams["encoder"] == "mlp" and features.device.type == "cpu" and not features.isfinite().all():
+            row = int((~features.isfinite()).any(1).nonzero()[0])
+            raise UserError(
+                f"row {int(batch.index[row])}: a number in the text is NaN, infinite or beyond the range of fp32, "
+                "which encoder=mlp cannot read"
+            )
 
     def check_features(self, columns: int) -> None:
         """Raises UserError where encoder=mlp gets another number of features than it has inputs."""

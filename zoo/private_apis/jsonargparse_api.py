@@ -1,7 +1,7 @@
 """What the zoo reads from inside jsonargparse. Written for jsonargparse 4.53.
 
-Private members used: `_actions`, `_option_string_actions`, `_subcommands_action`, `_check_type` of an action,
-`_loaders_dumpers.yaml_load`, and the wording of error messages.
+Private members used: `_actions`, `_option_string_actions`, `_subcommands_action`, `_check_type` and `_typehint` of an
+action, `_loaders_dumpers.yaml_load`, and the wording of error messages.
 tests/private_apis/test_jsonargparse_api.py fails when one of them changes.
 """
 
@@ -58,6 +58,15 @@ def wrong_null_argument(cls: type, arguments: Any, skip: Container[str] = ()) ->
     parser = ArgumentParser()
     parser.add_class_arguments(cls, fail_untyped=False)
     return wrong_null(parser, {name: value for name, value in arguments.items() if name not in skip})
+
+
+def constructor_types(cls: type) -> dict[str, tuple[Any, bool]]:
+    """Name -> (type annotation, whether it is required) of constructor arguments, those behind `**kwargs` included."""
+    parser = ArgumentParser()
+    parser.add_class_arguments(cls, fail_untyped=False)
+    return {
+        action.dest: (action._typehint, action.required) for action in parser._actions if hasattr(action, "_typehint")
+    }
 
 
 def original_error(error: BaseException) -> BaseException:

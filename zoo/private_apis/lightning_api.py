@@ -3,9 +3,11 @@
 tests/private_apis/test_lightning_progress.py fails when a new version of Lightning changes them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+
+from lightning.pytorch import Callback
 
 
 def batch_index(trainer: Any) -> int:
@@ -42,6 +44,126 @@ def take_back_batches(trainer: Any, count: int) -> None:
         counts.processed -= count
         counts.ready = counts.started = counts.completed = counts.processed
     progress.is_last_batch = False
+
+
+def is_fitting(module: Any) -> bool:
+    """Whether a Trainer trains the module at the moment."""
+    return module._trainer is not None and module._trainer.state.fn == "fit"
+
+
+def progress_state(trainer: Any) -> dict[str, int]:
+    """What `resume_counters` needs to know, for the state of a training loader.
+
+    "unused" is the number of finished batches whose gradients wait for the rest of their accumulation window;
+    "validation_due" whether the validation after the last finished batch is not over.
+    """
+    if trainer is None:
+        return {"unused": 0, "validation_due": False}
+    # The last batch of an epoch always takes an optimizer step.
+    unused = 0 if is_epoch_done(trainer) else batches_done_in_epoch(trainer) % trainer.accumulate_grad_batches
+    return {"unused": unused, "validation_due": is_validation_due(trainer)}
+
+
+def resume_counters(trainer: Any, state: Mapping[str, int]) -> None:
+    """Correct the counters that a resumed fit has restored: call this when the training loader's state is loaded.
+
+    Batches of an open accumulation window and an interrupted batch run again; validations that are over do not. A
+    validation that was due runs before the next batch.
+
+    Args:
+        trainer: the trainer.
+        state: contains `progress_state` of the saved run.
+    """
+    is_due = state.get("validation_due", False)
+    if state["unused"] or is_batch_unfinished(trainer):
+        trainer.callbacks.insert(0, _Resumed(validated_until=batches_done(trainer) - is_due))
+        take_back_batches(trainer, state["unused"])
+    elif is_epoch_done(trainer) and not trainer.fit_loop.epoch_loop._should_check_val_epoch():
+        _end_epoch_without_validation(trainer)
+    elif is_due:
+        _run_validation_first(trainer)
+
+
+def is_validation_due(trainer: Any) -> bool:
+    """Whether a validation belongs after the last finished batch and is not over."""
+    epoch_loop = trainer.fit_loop.epoch_loop
+    total = training_progress(trainer).total
+    if total.ready > total.processed or not total.processed or trainer._val_check_time_interval is not None:
+        return False  # within a batch; nothing trained; or validated by the clock
+    # A batch counts as completed when its hooks have run, which is before its validation.
+    validated = epoch_loop.val_loop.batch_progress
+    is_all_validated = validated.is_last_batch and validated.current.completed == validated.current.ready
+    is_over = total.completed == total.processed and is_all_validated
+    return not is_over and epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+
+
+def _run_validation_first(trainer: Any) -> None:
+    """Make a resumed fit run the validation after the last finished batch before it trains.
+
+    Lightning does so where its counters say that the batch is complete and the validation was stopped within a batch.
+    """
+    epoch_loop = trainer.fit_loop.epoch_loop
+    for counts in (epoch_loop.batch_progress.total, epoch_loop.batch_progress.current):
+        counts.completed = counts.processed
+    validated = epoch_loop.val_loop.batch_progress
+    validated.reset()  # all validation batches run
+    validated.total.ready = validated.total.started = 1
+    if 0 <= epoch_loop.max_steps <= trainer.global_step:  # the fit would end before that validation
+        trainer.callbacks.insert(0, _Resumed(max_steps=epoch_loop.max_steps))
+        epoch_loop.max_steps = trainer.global_step + 1
+
+
+def _end_epoch_without_validation(trainer: Any) -> None:
+    """Make a fit that is resumed after the last batch of an epoch start the next epoch.
+
+    Lightning would train on one more batch where the saved run validated after that batch and the resumed one does not.
+    """
+    epochs = trainer.fit_loop.epoch_progress.total
+    progress = training_progress(trainer)
+    if epochs.processed < epochs.started:
+        for counts in (progress.total, progress.current):
+            counts.completed = counts.processed - 1
+
+
+class _Resumed(Callback):
+    """Corrections that a resumed fit needs later.
+
+    Args:
+        validated_until: number of batches up to which validations are over, and are left out when batches are repeated.
+        max_steps: the Trainer's `max_steps`, restored when validation starts.
+    """
+
+    def __init__(self, validated_until: int = 0, max_steps: int | None = None) -> None:
+        self.validated_until, self.max_steps = validated_until, max_steps
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if batches_done(trainer) <= self.validated_until:
+            trainer.fit_loop.epoch_loop._skip_next_val = True
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        if self.max_steps is not None:
+            trainer.fit_loop.epoch_loop.max_steps, self.max_steps = self.max_steps, None
+
+
+def set_batches_done_in_epoch(trainer: Any, count: int, is_last: bool = False) -> None:
+    """Set the number of finished batches of the current epoch, and whether the epoch is then done."""
+    progress = training_progress(trainer)
+    difference = progress.current.processed - progress.current.completed
+    progress.current.ready = progress.current.started = progress.current.processed = count
+    progress.current.completed = count - difference
+    progress.is_last_batch = is_last
+
+
+def set_batches_of_epoch(trainer: Any, count: int) -> None:
+    """Set the number of batches of the current epoch, when its first batch is requested."""
+    trainer.fit_loop.max_batches = count
+    trainer.fit_loop._data_fetcher.length = count
+
+
+def runs_whole_epochs(trainer: Any) -> bool:
+    """Whether an epoch is all batches of the training loader, without `limit_train_batches` or `overfit_batches`."""
+    limit = trainer.limit_train_batches
+    return isinstance(limit, float) and limit == 1.0 and not trainer.overfit_batches
 
 
 def total_training_steps(trainer: Any) -> float:

@@ -1,6 +1,7 @@
-"""Private APIs of torch: the fused AdamW kernel, oneDNN's matrix product, and the hook under `Module.to`.
+"""Private APIs of torch: the fused AdamW kernel, oneDNN's matrix product, the hook under `Module.to`, version counters
+of tensors, and whether a transform of torch.func is active.
 
-All three are written for torch 2.13. tests/private_apis/test_torch_api.py fails when one of them changes.
+All are written for torch 2.13. tests/private_apis/test_torch_api.py fails when one of them changes.
 """
 
 from collections.abc import Callable
@@ -82,3 +83,19 @@ class Fp32Buffers(nn.Module):
             if after.dtype != buffer.dtype:
                 setattr(self, name, buffer.to(after.device))
         return self
+
+
+def version(tensor: Tensor) -> int:
+    """Number of in-place changes of a tensor's storage so far, which autograd compares before it uses a saved tensor.
+
+    Reads `Tensor._version`. Tensors made in `torch.inference_mode` have no counter: 0.
+    """
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def transforms_are_active() -> bool:
+    """Whether the caller runs inside torch.func.grad, vmap, jvp or another transform of torch.func.
+
+    Calls `torch._C._are_functorch_transforms_active` (torch 2.0 and later).
+    """
+    return torch._C._are_functorch_transforms_active()

@@ -5,7 +5,7 @@ regress_lm.fine_tune([Example(x="hello", y=0.3), Example(x="world", y=-0.3)])
 samples1, samples2 = regress_lm.sample([ExampleInput(x="hi"), ExampleInput(x="bye")], num_samples=128)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_counts
+from zoo.files.checkpoints import write_checkpoint
+from zoo.generation.options import check_sampling
 from zoo.regress_lm import decoding, fine_tuning
-from zoo.regress_lm.example import Example, ExampleInput
+from zoo.regress_lm.example import Example, ExampleInput, as_examples
 from zoo.regress_lm.module import RegressLMModule
 from zoo.tokenizers import Tokenizer, load_tokenizer
 from zoo.tokenizers.numerals import rounded
@@ -46,7 +48,11 @@ class RegressLM(RegressLMModule):
 
         Raises:
             TypeError: an argument does not exist.
+            UserError: an argument is out of range or of another type; the message names it.
         """
+        if not isinstance(tokenizer, str | Tokenizer):
+            raise UserError(f"tokenizer must be a Tokenizer, a name or a path, not a {type(tokenizer).__name__}")
+        check_sampling(seed=seed)
         text_tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
         with torch.random.fork_rng():
             torch.manual_seed(derive(seed, "weights"))
@@ -62,8 +68,14 @@ class RegressLM(RegressLMModule):
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def save(self, path: str | Path) -> None:
-        """Write a checkpoint for `load`, `zoo test`, `zoo predict` and `zoo fit --model.weights`."""
+        """Write a checkpoint for `load`, `zoo test`, `zoo predict` and `zoo fit --model.weights`.
+
+        Raises:
+            UserError: the path is a folder, or its folder does not exist.
+        """
         assert self.tokenizer is not None
+        if Path(path).is_dir() or not Path(path).parent.is_dir():
+            raise UserError(f"{path} cannot be written: give the path of a file in a folder that exists")
         k, h = self.n_objectives, self.hparams
         data = {
             "max_input_len": self.model.config.max_input_len,
@@ -80,14 +92,14 @@ class RegressLM(RegressLMModule):
             "pytorch-lightning_version": lightning.__version__,
         }
         self.on_save_checkpoint(checkpoint)
-        torch.save(checkpoint, path)
+        write_checkpoint(checkpoint, path)
 
     # ---- train
 
     def fine_tune(
         self,
-        examples: Sequence[Example],
-        validation_examples: Sequence[Example] | None = None,
+        examples: Iterable[Example],
+        validation_examples: Iterable[Example] | None = None,
         seed: int | None = None,
         **options: Any,
     ) -> list[float]:
@@ -101,16 +113,23 @@ class RegressLM(RegressLMModule):
 
         Returns:
             The validation loss (nats per number token) after each epoch.
+
+        Raises:
+            UserError: there are no examples, one of them cannot be learned, an option is out of range, or training
+                diverges.
         """
-        held_out = None if validation_examples is None else self.rows(validation_examples)
-        return fine_tuning.fine_tune(self, self.rows(examples), held_out, seed, **options)
+        rows = self.rows(as_examples("examples", examples, need_numbers=True))
+        held_out = None
+        if validation_examples is not None:
+            held_out = self.rows(as_examples("validation_examples", validation_examples, need_numbers=True))
+        return fine_tuning.fine_tune(self, rows, held_out, seed, **options)
 
     # ---- predict
 
     @torch.inference_mode()
     def sample(
         self,
-        inputs: Sequence[ExampleInput],
+        inputs: Iterable[ExampleInput],
         num_samples: int,
         temperature: float = 1.0,
         *,
@@ -121,7 +140,7 @@ class RegressLM(RegressLMModule):
         """Draw numbers for every input. The samples of an input depend on the seed and its place in the list only.
 
         Args:
-            inputs: texts.
+            inputs: texts; no texts give an empty list.
             num_samples: numbers per text, at least 1.
             temperature: divides the logits; 0 takes the most likely tokens.
             top_k: draw among the k most likely tokens at each position; None for all.
@@ -130,10 +149,14 @@ class RegressLM(RegressLMModule):
 
         Returns:
             For each input float64 (num_samples,), or (num_samples, K) for K > 1 objectives.
+
+        Raises:
+            UserError: an input is no text, is empty or too long, or an option is out of range.
         """
+        check_sampling(temperature, top_k, seed=seed, num_samples=num_samples)
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         samples: list[np.ndarray] = []
-        for batch in self.batches(inputs, batch_size):
+        for batch in self.batches(as_examples("inputs", inputs), batch_size):
             ids, _ = decoding.sample(
                 self.model, self.vocabulary, batch.tokens, batch.padding_mask, num_samples,
                 temperature=temperature, top_k=top_k, seed=seed, rows=batch.index,
@@ -142,30 +165,36 @@ class RegressLM(RegressLMModule):
         return [s[:, 0] if self.n_objectives == 1 else s for s in samples]
 
     @torch.inference_mode()
-    def log_prob(self, examples: Sequence[Example], batch_size: int = 256) -> Tensor:
+    def log_prob(self, examples: Iterable[Example], batch_size: int = 256) -> Tensor:
         """(B,) log-probability in nats of each example's number, rounded to its tokens, under `sample`'s distribution.
 
         Args:
-            examples: texts and their numbers.
+            examples: texts and their numbers; no examples give an empty result.
             batch_size: texts that are processed together.
+
+        Raises:
+            UserError: an example cannot be scored, or batch_size is below 1.
         """
-        return torch.cat([self.log_probs(batch) for batch in self.batches(examples, batch_size)])
+        batches = self.batches(as_examples("examples", examples, need_numbers=True), batch_size)
+        empty = torch.zeros(0, dtype=torch.float64, device=self.device)
+        return torch.cat([empty, *(self.log_probs(batch) for batch in batches)])
 
     @torch.inference_mode()
-    def exact_mean(self, inputs: Sequence[ExampleInput]) -> np.ndarray:
+    def exact_mean(self, inputs: Iterable[ExampleInput]) -> np.ndarray:
         """(B, K) mean of the whole distribution, summed over all numbers that the tokens can represent.
 
         Raises:
             UserError: there are too many such numbers.
         """
-        means = []
-        for batch in self.batches(inputs, 1):
+        means = [np.empty((0, self.n_objectives))]
+        for batch in self.batches(as_examples("inputs", inputs), 1):
             ids, log_probs = decoding.enumerate_all(self.model, self.vocabulary, batch.tokens, batch.padding_mask)
             means.append(log_probs.double().exp().cpu().numpy() @ self.vocabulary.decode(ids.cpu()))
         return np.concatenate(means)
 
     def batches(self, examples: Sequence[ExampleInput], batch_size: int) -> list[TextBatch]:
         """Batches of `examples` in their order, on the model's device, with number tokens where numbers are given."""
+        check_counts(batch_size=batch_size)
         rows = self.rows(examples)
         batches = [collate(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
         batches = [self.with_number_tokens(batch) for batch in batches]
@@ -187,11 +216,10 @@ class RegressLM(RegressLMModule):
             if not 0 < len(ids) <= limit:
                 what = f"{len(ids)} tokens, beyond max_input_len {limit}" if ids else "no text"
                 raise UserError(f"example {i} has {what}: {example.x[:40]!r}")
-            y = getattr(example, "y", (float("nan"),) * k)
-            targets = tuple(map(float, y)) if isinstance(y, Sequence | np.ndarray) else (float(y),)
+            targets = example.numbers() if isinstance(example, Example) else (float("nan"),) * k
             if len(targets) != k:
                 raise UserError(f"example {i} has {len(targets)} numbers, but the model {k} objectives")
-            if hasattr(example, "y") and not (h["special_values"] or np.isfinite(targets).all()):
+            if isinstance(example, Example) and not (h["special_values"] or np.isfinite(targets).all()):
                 raise UserError(f"example {i} has {example.y} for a number: only special_values=True allows this")
             rows.append(Row(ids, targets, i, example.x))
         return rows

@@ -12,11 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_number
 from zoo.generation.decoders import evaluating
+from zoo.generation.options import check_sampling, scale_logits
 from zoo.regress_lm.model import EncoderDecoder, KeysValues
 from zoo.regress_lm.vocabulary import NumberVocabulary
 from zoo.training.random_streams import stream
+
+MOST_SAMPLES = 1_000_000
 
 
 class Samples(NamedTuple):
@@ -56,13 +59,9 @@ def sample(
         UserError: an option is out of range.
     """
     # Check the options.
-    for name, value, is_valid in (
-        ("num_samples", num_samples, num_samples >= 1),
-        ("temperature", temperature, 0 <= temperature < float("inf")),
-        ("top_k", top_k, top_k is None or top_k >= 1),
-    ):
-        if not is_valid:
-            raise UserError(f"{name} is out of range: {value}")
+    check_sampling(temperature, top_k, seed=seed, num_samples=num_samples)
+    most = f"at most {MOST_SAMPLES:,}: draw more in several calls with other seeds"
+    check_number("num_samples", num_samples, most, lambda n: n <= MOST_SAMPLES, whole=True)
     batch, size, device = len(tokens), vocabulary.size, tokens.device
     # One uniform number for each text, sample and position, from the text's own stream.
     row_numbers = range(batch) if rows is None else [int(row) for row in rows]
@@ -225,7 +224,7 @@ def _sampling_probs(log_probs: Tensor, temperature: float, top_k: int | None) ->
     size = log_probs.shape[-1]
     best = log_probs.topk(1 if temperature == 0 else min(top_k or size, size), -1)
     truncated = torch.full_like(log_probs, -torch.inf).scatter_(-1, best.indices, best.values)
-    return (truncated / (temperature or 1)).softmax(-1)
+    return scale_logits(truncated, temperature or 1).softmax(-1)
 
 
 def _draw(probs: Tensor, node: Tensor, uniform: Tensor) -> Tensor:

@@ -1,7 +1,11 @@
 """Input types of the Python API: a text, and a text with its numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from zoo.errors import UserError
+from zoo.regress_lm.number_inputs import as_numbers
 
 
 @dataclass
@@ -10,9 +14,18 @@ class ExampleInput:
 
     Args:
         x: the text.
+
+    Raises:
+        UserError: x is no text.
     """
 
     x: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.x, str):
+            raise UserError(f"x of an example must be text, not a {type(self.x).__name__}")
+        if any("\ud800" <= letter <= "\udfff" for letter in self.x):  # halves of a character, which UTF-8 lacks
+            raise UserError(f"x of an example must be valid Unicode text, not {self.x[:40]!r}")
 
 
 @dataclass
@@ -21,7 +34,49 @@ class Example(ExampleInput):
 
     Args:
         x: the text.
-        y: the number or numbers.
+        y: the number or numbers: a number, a list, an array or a tensor (K,).
+
+    Raises:
+        UserError: x is no text, or y no number and no list of numbers.
     """
 
     y: float | Sequence[float]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.numbers()
+
+    def numbers(self) -> tuple[float, ...]:
+        """The K numbers of y.
+
+        Raises:
+            UserError: y is no number and no list of numbers.
+        """
+        numbers = as_numbers("y of an example", self.y)
+        if numbers.ndim > 1 or not numbers.size:
+            raise UserError(f"y of an example must be a number or a list of K numbers, not of shape {numbers.shape}")
+        return tuple(numbers.ravel().tolist())
+
+
+def as_examples(name: str, examples: Any, need_numbers: bool = False) -> list[ExampleInput]:
+    """The examples of any iterable as a list.
+
+    Args:
+        name: of the argument, for the message.
+        examples: a list, generator or other iterable of examples; a text counts as an input without a number.
+        need_numbers: whether every example must be an `Example`.
+
+    Raises:
+        UserError: they are something else; the message names the first wrong one.
+    """
+    kind = "Example" if need_numbers else "ExampleInput"
+    if isinstance(examples, str | bytes | dict | ExampleInput) or not isinstance(examples, Iterable):
+        raise UserError(f"{name} must be a list of {kind}, not a {type(examples).__name__}")
+    checked: list[ExampleInput] = []
+    for i, example in enumerate(examples):
+        if isinstance(example, str) and not need_numbers:
+            example = ExampleInput(example)
+        if not isinstance(example, Example if need_numbers else ExampleInput):
+            raise UserError(f"{name}[{i}] must be an {kind}, not a {type(example).__name__}")
+        checked.append(example)
+    return checked

@@ -1,6 +1,7 @@
 """Fine-tuning on a list of examples: the Python API's counterpart of `zoo fit`, with the same module and Trainer."""
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 from zoo.callbacks.best_weights import BestWeights
 from zoo.callbacks.early_stopping import EarlyStopping
 from zoo.callbacks.non_finite import NonFinite
-from zoo.errors import UserError
+from zoo.errors import UserError, check_counts, check_number, check_positive
 from zoo.layers.lora import add_lora, merge_lora
 from zoo.optim import OptimizerConfig
 from zoo.regress_lm.module import RegressLMModule
@@ -65,10 +66,18 @@ def fine_tune(
         The validation loss (nats per number token) after each epoch.
 
     Raises:
-        UserError: there are no rows, or training diverges; the model then has the best weights so far.
+        UserError: there are no rows, an option is out of range, or training diverges; the model then has the best
+            weights so far.
     """
     if not rows or (validation_rows is not None and not validation_rows):
         raise UserError(f"there are no {'validation ' if rows else ''}examples to fine-tune on")
+    check_counts(max_epochs=max_epochs, batch_size=batch_size, patience=patience)
+    check_counts(0, lora_rank=lora_rank)
+    check_number("warmup_share", warmup_share, "from 0 to 1", lambda share: 0 <= share <= 1)
+    check_positive("clip", clip)
+    check_number("lora_alpha", lora_alpha, "finite", math.isfinite)
+    if seed is not None:
+        check_number("seed", seed, "or None", lambda seed: True, whole=True)
     # Data: held-out rows for early stopping, and batches of texts of similar length.
     seed = seed or 0
     train, held_out = _split(rows, seed) if validation_rows is None else (rows, validation_rows)

@@ -25,6 +25,7 @@ from zoo.training.batches import TextBatch, targets_and_features
 from zoo.training.checkpoint_file import read_checkpoint
 from zoo.training.choices import Choice
 from zoo.training.distinct_targets import find_merged
+from zoo.training.fixed_arguments import field_names
 from zoo.training.language_model import required_vocab_size
 from zoo.training.random_streams import derive, global_seed
 from zoo.training.regressor import Regressor, target_fields, to_json
@@ -79,6 +80,16 @@ class RegressLMModule(Regressor):
         "n_objectives",
         "round_digits",
         "power_tokens",
+    )
+    fixed_arguments: ClassVar[tuple[str, ...]] = (
+        *Regressor.fixed_arguments,
+        *field_names(RegressLMConfig, "dropout", "residual_dropout"),
+        "number_format",
+        "number_digits",
+        "number_exponent",
+        "special_values",
+        "lora_rank",
+        "lora_alpha",
     )
     renamed_arguments: ClassVar[dict[str, str]] = {
         "numbers": "number_format",
@@ -307,5 +318,5 @@ def _read_weights(path: str) -> dict[str, Tensor]:
     """The module's state dict from a checkpoint of the zoo or of upstream."""
     checkpoint = read_checkpoint(path)
     if "zoo" in checkpoint:
-        return checkpoint["state_dict"]
-    return {f"model.{name}": tensor for name, tensor in load_upstream(checkpoint).state_dict().items()}
+        return read_checkpoint(path, required=("state_dict",))["state_dict"]
+    return {f"model.{name}": tensor for name, tensor in load_upstream(path).state_dict().items()}

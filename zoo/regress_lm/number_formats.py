@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_choice, check_counts
 from zoo.regress_lm.number_tokenizers import IEEEFloatTokenizer, NormalizedTokenizer, NumberTokenizer, P10Tokenizer
 from zoo.regress_lm.number_wrappers import SpecialValues
 from zoo.training.distinct_targets import Floats, Represent, best_setting
@@ -33,8 +33,12 @@ def number_tokenizer(
         "p10": {"digits": digits, "exponent": exponent},
         "normalized": {"length": digits},
     }
-    if kind not in sizes:
-        raise UserError(f"number_format must be one of {', '.join(sizes)}, not {kind!r}")
+    check_choice("number_format", kind, tuple(sizes))
+    for name, size in (("number_digits", digits), ("number_exponent", exponent)):
+        if size is not None:
+            check_counts(**{name: size})
+    if not isinstance(special_values, bool):
+        raise UserError(f"special_values must be true or false, not {special_values!r}")
     if kind == "normalized" and exponent is not None:
         raise UserError("number_format=normalized has no exponent: drop number_exponent")
     kinds = {"ieee": IEEEFloatTokenizer, "p10": P10Tokenizer, "normalized": NormalizedTokenizer}

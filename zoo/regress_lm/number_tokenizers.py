@@ -11,15 +11,17 @@ are decoded to the nearest double: the error is at most half a unit of the last 
 is reproduced exactly.
 """
 
+import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_counts, check_number
+from zoo.regress_lm.number_inputs import as_numbers
 from zoo.regress_lm.rounding import (
     Floats,
     Ints,
@@ -32,6 +34,9 @@ from zoo.regress_lm.rounding import (
 )
 
 Flags = NDArray[np.bool_]
+LARGEST_BASE = 1024
+LARGEST_POWER = 400  # powers of ten beyond it hold no double
+LARGEST_EXPONENT_BITS = 32  # of an exponent's digits: enough for every double in every base, and exact in int64
 
 
 class NumberTokenizer(ABC):
@@ -70,7 +75,7 @@ class NumberTokenizer(ABC):
     def encode(self, values: ArrayLike) -> Ints:
         """Local ids (..., num_tokens) of values (...,). Values outside the range are clamped, with one warning."""
         # All numbers are encoded at once, with a single warning for those out of range.
-        values = np.asarray(values, dtype=np.float64)
+        values = as_numbers("a number to encode", values)
         ids, clamped = self.tokenize(values.ravel())
         if clamped.any():
             warnings.warn(
@@ -82,7 +87,7 @@ class NumberTokenizer(ABC):
 
     def clamped(self, values: ArrayLike) -> Flags:
         """Whether each of values (...,) is outside the range."""
-        values = np.asarray(values, dtype=np.float64)
+        values = as_numbers("a number to encode", values)
         return self.tokenize(values.ravel())[1].reshape(values.shape)
 
     @property
@@ -91,8 +96,15 @@ class NumberTokenizer(ABC):
         """The smallest and the largest number that the tokens can represent."""
 
     def to_tokens(self, value: float) -> list[str]:
-        """The tokens of a number."""
-        return [self.tokens[i] for i in self.encode(value)]
+        """The tokens of a number.
+
+        Raises:
+            UserError: it is no number, or one without tokens.
+        """
+        ids = self.encode(value)
+        if ids.ndim != 1:
+            raise UserError(f"to_tokens takes one number, not an array of shape {ids.shape[:-1]}: use encode")
+        return [self.tokens[i] for i in ids]
 
     def from_tokens(self, tokens: Sequence[str]) -> float:
         """The number of a token sequence.
@@ -103,10 +115,13 @@ class NumberTokenizer(ABC):
         # Run the automaton over the tokens, which rejects the first one that its state does not allow.
         id_of = {token: i for i, token in enumerate(self.tokens)}
         state, ids = 0, []
+        if isinstance(tokens, str) or not isinstance(tokens, Iterable):
+            raise UserError(f"the tokens of a number must be a list of text, not {tokens!r}")
+        tokens = list(tokens)
         if len(tokens) != self.num_tokens:
             raise UserError(f"a number takes {self.num_tokens} tokens here, not {len(tokens)}")
         for position, token in enumerate(tokens):
-            if token not in id_of or not self.allowed[state, id_of[token]]:
+            if not isinstance(token, str) or token not in id_of or not self.allowed[state, id_of[token]]:
                 raise UserError(f"token {position} of a number cannot be {token!r} here")
             ids.append(id_of[token])
             state = int(self.next_state[state, ids[-1]])
@@ -126,10 +141,16 @@ class IEEEFloatTokenizer(NumberTokenizer):
     """
 
     def __init__(self, base: int = 10, exponent_digits: int = 1, digits: int = 4, truncate: bool = False) -> None:
-        _check(base=base, exponent_digits=exponent_digits, digits=digits)
-        self.base, self.exponent_digits, self.digits, self.truncate = base, exponent_digits, digits, truncate
-        self.top = base**exponent_digits - 1
-        self.num_tokens = 2 + exponent_digits + digits
+        _check(base=base, digits=digits)
+        check_counts(exponent_digits=exponent_digits)
+        if exponent_digits > LARGEST_EXPONENT_BITS or base**exponent_digits > 2**LARGEST_EXPONENT_BITS:
+            raise UserError(
+                f"exponent_digits {exponent_digits} in base {base} are more than any double needs: use fewer"
+            )
+        self.base, self.exponent_digits, self.digits = int(base), int(exponent_digits), int(digits)
+        self.truncate = truncate
+        self.top = self.base**self.exponent_digits - 1
+        self.num_tokens = 2 + self.exponent_digits + self.digits
         self.tokens = ["<+>", "<->", *(f"<{i}>" for i in range(base))]
 
     @cached_property
@@ -139,8 +160,14 @@ class IEEEFloatTokenizer(NumberTokenizer):
 
     @property
     def limits(self) -> tuple[float, float]:
-        greatest = float(product(np.array(self.base**self.digits - 1), self.base, np.array(self.top - self.digits + 1)))
+        mantissa, exponent = self.largest
+        greatest = float(product(np.array(mantissa), self.base, np.array(exponent - self.digits + 1)))
         return -greatest, greatest
+
+    @cached_property
+    def largest(self) -> tuple[int, int]:
+        """Mantissa and exponent of the largest number."""
+        return largest_finite(self.base, self.digits, self.top)
 
     def tokenize(self, values: Floats) -> tuple[Ints, Flags]:
         # The sign has its own token, so only the size is split into mantissa and exponent.
@@ -155,10 +182,10 @@ class IEEEFloatTokenizer(NumberTokenizer):
         else:
             mantissa, exponent = significant(size, self.base, self.digits, -self.top)
             # Numbers beyond the range become the largest number.
-            clamped = exponent > self.top
+            most, top = self.largest
+            clamped = (exponent > top) | ((exponent == top) & (mantissa > most))
             minus = exponent < 0
-            mantissa = np.where(clamped, self.base**self.digits - 1, mantissa)
-            exponent = np.minimum(exponent, self.top)
+            mantissa, exponent = np.where(clamped, most, mantissa), np.minimum(exponent, top)
         # Digits follow the two sign tokens in the list of tokens, hence the 2.
         signs = np.stack([values < 0, minus], 1)  # (N, 2)
         exponents = to_digits(np.abs(exponent), self.base, self.exponent_digits)
@@ -184,10 +211,11 @@ class P10Tokenizer(NumberTokenizer):
     """
 
     def __init__(self, digits: int = 4, exponent: int = 10, truncate: bool = False) -> None:
-        _check(digits=digits, exponent=exponent)
-        self.digits, self.exponent = digits, exponent
-        self.num_tokens = 2 + digits
-        exponents = range(-exponent, exponent + 1)
+        _check(digits=digits)
+        check_number("exponent", exponent, f"from 1 to {LARGEST_POWER}", lambda e: 1 <= e <= LARGEST_POWER, whole=True)
+        self.digits, self.exponent = int(digits), int(exponent)
+        self.num_tokens = 2 + self.digits
+        exponents = range(-self.exponent, self.exponent + 1)
         self.tokens = ["<+>", "<->", *(f"<{i}>" for i in range(10)), *(f"<E{i}>" for i in exponents)]
 
     @cached_property
@@ -197,8 +225,14 @@ class P10Tokenizer(NumberTokenizer):
 
     @property
     def limits(self) -> tuple[float, float]:
-        greatest = float(product(np.array(10**self.digits - 1), 10, np.array(self.exponent)))
+        mantissa, exponent = self.largest
+        greatest = float(product(np.array(mantissa), 10, np.array(exponent - self.digits + 1)))
         return -greatest, greatest
+
+    @cached_property
+    def largest(self) -> tuple[int, int]:
+        """Mantissa of the largest number, and the exponent of its first digit."""
+        return largest_finite(10, self.digits, self.exponent + self.digits - 1)
 
     def tokenize(self, values: Floats) -> tuple[Ints, Flags]:
         # Split the size into a mantissa d...d and the exponent of its first digit.
@@ -209,10 +243,11 @@ class P10Tokenizer(NumberTokenizer):
         small, least = mantissa < 10 ** (self.digits - 1), float(product(np.array(1), 10, np.array(lowest)))
         exponent = np.where(small, np.where(size > least / 2, lowest, 0), exponent)
         mantissa = np.where(small, np.where(size > least / 2, 10 ** (self.digits - 1), 0), mantissa)
-        # The power of ten of the last digit; 0 is written with power 0, and large numbers are clamped.
+        # Large numbers are clamped. The token is the power of ten of the last digit; 0 is written with power 0.
+        most, top = self.largest
+        clamped = (exponent > top) | ((exponent == top) & (mantissa > most))
+        mantissa, exponent = np.where(clamped, most, mantissa), np.minimum(exponent, top)
         power = np.where(mantissa > 0, exponent - self.digits + 1, 0)
-        clamped = power > self.exponent
-        mantissa, power = np.where(clamped, 10**self.digits - 1, mantissa), np.minimum(power, self.exponent)
         # Ids: two signs, ten digits, then the powers from -exponent on.
         parts = (values < 0)[:, None], 2 + to_digits(mantissa, 10, self.digits), (12 + self.exponent + power)[:, None]
         return np.concatenate(parts, 1), clamped
@@ -234,8 +269,8 @@ class NormalizedTokenizer(NumberTokenizer):
 
     def __init__(self, base: int = 10, length: int = 3, truncate: bool = False) -> None:
         _check(base=base, digits=length)
-        self.base, self.length, self.truncate = base, length, truncate
-        self.num_tokens = length
+        self.base, self.length, self.truncate = int(base), int(length), truncate
+        self.num_tokens = self.length
         self.tokens = [f"<{i}>" for i in range(base)]
 
     @cached_property
@@ -262,12 +297,21 @@ class NormalizedTokenizer(NumberTokenizer):
         return product(from_digits(ids, self.base), self.base, np.full(ids.shape[:-1], -self.length))
 
 
-def _check(digits: int, base: int = 10, **sizes: int) -> None:
+def largest_finite(base: int, digits: int, top: int) -> tuple[int, int]:
+    """Mantissa and exponent of the largest double with `digits` digits whose exponent is at most `top`."""
+    mantissa, exponent = (int(part[0]) for part in significant(np.array([sys.float_info.max]), base, digits, 0))
+    if exponent > top:
+        return base**digits - 1, top
+    if np.isinf(product(np.array([mantissa]), base, np.array([exponent - digits + 1])))[0]:  # it was rounded up
+        mantissa -= 1
+    return (mantissa, exponent) if mantissa >= base ** (digits - 1) else (base**digits - 1, exponent - 1)
+
+
+def _check(digits: int, base: int = 10) -> None:
     """Raises UserError for a size out of range."""
-    for name, value, least in (("base", base, 2), ("digits", digits, 1), *((n, v, 1) for n, v in sizes.items())):
-        if value < least:
-            raise UserError(f"{name} of a number tokenizer must be at least {least}, not {value}")
-    if base**digits > 2**52:
+    check_number("base", base, f"from 2 to {LARGEST_BASE}", lambda b: 2 <= b <= LARGEST_BASE, whole=True)
+    check_counts(digits=digits)
+    if digits > 52 or base**digits > 2**52:
         raise UserError(f"{digits} digits in base {base} are more than a double holds: use fewer digits")
 
 

@@ -54,7 +54,7 @@ def load_data(ckpt_path: str) -> Any:
     name = next((name for name in DATA_MODULES if name in checkpoint), None)
     if name is None:
         raise UserError(f"{ckpt_path} stores no data settings: give a checkpoint of `zoo fit`")
-    settings = checkpoint["datamodule_hyper_parameters"]
+    settings = checkpoint.get("datamodule_hyper_parameters", {})
     settings = {key: value for key, value in settings.items() if not key.startswith("_")}
     return load_class(name)(**settings | {"tokenizer": ckpt_path})
 

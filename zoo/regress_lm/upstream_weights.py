@@ -1,14 +1,14 @@
 """Loads the weights of https://github.com/google-deepmind/regress-lm into an `EncoderDecoder`."""
 
 import os
-import pickle
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from zoo.errors import UserError
+from zoo.files.memory_limit import memory_limit, tensor_sizes
+from zoo.files.torch_files import read_torch_file
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
 
 
@@ -29,13 +29,11 @@ def load_upstream(
     """
     content: Any = source
     if not isinstance(source, Mapping):
-        try:
-            content = torch.load(source, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"there is no checkpoint at {source}") from None
-        except (pickle.UnpicklingError, RuntimeError, EOFError):
-            raise UserError(f"{source} is damaged, or holds more than tensors: torch cannot read it safely") from None
-    state = content.get("model_state", content)  # its Trainer's files also hold the optimizer
+        content = read_torch_file(source)
+    state = content.get("model_state", content) if isinstance(content, Mapping) else None  # next to the optimizer's
+    name = "these weights" if isinstance(source, Mapping) else str(source)
+    if not isinstance(state, Mapping) or not all(_is_weight(*item) for item in state.items()):
+        raise UserError(f"{name} are not the weights of a RegressLM: a state dict of floating-point tensors is needed")
     weights: dict[str, Tensor] = {name.removeprefix("encoder_decoder."): state[name] for name in state}
     positions = weights.pop("decoder_positional_encoding.pe", None)  # (1, number_len + 1, dim)
     weights.pop("encoder.rotary_pos_emb.inv_freq", None)
@@ -50,11 +48,15 @@ def load_upstream(
             "n_decoder_layers": sum(name.endswith("self_attn.in_proj_weight") for name in weights),
             "hidden_dim": len(weights["decoder.layers.0.linear1.weight"]),
         }
-        model = EncoderDecoder(
-            RegressLMConfig(**config | {"max_input_len": max_input_len, "n_heads": n_heads} | changes)
-        )
+        settings = RegressLMConfig(**config | {"max_input_len": max_input_len, "n_heads": n_heads} | changes)
+        with memory_limit(name, *tensor_sizes(weights)):
+            model = EncoderDecoder(settings)
         model.load_state_dict(weights)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:  # a tensor is missing or misshapen
         reason = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"these are not the weights of a RegressLM with a plain encoder: {reason}") from None
+        raise UserError(f"{name} are not the weights of a RegressLM with a plain encoder: {reason}") from None
     return model
+
+
+def _is_weight(name: Any, tensor: Any) -> bool:
+    return isinstance(name, str) and isinstance(tensor, Tensor) and tensor.is_floating_point()

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_counts
 from zoo.regress_lm.number_tokenizers import NumberTokenizer
 from zoo.regress_lm.number_wrappers import PAD
 from zoo.regress_lm.rounding import Floats
@@ -24,8 +24,7 @@ class NumberVocabulary:
     """
 
     def __init__(self, tokenizer: NumberTokenizer, n_objectives: int = 1) -> None:
-        if n_objectives < 1:
-            raise UserError(f"n_objectives must be at least 1, not {n_objectives}")
+        check_counts(n_objectives=n_objectives)
         self.tokenizer, self.n_objectives = tokenizer, n_objectives
         self.tokens = [PAD, *sorted(set(tokenizer.tokens) - {PAD})]
         self.size = len(self.tokens)

@@ -1,7 +1,7 @@
 """LightningModule of the reversible deep equilibrium language model: RevDEQLM."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from zoo.optim import OptimizerConfig
 from zoo.revdeq.model import RevDEQ, RevDEQConfig
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import as_token_batch
+from zoo.training.fixed_arguments import field_names
 from zoo.training.language_model import LanguageModel, required_vocab_size
 from zoo.training.loss_weights import Loss
 from zoo.training.settings import part
@@ -23,6 +24,10 @@ class RevDEQSettings(OptimizerConfig, RevDEQConfig):
     warmup_steps: int = 1000
     beta2: float = 0.999
     weight_decay: float = 0.01
+
+
+# Settings of the iteration, on which no stored tensor depends.
+ITERATION = ("num_fixed_point_iterations", "fixed_point_tol", "beta", "backward", "keep_every", "solver", "warm_start")
 
 
 class RevDEQLM(LanguageModel):
@@ -39,6 +44,11 @@ class RevDEQLM(LanguageModel):
         compile: run the iterated block through `torch.compile`.
         **settings: the fields of `RevDEQConfig` and `OptimizerConfig`.
     """
+
+    fixed_arguments: ClassVar[tuple[str, ...]] = (
+        *LanguageModel.fixed_arguments,
+        *field_names(RevDEQConfig, "dropout", *ITERATION),
+    )
 
     def __init__(
         self,

@@ -76,10 +76,12 @@ def search(fit: list[str], spaces: list[str], trials: int, folder: Path, seed: i
     Returns:
         A table of all trials of the study, the best first.
     """
+    database = folder / "study.db"
+    missing = [path for path in (database, folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         study_name="zoo",
-        storage=f"sqlite:///{folder / 'study.db'}",
+        storage=f"sqlite:///{database}",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
         load_if_exists=True,
     )
@@ -94,7 +96,15 @@ def search(fit: list[str], spaces: list[str], trials: int, folder: Path, seed: i
         assert isinstance(checkpoint, Checkpoint)
         return float("nan") if checkpoint.best_score is None else checkpoint.best_score
 
-    study.optimize(objective, n_trials=trials)
+    try:
+        study.optimize(objective, n_trials=trials)
+    except (UserError, OSError, SystemExit):
+        # The first trial was refused: remove what this call has created.
+        if database in missing and list(folder.iterdir()) == [database]:
+            database.unlink()
+            for path in missing[1:]:
+                path.rmdir()
+        raise
     finished = [trial for trial in study.trials if trial.state.is_finished()]
     finished.sort(key=lambda trial: (trial.state != optuna.trial.TrialState.COMPLETE, trial.value or 0.0))
     return [

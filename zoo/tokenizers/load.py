@@ -195,12 +195,9 @@ def _load_gpt2(file: Path, is_vocabulary: bool) -> Tokenizer:
 
 def _from_checkpoint(file: Path) -> Tokenizer:
     """The tokenizer stored in a checkpoint of the zoo."""
-    import torch
+    from zoo.files.torch_files import read_torch_file  # imports torch
 
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises several types for a damaged file
-        raise UserError("it is a checkpoint that is truncated, or holds objects that could run code") from error
+    checkpoint = read_torch_file(file, mmap=True)
     state = checkpoint.get("tokenizer") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict):
         raise UserError("it is a checkpoint without a tokenizer; give the tokenizer's file")

@@ -99,6 +99,36 @@ def check_targets(
         raise UserError(f"row {int(index[row])}: a target is {targets[row, column]:g}, but {needed}")
 
 
+def check_token_ids(tokens: Tensor, vocab_size: int, targets: Tensor | None = None) -> None:
+    """Check the ids of a batch; their range only on a CPU, because a GPU would have to be waited for.
+
+    Args:
+        tokens: (B, T) ids.
+        vocab_size: number of ids.
+        targets: (B, T) ids too, or IGNORED; None where there are none.
+
+    Raises:
+        UserError: a tensor is not (B, T) integers, or an id is outside the vocabulary.
+    """
+    for name, ids, ignored in (("tokens", tokens, None), ("targets", targets, IGNORED)):
+        if ids is None:
+            continue
+        if ids.dim() != 2 or ids.shape != tokens.shape:
+            shape = "(batch, length)" if tokens.dim() != 2 else str(tuple(tokens.shape))
+            raise UserError(f"{name} must have shape {shape}, not {tuple(ids.shape)}: a single row is {name}[None]")
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise UserError(f"{name} must be token ids, integers, not of {ids.dtype}")
+        if ids.device.type == "cpu":
+            is_wrong = (ids < 0) | (ids >= vocab_size)
+            if ignored is not None:
+                is_wrong &= ids != ignored
+            if is_wrong.any():
+                raise UserError(
+                    f"{name} hold the id {ids[is_wrong][0]}, which is outside the model's vocabulary of {vocab_size}: "
+                    "use the tokenizer that the model was trained with"
+                )
+
+
 def text_rows(
     texts: Sequence[str],
     targets: ArrayLike | None,

@@ -20,7 +20,7 @@ from zoo.generation.decoders import left_pad
 from zoo.generation.sampling import stream_tokens
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
-from zoo.training.batches import IGNORED, as_token_batch
+from zoo.training.batches import IGNORED, as_token_batch, check_token_ids
 from zoo.training.loss_weights import Counts, Loss
 from zoo.training.metrics import SummedLoss, reset_metrics
 from zoo.training.module import ZooModule
@@ -69,6 +69,7 @@ class LanguageModel(ZooModule):
         Raises:
             TypeError: the network lacks a member of `LanguageModelNetwork`, or its config one of `LanguageModelConfig`.
         """
+        super().setup(stage)
         require(self.model, LanguageModelNetwork)
         require(self.model.config, LanguageModelConfig)
         if stage == "fit" and self.compiles:
@@ -100,7 +101,15 @@ class LanguageModel(ZooModule):
 
     def forward(self, batch: Any) -> Tensor:
         """Logits (B, T, V) of tokens (B, T), given as a tensor, a `TokenBatch` or a (tokens, targets) pair."""
-        return self.model(batch if isinstance(batch, Tensor) else as_token_batch(batch).tokens)[0]
+        tokens = batch if isinstance(batch, Tensor) else as_token_batch(batch).tokens
+        check_token_ids(tokens, self.model.config.vocab_size)
+        return self.model(tokens)[0]
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Check the ids while they are on the CPU."""
+        tokens, targets, *_ = as_token_batch(batch)
+        check_token_ids(tokens, self.model.config.vocab_size, targets)
+        return batch
 
     # ---- training
 

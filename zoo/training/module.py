@@ -4,16 +4,20 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
-from zoo.errors import UserError
-from zoo.optim import OptimizerConfig
-from zoo.private_apis.lightning_api import batch_index, total_training_steps
+from zoo.errors import UserError, refuse_renamed
+from zoo.files.checkpoints import DigestCheckpointIO, available_device, is_remote, read_checkpoint
+from zoo.files.memory_limit import file_bytes, memory_limit, tensor_sizes
+from zoo.optim import OptimizerConfig, ResumedSchedule
+from zoo.private_apis.lightning_api import batch_index, is_fitting, total_training_steps
 from zoo.registry import registered_name
 from zoo.tokenizers import Tokenizer, from_state
+from zoo.training.fixed_arguments import check_fixed
 from zoo.training.loss_weights import WeightedLosses
 from zoo.training.random_streams import derive, global_seed
+from zoo.training.stored_settings import check_stored_settings
 
 
 class ZooModule(WeightedLosses):
@@ -34,16 +38,16 @@ class ZooModule(WeightedLosses):
     renamed_arguments: ClassVar[dict[str, str]] = {}
     """Old name of a constructor argument -> its new name, or a sentence where the argument no longer exists."""
 
+    fixed_arguments: ClassVar[tuple[str, ...]] = ("optimizer",)
+    """Constructor arguments that a resumed run cannot change; all others take effect from the step of the stop on."""
+
     def __new__(cls, *_: Any, **arguments: Any) -> Self:
         """Refuse arguments by their old names, also those that `load_from_checkpoint` reads from old checkpoints.
 
         Raises:
             UserError: an argument was renamed or removed; the message names the new one.
         """
-        for name in arguments.keys() & cls.renamed_arguments.keys():
-            new = cls.renamed_arguments[name]
-            remedy = f"is now called {new}" if new.isidentifier() else f"no longer exists: {new}".removesuffix(": ")
-            raise UserError(f"the argument {name} of {cls.__name__} {remedy}")
+        refuse_renamed(cls, arguments)
         return super().__new__(cls)
 
     def __init__(self, optimizer_config: OptimizerConfig, tokenizer: Tokenizer | None = None) -> None:
@@ -100,7 +104,7 @@ class ZooModule(WeightedLosses):
             raise UserError("the learning-rate schedule needs the number of steps: set trainer.max_steps or max_epochs")
         optimizer = self.optimizer_config.build(self.named_parameters(), self.lr_scale)
         self.total_steps = int(total_steps)
-        schedule = LambdaLR(optimizer, lambda step: self.optimizer_config.lr_factor(step, self.total_steps))
+        schedule = ResumedSchedule(optimizer, lambda step: self.optimizer_config.lr_factor(step, self.total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def plan_steps(self, total_steps: int) -> dict[str, int]:
@@ -123,14 +127,75 @@ class ZooModule(WeightedLosses):
 
     # ---- checkpoints
 
+    def setup(self, stage: str) -> None:
+        """Let the Trainer's checkpoints contain a digest, and verify it when it reads one."""
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # a user's own plugin stays
+            self.trainer.strategy.checkpoint_io = DigestCheckpointIO()
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **changes: Any,
+    ) -> Self:
+        """As Lightning's, for files from elsewhere: verify the digest, and run no code from the file.
+
+        The settings in the file are checked against the constructor's arguments, and the model that they describe
+        against the tensors in the file, before memory is used.
+
+        Args:
+            checkpoint_path: the file.
+            map_location: device of the module. Default: the device on which it was saved, where there is one.
+            hparams_file: as in Lightning: a file with the settings, instead of those in the checkpoint.
+            strict: whether the names of the tensors must be equal. Default: the module's own choice.
+            weights_only: is always True.
+            **changes: constructor arguments that replace those in the file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            UserError: the file is damaged, or its settings do not fit this class or the tensors.
+        """
+        if is_remote(checkpoint_path) or hparams_file is not None:
+            return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, True, **changes)
+        location = map_location or available_device
+        checkpoint = read_checkpoint(checkpoint_path, required=("state_dict",), map_location=location)
+        settings = checkpoint.get("hyper_parameters", {}) | changes
+        state = checkpoint["state_dict"]
+        n_bytes, n_tensors = tensor_sizes(state)
+        n_bytes += sum(file_bytes(settings.get(name)) for name in ("base", "weights", "embeddings"))
+        stored_class = check_stored_settings(cls, settings, checkpoint_path)
+        try:
+            with memory_limit(checkpoint_path, n_bytes, n_tensors):
+                module = stored_class(**{name: v for name, v in settings.items() if not name.startswith("_")})
+            module.on_load_checkpoint(checkpoint)
+            module.load_state_dict(state, strict=module.strict_loading if strict is None else strict)
+        except UserError as error:
+            is_named = str(checkpoint_path) in str(error)
+            raise (error if is_named else UserError(f"{checkpoint_path}: {error}")) from error
+        return module.to(next(iter(state.values())).device) if state else module
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the model's registered name and the tokenizer; data modules store their own name and settings."""
-        checkpoint["zoo"] = {"model": registered_name(self)}
+        checkpoint["zoo"] = {"model": registered_name(self), "seed": global_seed()}
         if self.tokenizer is not None:
             checkpoint["tokenizer"] = self.tokenizer.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the tokenizer, unless the constructor was given one."""
+        """Restore the tokenizer, unless the constructor was given one; check the arguments of a resumed run.
+
+        Raises:
+            UserError: training is resumed with another value of one of the `fixed_arguments`, or another seed.
+        """
+        if is_fitting(self):
+            names = [name for name in self.fixed_arguments if name not in self.data_arguments]
+            check_fixed(checkpoint.get("hyper_parameters", {}), self.hparams, names, "--model.")
+            seeds = {"seed_everything": global_seed()}
+            stored = checkpoint.get("zoo", {}).get("seed", global_seed())
+            check_fixed({"seed_everything": stored}, seeds, seeds, "--")
         if self.tokenizer is None and "tokenizer" in checkpoint:
             self.tokenizer = from_state(checkpoint["tokenizer"])
 
@@ -143,6 +208,12 @@ class ZooModule(WeightedLosses):
                 raise UserError(
                     f"the checkpoint does not fit this {type(self).__name__}: {name} is {given} in the file and "
                     f"{expected} in the model; drop the settings that change the model's sizes"
+                )
+        for name, tensor in own.items():
+            if name in state_dict and state_dict[name].is_floating_point() != tensor.is_floating_point():
+                raise UserError(
+                    f"the checkpoint does not fit this {type(self).__name__}: {name} is of type "
+                    f"{state_dict[name].dtype} in the file and {tensor.dtype} in the model; give another checkpoint"
                 )
         for name, _ in self.named_parameters():
             if name in state_dict and not state_dict[name].isfinite().all():

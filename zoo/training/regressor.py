@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from zoo.errors import UserError
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
-from zoo.training.batches import TextBatch, check_targets, check_text_batch
+from zoo.training.batches import TextBatch, check_targets, check_text_batch, check_token_ids
 from zoo.training.loss_weights import Counts, Loss
 from zoo.training.metrics import reset_metrics
 from zoo.training.module import ZooModule
@@ -53,6 +53,7 @@ class Regressor(ZooModule):
         self.gathered = nn.ModuleDict({split: GatheredOutputs(self.output_fields) for split in ("val", "test")})
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         require(self.model, RegressionNetwork)
 
     def check_data(self, data: Any) -> None:
@@ -65,6 +66,8 @@ class Regressor(ZooModule):
     def check_inputs(self, batch: Any) -> None:
         """Raises an error for something other than a `TextBatch`; its targets may be unknown."""
         check_text_batch(batch, type(self).__name__)
+        if (config := getattr(self.model, "config", None)) is not None:
+            check_token_ids(batch.tokens, config.vocab_size)
 
     def check_batch(self, batch: Any) -> None:
         """Raises an error for something other than a `TextBatch`, or for a batch with the wrong number of targets."""
@@ -76,9 +79,11 @@ class Regressor(ZooModule):
         check_targets(targets, index)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Check the targets while they are on the CPU; those of rows to predict may be unknown."""
-        if isinstance(batch, TextBatch) and not self.trainer.predicting:
-            self.check_targets(batch.targets, batch.index)
+        """Check the batch while it is on the CPU; the targets of rows to predict may be unknown."""
+        if isinstance(batch, TextBatch):
+            self.check_inputs(batch)
+            if not self.trainer.predicting:
+                self.check_targets(batch.targets, batch.index)
         return batch
 
     def check_objectives(self, columns: int) -> None:

@@ -12,7 +12,7 @@ from zoo.errors import UserError
 from zoo.icr.sweep.metadata import ENDED, Metadata
 from zoo.icr.sweep.options import RUNTIME_ARGS, model_config, parse
 from zoo.icr.sweep.processes import run_in_processes
-from zoo.icr.sweep.training import train_members
+from zoo.icr.sweep.training import build_stack, train_members
 from zoo.icr.task import Diversity
 
 
@@ -24,7 +24,8 @@ def main(argv: list[str]) -> None:
     args = parse(argv)
     all_members = list(dict.fromkeys(args.tasks or [2**power for power in range(1, args.max_power + 1)]))
     for M in all_members:
-        model_config(args, M)  # refuses settings that are not valid before the first stack is trained
+        model_config(args, M)
+    build_stack(all_members[:1], args)  # settings that are not valid are refused before anything is written
     metadata = Metadata(args.output_dir)
     metadata.start({name: value for name, value in vars(args).items() if name not in RUNTIME_ARGS}, all_members)
     first, shares = args.share or (1, 1)

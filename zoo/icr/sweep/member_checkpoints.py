@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from zoo.callbacks.checkpoint import AtomicCheckpointIO
+from zoo.errors import UserError
 from zoo.icr.module import ICRTransformer
 from zoo.icr.sweep.metadata import member_folder
 from zoo.icr.sweep.stacked_model import StackedICR, change_tensors
@@ -64,10 +65,31 @@ class MemberCheckpointIO(AtomicCheckpointIO):
         member["LinearRegressionTasks"] = member.pop("StackedTasks")  # the data module's state, by its class
         return member
 
+    def _read(self, path: Path) -> dict[str, Any]:
+        """The checkpoint of one member, as this class has written it.
+
+        Raises:
+            UserError: it has another structure, or its optimizer state does not fit its weights.
+        """
+        member = read_checkpoint(
+            path, required=("state_dict", "callbacks", "optimizer_states", "LinearRegressionTasks")
+        )
+        states = member["optimizer_states"]
+        records = member["callbacks"].get(CALLBACK, {}).get("records")
+        own = self.stack.state_dict()
+        shapes = {name: tuple(tensor.shape) for name, tensor in member["state_dict"].items()}
+        if (
+            shapes != {name: tuple(tensor.shape[1:]) for name, tensor in own.items()}
+            or len(states) != 1
+            or not isinstance(records, dict)
+        ):
+            raise UserError(f"{path} does not fit the sweep's model and optimizer: remove it, or give another folder")
+        return member
+
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         # Read the file of each member and stack the weights along a new first axis.
         path = Path(path)
-        each = [read_checkpoint(member_folder(path.parent, M) / path.name) for M in self.stack.members]
+        each = [self._read(member_folder(path.parent, M) / path.name) for M in self.stack.members]
         stacked = dict(each[0])
         names = stacked["state_dict"]
         stacked["state_dict"] = {name: torch.stack([one["state_dict"][name] for one in each]) for name in names}

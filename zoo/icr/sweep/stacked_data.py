@@ -18,6 +18,8 @@ class StackedTasks(LinearRegressionTasks):
         **settings: those of `LinearRegressionTasks` without M.
     """
 
+    changeable_arguments = (*LinearRegressionTasks.changeable_arguments, "M", "members")  # a checkpoint is one member's
+
     def __init__(self, members: Sequence[Diversity], **settings: Any) -> None:
         super().__init__(**settings)
         self.members = list(members)

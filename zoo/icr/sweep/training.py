@@ -43,6 +43,18 @@ def train_members(members: list[Diversity], args: argparse.Namespace, metadata: 
                             metadata.report(M, "failed", step=step, error=reason)
 
 
+def build_stack(members: list[Diversity], args: argparse.Namespace) -> tuple[StackedICR, StackedTasks]:
+    """The stacked model of some members, and its data. Raises UserError where a setting is outside its range."""
+    config = model_config(args)
+    task = {field.name: getattr(config, field.name) for field in fields(Task)}
+    data = StackedTasks(members, **task, batch_size=args.batch_size, n_val=args.n_val)
+    stack = StackedICR(
+        members, config=config, lr=args.learning_rate, warmup_steps=args.warmup_steps, grad_clip=args.grad_clip,
+        compile=args.compile,
+    )  # fmt: skip
+    return stack, data
+
+
 def train_stack(members: list[Diversity], step: int, args: argparse.Namespace, report: Callable[..., None]) -> None:
     """Train some members, all of which have finished `step` steps, as one stacked model to their end."""
     seed_everything(args.seed, verbose=False)
@@ -52,13 +64,7 @@ def train_stack(members: list[Diversity], step: int, args: argparse.Namespace, r
     period = math.gcd(eval_every, args.checkpoint_every or eval_every)
     check_every = max(size for size in range(1, min(50, period) + 1) if period % size == 0)
     # Data, model, callback and trainer of the stack.
-    config = model_config(args)
-    task = {field.name: getattr(config, field.name) for field in fields(Task)}
-    data = StackedTasks(members, **task, batch_size=args.batch_size, n_val=args.n_val)
-    stack = StackedICR(
-        members, config=config, lr=args.learning_rate, warmup_steps=args.warmup_steps, grad_clip=args.grad_clip,
-        compile=args.compile,
-    )  # fmt: skip
+    stack, data = build_stack(members, args)
     tracking = MemberTracking(
         args.output_dir, args.checkpoint_every, args.early_stopping_patience, args.early_stopping_min_delta, eval_every,
         check_every, report,
@@ -93,7 +99,7 @@ def unfinished_members(
                 print(f"zoo: another process trains M {M}: it is left to that", file=sys.stderr)
                 continue
             # The member continues after the step of its last checkpoint.
-            step = read_checkpoint(last)["global_step"] if last.exists() else 0
+            step = read_checkpoint(last, required=("global_step",))["global_step"] if last.exists() else 0
             if step == args.num_steps:  # it was killed after its last checkpoint
                 metadata.report(M, "done", step=step)
             else:

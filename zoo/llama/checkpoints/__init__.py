@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError
+from zoo.files import regular_file
 from zoo.llama.checkpoints.hugging_face import read_folder, write_folder
 from zoo.llama.checkpoints.llama2c import check_bin_can_express, read_bin, write_bin
-from zoo.llama.checkpoints.names import Weights, fuse_projections, llama2c_shapes, split_projections
+from zoo.llama.checkpoints.names import Weights, check_layers, fuse_projections, llama2c_shapes, split_projections
 from zoo.llama.checkpoints.torch_files import read_torch_file
 from zoo.llama.model import Llama, LlamaConfig
 from zoo.tokenizers import has_tokenizer, load_tokenizer
@@ -46,11 +47,12 @@ def load_checkpoint(path: str | os.PathLike) -> Llama:
         if (size := _tokenizer_size(path)) is not None and size < config.vocab_size:
             config = replace(config, vocab_size=size, padded_vocab_size=config.vocab_size)
     else:
-        with path.open("rb") as file:
+        with regular_file(path).open("rb") as file:
             magic = file.read(2)
         config, weights = read_torch_file(path) if magic in TORCH_MAGICS else read_bin(path)
     if config.tie_embeddings:
         weights.pop("output.weight", None)
+    check_layers(config, weights, path)
     _check_tensors(weights, config, path)
     model = Llama(config).eval()
     model.load_state_dict(fuse_projections(weights, config))

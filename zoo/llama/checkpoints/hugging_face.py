@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.llama.checkpoints.hugging_face_config import check_sizes, read_config, read_json
+from zoo.files.safetensors_files import read_safetensors
+from zoo.llama.checkpoints.hugging_face_config import check_sizes, read_config
 from zoo.llama.checkpoints.names import Weights
+from zoo.llama.checkpoints.safetensors_files import weight_files
 from zoo.llama.model import SCALING_KEYS, LlamaConfig
 
 TO_HUGGING_FACE = {  # llama2.c's name, without the layer's number -> Hugging Face's
@@ -44,14 +45,10 @@ def read_folder(folder: Path) -> tuple[LlamaConfig, Weights]:
     """
     config = read_config(folder / "config.json")
     weights: Weights = {}
-    shards = _shards(folder)
+    shards = weight_files(folder)
     check_sizes(folder / "config.json", config, sum(shard.stat().st_size for shard in shards))
     for shard in shards:
-        try:
-            tensors = load_file(shard)
-        except SafetensorError:
-            raise UserError(f"{shard} is truncated, or not in safetensors format: download it again") from None
-        for name, tensor in tensors.items():
+        for name, tensor in read_safetensors(shard).items():
             if name.endswith("rotary_emb.inv_freq"):  # a table that old versions of transformers stored
                 continue
             original, name, tensor = name, _translated(name, TO_LLAMA2C), tensor.float()
@@ -73,19 +70,6 @@ def _untie_where_different(config: LlamaConfig, weights: Weights) -> LlamaConfig
     if torch.equal(weights.setdefault("tok_embeddings.weight", output), output):
         return config
     return replace(config, tie_embeddings=False)
-
-
-def _shards(folder: Path) -> list[Path]:
-    """The folder's weight files: model.safetensors, or else those that the index names."""
-    names = {"model.safetensors"}
-    index = folder / "model.safetensors.index.json"
-    # model.safetensors has precedence: an index next to it may be left over from an earlier, sharded model.
-    if index.exists() and not (folder / "model.safetensors").exists():
-        names = set(read_json(index).get("weight_map", {}).values())
-    for name in sorted(names):
-        if Path(name).name != name or not (folder / name).is_file():
-            raise UserError(f"{folder} lacks its weights file {name}: download it into the folder")
-    return [folder / name for name in sorted(names)]
 
 
 def write_folder(folder: Path, config: LlamaConfig, weights: Weights) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from zoo.errors import UserError
-from zoo.llama.checkpoints.names import FORMATS, Weights, llama2c_shapes
+from zoo.files.regular_files import refuse_larger_than_memory, regular_file
+from zoo.llama.checkpoints.names import FORMATS, Weights, llama2c_count, llama2c_shapes
 from zoo.llama.model import LlamaConfig
 
 HEADER = struct.Struct("<7i")  # dim, hidden_dim, n_layers, n_heads, n_kv_heads, +-vocab_size, max_seq_len
@@ -26,30 +27,31 @@ def read_bin(path: Path) -> tuple[LlamaConfig, Weights]:
     Raises:
         UserError: the file has another format, or its size differs from what its header implies.
     """
-    content = path.read_bytes()
-    if content[:4] == NEWER_MAGIC:
+    n_bytes = regular_file(path).stat().st_size
+    with path.open("rb") as file:
+        header = file.read(HEADER.size)
+    if header[:4] == NEWER_MAGIC:
         raise UserError(f"{path} is a newer llama2.c export: write it again with llama2.c's export.py --version 0")
     try:
-        dim, hidden, layers, heads, kv_heads, vocab, context = HEADER.unpack_from(content)
+        dim, hidden, layers, heads, kv_heads, vocab, context = HEADER.unpack(header)
         config = LlamaConfig(
             vocab_size=abs(vocab), dim=dim, n_layers=layers, n_heads=heads, n_kv_heads=kv_heads,
             hidden_dim=hidden, max_seq_len=context, tie_embeddings=vocab > 0,
         )  # fmt: skip
-        # The first bytes of any other file, read as a header, mostly contradict each other; the rest imply a huge
-        # model.
-        if layers * dim * hidden > 2**40:
-            raise ValueError
     except (struct.error, ValueError):
         raise UserError(f"{path} is not a checkpoint of a known format: give one of {FORMATS}") from None
-    shapes = llama2c_shapes(config)
     n_table_values = context * config.head_dim  # rotary cosines and sines: run.c skips them, and they are skipped here
-    size = HEADER.size + 4 * (n_table_values + sum(map(prod, shapes.values())))
-    if len(content) != size:
-        fault = "truncated" if len(content) < size else "damaged, or of another format"
+    size = HEADER.size + 4 * (n_table_values + llama2c_count(config))
+    if n_bytes != size:
+        # The first bytes of any other file, read as a header, mostly contradict each other or imply a huge model.
+        if size > 2**40 > n_bytes:
+            raise UserError(f"{path} is not a checkpoint of a known format: give one of {FORMATS}")
+        fault = "truncated" if n_bytes < size else "damaged, or of another format"
         raise UserError(
-            f"{path} is {fault}: {len(content)} bytes, where its header as a llama2.c .bin implies {size}; copy it "
-            "again"
+            f"{path} is {fault}: {n_bytes} bytes, where its header as a llama2.c .bin implies {size}; copy it again"
         )
+    refuse_larger_than_memory(path)
+    content, shapes = path.read_bytes(), llama2c_shapes(config)
     offset, weights = HEADER.size, {}
     for name, shape in shapes.items():
         if name == "output.weight":

@@ -5,15 +5,20 @@ w13). CMU's minllama course uses llama2.c's names except for the attention proje
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
+from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from zoo.errors import UserError
 from zoo.llama.model import LlamaConfig
 
 Weights = dict[str, Tensor]  # by llama2.c's names
 FORMATS = "llama2.c's .bin and .pt, a Hugging Face folder, a checkpoint of the zoo"  # for messages: what can be loaded
+LARGEST_TABLE = 2**28  # bytes of a rotary table that any model may have
 FUSED = {"attention.wqkv": ("wq", "wk", "wv"), "feed_forward.w13": ("w1", "w3")}  # the model's name -> llama2.c's names
 COURSE_NAMES = {f"compute_{word}": f"w{word[0]}" for word in ("query", "key", "value", "output")}
 ROTARY_TABLES = ("freqs_cos", "freqs_sin", "rope.freqs")  # stored by some versions of llama2.c; computed here
@@ -39,6 +44,36 @@ def llama2c_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     if not config.tie_embeddings:
         shapes["output.weight"] = (config.n_rows, dim)
     return shapes
+
+
+def llama2c_count(config: LlamaConfig) -> int:
+    """The number of values in all tensors of `llama2c_shapes`, without a list of them, which may be long."""
+    outside = llama2c_shapes(replace(config, n_layers=1))
+    layer = sum(prod(shape) for name, shape in outside.items() if name.startswith("layers."))
+    return sum(map(prod, outside.values())) + (config.n_layers - 1) * layer
+
+
+def check_layers(config: LlamaConfig, weights: Weights, path: Path) -> None:
+    """Compare the settings with the tensors in a file, before anything is built from the settings.
+
+    Raises:
+        UserError: the tensors are of other layers than the settings say, are not of floating-point type, or are too
+            small for the context.
+    """
+    layers = {name.split(".")[1] for name in weights if name.startswith("layers.")}
+    if len(layers) != config.n_layers:
+        raise UserError(
+            f"{path} has tensors of {len(layers)} layers, but its settings say {config.n_layers}: give another file"
+        )
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise UserError(f"{path}: tensor {name} is of type {tensor.dtype}: give a file of floating-point weights")
+    # The rotary table is the only large tensor that no file stores.
+    size = 4 * sum(tensor.numel() for tensor in weights.values())
+    if 4 * config.max_seq_len * config.head_dim > size + LARGEST_TABLE:
+        raise UserError(
+            f"{path} declares a context of {config.max_seq_len} tokens, too many for its size; it is damaged"
+        )
 
 
 def fuse_projections(weights: Weights, config: LlamaConfig) -> Weights:

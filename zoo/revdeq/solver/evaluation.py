@@ -1,9 +1,11 @@
 """Evaluation of f at a state, and its vector-Jacobian products, for backward passes that are written by hand."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from zoo.errors import UserError
 
@@ -35,6 +37,8 @@ def make_evaluate(f: Function, inputs: tuple[Tensor, ...], autocast: SavedAutoca
     def evaluate(state: Tensor) -> Tensor:
         with autocast():
             value = f(state.to(inputs[0].dtype), inputs)
+        if not isinstance(value, Tensor):
+            raise UserError(f"f must return a tensor, not a {type(value).__name__}")
         if value.shape != state.shape:
             raise UserError(
                 f"f must return the shape of its state: it returned {tuple(value.shape)} for {tuple(state.shape)}"
@@ -44,39 +48,67 @@ def make_evaluate(f: Function, inputs: tuple[Tensor, ...], autocast: SavedAutoca
     return evaluate
 
 
+class BoundModule:
+    """A module that is called with given parameters and buffers instead of its own: (z, inputs, tensors) -> f(z, x).
+
+    A backward pass that calls f again needs the tensors of the forward pass, which `torch.func.functional_call` may
+    have replaced for that time only. Copies of the parameters keep the hooks on them from running at every evaluation.
+
+    Args:
+        f: the module.
+        takes_tuple: whether its second argument is the tuple of all inputs, or its first input alone.
+
+    Attributes:
+        tensors: the parameters and buffers that the module has at the time of construction.
+    """
+
+    def __init__(self, f: nn.Module, takes_tuple: bool) -> None:
+        named: dict[str, Tensor] = {**dict(f.named_parameters()), **dict(f.named_buffers())}
+        self.f, self.takes_tuple, self.names, self.tensors = f, takes_tuple, tuple(named), tuple(named.values())
+
+    def __call__(self, z: Tensor, inputs: tuple[Tensor, ...], tensors: Sequence[Tensor]) -> Tensor:
+        named = dict(zip(self.names, tensors, strict=True))
+        return functional_call(self.f, named, (z, inputs if self.takes_tuple else inputs[0]))
+
+
 class Differentiable:
     """f(., inputs) with vector-Jacobian products.
 
-    The products with inputs and parameters are summed over all calls in `gradients`, a list with one entry for each
-    input, then for each parameter; None where nothing was added.
+    The products with inputs, parameters and buffers are summed over all calls in `gradients`, a list with one entry for
+    each of `leaves`; None where nothing was added.
 
     Args:
-        f: called f(state, inputs).
-        inputs: second argument of f; gradients go to those that require them.
-        parameters: parameters of f that receive gradients.
+        f: the module.
+        n: number of inputs.
+        leaves: n inputs, then the module's parameters and buffers; gradients go to those that require them.
         autocast: autocast state in which f is evaluated.
         dtype: of states and values.
     """
 
     def __init__(
-        self,
-        f: Function,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        autocast: SavedAutocast,
-        dtype: torch.dtype,
+        self, f: BoundModule, n: int, leaves: Sequence[Tensor], autocast: SavedAutocast, dtype: torch.dtype
     ) -> None:
-        # Detached inputs are leaves of the graph of one evaluation, so that its gradients stop there.
-        detached = tuple(t.detach().requires_grad_(t.requires_grad) for t in inputs)
-        self.evaluate = make_evaluate(f, detached, autocast, dtype)
-        self.leaves = (*detached, *parameters)
-        self.gradients: list[Tensor | None] = [None] * len(self.leaves)
+        # Detached tensors are leaves of the graph of one evaluation, so that its gradients stop there. Hooks on the
+        # original ones run once, for the sum that the caller returns.
+        self.leaves = tuple(t.detach().requires_grad_(t.requires_grad) for t in leaves)
+        self.gradients: list[Tensor | None] = [None] * len(leaves)
+        self.is_checked = False
+        tensors = self.leaves[n:]
+        self.evaluate = make_evaluate(lambda z, inputs: f(z, inputs, tensors), self.leaves[:n], autocast, dtype)
 
     def record(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Evaluate f with autograd: (the state as a leaf in f's dtype, f of it), the arguments of `vjp`."""
+        """Evaluate f with autograd: (the state as a leaf in f's dtype, f of it), the arguments of `vjp`.
+
+        Raises:
+            UserError: f depends on a tensor that needs gradients and is no input, parameter or buffer of f.
+        """
         with torch.enable_grad():
             leaf = state.detach().to(self.leaves[0].dtype).requires_grad_()
-            return leaf, self.evaluate(leaf)
+            value = self.evaluate(leaf)
+        if not self.is_checked:  # the first evaluation shows it
+            refuse_other_leaves(value, (leaf, *self.leaves))
+            self.is_checked = True
+        return leaf, value
 
     def value(self, state: Tensor) -> Tensor:
         """f of the state, computed exactly as in `record`.
@@ -87,6 +119,8 @@ class Differentiable:
 
     def vjp(self, leaf: Tensor, value: Tensor, cotangent: Tensor) -> Tensor:
         """cotangent * df/dstate; adds cotangent * df/dinputs and * df/dparameters to `gradients`."""
+        if not value.requires_grad:  # f is constant
+            return torch.zeros_like(cotangent)
         # One backward pass through a single evaluation gives the products with the state and all leaves.
         required = [i for i, tensor in enumerate(self.leaves) if tensor.requires_grad]
         state_grad, *leaf_grads = torch.autograd.grad(
@@ -98,3 +132,24 @@ class Differentiable:
                 total = self.gradients[i]
                 self.gradients[i] = gradient if total is None else total + gradient
         return torch.zeros_like(cotangent) if state_grad is None else state_grad.to(cotangent.dtype)
+
+
+def refuse_other_leaves(value: Tensor, leaves: Sequence[Tensor]) -> None:
+    """Raises UserError where `value` depends on a leaf of autograd's graph that is not one of `leaves`.
+
+    The gradient of such a tensor would be lost, because the caller returns those of `leaves` only.
+    """
+    known = {id(leaf) for leaf in leaves}
+    nodes: list[Any] = [value.grad_fn]
+    visited = set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in visited:
+            continue
+        visited.add(node)
+        if "AccumulateGrad" in node.name() and id(node.variable) not in known:
+            raise UserError(
+                f"f uses a tensor of shape {tuple(node.variable.shape)} that needs a gradient and is neither its "
+                "parameter nor in x: pass it in x, register it as a parameter, or set backward=unroll"
+            )
+        nodes.extend(function for function, _ in node.next_functions)

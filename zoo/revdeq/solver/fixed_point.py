@@ -85,7 +85,8 @@ SOLVERS: dict[str, Callable[[Evaluate, Tensor, float], Points]] = {
 def find_fixed_point(solver: str, f: Evaluate, z0: Tensor, iteration: Iteration, diagnostics: Diagnostics) -> Tensor:
     """The state with the smallest residual, for each sample, that `solver` reaches from z0 (B, ...).
 
-    It ends after iteration.max_steps evaluations, or when every residual is within iteration.tol.
+    A sample whose residual is never finite becomes NaN. The iteration ends after iteration.max_steps evaluations, or
+    when every residual is within iteration.tol.
 
     Args:
         solver: key of SOLVERS.
@@ -113,5 +114,8 @@ def find_fixed_point(solver: str, f: Evaluate, z0: Tensor, iteration: Iteration,
         residual = torch.where(is_better, new_residual, residual)
         if (residual <= tol).all():
             break
+    # z0 is not the result of a sample of which no evaluation was finite.
+    is_known = residual.isfinite()
+    best, residual = best.where(is_known[:, None], torch.nan), residual.where(is_known, torch.nan)
     diagnostics.steps, diagnostics.residual = steps, residual
     return best.view_as(z0)

@@ -6,32 +6,32 @@ At z = f(z, x), dL/dtheta = u df/dtheta, where u solves u = u df/dz + dL/dz, a l
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from zoo.revdeq.solver.diagnostics import Diagnostics, per_sample_norm
-from zoo.revdeq.solver.evaluation import Differentiable, Function, SavedAutocast
+from zoo.revdeq.solver.evaluation import BoundModule, Differentiable, SavedAutocast
 from zoo.revdeq.solver.fixed_point import find_fixed_point
 from zoo.revdeq.solver.iteration import Iteration
+from zoo.revdeq.solver.requirements import refuse_second_derivatives
 
 
 class Implicit(torch.autograd.Function):
-    """apply(f, solver, adjoint, number of inputs, z, *inputs, *parameters) -> z, where z is a fixed point of f.
+    """apply(f, solver, adjoint, number of inputs, z, *inputs, *f.tensors) -> z, where z is a fixed point of f.
 
     `solver` and `adjoint` are the solver and the iteration settings of the backward pass's fixed-point problem.
     """
 
     @staticmethod
-    def forward(ctx, f: Function, solver: str, adjoint: Iteration, n: int, z: Tensor, *leaves: Tensor) -> Tensor:
+    def forward(ctx, f: BoundModule, solver: str, adjoint: Iteration, n: int, z: Tensor, *leaves: Tensor) -> Tensor:
         ctx.f, ctx.solver, ctx.adjoint, ctx.n, ctx.autocast = f, solver, adjoint, n, SavedAutocast(z.device.type)
         ctx.save_for_backward(z, *leaves)
         return z.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor):
+        refuse_second_derivatives("implicit")
         # Evaluate f once at the fixed point, with a graph from which all products u df/dz are taken.
         z, *leaves = ctx.saved_tensors
-        f = Differentiable(ctx.f, leaves[: ctx.n], leaves[ctx.n :], ctx.autocast, z.dtype)
+        f = Differentiable(ctx.f, ctx.n, leaves, ctx.autocast, z.dtype)
         leaf, value = f.record(z)
         # The problem is linear. Solve it at norm 1, so that the tolerance does not depend on the scale of the loss.
         size = per_sample_norm(grad).clamp(min=torch.finfo(grad.dtype).tiny).view(-1, *[1] * (grad.ndim - 1))
@@ -39,6 +39,8 @@ class Implicit(torch.autograd.Function):
 
         # One step of u = u df/dz + dL/dz.
         def adjoint_step(u: Tensor) -> Tensor:
+            if not value.requires_grad:  # f is constant
+                return unit_grad
             product = torch.autograd.grad(value, leaf, u, retain_graph=True, allow_unused=True)[0]
             return unit_grad if product is None else unit_grad + product.to(u.dtype)
 

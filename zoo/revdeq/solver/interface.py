@@ -1,18 +1,26 @@
 """`solve`: iterate z = f(z, x), with a choice of gradient methods."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import UserError
+from zoo.errors import check_counts, check_positive
 from zoo.revdeq.solver.diagnostics import Diagnostics, relative_residual
-from zoo.revdeq.solver.evaluation import SavedAutocast, make_evaluate
+from zoo.revdeq.solver.evaluation import BoundModule, Function, SavedAutocast, make_evaluate
 from zoo.revdeq.solver.fixed_point import find_fixed_point
 from zoo.revdeq.solver.implicit import Implicit
 from zoo.revdeq.solver.iteration import Iteration, relax
+from zoo.revdeq.solver.requirements import (
+    Unchanged,
+    check_inputs,
+    refuse_changing_state,
+    refuse_inference_tensors,
+    refuse_transforms,
+)
 from zoo.revdeq.solver.reversible import Reversible
 from zoo.revdeq.solver.settings import Backward, Solver, check_settings, warn_of_rounding
 
@@ -64,9 +72,12 @@ def solve(
     """Iterate f(z, x) from z0 towards its fixed point.
 
     Args:
-        f: a module, called f(z, x), that returns z's shape. It is called again in the backward pass and must then
-            return the same values: pass dropout masks in x. Its parameters and x receive gradients. With "reversible"
-            and "implicit" no other tensor does that f holds or closes over: pass such tensors in x.
+        f: a module, called f(z, x), that returns z's shape. Its parameters and x receive gradients. With "reversible",
+            "checkpoint" and "implicit" the backward pass calls f again with the same parameters and buffers: f must
+            then return the same values, so it may neither draw random numbers (pass dropout masks in x) nor change its
+            buffers (BatchNorm and spectral norm in training mode do). With "reversible" and "implicit" every other
+            tensor that f uses and that needs a gradient must be in x. Hooks on parameters run once, those on modules at
+            every evaluation.
         x: a tensor (B, ...), or a tuple of tensors that begins with such a tensor. f computes in its dtype.
         z0: the first state (B, ...); None: zeros of the shape of x, or of its first tensor.
         beta: share of f in every half-step, in (0, 2) and not 1.
@@ -75,6 +86,7 @@ def solve(
             z[i]; for a sequence, later tokens then influence how long earlier ones are iterated.
         backward: gradient method. "reversible" inverts the iteration: the gradients of unrolling, in memory that does
             not grow with N. "unroll" is ordinary backpropagation, "checkpoint" saves only the states of each step.
+            Only "unroll" has second derivatives and works under torch.func.grad, vmap and jvp.
             "implicit" treats z as a fixed point; "phantom" differentiates through a few more damped steps from it (Geng
             et al. 2021, https://arxiv.org/abs/2111.05177). The last two are approximate where z is not a fixed point.
         state_dtype: dtype of z during the iteration; fp32 where the device has no fp64.
@@ -88,50 +100,62 @@ def solve(
     Raises:
         UserError: a setting is out of range or does not go with another one.
     """
-    # Check the settings and the shapes of x and z0.
+    # Check the settings, x and z0.
     check_settings(beta, tol, backward, solver, keep_every, backward_steps)
-    if max_steps < 1:
-        raise UserError(f"max_steps must be at least 1, not {max_steps}")
-    inputs, call = (x, f) if isinstance(x, tuple) else ((x,), lambda z, inputs: f(z, *inputs))
-    if not inputs[0].is_floating_point():
-        raise UserError(f"x must be of a floating-point dtype, in which f computes, not {inputs[0].dtype}")
-    if torch.is_grad_enabled() and not isinstance(f, nn.Module):
-        raise UserError("f must be an nn.Module: gradients go to its parameters")
+    check_counts(max_steps=max_steps)
+    check_positive("max_reconstruction_error", max_reconstruction_error)
+    inputs = check_inputs(f, x, z0, state_dtype)
     if state_dtype == torch.float64 and inputs[0].device.type == "mps":  # which has no fp64
         state_dtype = torch.float32
     # The iteration starts at zero unless it is given a start, and runs in the state's dtype.
     z0 = torch.zeros_like(inputs[0], dtype=state_dtype) if z0 is None else z0.to(state_dtype)
-    if z0.shape[0] != inputs[0].shape[0]:  # not len(), which torch.export would make a constant
-        raise UserError(f"z0 has {z0.shape[0]} samples, but x {inputs[0].shape[0]}: they must be equal")
     # Gradients are computed only if autograd is on and something requires them.
-    parameters = [p for p in f.parameters() if p.requires_grad] if torch.is_grad_enabled() else []
-    tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (z0, *inputs, *parameters))
-    evaluate = make_evaluate(call, inputs, SavedAutocast(z0.device.type), state_dtype)
+    bound = BoundModule(f, isinstance(x, tuple)) if isinstance(f, nn.Module) else None
+    tensors = () if bound is None else bound.tensors
+    tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (z0, *inputs, *tensors))
+    if not (backward == "unroll" or (not tracked and tol is None and solver == "reversible")):
+        refuse_transforms(backward, (z0, *inputs, *tensors))
+    if tracked:
+        refuse_inference_tensors((z0, *inputs, *tensors))
+    autocast = SavedAutocast(z0.device.type)
+    call: Function = f if isinstance(x, tuple) else lambda z, inputs: f(z, *inputs)
+    evaluate = make_evaluate(call, inputs, autocast, state_dtype)
+    # Evaluations after this call use the present parameters and buffers, whatever f has then.
+    later = evaluate
+    if bound is not None:
+        later = make_evaluate(lambda z, inputs: bound(z, inputs, tensors), inputs, autocast, state_dtype)
     diagnostics = Diagnostics()
     iteration = Iteration(beta, max_steps, tol, checkpointed=tracked and backward == "checkpoint")
 
-    # Forward: find z, recorded by autograd with "unroll" and "checkpoint", inside a Function with "reversible".
-    if tracked and backward == "reversible":
-        # Without keep_every, or with at least N, only the start is saved.
-        every = min(keep_every or max_steps, max_steps)
-        if tol is None:
-            warn_of_rounding(beta, every, state_dtype, max_reconstruction_error)
-        settings = iteration, diagnostics, every, max_reconstruction_error
-        z = Reversible.apply(call, settings, len(inputs), z0, *inputs, *parameters)
-    elif tracked and backward in ("unroll", "checkpoint"):
-        _, z = iteration.run(evaluate, z0, diagnostics)
-    else:
-        with torch.no_grad():
-            if solver == "reversible":
-                _, z = iteration.run(evaluate, z0, diagnostics)
-            else:
-                z = find_fixed_point(solver, evaluate, z0, iteration, diagnostics)
+    # Forward: find z, recorded by autograd with "unroll" and "checkpoint", inside a Function with "reversible". Where
+    # the backward pass evaluates f again, f must return the same values then.
+    is_repeated = tracked and backward in ("reversible", "checkpoint", "implicit")
+    with refuse_changing_state(bound, z0.device, backward) if is_repeated else nullcontext():
+        if tracked and backward == "reversible":
+            # Without keep_every, or with at least N, only the start is saved.
+            every = min(keep_every or max_steps, max_steps)
+            if tol is None:
+                warn_of_rounding(beta, every, state_dtype, max_reconstruction_error)
+            settings = iteration, diagnostics, every, max_reconstruction_error
+            z = Reversible.apply(bound, settings, len(inputs), z0, *inputs, *tensors)
+        elif tracked and backward == "checkpoint":
+            repeatable = Unchanged(later, (z0, *inputs, *tensors))
+            _, z = iteration.run(repeatable, z0, diagnostics)
+            repeatable.finish()
+        elif tracked and backward == "unroll":
+            _, z = iteration.run(evaluate, z0, diagnostics)
+        else:
+            with torch.no_grad():
+                if solver == "reversible":
+                    _, z = iteration.run(evaluate, z0, diagnostics)
+                else:
+                    z = find_fixed_point(solver, evaluate, z0, iteration, diagnostics)
 
     # Attach gradients to a z that was found without them.
     if tracked and backward == "implicit":
         adjoint_solver = "plain" if solver == "reversible" else solver
         adjoint = Iteration(beta, backward_steps or IMPLICIT_STEPS, 1e-8 if tol is None else tol)
-        z = Implicit.apply(call, adjoint_solver, adjoint, len(inputs), z, *inputs, *parameters)
+        z = Implicit.apply(bound, adjoint_solver, adjoint, len(inputs), z, *inputs, *tensors)
     if tracked and backward == "phantom":
         # A few damped steps from z, recorded by autograd.
         phantom = z
@@ -144,7 +168,7 @@ def solve(
 
     @torch.no_grad()
     def residual() -> Tensor:
-        return relative_residual(final, evaluate(final)) if known_residual is None else known_residual
+        return relative_residual(final, later(final)) if known_residual is None else known_residual
 
     z = z.to(inputs[0].dtype)
     return Solution(z, diagnostics.steps, diagnostics.evaluations, diagnostics.reconstruction_error, residual)

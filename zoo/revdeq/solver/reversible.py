@@ -13,12 +13,12 @@ cancels. Where that is not enough, states saved every few steps restart the inve
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from zoo.errors import UserError
 from zoo.revdeq.solver.diagnostics import Diagnostics
-from zoo.revdeq.solver.evaluation import Differentiable, Function, SavedAutocast
+from zoo.revdeq.solver.evaluation import BoundModule, Differentiable, SavedAutocast
 from zoo.revdeq.solver.iteration import Iteration, undo
+from zoo.revdeq.solver.requirements import refuse_second_derivatives
 
 
 class ReconstructionError(UserError):
@@ -26,7 +26,7 @@ class ReconstructionError(UserError):
 
 
 class Reversible(torch.autograd.Function):
-    """apply(f, (iteration, diagnostics, keep_every, max_error), number of inputs, z0, *inputs, *parameters) -> z.
+    """apply(f, (iteration, diagnostics, keep_every, max_error), number of inputs, z0, *inputs, *f.tensors) -> z.
 
     Parameters are inputs of the Function and their gradients its outputs, because DistributedDataParallel would not see
     an inner call of backward().
@@ -34,7 +34,7 @@ class Reversible(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, f: Function, settings: tuple[Iteration, Diagnostics, int, float], n: int, z0: Tensor, *leaves: Tensor
+        ctx, f: BoundModule, settings: tuple[Iteration, Diagnostics, int, float], n: int, z0: Tensor, *leaves: Tensor
     ) -> Tensor:
         ctx.f, ctx.settings, ctx.n, ctx.autocast = f, settings, n, SavedAutocast(z0.device.type)
         iteration, diagnostics, keep_every, _ = settings
@@ -45,21 +45,21 @@ class Reversible(torch.autograd.Function):
                 checkpoints.extend((y, z))
 
         # Run the iteration without a graph of the steps: the backward pass evaluates f again.
-        value = Differentiable(f, leaves[:n], leaves[n:], ctx.autocast, z0.dtype).value
+        value = Differentiable(f, n, leaves, ctx.autocast, z0.dtype).value
         y, z = iteration.run(value, z0, diagnostics, save)
         ctx.n_checkpoints = len(checkpoints)
         ctx.save_for_backward(y, z, *checkpoints, *leaves)
         return z
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor):
+        refuse_second_derivatives("reversible")
         # Start from the last states; z receives the gradient of the loss, y only what later steps pass to it.
         y, z, *saved = ctx.saved_tensors
         checkpoints, leaves = saved[: ctx.n_checkpoints], saved[ctx.n_checkpoints :]
         iteration, diagnostics, keep_every, max_error = ctx.settings
         beta, steps = iteration.beta, int(diagnostics.steps.max())
-        f = Differentiable(ctx.f, leaves[: ctx.n], leaves[ctx.n :], ctx.autocast, z.dtype)
+        f = Differentiable(ctx.f, ctx.n, leaves, ctx.autocast, z.dtype)
         size, y_grad, z_grad = z.norm(), torch.zeros_like(grad), grad
         # Go through the steps from the last to the first; samples that did not make a step keep their states.
         error = torch.zeros_like(size)

@@ -1,0 +1,51 @@
+"""A TensorBoard logger that creates no file before the run has started. Written for lightning 2.6.
+
+Private member used: `DummyExperiment`, on which every method does nothing. Lightning reads `experiment` in its setup.
+tests/cli/test_run_folder.py fails when one of them changes.
+"""
+
+from typing import Any
+
+from lightning.pytorch.core.saving import save_hparams_to_yaml
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyExperiment
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class DeferredTensorBoardLogger(TensorBoardLogger):
+    """Keeps values until `start` is called, so that a run that fails before its first step leaves no files.
+
+    `hparams.yaml` is written at the start, also over that of an earlier part of a resumed run.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._waiting: list[tuple[dict[str, Any], int | None]] | None = []  # None after the start
+
+    @property
+    def experiment(self) -> Any:
+        """TensorBoard's writer; before the start an object that ignores every call."""
+        return super().experiment if self._waiting is None else DummyExperiment()
+
+    @rank_zero_only
+    def start(self) -> None:
+        """Create the files and write the values that were logged so far."""
+        if self._waiting is None:
+            return
+        waiting, self._waiting = self._waiting, None
+        self.save()
+        save_hparams_to_yaml(f"{self.log_dir}/{self.NAME_HPARAMS_FILE}", self.hparams)
+        for metrics, step in waiting:
+            self.log_metrics(metrics, step)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        if self._waiting is None:
+            super().log_metrics(metrics, step)
+        else:
+            self._waiting.append((dict(metrics), step))
+
+    @rank_zero_only
+    def save(self) -> None:
+        if self._waiting is None:
+            super().save()
