@@ -183,6 +183,32 @@ def study(name: str, keys: dict[str, str], columns: dict[str, tuple[str, str]]) 
     return f"{commands(measured)} ({facts['cpu']}, {facts['threads']} thread, commit {facts['commit']})\n\n{table}"
 
 
+def small_tables_ranks() -> str:
+    """For each model its mean rank over the small tables that all models were measured on, by mean MAE and Spearman."""
+    measured = rows("regress_lm_small_tables.json")
+    values: dict[str, dict[str, list[Row]]] = {}
+    for r in measured:
+        if r["model"] != "median":
+            values.setdefault(r["table"], {}).setdefault(r["model"], []).append(r)
+    models = {model for of in values.values() for model in of}
+    complete = {table: of for table, of in values.items() if of.keys() == models}
+    if not complete:
+        return ""
+    ranks: dict[str, dict[str, list[int]]] = {}
+    for of in complete.values():
+        # All models on the seeds that each of them has.
+        seeds = set.intersection(*({r["seed"] for r in group} for group in of.values()))
+        for score, sign in (("mae", 1), ("spearman", -1)):
+            mean = {m: sign * statistics.mean(r[score] for r in group if r["seed"] in seeds) for m, group in of.items()}
+            for rank, model in enumerate(sorted(mean, key=lambda m: mean[m]), start=1):
+                ranks.setdefault(model, {}).setdefault(score, []).append(rank)
+    lines = [
+        [model, *(f"{statistics.mean(of[score]):.2f}" for score in ("mae", "spearman"))] for model, of in ranks.items()
+    ]
+    header = [f"mean rank over {len(complete)} tables", "by MAE", "by Spearman"]
+    return markdown(header, sorted(lines, key=lambda line: float(line[1])))
+
+
 def revdeq(line: str, forms: dict[str, str]) -> str:
     """Rows of the parts in `forms` at each N: a line per value of the field `line`, cells formatted by `forms`."""
     measured = [r for r in rows("revdeq.json") if r["part"] in forms]
@@ -244,6 +270,12 @@ STUDIES = {
         {"training rows": "rows", "model": "model"},
         SCORES | {"Pearson": ("pearson", ".3f"), "within the 90% interval": ("coverage_90", ".0%")} | STEPS,
     ),
+    "regress_lm_small_tables": (
+        {"table": "table", "model": "model"},
+        SCORES
+        | {"RMSE": ("rmse", ".3f"), "within the 90% interval": ("coverage_90", ".0%")}
+        | {"CPU seconds": ("cpu_seconds", ".0f")},
+    ),
     "regress_lm_vader": (
         {"trained on": "trained_on", "tested on": "tested_on", "model": "model"},
         {"Pearson": ("pearson", ".3f"), "MAE": ("mae", ".3f"), "CRPS": ("crps", ".3f")} | STEPS,
@@ -279,6 +311,7 @@ STUDIES = {
 
 TABLES = {
     **{name.replace("_", "-", 2): (lambda name=name: study(name, *STUDIES[name])) for name in STUDIES},
+    "regress-lm-small_tables-ranks": small_tables_ranks,
     "regress-lm-speed": lambda: faster("regress_lm.json"),
     "faults": faults,
     "icr-speed": lambda: faster("icr_speed.json"),

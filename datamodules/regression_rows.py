@@ -3,6 +3,7 @@
 TextRegression and SyntheticConfigs share it.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,13 +12,15 @@ from random import Random
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo.datamodules.augment import Augmentation
 from zoo.datamodules.row_data import RowReader, RowSettings, RowViews, Tables, train_row_tokenizer
 from zoo.datamodules.row_text import RowFormat, RowLayout, TextRows, list_columns, numbers_in, parse_columns
 from zoo.datamodules.sources import tables
 from zoo.datamodules.sources.tables import BadRows, Table, read_table
-from zoo.errors import UserError
+from zoo.datamodules.teacher import Teacher
+from zoo.errors import UserError, check_counts
 from zoo.tokenizers import Tokenizer
 from zoo.tokenizers.numerals import rounded
 from zoo.training.random_streams import derive, stream
@@ -52,6 +55,9 @@ class RegressionSettings(RowSettings):
         number_formats: rewrite numbers in copies: 1000 as 1,000, 1e3 or 1000.0.
         jitter: multiply each number in copies by exp(N(0, jitter^2)); 0 turns it off.
         target_jitter: multiply the targets of copies by exp(N(0, target_jitter^2)); 0 turns it off.
+        synthetic_rows: number of synthetic training rows, placed after all others: cells of the training rows mixed,
+            labelled by trees that are fitted to the training rows; for tables of at most a few thousand rows, where
+            20000 is a good number; 0 for none.
     """
 
     text_column: str | None = None
@@ -69,11 +75,13 @@ class RegressionSettings(RowSettings):
     number_formats: bool = False
     jitter: float = 0.0
     target_jitter: float = 0.0
+    synthetic_rows: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.round_digits is not None and not 1 <= self.round_digits <= 17:
             raise UserError(f"--data.round_digits must be from 1 to 17, not {self.round_digits}")
+        check_counts(0, **{"--data.synthetic_rows": self.synthetic_rows})
         # Options that contradict each other.
         if self.text_column and (self.columns or self.row_format not in (None, "text")):
             raise UserError(
@@ -109,6 +117,8 @@ class RegressionRows:
     ) -> None:
         self.settings, self._record = settings, record
         self.n_numbers: int | None = None  # F, the number of features of each text, once the first is read
+        self._teachers: dict[int, Teacher] = {}  # by seed
+        self._synthetic: dict[int, tuple[list[str], np.ndarray]] = {}  # by seed
         self.reader = RowReader(
             settings,
             self._choose_layout,
@@ -131,7 +141,7 @@ class RegressionRows:
         return [rounded(text, digits, powers) for text in texts] if digits else texts
 
     def encode(self, split: str, tokenizer: Tokenizer, seed: int) -> TextRows:
-        """The dataset of a split; the training split is followed by its augmented copies."""
+        """The dataset of a split; the training split is followed by its augmented copies and by synthetic rows."""
         # Tokens and features of all rows, of which only usable rows stay.
         rows, limit = self.reader.rows(split), self.settings.max_input_len
         ids = tokenizer.encode_batch(self.rounded_texts(rows.texts))
@@ -143,11 +153,43 @@ class RegressionRows:
         texts, ids = [rows.texts[i] for i in used], [ids[i][:limit] for i in used]
         # Copies of texts and targets are changed; features are those of the original texts.
         copies = self.settings.augment_copies if split == "train" else 0
+        all_texts, all_ids = self._add_copies(texts, ids, copies, tokenizer, seed)
+        targets = self._add_target_copies(rows.targets[used], copies, seed)
+        all_numbers = [numbers[i] for i in used] * (1 + copies)
+        # Synthetic rows of the training split.
+        if split == "train" and self.settings.synthetic_rows:
+            new_texts, new_ids, new_targets, new_numbers = self._encode_synthetic(tokenizer, seed)
+            all_texts, all_ids, all_numbers = all_texts + new_texts, all_ids + new_ids, all_numbers + new_numbers
+            targets = np.concatenate([targets, new_targets])
         return TextRows(
-            *self._add_copies(texts, ids, copies, tokenizer, seed),
-            self._add_target_copies(rows.targets[used], copies, seed),
-            np.tile(np.array([features[i] for i in used], dtype=np.float32), (1 + copies, 1)) if features else None,
+            all_texts, all_ids, targets, np.array(all_numbers, dtype=np.float32) if features is not None else None
         )
+
+    def teacher(self, seed: int) -> Teacher:
+        """The models that label synthetic rows, fitted to the training rows.
+
+        Raises:
+            UserError: there are too few rows, or no columns of numbers or categories.
+        """
+        if seed not in self._teachers:
+            # It reads the cells of which the texts of the training rows were made.
+            rows = self.reader.rows("train")
+            cells = {place: cells for table in self.reader.tables["train"] for place, cells in table.rows}
+            used = [cells[place] for place in rows.places]
+            self._teachers[seed] = Teacher(used, self.reader.layout.columns, rows.targets, rows.groups, seed)
+        return self._teachers[seed]
+
+    def synthetic(self, seed: int) -> tuple[list[str], np.ndarray]:
+        """(N,) texts of synthetic training rows and their targets (N, K); none unless `synthetic_rows` is set."""
+        n_rows = self.settings.synthetic_rows
+        if not n_rows:
+            return [], np.empty((0, self.n_objectives))
+        if seed not in self._synthetic:
+            teacher = self.teacher(seed)
+            rank_zero_only(print)(f"zoo: {n_rows:,} synthetic rows are labelled by {teacher}", file=sys.stderr)
+            cells, targets = teacher.draw(n_rows)
+            self._synthetic[seed] = [self.reader.layout.text(row) for row in cells], targets
+        return self._synthetic[seed]
 
     # ---- private
 
@@ -203,6 +245,21 @@ class RegressionRows:
                 bad.refuse(place, f"its text has {len(features)} numbers, the first row's {self.n_numbers}")
                 return False
         return True
+
+    def _encode_synthetic(
+        self, tokenizer: Tokenizer, seed: int
+    ) -> tuple[list[str], list[list[int]], np.ndarray, list[list[float] | None]]:
+        """Texts, tokens, targets and features of the synthetic rows that can be used."""
+        limit, is_cut = self.settings.max_input_len, self.settings.long_rows == "truncate"
+        texts, targets = self.synthetic(seed)
+        ids = tokenizer.encode_batch(self.rounded_texts(texts))
+        numbers: list[list[float] | None] = [numbers_in(t) if self.settings.features else None for t in texts]
+        used = [
+            i
+            for i, (tokens, values) in enumerate(zip(ids, numbers, strict=True))
+            if tokens and (is_cut or len(tokens) <= limit) and (values is None or len(values) == self.n_numbers)
+        ]
+        return [texts[i] for i in used], [ids[i][:limit] for i in used], targets[used], [numbers[i] for i in used]
 
     def _add_copies(
         self, texts: list[str], ids: list[list[int]], copies: int, tokenizer: Tokenizer, seed: int
@@ -280,5 +337,5 @@ class RegressionViews(RowViews):
 
     def train_tokenizer(self, kind: str) -> Tokenizer:
         """A tokenizer "bpe" or "words", trained on the training texts; equal whenever it is trained."""
-        texts = self.source.rounded_texts(self.reader.rows("train").texts)
+        texts = self.source.rounded_texts(self.reader.rows("train").texts + self.source.synthetic(self.seed)[0])
         return train_row_tokenizer(kind, texts, self.source.settings.bpe_vocab_size)

@@ -1,0 +1,117 @@
+"""Columns of a table as numbers for a regression model, and new cells drawn from them."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from zoo.datamodules.row_text import is_missing
+
+_PLAIN = re.compile(r"[-+]?\d+(?:\.(\d*))?")  # a number without an exponent, and its decimals
+_MOST_DECIMALS = 6
+_LARGEST_LOG = float(np.log(np.finfo(np.float64).max)) - 1
+_LARGEST = 1e30  # scikit-learn's trees read 32-bit numbers
+_MOST_CATEGORIES = 32  # indicators of a column
+
+
+class NumberColumn:
+    """A column whose cells are finite numbers or missing.
+
+    Values over more than two decades are encoded by their logarithm; missing cells are NaN.
+
+    Args:
+        cells: (R,) the cells of all rows.
+        jitter: standard deviation of the noise of drawn cells, in standard deviations of the encoded column.
+    """
+
+    def __init__(self, cells: Sequence[Any], jitter: float) -> None:
+        self._cells, self._has_log_scale = cells, False
+        known = self.encode([cell for cell in cells if not is_missing(cell)])
+        self._has_log_scale = bool(known.min() > 0 and known.max() > 100 * known.min())
+        self._encoded = self.encode(cells)[:, 0]  # (R,)
+        # A column of one or two values is a constant or a switch: nothing is between its values.
+        self._noise = jitter * float(np.nanstd(self._encoded)) if len(np.unique(known)) > 2 else 0.0
+        self._decimals = _count_decimals([cell for cell in cells if not is_missing(cell)])
+
+    def encode(self, cells: Sequence[Any]) -> np.ndarray:
+        """(N, 1) the cells as numbers, NaN for those that are no numbers."""
+        values = np.array([float(cell) if is_number(cell) else math.nan for cell in cells])
+        if self._has_log_scale:
+            values = np.log(np.maximum(values, np.finfo(np.float64).tiny))
+        return np.clip(values, -_LARGEST, _LARGEST)[:, None]
+
+    def draw(self, source: np.ndarray, random: np.random.Generator) -> list[Any]:
+        """(N,) the cells of the rows `source` (N,), with noise on their numbers."""
+        if not self._noise:
+            return [self._cells[i] for i in source]
+        moved = self._encoded[source] + random.normal(0.0, self._noise, len(source))
+        values = (np.exp(np.minimum(moved, _LARGEST_LOG)) if self._has_log_scale else moved).tolist()
+        return [self._cells[i] if math.isnan(x) else self._write(x) for i, x in zip(source, values, strict=True)]
+
+    def _write(self, value: float) -> str:
+        """A number with as many decimals as the column's own, or with six digits where these have exponents."""
+        text = f"{value:.6g}" if self._decimals is None else f"{value:.{self._decimals}f}"
+        return text.removeprefix("-") if float(text) == 0 else text
+
+
+class CategoryColumn:
+    """A column of words, encoded as indicators of the most frequent ones; a missing cell is a category as well.
+
+    Args:
+        cells: (R,) the cells of all rows.
+    """
+
+    def __init__(self, cells: Sequence[Any]) -> None:
+        self._cells = cells
+        names, counts = np.unique([_word(cell) for cell in cells], return_counts=True)
+        self._frequent = names[np.argsort(-counts, kind="stable")[:_MOST_CATEGORIES]]
+
+    def encode(self, cells: Sequence[Any]) -> np.ndarray:
+        """(N, categories) 1 where a cell is of the category."""
+        return (np.array([_word(cell) for cell in cells])[:, None] == self._frequent).astype(np.float64)
+
+    def draw(self, source: np.ndarray, random: np.random.Generator) -> list[Any]:
+        """(N,) the cells of the rows `source` (N,)."""
+        return [self._cells[i] for i in source]
+
+
+class TextColumn(CategoryColumn):
+    """A column of texts, most of them different, or without any cell: no input of a regression model.
+
+    Its encoding has no numbers.
+    """
+
+    def __init__(self, cells: Sequence[Any]) -> None:
+        self._cells, self._frequent = cells, np.empty(0, dtype=str)
+
+
+def read_column(cells: Sequence[Any], jitter: float) -> NumberColumn | CategoryColumn:
+    """The column of a table with the given cells (R,); drawn numbers get noise, `jitter` times their spread."""
+    known = [cell for cell in cells if not is_missing(cell)]
+    if known and all(map(is_number, known)):
+        return NumberColumn(cells, jitter)
+    is_category = known and len({_word(cell) for cell in known}) <= len(known) / 2
+    return CategoryColumn(cells) if is_category else TextColumn(cells)
+
+
+def is_number(cell: Any) -> bool:
+    """Whether a cell is a finite number, or a text that is one."""
+    if isinstance(cell, bool) or (isinstance(cell, str) and "_" in cell):  # Python accepts True and 1_000
+        return False
+    try:
+        return math.isfinite(float(cell))
+    except (ValueError, TypeError, OverflowError):
+        return False
+
+
+def _count_decimals(cells: Sequence[Any]) -> int | None:
+    """The largest number of decimals of the numbers; None where one has an exponent, or more than six decimals."""
+    matches = [_PLAIN.fullmatch(str(cell).strip()) for cell in cells]
+    decimals = max(len(match[1] or "") if match else _MOST_DECIMALS + 1 for match in matches)
+    return decimals if decimals <= _MOST_DECIMALS else None
+
+
+def _word(cell: Any) -> str:
+    return "" if is_missing(cell) else str(cell).strip()

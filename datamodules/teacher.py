@@ -1,0 +1,81 @@
+"""Teacher: labels synthetic rows of a small table, from which a model that reads rows as text learns.
+
+Such a model needs more examples than a small table has. It can learn from synthetic rows instead: cells of the training
+rows, mixed, with labels drawn from an ensemble of regression models, which need few rows. A label deviates from the
+prediction as one random tree from all trees, so that the model learns how uncertain the teacher is.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from zoo.datamodules.row_text import is_missing, list_columns
+from zoo.datamodules.sources.tables import Cells
+from zoo.datamodules.table_columns import TextColumn, read_column
+from zoo.datamodules.teacher_models import Ensemble
+from zoo.errors import UserError
+from zoo.training.random_streams import derive
+
+MIX = 0.5  # probability that a cell of a synthetic row comes from another row
+JITTER = 0.1  # standard deviation of the noise on numbers, in standard deviations of their column
+SMALLEST_TABLE = 10  # rows
+
+
+class Teacher:
+    """An ensemble of regression models fitted to the rows of a table, and synthetic rows of that table.
+
+    Args:
+        cells: the table's R rows.
+        names: columns from which the targets are predicted.
+        targets: (R, K) numbers to predict.
+        groups: (R,) rows of one group are not used both to fit and to compare models.
+        seed: of the models and of all draws; equal arguments give equal models and rows.
+
+    Raises:
+        UserError: the table has too few rows, or no column of numbers or categories.
+    """
+
+    def __init__(
+        self, cells: Sequence[Cells], names: Sequence[str], targets: np.ndarray, groups: Sequence[str], seed: int
+    ) -> None:
+        if len(cells) < SMALLEST_TABLE:
+            raise UserError(
+                f"--data.synthetic_rows needs at least {SMALLEST_TABLE} training rows, not {len(cells)}: set it to 0"
+            )
+        self._columns = {name: read_column([row.get(name) for row in cells], JITTER) for name in names}
+        if all(isinstance(column, TextColumn) for column in self._columns.values()):
+            raise UserError(
+                f"--data.synthetic_rows needs a column of numbers or categories, but {list_columns(names)} "
+                f"{'holds' if len(names) == 1 else 'hold'} texts: set it to 0"
+            )
+        self._n_rows, self._n_targets, self._seed = *targets.shape, seed
+        self.ensemble = Ensemble(self._encode(cells), targets, groups, derive(seed, "teacher"))
+
+    def __str__(self) -> str:
+        return str(self.ensemble)
+
+    def predict(self, cells: Sequence[Cells]) -> np.ndarray:
+        """(N, K) predictions for N rows."""
+        return self.ensemble.predict(self._encode(cells))
+
+    def draw(self, n_rows: int) -> tuple[list[Cells], np.ndarray]:
+        """At most `n_rows` new rows N, and their labels (N, K).
+
+        Each is a random row of the table in which every cell is replaced, with probability 1/2, by the cell of another
+        random row in the same column; then numbers get some noise. A row without any value is left out.
+        """
+        random = np.random.default_rng(derive(self._seed, "synthetic rows"))
+        base = random.integers(self._n_rows, size=n_rows)
+        cells = []
+        for column in self._columns.values():
+            other = random.integers(self._n_rows, size=n_rows)
+            cells.append(column.draw(np.where(random.random(n_rows) < MIX, other, base), random))
+        rows = [dict(zip(self._columns, values, strict=True)) for values in zip(*cells, strict=True)]
+        rows = [row for row in rows if not all(map(is_missing, row.values()))]
+        if not rows:
+            return [], np.empty((0, self._n_targets))
+        return rows, self.ensemble.sample(self._encode(rows), random)
+
+    def _encode(self, cells: Sequence[Cells]) -> np.ndarray:
+        """(N, F) the encodings of all columns."""
+        return np.hstack([column.encode([row.get(name) for row in cells]) for name, column in self._columns.items()])

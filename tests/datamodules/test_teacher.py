@@ -1,0 +1,211 @@
+"""Synthetic rows: mixed cells, labels of a teacher that predicts well, real rows in other splits, errors."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from tests.resume import assert_resume_is_bitwise
+from zoo.datamodules import TextRegression, teacher_models
+from zoo.datamodules.table_columns import CategoryColumn, NumberColumn, TextColumn, read_column
+from zoo.datamodules.teacher import Teacher
+from zoo.datamodules.teacher_models import Ensemble, TargetScale
+from zoo.errors import UserError
+from zoo.regress_lm import RegressLM
+
+COLORS = ("red", "green", "blue")
+
+
+def make_rows(n, seed=0):
+    """Rows whose target is 10 size + 5 (color is red); one size in ten is missing and counts as 0.5."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for i in range(n):
+        size, color = round(random.random(), 2), COLORS[i % 3]
+        missing = random.random() < 0.1
+        y = 10 * (0.5 if missing else size) + 5 * (color == "red") + 0.1 * random.normal()
+        rows.append({"size": "" if missing else f"{size:.2f}", "color": color, "group": f"g{i // 3}", "y": f"{y:.3f}"})
+    return rows
+
+
+def write(file, rows):
+    with file.open("w", encoding="utf-8", newline="") as content:
+        writer = csv.DictWriter(content, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(file)
+
+
+@pytest.fixture(autouse=True)
+def small_ensembles(monkeypatch):
+    monkeypatch.setattr(teacher_models, "N_TREES", 30)
+    monkeypatch.setattr(teacher_models, "N_COMPARED_TREES", 10)
+    monkeypatch.setattr(teacher_models, "MOST_FOLDS", 2)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("table") / "small.csv", make_rows(90))
+
+
+def open_table(file, **settings):
+    options = {"target_columns": "y", "columns": "size,color", "tokenizer": "words", "seed": 0}
+    return TextRegression(file, **{**options, **settings})
+
+
+def test_kinds_of_columns():
+    assert isinstance(read_column(["1", 2.5, "", "1e3"], 0.1), NumberColumn)
+    assert isinstance(read_column(["1", "a", "1", "a"], 0.1), CategoryColumn)
+    assert isinstance(read_column([True, False, True, None, False], 0.1), CategoryColumn)
+    assert isinstance(read_column(["a b", "c d", "e f", "a b"], 0.1), TextColumn)
+    assert isinstance(read_column(["", None, "?"], 0.1), TextColumn)
+    assert read_column(["0.01", "1", "?", "10"], 0.1).encode(["0.01", "", "x"])[:, 0].tolist() == pytest.approx(
+        [np.log(0.01), np.nan, np.nan], nan_ok=True
+    )
+    assert CategoryColumn(["a", "b", "b"]).encode(["b", "a", "c"]).tolist() == [[1, 0], [0, 1], [0, 0]]
+
+
+def test_drawn_numbers_are_near_their_source_and_written_as_the_column_is():
+    random, source = np.random.default_rng(0), np.arange(1000) % 4
+    numbers = NumberColumn(["1.50", "2.25", "", "3.00"], 0.1)
+    drawn = numbers.draw(source, random)
+    assert {drawn[i] for i in range(2, 1000, 4)} == {""}
+    assert all(len(cell.partition(".")[2]) == 2 for cell in drawn if cell)
+    noise = np.array([float(cell) - 1.5 for cell in drawn[::4]])
+    assert noise.std() == pytest.approx(0.1 * np.std([1.5, 2.25, 3]), rel=0.15)
+    assert all(float(cell) > 0 for cell in NumberColumn(["1e-5", "3e-4", "0.1"], 0.5).draw(source % 3, random))
+    assert set(NumberColumn([0, 1, 1], 0.5).draw(source % 3, random)) == {0, 1}  # a switch
+
+
+@pytest.mark.parametrize(
+    "y", [[1.0, 2, 3, 4], [1.0, 10, 100, 1e4], [-1.0, 0, 0, 0, 0, 0, 0, 90], [5.0, 5, 5], [-1e300, 0, 1e300]], ids=str
+)
+def test_target_scale_inverts_and_never_leaves_the_range(y):
+    y = np.array(y)
+    scale = TargetScale(y)
+    assert scale.inverse(scale(y)) == pytest.approx(y)
+    assert scale.inverse(np.array([-99.0, 99.0])) == pytest.approx([y.min(), y.max()])
+
+
+def test_ensemble_prefers_ridge_where_the_target_is_linear_and_its_draws_cover_the_targets():
+    random = np.random.default_rng(0)
+    x, new = random.normal(size=(120, 6)), random.normal(size=(500, 6))
+    weights = np.arange(1, 7)
+    y = x @ weights + random.normal(size=120)
+    ensemble = Ensemble(x, np.stack([y, -2 * y], axis=1), [str(i) for i in range(120)], seed=0)
+    assert (ensemble.choice.smooth, ensemble.choice.weight) == ("ridge", 1.0)
+    predicted = ensemble.predict(new)
+    assert np.corrcoef(predicted[:, 0], new @ weights)[0, 1] > 0.98
+    assert predicted[:, 1] == pytest.approx(-2 * predicted[:, 0], abs=2)
+    draws = np.stack([ensemble.sample(new, random)[:, 0] for _ in range(40)])
+    truth = new @ weights + random.normal(size=500)
+    low, high = np.quantile(draws, [0.05, 0.95], axis=0)
+    assert 0.75 < np.mean((low <= truth) & (truth <= high)) < 0.98
+
+
+def test_teacher_predicts_new_rows_of_a_table_with_categories_and_missing_cells():
+    rows, new = make_rows(90), make_rows(300, seed=1)
+    y, truth = (np.array([[float(row["y"])] for row in part]) for part in (rows, new))
+    teacher = Teacher(rows, ["size", "color"], y, [row["group"] for row in rows], seed=0)
+    assert np.abs(teacher.predict(new) - truth).mean() < 0.6  # the targets' mean deviation is 3
+    cells, labels = teacher.draw(2000)
+    assert labels.shape == (2000, 1)
+    assert np.abs(teacher.predict(cells) - labels).mean() < 1
+    # Cells are mixed: the color says nothing about the size.
+    assert {cell["color"] for cell in cells} == set(COLORS)
+    assert len({(cell["size"], cell["color"]) for cell in cells}) > 250
+    again = Teacher(rows, ["size", "color"], y, [row["group"] for row in rows], seed=0).draw(2000)
+    assert again[0] == cells
+    assert np.array_equal(again[1], labels)
+
+
+def test_only_the_training_split_has_synthetic_rows_and_they_depend_on_the_seed(table):
+    plain, data = open_table(table), open_table(table, synthetic_rows=300)
+    n = len(plain.texts("train"))
+    assert len(data.texts("train")) == n + 300
+    assert data.texts("train")[:n] == plain.texts("train")
+    assert data.targets("train")[:n].tolist() == plain.targets("train").tolist()
+    for split in ("val", "test", "predict"):
+        assert data.texts(split) == plain.texts(split)
+        assert data.targets(split).tolist() == plain.targets(split).tolist()
+    # All words of the synthetic texts are known to the tokenizer.
+    assert 0 not in data.dataset("train")[n + 7].tokens
+    again, other = open_table(table, synthetic_rows=300), open_table(table, synthetic_rows=300, seed=1)
+    assert again.texts("train") == data.texts("train")
+    assert np.array_equal(again.targets("train"), data.targets("train"))
+    assert again.state_dict() == data.state_dict()
+    assert other.texts("train")[:n] == data.texts("train")[:n]
+    assert other.texts("train") != data.texts("train")
+
+
+def test_teacher_sees_neither_validation_nor_test_rows(tmp_path):
+    """Targets of rows in other splits differ by 1,000, and no label does."""
+    rows = make_rows(90)
+    file = write(tmp_path / "a.csv", rows)
+    inside = {*open_table(file, columns="size,color,group").texts("train")}
+    for row in rows:
+        if f"size: {row['size']}, color: {row['color']}, group: {row['group']}".replace("size: , ", "") not in inside:
+            row["y"] = "1000"
+    data = open_table(write(tmp_path / "b.csv", rows), synthetic_rows=500)
+    assert data.targets("val").min() == data.targets("test").min() == 1000
+    assert data.targets("train").max() < 20
+
+
+def test_synthetic_rows_of_several_objectives_with_copies_features_and_groups(tmp_path):
+    rows = [{"a": i, "b": i % 7, "y": i, "z": -i, "g": i % 20} for i in range(1, 81)]
+    options = {"target_columns": "y,z", "columns": "a,b", "group_column": "g", "features": True}
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = open_table(str(tmp_path / "a.jsonl"), **options, synthetic_rows=200, augment_copies=1, number_formats=True)
+    n = len(data.reader.rows("train").texts)
+    assert data.targets("train").shape == (2 * n + 200, 2)
+    assert data.features("train").shape == (2 * n + 200, 2)
+    y, z = data.targets("train")[2 * n :].T
+    assert np.corrcoef(y, z)[0, 1] < -0.9
+    assert np.corrcoef(y, data.features("train")[2 * n :, 0])[0, 1] > 0.9
+    assert all(cell.lstrip("-").isdigit() for cell in data.texts("train")[-1].replace("a: ", "").split(", b: "))
+
+
+def test_long_synthetic_rows_are_left_out_or_truncated(table):
+    options = {"synthetic_rows": 200, "tokenizer": "bytes"}
+    longest = int(open_table(table, tokenizer="bytes").lengths("train").max()) - 1
+    data = open_table(table, **options, max_input_len=longest, long_rows="skip")
+    assert data.lengths("train").max() <= longest
+    assert len(data.texts("train")) < 270
+    data = open_table(table, **options, max_input_len=longest, long_rows="truncate")
+    assert data.lengths("train").max() == longest
+    assert len(data.texts("train")) == 272
+
+
+def test_data_without_a_table_refuse_synthetic_rows(tmp_path):
+    with pytest.raises(UserError, match=r"needs a column of numbers or categories, but text holds texts: set it to 0"):
+        TextRegression(synthetic_rows=100).setup("fit")
+    file = write(tmp_path / "a.csv", [{"text": f"a text, number {i}", "y": str(i)} for i in range(30)])
+    with pytest.raises(UserError, match=r"--data\.synthetic_rows needs .* set it to 0"):
+        TextRegression(file, target_columns="y", synthetic_rows=100).setup("fit")
+    file = write(tmp_path / "b.csv", make_rows(9))
+    with pytest.raises(UserError, match=r"synthetic_rows needs at least 10 training rows, not"):
+        open_table(file, synthetic_rows=100, batch_size=2).setup("fit")
+    with pytest.raises(UserError, match=r"--data\.synthetic_rows must be at least 0, not -1"):
+        TextRegression(synthetic_rows=-1)
+
+
+def test_prediction_fits_no_teacher(table, monkeypatch):
+    data = open_table(table, synthetic_rows=300, tokenizer="bytes")
+    monkeypatch.setattr(Teacher, "__init__", lambda *_: pytest.fail("a teacher was fitted"))
+    for stage in ("validate", "test", "predict"):
+        data.setup(stage)
+    assert data.vocab_size == 257
+    assert data.n_objectives == 1
+
+
+def test_resumed_run_repeats_the_synthetic_rows(table, tmp_path):
+    """A resumed run draws the same rows, and reads the checkpoint's tokenizer."""
+
+    def make_data():
+        return open_table(table, synthetic_rows=60, batch_size=8, seed=None)
+
+    def make_module():
+        return RegressLM(tokenizer=make_data().tokenizer, dim=16, n_heads=2, warmup_steps=1)
+
+    assert_resume_is_bitwise(make_module, make_data, tmp_path, every=2, max_steps=4, limit_val_batches=0)
