@@ -319,7 +319,8 @@ class RegressionViews(RowViews):
     def statistics(self) -> TextStatistics:
         """Statistics of the training rows as they are given: neither rounded nor tokenized nor copied."""
         rows = self.reader.rows("train")
-        return text_statistics(rows.texts, rows.targets)
+        layout = self.reader.layout
+        return text_statistics(rows.texts, rows.targets, 0 if layout.row_format == "text" else len(layout.columns))
 
     def features(self, split: str) -> np.ndarray | None:
         """(N, F) float32, the numbers in each text; None where they are off."""

@@ -15,6 +15,7 @@ QUIET = [
     *("--trainer.num_sanity_val_steps=0", "--trainer.log_every_n_steps=1"),
 ]
 SMALL = ["--model.dim=16", "--model.n_heads=2", "--model.val_samples=2", "--data.batch_size=8", "--trainer.max_steps=6"]
+SCRATCH = "--data.synthetic_rows=0"
 CONFIG = f"--config={ROOT / 'configs' / 'regress_lm.yaml'}"
 
 
@@ -33,12 +34,12 @@ def fit(table, out, *options):
 
 
 def test_choices_are_printed_recorded_and_repeated(table, tmp_path, capsys):
-    cli = fit(table, tmp_path / "run", CONFIG, *SMALL)
+    cli = fit(table, tmp_path / "run", CONFIG, *SMALL, SCRATCH)
     lines = capsys.readouterr().err.splitlines()
     start = next(i for i, line in enumerate(lines) if "settings chosen from the data" in line)
     printed = dict(line.split()[:2] for line in lines[start + 1 :] if line.startswith("  --"))
     # Options that are typed are not chosen.
-    assert not {option.partition("=")[0] for option in SMALL} & printed.keys()
+    assert not {option.partition("=")[0] for option in [*SMALL, SCRATCH]} & printed.keys()
     assert printed["--data.tokenizer"] == "words"
     assert printed["--trainer.val_check_interval"] == "1"
     # The file has the values used, which the modules have too.
@@ -56,7 +57,7 @@ def test_choices_are_printed_recorded_and_repeated(table, tmp_path, capsys):
 
 
 def test_resume_uses_the_recorded_settings(table, tmp_path, capsys, monkeypatch):
-    first = fit(table, tmp_path / "run", CONFIG, *SMALL)
+    first = fit(table, tmp_path / "run", CONFIG, *SMALL, SCRATCH)
     capsys.readouterr()
     monkeypatch.delattr("zoo.regress_lm.module.RegressLMModule.choose_settings")
     for options in ([CONFIG], []):
@@ -74,7 +75,7 @@ def test_budget_plans_the_schedule_and_records_it(table, tmp_path, monkeypatch):
     monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr("zoo.cli.command_line.time", SimpleNamespace(monotonic=lambda: 0))
     monkeypatch.setattr(budget, "FIRST_STEPS", 3)
-    options = [*SMALL[:-1], "--trainer.max_steps=1000", "--trainer.limit_val_batches=1", "--budget=90s"]
+    options = [*SMALL[:-1], "--trainer.max_steps=1000", "--trainer.limit_val_batches=1", "--budget=90s", SCRATCH]
     cli = fit(table, tmp_path / "run", CONFIG, *options)
     steps = cli.trainer.global_step
     assert 10 < steps < 100

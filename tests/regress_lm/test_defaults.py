@@ -40,6 +40,18 @@ def test_a_table_is_read_as_rounded_numbers_with_noise():
     assert settings["model.optimizer"] == "muon"
 
 
+def test_small_tables_are_learned_from_synthetic_rows():
+    settings = chosen(TABLE._replace(columns=10))
+    assert settings["data.synthetic_rows"] > 10_000
+    assert "data.augment_copies" not in settings
+    for other in (TABLE._replace(columns=10, n_rows=5000), TABLE._replace(columns=10, n_rows=9), TEXTS, INTEGERS):
+        assert "data.synthetic_rows" not in chosen(other)
+    assert chosen(TABLE._replace(columns=10), data__synthetic_rows=0)["data.augment_copies"]
+    # Labels are averages, also where targets are whole numbers.
+    ratings = TABLE._replace(columns=10, targets=np.arange(300)[:, None] % 5 + 1.0)
+    assert chosen(ratings)["model.number_digits"] == 3
+
+
 def test_a_text_is_read_by_pieces_of_words():
     settings = chosen(TEXTS)
     assert settings["data.tokenizer"] == "bpe"

@@ -22,6 +22,8 @@ Kind = Literal["numbers", "digits", "language"]
 SECONDS = 240  # that the default number of steps takes on one core of OPERATIONS per second
 OPERATIONS = 2e10
 N_VALIDATIONS = 6
+SMALL_TABLE = range(10, 2000)  # training rows of tables that are learned from synthetic rows
+SYNTHETIC_ROWS = 20_000
 AUGMENTATIONS = ("jitter", "target_jitter", "synonyms", "background", "number_formats")
 
 
@@ -36,8 +38,11 @@ def choose_settings(statistics: TextStatistics, given: Mapping[str, Any]) -> lis
         Choices for options that are not in `given`.
     """
     kind = kind_of(statistics)
+    synthetic = _synthetic(statistics, kind)
+    is_synthetic = bool(given.get("data.synthetic_rows", synthetic))
     choices = [
-        *_number_format(statistics, given),
+        *synthetic,
+        *_number_format(statistics, given, is_synthetic),
         *_sizes(statistics, kind),
         *_tokenizer(statistics, kind, given),
         Choice("data.batch_size", 64 if statistics.characters < 4000 else 16, _length(statistics)),
@@ -60,6 +65,13 @@ def kind_of(statistics: TextStatistics) -> Kind:
 
 
 # ---- rules
+
+
+def _synthetic(statistics: TextStatistics, kind: Kind) -> list[Choice]:
+    """Synthetic rows that trees label, for small tables of numbers and categories."""
+    if kind != "numbers" or not statistics.columns or statistics.n_rows not in SMALL_TABLE:
+        return []
+    return [Choice("data.synthetic_rows", SYNTHETIC_ROWS, f"a table of {statistics.n_rows:,} training rows")]
 
 
 def _sizes(statistics: TextStatistics, kind: Kind) -> Iterator[Choice]:
@@ -95,14 +107,17 @@ def _tokenizer(statistics: TextStatistics, kind: Kind, given: Mapping[str, Any])
             yield Choice("data.power_tokens", True, "numbers of all magnitudes share the words of their digits")
 
 
-def _number_format(statistics: TextStatistics, given: Mapping[str, Any]) -> Iterator[Choice]:
+def _number_format(statistics: TextStatistics, given: Mapping[str, Any], is_synthetic: bool) -> Iterator[Choice]:
     """Few digits that represent the targets exactly, else at least 3 that keep them distinct."""
     if given.keys() & {"model.number_format", "model.number_digits", "model.number_exponent"}:
         return
     targets = statistics.targets
     digits, exponent, is_exact = shortest_format(targets)
     counts = " and ".join(f"{len(np.unique(column)):,}" for column in targets.T)
-    yield Choice("model.number_digits", digits, f"{counts} distinct targets{', exactly' if is_exact else ''}")
+    reason = f"{counts} distinct targets{', exactly' if is_exact else ''}"
+    if is_synthetic and digits < 3:
+        digits, reason = 3, "labels of synthetic rows are not rounded"
+    yield Choice("model.number_digits", digits, reason)
     yield Choice("model.number_exponent", exponent, f"targets from {targets.min():.4g} to {targets.max():.4g}")
 
 
@@ -157,6 +172,8 @@ def _schedule(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any
 def _steps(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any]) -> tuple[int, str]:
     s = statistics
     needed = {"numbers": min(3000, 1000 + s.n_rows), "digits": 2000, "language": min(3000, 600 + s.n_rows // 5)}[kind]
+    if settings.get("data.synthetic_rows"):
+        needed = min(3000, 800 + 2 * s.n_rows)
     # Tokens of a text, and operations of a step: 6 for each weight and token.
     tokens = {"words": s.words + s.numbers, "bpe": s.characters / 4 + s.numbers}.get(
         str(settings["data.tokenizer"]), s.characters
@@ -172,7 +189,7 @@ def _steps(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any]) 
 def _augmentation(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any]) -> Iterator[Choice]:
     """Changed copies of training rows, as many as the run can read."""
     s = statistics
-    if kind == "digits" or settings.get("data.augment_copies") == 0:
+    if kind == "digits" or settings.get("data.augment_copies") == 0 or settings.get("data.synthetic_rows"):
         return
     changes = list(_changes(s, kind, settings))
     if not changes and not any(settings.get(f"data.{name}") for name in AUGMENTATIONS):

@@ -29,6 +29,7 @@ class TextStatistics(NamedTuple):
         rare_share: share of these words that are in at most two texts.
         digits: significant digits at which rounded numbers stay distinct, from 2 to 4.
         spread: median over the columns of numbers of their standard deviation divided by their mean magnitude.
+        columns: number of columns of a table that are rendered as a text; 0 where texts are given as they are.
     """
 
     n_rows: int
@@ -40,10 +41,11 @@ class TextStatistics(NamedTuple):
     rare_share: float
     digits: int
     spread: float
+    columns: int = 0
 
 
-def text_statistics(texts: Sequence[str], targets: np.ndarray) -> TextStatistics:
-    """The statistics of N texts with targets (N, K), N at least 1."""
+def text_statistics(texts: Sequence[str], targets: np.ndarray, n_columns: int = 0) -> TextStatistics:
+    """The statistics of N texts with targets (N, K), N at least 1, and of their number of columns."""
     chosen = np.unique(np.linspace(0, len(texts) - 1, MOST_TEXTS).round().astype(int))
     sample = [texts[i] for i in chosen]
     numbers = [[float(number) for number in NUMBER.findall(text)] for text in sample]
@@ -63,6 +65,7 @@ def text_statistics(texts: Sequence[str], targets: np.ndarray) -> TextStatistics
         rare_share=sum(n for n in content.values() if n <= RARE) / max(occurrences, 1),
         digits=max([2, *map(_digits, columns)]),
         spread=float(np.median([_spread(column) for column in columns])) if columns else 0.0,
+        columns=n_columns,
     )
 
 
