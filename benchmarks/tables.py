@@ -286,6 +286,11 @@ STUDIES = {
         | {"Pearson of log10": ("log10_pearson", ".3f")}
         | STEPS,
     ),
+    "regress_lm_defaults": (
+        {"table": "table", "model": "model"},
+        {"MAE": ("mae", ".4g"), "Spearman": ("spearman", ".3f"), "steps": ("steps", ".0f")}
+        | {"CPU seconds": ("cpu_seconds", ".0f"), "of the search": ("search_cpu_seconds", ".0f")},
+    ),
     "revdeq_wikitext2": (
         {"model": "model"},
         {"million parameters": ("million_parameters", ".2f"), "blocks a token passes": ("evaluations", ".0f")}

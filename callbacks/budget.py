@@ -49,11 +49,12 @@ class Budget(Callback):
         self._limit = 0  # steps of the run without a limit of time
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not hasattr(pl_module, "plan_steps") or not pl_module.total_steps:
+        module: Any = pl_module
+        if not hasattr(module, "plan_steps") or not module.total_steps:
             raise UserError(f"--budget: {type(pl_module).__name__} has a schedule that cannot be planned; drop it")
         if trainer.world_size > 1:
             raise UserError("--budget works on one process only: drop it, or set --trainer.max_steps")
-        self._limit = int(pl_module.total_steps)
+        self._limit = module.total_steps
         self._is_warm = False
         self._restart(trainer)
         self._next = trainer.global_step + FIRST_STEPS

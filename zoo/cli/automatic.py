@@ -44,11 +44,16 @@ def print_choices(choices: list[Choice]) -> None:
     """Print a line for each choice: the option, its value, the reason."""
     if not choices:
         return
-    options = [f"--{c.option} {'null' if c.value is None else c.value}" for c in choices]
+    options = [f"--{choice.option} {_word(choice.value)}" for choice in choices]
     width = max(map(len, options))
     print("zoo: settings chosen from the data; an option on the command line replaces a choice", file=sys.stderr)
     for option, choice in zip(options, choices, strict=True):
         print(f"  {option:<{width}}  {choice.reason}", file=sys.stderr)
+
+
+def _word(value: Any) -> str:
+    """A value as it is written on the command line."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _options(keys: Iterable[tuple[str, str]]) -> list[str]:

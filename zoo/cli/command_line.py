@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
@@ -328,15 +328,15 @@ class ZooCLI(OpenLightningCLI):
 
     def _record_plan(self, settings: dict[str, Any]) -> None:
         """Write the number of steps that --budget allows into the run's config.yaml."""
-        config = self.config.fit
+        config, trainer = self.config.fit, cast(Any, self.trainer)
         config.trainer.max_steps = settings.pop("total_steps")
         config.trainer.max_epochs = None
         config.trainer.val_check_interval = settings.pop("val_check_interval")
         for name, value in settings.items():
             config.model.init_args[name] = value
-        for callback in self.trainer.callbacks:
+        for callback in trainer.callbacks:
             if isinstance(callback, SaveConfig):
-                callback.save_config(self.trainer, self.model, "fit")
+                callback.save_config(trainer, self.model, "fit")
 
     def more_arguments(self, verb: str) -> dict[str, Any]:
         # Predictions are in the file; those of a long input would fill the memory.

@@ -112,22 +112,27 @@ def _number_format(statistics: TextStatistics, given: Mapping[str, Any], is_synt
     if given.keys() & {"model.number_format", "model.number_digits", "model.number_exponent"}:
         return
     targets = statistics.targets
-    digits, exponent, is_exact = shortest_format(targets)
+    # Labels of synthetic rows are averages, which need not be represented exactly.
+    digits, exponent, is_exact = shortest_format(targets, most_exact=0 if is_synthetic else 15)
     counts = " and ".join(f"{len(np.unique(column)):,}" for column in targets.T)
-    reason = f"{counts} distinct targets{', exactly' if is_exact else ''}"
-    if is_synthetic and digits < 3:
-        digits, reason = 3, "labels of synthetic rows are not rounded"
-    yield Choice("model.number_digits", digits, reason)
+    yield Choice("model.number_digits", digits, f"{counts} distinct targets{', exactly' if is_exact else ''}")
     yield Choice("model.number_exponent", exponent, f"targets from {targets.min():.4g} to {targets.max():.4g}")
 
 
-def shortest_format(targets: np.ndarray) -> tuple[int, int, bool]:
-    """Digits and exponent digits of the format "ieee" for targets (N, K), and whether they are represented exactly."""
+def shortest_format(targets: np.ndarray, most_exact: int = 15) -> tuple[int, int, bool]:
+    """Digits and exponent digits of the format "ieee" for targets (N, K), and whether they are represented exactly.
+
+    Args:
+        targets: the targets of the training rows.
+        most_exact: largest number of digits of an exact representation; 0 for none.
+    """
     columns = []
     for values in map(np.unique, targets.T):
         columns.append(values[np.unique(np.linspace(0, len(values) - 1, QUANTILES).round().astype(int))])
     for exponent in (1, 2, 3):
-        exact = next((n for n in range(1, 16) if all(_is_exact(column, n, exponent) for column in columns)), 16)
+        exact = next(
+            (n for n in range(1, most_exact + 1) if all(_is_exact(column, n, exponent) for column in columns)), 16
+        )
         distinct = next((n for n in range(3, 16) if all(_is_distinct(column, n, exponent) for column in columns)), 16)
         if exact <= min(distinct + 1, 15):
             return exact, exponent, True
