@@ -84,8 +84,11 @@ def study(args: argparse.Namespace, name: str, folder: Path, data: Path, seed: i
     return best, {"seconds": seconds, "steps": torch.load(best, weights_only=True, mmap=True)["global_step"]}
 
 
-def test(checkpoint: Path, data: Path) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """The metrics of `zoo test` for the checkpoint on the data's test split, the predictions and the targets."""
+def test(checkpoint: Path, data: Path, *others: str) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+    """The metrics of `zoo test` for the checkpoint on the data's test split, the predictions and the targets.
+
+    `others` are more options of the command line.
+    """
     from lightning.pytorch import Callback
 
     from zoo.cli.command_line import ZooCLI
@@ -98,7 +101,7 @@ def test(checkpoint: Path, data: Path) -> tuple[dict[str, float], np.ndarray, np
             self.columns.append((outputs["prediction"].cpu().numpy()[:, 0], outputs["target"].cpu().numpy()[:, 0]))
 
     keep = Keep()
-    options = [f"--ckpt_path={checkpoint}", f"--data_dir={data}", "--trainer.enable_progress_bar=false"]
+    options = [f"--ckpt_path={checkpoint}", f"--data_dir={data}", "--trainer.enable_progress_bar=false", *others]
     cli = ZooCLI(["test", *options], callbacks=[keep])
     logged = {name.removeprefix("test_"): value.item() for name, value in cli.trainer.callback_metrics.items()}
     predictions, targets = (np.concatenate(column) for column in zip(*keep.columns, strict=True))
