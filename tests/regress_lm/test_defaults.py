@@ -8,7 +8,7 @@ from zoo.training.text_statistics import TextStatistics
 
 TABLE = TextStatistics(
     n_rows=300, targets=np.linspace(1, 50, 300)[:, None], characters=80, words=20, numbers=10, content_words=1,
-    rare_share=0.0, digits=3, spread=0.25,
+    rare_share=0.0, digits=3, spread=0.25, distinct_numbers=300,
 )  # fmt: skip
 TEXTS = TABLE._replace(numbers=0.1, content_words=15, rare_share=0.2)
 INTEGERS = TABLE._replace(n_rows=2000, numbers=1, content_words=0, words=2, characters=8)
@@ -34,7 +34,8 @@ def test_kinds():
 def test_a_table_is_read_as_rounded_numbers_with_noise():
     settings = chosen(TABLE)
     assert settings["data.tokenizer"] == "words"
-    assert settings["data.power_tokens"]
+    assert (settings["data.round_digits"], settings["data.power_tokens"]) == (2, True)
+    assert chosen(TABLE._replace(distinct_numbers=10, digits=4))["data.round_digits"] == 4  # years
     assert 0 < settings["data.jitter"] <= 0.1
     assert settings["data.augment_copies"] > 10
     assert settings["model.optimizer"] == "muon"
@@ -46,7 +47,9 @@ def test_small_tables_are_learned_from_synthetic_rows():
     assert "data.augment_copies" not in settings
     for other in (TABLE._replace(columns=10, n_rows=5000), TABLE._replace(columns=10, n_rows=9), TEXTS, INTEGERS):
         assert "data.synthetic_rows" not in chosen(other)
-    assert chosen(TABLE._replace(columns=10), data__synthetic_rows=0)["data.augment_copies"]
+    settings = chosen(TABLE._replace(columns=10), data__synthetic_rows=0)
+    assert settings["data.augment_copies"]
+    assert "model.temperature" not in settings
     # Labels are averages, also where targets are whole numbers.
     ratings = TABLE._replace(columns=10, targets=np.arange(300)[:, None] % 5 + 1.0)
     assert chosen(ratings)["model.number_digits"] == 3

@@ -13,7 +13,7 @@ def statistics(texts):
 def test_names_of_columns_do_not_distinguish_texts():
     s = statistics([f"lr: {i / 10}, layers: {i % 3}, kind: {'ab'[i % 2]}" for i in range(1, 101)])
     assert (s.n_rows, s.numbers, s.content_words, s.rare_share) == (100, 2, 1, 0)
-    assert s.words == 6
+    assert (s.words, s.distinct_numbers, s.columns) == (6, 100, 0)
 
 
 def test_rare_words():

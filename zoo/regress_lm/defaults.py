@@ -24,6 +24,7 @@ OPERATIONS = 2e10
 N_VALIDATIONS = 6
 SMALL_TABLE = range(10, 2000)  # training rows of tables that are learned from synthetic rows
 SYNTHETIC_ROWS = 20_000
+FEW_NUMBERS = 50  # a column with at most so many different numbers is one of years or categories
 AUGMENTATIONS = ("jitter", "target_jitter", "synonyms", "background", "number_formats")
 
 
@@ -40,6 +41,7 @@ def choose_settings(statistics: TextStatistics, given: Mapping[str, Any]) -> lis
     kind = kind_of(statistics)
     synthetic = _synthetic(statistics, kind)
     is_synthetic = bool(given.get("data.synthetic_rows", synthetic))
+    synthetic = synthetic if is_synthetic else []
     choices = [
         *synthetic,
         *_number_format(statistics, given, is_synthetic),
@@ -71,7 +73,10 @@ def _synthetic(statistics: TextStatistics, kind: Kind) -> list[Choice]:
     """Synthetic rows that trees label, for small tables of numbers and categories."""
     if kind != "numbers" or not statistics.columns or statistics.n_rows not in SMALL_TABLE:
         return []
-    return [Choice("data.synthetic_rows", SYNTHETIC_ROWS, f"a table of {statistics.n_rows:,} training rows")]
+    return [
+        Choice("data.synthetic_rows", SYNTHETIC_ROWS, f"a table of {statistics.n_rows:,} training rows"),
+        Choice("model.temperature", 0.85, "labels of synthetic rows deviate as single trees do"),
+    ]
 
 
 def _sizes(statistics: TextStatistics, kind: Kind) -> Iterator[Choice]:
@@ -100,9 +105,14 @@ def _tokenizer(statistics: TextStatistics, kind: Kind, given: Mapping[str, Any])
         size = 1000 if kind == "numbers" else 2000 if s.n_rows < 20_000 else 8000
         yield Choice("data.bpe_vocab_size", size, f"{s.n_rows:,} training rows")
     if kind == "numbers" and s.numbers:
-        # A word of three digits is too rare to learn; pieces of words have no such limit.
-        digits = 2 if given.get("data.tokenizer", tokenizer) == "words" else s.digits
-        yield Choice("data.round_digits", digits, f"{s.numbers:.2g} numbers per text, of which words are learned")
+        # A word of three digits is too rare to learn, unless all columns have few values, as years. Pieces of words
+        # have no such limit.
+        is_word = given.get("data.tokenizer", tokenizer) == "words" and s.distinct_numbers > FEW_NUMBERS
+        digits = 2 if is_word else s.digits
+        reason = "each a word to learn" if is_word else f"which {s.digits} digits tell apart"
+        yield Choice(
+            "data.round_digits", digits, f"up to {s.distinct_numbers:,} different numbers in a column, {reason}"
+        )
         if given.get("data.round_digits", digits):
             yield Choice("data.power_tokens", True, "numbers of all magnitudes share the words of their digits")
 

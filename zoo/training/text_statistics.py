@@ -29,6 +29,7 @@ class TextStatistics(NamedTuple):
         rare_share: share of these words that are in at most two texts.
         digits: significant digits at which rounded numbers stay distinct, from 2 to 4.
         spread: median over the columns of numbers of their standard deviation divided by their mean magnitude.
+        distinct_numbers: largest number of distinct values of a column of numbers.
         columns: number of columns of a table that are rendered as a text; 0 where texts are given as they are.
     """
 
@@ -41,6 +42,7 @@ class TextStatistics(NamedTuple):
     rare_share: float
     digits: int
     spread: float
+    distinct_numbers: int = 0
     columns: int = 0
 
 
@@ -65,6 +67,7 @@ def text_statistics(texts: Sequence[str], targets: np.ndarray, n_columns: int = 
         rare_share=sum(n for n in content.values() if n <= RARE) / max(occurrences, 1),
         digits=max([2, *map(_digits, columns)]),
         spread=float(np.median([_spread(column) for column in columns])) if columns else 0.0,
+        distinct_numbers=max((len(np.unique(column)) for column in columns), default=0),
         columns=n_columns,
     )
 
