@@ -91,6 +91,13 @@ def test_given_settings_are_not_chosen_and_others_follow_them():
     assert "data.power_tokens" not in chosen(TABLE, data__round_digits=None)
     assert "data.jitter" not in chosen(TABLE, data__features=True)
     assert chosen(TABLE, data__tokenizer="bpe")["data.bpe_vocab_size"]
+    assert [chosen(TABLE, model__dim=dim)["model.n_heads"] for dim in (16, 48, 50, 96, 128)] == [1, 3, 1, 6, 8]
+    # Lightning accepts neither a share of an epoch nor an epoch's number together with a number of steps of the run.
+    for name in ("trainer__val_check_interval", "trainer__check_val_every_n_epoch"):
+        assert not {"trainer.val_check_interval", "trainer.check_val_every_n_epoch"} & chosen(TABLE, **{name: 1}).keys()
+    # Sizes that are out of range are refused by the model and the data, not here.
+    for name in ("data__batch_size", "model__dim", "model__n_encoder_layers"):
+        assert chosen(TABLE, **{name: 0})["trainer.max_steps"]
     assert "model.number_exponent" not in chosen(TABLE, model__number_format="p10")
 
 

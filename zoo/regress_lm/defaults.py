@@ -45,7 +45,7 @@ def choose_settings(statistics: TextStatistics, given: Mapping[str, Any]) -> lis
     choices = [
         *synthetic,
         *_number_format(statistics, given, is_synthetic),
-        *_sizes(statistics, kind),
+        *_sizes(statistics, kind, given),
         *_tokenizer(statistics, kind, given),
         Choice("data.batch_size", 64 if statistics.characters < 4000 else 16, _length(statistics)),
     ]
@@ -79,12 +79,14 @@ def _synthetic(statistics: TextStatistics, kind: Kind) -> list[Choice]:
     ]
 
 
-def _sizes(statistics: TextStatistics, kind: Kind) -> Iterator[Choice]:
+def _sizes(statistics: TextStatistics, kind: Kind, given: Mapping[str, Any]) -> Iterator[Choice]:
     rows = statistics.n_rows
     dim = 64 if rows < 20_000 else 128 if rows < 200_000 else 256
     reason = f"{rows:,} training rows"
     yield Choice("model.dim", dim, reason)
-    yield Choice("model.n_heads", dim // 16, f"of {16} dimensions each")
+    used = given.get("model.dim", dim)
+    heads = next((n for n in range(used // 16, 1, -1) if used % (2 * n) == 0), 1)  # a head has an even size
+    yield Choice("model.n_heads", heads, f"of {used // heads} dimensions each")
     yield Choice("model.n_encoder_layers", 2, reason)
     yield Choice("model.n_decoder_layers", 1 if kind != "digits" else 2, reason)
     few = "few rows" if rows < 20_000 else reason
@@ -109,10 +111,8 @@ def _tokenizer(statistics: TextStatistics, kind: Kind, given: Mapping[str, Any])
         # have no such limit.
         is_word = given.get("data.tokenizer", tokenizer) == "words" and s.distinct_numbers > FEW_NUMBERS
         digits = 2 if is_word else s.digits
-        reason = "each a word to learn" if is_word else f"which {s.digits} digits tell apart"
-        yield Choice(
-            "data.round_digits", digits, f"up to {s.distinct_numbers:,} different numbers in a column, {reason}"
-        )
+        reason = "each a word to learn" if is_word else "which stay distinct"
+        yield Choice("data.round_digits", digits, f"up to {s.distinct_numbers:,} numbers in a column, {reason}")
         if given.get("data.round_digits", digits):
             yield Choice("data.power_tokens", True, "numbers of all magnitudes share the words of their digits")
 
@@ -170,7 +170,7 @@ def _decoded(column: np.ndarray, digits: int, exponent: int) -> np.ndarray:
 
 def _schedule(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any]) -> Iterator[Choice]:
     """Steps, warm-up and validations; the number of steps fits into a few minutes of one core."""
-    s, batch = statistics, settings["data.batch_size"]
+    s, batch = statistics, max(settings["data.batch_size"], 1)
     if (epochs := settings.get("trainer.max_epochs")) and epochs > 0:
         steps = epochs * math.ceil(s.n_rows * (1 + (settings.get("data.augment_copies") or 0)) / batch)
         yield Choice("model.warmup_steps", max(1, steps // 20), f"5 % of {steps:,} steps")
@@ -180,6 +180,8 @@ def _schedule(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any
     steps = settings.get("trainer.max_steps", steps)
     if steps > 0:
         yield Choice("model.warmup_steps", max(1, steps // 20), f"5 % of {steps:,} steps")
+    # The interval counts steps of the run, unless the command says how it counts.
+    if steps > 0 and not settings.keys() & {"trainer.val_check_interval", "trainer.check_val_every_n_epoch"}:
         yield Choice("trainer.val_check_interval", max(1, math.ceil(steps / N_VALIDATIONS)), f"{N_VALIDATIONS} in all")
         yield Choice("trainer.check_val_every_n_epoch", None, "the interval counts steps of the run")
 
@@ -195,7 +197,8 @@ def _steps(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any]) 
     )
     layers = settings["model.n_encoder_layers"] + settings["model.n_decoder_layers"]
     weights = layers * 12 * settings["model.dim"] ** 2
-    affordable = SECONDS * OPERATIONS / (6 * weights * max(tokens, 1) * settings["data.batch_size"])
+    # The model and the data refuse sizes below 1.
+    affordable = SECONDS * OPERATIONS / max(6 * weights * tokens * settings["data.batch_size"], 1)
     if needed <= affordable:
         return _round(needed), f"{s.n_rows:,} training rows"
     return _round(max(affordable, 300)), f"a few minutes on two cores, texts of about {tokens:.0f} tokens"
