@@ -135,12 +135,16 @@ def split(args: argparse.Namespace, name: str) -> dict[str, Table]:
 
 
 def trained(folder: Path, words: list[str], data: Path) -> Row:
-    """The metrics of `zoo test` after `zoo fit` with the given options, with the CPU seconds of the training."""
+    """The metrics of `zoo test` after `zoo fit` with the given options, with the CPU seconds of the training.
+
+    A run that was interrupted is resumed; its CPU seconds are then unknown.
+    """
     start = time.process_time()
-    cli = ZooCLI(["fit", "--config=regress_lm", *words, *QUIET, f"--output_dir={folder}"])
-    seconds, steps = time.process_time() - start, cli.trainer.global_step
+    resumed = ["--ckpt_path=last"] if (folder / "last.ckpt").exists() else []
+    cli = ZooCLI(["fit", "--config=regress_lm", *words, *QUIET, f"--output_dir={folder}", *resumed])
+    took = {} if resumed else {"cpu_seconds": time.process_time() - start}
     logged, _, _ = test(folder / "best.ckpt", data)
-    return {**logged, "cpu_seconds": seconds, "steps": steps}
+    return {**logged, **took, "steps": cli.trainer.global_step}
 
 
 def searched(args: argparse.Namespace, folder: Path, words: list[str], data: Path, name: str) -> Row:
