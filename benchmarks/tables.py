@@ -305,6 +305,11 @@ STUDIES = {
         {"energy distance": ("energy_distance", ".4f"), "of the worst text": ("largest", ".4f")}
         | {"CPU s, training": ("train_cpu_s", ".0f"), "CPU s, 8 x 1,000 samples": ("sample_cpu_s", ".1f")},
     ),
+    "regress_lm_defaults": (
+        {"table": "table", "model": "model"},
+        {"MAE": ("mae", ".4g"), "Spearman": ("spearman", ".3f"), "steps": ("steps", ".0f")}
+        | {"CPU seconds": ("cpu_seconds", ".0f"), "of the search": ("search_cpu_seconds", ".0f")},
+    ),
     "revdeq_wikitext2": (
         {"model": "model"},
         {"million parameters": ("million_parameters", ".2f"), "blocks a token passes": ("evaluations", ".0f")}

@@ -1,5 +1,6 @@
 """Callbacks for any LightningModule. They import Lightning, and nothing of the zoo's models or data."""
 
+from zoo.callbacks.budget import Budget
 from zoo.callbacks.checkpoint import Checkpoint
 from zoo.callbacks.early_stopping import EarlyStopping
 from zoo.callbacks.mixed_precision import MixedPrecision
@@ -10,5 +11,6 @@ from zoo.callbacks.samples import Samples
 from zoo.callbacks.throughput import Throughput
 
 __all__ = [
-    "Checkpoint", "EarlyStopping", "MixedPrecision", "NonFinite", "Plots", "Predictions", "Samples", "Throughput",
+    "Budget", "Checkpoint", "EarlyStopping", "MixedPrecision", "NonFinite", "Plots", "Predictions", "Samples",
+    "Throughput",
 ]  # fmt: skip

@@ -25,6 +25,7 @@ from zoo.errors import UserError, check_choice, check_counts, check_number
 from zoo.tokenizers import Tokenizer
 from zoo.tokenizers.numerals import rounded
 from zoo.training.random_streams import derive, stream
+from zoo.training.text_statistics import TextStatistics, text_statistics
 
 YAML_TEXT, YAML_TARGET = "news", "change_rate"  # default columns of YAML files
 
@@ -336,6 +337,12 @@ class RegressionViews(RowViews):
             except UserError:  # rows that are only to be predicted have no targets; `setup` reports any other fault
                 self.dataset("predict")
         return self.source.n_numbers or 0
+
+    def statistics(self) -> TextStatistics:
+        """Statistics of the training rows as they are given: neither rounded nor tokenized nor copied."""
+        rows = self.reader.rows("train")
+        layout = self.reader.layout
+        return text_statistics(rows.texts, rows.targets, 0 if layout.row_format == "text" else len(layout.columns))
 
     def features(self, split: str) -> np.ndarray | None:
         """(N, F) float32, the numbers in each text; None where they are off."""

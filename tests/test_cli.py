@@ -62,7 +62,7 @@ def test_a_config_states_its_size_and_needs(row):
     if data.get("data") == "opinions":
         names, vocab_size = Reviews(**data).label_names, Reviews(**data).vocab_size
     with torch.device("meta"):
-        if row["model"] == "RegressLM":
+        if row["model"] == "RegressLM" and row["size"]:
             model = RegressLM(vocab_size=vocab_size, **sizes)
         elif row["model"] == "ICRTransformer":
             task = LinearRegressionTasks(**data)

@@ -20,7 +20,7 @@ from zoo.text_formats.json_text import shorten
 from zoo.text_formats.text_file import read_text
 from zoo.text_formats.yaml_text import describe_yaml_error
 
-FLAGS = ("--compile", "--allow_other_data")  # alone they mean true; jsonargparse wants the word
+FLAGS = ("--compile", "--allow_other_data", "--automatic")  # alone they mean true; jsonargparse wants the word
 READ = ("ckpt_path", "output_dir")
 GROUPS = (  # keys whose value may be the path of a file with the settings of that group
     "model", "data", "trainer", "checkpoint", "early_stopping", "mixed_precision", "non_finite", "throughput",
@@ -39,12 +39,14 @@ class Arguments:
         values: those of `ckpt_path` and `output_dir`, where given.
         class_paths: all class names given for model and data, in order; the last one is used.
         keys: (dotted key, where it was given: a config's path, or "" for the command line).
+        automatic_from: number of words up to the one that says `automatic: true`; None where none does.
     """
 
     words: list[str] = field(default_factory=list)
     values: dict[str, str | None] = field(default_factory=dict)
     class_paths: dict[str, list[str]] = field(default_factory=lambda: {"model": [], "data": []})
     keys: list[tuple[str, str]] = field(default_factory=list)
+    automatic_from: int | None = None
 
 
 def read_arguments(words: list[str]) -> Arguments:
@@ -72,6 +74,8 @@ def read_arguments(words: list[str]) -> Arguments:
             complete = _with_group_files(settings, os.path.dirname(path) if os.path.isfile(path) else "")
             arguments.words.append(f"--config={path if complete == settings else _inline(complete)}")
             _add_settings(arguments, complete, source=path)
+            if "automatic" in complete:
+                arguments.automatic_from = len(arguments.words) if complete["automatic"] is True else None
         elif option.startswith("--"):
             # An option's value follows after "=" or as the next word.
             follows = bool(rest) and not rest[0].startswith("--")
@@ -93,6 +97,9 @@ def read_arguments(words: list[str]) -> Arguments:
                 value = rest.pop(0)
                 arguments.words.append(value)
             _add_option(arguments, option.removeprefix("--"), value)
+            if option == "--automatic":
+                is_true = (value or "true").lower() == "true"
+                arguments.automatic_from = len(arguments.words) if is_true else None
         else:
             arguments.words.append(word)
     return arguments

@@ -12,25 +12,33 @@ user names in the same command, are accepted from it.
 
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 
 from zoo import callbacks
+from zoo.callbacks.budget import Budget, parse_duration
 from zoo.callbacks.progress import Progress
 from zoo.cli.arguments import read_arguments
+from zoo.cli.automatic import choose, print_choices
 from zoo.cli.checkpoint_info import CheckpointInfo, read_checkpoint_info
 from zoo.cli.class_names import ClassNames
 from zoo.cli.config_names import UnknownConfigError
 from zoo.cli.linked_arguments import find_linked, find_missing, given_options, linked_arguments
 from zoo.cli.parser import ZooParser, refuse
 from zoo.cli.renamed_arguments import find_renamed
-from zoo.cli.resume import refuse_changed_settings, refuse_overridden_checkpoint, saved_run
+from zoo.cli.resume import (
+    refuse_changed_settings,
+    refuse_overridden_checkpoint,
+    saved_run,
+    with_chosen_settings,
+)
 from zoo.cli.run_folder import (
     EmptyFolders,
     SaveConfig,
@@ -62,6 +70,7 @@ CALLBACKS: dict[str, type[Callback]] = {  # top-level key -> class
     "predictions": callbacks.Predictions,
     "plots": callbacks.Plots,
 }
+N_VALIDATIONS = 6  # of a run with --budget
 NOT_OPTIONS = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule", "weights_only"}
 
 
@@ -76,6 +85,7 @@ class ZooCLI(OpenLightningCLI):
     def __init__(self, argv: list[str], callbacks: Sequence[Callback] = ()) -> None:
         self.verb = argv[0]
         self.callbacks = callbacks
+        self.started = time.monotonic()
         self._silence_lightning()
         # The checkpoint and the classes decide which options exist, so they are read first.
         try:
@@ -86,6 +96,8 @@ class ZooCLI(OpenLightningCLI):
         # A checkpoint alone resumes its run: fit then reads the config next to it first.
         if self.verb == "fit" and (run := saved_run(ckpt_path, self.arguments)):
             self.arguments = read_arguments([*run, *argv[1:]])
+        elif self.verb == "fit" and self.arguments.automatic_from is not None:
+            self.arguments = read_arguments(with_chosen_settings(ckpt_path, self.arguments))
         self.class_names = ClassNames(self.arguments.class_paths)
         self.checkpoint_info = self._read_checkpoint(ckpt_path)
         if self.verb == "fit" and ckpt_path and not any(self.arguments.class_paths.values()):
@@ -165,6 +177,18 @@ class ZooCLI(OpenLightningCLI):
             default=False,
             help="let fit --ckpt_path continue with data of another label than the checkpoint's",
         )
+        parser.add_argument(
+            "--automatic",
+            type=bool,
+            default=False,
+            help="let fit choose the settings that neither a config nor an option gives from the data, by the rules of "
+            "the model; they are printed and saved in the run's config.yaml",
+        )
+        parser.add_argument(
+            "--budget",
+            type=str | None,
+            help="time limit of fit, such as 90s, 5min or 1.5h: the learning-rate schedule is planned to end with it",
+        )
         # Every callback's settings are options under its key.
         for key, cls in CALLBACKS.items():
             parser.add_lightning_class_args(cls, key)
@@ -199,6 +223,13 @@ class ZooCLI(OpenLightningCLI):
             info.check_label(config.data.init_args.get("data"))
         if info and self.verb == "fit":
             refuse_changed_settings(info.path, config)
+        if config.budget is not None:
+            if self.verb != "fit":
+                raise UserError(f"--budget is a time limit of fit: drop it for {self.verb}")
+            parse_duration(config.budget)
+        if config.automatic and self.verb == "fit":
+            config.automatic = False  # for the saved config, which has the settings chosen
+            print_choices(choose(config, self.arguments.keys, self.classes["model"], self.classes["data"]))
         config.output_dir = self._output_dir(config)
 
     def _fill_data_settings(self, config: Any) -> None:
@@ -301,10 +332,25 @@ class ZooCLI(OpenLightningCLI):
             more.append(LearningRateMonitor())
         if trainer_config["enable_progress_bar"] is not False and self.verb != "generate":
             more.append(Progress())
+        if self.verb == "fit" and (budget := self.config.fit.budget) is not None:
+            self.config.fit.budget = None  # for the saved config, which has the steps that the time allowed
+            more.append(Budget(parse_duration(budget), self.started, N_VALIDATIONS, self._record_plan))
         config = self.config[self.verb]
         files = [config.predictions.path, config.predictions.text_path] if self.verb == "predict" else []
         folders = [Path(file).parent for file in files if file]
         return [*more, *self.callbacks, EmptyFolders([Path(config.output_dir), *folders])]
+
+    def _record_plan(self, settings: dict[str, Any]) -> None:
+        """Write the number of steps that --budget allows into the run's config.yaml."""
+        config, trainer = self.config.fit, cast(Any, self.trainer)
+        config.trainer.max_steps = settings.pop("total_steps")
+        config.trainer.max_epochs = None
+        config.trainer.val_check_interval = settings.pop("val_check_interval")
+        for name, value in settings.items():
+            config.model.init_args[name] = value
+        for callback in trainer.callbacks:
+            if isinstance(callback, SaveConfig):
+                callback.save_config(trainer, self.model, "fit")
 
     def more_arguments(self, verb: str) -> dict[str, Any]:
         # Predictions are in the file; those of a long input would fill the memory.

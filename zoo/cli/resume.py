@@ -36,12 +36,36 @@ def saved_run(ckpt_path: str | None, arguments: Arguments) -> list[str]:
     is_named = any(word.startswith("--config=") for word in arguments.words) or any(arguments.class_paths.values())
     if ckpt_path is None or is_named or not (path := Path(ckpt_path).parent / "config.yaml").is_file():
         return []
+    _check_classes(path)
+    return [f"--config={path}", f"--output_dir={path.parent}"]
+
+
+def with_chosen_settings(ckpt_path: str | None, arguments: Arguments) -> list[str]:
+    """The words of a command that resumes a run whose settings were chosen from the data.
+
+    The settings of the run's config.yaml replace the choices; what the command says after `automatic` overrides them.
+
+    Args:
+        ckpt_path: the checkpoint to resume from, if any.
+        arguments: what the command says.
+
+    Raises:
+        UserError: as in `saved_run`.
+    """
+    start = arguments.automatic_from
+    if ckpt_path is None or start is None or not (path := Path(ckpt_path).parent / "config.yaml").is_file():
+        return arguments.words
+    _check_classes(path)
+    return [*arguments.words[:start], f"--config={path}", f"--output_dir={path.parent}", *arguments.words[start:]]
+
+
+def _check_classes(path: Path) -> None:
+    """Raises UserError where the config next to a checkpoint names a class outside the zoo and Lightning."""
     for name in _class_paths(load_config(str(path))[1]):
         if not name.startswith(TRUSTED) and name not in MODELS and name not in DATA_MODULES:
             raise UserError(
                 f"{path} names {name}, which is not a class of the zoo: add --config {path} if you trust it"
             )
-    return [f"--config={path}", f"--output_dir={path.parent}"]
 
 
 def refuse_overridden_checkpoint(arguments: Arguments) -> None:

@@ -99,8 +99,8 @@ class OptimizerConfig:
 
     def schedule(self, optimizer: torch.optim.Optimizer, total_steps: int) -> ResumedSchedule:
         """Warm-up and cosine decay over `total_steps` optimizer steps."""
+        return ResumedSchedule(optimizer, lambda step: self.lr_factor(step, total_steps))
 
-        def factor(step: int) -> float:
-            return warmup_cosine(step, self.warmup_steps, total_steps, self.min_lr_ratio)
-
-        return ResumedSchedule(optimizer, factor)
+    def lr_factor(self, step: int, total_steps: int) -> float:
+        """The learning rate at a step, divided by its peak."""
+        return warmup_cosine(step, self.warmup_steps, total_steps, self.min_lr_ratio)

@@ -16,6 +16,7 @@ from zoo.errors import UserError, check_choice, check_counts, check_number, chec
 from zoo.layers.lora import add_lora
 from zoo.optim import OptimizerConfig
 from zoo.regress_lm import decoding, encoders, estimates
+from zoo.regress_lm.defaults import choose_settings
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
 from zoo.regress_lm.number_formats import NumberFormat, finer_format, number_tokenizer
 from zoo.regress_lm.number_sampler import Calibration, NumberSampler
@@ -32,6 +33,7 @@ from zoo.regress_lm.vocabulary import NumberVocabulary
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import TextBatch, targets_and_features
 from zoo.training.checkpoint_file import read_checkpoint
+from zoo.training.choices import Choice
 from zoo.training.distinct_targets import find_merged
 from zoo.training.fixed_arguments import field_names
 from zoo.training.language_model import required_vocab_size
@@ -203,6 +205,23 @@ class RegressLMModule(NumberSampler):
     def data_settings(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
         encoder = settings.get("encoder")
         return encoders.data_settings(encoder) if encoder else {}
+
+    @classmethod
+    def choose_settings(cls, data: Any, given: Mapping[str, Any]) -> list[Choice]:
+        """Settings that follow from the data, by the rules in `zoo.regress_lm.defaults`.
+
+        Args:
+            data: a data module with `statistics()`.
+            given: the settings that are already decided, by option.
+
+        Raises:
+            UserError: the data has no texts with numbers.
+        """
+        if not hasattr(data, "statistics"):
+            raise UserError(
+                f"{type(data).__name__} has no texts with numbers for {cls.__name__}: give --data=TextRegression"
+            )
+        return choose_settings(data.statistics(), given)
 
     @property
     def pretrained_encoder(self) -> PretrainedEncoder | None:

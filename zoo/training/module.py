@@ -10,7 +10,7 @@ from torch import nn
 from zoo.errors import UserError, refuse_renamed
 from zoo.files.checkpoints import DigestCheckpointIO, available_device, is_remote, read_checkpoint
 from zoo.files.memory_limit import file_bytes, memory_limit, tensor_sizes
-from zoo.optim import OptimizerConfig
+from zoo.optim import OptimizerConfig, ResumedSchedule
 from zoo.private_apis.lightning_api import batch_index, is_fitting, total_training_steps
 from zoo.registry import registered_name
 from zoo.tokenizers import Tokenizer, from_state
@@ -55,6 +55,9 @@ class ZooModule(WeightedLosses):
         optimizer_config.check()
         self.optimizer_config = optimizer_config
         self.tokenizer = tokenizer
+        self.total_steps = 0
+        """Optimizer steps of the whole run, which the learning-rate schedule covers; set when training starts."""
+        self._warmup_share: float | None = None
 
     @classmethod
     def data_settings(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,8 +112,27 @@ class ZooModule(WeightedLosses):
         if total_steps == float("inf"):
             raise UserError("the learning-rate schedule needs the number of steps: set trainer.max_steps or max_epochs")
         optimizer = self.optimizer_config.build(self.named_parameters(), self.lr_scale)
-        schedule = self.optimizer_config.schedule(optimizer, int(total_steps))
+        self.total_steps = int(total_steps)
+        schedule = ResumedSchedule(optimizer, lambda step: self.optimizer_config.lr_factor(step, self.total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def plan_steps(self, total_steps: int) -> dict[str, int]:
+        """Change the length of the schedule during a run; the warm-up remains the same share of it.
+
+        Args:
+            total_steps: optimizer steps of the whole run.
+
+        Returns:
+            The settings that repeat this schedule: `warmup_steps`.
+        """
+        config = self.optimizer_config
+        if self._warmup_share is None:
+            self._warmup_share = config.warmup_steps / max(self.total_steps, 1)
+        self.total_steps = total_steps
+        config.warmup_steps = round(self._warmup_share * total_steps)
+        settings = {"warmup_steps": config.warmup_steps}
+        self.hparams.update(settings)
+        return settings
 
     # ---- checkpoints
 

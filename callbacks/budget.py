@@ -1,0 +1,106 @@
+"""A time limit for a run: the learning-rate schedule is planned so that it ends when the time does."""
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from zoo.errors import UserError
+
+FIRST_STEPS = 10  # after so many steps the first plan is made; their slow first is not measured
+SHARE = 0.97  # of the time that is planned for; the rest is for the last checkpoint
+_UNITS = {"": 1, "s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "90", "90s", "5min" or "1.5h".
+
+    Raises:
+        UserError: it is none of these, or not above 0.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([a-z]*)\s*", str(text))
+    if match is None or match[2] not in _UNITS or not float(match[1]):
+        raise UserError(f"--budget must be a time such as 90s, 5min or 1.5h, not {text!r}")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+class Budget(Callback):
+    """End a run after a given time, with its schedule complete.
+
+    The time of the first steps tells how many fit. The plan is renewed during the run by the time of the steps since
+    the plan before. The run is never longer than the Trainer's max_steps. After the last step the model is validated
+    once more, so that the best checkpoint can be the last one.
+
+    Args:
+        seconds: of the run, from `since`.
+        since: `time.monotonic()` at the start.
+        n_validations: validations of the run, the last one included.
+        record: called with the settings that repeat the run as it was planned: `total_steps` and those of the module.
+    """
+
+    def __init__(
+        self, seconds: float, since: float, n_validations: int, record: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self.end = since + seconds
+        self.n_validations, self._record = n_validations, record
+        self.validation_seconds = 0.0
+        self._limit = 0  # steps of the run without a limit of time
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module: Any = pl_module
+        if not hasattr(module, "plan_steps") or not module.total_steps:
+            raise UserError(f"--budget: {type(pl_module).__name__} has a schedule that cannot be planned; drop it")
+        if trainer.world_size > 1:
+            raise UserError("--budget works on one process only: drop it, or set --trainer.max_steps")
+        self._limit = module.total_steps
+        self._is_warm = False
+        self._restart(trainer)
+        self._next = trainer.global_step + FIRST_STEPS
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self._start_step + 1 and not self._is_warm:  # the first step is slower than others
+            self._restart(trainer)
+            self._is_warm = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        module: Any = pl_module
+        if trainer.global_step >= self._next:
+            self._plan(trainer, module)
+        is_over = time.monotonic() >= self.end
+        if is_over and trainer.global_step < module.total_steps:
+            self._set_steps(trainer, module, trainer.global_step)
+        if is_over or trainer.global_step >= module.total_steps:
+            trainer.should_stop = True  # Lightning validates, saves and ends
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validation_start = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        self.validation_seconds = time.monotonic() - self._validation_start
+        self._paused += self.validation_seconds
+
+    def _restart(self, trainer: Trainer) -> None:
+        """Measure the time of steps from now on."""
+        self._start_step, self._start, self._paused = trainer.global_step, time.monotonic(), 0.0
+
+    def _plan(self, trainer: Trainer, module: Any) -> None:
+        """Set the number of steps that fit into the rest of the time."""
+        done, now = trainer.global_step, time.monotonic()
+        step = max(now - self._start - self._paused, 1e-6) / max(done - self._start_step, 1)
+        left = max(SHARE * (self.end - now), 0.0)
+        # Validations take their part of the rest; one after the last step is certain.
+        progress = done / (done + left / step)
+        validations = max(1.0, self.n_validations * (1 - progress)) * self.validation_seconds
+        self._set_steps(trainer, module, min(self._limit, done + max(1, int((left - validations) / step))))
+        self._next = done + max(FIRST_STEPS, (module.total_steps - done) // 10)
+        self._restart(trainer)
+
+    def _set_steps(self, trainer: Trainer, module: Any, total: int) -> None:
+        trainer.val_check_batch = max(1, -(-total // self.n_validations))
+        self._record({"total_steps": total, "val_check_interval": trainer.val_check_batch, **module.plan_steps(total)})

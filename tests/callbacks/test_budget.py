@@ -1,0 +1,90 @@
+"""A time limit: durations, and the plan of steps, with a clock that the test moves."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from zoo.callbacks import budget
+from zoo.callbacks.budget import Budget, parse_duration
+from zoo.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("5min", 300), ("1.5h", 5400), (" .5 min ", 30), ("2m", 120)]
+)
+def test_durations(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "5 weeks", "-3s", "1:30", "min", "1e3", "nan"])
+def test_other_texts_are_refused(text):
+    with pytest.raises(UserError, match="--budget must be a time such as"):
+        parse_duration(text)
+
+
+class Module:
+    def __init__(self, total_steps):
+        self.total_steps = total_steps
+
+    def plan_steps(self, total_steps):
+        self.total_steps = total_steps
+        return {"warmup_steps": total_steps // 20}
+
+
+def run(monkeypatch, seconds, step_seconds, validation_seconds, total_steps):
+    """Steps, validations and seconds of a run whose loop behaves as Lightning's."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    plans, validations = [], []
+    callback = Budget(seconds, since=95.0, n_validations=6, record=plans.append)
+    trainer = SimpleNamespace(
+        global_step=0, world_size=1, sanity_checking=False, should_stop=False, val_check_batch=10**9
+    )
+    module = Module(total_steps)
+    callback.on_train_start(trainer, module)
+    while not trainer.should_stop and trainer.global_step < total_steps:
+        callback.on_train_batch_start(trainer, module, None, 0)
+        clock.now += step_seconds(clock.now) + 10 * (trainer.global_step == 0)
+        trainer.global_step += 1
+        callback.on_train_batch_end(trainer, module, None, None, 0)
+        if trainer.should_stop or trainer.global_step % trainer.val_check_batch == 0:
+            callback.on_validation_start(trainer, module)
+            clock.now += validation_seconds
+            callback.on_validation_end(trainer, module)
+            validations.append(trainer.global_step)
+    return module, plans, validations, clock.now - 95
+
+
+def test_the_schedule_ends_with_the_time(monkeypatch):
+    module, plans, validations, seconds = run(monkeypatch, 100, lambda now: 0.1, 2.0, 10_000)
+    assert 90 < seconds <= 100
+    # 5 s before the training, 10 s for the slow first step, 12 s of validations.
+    assert 650 < validations[-1] <= 730
+    assert module.total_steps == validations[-1] == plans[-1]["total_steps"]
+    assert plans[-1]["warmup_steps"] == module.total_steps // 20
+    assert 5 <= len(validations) <= 8
+
+
+def test_the_plan_follows_a_machine_that_becomes_slower(monkeypatch):
+    module, _, validations, seconds = run(monkeypatch, 100, lambda now: 0.1 if now < 140 else 0.4, 1.0, 10_000)
+    assert 85 < seconds < 102
+    assert module.total_steps == validations[-1]
+
+
+def test_a_long_time_changes_nothing(monkeypatch):
+    module, plans, validations, _ = run(monkeypatch, 1000, lambda now: 0.1, 1.0, 300)
+    assert module.total_steps == 300
+    assert {plan["total_steps"] for plan in plans} == {300}
+    assert validations[-1] == 300
+    assert len(validations) == 6
+
+
+def test_a_time_that_is_over_stops_after_a_step(monkeypatch):
+    *_, validations, _ = run(monkeypatch, 1, lambda now: 0.1, 1.0, 300)
+    assert validations == [1]
+
+
+def test_a_schedule_that_cannot_be_planned_is_refused():
+    callback = Budget(10, 0.0, 6, print)
+    with pytest.raises(UserError, match="has a schedule that cannot be planned"):
+        callback.on_train_start(SimpleNamespace(world_size=1), SimpleNamespace())

@@ -1,0 +1,135 @@
+"""Default settings of RegressLM from statistics of the data."""
+
+import numpy as np
+import pytest
+
+from zoo.regress_lm.defaults import choose_settings, kind_of, shortest_format
+from zoo.training.text_statistics import TextStatistics
+
+TABLE = TextStatistics(
+    n_rows=300, targets=np.linspace(1, 50, 300)[:, None], characters=80, words=20, numbers=10, content_words=1,
+    rare_share=0.0, digits=3, spread=0.25, distinct_numbers=300,
+)  # fmt: skip
+TEXTS = TABLE._replace(numbers=0.1, content_words=15, rare_share=0.2)
+INTEGERS = TABLE._replace(n_rows=2000, numbers=1, content_words=0, words=2, characters=8)
+
+
+def chosen(statistics, **given):
+    names = {name.replace("__", "."): value for name, value in given.items()}
+    choices = choose_settings(statistics, names)
+    assert all(choice.reason for choice in choices)
+    settings = {choice.option: choice.value for choice in choices}
+    assert len(settings) == len(choices)
+    assert not settings.keys() & names.keys()
+    return settings
+
+
+def test_kinds():
+    assert [kind_of(s) for s in (TABLE, TEXTS, INTEGERS)] == ["numbers", "language", "digits"]
+    # A table of categories has many words, but no rare ones; a name per row does not make a language.
+    assert kind_of(TABLE._replace(numbers=0, content_words=10)) == "numbers"
+    assert kind_of(TABLE._replace(content_words=4, rare_share=0.5)) == "numbers"
+
+
+def test_a_table_is_read_as_rounded_numbers_with_noise():
+    settings = chosen(TABLE)
+    assert settings["data.tokenizer"] == "words"
+    assert (settings["data.round_digits"], settings["data.power_tokens"]) == (2, True)
+    assert chosen(TABLE._replace(distinct_numbers=10, digits=4))["data.round_digits"] == 4  # years
+    assert 0 < settings["data.jitter"] <= 0.1
+    assert settings["data.augment_copies"] > 10
+    assert settings["model.optimizer"] == "muon"
+
+
+def test_small_tables_are_learned_from_synthetic_rows():
+    settings = chosen(TABLE._replace(columns=10))
+    assert settings["data.synthetic_rows"] > 10_000
+    assert "data.augment_copies" not in settings
+    for other in (TABLE._replace(columns=10, n_rows=5000), TABLE._replace(columns=10, n_rows=9), TEXTS, INTEGERS):
+        assert "data.synthetic_rows" not in chosen(other)
+    settings = chosen(TABLE._replace(columns=10), data__synthetic_rows=0)
+    assert settings["data.augment_copies"]
+    assert "model.temperature" not in settings
+    # Labels are averages, also where targets are whole numbers.
+    ratings = TABLE._replace(columns=10, targets=np.arange(300)[:, None] % 5 + 1.0)
+    assert chosen(ratings)["model.number_digits"] == 3
+
+
+def test_a_text_is_read_by_pieces_of_words():
+    settings = chosen(TEXTS)
+    assert settings["data.tokenizer"] == "bpe"
+    assert "data.round_digits" not in settings
+    assert "data.jitter" not in settings
+    assert settings["data.synonyms"] == "english"
+
+
+def test_every_digit_of_single_numbers_is_read():
+    settings = chosen(INTEGERS)
+    assert settings["data.tokenizer"] == "bytes"
+    assert not {"data.round_digits", "data.augment_copies", "data.jitter"} & settings.keys()
+
+
+def test_size_and_steps_follow_the_data():
+    sizes = [chosen(TABLE._replace(n_rows=n))["model.dim"] for n in (10, 10_000, 100_000, 1_000_000)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
+    long = chosen(TABLE._replace(words=500, characters=3000))
+    assert 300 <= long["trainer.max_steps"] < chosen(TABLE)["trainer.max_steps"]
+    for n_rows in (10, 1_000_000):
+        settings = chosen(TABLE._replace(n_rows=n_rows))
+        assert settings["model.warmup_steps"] == settings["trainer.max_steps"] // 20
+        assert settings["trainer.val_check_interval"] * 5 < settings["trainer.max_steps"]
+
+
+def test_given_settings_are_not_chosen_and_others_follow_them():
+    settings = chosen(TABLE, trainer__max_steps=200, data__batch_size=8)
+    assert settings["model.warmup_steps"] == 10
+    assert settings["trainer.val_check_interval"] == 34
+    settings = chosen(TABLE, trainer__max_epochs=3, data__augment_copies=0, data__batch_size=100)
+    assert settings["model.warmup_steps"] == 1
+    assert not {"trainer.max_steps", "data.jitter", "data.target_jitter"} & settings.keys()
+    assert "data.power_tokens" not in chosen(TABLE, data__round_digits=None)
+    assert "data.jitter" not in chosen(TABLE, data__features=True)
+    assert chosen(TABLE, data__tokenizer="bpe")["data.bpe_vocab_size"]
+    assert [chosen(TABLE, model__dim=dim)["model.n_heads"] for dim in (16, 48, 50, 96, 128)] == [1, 3, 1, 6, 8]
+    # Lightning accepts neither a share of an epoch nor an epoch's number together with a number of steps of the run.
+    for name in ("trainer__val_check_interval", "trainer__check_val_every_n_epoch"):
+        assert not {"trainer.val_check_interval", "trainer.check_val_every_n_epoch"} & chosen(TABLE, **{name: 1}).keys()
+    # Sizes that are out of range are refused by the model and the data, not here.
+    for name in ("data__batch_size", "model__dim", "model__n_encoder_layers"):
+        assert chosen(TABLE, **{name: 0})["trainer.max_steps"]
+    assert "model.number_exponent" not in chosen(TABLE, model__number_format="p10")
+
+
+def test_ratings_and_counts_get_no_noise():
+    ratings = TABLE._replace(targets=np.arange(300)[:, None] % 5 + 1.0)
+    settings = chosen(ratings)
+    assert settings["model.number_digits"] == 1
+    assert settings["data.jitter"]
+    assert "data.target_jitter" not in settings
+    # Copies need a change.
+    assert "data.augment_copies" not in chosen(ratings._replace(numbers=0, spread=0))
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        (np.arange(1, 6), (1, 1, True)),  # ratings
+        (np.arange(-3000, 3001), (4, 1, True)),
+        (np.arange(100) / 10 + 1000, (5, 1, True)),
+        (np.geomspace(1e-3, 1e3, 1000), (3, 1, False)),
+        (1.7e9 + np.arange(400), (10, 1, True)),  # time stamps
+        (np.geomspace(1e-30, 1e30, 1000), (3, 2, False)),
+        (np.geomspace(1e-200, 1e200, 1000), (3, 3, False)),
+        ([0.0], (1, 1, True)),
+    ],
+)
+def test_format_of_numbers_keeps_targets_distinct(targets, expected):
+    assert shortest_format(np.asarray(targets, dtype=np.float64)[:, None]) == expected
+
+
+def test_format_of_numbers_serves_all_objectives():
+    targets = np.stack([np.arange(400) + 1.7e9, np.geomspace(1e-30, 1, 400)], axis=1)
+    digits, exponent, _ = shortest_format(targets)
+    assert digits >= 10
+    assert exponent == 2

@@ -1,0 +1,44 @@
+"""Statistics of texts: numbers, words that distinguish texts, digits that keep numbers distinct."""
+
+import numpy as np
+import pytest
+
+from zoo.training.text_statistics import text_statistics
+
+
+def statistics(texts):
+    return text_statistics(texts, np.zeros((len(texts), 1)))
+
+
+def test_names_of_columns_do_not_distinguish_texts():
+    s = statistics([f"lr: {i / 10}, layers: {i % 3}, kind: {'ab'[i % 2]}" for i in range(1, 101)])
+    assert (s.n_rows, s.numbers, s.content_words, s.rare_share) == (100, 2, 1, 0)
+    assert (s.words, s.distinct_numbers, s.columns) == (6, 100, 0)
+
+
+def test_rare_words():
+    s = statistics([f"word{chr(97 + i)} often" if i % 2 else "word often" for i in range(20)])
+    assert s.content_words == 1
+    assert s.rare_share == 0.5
+    assert s.numbers == 0
+    assert s.spread == 0
+
+
+@pytest.mark.parametrize(
+    ("numbers", "digits"),
+    [
+        (range(1, 100), 2),  # two digits are enough for whole numbers below 100
+        (range(1000, 1100), 4),  # years
+        (np.linspace(100, 250, 50), 2),
+        (np.linspace(300, 340, 41), 3),
+        ([5], 2),
+        ([0, 1e300], 2),
+    ],
+)
+def test_digits_keep_quantiles_of_numbers_distinct(numbers, digits):
+    assert statistics([f"x {number}" for number in numbers]).digits == digits
+
+
+def test_spread_is_relative_and_ignores_constant_columns():
+    assert statistics(["a 1 7", "a 3 7"]).spread == pytest.approx(0.5)
+    assert statistics(["1 1e9 1", "3 3e9 1"]).spread == pytest.approx(0.5)

@@ -1,0 +1,257 @@
+"""Default settings of RegressLM from statistics of the data: rules that need no tuning, each with its reason.
+
+The rules distinguish three kinds of texts. "numbers": rows of tables and other texts that are mostly numbers and
+categories, which are read as rounded numbers with noise. "digits": a single number or two of which every digit may
+matter. "language": everything else.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from zoo.regress_lm.number_formats import number_tokenizer
+from zoo.training.choices import Choice
+from zoo.training.distinct_targets import ENOUGH, QUANTILES
+from zoo.training.text_statistics import TextStatistics
+
+Kind = Literal["numbers", "digits", "language"]
+
+SECONDS = 240  # that the default number of steps takes on one core of OPERATIONS per second
+OPERATIONS = 2e10
+N_VALIDATIONS = 6
+SMALL_TABLE = range(10, 2000)  # training rows of tables that are learned from synthetic rows
+SYNTHETIC_ROWS = 20_000
+FEW_NUMBERS = 50  # a column with at most so many different numbers is one of years or categories
+AUGMENTATIONS = ("jitter", "target_jitter", "synonyms", "background", "number_formats")
+
+
+def choose_settings(statistics: TextStatistics, given: Mapping[str, Any]) -> list[Choice]:
+    """Settings of model, data and trainer for texts with these statistics.
+
+    Args:
+        statistics: those of the training rows.
+        given: the settings that are already decided, by option ("data.batch_size"); other choices follow from them.
+
+    Returns:
+        Choices for options that are not in `given`.
+    """
+    kind = kind_of(statistics)
+    synthetic = _synthetic(statistics, kind)
+    is_synthetic = bool(given.get("data.synthetic_rows", synthetic))
+    synthetic = synthetic if is_synthetic else []
+    choices = [
+        *synthetic,
+        *_number_format(statistics, given, is_synthetic),
+        *_sizes(statistics, kind, given),
+        *_tokenizer(statistics, kind, given),
+        Choice("data.batch_size", 64 if statistics.characters < 4000 else 16, _length(statistics)),
+    ]
+    settings = {choice.option: choice.value for choice in choices} | dict(given)
+    schedule = list(_schedule(statistics, kind, settings))
+    settings = {choice.option: choice.value for choice in schedule} | settings
+    choices += [*schedule, *_augmentation(statistics, kind, settings), *_optimizer(kind)]
+    return [choice for choice in choices if choice.option not in given]
+
+
+def kind_of(statistics: TextStatistics) -> Kind:
+    """The kind of texts."""
+    s = statistics
+    if s.content_words == 0 and 0 < s.numbers <= 2 and s.n_rows >= 1000:
+        return "digits"
+    # Language has words that are rare, and more words than numbers.
+    is_language = s.rare_share > 0.02 and s.content_words > 2 * s.numbers
+    return "language" if is_language else "numbers"
+
+
+# ---- rules
+
+
+def _synthetic(statistics: TextStatistics, kind: Kind) -> list[Choice]:
+    """Synthetic rows that trees label, for small tables of numbers and categories."""
+    if kind != "numbers" or not statistics.columns or statistics.n_rows not in SMALL_TABLE:
+        return []
+    return [
+        Choice("data.synthetic_rows", SYNTHETIC_ROWS, f"a table of {statistics.n_rows:,} training rows"),
+        Choice("model.temperature", 0.85, "labels of synthetic rows deviate as single trees do"),
+    ]
+
+
+def _sizes(statistics: TextStatistics, kind: Kind, given: Mapping[str, Any]) -> Iterator[Choice]:
+    rows = statistics.n_rows
+    dim = 64 if rows < 20_000 else 128 if rows < 200_000 else 256
+    reason = f"{rows:,} training rows"
+    yield Choice("model.dim", dim, reason)
+    used = given.get("model.dim", dim)
+    heads = next((n for n in range(used // 16, 1, -1) if used % (2 * n) == 0), 1)  # a head has an even size
+    yield Choice("model.n_heads", heads, f"of {used // heads} dimensions each")
+    yield Choice("model.n_encoder_layers", 2, reason)
+    yield Choice("model.n_decoder_layers", 1 if kind != "digits" else 2, reason)
+    few = "few rows" if rows < 20_000 else reason
+    yield Choice("model.residual_dropout", {"numbers": 0.1, "digits": 0.0, "language": 0.2}[kind], few)
+    yield Choice("model.dropout", 0.2 if kind == "language" else 0.0, few)
+
+
+def _tokenizer(statistics: TextStatistics, kind: Kind, given: Mapping[str, Any]) -> Iterator[Choice]:
+    s = statistics
+    if kind == "digits":
+        reason = f"{s.numbers:.2g} numbers per text, of which every digit may matter"
+        yield Choice("data.tokenizer", "bytes", reason)
+        return
+    words = f"{s.rare_share:.0%} of the words that distinguish texts are rare"
+    tokenizer = "bpe" if kind == "language" or (s.content_words > 0 and s.rare_share > 0.05) else "words"
+    yield Choice("data.tokenizer", tokenizer, words)
+    if given.get("data.tokenizer", tokenizer) == "bpe":
+        size = 1000 if kind == "numbers" else 2000 if s.n_rows < 20_000 else 8000
+        yield Choice("data.bpe_vocab_size", size, f"{s.n_rows:,} training rows")
+    if kind == "numbers" and s.numbers:
+        # A word of three digits is too rare to learn, unless all columns have few values, as years. Pieces of words
+        # have no such limit.
+        is_word = given.get("data.tokenizer", tokenizer) == "words" and s.distinct_numbers > FEW_NUMBERS
+        digits = 2 if is_word else s.digits
+        reason = "each a word to learn" if is_word else "which stay distinct"
+        yield Choice("data.round_digits", digits, f"up to {s.distinct_numbers:,} numbers in a column, {reason}")
+        if given.get("data.round_digits", digits):
+            yield Choice("data.power_tokens", True, "numbers of all magnitudes share the words of their digits")
+
+
+def _number_format(statistics: TextStatistics, given: Mapping[str, Any], is_synthetic: bool) -> Iterator[Choice]:
+    """Few digits that represent the targets exactly, else at least 3 that keep them distinct."""
+    if given.keys() & {"model.number_format", "model.number_digits", "model.number_exponent"}:
+        return
+    targets = statistics.targets
+    # Labels of synthetic rows are averages, which need not be represented exactly.
+    digits, exponent, is_exact = shortest_format(targets, most_exact=0 if is_synthetic else 15)
+    counts = " and ".join(f"{len(np.unique(column)):,}" for column in targets.T)
+    yield Choice("model.number_digits", digits, f"{counts} distinct targets{', exactly' if is_exact else ''}")
+    yield Choice("model.number_exponent", exponent, f"targets from {targets.min():.4g} to {targets.max():.4g}")
+
+
+def shortest_format(targets: np.ndarray, most_exact: int = 15) -> tuple[int, int, bool]:
+    """Digits and exponent digits of the format "ieee" for targets (N, K), and whether they are represented exactly.
+
+    Args:
+        targets: the targets of the training rows.
+        most_exact: largest number of digits of an exact representation; 0 for none.
+    """
+    columns = []
+    for values in map(np.unique, targets.T):
+        columns.append(values[np.unique(np.linspace(0, len(values) - 1, QUANTILES).round().astype(int))])
+    for exponent in (1, 2, 3):
+        exact = next(
+            (n for n in range(1, most_exact + 1) if all(_is_exact(column, n, exponent) for column in columns)), 16
+        )
+        distinct = next((n for n in range(3, 16) if all(_is_distinct(column, n, exponent) for column in columns)), 16)
+        if exact <= min(distinct + 1, 15):
+            return exact, exponent, True
+        if distinct < 16:
+            return distinct, exponent, False
+    return 15, 3, False
+
+
+def _is_exact(column: np.ndarray, digits: int, exponent: int) -> bool:
+    decoded = _decoded(column, digits, exponent)
+    return np.allclose(decoded, column, rtol=1e-6, atol=0) and len(np.unique(decoded)) == len(column)
+
+
+def _is_distinct(column: np.ndarray, digits: int, exponent: int) -> bool:
+    decoded = _decoded(column, digits, exponent)
+    return np.allclose(decoded, column, rtol=0.1, atol=0) and len(np.unique(decoded)) >= ENOUGH * len(column)
+
+
+def _decoded(column: np.ndarray, digits: int, exponent: int) -> np.ndarray:
+    tokenizer = number_tokenizer("ieee", digits, exponent)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of targets beyond the range
+        return np.asarray(tokenizer.decode(tokenizer.encode(column)))
+
+
+def _schedule(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any]) -> Iterator[Choice]:
+    """Steps, warm-up and validations; the number of steps fits into a few minutes of one core."""
+    s, batch = statistics, max(settings["data.batch_size"], 1)
+    if (epochs := settings.get("trainer.max_epochs")) and epochs > 0:
+        steps = epochs * math.ceil(s.n_rows * (1 + (settings.get("data.augment_copies") or 0)) / batch)
+        yield Choice("model.warmup_steps", max(1, steps // 20), f"5 % of {steps:,} steps")
+        return
+    steps, reason = _steps(s, kind, settings)
+    yield Choice("trainer.max_steps", steps, reason)
+    steps = settings.get("trainer.max_steps", steps)
+    if steps > 0:
+        yield Choice("model.warmup_steps", max(1, steps // 20), f"5 % of {steps:,} steps")
+    # The interval counts steps of the run, unless the command says how it counts.
+    if steps > 0 and not settings.keys() & {"trainer.val_check_interval", "trainer.check_val_every_n_epoch"}:
+        yield Choice("trainer.val_check_interval", max(1, math.ceil(steps / N_VALIDATIONS)), f"{N_VALIDATIONS} in all")
+        yield Choice("trainer.check_val_every_n_epoch", None, "the interval counts steps of the run")
+
+
+def _steps(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any]) -> tuple[int, str]:
+    s = statistics
+    needed = {"numbers": min(3000, 1000 + s.n_rows), "digits": 2000, "language": min(3000, 600 + s.n_rows // 5)}[kind]
+    if settings.get("data.synthetic_rows"):
+        needed = min(3000, 800 + 2 * s.n_rows)
+    # Tokens of a text, and operations of a step: 6 for each weight and token.
+    tokens = {"words": s.words + s.numbers, "bpe": s.characters / 4 + s.numbers}.get(
+        str(settings["data.tokenizer"]), s.characters
+    )
+    layers = settings["model.n_encoder_layers"] + settings["model.n_decoder_layers"]
+    weights = layers * 12 * settings["model.dim"] ** 2
+    # The model and the data refuse sizes below 1.
+    affordable = SECONDS * OPERATIONS / max(6 * weights * tokens * settings["data.batch_size"], 1)
+    if needed <= affordable:
+        return _round(needed), f"{s.n_rows:,} training rows"
+    return _round(max(affordable, 300)), f"a few minutes on two cores, texts of about {tokens:.0f} tokens"
+
+
+def _augmentation(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any]) -> Iterator[Choice]:
+    """Changed copies of training rows, as many as the run can read."""
+    s = statistics
+    if kind == "digits" or settings.get("data.augment_copies") == 0 or settings.get("data.synthetic_rows"):
+        return
+    changes = list(_changes(s, kind, settings))
+    if not changes and not any(settings.get(f"data.{name}") for name in AUGMENTATIONS):
+        return
+    # As many copies as a run reads, within bounds.
+    reads = max(settings.get("trainer.max_steps", 0) * settings["data.batch_size"] / s.n_rows, 2)
+    most = 4 if kind == "language" else min(100, max(1, 400_000 // s.n_rows))
+    yield Choice("data.augment_copies", min(math.ceil(reads) - 1, most), f"{reads:.0f} epochs")
+    yield from changes
+
+
+def _changes(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any]) -> Iterator[Choice]:
+    """What differs between the copies of a row."""
+    s = statistics
+    if kind == "language":
+        yield Choice("data.synonyms", "english", f"{s.rare_share:.0%} of the words that distinguish texts are rare")
+    elif s.numbers and s.spread and not settings.get("data.features"):
+        jitter = float(f"{min(0.1, max(0.01, 0.3 * s.spread)):.1g}")
+        yield Choice("data.jitter", jitter, f"numbers deviate by {s.spread:.0%} of their magnitude")
+    # Targets of one or two digits are ratings, classes or counts.
+    if (settings.get("model.number_digits") or 3) >= 3:
+        yield Choice("data.target_jitter", 0.05 if kind == "language" else 0.02, "so that targets are not memorised")
+
+
+def _optimizer(kind: Kind) -> Iterator[Choice]:
+    if kind == "digits":
+        reason = "exact functions of digits"
+        yield Choice("model.optimizer", "adamw", reason)
+        yield Choice("model.lr", 2e-3, reason)
+        yield Choice("model.weight_decay", 0.3, reason)
+    else:
+        reason = "few steps"
+        yield Choice("model.optimizer", "muon", reason)
+        yield Choice("model.muon_lr", 0.01, reason)
+        yield Choice("model.lr", 2e-3, reason)
+    yield Choice("model.beta2", 0.98, "a step's gradient is noisy")
+    yield Choice("model.min_lr_ratio", 0.02, "the schedule ends with the run")
+
+
+def _length(statistics: TextStatistics) -> str:
+    return f"texts of {statistics.characters:.0f} characters"
+
+
+def _round(steps: float) -> int:
+    """Two significant digits, rounded down."""
+    unit = 10 ** max(0, math.floor(math.log10(steps)) - 1)
+    return int(steps // unit * unit)

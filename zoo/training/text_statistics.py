@@ -1,0 +1,95 @@
+"""Statistics of texts with numbers to predict, from which default settings are derived."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from zoo.tokenizers.numerals import NUMBER, rounded
+
+_WORD = re.compile(r"[^\W\d_][^\s,:;\"{}]*")
+MOST_TEXTS = 5000  # the statistics of more texts are those of so many, evenly spaced
+QUANTILES = 20  # rounding must keep most of so many quantiles of each column of numbers distinct
+TEMPLATE = 0.9  # a word in at least this share of the texts is part of their form, as the name of a column is
+RARE = 2  # a word in at most this many texts is rare
+
+
+class TextStatistics(NamedTuple):
+    """Statistics of N texts and their targets.
+
+    Args:
+        n_rows: N.
+        targets: (N, K) the numbers to predict.
+        characters: mean length of a text.
+        words: mean number of words of a text, separated by white space.
+        numbers: mean number of numbers in a text.
+        content_words: mean number of words in a text that are not in almost all texts, numbers excluded.
+        rare_share: share of these words that are in at most two texts.
+        digits: significant digits at which rounded numbers stay distinct, from 2 to 4.
+        spread: median over the columns of numbers of their standard deviation divided by their mean magnitude.
+        distinct_numbers: largest number of distinct values of a column of numbers.
+        columns: number of columns of a table that are rendered as a text; 0 where texts are given as they are.
+    """
+
+    n_rows: int
+    targets: np.ndarray
+    characters: float
+    words: float
+    numbers: float
+    content_words: float
+    rare_share: float
+    digits: int
+    spread: float
+    distinct_numbers: int = 0
+    columns: int = 0
+
+
+def text_statistics(texts: Sequence[str], targets: np.ndarray, n_columns: int = 0) -> TextStatistics:
+    """The statistics of N texts with targets (N, K), N at least 1, and of their number of columns."""
+    chosen = np.unique(np.linspace(0, len(texts) - 1, MOST_TEXTS).round().astype(int))
+    sample = [texts[i] for i in chosen]
+    numbers = [[float(number) for number in NUMBER.findall(text)] for text in sample]
+    # Words, without those that almost all texts share.
+    words = [{word.lower() for word in _WORD.findall(NUMBER.sub(" ", text))} for text in sample]
+    counts = Counter(word for of_text in words for word in of_text)
+    content = {word: n for word, n in counts.items() if n < TEMPLATE * len(sample)}
+    occurrences = sum(content.values())
+    columns = _columns(numbers)
+    return TextStatistics(
+        n_rows=len(texts),
+        targets=targets,
+        characters=float(np.mean([len(text) for text in sample])),
+        words=float(np.mean([len(text.split()) for text in sample])),
+        numbers=float(np.mean([len(row) for row in numbers])),
+        content_words=occurrences / len(sample),
+        rare_share=sum(n for n in content.values() if n <= RARE) / max(occurrences, 1),
+        digits=max([2, *map(_digits, columns)]),
+        spread=float(np.median([_spread(column) for column in columns])) if columns else 0.0,
+        distinct_numbers=max((len(np.unique(column)) for column in columns), default=0),
+        columns=n_columns,
+    )
+
+
+def _columns(numbers: list[list[float]]) -> list[np.ndarray]:
+    """The numbers at each position, of the texts that have the usual number of numbers; constant ones are left out."""
+    [(usual, _)] = Counter(map(len, numbers)).most_common(1)
+    table = np.array([row for row in numbers if len(row) == usual], dtype=np.float64)
+    columns = [column[np.isfinite(column)] for column in table.T]
+    return [column for column in columns if len(np.unique(column)) > 1]
+
+
+def _digits(column: np.ndarray) -> int:
+    """The fewest digits, from 2 to 4, at which most quantiles of the column's distinct values stay distinct."""
+    values = np.unique(column)
+    quantiles = values[np.unique(np.linspace(0, len(values) - 1, QUANTILES).round().astype(int))]
+    for digits in (2, 3):
+        if len({rounded(f"{value!r}", digits) for value in quantiles.tolist()}) >= 0.8 * len(quantiles):
+            return digits
+    return 4
+
+
+def _spread(column: np.ndarray) -> float:
+    largest = np.abs(column).max()  # at least one value differs from 0
+    return float((column / largest).std() / np.abs(column / largest).mean())
