@@ -15,6 +15,7 @@ from zoo.text_formats.json_text import dump_json, parse_json
     ("text", "reason"),
     [
         ("[" * 100_000, "nested too deeply"),
+        ("[" * 101 + "]" * 101, "nested too deeply"),
         ('{"a": ' * 100_000, "nested too deeply"),
         ('{"a": 1, "b": {"c": 1, "c": 2}}', "its key 'c' occurs twice"),
         ('{"a": -12.5E-400}', r"the number '-12\.5E-400' in it is too small for a float"),
@@ -22,7 +23,7 @@ from zoo.text_formats.json_text import dump_json, parse_json
         ('{"a": 1', "Expecting ',' delimiter"),
         ("", "Expecting value"),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_what_is_refused(text, reason):
     with pytest.raises(ValueError, match=reason):
@@ -61,3 +62,8 @@ def test_damaged_json_is_a_value_error(value, at, insert):
     text = dump_json(value)
     with contextlib.suppress(ValueError):
         parse_json(text[:at] + insert + text[at + 1 :])
+
+
+def test_a_hundred_levels_are_read():
+    value = parse_json('{"a": ' * 50 + "[" * 50 + "]" * 50 + "}" * 50)
+    assert dump_json(value) == '{"a": ' * 50 + "[" * 50 + "]" * 50 + "}" * 50

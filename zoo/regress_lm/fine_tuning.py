@@ -83,6 +83,7 @@ def fine_tune(
     # Data: held-out rows for early stopping, and batches of texts of similar length.
     seed = seed or 0
     train, held_out = _split(rows, seed) if validation_rows is None else (rows, validation_rows)
+    batch_size = min(batch_size, len(rows))
     batches = BucketBatchSampler([len(row.tokens) for row in train], batch_size, seed)
     steps = max_epochs * len(batches)
     # Warm-up and cosine over all epochs, even if training stops earlier.

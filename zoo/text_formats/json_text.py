@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 MAX_DIGITS = 1000  # of an integer; the largest double has 309
+MAX_DEPTH = 100  # of lists and objects within each other
 
 
 def parse_json(text: str) -> Any:
@@ -15,9 +16,23 @@ def parse_json(text: str) -> Any:
             number other than 0 is too small for a float.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique_keys, parse_int=_parse_integer, parse_float=_parse_float)
+        value = json.loads(text, object_pairs_hook=_unique_keys, parse_int=_parse_integer, parse_float=_parse_float)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    if text.count("[") + text.count("{") > MAX_DEPTH:
+        _check_depth(value)
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    """Raises ValueError where lists and objects are more than MAX_DEPTH deep: functions that recurse would fail."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        children = [entry.values() if isinstance(entry, dict) else entry for entry in level]
+        level = [child for entries in children for child in entries if isinstance(child, dict | list)]
+        if not level:
+            return
+    raise ValueError("it is nested too deeply")
 
 
 def parse_object(content: str | bytes) -> dict[str, Any]:

@@ -10,7 +10,7 @@ def unit_of(*arrays: np.ndarray) -> float:
 
     Dividing by a power of two does not round, so results in this unit, multiplied by it, are those without it.
     """
-    largest = max(float(np.abs(array).max(initial=0)) for array in arrays)
+    largest = max(float(np.abs(np.asarray(array)).max(initial=0)) for array in arrays)
     if not math.isfinite(largest) or largest == 0 or 1e-100 < largest < 1e100:
         return 1.0
     return 2.0 ** (math.frexp(largest)[1] - 1)

@@ -108,7 +108,7 @@ class Iteration:
             fz = evaluate(z)  # for the residual, and for the next step
             diagnostics.residual, diagnostics.evaluations = relative_residual(z, fz), 2 * number + 1
             # A sample goes on if it has made all steps so far and is not within the tolerance.
-            continues = (diagnostics.steps == number) & ~(diagnostics.residual <= tol)
+            continues = (diagnostics.steps == number) & ~(diagnostics.residual <= float(tol))
             if number == self.max_steps or not continues.any():
                 return
             diagnostics.steps += continues
