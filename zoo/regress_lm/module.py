@@ -17,22 +17,14 @@ from zoo.layers.lora import add_lora
 from zoo.optim import OptimizerConfig
 from zoo.regress_lm import decoding, encoders, estimates
 from zoo.regress_lm.defaults import choose_settings
+from zoo.regress_lm.encoder_user import EncoderUser
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
 from zoo.regress_lm.number_formats import NumberFormat, finer_format, number_tokenizer
-from zoo.regress_lm.number_sampler import Calibration, NumberSampler
-from zoo.regress_lm.pretrained_encoder import (
-    EncoderMode,
-    PretrainedEncoder,
-    cache_folder,
-    check_same,
-    pretrained_encoder,
-)
-from zoo.regress_lm.state_cache import StateCache
-from zoo.regress_lm.upstream_weights import load_upstream
+from zoo.regress_lm.number_sampler import Calibration
+from zoo.regress_lm.pretrained_encoder import EncoderMode, pretrained_encoder
 from zoo.regress_lm.vocabulary import NumberVocabulary
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import TextBatch, targets_and_features
-from zoo.training.checkpoint_file import read_checkpoint
 from zoo.training.choices import Choice
 from zoo.training.distinct_targets import find_merged
 from zoo.training.fixed_arguments import field_names
@@ -49,7 +41,7 @@ class RegressLMSettings(OptimizerConfig, RegressLMConfig):
     weight_decay: float = 0.01
 
 
-class RegressLMModule(NumberSampler):
+class RegressLMModule(EncoderUser):
     """Text in, distribution over numbers out: an encoder reads any text, a decoder generates the number's tokens.
 
     Logged in addition to the scores of every regressor: `nll`, nats per row under the constrained distribution that is
@@ -111,7 +103,7 @@ class RegressLMModule(NumberSampler):
         "power_tokens",
     )
     fixed_arguments: ClassVar[tuple[str, ...]] = (
-        *NumberSampler.fixed_arguments,
+        *EncoderUser.fixed_arguments,
         *field_names(RegressLMConfig, "dropout", "residual_dropout"),
         "number_format",
         "number_digits",
@@ -196,15 +188,10 @@ class RegressLMModule(NumberSampler):
         self.dropout_seed: int | None = None
         """Seed of dropout in `fine_tune`; None for the seed of the run."""
         if weights:
-            self.load_state_dict(self._read_weights(weights))
+            self.load_state_dict(self.read_weights(weights))
             self.hparams["weights"] = None  # a checkpoint of this module must not need the file it started from
         if lora_rank and pretrained is None:
             add_lora(self.model, lora_rank, lora_alpha)
-
-    @classmethod
-    def data_settings(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
-        encoder = settings.get("encoder")
-        return encoders.data_settings(encoder) if encoder else {}
 
     @classmethod
     def choose_settings(cls, data: Any, given: Mapping[str, Any]) -> list[Choice]:
@@ -223,50 +210,6 @@ class RegressLMModule(NumberSampler):
             )
         return choose_settings(data.statistics(), given)
 
-    @property
-    def pretrained_encoder(self) -> PretrainedEncoder | None:
-        """The pretrained encoder; None for a RegressLM with an encoder of its own."""
-        encoder = self.model.encoder
-        return encoder if isinstance(encoder, PretrainedEncoder) else None
-
-    def _read_weights(self, path: str) -> dict[str, Tensor]:
-        """The module's state dict from a checkpoint of the zoo or of upstream, whose heads must be the model's."""
-        checkpoint = read_checkpoint(path)
-        if "zoo" in checkpoint:
-            self._check_encoder(checkpoint)
-            checkpoint = read_checkpoint(path, required=("state_dict",))
-            state, settings = checkpoint["state_dict"], checkpoint.get("hyper_parameters", {})
-            decoder = settings.get("n_heads", RegressLMConfig.n_heads)
-            encoder = settings.get("n_encoder_heads") or decoder
-        else:
-            upstream = load_upstream(path)
-            state = {f"model.{name}": tensor for name, tensor in upstream.state_dict().items()}
-            decoder, encoder = upstream.config.n_heads, upstream.config.encoder_heads
-        # No shape depends on the number of heads.
-        config = self.model.config
-        if (decoder, encoder) != (config.n_heads, config.encoder_heads):
-            differ = encoder != decoder or config.n_encoder_heads is not None
-            options = f"--model.n_heads {decoder}" + (f" and --model.n_encoder_heads {encoder}" if differ else "")
-            raise UserError(
-                f"{path} has {decoder} heads in the decoder and {encoder} in the encoder, but this model "
-                f"{config.n_heads} and {config.encoder_heads}: set {options}"
-            )
-        return state
-
-    def _check_encoder(self, checkpoint: Mapping[str, Any]) -> None:
-        """Raises UserError where a checkpoint was trained on another frozen encoder than the module's."""
-        if (encoder := self.pretrained_encoder) is not None:
-            check_same(checkpoint, encoder, self.hparams["encoder"])
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        if (encoder := self.pretrained_encoder) is not None and encoder.digest:
-            checkpoint["encoder_digest"] = encoder.digest
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self._check_encoder(checkpoint)
-
     def check_data(self, data: Any) -> None:
         """The data must hold texts with numbers, none longer than the model's max_input_len."""
         super().check_data(data)
@@ -278,23 +221,6 @@ class RegressLMModule(NumberSampler):
             )
 
     # ---- training
-
-    def lr_scale(self, name: str) -> float:
-        """encoder_lr / lr for the weights of a pretrained encoder."""
-        if ".encoder.pretrained." not in name:
-            return 1.0
-        lr = self.optimizer_config.lr
-        return self.hparams["encoder_lr"] / lr if lr else 0.0
-
-    def on_fit_start(self) -> None:
-        """Store the states of a frozen encoder on disk while training."""
-        encoder = self.pretrained_encoder
-        if encoder is not None and encoder.mode == "frozen" and self.hparams["encoder_cache"]:
-            encoder.cache = StateCache(cache_folder() / f"{encoder.digest}.sqlite", encoder.width)
-
-    def on_fit_end(self) -> None:
-        if (encoder := self.pretrained_encoder) is not None:
-            encoder.cache = None
 
     def on_train_start(self) -> None:
         """Warn once of training targets that the number tokenizer clamps to its range or cannot distinguish."""

@@ -1,0 +1,87 @@
+"""RegressLM's use of pretrained encoders: settings of the data, initial weights, checkpoints, stored states."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from zoo.errors import UserError
+from zoo.regress_lm import encoders
+from zoo.regress_lm.model import RegressLMConfig
+from zoo.regress_lm.number_sampler import NumberSampler
+from zoo.regress_lm.pretrained_encoder import PretrainedEncoder, cache_folder, check_same
+from zoo.regress_lm.state_cache import StateCache
+from zoo.regress_lm.upstream_weights import load_upstream
+from zoo.training.checkpoint_file import read_checkpoint
+
+
+class EncoderUser(NumberSampler):
+    """NumberSampler whose encoder may be pretrained; its settings are `encoder`, `encoder_lr` and `encoder_cache`."""
+
+    @classmethod
+    def data_settings(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        encoder = settings.get("encoder")
+        return encoders.data_settings(encoder) if encoder else {}
+
+    @property
+    def pretrained_encoder(self) -> PretrainedEncoder | None:
+        """The pretrained encoder; None for a RegressLM with an encoder of its own."""
+        encoder = self.model.encoder
+        return encoder if isinstance(encoder, PretrainedEncoder) else None
+
+    def read_weights(self, path: str) -> dict[str, Tensor]:
+        """The module's state dict from a checkpoint of the zoo or of upstream, whose heads must be the model's."""
+        checkpoint = read_checkpoint(path)
+        if "zoo" in checkpoint:
+            self._check_encoder(checkpoint)
+            checkpoint = read_checkpoint(path, required=("state_dict",))
+            state, settings = checkpoint["state_dict"], checkpoint.get("hyper_parameters", {})
+            decoder = settings.get("n_heads", RegressLMConfig.n_heads)
+            encoder = settings.get("n_encoder_heads") or decoder
+        else:
+            upstream = load_upstream(path)
+            state = {f"model.{name}": tensor for name, tensor in upstream.state_dict().items()}
+            decoder, encoder = upstream.config.n_heads, upstream.config.encoder_heads
+        # No shape depends on the number of heads.
+        config = self.model.config
+        if (decoder, encoder) != (config.n_heads, config.encoder_heads):
+            differ = encoder != decoder or config.n_encoder_heads is not None
+            options = f"--model.n_heads {decoder}" + (f" and --model.n_encoder_heads {encoder}" if differ else "")
+            raise UserError(
+                f"{path} has {decoder} heads in the decoder and {encoder} in the encoder, but this model "
+                f"{config.n_heads} and {config.encoder_heads}: set {options}"
+            )
+        return state
+
+    def _check_encoder(self, checkpoint: Mapping[str, Any]) -> None:
+        """Raises UserError where a checkpoint was trained on another frozen encoder than the module's."""
+        if (encoder := self.pretrained_encoder) is not None:
+            check_same(checkpoint, encoder, self.hparams["encoder"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if (encoder := self.pretrained_encoder) is not None and encoder.digest:
+            checkpoint["encoder_digest"] = encoder.digest
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._check_encoder(checkpoint)
+
+    # ---- training
+
+    def lr_scale(self, name: str) -> float:
+        """encoder_lr / lr for the weights of a pretrained encoder."""
+        if ".encoder.pretrained." not in name:
+            return 1.0
+        lr = self.optimizer_config.lr
+        return self.hparams["encoder_lr"] / lr if lr else 0.0
+
+    def on_fit_start(self) -> None:
+        """Store the states of a frozen encoder on disk while training."""
+        encoder = self.pretrained_encoder
+        if encoder is not None and encoder.mode == "frozen" and self.hparams["encoder_cache"]:
+            encoder.cache = StateCache(cache_folder() / f"{encoder.digest}.sqlite", encoder.width)
+
+    def on_fit_end(self) -> None:
+        if (encoder := self.pretrained_encoder) is not None:
+            encoder.cache = None
