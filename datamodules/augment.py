@@ -38,7 +38,7 @@ class Augmentation:
             off.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         UserError: a file cannot be used.
     """
 

@@ -52,7 +52,7 @@ class LinearRegressionTasks(ZooDataModule):
         n_val: validation prompts of each kind ("pretrain": tasks of the pool; "true": new tasks), at least 1.
         n_test: test prompts of each kind, at least 1.
         seed: seed of the training prompts; by default the run's.
-        bad_rows: what to do with a line of the file that is no prompt for the model: "stop" with an error that names
+        bad_rows: what to do with a line of the file that is not a prompt for the model: "stop" with an error that names
             the line, or "skip" it; the number of lines left out and the first reason are printed.
     """
 
@@ -226,10 +226,10 @@ def read_queries(path: str, task: Task, bad: BadRows | None = None) -> list[Quer
     Args:
         path: the file.
         task: D and K of the model.
-        bad: what to do with lines that are no prompts; by default the first one is an error.
+        bad: what to do with lines that are not prompts; by default the first one is an error.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         UserError: a line is not a prompt, or does not fit the task; the message names the line.
     """
     queries: list[Query] = []

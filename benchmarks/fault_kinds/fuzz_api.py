@@ -93,7 +93,7 @@ def regress_lm(rng: Random, folder: Path) -> Callable[[], Any]:
                  "lr": 1e-9, "warmup_share": 0.05, "patience": 1, "clip": 1.0, "progress": False}  # fmt: skip
     changed = _change(arguments, rng) | {"progress": False}
     if isinstance(changed["max_epochs"], int):
-        changed["max_epochs"] = min(changed["max_epochs"], 2)  # many epochs are no fault
+        changed["max_epochs"] = min(changed["max_epochs"], 2)  # many epochs are allowed
     return lambda: RegressLM.from_scratch(32, dim=8, n_heads=2, n_objectives=objectives).fine_tune(**changed)
 
 
@@ -119,7 +119,7 @@ def revdeq(rng: Random, folder: Path) -> Callable[[], Any]:
                  "max_reconstruction_error": 1e-3}  # fmt: skip
     changed = _change(arguments, rng)
     if isinstance(changed["max_steps"], int):
-        changed["max_steps"] = min(changed["max_steps"], 50)  # many steps are no fault
+        changed["max_steps"] = min(changed["max_steps"], 50)  # many steps are allowed
     return lambda: solve(_Layer(), **changed)
 
 

@@ -65,7 +65,7 @@ def open_corpus(
         cache_dir: folder for the files of `datasets`.
 
     Raises:
-        FileNotFoundError: there is no such file, and no such data set on the hub.
+        FileNotFoundError: neither a file nor a data set on the hub has this name.
         UserError: a file is not text, or a table lacks the column `text_column`.
     """
     # Find the rows of each given split, and a digest that changes with their content.
@@ -259,7 +259,7 @@ def hub_tables(data: str, suffixes: Set[str], embedded: str, cache_dir: Path) ->
         cache_dir: folder for downloads.
 
     Raises:
-        FileNotFoundError: there is no such file, and no such data set on the hub.
+        FileNotFoundError: neither a file nor a data set on the hub has this name.
         UserError: the data set has no split for training.
     """
     path = Path(os.path.expanduser(data))

@@ -71,7 +71,7 @@ def read_labels(given: object) -> Labels:
         given: a list of names, a mapping, names separated by commas, JSON, or the path of a JSON file.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         UserError: it is none of these, or names fewer than two classes.
     """
     # Bring all forms to a mapping from label to name.

@@ -110,7 +110,7 @@ def load_config(value: str) -> tuple[str, dict[str, Any]]:
 
     Raises:
         UnknownConfigError: there is no such config.
-        UserError: the file is no regular file, is larger than 1 MiB or not UTF-8; or it is not valid YAML.
+        UserError: the file is not a regular file, is larger than 1 MiB or not UTF-8; or it is not valid YAML.
     """
     # A config's name contains none of these signs of YAML; a file's name may.
     if any(sign in value for sign in ("{", "\n", ": ")) and not os.path.exists(value):

@@ -26,7 +26,7 @@ def find_checkpoint(ckpt_path: str | None, output_dir: str | None) -> str | None
 
     Raises:
         UserError: `last` or `best` without a known folder; or the folder of a run, or a broken symbolic link.
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
     """
     if ckpt_path is not None and not ckpt_path.strip():
         raise UserError("--ckpt_path is empty: name a checkpoint, or drop it")

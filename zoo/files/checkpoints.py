@@ -33,7 +33,7 @@ def read_checkpoint(
 
     Raises:
         FileNotFoundError: there is no file `path`.
-        UserError: it is no checkpoint, is damaged, or holds more than tensors and plain values.
+        UserError: it is not a checkpoint, is damaged, or holds more than tensors and plain values.
     """
     checkpoint = read_torch_file(path, mmap=mmap, verify=verify, map_location=map_location)
     if not isinstance(checkpoint, dict):

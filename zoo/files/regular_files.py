@@ -21,7 +21,7 @@ def regular_file(path: str | os.PathLike, option: str = "", max_bytes: int | Non
         max_bytes: the largest size that is accepted; None accepts any.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         UserError: it is a folder, a pipe, a device or a socket, it is empty or too large, or the path is no path.
     """
     prefix = f"{option} " if option else ""

@@ -24,7 +24,7 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
     """The tensors in a file, after its header was compared with the file's size.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         UserError: it is not a regular file, or is damaged, or holds a type of tensor that torch does not have.
     """
     path = regular_file(path)

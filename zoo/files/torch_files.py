@@ -47,7 +47,7 @@ def read_torch_file(
         map_location: device of the tensors, as in torch.load.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         UserError: it is not a regular file, is damaged, or holds more than dense tensors and plain values.
     """
     path = regular_file(path)

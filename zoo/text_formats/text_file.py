@@ -23,7 +23,7 @@ def read_text(path: str | os.PathLike, option: str = "", max_bytes: int | None =
         max_bytes: the largest size that is accepted; None accepts any.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         UserError: it is no regular file, it is empty or too large, or it is not UTF-8; the message names the byte.
     """
     content = regular_file(path, option, max_bytes).read_bytes()

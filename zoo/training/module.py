@@ -165,7 +165,7 @@ class ZooModule(WeightedLosses):
             **changes: constructor arguments that replace those in the file.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: the file does not exist.
             UserError: the file is damaged, or its settings do not fit this class or the tensors.
         """
         if is_remote(checkpoint_path) or hparams_file is not None:
