@@ -12,14 +12,14 @@ from zoo.registry import DATA_MODULES, MODELS, load_class
 
 OPTIMIZER = {"lr", "muon_lr", "warmup_steps", "min_lr_ratio", "beta1", "beta2", "weight_decay"}
 NOT_TRAINED = {"LlamaZeroShot"}
-NOT_STATE = {"config", "weights", "embeddings", "base"}  # compared with config.yaml, or by their contents
+NOT_STATE = {"config", "weights", "embeddings", "base", "encoder"}  # compared with config.yaml, or by their contents
 # Every other argument of a class is either in this table, and applied, or in the class's `fixed_arguments`.
 APPLIED = {
     "LlamaLM": OPTIMIZER | {"compile", "dropout", "gradient_checkpointing"},
     "LlamaClassifier": OPTIMIZER | {"dropout", "head_dropout", "gradient_checkpointing", "lm_weight"},
     "RegressLM": OPTIMIZER
     | {"z_loss", "point", "num_samples", "val_samples", "keep_samples", "temperature", "dropout", "residual_dropout"}
-    | {"calibration", "unseen_exponents"},
+    | {"calibration", "unseen_exponents", "encoder_cache", "encoder_lr"},
     "MiniRLM": OPTIMIZER | {"loss", "huber_delta", "dropout"},
     "ICRTransformer": OPTIMIZER | {"compile", "grad_clip"},
     "RevDEQLM": OPTIMIZER

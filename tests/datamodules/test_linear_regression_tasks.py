@@ -55,12 +55,17 @@ def trainer_after(steps: int, max_steps: int, accumulate: int = 1):
     """A trainer that has taken `steps` optimizer steps of `accumulate` batches."""
     counts = SimpleNamespace(ready=steps * accumulate, processed=steps * accumulate, completed=steps * accumulate)
     progress = SimpleNamespace(total=counts, current=counts, is_last_batch=False)
-    epoch_loop = SimpleNamespace(batch_progress=progress)
+    validated = SimpleNamespace(total=SimpleNamespace(processed=0))
+    epoch_loop = SimpleNamespace(
+        batch_progress=progress,
+        val_loop=SimpleNamespace(batch_progress=validated),
+        _should_check_val_epoch=lambda: True,
+    )
     return SimpleNamespace(
         global_step=steps,
         max_steps=max_steps,
         accumulate_grad_batches=accumulate,
-        fit_loop=SimpleNamespace(epoch_loop=epoch_loop),
+        fit_loop=SimpleNamespace(epoch_loop=epoch_loop, done=True),
     )
 
 

@@ -238,7 +238,8 @@ class ZooCLI(OpenLightningCLI):
         if model is None or not issubclass(model, ZooModule):
             return
         given = given_options(self.arguments.keys, "data")
-        for name, value in model.data_settings(config.model.init_args).items():
+        settings = config.model.get("init_args") or {}  # a class may have no arguments
+        for name, value in model.data_settings(settings).items():
             if name in config.data.init_args and name not in given:
                 config.data.init_args[name] = value
 

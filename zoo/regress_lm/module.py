@@ -112,6 +112,7 @@ class RegressLMModule(EncoderUser):
         "lora_rank",
         "lora_alpha",
         "encoder_mode",
+        "encoder_config",
     )
     renamed_arguments: ClassVar[dict[str, str]] = {
         "numbers": "number_format",

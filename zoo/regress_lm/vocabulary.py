@@ -48,18 +48,20 @@ class NumberVocabulary:
         self._ids = np.array([self.tokens.index(token) for token in tokenizer.tokens])  # by local id
         self._local = np.zeros(self.size, dtype=np.int64)
         self._local[self._ids] = np.arange(len(self._ids))
-        # The tokenizer's automaton over ids; after the last token of a number its state is 0 again.
-        states = len(tokenizer.allowed)
-        allowed = torch.zeros(states, self.size, dtype=torch.bool)
-        allowed[:, self._ids] = torch.from_numpy(tokenizer.allowed)
-        next_state = torch.zeros(states, self.size, dtype=torch.int64)
-        next_state[:, self._ids] = torch.from_numpy(tokenizer.next_state % states)
-        self._full = Automaton(allowed, next_state, positions(allowed, next_state))
-        self.automaton = self._full
-        if magnitudes and tokenizer.magnitude_states:
-            self.automaton = self._full.restricted(magnitudes)
-        by_position = torch.tensor(temperatures or [1.0] * tokenizer.num_tokens, dtype=torch.float64)
-        self.temperature = by_position[self.automaton.position]
+        # Tables are on the CPU, also where a model is built on the meta device.
+        with torch.device("cpu"):
+            # The tokenizer's automaton over ids; after the last token of a number its state is 0 again.
+            states = len(tokenizer.allowed)
+            allowed = torch.zeros(states, self.size, dtype=torch.bool)
+            allowed[:, self._ids] = torch.from_numpy(tokenizer.allowed)
+            next_state = torch.zeros(states, self.size, dtype=torch.int64)
+            next_state[:, self._ids] = torch.from_numpy(tokenizer.next_state % states)
+            self._full = Automaton(allowed, next_state, positions(allowed, next_state))
+            self.automaton = self._full
+            if magnitudes and tokenizer.magnitude_states:
+                self.automaton = self._full.restricted(magnitudes)
+            by_position = torch.tensor(temperatures or [1.0] * tokenizer.num_tokens, dtype=torch.float64)
+            self.temperature = by_position[self.automaton.position]
 
     @property
     def allowed(self) -> Tensor:
