@@ -77,6 +77,7 @@ def test_revdeq_runs_from_top_to_bottom(environment, tmp_path):
     assert list(folder.glob("events.out.tfevents*"))
 
 
+@pytest.mark.slow
 def test_regress_lm_densities_runs_from_top_to_bottom(environment, tmp_path):
     notebook = read("regress_lm_densities")
     execute(notebook, tmp_path, "STEPS, BATCH_SIZE, DIM, SAMPLES = 20, 32, 16, 50")
@@ -89,6 +90,7 @@ def test_regress_lm_densities_runs_from_top_to_bottom(environment, tmp_path):
     assert "other true samples" in printed(notebook, "rows")
 
 
+@pytest.mark.slow
 def test_regress_lm_ranking_runs_from_top_to_bottom(environment, tmp_path):
     notebook = read("regress_lm_ranking")
     execute(notebook, tmp_path, "TRAIN, VALIDATION, CANDIDATES, EPOCHS, DIM = 32, 16, 40, 2, 16")
