@@ -17,9 +17,9 @@ from benchmarks.fault_kinds.mutations import flip_bit
 from benchmarks.fault_kinds.processes import exit_code
 from benchmarks.fault_kinds.runs import start, unequal
 from zoo.datamodules import TextLM, TextRegression
+from zoo.files.checkpoints import read_checkpoint
 from zoo.llama import LlamaLM, load_checkpoint
 from zoo.tokenizers import load_tokenizer
-from zoo.training.checkpoint_file import read_checkpoint
 
 
 class Target(NamedTuple):

@@ -15,13 +15,13 @@ from tests.resume import train
 from zoo.__main__ import main
 from zoo.console.exit_codes import run_command
 from zoo.datamodules import LinearRegressionTasks
+from zoo.files.checkpoints import read_checkpoint
 from zoo.icr import ICRegConfig, ICRTransformer, load_model
 from zoo.icr.sweep import __main__ as sweep_module
 from zoo.icr.sweep import training
 from zoo.icr.sweep.stacked_data import StackedTasks
 from zoo.icr.sweep.stacked_model import StackedICR
 from zoo.icr.task import Prompts
-from zoo.training.checkpoint_file import read_checkpoint
 
 SIZES = {"D": 2, "K": 4, "d_model": 8, "d_mlp": 16, "n_heads": 2, "n_layers": 2}
 TRAINING = {"num_steps": 60, "eval_every": 20, "checkpoint_every": 30, "batch_size": 8, "warmup_steps": 25, "n_val": 16}

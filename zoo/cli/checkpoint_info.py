@@ -11,10 +11,10 @@ from zoo.cli.renamed_arguments import find_renamed, renamed_arguments
 from zoo.datamodules.sources.corpus import data_label
 from zoo.errors import UserError
 from zoo.files import regular_file
+from zoo.files.checkpoints import read_checkpoint
 from zoo.files.memory_limit import file_bytes, memory_limit, tensor_sizes
 from zoo.registry import DATA_MODULES, MODELS
 from zoo.tokenizers import has_tokenizer
-from zoo.training.checkpoint_file import read_checkpoint
 
 # Settings that concern the process that trained, not the model.
 _NOT_RESTORED = {"_class_path", "_instantiator", "weights", "compile"}

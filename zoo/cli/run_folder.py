@@ -89,7 +89,7 @@ def refuse_other_run(folder: Path, ckpt_path: str | None) -> None:
 
 def check_writable(folder: Path) -> None:
     """Raises OSError where nothing can be written into the folder: before training rather than after it."""
-    missing = list(_missing_folders([folder]))
+    missing = list(missing_folders([folder]))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -97,7 +97,7 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         raise OSError(f"cannot write to {folder} ({error.strerror}): give another --output_dir") from error
     finally:
-        _remove_empty(missing)
+        remove_empty(missing)
 
 
 class EmptyFolders(Callback):
@@ -108,20 +108,21 @@ class EmptyFolders(Callback):
     """
 
     def __init__(self, folders: Iterable[Path]) -> None:
-        self.missing = list(_missing_folders(folders))
+        self.missing = list(missing_folders(folders))
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         if trainer.is_global_zero:
-            _remove_empty(self.missing)
+            remove_empty(self.missing)
 
 
-def _missing_folders(folders: Iterable[Path]) -> Iterator[Path]:
+def missing_folders(folders: Iterable[Path]) -> Iterator[Path]:
     """The folders and their parents that do not exist, each before its parents."""
     for folder in folders:
         yield from (path for path in (folder, *folder.parents) if not path.exists())
 
 
-def _remove_empty(folders: Iterable[Path]) -> None:
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those of the folders that exist and are empty; each before its parents."""
     for folder in folders:
         with contextlib.suppress(OSError):  # it does not exist, or is not empty
             folder.rmdir()

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from zoo.cli.run_folder import missing_folders, remove_empty
 from zoo.files.locks import owned_lock
 
 LOCK_NAME = ".lock"
@@ -19,16 +20,9 @@ def locked_folder(folder: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            missing = [path for path in (folder, *folder.parents) if not path.exists()]
-            stack.callback(_remove_empty, missing)
+            stack.callback(remove_empty, list(missing_folders([folder])))
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(owned_lock(folder / LOCK_NAME, f"another run writes into {folder}"))
         except OSError as error:
             raise OSError(f"cannot write to {folder} ({error.strerror or error}): give another --output_dir") from error
         yield
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    with contextlib.suppress(OSError):  # not empty, or removed by someone else
-        for path in folders:
-            path.rmdir()

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from lightning.pytorch import Trainer
 
 from zoo.errors import UserError
+from zoo.files.checkpoints import read_checkpoint
 from zoo.tokenizers import stream_decode
-from zoo.training.checkpoint_file import read_checkpoint
 from zoo.training.language_model import LanguageModel
 
 

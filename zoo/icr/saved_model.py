@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from zoo.errors import UserError
+from zoo.files.checkpoints import read_checkpoint
 from zoo.icr.model import ICRegConfig
 from zoo.icr.module import ICRTransformer
-from zoo.training.checkpoint_file import read_checkpoint
 
 
 def read_config(path: str | Path) -> tuple[ICRegConfig, dict[str, Any]]:

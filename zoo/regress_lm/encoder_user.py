@@ -6,13 +6,13 @@ from typing import Any
 from torch import Tensor
 
 from zoo.errors import UserError
+from zoo.files.checkpoints import read_checkpoint
 from zoo.regress_lm import encoders
 from zoo.regress_lm.model import RegressLMConfig
 from zoo.regress_lm.number_sampler import NumberSampler
 from zoo.regress_lm.pretrained_encoder import PretrainedEncoder, cache_folder, check_same
 from zoo.regress_lm.state_cache import StateCache
 from zoo.regress_lm.upstream_weights import load_upstream
-from zoo.training.checkpoint_file import read_checkpoint
 
 
 class EncoderUser(NumberSampler):

@@ -26,10 +26,10 @@ from zoo.datamodules.regression_rows import RegressionViews
 from zoo.datamodules.row_text import RowLayout, is_missing
 from zoo.datamodules.sources.tables import BadRows, read_table
 from zoo.errors import UserError, check_weight
+from zoo.files.checkpoints import read_checkpoint
 from zoo.registry import DATA_MODULES, load_class
 from zoo.regress_lm.api import RegressLM
 from zoo.regress_lm.example import ExampleInput
-from zoo.training.checkpoint_file import read_checkpoint
 
 COLUMNS = ("text", "target", "change", "changed", "changed_target")
 TEXTS = {"text": "target", "changed": "changed_target"}  # column of a text -> column of its target

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from zoo.callbacks.checkpoint import AtomicCheckpointIO
 from zoo.errors import UserError
+from zoo.files.checkpoints import read_checkpoint
 from zoo.icr.module import ICRTransformer
 from zoo.icr.sweep.metadata import member_folder
 from zoo.icr.sweep.stacked_model import StackedICR, change_tensors
 from zoo.icr.task import Diversity
 from zoo.registry import registered_name
-from zoo.training.checkpoint_file import read_checkpoint
 
 CALLBACK = "MemberTracking"  # key of that callback's state in checkpoints
 

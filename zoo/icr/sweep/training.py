@@ -15,13 +15,13 @@ from lightning.pytorch import Trainer, seed_everything
 
 from zoo.callbacks.progress import Progress
 from zoo.console.messages import one_sentence
+from zoo.files.checkpoints import read_checkpoint
 from zoo.icr.sweep.member_tracking import MemberTracking
 from zoo.icr.sweep.metadata import ENDED, Metadata, member_folder
 from zoo.icr.sweep.options import model_config
 from zoo.icr.sweep.stacked_data import StackedTasks
 from zoo.icr.sweep.stacked_model import StackedICR
 from zoo.icr.task import Diversity, Task
-from zoo.training.checkpoint_file import read_checkpoint
 
 
 def train_members(members: list[Diversity], args: argparse.Namespace, metadata: Metadata) -> None:
