@@ -11,7 +11,7 @@ next token from z. Departures from the original:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -119,11 +119,12 @@ class Layer(nn.Module):
 
     def __init__(self, config: RevDEQConfig) -> None:
         super().__init__()
-        d, inner = config.hidden_size, [config.intermediate_size] * config.mlp_layers
+        d = config.hidden_size
+        widths = chain([d], repeat(config.intermediate_size, config.mlp_layers), [d])
         self.post_norm, self.keep_probability = config.block == "post_norm", 1 - config.dropout
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.attention = Attention(d, config.num_heads, config.num_heads)
-        self.mlp = nn.ModuleList(Linear(n, m) for n, m in pairwise([d, *inner, d]))
+        self.mlp = nn.ModuleList(Linear(n, m) for n, m in pairwise(widths))
 
     def feed_forward(self, h: Tensor) -> Tensor:
         """The MLP with GELU between its layers, (B, T, d) -> (B, T, d)."""
