@@ -2,7 +2,10 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
+
+from zoo.errors import UserError
 
 MAX_DIGITS = 1000  # of an integer; the largest double has 309
 MAX_DEPTH = 100  # of lists and objects within each other
@@ -45,6 +48,19 @@ def parse_object(content: str | bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"it is of type {type(value).__name__}")
     return value
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The object in a file of a downloaded model.
+
+    Raises:
+        UserError: the file is damaged, or holds something else.
+    """
+    try:
+        return parse_object(file.read_bytes())
+    except ValueError as error:
+        reason = describe_json_error(error)
+        raise UserError(f"{file} is truncated, or holds no JSON object ({reason}): download it again") from None
 
 
 def describe_json_error(error: ValueError, with_line: bool = True) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError
-from zoo.text_formats.json_text import describe_json_error, parse_object
+from zoo.text_formats.json_text import read_object
 from zoo.tokenizers.base import State, Tokenizer
 from zoo.tokenizers.tokenizer_json import (
     HIDDEN,
@@ -255,19 +255,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
                     raise UserError(f"add_bos_token in {name} is neither true nor false; download the file again")
                 settings[key] = value
     return settings
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        UserError: it holds something else.
-    """
-    try:
-        return parse_object(file.read_bytes())
-    except ValueError as error:
-        reason = describe_json_error(error)
-        raise UserError(f"{file.name} is truncated, or holds no JSON object ({reason}); download it again") from None
 
 
 def _byte_level(model):

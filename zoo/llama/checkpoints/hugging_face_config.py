@@ -11,7 +11,7 @@ from typing import Any
 
 from zoo.errors import UserError
 from zoo.llama.model import SCALING_KEYS, LlamaConfig
-from zoo.text_formats.json_text import describe_json_error, parse_object
+from zoo.text_formats.json_text import read_object
 
 # Keys that set sizes and constants.
 _READ = {
@@ -56,7 +56,9 @@ def read_config(file: Path) -> LlamaConfig:
     Raises:
         UserError: the file is damaged, or describes a model that zoo.llama does not support.
     """
-    settings = read_json(file)
+    if not file.is_file():
+        raise UserError(f"{file.parent} is not a Hugging Face folder: it lacks {file.name}")
+    settings = read_object(file)
     _check_keys(file, settings)
     try:
         config = LlamaConfig(
@@ -103,21 +105,6 @@ def check_sizes(file: Path, config: LlamaConfig, weight_bytes: int) -> None:
             f"{file} sets max_position_embeddings {config.max_seq_len}, whose rotary table needs {table_bytes} bytes: "
             "lower it to the longest text in tokens that you need"
         )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        UserError: there is no such file, or it holds something else.
-    """
-    if not path.is_file():
-        raise UserError(f"{path.parent} is not a Hugging Face folder: it lacks {path.name}")
-    try:
-        return parse_object(path.read_bytes())
-    except ValueError as error:
-        reason = describe_json_error(error)
-        raise UserError(f"{path} is truncated, or holds no JSON object ({reason}): download it again") from None
 
 
 def _check_keys(file: Path, settings: dict[str, Any]) -> None:
@@ -186,7 +173,7 @@ def _stop_tokens(file: Path, settings: dict[str, Any], vocab_size: int) -> list[
     As in the `generate` of transformers 5: where generation_config.json exists, it alone counts, also without this key.
     """
     if (generation := file.with_name("generation_config.json")).is_file():
-        file, settings = generation, read_json(generation)
+        file, settings = generation, read_object(generation)
     given = settings.get("eos_token_id")
     ids = given if isinstance(given, list) else [] if given is None else [given]
     if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
