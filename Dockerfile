@@ -15,9 +15,14 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 COPY constraints.txt .
 RUN pip install --no-cache-dir --no-deps --index-url ${TORCH_INDEX} --constraint constraints.txt torch
 
-# Editable, so that the mounted repository is used. zoo/{datamodules,callbacks,configs} are links, which COPY keeps.
+# The dependencies in a layer that an edit of the code does not rebuild: only these files and constraints.txt change it.
+COPY setup.cfg pyproject.toml ./
+RUN install --directory --owner zoo zoo && touch README.md LICENSE \
+    && pip install --no-cache-dir --constraint constraints.txt --editable '.[dev]'
+
+# Editable, so that the mounted repository is used. Links in zoo/ to folders at the top stay links.
 COPY --chown=zoo . .
-RUN pip install --no-cache-dir --constraint constraints.txt --editable '.[dev]'
+RUN pip install --no-cache-dir --no-deps --editable .
 
 USER zoo
 CMD ["bash"]

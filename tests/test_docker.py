@@ -63,15 +63,22 @@ def test_copies_what_exists():
 
 def test_installs_what_is_pinned(setup_cfg):
     pinned = names(read("constraints.txt"))
-    torch, zoo = pip_installs()
-    for words in (torch, zoo):
+    torch, dependencies, zoo = pip_installs()
+    for words in (torch, dependencies):
         assert words[words.index("--constraint") + 1] == "constraints.txt"
     assert torch[-1] == "torch"
     assert "--no-deps" in torch
-    assert zoo[-2:] == ["--editable", ".[dev]"]
+    assert dependencies[-2:] == ["--editable", ".[dev]"]
+    assert zoo[-3:] == ["--no-deps", "--editable", "."]
     wanted = names(setup_cfg["options"]["install_requires"]) | names(setup_cfg["options.extras_require"]["dev"])
     assert "nbclient" in wanted
     assert wanted - pinned == set()
+
+
+def test_an_edit_of_the_code_does_not_rebuild_the_dependencies():
+    before = read("Dockerfile").split("'.[dev]'")[0].splitlines()
+    copied = {word for line in before if line.startswith("COPY") for word in line.split()[1:-1]}
+    assert copied == {"constraints.txt", "setup.cfg", "pyproject.toml"}
 
 
 def test_does_not_run_as_root():
