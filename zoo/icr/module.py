@@ -22,6 +22,7 @@ from zoo.training.fixed_arguments import field_names
 from zoo.training.loss_weights import Counts, Loss
 from zoo.training.metrics import reset_metrics
 from zoo.training.module import ZooModule
+from zoo.training.precision import ignore_skipped_first_step
 from zoo.training.random_streams import global_seed, stream
 from zoo.training.settings import part
 
@@ -126,8 +127,7 @@ class ICRTransformer(ZooModule):
             raise UserError("warmup_steps needs an end at which the rate is 0: give --trainer.max_steps")
         optimizer = self.settings.build(self.named_parameters())
         schedule = self.settings.schedule(optimizer, int(total))
-        # Where the fp16 scaler skips the first step, torch would warn about the order of optimizer and schedule.
-        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        ignore_skipped_first_step()
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:

@@ -6,6 +6,8 @@ vector and mapped to the outputs. Alternatively the numbers in the text pass thr
 marks padding, which is neither processed nor pooled: the outputs of a row do not depend on the other rows of its batch.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, get_args
@@ -182,9 +184,20 @@ class LSTM(nn.Module):
     def _lstm(self, x: Any) -> Any:
         """States of x, both a tensor or both a PackedSequence; 16-bit weights on a CPU without oneDNN."""
         if self.dtype.itemsize < 4 and x.data.device.type == "cpu":
-            with torch.backends.mkldnn.flags(enabled=False):
+            with _without_onednn():
                 return self.lstm(x)[0]
         return self.lstm(x)[0]
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    """Compute by torch's own kernels on a CPU."""
+    was_enabled = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = was_enabled
 
 
 class Transformer(nn.Module):

@@ -16,7 +16,7 @@ from zoo.registry import registered_name
 from zoo.tokenizers import Tokenizer, from_state
 from zoo.training.fixed_arguments import check_fixed
 from zoo.training.loss_weights import WeightedLosses
-from zoo.training.precision import use_precision
+from zoo.training.precision import ignore_skipped_first_step, use_precision
 from zoo.training.random_streams import derive, global_seed
 from zoo.training.stored_settings import check_stored_settings
 
@@ -122,6 +122,7 @@ class ZooModule(WeightedLosses):
             raise UserError("the learning-rate schedule needs the number of steps: set trainer.max_steps or max_epochs")
         optimizer = self.optimizer_config.build(self.named_parameters(), self.lr_scale)
         self.total_steps = int(total_steps)
+        ignore_skipped_first_step()
         schedule = ResumedSchedule(optimizer, lambda step: self.optimizer_config.lr_factor(step, self.total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -6,6 +6,7 @@ evaluation data and metrics keep their dtype, modules cast their inputs to the d
 computed in fp32, or in fp64 with fp64 weights.
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -67,3 +68,8 @@ def _refuse(precision: str, device: str, stage: str) -> None:
         )
     if precision == "64-true" and device == "mps":
         raise UserError("--trainer.precision 64-true: MPS has no fp64; add --trainer.accelerator cpu")
+
+
+def ignore_skipped_first_step() -> None:
+    """Silence torch's warning about the order of optimizer and schedule where fp16's scaler skips the first step."""
+    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
