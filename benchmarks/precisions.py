@@ -44,7 +44,9 @@ LLAMA = {"vocab_size": VOCABULARY, "dim": 32, "n_layers": 2, "n_heads": 2, "max_
 MODELS: dict[str, Any] = {
     "LlamaLM": lambda: LlamaLM(**LLAMA),
     "LlamaClassifier": lambda: LlamaClassifier(["odd", "even"], head_dropout=0.0, **LLAMA),
-    "RegressLM": lambda: RegressLMModule(vocab_size=VOCABULARY, dim=32, n_heads=2, max_input_len=64, val_samples=0, lr=LR),
+    "RegressLM": lambda: RegressLMModule(
+        vocab_size=VOCABULARY, dim=32, n_heads=2, max_input_len=64, val_samples=0, lr=LR
+    ),
     "MiniRLM, LSTM": lambda: MiniRLM(vocab_size=VOCABULARY, dim=32, hidden_dim=32, lr=LR),
     "MiniRLM, transformer": lambda: MiniRLM("transformer", vocab_size=VOCABULARY, dim=32, n_heads=2, lr=LR),
     "MiniRLM, MLP": lambda: MiniRLM("mlp", n_features=2, dim=32, lr=LR),

@@ -23,12 +23,19 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map_only
+from torchmetrics import Metric
 
 CUDA = torch.device("cuda", 0)
 SOURCES = tuple(str(Path(__file__).resolve().parents[1] / folder) for folder in ("zoo", "callbacks", "datamodules"))
 _aten = torch.ops.aten
 # Operations whose result, or its shape, the host needs.
 _SYNCHRONISING = {_aten._local_scalar_dense, _aten.nonzero, _aten.masked_select, _aten.equal, _aten.is_nonzero}
+_INDEXING = {_aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_}
+# Copies, and operations on packed sequences, whose lengths are on the CPU.
+_WITH_CPU_ARGUMENTS = {
+    _aten.copy_, _aten._to_copy, _aten._pack_padded_sequence, _aten._pack_padded_sequence_backward,
+    _aten._pad_packed_sequence, _aten.lstm,
+}  # fmt: skip
 # From the documentation of torch.use_deterministic_algorithms in torch 2.13.
 _WITHOUT_DETERMINISTIC_KERNEL = {
     _aten.nll_loss2d_forward, _aten.nll_loss2d_backward, _aten.histc, _aten.kthvalue, _aten.median, _aten.put_,
@@ -100,28 +107,31 @@ class PretendedTensor(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         packet, leaves = func.overloadpacket, tree_flatten((args, kwargs))[0]
-        is_copy = packet in (_aten.copy_, _aten._to_copy)
-        for leaf in leaves:
-            is_on_cpu = isinstance(leaf, Tensor) and not isinstance(leaf, PretendedTensor)
-            if is_on_cpu and leaf.ndim and not is_copy:
-                raise DeviceMismatch(_place(f"{func} on tensors on cuda:0 and on the CPU"))
-        _note(func, packet, args, leaves)
+        on_cpu = [leaf for leaf in leaves if isinstance(leaf, Tensor) and not isinstance(leaf, PretendedTensor)]
+        if packet in _INDEXING and isinstance(args[0], PretendedTensor):
+            # CUDA copies indices from the CPU.
+            _record.copies_to_device.extend(_place(f"index of {func}") for index in on_cpu if index.ndim)
+        elif any(tensor.ndim for tensor in on_cpu) and packet not in _WITH_CPU_ARGUMENTS:
+            raise DeviceMismatch(_place(f"{func} on tensors on cuda:0 and on the CPU"))
+        _note(func, packet, args)
         inner_args, inner_kwargs = tree_map_only(PretendedTensor, lambda t: t.inner, (args, kwargs))
         result = func(*inner_args, **inner_kwargs)
         # In-place operations return their own argument, and an alias keeps it alive.
         if func._schema.is_mutable:
             originals = {id(leaf.inner): leaf for leaf in leaves if isinstance(leaf, PretendedTensor)}
             return tree_map_only(Tensor, lambda t: originals.get(id(t), t), result)
+        if packet is _aten._pack_padded_sequence:  # the sizes remain on the CPU
+            return PretendedTensor(result[0]), result[1]
         return tree_map_only(Tensor, PretendedTensor, result)
 
 
-def _note(func: Any, packet: Any, args: Any, leaves: list[Any]) -> None:
+def _note(func: Any, packet: Any, args: Any) -> None:
     """Record what an operation would do on CUDA."""
     if packet in _SYNCHRONISING:
         _record.synchronisations.append(_place(str(func)))
-    if packet in (_aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_):
-        if any(isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1]):
-            _record.synchronisations.append(_place(f"{func} with a boolean index"))
+    indexes = args[1] if packet in _INDEXING else ()
+    if any(isinstance(index, Tensor) and index.dtype == torch.bool for index in indexes):
+        _record.synchronisations.append(_place(f"{func} with a boolean index"))
     if packet is _aten.copy_ and isinstance(args[0], PretendedTensor) != isinstance(args[1], PretendedTensor):
         is_upload = isinstance(args[0], PretendedTensor)
         (_record.copies_to_device if is_upload else _record.synchronisations).append(_place(str(func)))
@@ -197,7 +207,7 @@ def pretend_cuda() -> Iterator[Record]:
 
 
 def on_cuda(module: nn.Module) -> nn.Module:
-    """The module with its parameters and buffers on the pretended device."""
+    """The module with its parameters, buffers and the states of its metrics on the pretended device."""
     shared: dict[int, nn.Parameter] = {}
     for part in module.modules():
         for name, parameter in part._parameters.items():
@@ -206,4 +216,9 @@ def on_cuda(module: nn.Module) -> nn.Module:
                 part._parameters[name] = shared.setdefault(id(parameter), new)
         for name, buffer in part._buffers.items():
             part._buffers[name] = None if buffer is None else _pretend(buffer)
+        if isinstance(part, Metric):
+            for name, default in part._defaults.items():
+                if isinstance(default, Tensor):
+                    part._defaults[name] = _pretend(default)
+                    setattr(part, name, _pretend(getattr(part, name)))
     return module

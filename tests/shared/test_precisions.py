@@ -62,8 +62,9 @@ def trainer(precision, *callbacks, **options):
     is_fp16 = precision == "16-mixed"  # Lightning replaces it on a CPU, the callback does not
     return Trainer(
         precision=None if is_fp16 else precision, logger=False, enable_progress_bar=False, accelerator="cpu",
+        enable_model_summary=False,
         callbacks=[*callbacks, *([MixedPrecision("fp16", devices=("cpu",))] if is_fp16 else [])],
-        **{"max_steps": 2, "val_check_interval": 2, "enable_checkpointing": False, "enable_model_summary": False} | options,
+        **{"max_steps": 2, "val_check_interval": 2, "enable_checkpointing": False} | options,
     )  # fmt: skip
 
 
@@ -112,7 +113,7 @@ def test_every_verb(case, precision):
 @pytest.mark.parametrize("case", ["LlamaLM", "RegressLM", "ICRTransformer"])
 def test_16_true_evaluates_and_does_not_train(case):
     module = model(case)
-    with pytest.raises(UserError, match="precision 16-true cannot train: .*set it to bf16-true, 16-mixed or"):
+    with pytest.raises(UserError, match=r"precision 16-true cannot train: .*set it to bf16-true, 16-mixed or"):
         trainer("16-true").fit(module, data(case))
     [low] = trainer("16-true").validate(module, data(case), verbose=False)
     [exact] = trainer("32-true").validate(model(case), data(case), verbose=False)

@@ -193,7 +193,7 @@ class LSTM(nn.Module):
 def _without_onednn() -> Iterator[None]:
     """Compute by torch's own kernels on a CPU."""
     was_enabled = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = False
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     try:
         yield
     finally:
