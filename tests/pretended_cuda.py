@@ -8,8 +8,8 @@ that mixes it with a CPU tensor of one dimension or more raises DeviceMismatch, 
 - copies from the host;
 - operations that raise an error on CUDA under `torch.use_deterministic_algorithms(True)`.
 
-Not tested are kernels, memory and speed, and the choice of kernels: torch itself sees CPU tensors. Autocast for "cuda"
-has no effect, so nest `torch.autocast("cpu", dtype)` in it.
+Not tested are kernels, memory and speed, and the choice of kernels: torch itself sees CPU tensors. Packed sequences are
+not supported. Autocast for "cuda" has no effect, so nest `torch.autocast("cpu", dtype)` in it.
 """
 
 import contextlib
@@ -31,11 +31,6 @@ _aten = torch.ops.aten
 # Operations whose result, or its shape, the host needs.
 _SYNCHRONISING = {_aten._local_scalar_dense, _aten.nonzero, _aten.masked_select, _aten.equal, _aten.is_nonzero}
 _INDEXING = {_aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_}
-# Copies, and operations on packed sequences, whose lengths are on the CPU.
-_WITH_CPU_ARGUMENTS = {
-    _aten.copy_, _aten._to_copy, _aten._pack_padded_sequence, _aten._pack_padded_sequence_backward,
-    _aten._pad_packed_sequence, _aten.lstm,
-}  # fmt: skip
 # From the documentation of torch.use_deterministic_algorithms in torch 2.13.
 _WITHOUT_DETERMINISTIC_KERNEL = {
     _aten.nll_loss2d_forward, _aten.nll_loss2d_backward, _aten.histc, _aten.kthvalue, _aten.median, _aten.put_,
@@ -111,7 +106,7 @@ class PretendedTensor(Tensor):
         if packet in _INDEXING and isinstance(args[0], PretendedTensor):
             # CUDA copies indices from the CPU.
             _record.copies_to_device.extend(_place(f"index of {func}") for index in on_cpu if index.ndim)
-        elif any(tensor.ndim for tensor in on_cpu) and packet not in _WITH_CPU_ARGUMENTS:
+        elif any(tensor.ndim for tensor in on_cpu) and packet not in (_aten.copy_, _aten._to_copy):
             raise DeviceMismatch(_place(f"{func} on tensors on cuda:0 and on the CPU"))
         _note(func, packet, args)
         inner_args, inner_kwargs = tree_map_only(PretendedTensor, lambda t: t.inner, (args, kwargs))
@@ -120,8 +115,6 @@ class PretendedTensor(Tensor):
         if func._schema.is_mutable:
             originals = {id(leaf.inner): leaf for leaf in leaves if isinstance(leaf, PretendedTensor)}
             return tree_map_only(Tensor, lambda t: originals.get(id(t), t), result)
-        if packet is _aten._pack_padded_sequence:  # the sizes remain on the CPU
-            return PretendedTensor(result[0]), result[1]
         return tree_map_only(Tensor, PretendedTensor, result)
 
 
