@@ -1,10 +1,13 @@
 """Every model in every precision of Lightning: dtypes, exact targets, values close to fp64, refusals, resume."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from lightning import Trainer
 from lightning.pytorch import Callback
+from lightning.pytorch.plugins.precision import DoublePrecision, Precision
 from torch.utils.data import DataLoader
 
 from tests.shared.test_python_use import TEXTS, TOKENIZER, loader
@@ -14,6 +17,7 @@ from zoo.datamodules import LinearRegressionTasks
 from zoo.errors import UserError
 from zoo.icr.task import Prompts
 from zoo.training.batches import collate, text_rows
+from zoo.training.precision import use_precision
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
@@ -183,3 +187,24 @@ def test_losses_and_gradients_under_autocast_are_close_to_fp64(case, dtype, scal
     assert exact.dtype == torch.float64
     assert low.item() == pytest.approx(exact.item(), rel=tolerance)
     assert (low_gradients - expected).norm() < tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_tf32_is_set_in_one_place_for_all_models(monkeypatch, tf32):
+    chosen = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    for case in CASES:
+        module = model(case)
+        run = trainer("32-true", MixedPrecision(tf32=tf32))
+        run.callbacks[0].setup(run, module, "fit")
+        stub = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda")), precision_plugin=Precision())
+        use_precision(stub, module, "fit")
+    assert chosen == ["high" if tf32 else "highest"] * len(CASES)
+
+
+def test_fp64_on_mps_is_refused():
+    stub = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device("mps")), precision_plugin=DoublePrecision()
+    )
+    with pytest.raises(UserError, match=r"64-true: MPS has no fp64; add --trainer.accelerator cpu"):
+        use_precision(stub, model("LlamaLM"), "validate")
