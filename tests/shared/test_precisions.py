@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.plugins.precision import DoublePrecision, Precision
 from torch.utils.data import DataLoader
 
+from tests.commands import fit
 from tests.shared.test_python_use import TEXTS, TOKENIZER, loader
 from tests.shared.test_python_use import model as small_model
 from zoo.callbacks import Checkpoint, MixedPrecision
@@ -122,6 +123,12 @@ def test_16_true_evaluates_and_does_not_train(case):
     [low] = trainer("16-true").validate(module, data(case), verbose=False)
     [exact] = trainer("32-true").validate(model(case), data(case), verbose=False)
     assert low["val_loss"] == pytest.approx(exact["val_loss"], rel=0.01)
+
+
+def test_a_refused_precision_leaves_no_folder(tmp_path, text_file, capsys):
+    assert fit(tmp_path / "run", text_file, "--trainer.precision=16-true") == 1
+    assert "zoo: --trainer.precision 16-true cannot train" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_fp64_runs_resume_bitwise(tmp_path):

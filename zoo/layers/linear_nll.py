@@ -86,7 +86,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a b in place, with sums in the dtype of total, fp32 or fp64: a (V, n), b (n, d), total (V, d)."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
-    elif a.device.type == "cuda":
-        total += torch.mm(a, b, out_dtype=total.dtype)  # 16-bit factors, an fp32 result; CUDA only
+    elif a.device.type == "cuda" and torch.version.cuda:  # not on ROCm
+        total += torch.mm(a, b, out_dtype=total.dtype)  # 16-bit factors, an fp32 result
     else:
         total.addmm_(a.to(total.dtype), b.to(total.dtype))
