@@ -81,3 +81,12 @@ def test_fp64_is_exact_to_fp64(problem):
     torch.testing.assert_close(loss, expected, rtol=1e-14, atol=0)
     ours, theirs = (torch.autograd.grad(value, double) for value in (loss, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-16)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_cuda_product_sums_in_fp32(dtype):
+    a, b = torch.full((2, 131_072), 1.0, dtype=dtype, device="cuda"), torch.ones(131_072, 3, dtype=dtype, device="cuda")
+    total = torch.ones(2, 3, device="cuda")
+    module._add_product(total, a, b)
+    assert (total == 131_073).all()

@@ -142,10 +142,10 @@ def test_fp64_runs_resume_bitwise(tmp_path):
         return [p.detach() for p in module.parameters()]
 
     torch.manual_seed(0)
-    whole, resumed = weights(4, folder="whole"), weights(2, 4, folder="parts")
-    assert whole[0].dtype == torch.float64
-    assert not torch.equal(whole[0], whole[0].float().double())  # fp32 would lose digits
-    assert all(map(torch.equal, whole, resumed))
+    uninterrupted, resumed = weights(4, folder="once"), weights(2, 4, folder="parts")
+    assert uninterrupted[0].dtype == torch.float64
+    assert not torch.equal(uninterrupted[0], uninterrupted[0].float().double())  # fp32 would lose digits
+    assert all(map(torch.equal, uninterrupted, resumed))
 
 
 def test_evaluation_prompts_of_icr_do_not_depend_on_the_precision():
@@ -213,5 +213,5 @@ def test_fp64_on_mps_is_refused():
     stub = SimpleNamespace(
         strategy=SimpleNamespace(root_device=torch.device("mps")), precision_plugin=DoublePrecision()
     )
-    with pytest.raises(UserError, match=r"64-true: MPS has no fp64; add --trainer.accelerator cpu"):
+    with pytest.raises(UserError, match=r"64-true: MPS does not support fp64; add --trainer.accelerator cpu"):
         use_precision(stub, model("LlamaLM"), "validate")

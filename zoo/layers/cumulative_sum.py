@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def cumulative_sum(x: Tensor, dim: int) -> Tensor:
-    """x.cumsum(dim). CUDA has no deterministic kernel for floating-point numbers: where one is required, on the CPU."""
+    """x.cumsum(dim), on the CPU where determinism is required, because CUDA's kernel for floats is not deterministic."""
     if x.device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
         return x.cpu().cumsum(dim).to(x.device)
     return x.cumsum(dim)

@@ -41,7 +41,7 @@ def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
 def mixed_precision_of(device: torch.device | str) -> Literal["16-mixed", "bf16-mixed"]:
     """Lightning's name of the 16-bit mixed precision for a device: bf16 on CUDA GPUs from Ampere on and elsewhere.
 
-    Older CUDA GPUs have no bf16 arithmetic, and get fp16.
+    Older CUDA GPUs cannot compute in bf16, and get fp16.
     """
     if torch.device(device).type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return "16-mixed"

@@ -67,7 +67,7 @@ def _refuse(precision: str, device: str, stage: str) -> None:
             "their squares become 0; set it to bf16-true, 16-mixed or bf16-mixed"
         )
     if precision == "64-true" and device == "mps":
-        raise UserError("--trainer.precision 64-true: MPS has no fp64; add --trainer.accelerator cpu")
+        raise UserError("--trainer.precision 64-true: MPS does not support fp64; add --trainer.accelerator cpu")
 
 
 def ignore_skipped_first_step() -> None:
