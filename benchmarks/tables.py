@@ -106,6 +106,27 @@ def packing() -> str:
     return f"`{measured[0]['command']}` ({measured[0]['cpu']})\n\n" + markdown(header, lines)
 
 
+def precisions() -> str:
+    """Differences of losses in each precision, and errors of 16-bit gradients, a line per model."""
+    measured = {r["benchmark"]: r for r in rows("precisions.json")}
+    if not measured:
+        return ""
+    names = ["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
+    lines = []
+    for benchmark, r in measured.items():
+        kind, _, model = benchmark.partition(", ")
+        if kind == "training":
+            gradients = measured.get(f"chunks, {model}", {})
+            cells = [f"{r[name]:.1g}" for name in names]
+            lines.append([model, *cells, *(f"{gradients[f'{dtype} gradient']:.1g}" for dtype in ("bf16", "fp16"))])
+        elif "output layer" in model:
+            lines.append([r["model"], *[""] * len(names), *(f"{r[f'{d} gradient']:.1g}" for d in ("bf16", "fp16"))])
+    table = markdown(["model", *(f"`{name}`" for name in names), "bf16 gradient", "fp16 gradient"], lines)
+    facts = next(iter(measured.values()))
+    about = f"{facts['cpu']}, torch {facts['torch']}, commit {facts['commit']}"
+    return f"{commands(list(measured.values()))} ({about})\n\n{table}"
+
+
 def mini_rlm() -> str:
     """Mini-RLM's encoders and the baselines on the test rows."""
     measured = rows("mini_rlm.json")
@@ -345,6 +366,7 @@ TABLES = {
     "mini-rlm": mini_rlm,
     "mini-rlm-elsewhere": mini_rlm_elsewhere,
     "packing": packing,
+    "precisions": precisions,
     "revdeq-memory": lambda: revdeq("way", {"memory": "{value:.0f} MB ({share:.2f})"}),
     "revdeq-time": lambda: revdeq("way", {"time": "{value:.2f} s ({share:.2f})"}),
     "revdeq-gradients": lambda: revdeq("of", {"gradients": "{error:.1g}"}),
@@ -365,7 +387,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = []
-    for path in (ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "zoo").glob("*/README.md"))):
+    cards = (*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "zoo").glob("*/README.md")))
+    for path in (ROOT / "README.md", ROOT / "results" / "README.md", *cards):
         before = path.read_text(encoding="utf-8")
         after = filled(before)
         if after != before:

@@ -255,6 +255,16 @@ def test_gradients_are_clipped_after_they_are_unscaled(tmp_path):
     assert seen.norm == pytest.approx(0.01, rel=1e-2)
 
 
+@pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled, but CUDA is not available")
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16-mixed"), (False, "16-mixed")])
+def test_mixed_precision_is_bf16_where_the_gpu_has_it(monkeypatch, tmp_path, has_bf16, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    t = trainer(tmp_path, MixedPrecision(), max_steps=1)
+    monkeypatch.setattr(type(t.strategy), "root_device", torch.device("cuda"))
+    t.callbacks[0].setup(t, Plane(), "fit")
+    assert t.precision_plugin.precision == expected
+
+
 def test_mixed_precision_keeps_a_cpu_and_an_explicit_precision(tmp_path):
     t = trainer(tmp_path, MixedPrecision(), max_steps=1)
     t.fit(Plane(), Points())

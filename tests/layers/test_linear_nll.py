@@ -56,3 +56,37 @@ def test_autocast_keeps_small_gradients_under_loss_scaling(problem, dtype):
     theirs = torch.autograd.grad(expected, (hidden, weight))
     for a, b in zip(ours, theirs, strict=True):
         assert (a / 65536 - b).norm() < 2e-2 * b.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_gpu_chunk_of_131072_tokens_neither_overflows_nor_loses_digits(monkeypatch, dtype):
+    """The sum over positions of one frequent token's hidden states is about 260,000, beyond fp16's 65504."""
+    monkeypatch.setitem(module.CHUNK_BYTES, "cpu", module.CHUNK_BYTES["cuda"])
+    hidden = (torch.randn(131_072, 4) + 2).requires_grad_()
+    weight = torch.zeros(257, 4, requires_grad=True)
+    targets = torch.zeros(131_072, dtype=torch.int64)
+    with torch.autocast("cpu", dtype=dtype):
+        loss = linear_nll(hidden, weight, targets)
+    [gradient] = torch.autograd.grad(65536 * loss, weight)
+    onehot = F.one_hot(torch.zeros(1, dtype=torch.int64), 257)[0]
+    expected = torch.outer(1 / 257 - onehot.double(), hidden.detach().double().mean(0))  # the softmax is uniform
+    assert (gradient.double() / 65536 - expected).norm() < 3e-3 * expected.norm()
+
+
+def test_fp64_is_exact_to_fp64(problem):
+    hidden, weight, targets = problem
+    double = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    loss, expected = linear_nll(*double, targets), F.cross_entropy(F.linear(*double), targets)
+    assert loss.dtype == torch.float64
+    torch.testing.assert_close(loss, expected, rtol=1e-14, atol=0)
+    ours, theirs = (torch.autograd.grad(value, double) for value in (loss, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-16)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_cuda_product_sums_in_fp32(dtype):
+    a, b = torch.full((2, 131_072), 1.0, dtype=dtype, device="cuda"), torch.ones(131_072, 3, dtype=dtype, device="cuda")
+    total = torch.ones(2, 3, device="cuda")
+    module._add_product(total, a, b)
+    assert (total == 131_073).all()

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from zoo.private_apis.torch_api import (
-    Fp32Buffers,
+    FixedBuffers,
     fused_adamw,
     has_fused_adamw,
     has_onednn_linear,
@@ -51,7 +51,7 @@ def test_onednn_linear_equals_f_linear(bias):
     torch.testing.assert_close(onednn_linear(x, transposed), F.linear(x, transposed))
 
 
-class Table(Fp32Buffers):
+class Table(FixedBuffers):
     def __init__(self):
         super().__init__()
         self.register_buffer("table", torch.linspace(0, 1, 7))

@@ -21,17 +21,18 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.naive_bayes import MultinomialNB
 from sklearn.preprocessing import normalize
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.baselines.bag_of_words import WORD_PATTERN, BowKind
 from zoo.errors import UserError, check_number
+from zoo.private_apis.torch_api import FixedBuffers
 from zoo.training.random_streams import derive
 
 BUCKETS = 2**18  # hash values of words and pairs of words
 FOLDS = 5
 
 
-class BowFeatures(nn.Module):
+class BowFeatures(FixedBuffers):
     """Texts to class logits (B, C) by a linear classifier of hashed lower-case words and pairs of words.
 
     Before `fit` all logits are 0.

@@ -14,6 +14,7 @@ from torch import Tensor
 from zoo.errors import UserError, check_number
 from zoo.generation.decoders import make_decoder
 from zoo.generation.options import as_ids, as_lengths, as_tokens, check_sampling, scale_logits
+from zoo.layers.cumulative_sum import cumulative_sum
 from zoo.training.random_streams import stream
 
 
@@ -147,7 +148,7 @@ def sample(
     if top_k is not None or top_p is not None:
         logits, ids = logits.topk(min(top_k or logits.shape[-1], logits.shape[-1]))  # (B, k), descending
     # The cumulative distribution in fp64, so that small probabilities are not rounded away.
-    cumulative = scale_logits(logits, temperature).softmax(-1).cumsum(-1)  # (B, k)
+    cumulative = cumulative_sum(scale_logits(logits, temperature).softmax(-1), -1)  # (B, k)
     total = cumulative[:, -1:]
     if top_p is not None:
         # Up to and including the first token that reaches top_p.

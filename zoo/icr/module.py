@@ -16,12 +16,13 @@ from zoo.icr.model import ICRegConfig, Network
 from zoo.icr.predict import Query, model_answers, ridge_answers
 from zoo.icr.references import ridge
 from zoo.icr.settings import ICRSettings
-from zoo.icr.task import Task, as_floats, as_prompts
+from zoo.icr.task import Prompts, Task, as_floats, as_prompts
 from zoo.private_apis.lightning_api import total_training_steps
 from zoo.training.fixed_arguments import field_names
 from zoo.training.loss_weights import Counts, Loss
 from zoo.training.metrics import reset_metrics
 from zoo.training.module import ZooModule
+from zoo.training.precision import ignore_skipped_first_step
 from zoo.training.random_streams import global_seed, stream
 from zoo.training.settings import part
 
@@ -83,8 +84,6 @@ class ICRTransformer(ZooModule):
         device = self.trainer.strategy.root_device.type
         if device == "mps":
             raise UserError("the exact estimators need fp64, which MPS does not support: add --trainer.accelerator cpu")
-        if device == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32
         if self.compiles:
             self.model.compile(mode="reduce-overhead" if device == "cuda" else None)
 
@@ -128,8 +127,7 @@ class ICRTransformer(ZooModule):
             raise UserError("warmup_steps needs an end at which the rate is 0: give --trainer.max_steps")
         optimizer = self.settings.build(self.named_parameters())
         schedule = self.settings.schedule(optimizer, int(total))
-        # Where the fp16 scaler skips the first step, torch would warn about the order of optimizer and schedule.
-        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        ignore_skipped_first_step()
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
@@ -143,13 +141,18 @@ class ICRTransformer(ZooModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """The network has no dropout, so there is no generator to seed."""
 
-    def losses(self, batch: Any) -> Tensor:
+    def predictions(self, prompts: Prompts) -> Tensor:
+        """The network's predictions (..., B, K) of y, computed in the dtype of its weights."""
+        dtype = self.model.positions.dtype
+        return self.model(prompts.x.to(dtype), prompts.y.to(dtype))
+
+    def losses(self, prompts: Prompts) -> Tensor:
         """Mean squared error over prompts and positions: (), or (S,) for stacked members."""
-        x, y, _ = as_prompts(batch, self.config)
-        return (self.model(x, y) - y).square().mean((-2, -1))
+        # The prompts are fp32 in every precision, so that differences are at least fp32.
+        return (self.predictions(prompts) - prompts.y).square().mean((-2, -1))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = self.losses(batch)
+        loss = self.losses(as_prompts(batch, self.config))
         # Reading the loss makes the host wait for a GPU, and logging takes time: not in every step.
         if self.logs_this_step or loss.device.type == "cpu":
             self.check_loss(loss)
@@ -205,7 +208,7 @@ class ICRTransformer(ZooModule):
     def _add_errors(self, split: str, batch: Any) -> None:
         for kind, evaluation in by_kind(batch, self.config).items():
             metric: Any = self.errors[f"{split}_{kind}"]
-            metric.update(evaluation, self.model(evaluation.prompts.x, evaluation.prompts.y))
+            metric.update(evaluation, self.predictions(evaluation.prompts))
 
     def compute_errors(self, split: str) -> ErrorsByKind:
         """The errors of the whole split over all processes, each (..., K); the metrics are reset."""
@@ -257,9 +260,10 @@ class ICRTransformer(ZooModule):
                         stacklevel=2,
                     )
             return rows
-        x, y, _ = as_prompts(batch, self.config)
-        both = zip(self.model(x, y).tolist(), ridge(x, y, self.config.sigma2).tolist(), strict=True)
-        return [{"prediction": prediction, "ridge": best} for prediction, best in both]
+        prompts = as_prompts(batch, self.config)
+        best = ridge(prompts.x, prompts.y, self.config.sigma2)
+        both = zip(self.predictions(prompts).tolist(), best.tolist(), strict=True)
+        return [{"prediction": prediction, "ridge": of_ridge} for prediction, of_ridge in both]
 
 
 def _to_json(values: Tensor) -> list[float | None]:

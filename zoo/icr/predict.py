@@ -85,7 +85,8 @@ def model_answers(model: Predictor, x_context: Any, y_context: Any, x_query: Any
     x_context, y_context, x_query = _as_tensors(x_context, y_context, x_query)
     # Make one prompt per query and read the prediction at its last position, where y is unknown.
     check_prompt(model.config, x_context, y_context, x_query)
-    x, y = (part.to(model.device, torch.float32) for part in _as_prompts(x_context, y_context, x_query, model.config.D))
+    dtype = torch.float64 if getattr(model, "dtype", None) == torch.float64 else torch.float32
+    x, y = (part.to(model.device, dtype) for part in _as_prompts(x_context, y_context, x_query, model.config.D))
     batches = zip(x.split(BATCH), y.split(BATCH), strict=True)
     predictions = [model(x_part, y_part)[:, -1] for x_part, y_part in batches if len(x_part)]
     return torch.cat([x.new_zeros(0), *predictions]).to(x_query.device)

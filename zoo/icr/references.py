@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import UserError, check_positive, check_weight
+from zoo.layers.cumulative_sum import cumulative_sum
 
 PROMPTS = 4096  # prompts computed together: tensors of 34 MB for K = 16 and D = 8
 # Positions x tasks in a block of dMMSE scores: fits a CPU cache (8 MB of fp64) or fills a GPU (256 MB).
@@ -130,7 +131,7 @@ def _linear(x: Tensor, y: Tensor, weights: Callable[[Tensor, Tensor], Tensor]) -
 
 def _sums_before(terms: Tensor) -> Tensor:
     """Sums over all earlier positions of terms (B, K, ...), 0 at the first position."""
-    return torch.cat([torch.zeros_like(terms[:, :1]), terms[:, :-1].cumsum(1)], 1)
+    return torch.cat([torch.zeros_like(terms[:, :1]), cumulative_sum(terms[:, :-1], 1)], 1)
 
 
 def _check_shapes(x: Tensor, y: Tensor) -> None:

@@ -136,7 +136,8 @@ def draw(tasks: Sequence[Task], n: int, seed: int, *purpose: str | int, device: 
     K, D = tasks[0].K, tasks[0].D
 
     def normal(name: str, *shape: int) -> Tensor:
-        return torch.randn(n, *shape, generator=stream(seed, name, *purpose, device=device), device=device)
+        generator = stream(seed, name, *purpose, device=device)
+        return torch.randn(n, *shape, generator=generator, device=device, dtype=torch.float32)
 
     x, noise = normal("x", K, D), normal("noise", K)
     pools = [task for task in tasks if task.M != "inf"]
@@ -160,7 +161,8 @@ def draw(tasks: Sequence[Task], n: int, seed: int, *purpose: str | int, device: 
 
 @lru_cache(maxsize=64)
 def _pool(M: int, D: int, seed: int, device: str) -> Tensor:
-    blocks = [torch.randn(BLOCK, D, generator=stream(seed, "pool", b)) for b in range(-(-M // BLOCK))]
+    streams = [stream(seed, "pool", block) for block in range(-(-M // BLOCK))]
+    blocks = [torch.randn(BLOCK, D, generator=generator, dtype=torch.float32) for generator in streams]
     return torch.cat(blocks)[:M].contiguous().to(device)
 
 

@@ -6,6 +6,8 @@ Logits (N, V) of a language model are its largest tensor. Here the logits of one
 computed, reduced to the loss and, in place, turned into its gradient softmax(W h) - onehot(t), which is multiplied out
 to the gradients of h and W. So the forward pass computes the gradients too, and holds one chunk (chunk, V) instead of
 (N, V). The arithmetic is that of the plain form. Wijmans et al. 2024, https://arxiv.org/abs/2411.09009, also split V.
+The gradient of W is a sum over all positions. It is accumulated in fp32: with 131,072 positions of a small vocabulary
+it exceeds fp16's largest number, 65504, and loses digits in bf16.
 torch 2.13's F.linear_cross_entropy is similar, but cannot be compiled.
 """
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from zoo.layers.linear import product
+from zoo.layers.widen import widen
 
 IGNORE = -100  # a target that is not scored: the default ignore_index of torch's cross_entropy
 CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**29}  # of fp32 logits: about a CPU's cache; enough to fill a GPU
@@ -22,7 +25,7 @@ CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**29}  # of fp32 logits: about a CPU's cac
 def linear_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Mean of -log softmax(hidden @ weight^T)[target] over the targets that are not -100; 0 if there are none.
 
-    The matrix products follow autocast; everything else is fp32.
+    The matrix products follow autocast; everything else is fp32, or fp64 if `hidden` is fp64.
 
     Args:
         hidden: hidden states (N, d).
@@ -43,15 +46,16 @@ class _LinearNLL(torch.autograd.Function):
         rows = max(1, CHUNK_BYTES.get(hidden.device.type, 2**27) // (4 * weight.shape[0]))
         # The loss is a mean over scored targets; a batch without any has loss 0.
         is_scored = targets != IGNORE
-        scale = is_scored.sum().clamp(min=1).float().reciprocal()
-        # Products are computed in `dtype`; the loss and the sum of the weight's gradient stay fp32.
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        scale = is_scored.sum().clamp(min=1).to(wide).reciprocal()
+        # Products are computed in `dtype`; the loss and the sum of the weight's gradient stay fp32 or fp64.
         low_hidden, low_weight = hidden.to(dtype), weight.to(dtype)
-        hidden_grad, weight_grad = [], torch.zeros_like(weight, dtype=torch.float32) if grad else None
-        total = torch.zeros((), device=hidden.device)
+        hidden_grad, weight_grad = [], torch.zeros_like(weight, dtype=wide) if grad else None
+        total = torch.zeros((), dtype=wide, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             for h, t, k in zip(low_hidden.split(rows), targets.split(rows), is_scored.split(rows), strict=True):
                 # The loss: logsumexp, shifted by the largest logit, minus the target's logit.
-                logits = product(h, low_weight).float()  # (chunk, V)
+                logits = widen(product(h, low_weight))  # (chunk, V)
                 index, k = t.clamp(min=0)[:, None], k[:, None]  # (chunk, 1)
                 largest = logits.amax(-1, keepdim=True)  # (chunk, 1)
                 target_logit = logits.gather(1, index) - largest
@@ -60,14 +64,11 @@ class _LinearNLL(torch.autograd.Function):
                 total += ((norm.log() - target_logit) * k).sum()
                 # Its gradient by the logits, in the same memory, and from it those of h and W.
                 if weight_grad is not None:
-                    logit_grad = mass.mul_(k / norm).scatter_add_(1, index, -k.float()).to(dtype)
-                    hidden_grad.append(product(logit_grad, low_weight.T).float())  # (chunk, d)
-                    if dtype == torch.float32:
-                        weight_grad.addmm_(logit_grad.T, h)  # (V, d)
-                    else:
-                        weight_grad += logit_grad.T @ h
+                    logit_grad = mass.mul_(k / norm).scatter_add_(1, index, -k.to(wide)).to(dtype)
+                    hidden_grad.append(widen(product(logit_grad, low_weight.T)))  # (chunk, d)
+                    _add_product(weight_grad, logit_grad.T, h)  # (V, d)
             if weight_grad is not None:
-                # Divide by the number of targets last and in fp32: before, in 16 bits, probabilities would underflow.
+                # Divide by the number of targets in fp32: in 16 bits, small probabilities would become 0.
                 ctx.save_for_backward(torch.cat(hidden_grad).mul_(scale), weight_grad.mul_(scale))
                 ctx.dtypes = hidden.dtype, weight.dtype
         return total * scale
@@ -79,3 +80,13 @@ class _LinearNLL(torch.autograd.Function):
         hidden_grad, weight_grad = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
         return (hidden_grad * grad).to(hidden_dtype), (weight_grad * grad).to(weight_dtype), None, None, None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b in place, with sums in the dtype of total, fp32 or fp64: a (V, n), b (n, d), total (V, d)."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    elif a.device.type == "cuda" and torch.version.cuda:  # not on ROCm
+        total += torch.mm(a, b, out_dtype=total.dtype)  # 16-bit factors, an fp32 result
+    else:
+        total.addmm_(a.to(total.dtype), b.to(total.dtype))

@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.layers.widen import widen
+
 
 class RMSNorm(nn.Module):
     """Scales each vector (..., dim) to unit root mean square, then by a learned weight (dim,).
 
-    The mean is taken in fp32 for every dtype of x, and the result is cast back before it is multiplied by the weight.
+    The mean is taken in fp32, or in fp64 for fp64 x, and the result is cast back before it is multiplied by the weight.
     Llama does it in this order, and in 16 bits the order changes the result.
 
     Args:
@@ -25,4 +27,4 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, eps=self.eps).type_as(x) * self.weight  # (..., dim)
+        return F.rms_norm(widen(x), self.weight.shape, eps=self.eps).type_as(x) * self.weight  # (..., dim)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.private_apis.torch_api import Fp32Buffers
+from zoo.layers.widen import widen
+from zoo.private_apis.torch_api import FixedBuffers
 
 
 def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any] | None = None) -> Tensor:
@@ -43,12 +44,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Computed in fp32, or in fp64 if x is fp64: a cast to fp32 in between would make an fp64 network discontinuous.
     """
     # The 2 x 2 rotation matrix times each pair (a, b).
-    wide = x if x.dtype == torch.float64 else x.float()
-    a, b = wide.unflatten(-1, (-1, 2)).unbind(-1)  # (..., hd/2) each
+    a, b = widen(x).unflatten(-1, (-1, 2)).unbind(-1)  # (..., hd/2) each
     return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2).type_as(x)  # (..., hd)
 
 
-class RotaryEmbedding(Fp32Buffers):
+class RotaryEmbedding(FixedBuffers):
     """Rotates queries and keys by their positions. The tables of angles stay fp32 when the module is cast.
 
     Args:

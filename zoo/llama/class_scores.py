@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zoo.errors import UserError
 from zoo.layers import KVCache
+from zoo.layers.widen import widen
 from zoo.llama.model import Llama
 from zoo.tokenizers import Tokenizer
 
@@ -96,4 +97,4 @@ def course_scores(model: Llama, tokens: Tensor, names: Sequence[Sequence[int]]) 
 
 
 def _log_probs(model: Llama, hidden: Tensor) -> Tensor:
-    return F.linear(hidden, model.output_weight).float().log_softmax(-1)
+    return widen(F.linear(hidden, model.output_weight)).log_softmax(-1)

@@ -17,6 +17,7 @@ from zoo.baselines.bag_of_words import BowKind
 from zoo.errors import UserError, check_choice, check_counts, check_number, check_weight
 from zoo.layers.linear_nll import linear_nll
 from zoo.layers.lora import add_lora
+from zoo.layers.widen import widen
 from zoo.llama.checkpoints import digest, new_or_loaded
 from zoo.llama.classifier_head import ClassifierHead, Pooling
 from zoo.llama.model import LlamaConfig
@@ -161,13 +162,13 @@ class LlamaClassifier(TextClassifier):
         if isinstance(batch, Tensor):
             if self.bow_features is not None:
                 raise TypeError("bow_features needs the texts of a TextBatch, not a tensor of tokens")
-            return self.head(self.model.hidden(batch)).float()
+            return widen(self.head(self.model.hidden(batch)))
         bow_logits = None if self.bow_features is None else self.bow_features(batch.texts)
         return self._classify(self.model.hidden(batch.tokens), batch.padding_mask, bow_logits)
 
     def _classify(self, hidden: Tensor, padding_mask: Tensor | None, bow_logits: Tensor | None) -> Tensor:
         """Logits (B, C) of hidden states (B, T, dim) and bag-of-words logits (B, C)."""
-        logits = self.head(hidden, padding_mask).float()
+        logits = widen(self.head(hidden, padding_mask))
         return logits if bow_logits is None else logits + self.bow_weight * bow_logits.to(logits)
 
     # ---- training

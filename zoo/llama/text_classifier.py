@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
-from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
 from zoo.errors import UserError
@@ -17,7 +17,7 @@ from zoo.llama.model import Llama
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import TextBatch, check_targets, check_text_batch, check_token_ids
-from zoo.training.metrics import reset_metrics
+from zoo.training.metrics import SummedLoss, reset_metrics
 from zoo.training.module import ZooModule
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class TextClassifier(ZooModule):
             raise UserError(f"label_spellings has {given} entries for {needed} classes: give {needed}")
         self.confusion_matrix: np.ndarray | None = None  # (C, C) counts of the last evaluation: true class, predicted
         n_classes, splits = len(label_names), ("val", "test")
-        self.losses = nn.ModuleDict({split: MeanMetric(nan_strategy=float("nan")) for split in splits})
+        self.losses = nn.ModuleDict({split: SummedLoss() for split in splits})
         self.confusion_matrices = nn.ModuleDict({split: MulticlassConfusionMatrix(n_classes) for split in splits})
         scores = {
             "accuracy": MulticlassAccuracy(n_classes, average="micro"),
@@ -109,12 +109,12 @@ class TextClassifier(ZooModule):
 
     def _update(self, split: str, batch: TextBatch) -> None:
         logits, target = self(batch), batch.targets[:, 0].long()
-        self.losses[split].update(F.cross_entropy(logits, target), weight=len(target))
+        self.losses[split].update(F.cross_entropy(logits, target), torch.tensor(len(target)))
         self.scores[split].update(logits, target)
         self.confusion_matrices[split].update(logits, target)
 
     def _log_metrics(self, split: str) -> None:
-        values = {f"{split}_loss": self.losses[split].compute()} | self.scores[split].compute()
+        values = {f"{split}_loss": self.losses[split].compute()["loss"]} | self.scores[split].compute()
         # sync_dist: the metrics have synchronised already, so all ranks hold the same values.
         self.log_dict(values, prog_bar=True, sync_dist=True)
         self.confusion_matrix = self.confusion_matrices[split].compute().cpu().numpy()

@@ -6,9 +6,11 @@ vector and mapped to the outputs. Alternatively the numbers in the text pass thr
 marks padding, which is neither processed nor pooled: the outputs of a row do not depend on the other rows of its batch.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -160,12 +162,42 @@ class LSTM(nn.Module):
         )
         self.width = c.hidden_dim * (1 + c.bidirectional)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return next(self.parameters()).dtype
+
     def forward(self, x: Tensor, padding_mask: Tensor | None, lengths: Tensor) -> Tensor:
+        # On a CPU, autocast would choose oneDNN's LSTM in 16 bits, which many CPUs do not have: use the weights' dtype.
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return self._run(x.to(self.dtype), padding_mask, lengths)
+        return self._run(x, padding_mask, lengths)
+
+    def _run(self, x: Tensor, padding_mask: Tensor | None, lengths: Tensor) -> Tensor:
         if padding_mask is None:
-            return self.lstm(x)[0]
+            return self._lstm(x)
         # Packing skips the padding; unpacking puts zeros there.
         packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        return pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=x.shape[1])[0]
+        return pad_packed_sequence(self._lstm(packed), batch_first=True, total_length=x.shape[1])[0]
+
+    def _lstm(self, x: Any) -> Any:
+        """States of x, both a tensor or both a PackedSequence; 16-bit weights on a CPU without oneDNN."""
+        if self.dtype.itemsize < 4 and x.data.device.type == "cpu":
+            with _without_onednn():
+                return self.lstm(x)[0]
+        return self.lstm(x)[0]
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    """Compute by torch's own kernels on a CPU."""
+    was_enabled = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = was_enabled
 
 
 class Transformer(nn.Module):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.errors import UserError, check_choice, check_counts, check_positive
+from zoo.layers.widen import widen
 from zoo.mini_rlm.embeddings import read_embeddings
 from zoo.mini_rlm.model import Encoder, MiniRLMConfig, MiniRLMNetwork, Pooling
 from zoo.mini_rlm.scales import Scale, ScaleKind
@@ -137,7 +138,8 @@ class MiniRLM(Regressor):
             raise UserError(f"row {row}: a number in the text is NaN or infinite, which encoder=mlp cannot read")
         if not self.has_scales:
             self.fit_scales(targets, features)
-        if not self.hparams["n_classes"] and self.trainer.is_global_zero:
+        is_fp64 = next(self.model.parameters()).dtype == torch.float64
+        if not self.hparams["n_classes"] and not is_fp64 and self.trainer.is_global_zero:
             self._warn_of_merged(targets)
 
     def _warn_of_merged(self, targets: np.ndarray) -> None:
@@ -207,8 +209,9 @@ class MiniRLM(Regressor):
 
     def outputs(self, batch: TextBatch) -> Tensor:
         """(B, K) predictions on the targets' scale, or (B, n_classes) logits."""
-        features = self.feature_scale(batch.features) if self.hparams["encoder"] == "mlp" else None
-        return self.model(batch.tokens, batch.padding_mask, features).float()
+        dtype = next(self.model.parameters()).dtype
+        features = self.feature_scale(batch.features, dtype) if self.hparams["encoder"] == "mlp" else None
+        return widen(self.model(batch.tokens, batch.padding_mask, features))
 
     def losses(self, batch: TextBatch) -> Tensor:
         return self._losses(self.outputs(batch), batch.targets)
@@ -225,7 +228,7 @@ class MiniRLM(Regressor):
     def _losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self.hparams["n_classes"]:
             return F.cross_entropy(outputs, targets[:, 0].long(), reduction="none")
-        scaled = self.target_scale(targets)  # (B, K)
+        scaled = self.target_scale(targets, outputs.dtype)  # (B, K)
         if self.hparams["loss"] == "mse":
             return F.mse_loss(outputs, scaled, reduction="none").mean(1)
         return F.smooth_l1_loss(outputs, scaled, reduction="none", beta=self.hparams["huber_delta"]).mean(1)

@@ -4,15 +4,16 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.errors import UserError
+from zoo.private_apis.torch_api import FixedBuffers
 from zoo.training.number_range import unit_of
 
 ScaleKind = Literal["asinh", "standard", "raw"]
 
 
-class Scale(nn.Module):
+class Scale(FixedBuffers):
     """Scales x (..., K) to z (..., K) column by column: z = (x - centre) / spread, or asinh of that for kind "asinh".
 
     Args:
@@ -61,10 +62,10 @@ class Scale(nn.Module):
         """z (N, K) float32 of values (N, K)."""
         return self(torch.from_numpy(column_values).to(self.centre.device)).cpu().numpy()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """z (..., K) in float32 of x (..., K), computed in float64."""
+    def forward(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """z (..., K) in `dtype` of x (..., K), computed in float64."""
         z = (x.double() - self.centre) / self.spread
-        return (z.asinh() if self.kind == "asinh" else z).float()
+        return (z.asinh() if self.kind == "asinh" else z).to(dtype)
 
     def inverse(self, z: Tensor) -> Tensor:
         """x (..., K) in float64, in the columns' own unit, of z (..., K)."""

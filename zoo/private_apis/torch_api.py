@@ -67,7 +67,7 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-class Fp32Buffers(nn.Module):
+class FixedBuffers(nn.Module):
     """A module whose own buffers keep their values under `.half()` and `.double()`, and follow `.to(device)`.
 
     Overrides `Module._apply`, the method that `.to()`, `.half()`, `.cuda()` etc. call with a function of a tensor. If

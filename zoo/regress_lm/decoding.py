@@ -17,6 +17,7 @@ from torch import Tensor
 from zoo.errors import UserError, check_number
 from zoo.generation.decoders import evaluating
 from zoo.generation.options import check_sampling, scale_logits
+from zoo.layers.cumulative_sum import cumulative_sum
 from zoo.regress_lm.model import EncoderDecoder, KeysValues
 from zoo.regress_lm.vocabulary import NumberVocabulary
 from zoo.training.random_streams import stream
@@ -252,7 +253,7 @@ def _sampling_probs(log_probs: Tensor, temperature: float, top_k: int | None) ->
 def _draw(probs: Tensor, node: Tensor, uniform: Tensor) -> Tensor:
     """A token (B, S) for each sample, from probs (B, M, V) at its prefix `node` (B, S), by inverse transform sampling
     with `uniform` (B, S) in [0, 1)."""
-    mass = probs.cumsum(-1).gather(1, _expand(node, probs.shape[-1]))  # (B, S, V)
+    mass = cumulative_sum(probs, -1).gather(1, _expand(node, probs.shape[-1]))  # (B, S, V)
     # In (0, total], so that no token of probability 0 is drawn.
     threshold = (1 - uniform[..., None]) * mass[..., -1:]
     return torch.searchsorted(mass, threshold).squeeze(-1)

@@ -17,6 +17,7 @@ from zoo.callbacks.non_finite import NonFinite
 from zoo.errors import UserError, check_counts, check_number, check_positive
 from zoo.layers.lora import add_lora, merge_lora
 from zoo.optim import OptimizerConfig
+from zoo.private_apis.lightning_precision import mixed_precision_of
 from zoo.regress_lm.module import RegressLMModule
 from zoo.training.batches import BucketBatchSampler, Row, TextBatch, collate
 from zoo.training.random_streams import derive, stream
@@ -42,7 +43,7 @@ def fine_tune(
 ) -> list[float]:
     """Train `model` on `rows` in mini-batches, and leave it with the weights of the lowest validation loss.
 
-    AdamW with linear warm-up and cosine decay; fp16 with a gradient scaler on a GPU.
+    AdamW with linear warm-up and cosine decay; on a GPU bf16, or where it has none fp16 with a gradient scaler.
 
     Args:
         model: trained in place.
@@ -101,7 +102,7 @@ def fine_tune(
         trainer = Trainer(
             accelerator=device.type if device.type != "cuda" else "gpu",
             devices=1,
-            precision="16-mixed" if device.type == "cuda" else "32-true",
+            precision=mixed_precision_of(device) if device.type == "cuda" else "32-true",
             max_epochs=max_epochs,
             gradient_clip_val=clip,
             callbacks=[NonFinite(), EarlyStopping("val_loss", patience=patience), best],

@@ -9,11 +9,12 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.errors import UserError, check_choice, check_counts, check_number, check_weight
 from zoo.layers.lora import add_lora
+from zoo.layers.token_nll import token_nll
+from zoo.layers.widen import widen
 from zoo.optim import OptimizerConfig
 from zoo.regress_lm import decoding, encoders, estimates
 from zoo.regress_lm.defaults import choose_settings
@@ -308,8 +309,8 @@ class RegressLMModule(EncoderUser):
         return self._losses_of_logits(self.model(batch.tokens, numbers, batch.padding_mask), numbers)
 
     def _losses_of_logits(self, logits: Tensor, numbers: Tensor) -> Tensor:
-        logits = logits.float()  # (B, L, V)
-        losses = F.cross_entropy(logits.mT, numbers, ignore_index=0, reduction="none")  # (B, L)
+        logits = widen(logits)  # (B, L, V)
+        losses = token_nll(logits, numbers, ignored=0)  # (B, L)
         is_scored = numbers != 0
         if z_loss := self.hparams["z_loss"]:
             losses = losses + z_loss * logits.logsumexp(-1).square() * is_scored

@@ -51,6 +51,7 @@ class PretrainedEncoder(nn.Module):
         self.longest_input = longest_input(encoder)
         self.digest = digest(encoder) if mode != "full" else ""
         self.pretrained = encoder.train()  # transformers loads models for evaluation
+        self.pretrained.keeps_dtype = mode == "frozen"  # its states, which are stored, are fp32 in every precision
         if mode == "lora":
             add_lora(self.pretrained, lora_rank, lora_alpha)
         self.pretrained.requires_grad_(mode == "full")
@@ -70,13 +71,14 @@ class PretrainedEncoder(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """The memory (B, T, dim) of tokens (B, T); mask (B, 1, 1, T) is True at tokens, None without padding."""
         padding_mask = None if mask is None else mask[:, 0, 0]
-        return self.project(self.dropout(self.norm(self.states(tokens, padding_mask))))
+        states = self.states(tokens, padding_mask).to(self.norm.weight.dtype)
+        return self.project(self.dropout(self.norm(states)))
 
     def states(self, tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
         """The encoder's hidden states (B, T, width) of tokens (B, T)."""
         if self.mode != "frozen":
             return self._run(tokens, padding_mask)
-        # Without dropout, and in float32 under mixed precision too, so that stored states do not depend on either.
+        # Without dropout, and in fp32 in every precision, so that stored states do not depend on either.
         is_training = self.pretrained.training
         self.pretrained.eval()
         try:

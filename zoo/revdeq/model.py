@@ -243,7 +243,7 @@ class RevDEQ(nn.Module):
         masks: list[Tensor] = []
         if self.training and c.dropout:
             x = F.dropout(x, c.dropout)
-            masks = [torch.rand_like(x) >= c.dropout for _ in range(2 * c.num_layers)]
+            masks = [torch.rand_like(x, dtype=torch.float32) >= c.dropout for _ in range(2 * c.num_layers)]
         # Iterate z = f(z, x), with the config's settings unless the caller replaces them.
         config_settings: dict[str, Any] = {
             "beta": c.beta, "max_steps": c.num_fixed_point_iterations, "tol": c.fixed_point_tol,

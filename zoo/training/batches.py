@@ -186,13 +186,14 @@ def collate(rows: Sequence[Row]) -> TextBatch:
     padding_mask = np.arange(lengths.max()) < lengths[:, None]  # (B, T)
     tokens = np.zeros(padding_mask.shape, dtype=np.int64)
     tokens[padding_mask] = np.concatenate([row.tokens for row in rows])
+    features = None if rows[0].features is None else torch.tensor([row.features for row in rows], dtype=torch.float32)
     return TextBatch(
         tokens=torch.from_numpy(tokens),
         padding_mask=None if padding_mask.all() else torch.from_numpy(padding_mask),
         targets=torch.tensor([row.targets for row in rows], dtype=torch.float64),
         index=torch.tensor([row.index for row in rows]),
         texts=[row.text for row in rows],
-        features=None if rows[0].features is None else torch.tensor([row.features for row in rows]),
+        features=features,
     )
 
 

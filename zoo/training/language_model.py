@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.errors import UserError, check_counts
 from zoo.generation.decoders import left_pad
 from zoo.generation.sampling import stream_tokens
+from zoo.layers.token_nll import token_nll
+from zoo.layers.widen import widen
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import IGNORED, as_token_batch, check_token_ids
@@ -172,7 +173,7 @@ class LanguageModel(ZooModule):
         tokens, targets, index, _ = as_token_batch(batch)
         # Mean negative log-likelihood of each row over its scored targets.
         logits = self.model(tokens)[0]  # (B, T, V)
-        nll = F.cross_entropy(logits.float().mT, targets, reduction="none", ignore_index=IGNORED)  # (B, T)
+        nll = token_nll(widen(logits), targets, IGNORED)  # (B, T)
         is_scored = targets != IGNORED  # (B, T)
         counts = is_scored.sum(1)  # (B,)
         losses = nll.sum(1) / counts.clamp(min=1)  # (B,)

@@ -4,9 +4,14 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from zoo.layers.widen import widen
+
 
 class SummedLoss(Metric):
-    """Mean loss per token and per word of a split, from sums over batches and ranks. A NaN in one batch stays NaN."""
+    """Mean loss per token and per word of a split, from sums over batches and ranks. A NaN in one batch stays NaN.
+
+    The sum is in fp32, or in fp64 for fp64 losses.
+    """
 
     loss: Tensor
     tokens: Tensor
@@ -14,13 +19,15 @@ class SummedLoss(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("loss", "tokens", "words"):
+        for name in ("loss", "words"):
             self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
+        # An integer, because fp32 does not count beyond 2^24.
+        self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, mean_loss: Tensor, tokens: Tensor, words: Tensor | None = None) -> None:
         """Add a batch: its mean loss () over `tokens` () tokens, and the number of words in each row (B,)."""
         # Not in place: the state may have been created in inference mode.
-        self.loss = self.loss + mean_loss.detach() * tokens
+        self.loss = self.loss + widen(mean_loss.detach()) * tokens
         self.tokens = self.tokens + tokens
         if words is not None:
             self.words = self.words + words.sum()

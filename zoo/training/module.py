@@ -16,6 +16,7 @@ from zoo.registry import registered_name
 from zoo.tokenizers import Tokenizer, from_state
 from zoo.training.fixed_arguments import check_fixed
 from zoo.training.loss_weights import WeightedLosses
+from zoo.training.precision import ignore_skipped_first_step, use_precision
 from zoo.training.random_streams import derive, global_seed
 from zoo.training.stored_settings import check_stored_settings
 
@@ -40,6 +41,9 @@ class ZooModule(WeightedLosses):
 
     fixed_arguments: ClassVar[tuple[str, ...]] = ("optimizer",)
     """Constructor arguments that a resumed run cannot change; all others take effect from the step of the stop on."""
+
+    allow_tf32: bool = True
+    """Whether fp32 matrix products on a CUDA GPU use TF32, with 10 bits of mantissa instead of 23."""
 
     def __new__(cls, *_: Any, **arguments: Any) -> Self:
         """Refuse arguments by their old names, also those that `load_from_checkpoint` reads from old checkpoints.
@@ -76,9 +80,14 @@ class ZooModule(WeightedLosses):
         """
 
     @torch.compiler.disable
-    def log(self, *args: Any, **kwargs: Any) -> None:
-        """As Lightning's. Excluded from `torch.compile(module)`, because torch cannot trace Lightning's code."""
-        super().log(*args, **kwargs)
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's, with numbers of fp64 modules in fp64, where Lightning would round them to fp32.
+
+        Excluded from `torch.compile(module)`, because torch cannot trace Lightning's code.
+        """
+        if isinstance(value, float) and self.dtype == torch.float64:
+            value = torch.tensor(value, dtype=torch.float64, device=self.device)
+        super().log(name, value, *args, **kwargs)
 
     # ---- training
 
@@ -113,6 +122,7 @@ class ZooModule(WeightedLosses):
             raise UserError("the learning-rate schedule needs the number of steps: set trainer.max_steps or max_epochs")
         optimizer = self.optimizer_config.build(self.named_parameters(), self.lr_scale)
         self.total_steps = int(total_steps)
+        ignore_skipped_first_step()
         schedule = ResumedSchedule(optimizer, lambda step: self.optimizer_config.lr_factor(step, self.total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -137,7 +147,8 @@ class ZooModule(WeightedLosses):
     # ---- checkpoints
 
     def setup(self, stage: str) -> None:
-        """Let the Trainer's checkpoints contain a digest, and verify it when it reads one."""
+        """Prepare the Trainer's precision; let its checkpoints contain a digest, verified when it reads one."""
+        use_precision(self.trainer, self, stage)
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # a user's own plugin stays
             self.trainer.strategy.checkpoint_io = DigestCheckpointIO()
 

@@ -46,7 +46,7 @@ class StackedICR(ICRTransformer):
         prompts = as_prompts(batch, self.config)
         if len(self.places) < self.n_stacked:
             prompts = select_prompts(prompts, self.places)
-        losses = (self.model(prompts.x, prompts.y) - prompts.y).square().mean((-2, -1))  # (S,)
+        losses = self.losses(prompts)  # (S,)
         self.last_losses = losses.detach()
         return losses.sum()
 
@@ -77,7 +77,7 @@ class StackedICR(ICRTransformer):
         for kind, stacked in by_kind(batch, self.config).items():
             evaluation = stacked if len(self.places) == self.n_stacked else select(stacked, self.places)
             metric: Any = self.errors[f"val_{kind}"]
-            metric.update(evaluation, self.model(evaluation.prompts.x, evaluation.prompts.y))
+            metric.update(evaluation, self.predictions(evaluation.prompts))
 
     def log_errors(self, split: str) -> None:
         errors = self.compute_errors(split) if self.members else {}
