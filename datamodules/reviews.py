@@ -97,7 +97,7 @@ class Reviews(RowViews, TextData):
             options,
             self._choose_layout,
             self._read_file,
-            lambda tables: [self._find_columns(tables)[1]],
+            self._label_columns,
             self.cache / "datasets",
             {OPINIONS: partial(opinions, **self._names)},
             self.unlabelled,
@@ -169,6 +169,9 @@ class Reviews(RowViews, TextData):
         self.hparams.update(text_column=text, label_column=label)  # a checkpoint can then be used with other data
         return text, label
 
+    def _label_columns(self, tables: Tables) -> list[str]:
+        return [self._find_columns(tables)[1]]
+
     def _choose_layout(self, tables: Tables) -> RowLayout:
         names = next(iter(tables.values()))[0].names
         text, label = (parse_columns([column], names) for column in self._find_columns(tables))
@@ -178,6 +181,11 @@ class Reviews(RowViews, TextData):
         """Statistics of the training rows; their targets are the numbers of the classes."""
         rows = self.reader.rows("train")
         return text_statistics(rows.texts, rows.targets)
+
+    def training_rows(self) -> tuple[list[str], np.ndarray]:
+        """The texts of the training rows as they are given, and the numbers of their classes (N,)."""
+        rows = self.reader.rows("train")
+        return rows.texts, rows.targets[:, 0]
 
     # ---- datasets
 

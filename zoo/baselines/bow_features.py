@@ -62,7 +62,7 @@ class BowFeatures(nn.Module):
         if kind not in get_args(BowKind):
             raise UserError(f"bow_features must be one of {', '.join(get_args(BowKind))}, or null, not {kind!r}")
         check_number("bow_C", C, "above 0", lambda penalty: penalty > 0)
-        self.kind, self.C = kind, C
+        self.kind, self.C, self.iterations = kind, C, 300
         n_features = BUCKETS * len(_BLOCKS[kind])
         self.register_buffer("weight", torch.zeros(n_features, n_classes))
         self.register_buffer("bias", torch.zeros(n_classes))
@@ -155,7 +155,7 @@ class BowFeatures(nn.Module):
             # Centre over the classes: it changes no probability.
             slope, offset = (each - each.mean(0) for each in (model.feature_log_prob_, model.class_log_prior_))
         else:
-            model = LogisticRegression(C=self.C, max_iter=300).fit(features[:, used], targets)
+            model = LogisticRegression(C=self.C, max_iter=self.iterations).fit(features[:, used], targets)
             slope, offset = model.coef_, model.intercept_
             if len(slope) == 1:  # for two classes scikit-learn stores the difference of their logits
                 slope, offset = np.concatenate([-slope, slope]) / 2, np.concatenate([-offset, offset]) / 2
