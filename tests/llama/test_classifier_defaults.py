@@ -102,5 +102,5 @@ def test_from_data_builds_model_and_data_with_the_settings(tmp_path):
 def test_a_column_of_different_values_is_no_column_of_classes(tmp_path):
     rows = "".join(f"film {i},{i / 7}\n" for i in range(60))
     (tmp_path / "rows.csv").write_text(f"text,label\n{rows}")
-    with pytest.raises(UserError, match="60 different labels .* for 48 training rows: set --data.label_column"):
+    with pytest.raises(UserError, match=r"60 different labels .* for 48 training rows: set --data.label_column"):
         LlamaClassifier.choose_settings(Reviews(str(tmp_path / "rows.csv")), {})
