@@ -106,7 +106,9 @@ class BowClassifier(TextClassifier):
         self.check_targets(torch.from_numpy(targets)[:, None], indices)
         others: list[str] = []
         if self.bow_rows == "all" and self.trainer.val_dataloaders:
-            others, more, other_indices = _rows_of(self.trainer.val_dataloaders)
+            others, more, other_indices = _rows_of(
+                self.trainer.val_dataloaders, "bow_rows=all", "set bow_rows to train"
+            )
             self.check_targets(torch.from_numpy(more)[:, None], other_indices)
             targets = np.concatenate([targets, more])
         classes = targets.astype(int)
@@ -187,8 +189,15 @@ def _new_bow_features(n_classes: int, kind: BowKind, C: float) -> "BowFeatures":
     return BowFeatures(n_classes, kind, C)
 
 
-def _rows_of(loader: Any) -> tuple[list[str], np.ndarray, list[int]]:
+def _rows_of(
+    loader: Any, option: str = "bow_features", remedy: str = "set bow_features to None"
+) -> tuple[list[str], np.ndarray, list[int]]:
     """The texts, targets (N,) and indices of all rows of a loader's dataset.
+
+    Args:
+        loader: the loader.
+        option: what needs the rows, for the error message.
+        remedy: how to do without them, for the error message.
 
     Raises:
         UserError: the loader has no map-style dataset, or two rows have the same index.
@@ -196,7 +205,8 @@ def _rows_of(loader: Any) -> tuple[list[str], np.ndarray, list[int]]:
     dataset: Any = getattr(loader, "dataset", None)
     is_iterable = isinstance(dataset, IterableDataset)
     if is_iterable or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-        raise UserError("bow_features needs a training loader with a map-style dataset: set bow_features to None")
+        kind = "training" if option == "bow_features" else "single validation"
+        raise UserError(f"{option} needs a {kind} loader with a map-style dataset: {remedy}")
     if hasattr(dataset, "texts") and hasattr(dataset, "targets"):  # whole columns, without tokenizing
         return dataset.texts, np.asarray(dataset.targets, dtype=float)[:, 0], list(range(len(dataset.texts)))
     rows = [dataset[i] for i in range(len(dataset))]
