@@ -48,7 +48,7 @@ def test_a_table_is_enough_for_fit_test_predict_and_resume(table, tmp_path, caps
     # The checkpoint is enough for the other verbs.
     tested = ZooCLI(["test", f"--ckpt_path={run / 'best.ckpt'}", *QUIET])
     assert tested.trainer.callback_metrics["test_accuracy"] > 0.6
-    (tmp_path / "new.csv").write_text("headline\nthe goal of the team\na bank and its tax\n")
+    (tmp_path / "new.csv").write_text("headline\nthe match of day 2 was new\nthe price of day 5 was new\n")
     ZooCLI(["predict", f"--ckpt_path={run / 'best.ckpt'}", f"--data_dir={tmp_path / 'new.csv'}", *QUIET])
     rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert [row["label"] for row in rows] == ["sport", "money"]

@@ -1,5 +1,6 @@
 """The bag of words of a classifier fitted to all rows, held-out logits in validation, and factors of the logits."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -34,9 +35,10 @@ def test_validation_uses_logits_from_fits_without_the_row(reviews, tmp_path):
     trainer.fit(module, film)
     logged = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
     # The bag of words is that of all rows.
-    texts, classes = film.texts("train") + film.texts("val"), [*film.targets("train"), *film.targets("val")]
+    texts = film.texts("train") + film.texts("val")
+    classes = np.concatenate([film.targets("train"), film.targets("val")])[:, 0].astype(int)
     bag = BowFeatures(2, "tfidf")
-    held_out = bag.fit(texts, torch.tensor(classes)[:, 0].long().numpy())[48:]
+    held_out = bag.fit(texts, classes)[48:]
     assert torch.equal(module.bow_features.weight, bag.weight)
     # The loss that a fit logs is that of held-out logits, and of factors that were fitted to it.
     rows = list(film.val_dataloader())
@@ -109,7 +111,9 @@ def test_damaged_logits_in_a_checkpoint_are_refused(reviews, tmp_path):
         stored | {"digests": [1] * 13}, stored | {"logits": stored["logits"] * torch.nan},
         stored | {"logits": stored["logits"].long()},
     ):  # fmt: skip
-        with pytest.raises(UserError, match="bag-of-words logits of the validation rows are damaged"):
+        with pytest.raises(
+            UserError, match="bag-of-words logits of the validation rows in this checkpoint are damaged"
+        ):
             classifier(**ALL).on_load_checkpoint(checkpoint | {"bow_validation": damaged})
 
 

@@ -9,6 +9,7 @@ on the presence of words. Naive Bayes is the more overconfident the longer a tex
 temperature (Guo et al. 2017, https://arxiv.org/abs/1706.04599) that minimizes the loss of the held-out logits.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -17,6 +18,7 @@ import torch
 from scipy import sparse
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
@@ -155,7 +157,10 @@ class BowFeatures(nn.Module):
             # Centre over the classes: it changes no probability.
             slope, offset = (each - each.mean(0) for each in (model.feature_log_prob_, model.class_log_prior_))
         else:
-            model = LogisticRegression(C=self.C, max_iter=self.iterations).fit(features[:, used], targets)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # the limit of iterations is part of the model
+                warnings.filterwarnings("ignore", message="The number of unique classes")  # classes of few rows
+                model = LogisticRegression(C=self.C, max_iter=self.iterations).fit(features[:, used], targets)
             slope, offset = model.coef_, model.intercept_
             if len(slope) == 1:  # for two classes scikit-learn stores the difference of their logits
                 slope, offset = np.concatenate([-slope, slope]) / 2, np.concatenate([-offset, offset]) / 2

@@ -173,9 +173,13 @@ class LlamaClassifier(BowClassifier):
         """
         if not hasattr(data, "training_rows"):
             raise UserError(f"{type(data).__name__} has no texts with labels for {cls.__name__}: give --data=Reviews")
-        return choose_settings(
-            data.statistics(), bow_trials(*data.training_rows(), len(data.label_names), given), given
-        )
+        (texts, targets), n_classes = data.training_rows(), len(data.label_names)
+        if n_classes > max(2, len(texts) // 2):
+            raise UserError(
+                f"the data has {n_classes} different labels ({data.label_names[0]!r}) for {len(texts)} training rows: set "
+                "--data.label_column to the column of the classes (numbers are predicted by --config regress_lm)"
+            )
+        return choose_settings(data.statistics(), bow_trials(texts, targets, n_classes, given), given)
 
     @classmethod
     def from_data(cls, data: Any, given: Mapping[str, Any] | None = None) -> "tuple[LlamaClassifier, Any, dict]":
