@@ -111,9 +111,7 @@ def test_damaged_logits_in_a_checkpoint_are_refused(reviews, tmp_path):
         stored | {"digests": [1] * 13}, stored | {"logits": stored["logits"] * torch.nan},
         stored | {"logits": stored["logits"].long()},
     ):  # fmt: skip
-        with pytest.raises(
-            UserError, match="bag-of-words logits of the validation rows in this checkpoint are damaged"
-        ):
+        with pytest.raises(UserError, match="logits of the validation rows in this checkpoint are damaged"):
             classifier(**ALL).on_load_checkpoint(checkpoint | {"bow_validation": damaged})
 
 

@@ -176,8 +176,8 @@ class LlamaClassifier(BowClassifier):
         (texts, targets), n_classes = data.training_rows(), len(data.label_names)
         if n_classes > max(2, len(texts) // 2):
             raise UserError(
-                f"the data has {n_classes} different labels ({data.label_names[0]!r}) for {len(texts)} training rows: set "
-                "--data.label_column to the column of the classes (numbers are predicted by --config regress_lm)"
+                f"the data has {n_classes} different labels ({data.label_names[0]!r}) for {len(texts)} training rows: "
+                "set --data.label_column to the column of the classes (numbers are predicted by --config regress_lm)"
             )
         return choose_settings(data.statistics(), bow_trials(texts, targets, n_classes, given), given)
 
