@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfTransformer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import MultinomialNB
 from sklearn.pipeline import make_pipeline, make_union
@@ -67,9 +67,14 @@ def test_logistic_regression_on_characters_equals_scikit_learn(kind):
     classes = np.array([i % 3 for i in range(40)])
     bag = BowFeatures(3, kind, 10.0)
     bag.fit(TEXTS, classes)
-    chars = TfidfVectorizer(sublinear_tf=True, analyzer="char_wb", ngram_range=(2, 5))
-    words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=WORD_PATTERN)
-    peer = make_union(*([words] if kind == "words_and_chars" else []), chars)
+
+    def weighted(**options):
+        counts = HashingVectorizer(n_features=2**18, alternate_sign=False, norm=None, **options)
+        return make_pipeline(counts, TfidfTransformer(sublinear_tf=True))
+
+    chars = weighted(analyzer="char_wb", ngram_range=(2, 5))
+    words = weighted(ngram_range=(1, 2), token_pattern=WORD_PATTERN)
+    peer = make_union(words, chars) if kind == "words_and_chars" else chars
     model = LogisticRegression(C=10.0, max_iter=300).fit(peer.fit_transform(TEXTS), classes)
     expected = model.predict_log_proba(peer.transform(TEXTS))
     assert np.allclose(bag(TEXTS).log_softmax(1), expected, atol=2e-3)

@@ -55,9 +55,9 @@ def compare_bow(
         The trials, the one with the smallest loss first.
     """
     kinds = kinds or affordable_kinds(sum(map(len, texts)), n_classes)
-    chosen = np.arange(len(texts))
+    chosen: list[int] = list(range(len(texts)))
     if len(texts) > MOST_ROWS:
-        chosen = torch.randperm(len(texts), generator=stream(seed, "bow rows")).numpy()[:MOST_ROWS]
+        chosen = torch.randperm(len(texts), generator=stream(seed, "bow rows"))[:MOST_ROWS].tolist()
     texts, targets = [texts[i] for i in chosen], targets[chosen].astype(int)
     trials = [trial for kind in kinds for trial in _cross_validated(texts, targets, n_classes, kind, [FIRST_C])]
     best = min(trials, key=lambda trial: trial.loss)

@@ -163,7 +163,9 @@ def _checked(stored: Any, n_classes: int) -> dict[str, Tensor]:
     Raises:
         UserError: they have another structure.
     """
-    digests, logits = (stored.get(name) if isinstance(stored, dict) else None for name in ("digests", "logits"))
+    parts: dict[str, Any] = stored if isinstance(stored, dict) else {}
+    digests: Any = parts.get("digests")
+    logits: Any = parts.get("logits")
     is_valid = (
         isinstance(digests, list)
         and all(isinstance(digest, str) for digest in digests)
