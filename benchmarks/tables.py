@@ -348,6 +348,10 @@ STUDIES = {
         | {"dev, macro F1": ("dev_macro_f1", ".3f"), "test, macro F1": ("test_macro_f1", ".3f")}
         | {"elsewhere, macro F1": ("elsewhere_macro_f1", ".3f"), "seconds": ("seconds", ".0f")},
     ),
+    "classifier_defaults": (
+        {"set": "set", "training rows": "rows", "classes": "classes", "model": "model"},
+        {"accuracy": ("accuracy", ".4f"), "macro F1": ("macro_f1", ".4f"), "CPU seconds": ("cpu_seconds", ".0f")},
+    ),
     "icr_contrast": (
         {"M": "M", "answers of": "model"},
         {name: (name, ".3f") for name in ("new tasks, from ridge", "its pool, from dMMSE")},

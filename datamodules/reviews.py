@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from zoo.datamodules.label_columns import LABEL, TEXT, find_columns
 from zoo.datamodules.opinions import OPINIONS, opinions
 from zoo.datamodules.row_data import TRAINED_TOKENIZERS, RowReader, RowSettings, RowViews, Tables, train_row_tokenizer
 from zoo.datamodules.row_text import RowLayout, TextRows, parse_columns
@@ -18,6 +19,7 @@ from zoo.datamodules.text_data import SPLITS, TextData
 from zoo.errors import UserError
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import collate
+from zoo.training.text_statistics import TextStatistics, text_statistics
 
 
 @dataclass
@@ -31,8 +33,10 @@ class ReviewSettings(RowSettings):
         prompt: template of what a model reads: {text} is replaced by the text, {choices} by the list of class names;
             default: the text alone.
         lowercase: convert texts to lower case before tokenization.
-        text_column: column of the texts in a table.
-        label_column: column of the labels in a table.
+        text_column: column of the texts in a table; default: "text", or the other one of two columns.
+        label_column: column of the labels in a table; default: "label", or the other one of two columns. Without these
+            names, that of the two columns which has fewer different values.
+        stratified: cut validation and test splits that have the same share of each class as the training rows.
     """
 
     data: str = OPINIONS
@@ -40,9 +44,10 @@ class ReviewSettings(RowSettings):
     unlabelled: str | None = None
     prompt: str | None = None
     lowercase: bool = False
-    text_column: str = "text"
-    label_column: str = "label"
+    text_column: str | None = None
+    label_column: str | None = None
     max_input_len: int = 512
+    stratified: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,14 +92,16 @@ class Reviews(RowViews, TextData):
         self.settings, self.max_input_len = options, options.max_input_len
         self.unlabelled = frozenset(parse_columns(options.unlabelled))
         # Rows come from files, from the hub, or from the generated opinions.
+        self._names = {"text_column": options.text_column or TEXT, "label_column": options.label_column or LABEL}
         self.reader = RowReader(
             options,
             self._choose_layout,
             self._read_file,
-            [options.label_column],
+            self._label_columns,
             self.cache / "datasets",
-            {OPINIONS: partial(opinions, label_column=options.label_column, text_column=options.text_column)},
+            {OPINIONS: partial(opinions, **self._names)},
             self.unlabelled,
+            options.stratified,
         )
         self._datasets: dict[str, TextRows] = {}
 
@@ -103,11 +110,12 @@ class Reviews(RowViews, TextData):
     @cached_property
     def labels(self) -> Labels:
         """The classes: from label_names, or the labels of the training rows. They are stored in the settings."""
-        given, column = self.settings.label_names, self.settings.label_column
+        given = self.settings.label_names
         # Collect the labels of all training rows.
         if given is None:
-            labels = set()
-            for table in self.reader.tables.get("train", []):
+            labels, tables = set(), self.reader.tables
+            column = self._find_columns(tables)[1]
+            for table in tables.get("train", []):
                 [name] = parse_columns([column], table.names)
                 cells = [cells.get(name) for _, cells in table.rows]
                 labels |= {c.strip() if isinstance(c, str) else label_text(c) for c in cells if _is_label(c)}
@@ -152,13 +160,32 @@ class Reviews(RowViews, TextData):
 
     def _read_file(self, file: Path, bad: BadRows) -> Table:
         if file.suffix.lower() == ".txt":
-            return read_labelled(file, bad, self.settings.label_column, self.settings.text_column)
+            return read_labelled(file, bad, self._names["label_column"], self._names["text_column"])
         return read_table(file, None, bad, self.settings.separator)
+
+    def _find_columns(self, tables: Tables) -> tuple[str, str]:
+        """The columns of the texts and of the labels. They are stored in the settings."""
+        text, label = find_columns(tables, self.settings.text_column, self.settings.label_column)
+        self.hparams.update(text_column=text, label_column=label)  # a checkpoint can then be used with other data
+        return text, label
+
+    def _label_columns(self, tables: Tables) -> list[str]:
+        return [self._find_columns(tables)[1]]
 
     def _choose_layout(self, tables: Tables) -> RowLayout:
         names = next(iter(tables.values()))[0].names
-        text, label = (parse_columns([c], names) for c in (self.settings.text_column, self.settings.label_column))
+        text, label = (parse_columns([column], names) for column in self._find_columns(tables))
         return RowLayout(text, label, "text", classes=self.labels.classes)
+
+    def statistics(self) -> TextStatistics:
+        """Statistics of the training rows; their targets are the numbers of the classes."""
+        rows = self.reader.rows("train")
+        return text_statistics(rows.texts, rows.targets)
+
+    def training_rows(self) -> tuple[list[str], np.ndarray]:
+        """The texts of the training rows as they are given, and the numbers of their classes (N,)."""
+        rows = self.reader.rows("train")
+        return rows.texts, rows.targets[:, 0]
 
     # ---- datasets
 

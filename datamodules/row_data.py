@@ -107,10 +107,12 @@ class RowReader:
         settings: the data source, the fractions of splits and the treatment of bad rows.
         choose_layout: returns the roles of the columns, given the tables of all splits; called once.
         read_file: returns the table in a file.
-        target_columns: names of the target columns, by which files without targets are recognised.
+        target_columns: names of the target columns, by which files without targets are recognised; or a function that
+            returns them, given the tables of all splits.
         cache_dir: folder for hub data sets.
         generated: data sets that need no file: name -> function from "train", "val" or "test" to a table.
         unlabelled: splits of which all targets are placeholders, read as NaN.
+        is_stratified: cut splits that have the same share of each class.
     """
 
     def __init__(
@@ -118,15 +120,17 @@ class RowReader:
         settings: RowSettings,
         choose_layout: Callable[[Tables], RowLayout],
         read_file: Callable[[Path, BadRows], Table],
-        target_columns: str | list[str] | None,
+        target_columns: str | list[str] | Callable[[Tables], list[str]] | None,
         cache_dir: Path,
         generated: Mapping[str, Callable[[str], Table]] | None = None,
         unlabelled: Collection[str] = (),
+        is_stratified: bool = False,
     ) -> None:
         self.settings = settings
         self.bad_rows = BadRows(settings.bad_rows)
         self._choose_layout, self._read_file, self._target_columns = choose_layout, read_file, target_columns
         self._cache_dir, self._generated, self._unlabelled = cache_dir, generated or {}, unlabelled
+        self._is_stratified = is_stratified
         self._rows: dict[str, Rows] = {}
 
     # ---- public
@@ -216,21 +220,23 @@ class RowReader:
             hub = hub_tables(data, tables.SUFFIXES, offered, self._cache_dir)
             return {split: [hub_table(f"{data} ({split})", table)] for split, table in hub.items()}
         # Files belong to the split that their name says; files to predict are those without targets.
+        read = {
+            split: [(file, self._read_file(file, self.bad_rows)) for file in files]
+            for split, files in _files_by_split(path).items()
+            if files
+        }
+        targets = self._target_columns
+        if callable(targets):
+            targets = targets({split: [table for _, table in files] for split, files in read.items()})
         given: dict[str, list[Table]] = {}
-        for split, files in _files_by_split(path).items():
-            for file in files:
-                table = self._read_file(file, self.bad_rows)
-                is_question = not path.is_file() and _UNLABELLED.search(file.stem) and not self._has_targets(table)
+        for split, files in read.items():
+            for file, table in files:
+                may_lack = not path.is_file() and _UNLABELLED.search(file.stem)
+                is_question = may_lack and not _has_targets(table, targets)
                 given.setdefault("predict" if is_question else split, []).append(table)
         return given
 
     # ---- private
-
-    def _has_targets(self, table: Table) -> bool:
-        """Whether a row has a target. A table without rows keeps its split, whose error then names it."""
-        # One cell with a value is enough.
-        names = parse_columns(self._target_columns, table.names)
-        return not table.rows or any(not is_missing(cells.get(name)) for _, cells in table.rows for name in names)
 
     def _read(self, split: str) -> Rows:
         # Prediction uses the rows without targets, or else the first of several splits that the data has.
@@ -262,7 +268,7 @@ class RowReader:
         s = self.settings
         fractions = {"val": s.val_fraction, "test": s.test_fraction}
         fractions = {split: 0.0 if split in self.tables else fraction for split, fraction in fractions.items()}
-        return self._read_given("train").split(fractions, stream(s.split_seed, "split"))
+        return self._read_given("train").split(fractions, stream(s.split_seed, "split"), self._is_stratified)
 
 
 class RowViews:
@@ -304,6 +310,13 @@ class RowViews:
     def train_lengths(self) -> torch.Tensor:
         """(N,) lengths of the training texts, by which batches are formed."""
         return torch.from_numpy(self.lengths("train"))
+
+
+def _has_targets(table: Table, columns: str | list[str] | None) -> bool:
+    """Whether a row has a target. A table without rows keeps its split, whose error then names it."""
+    # One cell with a value is enough.
+    names = parse_columns(columns, table.names)
+    return not table.rows or any(not is_missing(cells.get(name)) for _, cells in table.rows for name in names)
 
 
 def check_text(name: str, value: object, is_list: bool = False) -> None:

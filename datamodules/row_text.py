@@ -38,15 +38,25 @@ class Rows(NamedTuple):
         texts, places, groups = ([column[i] for i in indices] for column in (self.texts, self.places, self.groups))
         return Rows(texts, self.targets[indices], places, groups)
 
-    def split(self, fractions: dict[str, float], generator: torch.Generator) -> dict[str, "Rows"]:
+    def split(
+        self, fractions: dict[str, float], generator: torch.Generator, is_stratified: bool = False
+    ) -> dict[str, "Rows"]:
         """Random parts of the given fractions, and all other rows as "train". Rows of one group stay together.
 
         Each part keeps the order of its rows.
+
+        Args:
+            fractions: share of the rows of each part, by its name.
+            generator: of the random order.
+            is_stratified: give each part the same share of the groups whose first row has the same targets.
         """
         # Put the groups into random order, with their sizes.
-        groups, group_of_row = np.unique(self.groups, return_inverse=True)
+        groups, first_row, group_of_row = np.unique(self.groups, return_index=True, return_inverse=True)
         order = torch.randperm(len(groups), generator=generator).numpy()
         sizes = np.bincount(group_of_row, minlength=len(groups))[order]
+        if is_stratified:
+            by_class = _interleaved(self.targets[first_row][order], sizes)
+            order, sizes = order[by_class], sizes[by_class]
         # For each group, the fraction of all rows in the groups drawn before it.
         before = np.empty(len(groups))
         before[order] = (sizes.cumsum() - sizes) / max(len(group_of_row), 1)
@@ -54,6 +64,21 @@ class Rows(NamedTuple):
         ends = np.cumsum(list(fractions.values()))
         part = np.searchsorted(ends, before[group_of_row], side="right")  # (N,)
         return {name: self.select(np.flatnonzero(part == i)) for i, name in enumerate([*fractions, "train"])}
+
+
+def _interleaved(targets: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(G,) an order of groups in which each class is spread evenly, so that every part has a similar share of it.
+
+    Args:
+        targets: (G, K) of each group.
+        sizes: (G,) rows of each group.
+    """
+    _, class_of_group = np.unique(targets, axis=0, return_inverse=True)
+    place = np.empty(len(sizes))  # the fraction of its class at a group's middle: that of a class of one group is 0.5
+    for number in range(class_of_group.max(initial=-1) + 1):
+        same = np.flatnonzero(class_of_group.reshape(-1) == number)
+        place[same] = (sizes[same].cumsum() - sizes[same] / 2) / sizes[same].sum()
+    return np.argsort(place, kind="stable")
 
 
 class RowLayout(NamedTuple):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfTransformer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import MultinomialNB
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import make_pipeline, make_union
 
 from tests.commands import ROOT
 from zoo.baselines import BowFeatures
@@ -19,9 +19,10 @@ from zoo.errors import UserError
 
 TEXTS = [f"a {'fine' if i % 2 else 'dull'} film number {i}" for i in range(40)]
 CLASSES = np.array([i % 2 for i in range(40)])
+KINDS = ["tfidf", "naive_bayes", "words_and_chars"]
 
 
-@pytest.mark.parametrize("kind", ["tfidf", "naive_bayes"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_fitted_logits_and_held_out_logits_predict_the_class(kind):
     bag = BowFeatures(3, kind, C=10.0)
     held_out = bag.fit(TEXTS, CLASSES)
@@ -34,7 +35,7 @@ def test_fitted_logits_and_held_out_logits_predict_the_class(kind):
     assert torch.equal(again(TEXTS), bag(TEXTS))
 
 
-@pytest.mark.parametrize("kind", ["tfidf", "naive_bayes"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_held_out_logits_are_computed_without_their_text(kind):
     texts = [f"word{i}" for i in range(40)]
     bag = BowFeatures(2, kind, 1e4)
@@ -43,7 +44,7 @@ def test_held_out_logits_are_computed_without_their_text(kind):
     assert (held_out.argmax(1).numpy() == CLASSES).mean() < 0.7  # unseen in the other folds
 
 
-@pytest.mark.parametrize("kind", ["tfidf", "naive_bayes"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_fold_without_the_rare_class_predicts_the_other_one(kind):
     bag = BowFeatures(2, kind)
     held_out = bag.fit(TEXTS[:7], np.array([1, 1, 1, 0, 1, 1, 1]))
@@ -61,6 +62,24 @@ def test_logistic_regression_of_three_classes_equals_scikit_learn():
     assert np.allclose(bag(TEXTS).log_softmax(1), expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["chars", "words_and_chars"])
+def test_logistic_regression_on_characters_equals_scikit_learn(kind):
+    classes = np.array([i % 3 for i in range(40)])
+    bag = BowFeatures(3, kind, 10.0)
+    bag.fit(TEXTS, classes)
+
+    def weighted(**options):
+        counts = HashingVectorizer(n_features=2**18, alternate_sign=False, norm=None, **options)
+        return make_pipeline(counts, TfidfTransformer(sublinear_tf=True))
+
+    chars = weighted(analyzer="char_wb", ngram_range=(2, 5))
+    words = weighted(ngram_range=(1, 2), token_pattern=WORD_PATTERN)
+    peer = make_union(words, chars) if kind == "words_and_chars" else chars
+    model = LogisticRegression(C=10.0, max_iter=300).fit(peer.fit_transform(TEXTS), classes)
+    expected = model.predict_log_proba(peer.transform(TEXTS))
+    assert np.allclose(bag(TEXTS).log_softmax(1), expected, atol=2e-3)
+
+
 def test_naive_bayes_equals_scikit_learn_at_the_temperature_that_fits_held_out_logits():
     classes = np.where(np.arange(40) % 7 == 0, 1 - CLASSES, CLASSES)  # some labels are noise
     bag = BowFeatures(2, "naive_bayes")
@@ -74,7 +93,7 @@ def test_naive_bayes_equals_scikit_learn_at_the_temperature_that_fits_held_out_l
     assert losses[1] == min(losses)
 
 
-@pytest.mark.parametrize("kind", ["tfidf", "naive_bayes"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_held_out_logits_of_a_fitted_classifier_equal_those_of_its_fit(kind):
     bag = BowFeatures(2, kind)
     held_out = bag.fit(TEXTS, CLASSES)

@@ -69,7 +69,7 @@ def test_bag_of_words_is_fitted_to_the_rows_of_the_training_loader():
     assert torch.equal(module.bow_features.weight, expected.weight)
     # In training each row gets its held-out logits, found by its index.
     batch = collate([rows[5], rows[3]])
-    assert torch.equal(module._training_bow_logits(batch), logits[[5, 3]])
+    assert torch.equal(module.training_bow_logits(batch), logits[[5, 3]])
 
 
 def test_resumed_run_keeps_the_fitted_bag_of_words(tmp_path):

@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from zoo.baselines.ngram import Ids
 
-BowKind = Literal["tfidf", "naive_bayes"]  # kinds of `BowFeatures`, here because bow_features.py imports scikit-learn
+# Kinds of `BowFeatures`, here because bow_features.py imports scikit-learn.
+BowKind = Literal["tfidf", "naive_bayes", "chars", "words_and_chars"]
 WORD_PATTERN = r"(?u)\b\w+\b|[!?]"  # words of any length, exclamation marks and question marks
 
 

@@ -5,39 +5,36 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-import numpy as np
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.data import IterableDataset
+from torch import Tensor
 
 from zoo.baselines.bag_of_words import BowKind
 from zoo.errors import UserError, check_choice, check_counts, check_number, check_weight
 from zoo.layers.linear_nll import linear_nll
 from zoo.layers.lora import add_lora
 from zoo.layers.widen import widen
+from zoo.llama.bow_classifier import BowClassifier, BowRows
 from zoo.llama.checkpoints import digest, new_or_loaded
+from zoo.llama.classifier_defaults import bow_trials, choose_settings
 from zoo.llama.classifier_head import ClassifierHead, Pooling
 from zoo.llama.model import LlamaConfig
 from zoo.llama.module import LlamaSettings
-from zoo.llama.text_classifier import TextClassifier, required_label_names
+from zoo.llama.text_classifier import required_label_names
 from zoo.private_apis.lightning_api import is_fitting
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import IGNORED, TextBatch, check_text_batch
+from zoo.training.choices import Choice
 from zoo.training.fixed_arguments import check_fixed, field_names
 from zoo.training.language_model import required_vocab_size
 from zoo.training.loss_weights import Counts, Loss
 from zoo.training.settings import part
 
-if TYPE_CHECKING:
-    from zoo.baselines import BowFeatures
-
 METHODS = ("full", "head", "lora")
 
 
-class LlamaClassifier(TextClassifier):
+class LlamaClassifier(BowClassifier):
     """Llama fine-tuned as a text classifier: all weights, a linear head alone, or low-rank updates (LoRA).
 
     Logged: `train_loss`, and for val and test `<split>_loss`, `<split>_accuracy` and `<split>_macro_f1`. The `Plots`
@@ -63,9 +60,14 @@ class LlamaClassifier(TextClassifier):
             embeddings are not tied.
         lm_weight: weight of the next-token loss on the same texts, which is added to the classification loss, at least
             0; 0 turns it off.
-        bow_features: add the logits of a bag-of-words classifier, times a trained number: "tfidf", logistic regression
-            on TF-IDF; "naive_bayes"; or null for none. It is fitted to the training texts when training starts.
+        bow_features: add the logits of a bag-of-words classifier, times a trained number: logistic regression on TF-IDF
+            of words and pairs of words, "tfidf"; of sequences of characters, "chars"; of both, "words_and_chars"; or
+            "naive_bayes"; or null for none. It is fitted to the training texts when training starts.
         bow_C: inverse penalty of that logistic regression, above 0; larger values fit the training texts more closely.
+        bow_rows: rows that the bag of words is fitted to: "train"; or "all", those for validation too. Validation uses
+            logits from fits without the row in both cases.
+        fit_scales: fit factors of the head's and the bag's logits to the validation rows in each validation of a fit,
+            and use them in evaluation and prediction.
         layer_decay: the learning rate of each layer is this share of the next layer's, in (0, 1]; 1 gives all layers
             the rate `lr`.
         vocab_size: number of token ids; on the command line that of the data's tokenizer.
@@ -77,7 +79,7 @@ class LlamaClassifier(TextClassifier):
 
     data_arguments: ClassVar[tuple[str, ...]] = ("vocab_size", "tokenizer", "label_names", "label_spellings")
     fixed_arguments: ClassVar[tuple[str, ...]] = (
-        *TextClassifier.fixed_arguments,
+        *BowClassifier.fixed_arguments,
         *field_names(LlamaConfig, "dropout", "gradient_checkpointing"),
         "method",
         "pooling",
@@ -86,6 +88,8 @@ class LlamaClassifier(TextClassifier):
         "lora_targets",
         "bow_features",
         "bow_C",
+        "bow_rows",
+        "fit_scales",
         "layer_decay",
     )
     renamed_arguments: ClassVar[dict[str, str]] = {
@@ -111,6 +115,8 @@ class LlamaClassifier(TextClassifier):
         lm_weight: float = 0.0,
         bow_features: BowKind | None = None,
         bow_C: float = 3.0,
+        bow_rows: BowRows = "train",
+        fit_scales: bool = False,
         layer_decay: float = 1.0,
         vocab_size: int | None = None,
         tokenizer: Tokenizer | None = None,
@@ -120,7 +126,6 @@ class LlamaClassifier(TextClassifier):
         names = required_label_names(label_names)
         _check_method(method)
         check_weight("lm_weight", lm_weight)
-        check_number("bow_C", bow_C, "above 0", lambda penalty: penalty > 0)
         check_counts(lora_rank=lora_rank)
         check_number("lora_alpha", lora_alpha, "finite", math.isfinite)
         check_number("layer_decay", layer_decay, "above 0 and at most 1", lambda share: 0 < share <= 1)
@@ -151,11 +156,54 @@ class LlamaClassifier(TextClassifier):
             model.output.requires_grad_(False)
 
         self.layer_decay, self.lm_weight = layer_decay, lm_weight
-        self.bow_features = None if bow_features is None else _new_bow_features(len(names), bow_features, bow_C)
-        if self.bow_features is not None:
-            self.bow_weight = nn.Parameter(torch.ones(()))
-        self._held_out_logits: dict[int, Tensor] | None = None  # a training row's index -> bag-of-words logits (C,)
+        self.add_bag(bow_features, bow_C, bow_rows, fit_scales)
         self.head = ClassifierHead(model.config.dim, len(names), pooling, head_dropout)
+
+    @classmethod
+    def choose_settings(cls, data: Any, given: Mapping[str, Any]) -> list[Choice]:
+        """Settings that follow from the data, by the rules in `zoo.llama.classifier_defaults`.
+
+        Bags of words are cross-validated on the training rows, which takes up to a minute.
+
+        Args:
+            data: a data module with `label_names`, `statistics()` and `training_rows()`.
+            given: the settings that are already decided, by option.
+
+        Raises:
+            UserError: the data has no texts with labels.
+        """
+        if not hasattr(data, "training_rows"):
+            raise UserError(f"{type(data).__name__} has no texts with labels for {cls.__name__}: give --data=Reviews")
+        (texts, targets), n_classes = data.training_rows(), len(data.label_names)
+        if n_classes > max(2, len(texts) // 2):
+            raise UserError(
+                f"the data has {n_classes} different labels ({data.label_names[0]!r}) for {len(texts)} training rows: "
+                "set --data.label_column to the column of the classes (numbers are predicted by --config regress_lm)"
+            )
+        return choose_settings(data.statistics(), bow_trials(texts, targets, n_classes, given), given)
+
+    @classmethod
+    def from_data(cls, data: Any, given: Mapping[str, Any] | None = None) -> "tuple[LlamaClassifier, Any, dict]":
+        """A new classifier with the settings that `choose_settings` chooses.
+
+        Args:
+            data: a data module as for `choose_settings`, with the arguments of its constructor in `hparams`.
+            given: settings that are decided already, by option: {"model.dim": 128, "trainer.max_steps": 500}.
+
+        Returns:
+            The classifier, the data module to train it with, and arguments for `lightning.Trainer`.
+        """
+        given = dict(given or {})
+        settings = given | {choice.option: choice.value for choice in cls.choose_settings(data, given)}
+        groups: dict[str, dict[str, Any]] = {"model": {}, "data": {}, "trainer": {}}
+        for option, value in settings.items():
+            group, _, name = option.partition(".")
+            if group not in groups or not name:
+                raise UserError(f"{option!r} is no setting of model, data or trainer: name it as in 'model.dim'")
+            groups[group][name] = value
+        data = type(data)(**{**data.hparams, **groups["data"]})
+        model = cls(**{name: getattr(data, name) for name in cls.data_arguments}, **groups["model"])
+        return model, data, groups["trainer"]
 
     def forward(self, batch: TextBatch | Tensor) -> Tensor:
         """Logits (B, C) of a batch, or of tokens (B, T) without padding."""
@@ -163,40 +211,13 @@ class LlamaClassifier(TextClassifier):
             if self.bow_features is not None:
                 raise TypeError("bow_features needs the texts of a TextBatch, not a tensor of tokens")
             return widen(self.head(self.model.hidden(batch)))
-        bow_logits = None if self.bow_features is None else self.bow_features(batch.texts)
-        return self._classify(self.model.hidden(batch.tokens), batch.padding_mask, bow_logits)
-
-    def _classify(self, hidden: Tensor, padding_mask: Tensor | None, bow_logits: Tensor | None) -> Tensor:
-        """Logits (B, C) of hidden states (B, T, dim) and bag-of-words logits (B, C)."""
-        logits = widen(self.head(hidden, padding_mask))
-        return logits if bow_logits is None else logits + self.bow_weight * bow_logits.to(logits)
+        return self.classify(self.model.hidden(batch.tokens), batch.padding_mask, self.bow_logits(batch.texts))
 
     # ---- training
 
-    def on_train_start(self) -> None:
-        """Fit the bag of words to the rows of the training loader's dataset."""
-        if self.bow_features is None:
-            return
-        texts, targets, indices = _training_rows(self.trainer.train_dataloader)
-        self.check_targets(torch.from_numpy(targets)[:, None], indices)
-        classes = targets.astype(int)
-        if self.trainer.ckpt_path is None:
-            logits = self.bow_features.fit(texts, classes)
-        else:  # a resumed run: the checkpoint has restored the fitted weights
-            logits = self.bow_features.held_out_logits(texts, classes)
-        self._held_out_logits = dict(zip(indices, logits, strict=True))
-
-    def _training_bow_logits(self, batch: TextBatch) -> Tensor | None:
-        """Bag-of-words logits (B, C) of training rows, from fits that did not include the row."""
-        if self.bow_features is None:
-            return None
-        if self._held_out_logits is None:
-            return self.bow_features(batch.texts)
-        return torch.stack([self._held_out_logits[i] for i in batch.index.tolist()])
-
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
         hidden = self.model.hidden(batch.tokens)  # (B, T, dim)
-        logits = self._classify(hidden, batch.padding_mask, self._training_bow_logits(batch))
+        logits = self.classify(hidden, batch.padding_mask, self.training_bow_logits(batch))
         losses = [Loss("train_loss", F.cross_entropy(logits, batch.targets[:, 0].long()))]
         if self.lm_weight:
             # The next-token loss of the same hidden states, over tokens only.
@@ -281,28 +302,3 @@ def _pretrained_weights(method: str, weights: str | None, base: str | None) -> s
             f"the pretrained weights of this checkpoint are not at {source}: give their path with --model.base"
         )
     return source
-
-
-def _new_bow_features(n_classes: int, kind: BowKind, C: float) -> "BowFeatures":
-    from zoo.baselines import BowFeatures  # imports scikit-learn, which takes a second
-
-    return BowFeatures(n_classes, kind, C)
-
-
-def _training_rows(loader: Any) -> tuple[list[str], np.ndarray, list[int]]:
-    """The texts, targets (N,) and indices of all rows of a loader's dataset.
-
-    Raises:
-        UserError: the loader has no map-style dataset, or two rows have the same index.
-    """
-    dataset: Any = getattr(loader, "dataset", None)
-    is_iterable = isinstance(dataset, IterableDataset)
-    if is_iterable or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-        raise UserError("bow_features needs a training loader with a map-style dataset: set bow_features to None")
-    if hasattr(dataset, "texts") and hasattr(dataset, "targets"):  # whole columns, without tokenizing
-        return dataset.texts, np.asarray(dataset.targets, dtype=float)[:, 0], list(range(len(dataset.texts)))
-    rows = [dataset[i] for i in range(len(dataset))]
-    indices = [row.index for row in rows]
-    if len(set(indices)) < len(indices):
-        raise UserError("bow_features needs training rows with different indices: give each Row its own index")
-    return [row.text for row in rows], np.array([row.targets[0] for row in rows], dtype=float), indices

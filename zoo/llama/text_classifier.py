@@ -108,7 +108,10 @@ class TextClassifier(ZooModule):
     # ---- evaluation
 
     def _update(self, split: str, batch: TextBatch) -> None:
-        logits, target = self(batch), batch.targets[:, 0].long()
+        self.score(split, self(batch), batch.targets[:, 0].long())
+
+    def score(self, split: str, logits: Tensor, target: Tensor) -> None:
+        """Add logits (B, C) and classes (B,) to the metrics of a split."""
         self.losses[split].update(F.cross_entropy(logits, target), torch.tensor(len(target)))
         self.scores[split].update(logits, target)
         self.confusion_matrices[split].update(logits, target)

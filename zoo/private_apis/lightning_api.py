@@ -52,6 +52,11 @@ def is_fitting(module: Any) -> bool:
     return module._trainer is not None and module._trainer.state.fn == "fit"
 
 
+def is_validating(module: Any) -> bool:
+    """Whether a Trainer validates the module at the moment, within a fit too."""
+    return module._trainer is not None and module._trainer.validating
+
+
 def progress_state(trainer: Any) -> dict[str, Any]:
     """What `resume_counters` needs to know, for the state of a training loader.
 
