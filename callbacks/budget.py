@@ -52,6 +52,10 @@ class Budget(Callback):
         module: Any = pl_module
         if not hasattr(module, "plan_steps") or not module.total_steps:
             raise UserError(f"--budget: {type(pl_module).__name__} has a schedule that cannot be planned; drop it")
+        if getattr(module, "unlabelled_texts", None) is not None:
+            raise UserError(
+                "--budget does not plan pretraining: drop it, and set --model.pretrain_steps and --trainer.max_steps"
+            )
         if trainer.world_size > 1:
             raise UserError("--budget works on one process only: drop it, or set --trainer.max_steps")
         self._limit = module.total_steps

@@ -1,6 +1,7 @@
 """RegressLM's use of pretrained encoders: settings of the data, initial weights, checkpoints, stored states."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +29,16 @@ class EncoderUser(NumberSampler):
         """The pretrained encoder; None for a RegressLM with an encoder of its own."""
         encoder = self.model.encoder
         return encoder if isinstance(encoder, PretrainedEncoder) else None
+
+    def encoder_settings(self) -> dict[str, Any]:
+        """The settings that name a pretrained encoder in checkpoints: its full path, or with all weights none."""
+        name, encoder = self.hparams["encoder"], self.pretrained_encoder
+        if encoder is not None and encoder.mode == "full":
+            # A checkpoint holds all weights and must not need the files of the encoder.
+            return {"encoder": None, "encoder_config": encoders.configuration(encoder.pretrained)}
+        if name and Path(name).expanduser().is_dir():
+            return {"encoder": str(Path(name).expanduser().resolve())}  # valid in every folder
+        return {}
 
     def read_weights(self, path: str) -> dict[str, Tensor]:
         """The module's state dict from a checkpoint of the zoo or of upstream, whose heads must be the model's."""

@@ -1,0 +1,229 @@
+"""Pretraining of RegressLM's encoder by span denoising: the encoder reads corrupted texts, and a decoder, which is not
+used afterwards, generates the spans (see `span_corruption`)."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.errors import UserError, check_counts, check_number
+from zoo.optim import OptimizerConfig
+from zoo.regress_lm.model import Encoder, EncoderDecoder
+from zoo.regress_lm.span_corruption import Corrupted, corrupt, count_spans
+from zoo.training.batches import Row, bucketed, collate
+from zoo.training.random_streams import derive, stream
+
+CLIP = 1.0  # largest norm of the gradient
+WARMUP = 0.05  # share of the steps
+
+
+@dataclass
+class DenoisingConfig:
+    """Settings of span denoising.
+
+    Args:
+        steps: optimizer steps, at least 1.
+        batch_size: texts per step, at least 1.
+        corrupted_share: share of a text's tokens that are corrupted, between 0 and 1.
+        mean_span: mean number of tokens of a span, at least 1.
+        seed: of the order of the texts, their corruption, dropout and the decoder's initial weights.
+    """
+
+    steps: int
+    batch_size: int = 64
+    corrupted_share: float = 0.15
+    mean_span: float = 3.0
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raises UserError where a setting is outside its range."""
+        check_counts(steps=self.steps, batch_size=self.batch_size)
+        check_number("corrupted_share", self.corrupted_share, "between 0 and 1", lambda share: 0 < share < 1)
+        check_number("mean_span", self.mean_span, "at least 1", lambda length: 1 <= length < float("inf"))
+        check_number("seed", self.seed, "an integer", lambda seed: True, whole=True)
+
+
+class SentinelEncoder(nn.Module):
+    """An encoder whose embedding table is continued by sentinels."""
+
+    def __init__(self, encoder: Encoder, n_sentinels: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.sentinels = nn.Parameter(torch.randn(n_sentinels, encoder.config.dim))
+
+    def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        return self.encoder(tokens, mask, torch.cat([self.encoder.embedding.weight, self.sentinels]))
+
+
+class Denoising:
+    """A run of span denoising, a step at a time. Each step is a function of the weights, the seed and its number.
+
+    Args:
+        encoder: trained in place.
+        texts: token ids; texts of fewer than 2 tokens are not used, and those beyond the encoder's max_input_len are
+            divided.
+        optimizer_config: optimizer and learning rate; the warm-up is 5% of the steps.
+        config: settings.
+
+    Attributes:
+        step: number of steps done.
+        n_texts: number of texts that are used.
+
+    Raises:
+        UserError: no text has 2 tokens, or a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        texts: Sequence[Sequence[int]],
+        optimizer_config: OptimizerConfig,
+        config: DenoisingConfig,
+    ) -> None:
+        config.check()
+        self.config, self.step = config, 0
+        self._vocab_size = encoder.config.vocab_size
+        limit = encoder.config.max_input_len
+        parts = [text[i : i + limit] for text in texts for i in range(0, len(text), limit)]
+        parts = [part for part in parts if len(part) > 1]
+        if not parts:
+            raise UserError("there are no texts of at least 2 tokens to pretrain the encoder on")
+        # One array, which is smaller than lists of integers.
+        self._starts = np.cumsum([0, *map(len, parts)])  # (N + 1,)
+        self._tokens = np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
+        self.n_texts, self._epoch = len(parts), -1
+        longest = int(np.diff(self._starts).max())
+        counts = [count_spans(n, config.corrupted_share, config.mean_span) for n in range(2, longest + 1)]
+        self.network = self._network(encoder, max(s for _, s in counts), max(c + s for c, s in counts))
+        self._optimizer_config = replace(optimizer_config, warmup_steps=round(WARMUP * config.steps))
+        self._optimizer = self._optimizer_config.build(self.network.named_parameters())
+        self._peaks = [group["lr"] for group in self._optimizer.param_groups]
+
+    def _network(self, encoder: Encoder, n_sentinels: int, target_len: int) -> EncoderDecoder:
+        """The encoder with sentinels, and a decoder of one layer that generates their ids and those of the texts."""
+        # Id 0 starts the targets and is not scored, so that text ids are one higher there.
+        sizes = replace(
+            encoder.config,
+            number_vocab_size=1 + self._vocab_size + n_sentinels,
+            number_len=target_len,
+            n_decoder_layers=1,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(derive(self.config.seed, "denoising", "weights"))
+            network = EncoderDecoder(sizes, SentinelEncoder(encoder, n_sentinels))
+        return network.to(encoder.embedding.weight.device)
+
+    # ---- training
+
+    def train_step(
+        self, rank: int = 0, ranks: int = 1, add_up: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    ) -> float:
+        """Do the next step, and return its loss: the mean cross-entropy of the target tokens in nats.
+
+        Args:
+            rank: of this process.
+            ranks: number of processes; each computes its share of the step's texts.
+            add_up: adds up a tensor over all processes.
+
+        Raises:
+            UserError: the loss or the gradient is not finite.
+        """
+        corrupted = self.batch(self.step)
+        n_targets = sum(len(text.targets) for text in corrupted)
+        self._optimizer.zero_grad()
+        loss = torch.zeros((), device=self.network.positions.device)
+        if own := corrupted[rank::ranks]:
+            with torch.random.fork_rng():
+                torch.manual_seed(derive(self.config.seed, "denoising", "dropout", rank, self.step))
+                loss = self._summed_loss(own) / n_targets
+            loss.backward()
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        if ranks > 1:
+            loss = add_up(loss.detach())
+            for parameter in trained:
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = add_up(gradient)
+        norm = nn.utils.clip_grad_norm_(trained, CLIP)
+        if not (loss.isfinite() and norm.isfinite()):
+            raise UserError(
+                f"pretraining diverged at step {self.step + 1}: its loss or gradient is not finite; lower --model.lr"
+            )
+        factor = self._optimizer_config.lr_factor(self.step, self.config.steps)
+        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor
+        self._optimizer.step()
+        self.step += 1
+        return loss.item()
+
+    def batch(self, step: int) -> list[Corrupted]:
+        """The corrupted texts of a step."""
+        size, c = min(self.config.batch_size, self.n_texts), self.config
+        # Each epoch has a new order, in which a step has texts of similar length; those that fill no step are left out.
+        epoch, place = divmod(step, self.n_texts // size)
+        if self._epoch != epoch:
+            shuffle = stream(c.seed, "denoising", "order", epoch)
+            order = torch.randperm(self.n_texts, generator=shuffle)
+            lengths = torch.from_numpy(np.diff(self._starts))
+            self._epoch, self._order = epoch, bucketed(order, lengths, size, shuffle).tolist()
+        generator = stream(c.seed, "denoising", "corruption", step)
+        return [
+            corrupt(self._text(i), self._vocab_size, generator, c.corrupted_share, c.mean_span)
+            for i in self._order[place * size : (place + 1) * size]
+        ]
+
+    def _text(self, i: int) -> list[int]:
+        return self._tokens[self._starts[i] : self._starts[i + 1]].tolist()
+
+    def _summed_loss(self, corrupted: Sequence[Corrupted]) -> Tensor:
+        """Sum of the cross-entropy of all target tokens in nats."""
+        inputs = collate([Row(text.inputs, (0.0,), 0, "") for text in corrupted])
+        ids = [torch.tensor(text.targets) + 1 for text in corrupted]
+        targets = nn.utils.rnn.pad_sequence(ids, batch_first=True)  # (B, L), padded with 0
+        device = self.network.positions.device
+        mask = None if inputs.padding_mask is None else inputs.padding_mask.to(device)
+        targets = targets.to(device)
+        logits = self.network(inputs.tokens.to(device), targets, mask)  # (B, L, V)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=0, reduction="sum")
+
+    # ---- checkpoints
+
+    @property
+    def digest(self) -> str:
+        """A digest of the texts."""
+        return hashlib.blake2b(self._starts.tobytes() + self._tokens.tobytes(), digest_size=8).hexdigest()
+
+    def _head(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and parameters of all but the encoder."""
+        for name, parameter in self.network.named_parameters():
+            if not name.startswith("encoder.encoder."):
+                yield name, parameter
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that continues the run, except for the encoder's weights."""
+        head = {name: parameter.detach() for name, parameter in self._head()}
+        return {"step": self.step, "texts": self.digest, "head": head, "optimizer": self._optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue a run, whose encoder weights are loaded already.
+
+        Raises:
+            UserError: it was a run on other texts or of other sizes.
+        """
+        if state["texts"] != self.digest:
+            raise UserError(
+                "the texts to pretrain on have changed since the checkpoint: restore them, or start a new run"
+            )
+        own = dict(self._head())
+        stored = state["head"]
+        if {n: tuple(t.shape) for n, t in stored.items()} != {n: tuple(p.shape) for n, p in own.items()}:
+            raise UserError("the checkpoint's pretraining has other sizes than the model: use another checkpoint")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(stored[name])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
