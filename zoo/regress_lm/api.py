@@ -133,7 +133,7 @@ class RegressLM(RegressLMModule):
             batch_size: texts per step, at least 1.
             corrupted_share: share of a text's tokens that are corrupted, between 0 and 1.
             mean_span: mean number of tokens of a corrupted span, at least 1.
-            seed: of the order, the corruption, dropout, and the weights of the decoder that is used here only.
+            seed: of the order, the corruption, and the weights of the decoder that is used here only.
             progress: show a progress bar.
 
         Returns:

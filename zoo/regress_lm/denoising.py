@@ -1,5 +1,5 @@
 """Pretraining of RegressLM's encoder by span denoising: the encoder reads corrupted texts, and a decoder, which is not
-used afterwards, generates the spans (see `span_corruption`)."""
+used afterwards, generates the spans (see `span_corruption`). There is no dropout, as in the pretraining of T5 1.1."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.errors import UserError, check_counts, check_number
+from zoo.generation.decoders import evaluating
 from zoo.optim import OptimizerConfig
 from zoo.regress_lm.model import Encoder, EncoderDecoder
 from zoo.regress_lm.span_corruption import Corrupted, corrupt, count_spans
@@ -31,7 +32,7 @@ class DenoisingConfig:
         batch_size: texts per step, at least 1.
         corrupted_share: share of a text's tokens that are corrupted, between 0 and 1.
         mean_span: mean number of tokens of a span, at least 1.
-        seed: of the order of the texts, their corruption, dropout and the decoder's initial weights.
+        seed: of the order of the texts, their corruption and the decoder's initial weights.
     """
 
     steps: int
@@ -138,8 +139,7 @@ class Denoising:
         self._optimizer.zero_grad()
         loss = torch.zeros((), device=self.network.positions.device)
         if own := corrupted[rank::ranks]:
-            with torch.random.fork_rng():
-                torch.manual_seed(derive(self.config.seed, "denoising", "dropout", rank, self.step))
+            with evaluating(self.network):
                 loss = self._summed_loss(own) / n_targets
             loss.backward()
         trained = [p for p in self.network.parameters() if p.requires_grad]

@@ -1,8 +1,7 @@
 """RegressLM's pretraining of its own encoder on texts without targets, in Python or before the first step of a fit."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -33,7 +32,7 @@ class EncoderPretrainer(EncoderUser):
 
     unlabelled_texts: UnlabelledTexts | None = None
     _denoising: Denoising | None = None  # while it runs
-    _stored_pretraining: Mapping[str, Any] | None = None  # of the checkpoint from which a run is resumed
+    _stored_pretraining: dict[str, Any] | None = None  # of the checkpoint from which a run is resumed
 
     def check_data(self, data: Any) -> None:
         """Texts without targets need an encoder of the model's own, all of whose weights are trained."""
@@ -64,8 +63,9 @@ class EncoderPretrainer(EncoderUser):
         """
         self._check_pretrainable("pretraining")
         denoising = self._new_denoising(texts, config)
-        with training(self):
-            return [denoising.train_step() for _ in tqdm(range(config.steps), unit="step", disable=not progress)]
+        losses = [denoising.train_step() for _ in tqdm(range(config.steps), unit="step", disable=not progress)]
+        self.zero_grad()
+        return losses
 
     def _new_denoising(self, texts: Sequence[Sequence[int]], config: DenoisingConfig) -> Denoising:
         # The optimizer has the settings of the model's own.
@@ -105,7 +105,7 @@ class EncoderPretrainer(EncoderUser):
         trainer, total = self.trainer, denoising.config.steps
 
         def add_up(tensor: Tensor) -> Tensor:
-            return trainer.strategy.reduce(tensor, reduce_op="sum")  # type: ignore[return-value]
+            return trainer.strategy.reduce(tensor, reduce_op="sum")
 
         losses = []
         while denoising.step < total:
@@ -141,15 +141,3 @@ class EncoderPretrainer(EncoderUser):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self._stored_pretraining = checkpoint.get("pretraining")
-
-
-@contextmanager
-def training(model: EncoderPretrainer) -> Iterator[None]:
-    """Switch a model to training, and back to evaluation if it was there."""
-    was_training = model.training
-    model.train()
-    try:
-        yield
-    finally:
-        model.zero_grad()
-        model.train(was_training)

@@ -181,7 +181,7 @@ class RegressLMModule(EncoderPretrainer):
         network = EncoderDecoder(part(config, RegressLMConfig), pretrained)
         super().__init__(network, config, vocabulary, tokenizer)
         self.save_hyperparameters(ignore=["tokenizer", "unlabelled_texts"])
-        self.hparams.update(self.encoder_settings())  # type: ignore[operator]
+        self.hparams.update(self.encoder_settings())
         self.unlabelled_texts = unlabelled_texts
         self.val_samples = val_samples
         self.dropout_seed: int | None = None
