@@ -211,12 +211,12 @@ class RegressionRows:
 
     @cached_property
     def unlabelled(self) -> list[str]:
-        """The texts that `unlabelled` names, and those of the training rows; none unless it is set."""
+        """The distinct texts that `unlabelled` names, and those of the training rows; none unless it is set."""
         if (data := self.settings.unlabelled) is None:
             return []
         bad = self.reader.bad_rows
         texts = read_unlabelled(data, lambda: self.reader.layout, self._read_file, bad, self._cache_dir)
-        return texts + self.reader.rows("train").texts
+        return list(dict.fromkeys(texts + self.reader.rows("train").texts))
 
     # ---- private
 

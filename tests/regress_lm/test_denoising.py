@@ -304,12 +304,12 @@ def test_unlabelled_texts_of_all_formats(data):
     (folder / "a.txt").write_text("one\r\n\r\n  two  \n")
     (folder / "b.csv").write_text('text,z\n"three, four",1\n')
     (folder / "c.jsonl").write_text('{"text": "five"}\n{"text": "six"}\n')
-    (folder / "test.md").write_text("seven\n")
+    (folder / "test.md").write_text("seven\ntwo\n")
     (folder / "notes.pdf").write_text("not read")
     rows = TextRegression(data=str(data / "rows.csv"), target_columns="y", unlabelled=str(folder), tokenizer="words")
     expected = ["one", "two", "three, four", "five", "six", "seven"]
     training = rows.reader.rows("train").texts
-    assert rows.source.unlabelled == expected + training
+    assert rows.source.unlabelled == list(dict.fromkeys(expected + training))
     ids = rows.unlabelled_texts.read()
     assert [rows.tokenizer.decode(text) for text in ids[:2]] == ["one", "two"]
     assert TextRegression(data=str(data / "rows.csv"), target_columns="y").unlabelled_texts is None
