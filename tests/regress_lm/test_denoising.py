@@ -18,7 +18,7 @@ from zoo.datamodules import TextRegression
 from zoo.errors import UserError
 from zoo.optim import OptimizerConfig
 from zoo.regress_lm import Example, RegressLM
-from zoo.regress_lm.denoising import Denoising, DenoisingConfig
+from zoo.regress_lm.denoising import Denoising, DenoisingConfig, check_state
 from zoo.regress_lm.span_corruption import Corrupted, corrupt, count_spans, restore
 
 SMALL = {"dim": 16, "n_heads": 2, "n_encoder_layers": 1, "n_decoder_layers": 1}
@@ -133,6 +133,26 @@ def test_a_restored_run_is_bitwise_the_same():
     for _ in range(4):
         assert run.train_step() == other.train_step()
     assert all(torch.equal(a, b) for a, b in zip(run.network.parameters(), other.network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"texts": "0"}, "the texts to pretrain on have changed"),
+        ({"batch_size": 6}, "a step of pretraining has 7 texts here and 6 in the checkpoint"),
+        ({"head": {}}, "pretraining does not fit this model"),
+        ({"optimizer": {}}, "pretraining does not fit this model"),
+        ({"optimizer": {"state": {}, "param_groups": []}}, "pretraining does not fit this model"),
+        ({"step": -1}, "pretraining is damaged"),
+        ({"step": "1"}, "pretraining is damaged"),
+        ({"head": {"a": 1}}, "has values that are not finite"),
+        ({"other": 1}, "pretraining is damaged"),
+    ],
+)
+def test_a_state_that_cannot_continue_is_refused(change, message):
+    run = denoising()
+    with pytest.raises(UserError, match=message):
+        run.load_state_dict(check_state(run.state_dict() | change))
 
 
 def test_pretrain_encoder_trains_the_encoder_only():

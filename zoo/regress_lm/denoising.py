@@ -205,25 +205,57 @@ class Denoising:
 
     def state_dict(self) -> dict[str, Any]:
         """All that continues the run, except for the encoder's weights."""
-        head = {name: parameter.detach() for name, parameter in self._head()}
-        return {"step": self.step, "texts": self.digest, "head": head, "optimizer": self._optimizer.state_dict()}
+        return {
+            "step": self.step,
+            "texts": self.digest,
+            "batch_size": self.config.batch_size,
+            "head": {name: parameter.detach() for name, parameter in self._head()},
+            "optimizer": self._optimizer.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue a run, whose encoder weights are loaded already.
 
+        Args:
+            state: from `state_dict`, checked by `check_state`.
+
         Raises:
-            UserError: it was a run on other texts or of other sizes.
+            UserError: it was a run on other texts, in other batches or of other sizes.
         """
         if state["texts"] != self.digest:
             raise UserError(
                 "the texts to pretrain on have changed since the checkpoint: restore them, or start a new run"
             )
-        own = dict(self._head())
-        stored = state["head"]
-        if {n: tuple(t.shape) for n, t in stored.items()} != {n: tuple(p.shape) for n, p in own.items()}:
-            raise UserError("the checkpoint's pretraining has other sizes than the model: use another checkpoint")
+        if state["batch_size"] != self.config.batch_size:
+            raise UserError(
+                f"a step of pretraining has {self.config.batch_size} texts here and {state['batch_size']} in the "
+                "checkpoint: resume with the same --data.batch_size and number of processes"
+            )
+        own, stored = dict(self._head()), state["head"]
+        shapes = [{name: tuple(tensor.shape) for name, tensor in of.items()} for of in (own, stored)]
+        try:
+            if shapes[0] != shapes[1]:
+                raise ValueError
+            self._optimizer.load_state_dict(state["optimizer"])
+        except (KeyError, TypeError, ValueError):  # torch's, for the state of another optimizer
+            raise UserError("the checkpoint's pretraining does not fit this model: use another checkpoint") from None
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(stored[name])
-        self._optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
+
+
+def check_state(state: Any) -> dict[str, Any]:
+    """The state of a pretraining in a checkpoint: of a `Denoising`, or the number of steps of one that is complete.
+
+    Raises:
+        UserError: it is neither.
+    """
+    types = {"step": int, "texts": str, "batch_size": int, "head": dict, "optimizer": dict}
+    is_known = isinstance(state, dict) and (state.keys() == types.keys() or state.keys() == {"step"})
+    if not is_known or not all(isinstance(value, types[name]) for name, value in state.items()) or state["step"] < 0:
+        raise UserError("the checkpoint's pretraining is damaged: use another checkpoint")
+    head = state.get("head", {})
+    if not all(isinstance(tensor, Tensor) and tensor.isfinite().all() for tensor in head.values()):
+        raise UserError("the checkpoint's pretraining has values that are not finite: use another checkpoint")
+    return state

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from zoo.errors import UserError
 from zoo.optim import OptimizerConfig
-from zoo.regress_lm.denoising import Denoising, DenoisingConfig
+from zoo.regress_lm.denoising import Denoising, DenoisingConfig, check_state
 from zoo.regress_lm.encoder_user import EncoderUser
 from zoo.training.random_streams import global_seed
 from zoo.training.unlabelled_texts import UnlabelledTexts
@@ -86,7 +86,8 @@ class EncoderPretrainer(EncoderUser):
                 "the weights with --model.weights"
             )
         steps = 1 if self.trainer.fast_dev_run else self.hparams["pretrain_steps"]  # type: ignore[attr-defined]
-        config = DenoisingConfig(steps, self.unlabelled_texts.batch_size, seed=global_seed())
+        batch_size = self.unlabelled_texts.batch_size * self.trainer.world_size
+        config = DenoisingConfig(steps, batch_size, seed=global_seed())
         denoising = self._denoising = self._new_denoising(self.unlabelled_texts.read(), config)
         if stored is not None:
             denoising.load_state_dict(stored)
@@ -140,4 +141,5 @@ class EncoderPretrainer(EncoderUser):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self._stored_pretraining = checkpoint.get("pretraining")
+        if "pretraining" in checkpoint:
+            self._stored_pretraining = check_state(checkpoint["pretraining"])

@@ -9,7 +9,7 @@ class UnlabelledTexts:
     Args:
         name: what messages call them.
         read: returns the token ids of all texts.
-        batch_size: texts per step.
+        batch_size: texts per step on each rank.
     """
 
     def __init__(self, name: str, read: Callable[[], list[list[int]]], batch_size: int) -> None:
