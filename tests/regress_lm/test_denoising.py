@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from copy import deepcopy
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from tests.commands import complaint
+from zoo.callbacks import budget
 from zoo.cli.command_line import ZooCLI
 from zoo.datamodules import TextRegression
 from zoo.errors import UserError
@@ -297,7 +299,6 @@ def test_changed_texts_and_steps_are_refused_on_resume(data, tmp_path, monkeypat
         (["--data.unlabelled=other.csv"], "other.csv has no column 'text'"),
         (["--model.pretrain_steps=0"], "pretrain_steps must be at least 1"),
         (["--model.lora_rank=2"], "--data.unlabelled pretrains all weights of the encoder"),
-        (["--budget=1min"], "--budget does not plan pretraining"),
     ],
 )
 def test_wrong_options_are_named(options, message, data, tmp_path, monkeypatch, capsys):
@@ -306,6 +307,24 @@ def test_wrong_options_are_named(options, message, data, tmp_path, monkeypatch, 
     (data / "other.csv").write_text("words,y\na b,1\n")
     assert message in complaint(capsys, 1, *words_of_fit(data, tmp_path / "run", *options))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_budget_shortens_the_pretraining_and_records_its_steps(data, tmp_path, monkeypatch):
+    """Steps of one second, of which 60 s allow 11 + (60 - 11) / 2."""
+    clock, original = [0.0], Denoising.train_step
+    monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("zoo.cli.command_line.time", SimpleNamespace(monotonic=lambda: 0.0))
+
+    def slow_step(self, *args):
+        clock[0] += 1
+        return original(self, *args)
+
+    monkeypatch.setattr(Denoising, "train_step", slow_step)
+    run = tmp_path / "run"
+    cli = fit(data, run, "--budget=1min", "--model.pretrain_steps=500")
+    assert clock[0] == cli.model.hparams["pretrain_steps"] == 35
+    assert "pretrain_steps: 35\n" in (run / "config.yaml").read_text()
+    assert progress(run) == (35, 6)
 
 
 def test_a_model_that_does_not_pretrain_refuses_unlabelled_texts(data, tmp_path, capsys):

@@ -101,7 +101,8 @@ class Denoising:
         longest = int(np.diff(self._starts).max())
         counts = [count_spans(n, config.corrupted_share, config.mean_span) for n in range(2, longest + 1)]
         self.network = self._network(encoder, max(s for _, s in counts), max(c + s for c, s in counts))
-        self._optimizer_config = replace(optimizer_config, warmup_steps=round(WARMUP * config.steps))
+        self._optimizer_config = optimizer_config
+        self.set_steps(config.steps)
         self._optimizer = self._optimizer_config.build(self.network.named_parameters())
         self._peaks = [group["lr"] for group in self._optimizer.param_groups]
 
@@ -120,6 +121,11 @@ class Denoising:
         return network.to(encoder.embedding.weight.device)
 
     # ---- training
+
+    def set_steps(self, steps: int) -> None:
+        """Set the number of steps of the run, and with it the learning-rate schedule."""
+        self.config = replace(self.config, steps=steps)
+        self._optimizer_config = replace(self._optimizer_config, warmup_steps=round(WARMUP * steps))
 
     def train_step(
         self, rank: int = 0, ranks: int = 1, add_up: Callable[[Tensor], Tensor] = lambda tensor: tensor

@@ -99,17 +99,32 @@ class EncoderPretrainer(EncoderUser):
         # The weights stay; all else of the pretraining is dropped.
         self._denoising = None
         self.zero_grad()
-        self._save(steps, is_last=True)
+        self._save(denoising.step, is_last=True)
         self._report("pretraining is complete; training on the rows with targets")
 
+    def plan_pretraining(self, steps: int) -> dict[str, int]:
+        """Shorten the pretraining that is running.
+
+        Args:
+            steps: its number of steps, if it is smaller than the one that was set.
+
+        Returns:
+            The settings that repeat it: `pretrain_steps`.
+        """
+        assert self._denoising is not None
+        self._denoising.set_steps(min(steps, self._denoising.config.steps))
+        settings = {"pretrain_steps": self._denoising.config.steps}
+        self.hparams.update(settings)
+        return settings
+
     def _run(self, denoising: Denoising) -> None:
-        trainer, total = self.trainer, denoising.config.steps
+        trainer = self.trainer
 
         def add_up(tensor: Tensor) -> Tensor:
             return trainer.strategy.reduce(tensor, reduce_op="sum")
 
         losses = []
-        while denoising.step < total:
+        while denoising.step < (total := denoising.config.steps):
             losses.append(denoising.train_step(trainer.global_rank, trainer.world_size, add_up))
             if denoising.step % max(1, total // REPORTS) == 0 or denoising.step == total:
                 loss = sum(losses) / len(losses)
