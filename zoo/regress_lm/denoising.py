@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zoo.errors import UserError, check_counts, check_number
 from zoo.generation.decoders import evaluating
-from zoo.optim import OptimizerConfig
+from zoo.optim import OptimizerConfig, ResumedSchedule
 from zoo.regress_lm.model import Encoder, EncoderDecoder
 from zoo.regress_lm.span_corruption import Corrupted, corrupt, count_spans
 from zoo.training.batches import Row, bucketed, collate
@@ -104,7 +104,9 @@ class Denoising:
         self._optimizer_config = optimizer_config
         self.set_steps(config.steps)
         self._optimizer = self._optimizer_config.build(self.network.named_parameters())
-        self._peaks = [group["lr"] for group in self._optimizer.param_groups]
+        self._schedule = ResumedSchedule(
+            self._optimizer, lambda step: self._optimizer_config.lr_factor(step, self.config.steps)
+        )
 
     def _network(self, encoder: Encoder, n_sentinels: int, target_len: int) -> EncoderDecoder:
         """The encoder with sentinels, and a decoder of one layer that generates their ids and those of the texts."""
@@ -118,7 +120,7 @@ class Denoising:
         with torch.random.fork_rng():
             torch.manual_seed(derive(self.config.seed, "denoising", "weights"))
             network = EncoderDecoder(sizes, SentinelEncoder(encoder, n_sentinels))
-        return network.to(encoder.embedding.weight.device)
+        return network.to(encoder.embedding.weight)
 
     # ---- training
 
@@ -159,10 +161,8 @@ class Denoising:
             raise UserError(
                 f"pretraining diverged at step {self.step + 1}: its loss or gradient is not finite; lower --model.lr"
             )
-        factor = self._optimizer_config.lr_factor(self.step, self.config.steps)
-        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * factor
         self._optimizer.step()
+        self._schedule.step()
         self.step += 1
         return loss.item()
 
@@ -194,7 +194,7 @@ class Denoising:
         mask = None if inputs.padding_mask is None else inputs.padding_mask.to(device)
         targets = targets.to(device)
         logits = self.network(inputs.tokens.to(device), targets, mask)  # (B, L, V)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=0, reduction="sum")
+        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=0, reduction="sum")
 
     # ---- checkpoints
 
@@ -249,6 +249,7 @@ class Denoising:
             for name, parameter in own.items():
                 parameter.copy_(stored[name])
         self.step = state["step"]
+        self._schedule.load_state_dict({"last_epoch": self.step, "_step_count": self.step + 1})
 
 
 def check_state(state: Any) -> dict[str, Any]:
