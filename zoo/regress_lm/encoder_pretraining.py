@@ -32,7 +32,7 @@ class EncoderPretrainer(EncoderUser):
 
     unlabelled_texts: UnlabelledTexts | None = None
     _denoising: Denoising | None = None  # while it runs
-    _stored_pretraining: dict[str, Any] | None = None  # of the checkpoint from which a run is resumed
+    _stored_pretraining: Any = None  # not checked, of the checkpoint from which a run is resumed
 
     def check_data(self, data: Any) -> None:
         """Texts without targets need an encoder of the model's own, all of whose weights are trained."""
@@ -78,7 +78,9 @@ class EncoderPretrainer(EncoderUser):
         """Pretrain the encoder before the first step of a run, or continue its pretraining."""
         super().on_train_start()
         stored, self._stored_pretraining = self._stored_pretraining, None
-        if self.unlabelled_texts is None or self.global_step or (stored is not None and "head" not in stored):
+        if self.unlabelled_texts is None or self.global_step:
+            return
+        if stored is not None and "head" not in check_state(stored):  # it is complete
             return
         if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             raise UserError(
@@ -156,5 +158,4 @@ class EncoderPretrainer(EncoderUser):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        if "pretraining" in checkpoint:
-            self._stored_pretraining = check_state(checkpoint["pretraining"])
+        self._stored_pretraining = checkpoint.get("pretraining")
