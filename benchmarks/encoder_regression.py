@@ -2,7 +2,8 @@
 
     python benchmarks/encoder_regression.py --data_dir DIR --encoder FOLDER [--encoder_modes frozen lora full]
 
-The texts and splits are those of `text_regression.py vader`. Writes results/regress_lm_encoders.json.
+The texts and splits are those of `text_regression.py vader`. Writes results/regress_lm_encoders.json, where rows of an
+earlier run with other modes or seeds stay.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from zoo.regress_lm import Example, ExampleInput, RegressLM, estimates  # noqa: 
 from zoo.regress_lm.encoders import load_encoder  # noqa: E402
 from zoo.regress_lm.pretrained_encoder import PretrainedEncoder, cache_folder  # noqa: E402
 from zoo.regress_lm.state_cache import StateCache  # noqa: E402
+from zoo.text_formats.json_text import dump_json  # noqa: E402
 from zoo.tokenizers import Tokenizer, load_tokenizer  # noqa: E402
 from zoo.training.batches import collate, text_rows  # noqa: E402
 from zoo.training.random_streams import derive  # noqa: E402
@@ -65,7 +68,8 @@ def vader(args: argparse.Namespace) -> Iterator[Row]:
     def unit(vectors: np.ndarray) -> np.ndarray:
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
-    for source, tables in splits.items():
+    for source in args.trained_on:
+        tables = splits[source]
         texts, y = texts_and_moods(tables["train"])
         baselines = {TFIDF: tfidf_ridge(texts, y)}
         for scale, label in ((np.asarray, "mean states"), (unit, "mean states of length 1")):
@@ -144,15 +148,21 @@ def main() -> None:
     parser.add_argument("--encoder", required=True, help="folder of a pretrained encoder")
     parser.add_argument("--encoder_name", help="its name in the rows (default: the folder's)")
     parser.add_argument("--encoder_modes", nargs="+", default=["frozen"], choices=RECIPES)
+    parser.add_argument("--trained_on", nargs="+", default=["tweets", "amazon"], choices=("tweets", "amazon"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "regress_lm_encoders.json")
     args = parser.parse_args()
     about = facts() | {"threads": torch.get_num_threads()}
-    rows = []
+    rows = {row_key(row): row for row in json.loads(args.output.read_text())} if args.output.exists() else {}
     for row in vader(args):
-        rows.append(row)
-        print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
-        args.output.write_text(json.dumps([{**row, **about} for row in rows], indent=1) + "\n")
+        rows[row_key(row)] = {**row, **about}
+        print(dump_json({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
+        args.output.write_text(dump_json(list(rows.values()), indent=1) + "\n")
+
+
+def row_key(row: Row) -> tuple[Any, ...]:
+    """What a row is about; a new row replaces the old one that is about the same."""
+    return row["trained_on"], row["tested_on"], row["model"], row.get("seed")
 
 
 if __name__ == "__main__":

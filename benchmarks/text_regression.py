@@ -6,10 +6,13 @@
     python benchmarks/text_regression.py timm --data_dir DIR            # DIR with timm's benchmark-infer-amp-...csv
 
 Each writes results/regress_lm_<study>.json; the runs remain in --output_dir. Other options are passed to `zoo fit`.
+`vader --pretrain` pretrains the encoder on all texts first, and adds its rows to those of an earlier run.
 """
 
 import argparse
 import csv
+import json
+import resource
 import subprocess
 import sys
 import time
@@ -74,15 +77,23 @@ def integers(args: argparse.Namespace) -> Iterator[Row]:
 # ---- tables and texts, with the command line
 
 
-def study(args: argparse.Namespace, name: str, folder: Path, data: Path, seed: int) -> tuple[Path, Row]:
-    """Train configs/<name>/regress_lm.yaml on `data`; returns the best checkpoint, and the seconds and steps."""
-    start = time.perf_counter()
+def study(args: argparse.Namespace, name: str, folder: Path, data: Path, seed: int, *others: str) -> tuple[Path, Row]:
+    """Train configs/<name>/regress_lm.yaml on `data`; returns the best checkpoint, and the seconds and steps.
+
+    `others` are more options of the command line.
+    """
+    start, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     config = ROOT / "configs" / name / "regress_lm.yaml"
     argv = [f"--config={config}", f"--data_dir={data}", f"--seed_everything={seed}", f"--output_dir={folder}"]
-    subprocess.run([sys.executable, "-m", "zoo", "fit", *argv, *args.options], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "zoo", "fit", *argv, *others, *args.options], cwd=ROOT, check=True)
     best = folder / "best.ckpt"
     seconds = time.perf_counter() - start
-    return best, {"seconds": seconds, "steps": torch.load(best, weights_only=True, mmap=True)["global_step"]}
+    cpu_seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - used
+    return best, {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "steps": torch.load(best, weights_only=True, mmap=True)["global_step"],
+    }
 
 
 def test(checkpoint: Path, data: Path, *others: str) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
@@ -202,23 +213,41 @@ def tfidf_ridge(texts: list[str], y: np.ndarray) -> Any:
     return make_pipeline(vectors, RidgeCV(alphas=np.logspace(-1, 2, 7))).fit(texts, y)
 
 
+def unlabelled_texts(args: argparse.Namespace, splits: dict[str, dict[str, Table]]) -> Path:
+    """A file of the training texts of all `splits`, and of movie reviews, without any text of a test split."""
+    movies = (args.data_dir / "movieReviewSnippets_GroundTruth.txt").read_text(encoding="utf-8").splitlines()
+    texts = [row["text"] for tables in splits.values() for row in tables["train"]]
+    texts += [line.split("\t", 2)[2] for line in movies]
+    held_out = {row["text"] for tables in splits.values() for row in tables["test"]}
+    file = args.output_dir / "data" / "unlabelled.txt"
+    file.write_text("\n".join(text for text in texts if text not in held_out) + "\n", encoding="utf-8")
+    return file
+
+
 def vader(args: argparse.Namespace) -> Iterator[Row]:
     """Sentiment from -4 to 4, from scratch: tweets and Amazon reviews, each tested on both."""
     splits = vader_splits(args)
     folders = {name: write(args.output_dir / "data" / name, **tables) for name, tables in splits.items()}
+    name, more = "RegressLM", []
+    if args.pretrain:
+        file = unlabelled_texts(args, splits)
+        n_texts = len(file.read_text(encoding="utf-8").splitlines())
+        name, more = f"RegressLM, encoder pretrained on {n_texts:,} texts", [f"--data.unlabelled={file}"]
     for source, tables in splits.items():
         texts, y = texts_and_moods(tables["train"])
-        ridge = tfidf_ridge(texts, y)
-        for other, others in splits.items():
+        ridge = None if args.pretrain else tfidf_ridge(texts, y)
+        for other, others in splits.items() if ridge else ():
             held_out, target = texts_and_moods(others["test"])
             about = {"trained_on": source, "tested_on": other}
             yield {"model": TFIDF, **about, **one_objective(ridge.predict(held_out), target)}
             yield {"model": "median", **about, **one_objective(np.full(len(target), np.median(y)), target)}
         for seed in args.seeds:
-            checkpoint, took = study(args, "vader", args.output_dir / f"{source}-seed{seed}", folders[source], seed)
+            checkpoint, took = study(
+                args, "vader", args.output_dir / f"{source}-seed{seed}", folders[source], seed, *more
+            )
             for other in splits:
                 logged, _, _ = test(checkpoint, folders[other])
-                yield {"model": "RegressLM", "trained_on": source, "tested_on": other, "seed": seed, **logged, **took}
+                yield {"model": name, "trained_on": source, "tested_on": other, "seed": seed, **logged, **took}
 
 
 def timm(args: argparse.Namespace) -> Iterator[Row]:
@@ -254,16 +283,26 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", type=int, nargs="+", default=[10**9], help="scan_bench: training rows (default: all)")
+    parser.add_argument(
+        "--pretrain", action="store_true", help="vader: pretrain the encoder on the texts of all sources"
+    )
     parser.add_argument("--output_dir", type=Path)
     args, args.options = parser.parse_known_args()
     args.output_dir = (args.output_dir or ROOT / "runs" / f"regress_lm-{args.study}").resolve()
     about = facts() | {"threads": torch.get_num_threads()}
-    rows = []
+    path = ROOT / "results" / f"regress_lm_{args.study}.json"
+    earlier = json.loads(path.read_text()) if args.pretrain and path.exists() else []
+    rows = {row_key(row): row for row in earlier}
     for row in studies[args.study](args):
-        rows.append({name: value for name, value in row.items() if not isinstance(value, float) or np.isfinite(value)})
-        print(dump_json({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}), flush=True)
-        path = ROOT / "results" / f"regress_lm_{args.study}.json"
-        path.write_text(dump_json([{**row, **about} for row in rows], indent=1) + "\n")
+        row = {name: value for name, value in row.items() if not isinstance(value, float) or np.isfinite(value)}
+        print(dump_json({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
+        rows[row_key(row)] = {**row, **about}
+        path.write_text(dump_json(list(rows.values()), indent=1) + "\n")
+
+
+def row_key(row: Row) -> str:
+    """What a row is about; a new row replaces an old one that is about the same."""
+    return repr([row.get(name) for name in ("task", "rows", "trained_on", "tested_on", "model", "seed")])
 
 
 if __name__ == "__main__":

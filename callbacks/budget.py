@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -30,8 +30,9 @@ class Budget(Callback):
     """End a run after a given time, with its schedule complete.
 
     The time of the first steps tells how many fit. The plan is renewed during the run by the time of the steps since
-    the plan before. The run is never longer than the Trainer's max_steps. After the last step the model is validated
-    once more, so that the best checkpoint can be the last one.
+    the plan before. A pretraining before the first step takes at most half of the time. The run is never longer than
+    the Trainer's max_steps. After the last step the model is validated once more, so that the best checkpoint can be
+    the last one.
 
     Args:
         seconds: of the run, from `since`.
@@ -47,6 +48,7 @@ class Budget(Callback):
         self.n_validations, self._record = n_validations, record
         self.validation_seconds = 0.0
         self._limit = 0  # steps of the run without a limit of time
+        self._pretraining_start: tuple[int, float] | None = None  # step and time
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module
@@ -75,6 +77,17 @@ class Budget(Callback):
             self._set_steps(trainer, module, trainer.global_step)
         if is_over or trainer.global_step >= module.total_steps:
             trainer.should_stop = True  # Lightning validates, saves and ends
+
+    def on_pretraining_step_end(self, trainer: Trainer, pl_module: LightningModule, step: int, is_last: bool) -> None:
+        """Plan a pretraining, after its first steps, so that it ends in half of the time that is left."""
+        now, module = time.monotonic(), cast(Any, pl_module)
+        if self._pretraining_start is None:
+            self._pretraining_start = step, now
+            return
+        first, start = self._pretraining_start
+        if step - first == FIRST_STEPS and not is_last:
+            seconds_of_step = max(now - start, 1e-6) / FIRST_STEPS
+            self._record(module.plan_pretraining(step + max(1, int((self.end - now) / 2 / seconds_of_step))))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validation_start = time.monotonic()

@@ -102,6 +102,7 @@ class Checkpoint(LightningCheckpoint):
         self.last_model_path = ""  # the newest checkpoint that this process has written
         self._signals = SignalRecord()
         self._step = self._saved_step = -1
+        self._pretraining_step: int | None = None  # of a pretraining, where it was saved last
         self._folder: FolderIdentity | None = None  # that of the start of training, or of the first save
         self._validation_counters: dict[str, Any] | None = None  # before the validation
         self._common_batches = 0.0  # number of validation batches that every rank has
@@ -142,7 +143,7 @@ class Checkpoint(LightningCheckpoint):
             raise self._signals.exception()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._step = trainer.global_step
+        self._step, self._pretraining_step = trainer.global_step, None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -155,6 +156,24 @@ class Checkpoint(LightningCheckpoint):
         stop, save = self._agreed_signals(trainer)
         if stop or save or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
             self._save(trainer, "last.ckpt")
+        if stop:
+            raise self._signals.exception()
+
+    def on_pretraining_step_end(self, trainer: Trainer, pl_module: LightningModule, step: int, is_last: bool) -> None:
+        """Save and stop as after a step of training. A model that pretrains before its first step calls this.
+
+        Args:
+            trainer: the Trainer.
+            pl_module: the model, whose checkpoint hooks store the pretraining's state.
+            step: number of steps of the pretraining that are done.
+            is_last: whether the pretraining is complete, which is saved.
+        """
+        if _saves_nothing(trainer):
+            return
+        stop, save = self._agreed_signals(trainer)
+        if stop or save or is_last or (self.every_n_steps and step % self.every_n_steps == 0):
+            self._save(trainer, "last.ckpt")
+            self._pretraining_step = step
         if stop:
             raise self._signals.exception()
 
@@ -293,6 +312,10 @@ class Checkpoint(LightningCheckpoint):
         """One sentence: why and where training stopped, what is saved, how to continue."""
         reason = f"stopped by {signal_name(self._signals.stop)}" if self._signals.stop else "stopped"
         step = trainer.global_step
+        if self._pretraining_step is not None:
+            return (
+                f"{reason} in the pretraining, of which step {self._pretraining_step} is saved; {self.how_to_resume()}"
+            )
         if failure is not None:
             return f"{reason} at step {step}; {failure}"
         if self._saved_step == step:

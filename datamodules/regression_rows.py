@@ -16,11 +16,12 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo.datamodules.augment import Augmentation
-from zoo.datamodules.row_data import RowReader, RowSettings, RowViews, Tables, check_text, train_row_tokenizer
+from zoo.datamodules.row_data import RowReader, RowSettings, Tables, check_text, train_row_tokenizer
 from zoo.datamodules.row_text import RowFormat, RowLayout, TextRows, is_missing, list_columns, numbers_in, parse_columns
 from zoo.datamodules.sources import tables
 from zoo.datamodules.sources.tables import BadRows, Cells, Table, read_table, repeated_name
 from zoo.datamodules.teacher import Teacher
+from zoo.datamodules.unlabelled import UnlabelledViews, read_unlabelled
 from zoo.errors import UserError, check_choice, check_counts, check_number
 from zoo.tokenizers import Tokenizer
 from zoo.tokenizers.numerals import rounded
@@ -59,6 +60,10 @@ class RegressionSettings(RowSettings):
         synthetic_rows: number of synthetic training rows, placed after all others: cells of the training rows mixed,
             labelled by trees that are fitted to the training rows; for tables of at most a few thousand rows, where
             20000 is a good number; 0 for none.
+        unlabelled: texts without targets on which RegressLM pretrains its encoder before the first step, together with
+            the training texts: a text file (.txt, .md; one text per line), a table with the columns that the training
+            texts are made of, a folder of such files, all of them used, or a hub data set. A tokenizer "bpe" or "words"
+            is trained on them too.
     """
 
     text_column: str | None = None
@@ -77,13 +82,14 @@ class RegressionSettings(RowSettings):
     jitter: float = 0.0
     target_jitter: float = 0.0
     synthetic_rows: int = 0
+    unlabelled: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.round_digits is not None and not 1 <= self.round_digits <= 17:
             raise UserError(f"--data.round_digits must be from 1 to 17, not {self.round_digits}")
         check_counts(0, **{"--data.synthetic_rows": self.synthetic_rows})
-        for name in ("text_column", "group_column", "target_columns", "columns", "column_names"):
+        for name in ("text_column", "group_column", "target_columns", "columns", "column_names", "unlabelled"):
             if (value := getattr(self, name)) is not None:
                 check_text(f"--data.{name}", value, is_list=name.endswith(("columns", "names")))
         if self.row_format is not None:
@@ -126,7 +132,7 @@ class RegressionRows:
         cache_dir: Path,
         record: Callable[[dict[str, object]], None],
     ) -> None:
-        self.settings, self._record = settings, record
+        self.settings, self._record, self._cache_dir = settings, record, cache_dir
         self.n_numbers: int | None = None  # F, the number of features of each text, once the first is read
         self._teachers: dict[int, Teacher] = {}  # by seed
         self._synthetic: dict[int, tuple[list[str], np.ndarray]] = {}  # by seed
@@ -202,6 +208,15 @@ class RegressionRows:
             self._warn_of_rounding(cells)
             self._synthetic[seed] = [self.reader.layout.text(row) for row in cells], targets
         return self._synthetic[seed]
+
+    @cached_property
+    def unlabelled(self) -> list[str]:
+        """The distinct texts that `unlabelled` names, and those of the training rows; none unless it is set."""
+        if (data := self.settings.unlabelled) is None:
+            return []
+        bad = self.reader.bad_rows
+        texts = read_unlabelled(data, lambda: self.reader.layout, self._read_file, bad, self._cache_dir)
+        return list(dict.fromkeys(texts + self.reader.rows("train").texts))
 
     # ---- private
 
@@ -310,7 +325,7 @@ class RegressionRows:
         return np.concatenate([targets, jittered.reshape(-1, targets.shape[1])])
 
 
-class RegressionViews(RowViews):
+class RegressionViews(UnlabelledViews):
     """Mixin of data modules that hold a `RegressionRows` in `source`: datasets, and the sizes that models need."""
 
     source: RegressionRows
@@ -359,6 +374,7 @@ class RegressionViews(RowViews):
         return self._datasets[split]
 
     def train_tokenizer(self, kind: str) -> Tokenizer:
-        """A tokenizer "bpe" or "words", trained on the training texts; equal whenever it is trained."""
-        texts = self.source.rounded_texts(self.reader.rows("train").texts + self.source.synthetic(self.seed)[0])
+        """A tokenizer "bpe" or "words", trained on the training and unlabelled texts; equal whenever it is trained."""
+        training = self.source.unlabelled or self.reader.rows("train").texts
+        texts = self.source.rounded_texts(training + self.source.synthetic(self.seed)[0])
         return train_row_tokenizer(kind, texts, self.source.settings.bpe_vocab_size)

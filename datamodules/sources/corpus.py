@@ -30,7 +30,7 @@ SPLIT_NAMES = {
     "test": {"test"},
 }
 _TABLES = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json"}
-_TEXTS = {".txt", ".text", ".md", ".rst", ".raw", ".tokens"}
+TEXT_SUFFIXES = {".txt", ".text", ".md", ".rst", ".raw", ".tokens"}
 _LONGEST_LINE = 1 << 20  # characters; a longer line is read in several rows
 
 
@@ -73,7 +73,7 @@ def open_corpus(
     if data == "pydoc":
         digest, given = _pydoc()
     elif path.exists():
-        files = split_files(path, _TEXTS | _TABLES.keys())
+        files = split_files(path, TEXT_SUFFIXES | _TABLES.keys())
         digest = _digest(file for group in files.values() for file in group)
         tables = cache_dir / digest[:32]  # because `datasets` recognises files by their time, not by their content
         given = {s: _file_rows(group, text_column, join_rows, tables) for s, group in files.items()}
@@ -240,7 +240,7 @@ def first_line(error: BaseException) -> str:
 
 def _hub(data: str, text_column: str, join_rows: bool, cache_dir: Path) -> tuple[str, dict[str, Rows]]:
     """Digest and rows of a hub data set."""
-    tables = hub_tables(data, _TEXTS | _TABLES.keys(), "'pydoc'", cache_dir)
+    tables = hub_tables(data, TEXT_SUFFIXES | _TABLES.keys(), "'pydoc'", cache_dir)
     digest = repr([(split, table._fingerprint) for split, table in tables.items()])
 
     def rows(table: Any) -> Rows:

@@ -10,7 +10,7 @@ from tests.commands import complaint
 from zoo.__main__ import main
 from zoo.errors import UserError
 from zoo.regress_lm import Example, RegressLM
-from zoo.regress_lm.encoders import load_encoder, longest_input
+from zoo.regress_lm.encoders import encoder_from_config, load_encoder, longest_input
 from zoo.tokenizers import from_state, load_tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -147,14 +147,14 @@ def test_a_frozen_encoder_reads_each_text_once(bert, cache):
     first = new(bert)
     made = calls(first)
     losses = first.fine_tune(EXAMPLES[:16], EXAMPLES[16:], max_epochs=3, batch_size=8, progress=False, seed=1)
-    assert len(made) == 5  # two batches of training, one of validation, and the same twice more for calibration
+    assert len(made) == 3  # two batches of training, one of validation; calibration reads the latter's states
     [file] = cache.glob("*.sqlite")
     assert file.stem == first.model.encoder.digest
     # Another model with the same encoder reads all states from the file, and learns the same.
     second = new(bert)
     made = calls(second)
     again = second.fine_tune(EXAMPLES[:16], EXAMPLES[16:], max_epochs=3, batch_size=8, progress=False, seed=1)
-    assert len(made) == 2  # calibration, after the fit, reads no file
+    assert not made
     assert again == losses
     # Without the file, states differ by rounding at most.
     third = new(bert, encoder_cache=False)
@@ -245,6 +245,20 @@ def test_tokenizer_adds_special_tokens_and_reads_their_names_as_text(bert):
 
 
 # ---- wrong folders and settings
+
+
+@pytest.mark.parametrize(
+    ("description", "reason"),
+    [
+        ("{", "is damaged: Expecting property name"),
+        ("[1]", "is damaged: it is of type list"),
+        ('{"model_type": "bert", "model_type": "bert"}', "its key 'model_type' occurs twice"),
+        ('{"model_type": "no model"}', "the checkpoint's encoder cannot be built"),
+    ],
+)
+def test_a_damaged_configuration_in_a_checkpoint_is_named(description, reason):
+    with pytest.raises(UserError, match=reason):
+        encoder_from_config(description)
 
 
 def test_unsafe_and_incomplete_folders_are_refused(bert, tmp_path, monkeypatch):

@@ -342,11 +342,12 @@ class ZooCLI(OpenLightningCLI):
         return [*more, *self.callbacks, EmptyFolders([Path(config.output_dir), *folders])]
 
     def _record_plan(self, settings: dict[str, Any]) -> None:
-        """Write the number of steps that --budget allows into the run's config.yaml."""
+        """Write the numbers of steps that --budget allows into the run's config.yaml."""
         config, trainer = self.config.fit, cast(Any, self.trainer)
-        config.trainer.max_steps = settings.pop("total_steps")
-        config.trainer.max_epochs = None
-        config.trainer.val_check_interval = settings.pop("val_check_interval")
+        if "total_steps" in settings:  # not those of a pretraining only
+            config.trainer.max_steps = settings.pop("total_steps")
+            config.trainer.max_epochs = None
+            config.trainer.val_check_interval = settings.pop("val_check_interval")
         for name, value in settings.items():
             config.model.init_args[name] = value
         for callback in trainer.callbacks:

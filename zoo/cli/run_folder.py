@@ -131,13 +131,17 @@ def remove_empty(folders: Iterable[Path]) -> None:
 class SaveConfig(SaveConfigCallback):
     """Write the run's settings into its folder, so that `--config FOLDER/config.yaml` repeats the run.
 
-    This happens when the first batch is finished: before the first checkpoint, and not in a run that fails before.
+    This happens when the first batch, or the first step of a pretraining, is finished: before the first checkpoint, and
+    not in a run that fails before.
     """
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Lightning would save the settings here."""
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self.save_once(trainer, pl_module)
+
+    def on_pretraining_step_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         self.save_once(trainer, pl_module)
 
     def on_validation_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:

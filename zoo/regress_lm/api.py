@@ -19,6 +19,7 @@ from zoo.errors import UserError, check_counts
 from zoo.files.checkpoints import write_checkpoint
 from zoo.generation.options import check_sampling
 from zoo.regress_lm import decoding, fine_tuning
+from zoo.regress_lm.denoising import DenoisingConfig
 from zoo.regress_lm.estimates import QUANTILES
 from zoo.regress_lm.example import Example, ExampleInput, as_examples
 from zoo.regress_lm.module import RegressLMModule
@@ -110,6 +111,42 @@ class RegressLM(RegressLMModule):
         write_checkpoint(checkpoint, path)
 
     # ---- train
+
+    def pretrain_encoder(
+        self,
+        texts: Iterable[str],
+        steps: int = 1000,
+        *,
+        batch_size: int = 64,
+        corrupted_share: float = 0.15,
+        mean_span: float = 3.0,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> list[float]:
+        """Train the encoder on texts without numbers by span denoising, before `fine_tune`.
+
+        The optimizer is the model's own (`optimizer`, `lr` and so on), with a warm-up of 5% of the steps.
+
+        Args:
+            texts: at least one of at least 2 tokens; those beyond max_input_len tokens are divided.
+            steps: optimizer steps, at least 1.
+            batch_size: texts per step, at least 1.
+            corrupted_share: share of a text's tokens that are corrupted, between 0 and 1.
+            mean_span: mean number of tokens of a corrupted span, at least 1.
+            seed: of the order, the corruption, and the weights of the decoder that is used here only.
+            progress: show a progress bar.
+
+        Returns:
+            The loss of each step, in nats per token of the spans and their sentinels.
+
+        Raises:
+            UserError: a text is no text, there is none to use, an option is out of range, training diverges, or the
+                model's encoder is a pretrained one.
+        """
+        assert self.tokenizer is not None
+        config = DenoisingConfig(steps, batch_size, corrupted_share, mean_span, seed)
+        rounded_texts = self.rounded_texts([e.x for e in as_examples("texts", texts)])
+        return self.pretrain_on_tokens(self.tokenizer.encode_batch(rounded_texts), config, progress)
 
     def fine_tune(
         self,
@@ -246,6 +283,11 @@ class RegressLM(RegressLMModule):
         batches = [self.with_number_tokens(batch) for batch in batches]
         return [self.transfer_batch_to_device(batch, self.device, 0) for batch in batches]
 
+    def rounded_texts(self, texts: list[str]) -> list[str]:
+        """The texts as the tokenizer reads them: with rounded numbers, if the model was trained on such texts."""
+        digits, powers = self.hparams["round_digits"], self.hparams["power_tokens"]
+        return [rounded(text, digits, powers) for text in texts] if digits else texts
+
     def rows(self, examples: Sequence[ExampleInput]) -> list[Row]:
         """Rows of `examples`: tokens, and K targets, NaN for absent ones.
 
@@ -255,9 +297,7 @@ class RegressLM(RegressLMModule):
         """
         assert self.tokenizer is not None
         k, limit, h = self.n_objectives, self.model.config.max_input_len, self.hparams
-        texts = [e.x for e in examples]
-        if h["round_digits"]:
-            texts = [rounded(text, h["round_digits"], h["power_tokens"]) for text in texts]
+        texts = self.rounded_texts([e.x for e in examples])
         rows = []
         for i, (example, ids) in enumerate(zip(examples, self.tokenizer.encode_batch(texts), strict=True)):
             if not 0 < len(ids) <= limit:

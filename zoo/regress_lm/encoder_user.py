@@ -1,6 +1,8 @@
 """RegressLM's use of pretrained encoders: settings of the data, initial weights, checkpoints, stored states."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +30,16 @@ class EncoderUser(NumberSampler):
         """The pretrained encoder; None for a RegressLM with an encoder of its own."""
         encoder = self.model.encoder
         return encoder if isinstance(encoder, PretrainedEncoder) else None
+
+    def encoder_settings(self) -> dict[str, Any]:
+        """The settings that name a pretrained encoder in checkpoints: its full path, or with all weights none."""
+        name, encoder = self.hparams["encoder"], self.pretrained_encoder
+        if encoder is not None and encoder.mode == "full":
+            # A checkpoint holds all weights and must not need the files of the encoder.
+            return {"encoder": None, "encoder_config": encoders.configuration(encoder.pretrained)}
+        if name and Path(name).expanduser().is_dir():
+            return {"encoder": str(Path(name).expanduser().resolve())}  # valid in every folder
+        return {}
 
     def read_weights(self, path: str) -> dict[str, Tensor]:
         """The module's state dict from a checkpoint of the zoo or of upstream, whose heads must be the model's."""
@@ -78,10 +90,25 @@ class EncoderUser(NumberSampler):
 
     def on_fit_start(self) -> None:
         """Store the states of a frozen encoder on disk while training."""
+        self._open_cache()
+
+    def on_fit_end(self) -> None:
+        self._close_cache()
+
+    @contextmanager
+    def stored_states(self) -> Iterator[None]:
+        """A context in which the states of a frozen encoder are read from disk and stored there, as while training."""
+        self._open_cache()
+        try:
+            yield
+        finally:
+            self._close_cache()
+
+    def _open_cache(self) -> None:
         encoder = self.pretrained_encoder
         if encoder is not None and encoder.mode == "frozen" and self.hparams["encoder_cache"]:
             encoder.cache = StateCache(cache_folder() / f"{encoder.digest}.sqlite", encoder.width)
 
-    def on_fit_end(self) -> None:
+    def _close_cache(self) -> None:
         if (encoder := self.pretrained_encoder) is not None:
             encoder.cache = None

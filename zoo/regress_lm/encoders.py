@@ -11,6 +11,7 @@ from torch import nn
 from zoo.errors import UserError
 from zoo.files.memory_limit import no_memory_limit
 from zoo.hub.transformers_library import load_pretrained, quiet, transformers_library
+from zoo.text_formats.json_text import describe_json_error, parse_object
 
 # Settings that describe the file or the library, not the function that the encoder computes.
 _VOLATILE = ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype", "use_cache")
@@ -52,10 +53,15 @@ def encoder_from_config(description: str) -> nn.Module:
     Raises:
         UserError: the text describes no model that transformers knows.
     """
+    try:
+        settings = parse_object(description)
+    except ValueError as error:
+        reason = describe_json_error(error)
+        raise UserError(f"the checkpoint's encoder_config is damaged: {reason}; use another checkpoint") from error
     library = transformers_library()
     with quiet(library):
         try:
-            config = library.AutoConfig.for_model(**json.loads(description))
+            config = library.AutoConfig.for_model(**settings)
             model = library.AutoModel.from_config(config, trust_remote_code=False)
         except Exception as error:  # of many types, for damaged settings
             raise UserError(f"the checkpoint's encoder cannot be built: {error}; use another checkpoint") from error

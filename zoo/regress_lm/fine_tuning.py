@@ -130,7 +130,8 @@ def fine_tune(
                 merge_lora(model.model)
             model.to(device).eval()
     # Calibrate the best weights, unless the model was trained on the validation rows.
-    model.calibrate([] if held_out is train else _batches(model, held_out, 4 * batch_size))
+    with model.stored_states():
+        model.calibrate([] if held_out is train else _batches(model, held_out, 4 * batch_size))
     return best.values
 
 

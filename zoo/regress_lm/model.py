@@ -199,14 +199,22 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_encoder_layers))
         self.norm = nn.LayerNorm(config.dim)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, tokens: Tensor, mask: Tensor | None, table: Tensor | None = None) -> Tensor:
+        """The memory (B, T, dim) of tokens (B, T).
+
+        Args:
+            tokens: ids.
+            mask: (B, 1, 1, T) boolean, True at tokens; None without padding.
+            table: embeddings (V, dim) to use instead of the encoder's own.
+        """
         # Embed the tokens; positions enter by the rotation inside each layer.
-        x = self.embedding(tokens)  # (B, T, dim)
+        table = self.embedding.weight if table is None else table
+        x = F.embedding(tokens, table)  # (B, T, dim)
         layers: Any = self.layers
         for number, layer in enumerate(layers):
             # The first layer's projections depend on the token id only: project whichever is fewer, ids or tokens.
-            if number == 0 and tokens.numel() > self.embedding.num_embeddings:
-                projected = F.embedding(tokens, layer.project(self.embedding.weight))  # (B, T, 3 dim)
+            if number == 0 and tokens.numel() > len(table):
+                projected = F.embedding(tokens, layer.project(table))  # (B, T, 3 dim)
             else:
                 projected = layer.project(x)  # (B, T, 3 dim)
             x = layer(x, projected, self.rotary, mask)

@@ -4,7 +4,6 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -16,9 +15,9 @@ from zoo.layers.lora import add_lora
 from zoo.layers.token_nll import token_nll
 from zoo.layers.widen import widen
 from zoo.optim import OptimizerConfig
-from zoo.regress_lm import decoding, encoders, estimates
+from zoo.regress_lm import decoding, estimates
 from zoo.regress_lm.defaults import choose_settings
-from zoo.regress_lm.encoder_user import EncoderUser
+from zoo.regress_lm.encoder_pretraining import EncoderPretrainer
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
 from zoo.regress_lm.number_formats import NumberFormat, finer_format, number_tokenizer
 from zoo.regress_lm.number_sampler import Calibration
@@ -33,6 +32,7 @@ from zoo.training.language_model import required_vocab_size
 from zoo.training.random_streams import derive
 from zoo.training.regressor import target_fields, to_json
 from zoo.training.settings import part, refuse_derived
+from zoo.training.unlabelled_texts import UnlabelledTexts
 
 
 @dataclass
@@ -42,7 +42,7 @@ class RegressLMSettings(OptimizerConfig, RegressLMConfig):
     weight_decay: float = 0.01
 
 
-class RegressLMModule(EncoderUser):
+class RegressLMModule(EncoderPretrainer):
     """Text in, distribution over numbers out: an encoder reads any text, a decoder generates the number's tokens.
 
     Logged in addition to the scores of every regressor: `nll`, nats per row under the constrained distribution that is
@@ -86,6 +86,7 @@ class RegressLMModule(EncoderUser):
         encoder_cache: whether training stores the states of a frozen encoder on disk, in $ZOO_CACHE or ~/.cache/zoo.
         encoder_config: configuration of the encoder in checkpoints with encoder_mode=full, which store it; not to be
             given.
+        pretrain_steps: steps of span denoising on the unlabelled texts of the data, where it has any, before training.
         weights: checkpoint with initial weights, of the zoo or of upstream. Default: random weights.
         round_digits: significant digits to which the numbers in texts are rounded before the tokenizer, None for no
             rounding; on the command line that of the data. Texts given to the Python API are rounded in the same way.
@@ -93,6 +94,7 @@ class RegressLMModule(EncoderUser):
             the data.
         vocab_size: number of token ids; on the command line that of the data's tokenizer.
         tokenizer: the tokenizer of the data, stored in checkpoints; on the command line the data's.
+        unlabelled_texts: texts on which a fit pretrains the encoder; on the command line those of the data.
         **settings: the other fields of `RegressLMConfig`, and those of `OptimizerConfig`.
     """
 
@@ -102,9 +104,10 @@ class RegressLMModule(EncoderUser):
         "n_objectives",
         "round_digits",
         "power_tokens",
+        "unlabelled_texts",
     )
     fixed_arguments: ClassVar[tuple[str, ...]] = (
-        *EncoderUser.fixed_arguments,
+        *EncoderPretrainer.fixed_arguments,
         *field_names(RegressLMConfig, "dropout", "residual_dropout"),
         "number_format",
         "number_digits",
@@ -114,6 +117,7 @@ class RegressLMModule(EncoderUser):
         "lora_alpha",
         "encoder_mode",
         "encoder_config",
+        "pretrain_steps",
     )
     renamed_arguments: ClassVar[dict[str, str]] = {
         "numbers": "number_format",
@@ -145,18 +149,20 @@ class RegressLMModule(EncoderUser):
         encoder_lr: float = 1e-4,
         encoder_cache: bool = True,
         encoder_config: str | None = None,
+        pretrain_steps: int = 1000,
         weights: str | None = None,
         round_digits: int | None = None,
         power_tokens: bool = False,
         vocab_size: int | None = None,
         tokenizer: Tokenizer | None = None,
+        unlabelled_texts: UnlabelledTexts | None = None,
         **settings: Any,
     ) -> None:
         sources = "number_format, number_digits, number_exponent, special_values and n_objectives"
         refuse_derived(settings, number_vocab_size=sources, number_len=sources)
         check_choice("point", point, ("median", "mean", "mode"))
         check_choice("calibration", calibration, get_args(Calibration))
-        check_counts(n_objectives=n_objectives, num_samples=num_samples)
+        check_counts(n_objectives=n_objectives, num_samples=num_samples, pretrain_steps=pretrain_steps)
         check_counts(0, val_samples=val_samples, lora_rank=lora_rank)
         check_weight("temperature", temperature)
         check_weight("z_loss", z_loss)
@@ -172,20 +178,12 @@ class RegressLMModule(EncoderUser):
             number_len=vocabulary.length,
             **settings,
         )
-        pretrained = None
-        if encoder or encoder_config:
-            pretrained = pretrained_encoder(
-                encoder, encoder_config, config, encoder_mode, lora_rank, lora_alpha, tokenizer
-            )
+        pretrained = pretrained_encoder(encoder, encoder_config, config, encoder_mode, lora_rank, lora_alpha, tokenizer)
         network = EncoderDecoder(part(config, RegressLMConfig), pretrained)
         super().__init__(network, config, vocabulary, tokenizer)
-        self.save_hyperparameters(ignore=["tokenizer"])
-        if pretrained is not None and encoder_mode == "full":
-            # A checkpoint holds all weights and must not need the files of the encoder.
-            self.hparams["encoder"] = None
-            self.hparams["encoder_config"] = encoders.configuration(pretrained.pretrained)
-        elif encoder and Path(encoder).expanduser().is_dir():
-            self.hparams["encoder"] = str(Path(encoder).expanduser().resolve())  # found from every folder
+        self.save_hyperparameters(ignore=["tokenizer", "unlabelled_texts"])
+        self.hparams.update(self.encoder_settings())
+        self.unlabelled_texts = unlabelled_texts
         self.val_samples = val_samples
         self.dropout_seed: int | None = None
         """Seed of dropout in `fine_tune`; None for the seed of the run."""
@@ -225,6 +223,10 @@ class RegressLMModule(EncoderUser):
     # ---- training
 
     def on_train_start(self) -> None:
+        self._check_training_targets()
+        super().on_train_start()
+
+    def _check_training_targets(self) -> None:
         """Warn once of training targets that the number tokenizer clamps to its range or cannot distinguish."""
         try:
             targets, _ = targets_and_features(self.trainer.train_dataloader)

@@ -162,8 +162,10 @@ def pretrained_encoder(
     lora_rank: int,
     lora_alpha: float,
     tokenizer: Tokenizer | None,
-) -> PretrainedEncoder:
+) -> PretrainedEncoder | None:
     """The encoder at `name`, or with the configuration `description`; it lowers `config.max_input_len` to its own.
+
+    Without either there is no pretrained encoder, and the result is None.
 
     Args:
         name: a folder, or the name of a model on the hub.
@@ -177,6 +179,8 @@ def pretrained_encoder(
     Raises:
         UserError: the encoder cannot be loaded, or contradicts other settings.
     """
+    if not name and not description:
+        return None
     # Settings that contradict the mode.
     if mode == "lora" and not lora_rank:
         raise UserError("encoder_mode lora needs the rank of the updates: set --model.lora_rank, to 8 for example")

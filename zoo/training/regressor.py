@@ -57,10 +57,14 @@ class Regressor(ZooModule):
         require(self.model, RegressionNetwork)
 
     def check_data(self, data: Any) -> None:
-        """The data must hold texts with numbers."""
+        """The data must hold texts with numbers, and texts without only where the model pretrains on them."""
         if not hasattr(data, "n_objectives"):
             raise UserError(
                 f"{type(data).__name__} has no texts with numbers for {type(self).__name__}: give --data=TextRegression"
+            )
+        if getattr(data, "unlabelled_texts", None) is not None and "unlabelled_texts" not in self.data_arguments:
+            raise UserError(
+                f"--data.unlabelled has no effect on {type(self).__name__}, which does not pretrain: drop it"
             )
 
     def check_inputs(self, batch: Any) -> None:
