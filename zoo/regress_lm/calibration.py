@@ -73,10 +73,9 @@ def fit_offsets(samples_quantiles: np.ndarray, spread: np.ndarray, targets: np.n
             return None
         floor = 0.1 * float(np.median(s) or s.mean() or 10.0)
         residuals = np.sort((y[:, None] - q) / (s + floor)[:, None], axis=0)  # (N, levels)
-        # Ranks are rounded outward from the median, as the guarantee needs.
-        ranks = [level * (n + 1) for level in LEVELS]
-        ranks = [math.ceil(r - 1e-9) if q > 0.5 else math.floor(r + 1e-9) for r, q in zip(ranks, LEVELS, strict=True)]
-        values.append(residuals[np.array(ranks) - 1, np.arange(len(LEVELS))].tolist())
+        # Between two ranks the offset is interpolated. Rounding ranks outward would hold 2 / (n + 1) more than nominal.
+        columns = zip(LEVELS, residuals.T, strict=True)
+        values.append([float(np.interp(q * (n + 1), np.arange(1, n + 1), column)) for q, column in columns])
         floors.append(floor)
     return Offsets(values, floors)
 
