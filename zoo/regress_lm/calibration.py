@@ -4,9 +4,9 @@ Temperatures (Guo et al. 2017, https://arxiv.org/abs/1706.04599) change the dist
 a number, fitted by the log-likelihood. Conformal offsets move the quantiles of the samples, not the point estimates: at
 every level q the residuals of the validation targets, (y - quantile) / spread of the samples, have a q-quantile, by
 which the quantile is moved (conformalized quantile regression, Romano et al. 2019, https://arxiv.org/abs/1905.03222,
-one-sided for each level and scaled by the spread). For exchangeable rows a target is inside the interval of two moved
-quantiles with at least their difference c and at most c + 2 / (n + 1), n validation rows; the share of m test rows
-inside it has a standard deviation of about sqrt(c (1 - c) (1 / n + 1 / m)), .024 at c = .9 with 300 rows each. This is
+one-sided for each level and scaled by the spread). For exchangeable rows a new target is inside the interval of two
+moved quantiles with a probability of about their difference c. The share of m test rows inside it has a standard
+deviation of about sqrt(c (1 - c) (1 / n + 1 / m)) for n validation rows, .024 at c = .9 with 300 rows each. This is
 approximate where the same rows have selected the weights and the temperatures, and where rows come in groups. Neither
 calibration holds on rows of another distribution.
 """
