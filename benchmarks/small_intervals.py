@@ -59,11 +59,13 @@ def load(name: str, folder: Path, seed: int) -> tuple[Table, str]:
     else:
         table = [row for split in ("train", "test") for row in read(folder / "scan_bench" / f"{split}.csv")]
         target = "valid_loss"
-    order = np.random.default_rng(derive(seed, "small intervals", name)).permutation(len(table))
-    table = [table[i] for i in order]
+    random = np.random.default_rng(derive(seed, "small intervals", name))
+    table = [table[i] for i in random.permutation(len(table))]
     if name == "scan_bench":
         of_configuration = {row["config_id"]: row for row in table}
         table = [{k: row[k] for k in [*SCAN_COLUMNS.split(","), target]} for row in of_configuration.values()]
+        # In the order of their first row, configurations with many rows would come first.
+        table = [table[i] for i in random.permutation(len(table))]
     return table, target
 
 
