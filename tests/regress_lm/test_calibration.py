@@ -335,7 +335,7 @@ def test_small_table_with_synthetic_rows_is_calibrated_on_drawn_targets(tmp_path
     options = ["--data.target_columns=y", "--data.synthetic_rows=100", "--model.num_samples=24", EVERY_2]
     model = fit(tmp_path / "data.csv", tmp_path / "run", *options).model
     assert model.offsets is not None  # of 7 validation rows
-    rows = model.trainer.datamodule.calibration_rows
+    rows = model.trainer.val_dataloaders.calibration_rows
     batch = collate(rows[:: len(rows) // 86])  # each of the 7 texts
     samples, log_prob = model.draw_for_rows(batch, 24)
     low, *_, high = model.summarize(samples, log_prob, batch.targets)["quantiles"].unbind(-1)

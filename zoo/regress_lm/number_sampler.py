@@ -32,7 +32,7 @@ from zoo.training.random_streams import derive, global_seed
 from zoo.training.regression_metrics import GatheredOutputs
 from zoo.training.regressor import Regressor
 
-BATCH = 256  # rows of the data module's own rows for calibration at a time
+BATCH = 256  # rows for calibration at a time
 Calibration = Literal["none", "temperature", "conformal"]
 
 
@@ -111,15 +111,14 @@ class NumberSampler(Regressor):
             self.calibrate(self._calibration_batches())
 
     def _calibration_batches(self) -> Iterator[TextBatch]:
-        """The data module's batches for calibration, else those of the validation that begins.
+        """Batches of the loader's rows for calibration, if it has any, else those of the validation that begins.
 
         Iterating over a DataLoader must not change torch's generator.
         """
         loader: Any = self.trainer.val_dataloaders
         [limit] = self.trainer.num_val_batches
-        if rows := getattr(getattr(self.trainer, "datamodule", None), "calibration_rows", None):
-            own = rows[self.trainer.global_rank :: self.trainer.world_size]
-            loader, limit = [collate(own[i : i + BATCH]) for i in range(0, len(own), BATCH)], math.inf
+        if rows := getattr(loader, "calibration_rows", ()):
+            loader, limit = [collate(rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)], math.inf
         with torch.random.fork_rng(devices=[]):
             for i, batch in enumerate(loader):
                 if i >= limit:
