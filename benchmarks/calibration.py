@@ -4,7 +4,9 @@
 
 Each table is split at random into 55% training, 15% validation and 30% test rows (rows of one group stay together); the
 validation rows select the weights and fit the calibration. Models are trained once per table and seed, stored in
---output_dir, and evaluated with each calibration. Writes results/regress_lm_calibration.json.
+--output_dir, and evaluated with each calibration. Rows replace those of the same table and seed in
+results/regress_lm_calibration.json. Fields `error_50` and `error_90` are the standard deviations of the two shares that
+follow from the numbers of test rows (and of validation rows, where these fit the quantiles), groups of rows counted.
 """
 
 import argparse
@@ -108,17 +110,19 @@ SHIFTED = {"tweets": "amazon", "amazon": "tweets"}
 """Table -> the one whose test rows have another distribution."""
 
 
-def split(task: Task, name: str, seed: int) -> dict[str, list[Example]]:
-    """Training, validation and test examples: random groups of the table."""
+def split(task: Task, name: str, seed: int) -> tuple[dict[str, list[Example]], dict[str, list[str]]]:
+    """Training, validation and test examples, random groups of the table, and the group of each example."""
     groups = sorted(set(task.groups))
     order = np.random.default_rng(derive(seed, "calibration", name)).permutation(len(groups))
     share_before = dict(zip([groups[i] for i in order], np.arange(len(groups)) / len(groups), strict=True))
     parts: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
+    groups_of: dict[str, list[str]] = {part: [] for part in parts}
     for text, target, group in zip(task.texts, task.targets, task.groups, strict=True):
         share = share_before[group]
         part = "train" if share < 0.55 else "validation" if share < 0.7 else "test"
         parts[part].append(Example(text, float(target)))
-    return parts
+        groups_of[part].append(group)
+    return parts, groups_of
 
 
 def train(task: Task, parts: dict[str, list[Example]], seed: int, steps: int) -> tuple[RegressLM, float]:
@@ -161,10 +165,22 @@ def predicted(model: RegressLM, examples: list[Example], kinds: list[str]) -> di
     return {kind: {name: np.concatenate(p) for name, p in parts.items()} for kind, parts in columns.items()}
 
 
-def measure(columns: dict[str, np.ndarray]) -> Row:
-    """Scores of predicted distributions."""
+def measure(columns: dict[str, np.ndarray], groups: list[str], n_fitted: int | None = None) -> Row:
+    """Scores of predicted distributions.
+
+    Args:
+        columns: as `predicted` returns them.
+        groups: (N,) the group of each row.
+        n_fitted: the number of groups whose targets fitted the quantiles, as independent as the N rows; None for none.
+    """
     quantiles, targets = columns["quantiles"], columns["target"]
     row = {f"coverage_{name}": share for name, share in estimates.coverage(quantiles, targets).items()}
+    _, group = np.unique(groups, return_inverse=True)
+    for name, (low, high) in estimates.INTERVALS.items():
+        inside = ((quantiles[:, 0, low] <= targets[:, 0]) & (targets[:, 0] <= quantiles[:, 0, high])).astype(float)
+        sums = np.bincount(group, inside - inside.mean())  # rows of one group are not independent
+        error = np.sqrt(np.square(sums).sum()) / len(inside)
+        row[f"error_{name}"] = float(error * np.sqrt(1 + len(sums) / n_fitted if n_fitted else 1))
     row["width_90"] = float(np.median(quantiles[..., 4] - quantiles[..., 0]))
     row["mae"] = float(np.abs(columns["median"] - targets).mean())
     row["crps"] = float(columns["crps"].mean())
@@ -175,7 +191,7 @@ def measure(columns: dict[str, np.ndarray]) -> Row:
     return row
 
 
-def marginal(train: list[Example], test: list[Example]) -> Row:
+def marginal(train: list[Example], test: list[Example], groups: list[str]) -> Row:
     """The scores of the training targets' distribution, as the prediction for every test row."""
     targets = torch.tensor([[example.y] for example in test], dtype=torch.float64)
     samples = torch.tensor([example.y for example in train], dtype=torch.float64)
@@ -185,7 +201,7 @@ def marginal(train: list[Example], test: list[Example]) -> Row:
     columns["crps"] = torch.cat(
         [estimates.crps(s, t) for s, t in zip(samples.split(64), targets.split(64), strict=True)]
     )
-    return measure({name: tensor.numpy() for name, tensor in columns.items()})
+    return measure({name: tensor.numpy() for name, tensor in columns.items()}, groups)
 
 
 def main() -> None:
@@ -200,11 +216,12 @@ def main() -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     tasks = {name: TASKS[name](args.data_dir) for name in TASKS}
     machine = facts() | {"threads": torch.get_num_threads()}
-    rows: list[Row] = []
+    stored = json.loads(args.results.read_text()) if args.results.exists() else []
     for seed in args.seeds:
         for name in args.tables:
             task = tasks[name]
-            parts = split(task, name, seed)
+            parts, groups_of = split(task, name, seed)
+            rows: list[Row] = []
             path = args.output_dir / f"{name}-seed{seed}.ckpt"
             if not path.exists():
                 model, seconds = train(task, parts, seed, args.steps)
@@ -212,24 +229,29 @@ def main() -> None:
                 took = {"train_cpu_seconds": seconds, "max_steps": args.steps}
                 path.with_suffix(".json").write_text(json.dumps(took))
             model = RegressLM.load(path)
-            about = {"table": name, "seed": seed, **{f"{part}_rows": len(rows) for part, rows in parts.items()}}
+            about = {"table": name, "seed": seed, **{f"{part}_rows": len(parts[part]) for part in parts}}
             about |= json.loads(path.with_suffix(".json").read_text())
-            tests = {name: parts["test"]}
+            tests = {name: (parts["test"], groups_of["test"])}
             if name in SHIFTED:
-                tests[SHIFTED[name]] = split(tasks[SHIFTED[name]], SHIFTED[name], seed)["test"]
+                others, groups_of_others = split(tasks[SHIFTED[name]], SHIFTED[name], seed)
+                tests[SHIFTED[name]] = (others["test"], groups_of_others["test"])
+            n_fitted = len(set(groups_of["validation"]))
             if model.magnitudes is None:  # a checkpoint of an earlier version
                 model.set_magnitudes(model.vocabulary.encode(np.array([[e.y] for e in parts["train"]])))
             for kinds in (["none"], ["temperature", "conformal"]):
-                for other, examples in tests.items():
+                for other, (examples, groups) in tests.items():
                     model.hparams["calibration"] = kinds[-1]
                     model.calibrate(model.batches(parts["validation"], 256))
                     for kind, columns in predicted(model, examples, kinds).items():
-                        rows.append({**about, "tested_on": other, "calibration": kind, **measure(columns)})
+                        scores = measure(columns, groups, n_fitted if kind == "conformal" else None)
+                        rows.append({**about, "tested_on": other, "calibration": kind, **scores})
                         print(dump_json(rows[-1]), flush=True)
-            for other, examples in tests.items():
-                scores = marginal(parts["train"], examples)
+            for other, (examples, groups) in tests.items():
+                scores = marginal(parts["train"], examples, groups)
                 rows.append({**about, "tested_on": other, "calibration": "training targets", **scores})
-            args.results.write_text(dump_json([{**row, **machine} for row in rows], indent=1) + "\n")
+            stored = [row for row in stored if (row["table"], row["seed"]) != (name, seed)]
+            stored += [{**row, **machine} for row in rows]
+            args.results.write_text(dump_json(stored, indent=1) + "\n")
 
 
 if __name__ == "__main__":

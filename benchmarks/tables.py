@@ -198,7 +198,8 @@ def study(name: str, keys: dict[str, str], columns: dict[str, tuple[str, str]]) 
         cells = []
         for field, form in columns.values():
             numbers = [r[field] for r in group if field in r]
-            spread = f" ± {statistics.stdev(numbers):{form}}" if len({*numbers}) > 1 else ""
+            has_spread = len({*numbers}) > 1 and not field.startswith("error_")  # no standard error of standard errors
+            spread = f" ± {statistics.stdev(numbers):{form}}" if has_spread else ""
             cells.append(f"{statistics.mean(numbers):{form}}{spread}" if numbers else "")
         lines.append([*values, str(len(group)) if "seed" in group[0] else "", *cells])
     facts = measured[0]
@@ -293,7 +294,7 @@ STUDIES = {
     ),
     "regress_lm_scan_bench": (
         {"training rows": "rows", "model": "model"},
-        SCORES | {"Pearson": ("pearson", ".3f"), "within the 90% interval": ("coverage_90", ".0%")} | STEPS,
+        SCORES | {"Pearson": ("pearson", ".3f")} | STEPS,
     ),
     "regress_lm_small_tables": (
         {"table": "table", "model": "model"},
@@ -303,7 +304,7 @@ STUDIES = {
     ),
     "regress_lm_vader": (
         {"trained on": "trained_on", "tested on": "tested_on", "model": "model"},
-        {"Pearson": ("pearson", ".3f"), "MAE": ("mae", ".3f"), "CRPS": ("crps", ".3f")} | STEPS,
+        {"Pearson": ("pearson", ".3f"), "MAE": ("mae", ".3f")} | STEPS,
     ),
     "regress_lm_encoders": (
         {"trained on": "trained_on", "tested on": "tested_on", "model": "model"},
@@ -312,8 +313,15 @@ STUDIES = {
     ),
     "regress_lm_calibration": (
         {"table": "table", "tested on": "tested_on", "calibration": "calibration"},
-        {"within 50%": ("coverage_50", ".1%"), "within 90%": ("coverage_90", ".1%")}
+        {"within 50%": ("coverage_50", ".1%"), "standard error of 50%": ("error_50", ".1%")}
+        | {"within 90%": ("coverage_90", ".1%"), "of 90%": ("error_90", ".1%")}
         | {"median width of 90%": ("width_90", ".3g"), "MAE": ("mae", ".3g"), "CRPS": ("crps", ".3g")},
+    ),
+    "regress_lm_small_intervals": (
+        {"table": "table", "rows": "rows", "calibrated on": "calibrated_on"},
+        {"within 50%": ("coverage_50", ".1%"), "standard error of 50%": ("error_50", ".1%")}
+        | {"within 90%": ("coverage_90", ".1%"), "of 90%": ("error_90", ".1%")}
+        | {"MAE": ("mae", ".3g"), "CRPS": ("crps", ".3g")},
     ),
     "regress_lm_timm": (
         {"model": "model"},

@@ -218,6 +218,20 @@ class RegressionRows:
         texts = read_unlabelled(data, lambda: self.reader.layout, self._read_file, bad, self._cache_dir)
         return list(dict.fromkeys(texts + self.reader.rows("train").texts))
 
+    def encode_texts(
+        self, texts: list[str], tokenizer: Tokenizer
+    ) -> tuple[list[str], list[list[int]], list[int], list[list[float] | None]]:
+        """Of synthetic texts those that can be used, their tokens, their places among all, and their features."""
+        limit, is_cut = self.settings.max_input_len, self.settings.long_rows == "truncate"
+        ids = tokenizer.encode_batch(self.rounded_texts(texts))
+        numbers: list[list[float] | None] = [numbers_in(t) if self.settings.features else None for t in texts]
+        used = [
+            i
+            for i, (tokens, values) in enumerate(zip(ids, numbers, strict=True))
+            if tokens and (is_cut or len(tokens) <= limit) and (values is None or len(values) == self.n_numbers)
+        ]
+        return [texts[i] for i in used], [ids[i][:limit] for i in used], used, [numbers[i] for i in used]
+
     # ---- private
 
     def _read_file(self, file: Path, bad: BadRows) -> Table:
@@ -285,16 +299,9 @@ class RegressionRows:
         self, tokenizer: Tokenizer, seed: int
     ) -> tuple[list[str], list[list[int]], np.ndarray, list[list[float] | None]]:
         """Texts, tokens, targets and features of the synthetic rows that can be used."""
-        limit, is_cut = self.settings.max_input_len, self.settings.long_rows == "truncate"
         texts, targets = self.synthetic(seed)
-        ids = tokenizer.encode_batch(self.rounded_texts(texts))
-        numbers: list[list[float] | None] = [numbers_in(t) if self.settings.features else None for t in texts]
-        used = [
-            i
-            for i, (tokens, values) in enumerate(zip(ids, numbers, strict=True))
-            if tokens and (is_cut or len(tokens) <= limit) and (values is None or len(values) == self.n_numbers)
-        ]
-        return [texts[i] for i in used], [ids[i][:limit] for i in used], targets[used], [numbers[i] for i in used]
+        texts, ids, used, numbers = self.encode_texts(texts, tokenizer)
+        return texts, ids, targets[used], numbers
 
     def _add_copies(
         self, texts: list[str], ids: list[list[int]], copies: int, tokenizer: Tokenizer, seed: int

@@ -202,6 +202,9 @@ def _end_at_sigterm_of_parent() -> None:
 class EvalLoader:
     """A loader that yields the given batches in the given order, each time it is iterated."""
 
+    calibration_rows: Sequence = ()
+    """Rows on which a model calibrates itself instead of on the batches; empty for these."""
+
     def __init__(self, open_loader: Opener, batches: Sequence[Sequence[int]], dataset: Dataset) -> None:
         self._open, self._batches, self.dataset = open_loader, batches, dataset
 

@@ -65,16 +65,32 @@ class Teacher:
         random row in the same column; then numbers get some noise. A row without any value is left out.
         """
         random = np.random.default_rng(derive(self._seed, "synthetic rows"))
+        rows = self._mix_cells(n_rows, random)
+        if not rows:
+            return [], np.empty((0, self._n_targets))
+        return rows, self.ensemble.sample(self._encode(rows), random)
+
+    def draw_other(self, n_rows: int) -> list[Cells]:
+        """At most `n_rows` rows as those of `draw`, but other ones, without labels."""
+        return self._mix_cells(n_rows, np.random.default_rng(derive(self._seed, "other synthetic rows")))
+
+    def draw_targets(self, cells: Sequence[Cells], n_draws: int) -> np.ndarray | None:
+        """(N, n_draws, K) numbers that N rows, to which the teacher was not fitted, may have.
+
+        None if the table has too few groups to tell how far predictions are from numbers of new rows.
+        """
+        random = np.random.default_rng(derive(self._seed, "targets of new rows"))
+        return self.ensemble.draw_targets(self._encode(cells), n_draws, random)
+
+    def _mix_cells(self, n_rows: int, random: np.random.Generator) -> list[Cells]:
+        """At most `n_rows` synthetic rows."""
         base = random.integers(self._n_rows, size=n_rows)
         cells = []
         for column in self._columns.values():
             other = random.integers(self._n_rows, size=n_rows)
             cells.append(column.draw(np.where(random.random(n_rows) < MIX, other, base), random))
         rows = [dict(zip(self._columns, values, strict=True)) for values in zip(*cells, strict=True)]
-        rows = [row for row in rows if not all(map(is_missing, row.values()))]
-        if not rows:
-            return [], np.empty((0, self._n_targets))
-        return rows, self.ensemble.sample(self._encode(rows), random)
+        return [row for row in rows if not all(map(is_missing, row.values()))]
 
     def _encode(self, cells: Sequence[Cells]) -> np.ndarray:
         """(N, F) the encodings of all columns."""

@@ -77,6 +77,16 @@ class Choice(NamedTuple):
         return f"{trees} (weight {1 - self.weight:g}) and {smooth} ({self.weight:g})"
 
 
+class Errors(NamedTuple):
+    """Errors on R rows by models that were fitted without them, in units of how much the trees differ on the row.
+
+    A row's unit is the standard deviation of its trees' predictions plus `floor`.
+    """
+
+    values: np.ndarray  # (R, K)
+    floor: np.ndarray  # (K,)
+
+
 class Ensemble:
     """Trees that are averaged with a smooth model where cross-validation prefers that; it predicts distributions.
 
@@ -93,7 +103,7 @@ class Ensemble:
     def __init__(self, inputs: np.ndarray, targets: np.ndarray, groups: Sequence[str], seed: int) -> None:
         self._scales = [TargetScale(y) for y in targets.T]
         z = np.stack([scale(y) for scale, y in zip(self._scales, targets.T, strict=True)], axis=1)
-        self.choice, self.crps = _choose(inputs, z, np.asarray(groups), seed)
+        self.choice, self.crps, self._errors = _choose(inputs, z, np.asarray(groups), seed)
         self._trees = _make_trees(self.choice.trees, N_TREES, seed).fit(inputs, _columns(z))
         self._smooth = _make_smooth(self.choice.smooth).fit(inputs, z) if self.choice.weight else None
 
@@ -115,6 +125,20 @@ class Ensemble:
                 drawn[rows] = estimator.predict(inputs[rows]).reshape(-1, mean.shape[1])
         return self._inverse(self._centre(inputs, mean) + self.choice.spread * (drawn - mean))
 
+    def draw_targets(self, inputs: np.ndarray, n_draws: int, random: np.random.Generator) -> np.ndarray | None:
+        """(N, n_draws, K) numbers that new rows may have: predictions with errors of rows that were left out.
+
+        Unlike `sample` it repeats how far the predictions are from numbers that the models have not seen. None where
+        no rows could be left out.
+        """
+        if self._errors is None:
+            return None
+        by_tree = np.stack([tree.predict(inputs).reshape(len(inputs), -1) for tree in self._trees.estimators_])
+        unit = by_tree.std(0) + self._errors.floor  # (N, K)
+        errors = self._errors.values[random.integers(len(self._errors.values), size=(len(inputs), n_draws))]
+        drawn = self._centre(inputs, by_tree.mean(0))[:, None] + errors * unit[:, None]  # (N, n_draws, K)
+        return self._inverse(drawn.reshape(-1, unit.shape[1])).reshape(drawn.shape)
+
     def _mean(self, inputs: np.ndarray) -> np.ndarray:
         return self._trees.predict(inputs).reshape(len(inputs), -1)
 
@@ -127,8 +151,9 @@ class Ensemble:
         return np.stack([scale.inverse(column) for scale, column in zip(self._scales, z.T, strict=True)], axis=1)
 
 
-def _choose(inputs: np.ndarray, z: np.ndarray, groups: np.ndarray, seed: int) -> tuple[Choice, float]:
-    """The ensemble with the smallest CRPS on rows left out, and that CRPS in standard deviations of the targets."""
+def _choose(inputs: np.ndarray, z: np.ndarray, groups: np.ndarray, seed: int) -> tuple[Choice, float, Errors | None]:
+    """The ensemble with the smallest CRPS on rows left out, that CRPS in standard deviations of the targets, and its
+    errors on these rows."""
     from sklearn.model_selection import GroupKFold
 
     random = np.random.default_rng(derive(seed, "folds"))
@@ -138,7 +163,7 @@ def _choose(inputs: np.ndarray, z: np.ndarray, groups: np.ndarray, seed: int) ->
     _, group = np.unique(groups, return_inverse=True)
     n_folds = min(MOST_FOLDS, group.max() + 1)
     if n_folds < 2:
-        return Choice("extra", "ridge", 0.0, 1.0), float("nan")
+        return Choice("extra", "ridge", 0.0, 1.0), float("nan"), None
     # Predictions for every row by models that were fitted without it: of each tree (R, K, T), and smooth ones (R, K).
     kinds, smooths = ("extra", "forest"), ("ridge", "svm")
     by_tree = {kind: np.empty((*z.shape, N_COMPARED_TREES)) for kind in kinds}
@@ -165,7 +190,11 @@ def _choose(inputs: np.ndarray, z: np.ndarray, groups: np.ndarray, seed: int) ->
                     crps = (np.abs(spread * deviations - error).mean(2) - spread * half_distance).mean()
                     if crps < best_crps - 1e-9:
                         best, best_crps = Choice(kind, smooth, weight, spread), crps
-    return best, float(best_crps)
+    mean, sd = by_tree[best.trees].mean(2), by_tree[best.trees].std(2)  # (R, K)
+    floor = 0.1 * np.median(sd, axis=0)
+    floor = np.where(floor > 0, floor, 1.0)
+    centre = (1 - best.weight) * mean + best.weight * by_smooth[best.smooth]
+    return best, float(best_crps), Errors((z - centre) / (sd + floor), floor)
 
 
 def _make_trees(kind: str, n_trees: int, seed: int) -> Any:

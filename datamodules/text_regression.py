@@ -1,15 +1,18 @@
 """TextRegression: texts with numbers to predict, from tables, hub data sets or folders of YAML files."""
 
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 
+from zoo.datamodules.calibration_rows import calibration_rows
 from zoo.datamodules.regression_rows import RegressionRows, RegressionSettings, RegressionViews
+from zoo.datamodules.resumable import EvalLoader
 from zoo.datamodules.row_data import TRAINED_TOKENIZERS
 from zoo.datamodules.sources.tables import Table
 from zoo.datamodules.text_data import TextData
-from zoo.training.batches import collate
+from zoo.training.batches import Row, collate
 
 INTEGERS = "integers"
 
@@ -50,3 +53,15 @@ class TextRegression(RegressionViews, TextData):
         self.reader = self.source.reader
         self.max_input_len = options.max_input_len
         self.round_digits, self.power_tokens = options.round_digits, options.power_tokens
+
+    @cached_property
+    def calibration_rows(self) -> list[Row]:
+        """Rows with drawn targets, on which a model calibrates itself; none: the validation rows are to be used."""
+        return calibration_rows(self.source, self.dataset("val"), self.tokenizer, self.seed)
+
+    def val_dataloader(self) -> EvalLoader:
+        loader = super().val_dataloader()
+        if self.trainer is not None and self.trainer.state.fn == "fit":
+            rank, ranks = self.rank_and_ranks()
+            loader.calibration_rows = self.calibration_rows[rank::ranks]
+        return loader

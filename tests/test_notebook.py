@@ -93,7 +93,7 @@ def test_regress_lm_densities_runs_from_top_to_bottom(environment, tmp_path):
 @pytest.mark.slow
 def test_regress_lm_ranking_runs_from_top_to_bottom(environment, tmp_path):
     notebook = read("regress_lm_ranking")
-    execute(notebook, tmp_path, "TRAIN, VALIDATION, CANDIDATES, EPOCHS, DIM = 32, 16, 40, 2, 16")
+    execute(notebook, tmp_path, "TRAIN, VALIDATION, CANDIDATES, SYNTHETIC, EPOCHS, DIM = 32, 16, 40, 200, 2, 16")
     assert "32 rows for training, 16 for validation, 40 candidates" in printed(notebook, "data")
     forest, _, *lines, oracle = printed(notebook, "ranking").splitlines()[1:]
     assert re.match(r"random forest: Spearman 0\.[2-9]", forest)

@@ -104,6 +104,46 @@ def test_ensemble_prefers_ridge_where_the_target_is_linear_and_its_draws_cover_t
     assert 0.75 < np.mean((low <= truth) & (truth <= high)) < 0.98
 
 
+@pytest.mark.parametrize("noise", [0.1, 3.0])
+def test_drawn_targets_of_new_rows_deviate_as_unseen_targets_do(noise, monkeypatch):
+    """Shares below the drawn quantiles: with 200 rows left out their standard deviation is at most .037."""
+    monkeypatch.setattr(teacher_models, "MOST_FOLDS", 5)
+    random = np.random.default_rng(0)
+    x, new = random.normal(size=(200, 3)), random.normal(size=(2000, 3))
+    truth, unseen = (np.sin(2 * a[:, 0]) * 4 + a[:, 1] + noise * random.normal(size=len(a)) for a in (x, new))
+    ensemble = Ensemble(x, np.stack([truth, -truth], 1), [str(i) for i in range(200)], seed=0)
+    drawn = ensemble.draw_targets(new, 40, random)
+    assert drawn.shape == (2000, 40, 2)
+    levels = [0.05, 0.25, 0.5, 0.75, 0.95]
+    for sign, draws in ((1, drawn[..., 0]), (-1, drawn[..., 1])):
+        quantiles = np.quantile(draws, levels, axis=1, method="weibull")
+        assert (sign * unseen < quantiles).mean(1) == pytest.approx(levels, abs=0.08)
+    # The two numbers of a draw belong to the same row that was left out.
+    assert np.corrcoef(drawn[:, :, 0].ravel(), drawn[:, :, 1].ravel())[0, 1] < -0.95
+
+
+def test_calibration_rows_are_validation_rows_with_drawn_targets(table, monkeypatch):
+    assert open_table(table).calibration_rows == []
+    data = open_table(table, synthetic_rows=50)
+    rows, held_out, train = data.calibration_rows, data.dataset("val"), set(data.texts("train"))
+    copies = {i: [row for row in rows if row.index == i] for i in range(len(held_out) + 150)}
+    assert sum(map(len, copies.values())) == len(rows)
+    assert len(copies[0]) == -(-300 // len(held_out))
+    assert all(len({(row.text, *row.tokens) for row in part}) == 1 for part in copies.values())
+    # Validation rows, then 150 synthetic ones that are not trained on.
+    for i in range(len(held_out)):
+        assert copies[i][0][2:4] == held_out[i][2:4]
+        assert copies[i][0].tokens == held_out[i].tokens
+        drawn = np.array([row.targets for row in copies[i]])[:, 0]
+        assert len(set(drawn.tolist())) > 5
+        assert np.abs(np.median(drawn) - held_out[i].targets[0]) < 2.5  # the targets range from 0 to 15
+    assert [len(copies[len(held_out) + i]) for i in range(150)] == [2] * 150
+    assert sum(copies[len(held_out) + i][0].text in train for i in range(150)) < 60
+    assert rows == open_table(table, synthetic_rows=50).calibration_rows
+    monkeypatch.setattr("zoo.datamodules.calibration_rows.ENOUGH_ROWS", len(held_out))
+    assert open_table(table, synthetic_rows=50).calibration_rows == []
+
+
 def test_teacher_predicts_new_rows_of_a_table_with_categories_and_missing_cells():
     rows, new = make_rows(90), make_rows(300, seed=1)
     y, truth = (np.array([[float(row["y"])] for row in part]) for part in (rows, new))

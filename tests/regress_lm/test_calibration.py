@@ -26,6 +26,7 @@ from zoo.regress_lm.estimates import coverage, crps, quantiles
 from zoo.regress_lm.number_tokenizers import IEEEFloatTokenizer, NormalizedTokenizer, P10Tokenizer
 from zoo.regress_lm.number_wrappers import Separator, SpecialValues
 from zoo.regress_lm.vocabulary import NumberVocabulary
+from zoo.training.batches import collate
 
 TEXTS = torch.randint(1, 30, (3, 6), generator=torch.Generator().manual_seed(1))
 EVERY_2 = "--trainer.val_check_interval=2"
@@ -166,6 +167,19 @@ def test_conformal_intervals_hold_their_share_of_new_targets():
     assert after["90"] == pytest.approx(0.9, abs=0.025)
 
 
+@pytest.mark.parametrize("n", [39, 66, 90])
+def test_expected_share_of_few_validation_rows_is_the_nominal_one(n):
+    """Uniform targets: the share inside an interval is its length. 1,500 fits, so that its deviation is .002."""
+    random = np.random.default_rng(n)
+    lengths = []
+    for _ in range(1500):
+        offsets = fit_offsets(np.zeros((n, 1, 19)), np.full((n, 1), 0.9), random.random((n, 1)))
+        ends = np.array(offsets.values[0]) * (0.9 + offsets.floor[0])
+        lengths.append((ends[14] - ends[4], ends[18] - ends[0]))
+    assert (LEVELS[4], LEVELS[14]) == (0.25, 0.75)
+    assert np.mean(lengths, 0) == pytest.approx([0.5, 0.9], abs=0.008)
+
+
 def test_moved_quantiles_are_quantile_plus_offset_times_spread():
     samples, targets = simulated(300, 0)
     samples = samples[:, :99]  # levels .01 to .99: every entry of LEVELS is a sample
@@ -296,6 +310,36 @@ def test_fine_tune_calibrates_on_rows_that_it_did_not_train_on(tmp_path):
         checkpoint.pop(name)
     torch.save(checkpoint, path)
     assert RegressLM.load(path).temperatures is None
+
+
+def test_copies_of_a_row_calibrate_on_equal_samples():
+    """Six texts with 20 targets each: offsets of the texts' quantiles, each 20 times."""
+    vocabulary_sizes = {"dim": 16, "n_heads": 2, "n_encoder_layers": 1, "n_decoder_layers": 1}
+    model = RegressLM.from_scratch(max_input_len=32, num_samples=30, **vocabulary_sizes)
+    texts = model.rows([Example(f"x = {i}", 0.0) for i in range(6)])
+    random = np.random.default_rng(0)
+    copies = [row._replace(targets=(y,)) for row in texts for y in random.normal(size=20).tolist()]
+    model.calibrate([model.with_number_tokens(collate(copies[:50])), model.with_number_tokens(collate(copies[50:]))])
+    samples, _ = model.draw_for_rows(collate(texts), 30)
+    by_text = (quantiles(samples, LEVELS).numpy(), spread_of(samples).numpy())
+    targets = np.array([row.targets for row in copies])
+    assert model.offsets == fit_offsets(*(column.repeat(20, axis=0) for column in by_text), targets)
+
+
+def test_small_table_with_synthetic_rows_is_calibrated_on_drawn_targets(tmp_path, monkeypatch):
+    for name, value in (("N_TREES", 20), ("N_COMPARED_TREES", 10), ("MOST_FOLDS", 2)):
+        monkeypatch.setattr(f"zoo.datamodules.teacher_models.{name}", value)
+    random = np.random.default_rng(0)
+    rows = "".join(f"{a:.2f},{3 * a + b:.2f}\n" for a, b in random.normal(size=(70, 2)))
+    (tmp_path / "data.csv").write_text("a,y\n" + rows)
+    options = ["--data.target_columns=y", "--data.synthetic_rows=100", "--model.num_samples=24", EVERY_2]
+    model = fit(tmp_path / "data.csv", tmp_path / "run", *options).model
+    assert model.offsets is not None  # of 7 validation rows
+    rows = model.trainer.val_dataloaders.calibration_rows
+    batch = collate(rows[:: len(rows) // 86])  # each of the 7 texts
+    samples, log_prob = model.draw_for_rows(batch, 24)
+    low, *_, high = model.summarize(samples, log_prob, batch.targets)["quantiles"].unbind(-1)
+    assert ((low <= batch.targets) & (batch.targets <= high)).double().mean() > 0.85
 
 
 def test_targets_with_unseen_exponents_have_a_finite_logged_nll(tmp_path):

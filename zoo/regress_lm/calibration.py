@@ -4,9 +4,9 @@ Temperatures (Guo et al. 2017, https://arxiv.org/abs/1706.04599) change the dist
 a number, fitted by the log-likelihood. Conformal offsets move the quantiles of the samples, not the point estimates: at
 every level q the residuals of the validation targets, (y - quantile) / spread of the samples, have a q-quantile, by
 which the quantile is moved (conformalized quantile regression, Romano et al. 2019, https://arxiv.org/abs/1905.03222,
-one-sided for each level and scaled by the spread). For exchangeable rows a target is inside the interval of two moved
-quantiles with at least their difference c and at most c + 2 / (n + 1), n validation rows; the share of m test rows
-inside it has a standard deviation of about sqrt(c (1 - c) (1 / n + 1 / m)), .024 at c = .9 with 300 rows each. This is
+one-sided for each level and scaled by the spread). For exchangeable rows a new target is inside the interval of two
+moved quantiles with a probability of about their difference c. The share of m test rows inside it has a standard
+deviation of about sqrt(c (1 - c) (1 / n + 1 / m)) for n validation rows, .024 at c = .9 with 300 rows each. This is
 approximate where the same rows have selected the weights and the temperatures, and where rows come in groups. Neither
 calibration holds on rows of another distribution.
 """
@@ -73,10 +73,9 @@ def fit_offsets(samples_quantiles: np.ndarray, spread: np.ndarray, targets: np.n
             return None
         floor = 0.1 * float(np.median(s) or s.mean() or 10.0)
         residuals = np.sort((y[:, None] - q) / (s + floor)[:, None], axis=0)  # (N, levels)
-        # Ranks are rounded outward from the median, as the guarantee needs.
-        ranks = [level * (n + 1) for level in LEVELS]
-        ranks = [math.ceil(r - 1e-9) if q > 0.5 else math.floor(r + 1e-9) for r, q in zip(ranks, LEVELS, strict=True)]
-        values.append(residuals[np.array(ranks) - 1, np.arange(len(LEVELS))].tolist())
+        # Between two ranks the offset is interpolated. Rounding ranks outward would hold 2 / (n + 1) more than nominal.
+        columns = zip(LEVELS, residuals.T, strict=True)
+        values.append([float(np.interp(q * (n + 1), np.arange(1, n + 1), column)) for q, column in columns])
         floors.append(floor)
     return Offsets(values, floors)
 

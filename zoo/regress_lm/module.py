@@ -69,8 +69,9 @@ class RegressLMModule(EncoderPretrainer):
         calibration: what each validation of a fit fits on the validation rows, and predictions use: "none";
             "temperature", which divides the logits of each of a number's tokens, by the likelihood; or "conformal",
             which also moves the predicted quantiles, so that each has its share of the validation targets below it, at
-            the cost of `num_samples` samples for each of at most about 2,000 validation rows. With fewer than 39
-            validation rows "conformal" is "temperature".
+            the cost of `num_samples` samples for each of at most about 2,000 validation rows. A table with synthetic
+            rows and fewer than 300 validation rows is calibrated on targets that the teacher draws; with fewer than 39
+            validation rows of other data "conformal" is "temperature".
         unseen_exponents: whether samples may have signs and exponents that no training target has.
         lora_rank: train low-rank updates of this rank only; 0 trains all weights. With encoder_mode=lora the rank of
             the updates of the encoder, while all weights of the decoder are trained.

@@ -1,6 +1,7 @@
 """Samples of numbers for texts, from a distribution that is restricted to the training targets' signs and exponents and
 calibrated on validation rows."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
@@ -26,11 +27,12 @@ from zoo.regress_lm.calibration import (
 from zoo.regress_lm.model import EncoderDecoder
 from zoo.regress_lm.vocabulary import NumberVocabulary
 from zoo.tokenizers import Tokenizer
-from zoo.training.batches import TextBatch
+from zoo.training.batches import TextBatch, collate
 from zoo.training.random_streams import derive, global_seed
 from zoo.training.regression_metrics import GatheredOutputs
 from zoo.training.regressor import Regressor
 
+BATCH = 256  # rows for calibration at a time
 Calibration = Literal["none", "temperature", "conformal"]
 
 
@@ -106,12 +108,17 @@ class NumberSampler(Regressor):
     def on_validation_epoch_start(self) -> None:
         """Calibrate the weights that this validation scores, so that their checkpoint has their calibration."""
         if self.trainer.state.fn == "fit" and self.calibrates_in_fit and not self.trainer.sanity_checking:
-            self.calibrate(self._validation_batches())
+            self.calibrate(self._calibration_batches())
 
-    def _validation_batches(self) -> Iterator[TextBatch]:
-        """The batches of the validation that begins. Iterating over a DataLoader must not change torch's generator."""
+    def _calibration_batches(self) -> Iterator[TextBatch]:
+        """Batches of the loader's rows for calibration, if it has any, else those of the validation that begins.
+
+        Iterating over a DataLoader must not change torch's generator.
+        """
         loader: Any = self.trainer.val_dataloaders
         [limit] = self.trainer.num_val_batches
+        if rows := getattr(loader, "calibration_rows", ()):
+            loader, limit = [collate(rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)], math.inf
         with torch.random.fork_rng(devices=[]):
             for i, batch in enumerate(loader):
                 if i >= limit:
@@ -151,9 +158,14 @@ class NumberSampler(Regressor):
                 rows = GatheredOutputs(("quantiles", "spread", "targets")).to(self.device)
                 step = max(1, sum(len(batch.index) for batch in batches) // MOST_ROWS)
                 for batch in batches[::step]:
-                    samples, _ = self.draw_for_rows(batch, self.hparams["num_samples"])
-                    by_level = estimates.quantiles(samples, LEVELS)
-                    rows.update(quantiles=by_level, spread=spread_of(samples), targets=batch.targets)
+                    # Copies of a row, which have equal samples, are sampled once.
+                    keys = list(zip(batch.index.tolist(), batch.texts, strict=True))
+                    first = {key: i for i, key in reversed([*enumerate(keys)])}
+                    distinct = list(dict.fromkeys(first[key] for key in keys))
+                    copy_of = [distinct.index(first[key]) for key in keys]
+                    samples, _ = self.draw_for_rows(batch.select(distinct), self.hparams["num_samples"])
+                    by_level, spread = estimates.quantiles(samples, LEVELS), spread_of(samples)
+                    rows.update(quantiles=by_level[copy_of], spread=spread[copy_of], targets=batch.targets)
                 self.offsets = fit_offsets(*(rows.compute()[name] for name in rows.names))
 
     def _update_vocabulary(self) -> None:

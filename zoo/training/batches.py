@@ -65,6 +65,11 @@ class TextBatch(NamedTuple):
     features: Tensor | None  # (B, F) float32
     numbers: Tensor | None = None  # (B, L) int64, the targets as RegressLM's number tokens, which the model adds
 
+    def select(self, rows: list[int]) -> "TextBatch":
+        """The batch of the given rows."""
+        fields = [None if f is None else [f[i] for i in rows] if isinstance(f, list) else f[rows] for f in self]
+        return TextBatch(*fields)  # type: ignore[arg-type]
+
 
 def check_text_batch(batch: Any, model: str) -> None:
     """Raises TypeError where the batch for the class `model` is no `TextBatch`."""
