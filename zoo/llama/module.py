@@ -39,7 +39,7 @@ class LlamaLM(LanguageModel):
         *field_names(LlamaConfig, "dropout", "gradient_checkpointing"),
     )
 
-    sharded_methods: ClassVar[tuple[str, ...]] = ("loss",)
+    sharded_methods: ClassVar[tuple[str, ...] | None] = ("loss",)
 
     def __init__(
         self,

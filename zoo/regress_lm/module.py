@@ -121,7 +121,7 @@ class RegressLMModule(EncoderUser):
         "hidden_mult": "hidden_dim",
     }
     output_fields = ("loss", "prediction", "target", "nll", "crps", "pit", "quantiles")
-    sharded_methods: ClassVar[tuple[str, ...]] = ("forward",)
+    sharded_methods: ClassVar[tuple[str, ...] | None] = ()
 
     def __init__(
         self,

@@ -29,7 +29,8 @@ def shard(
         network: the network.
         blocks: modules inside it that are collected one after the other; a block's parameters are used only inside its
             `forward`. Without blocks the network is collected at once.
-        methods: names of the methods of the network, in addition to `forward`, that a training step calls.
+        methods: names of the methods of the network, in addition to `forward`, that a training step calls; none of
+            them, nor `forward`, calls another one.
         mesh: the processes: (shards,) or (copies, shards).
         block_dtype: dtype to which the parameters of blocks are cast before they are collected; None: no cast.
             Gradients are summed in fp32.

@@ -6,6 +6,7 @@ During validation, test and prediction every process holds the complete paramete
 numbers of batches, and generation and decoding work as in one process.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ class FullySharded(OpenModelParallelStrategy):
         loops = (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop)
         for loop in loops:
             loop.inference_mode = False
+        # Nothing changes a network's output in place, which torch warns against at every step.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         super().setup(trainer)
 
     # ---- evaluation with complete parameters
@@ -156,10 +159,8 @@ class FullySharded(OpenModelParallelStrategy):
             like = target(at)
             is_alike = isinstance(like, DTensor) and like.shape == tensor.shape
             if tensor.is_meta:
-                device = self.root_device
-                new = (
-                    torch.empty_like(like, dtype=tensor.dtype) if is_alike else torch.empty_like(tensor, device=device)
-                )
+                template, options = (like, {}) if is_alike else (tensor, {"device": self.root_device})
+                new = torch.empty_like(template, dtype=tensor.dtype, **options)
                 wanted[".".join(map(str, (*place, *at)))] = new
                 assign(state, at, new)
             elif is_alike:
@@ -200,7 +201,7 @@ def shard_module(module: Any, trainer: Any) -> None:
         return
     if not isinstance(strategy, FullySharded):
         raise UserError(f"{type(strategy).__name__} is not supported: set --trainer.strategy {NAME}")
-    if not module.sharded_methods:
+    if module.sharded_methods is None:
         raise UserError(f"{type(module).__name__} cannot be sharded: set --trainer.strategy ddp instead of {NAME}")
     if is_sharded(module.model):
         return

@@ -41,8 +41,8 @@ class ZooModule(WeightedLosses):
     renamed_arguments: ClassVar[dict[str, str]] = {}
     """Old name of a constructor argument -> its new name, or a sentence where the argument no longer exists."""
 
-    sharded_methods: ClassVar[tuple[str, ...]] = ()
-    """Methods of the network `model` that a training step calls; without any, the strategy fsdp2 is refused."""
+    sharded_methods: ClassVar[tuple[str, ...] | None] = None
+    """Methods of the network `model` that a training step calls, `forward` excepted; None: it cannot be sharded."""
 
     fixed_arguments: ClassVar[tuple[str, ...]] = ("optimizer",)
     """Constructor arguments that a resumed run cannot change; all others take effect from the step of the stop on."""
