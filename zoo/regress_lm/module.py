@@ -104,7 +104,7 @@ class RegressLMModule(EncoderUser):
     )
     fixed_arguments: ClassVar[tuple[str, ...]] = (
         *EncoderUser.fixed_arguments,
-        *field_names(RegressLMConfig, "dropout", "residual_dropout"),
+        *field_names(RegressLMConfig, "dropout", "residual_dropout", "gradient_checkpointing"),
         "number_format",
         "number_digits",
         "number_exponent",

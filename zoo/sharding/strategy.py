@@ -159,8 +159,8 @@ class FullySharded(OpenModelParallelStrategy):
             like = target(at)
             is_alike = isinstance(like, DTensor) and like.shape == tensor.shape
             if tensor.is_meta:
-                template, options = (like, {}) if is_alike else (tensor, {"device": self.root_device})
-                new = torch.empty_like(template, dtype=tensor.dtype, **options)
+                template = like if is_alike else tensor
+                new = torch.empty_like(template, dtype=tensor.dtype, device=self.root_device)
                 wanted[".".join(map(str, (*place, *at)))] = new
                 assign(state, at, new)
             elif is_alike:
@@ -175,10 +175,9 @@ StrategyRegistry.register(NAME, FullySharded, description="parameters divided am
 
 def _parameters(optimizer: Any) -> dict[tuple[Any, ...], Tensor]:
     """The parameter that each entry of an optimizer's state belongs to, by the place of the entry."""
+    parts: dict[tuple[Any, ...], Any] = {(): optimizer}
     if hasattr(optimizer, "parts"):
         parts = {("parts", number): part for number, part in enumerate(optimizer.parts)}
-    else:
-        parts = {(): optimizer}
     return {
         (*place, "state", number): parameter
         for place, part in parts.items()

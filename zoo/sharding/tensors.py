@@ -26,7 +26,7 @@ def full(tensor: Tensor) -> Tensor:
 def shard_like(tensor: Tensor, target: DTensor) -> DTensor:
     """A complete tensor, equal in all processes, divided like `target` and on its device; nothing is sent."""
     tensor = tensor.to(target.dtype)
-    return distribute_tensor(tensor, target.device_mesh, target.placements, src_data_rank=None)  # type: ignore[arg-type]
+    return distribute_tensor(tensor, target.device_mesh, target.placements, src_data_rank=None)
 
 
 def total_norm(gradients: Iterable[Tensor]) -> Tensor:
