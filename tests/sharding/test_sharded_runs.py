@@ -150,6 +150,7 @@ def test_other_models_resume_is_bitwise(model, data, tmp_path):
         ("llama", ["--model.tie_embeddings=false"], 1e-4),
         ("llama", ["--trainer.precision=bf16-mixed"], 1e-3),
         ("regress_lm", ["--model.gradient_checkpointing=true"], 1e-4),
+        ("regress_lm", ["--model.lora_rank=2"], 1e-4),
     ],
 )
 def test_settings_equal_one_process(model, options, tolerance, data, tmp_path):

@@ -151,7 +151,7 @@ def read_folder(path: str | Path, verify: bool | None = None) -> dict[str, Any]:
         UserError: it is damaged.
     """
     checkpoint = read_meta(path, verify)
-    verify_files(path, checkpoint, verify)
+    verify_files(path, checkpoint, verify, alone=True)
     tensors: dict[str, Tensor] = {}
     for entry in checkpoint[KEY]["tensors"]:
         tensors[entry["name"]] = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
@@ -161,13 +161,16 @@ def read_folder(path: str | Path, verify: bool | None = None) -> dict[str, Any]:
     return checkpoint
 
 
-def verify_files(path: str | Path, checkpoint: Mapping[str, Any], verify: bool | None = None) -> None:
-    """Compare the files of a folder with their SHA-256; in several processes all must call this.
+def verify_files(
+    path: str | Path, checkpoint: Mapping[str, Any], verify: bool | None = None, alone: bool = False
+) -> None:
+    """Compare the files of a folder with their SHA-256.
 
     Args:
         path: the folder.
         checkpoint: what `read_meta` returned.
         verify: False skips the check. Default: unless the environment variable ZOO_VERIFY is 0.
+        alone: read all files; otherwise all processes must call this, and each of them reads its share.
 
     Raises:
         UserError: a file has changed. All processes raise it.
@@ -175,9 +178,9 @@ def verify_files(path: str | Path, checkpoint: Mapping[str, Any], verify: bool |
     if is_skipped() if verify is None else not verify:
         return
     files = checkpoint[KEY]["files"]
-    names = sorted(files)[_rank() :: _processes()]
+    names = sorted(files) if alone else sorted(files)[_rank() :: _processes()]
     changed = [name for name in names if _describe_file(Path(path) / name)["sha256"] != files[name]["sha256"]]
-    if wrong := [name for part in _gather(changed) for name in part]:
+    if wrong := changed if alone else [name for part in _gather(changed) for name in part]:
         raise _damaged(Path(path), f"the content of its file {wrong[0]} differs from the digest in {META}")
 
 

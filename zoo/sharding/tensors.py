@@ -38,8 +38,11 @@ def are_finite(tensors: Sequence[Tensor]) -> list[bool]:
     """Whether all elements of each tensor are finite. All processes must call this if one of them is sharded."""
     if not tensors:
         return []
-    flags = torch.stack([local(tensor).isfinite().all() for tensor in tensors])
-    if any(isinstance(tensor, DTensor) for tensor in tensors):
-        flags = flags.int()
-        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MIN)
-    return flags.bool().tolist()
+    # The flags of all tensors are exchanged at once, on the device of the sharded ones.
+    sharded = [tensor for tensor in tensors if isinstance(tensor, DTensor)]
+    flags = [local(tensor).isfinite().all() for tensor in tensors]
+    device = local(sharded[0]).device if sharded else flags[0].device
+    together = torch.stack([flag.to(device) for flag in flags]).int()
+    if sharded:
+        torch.distributed.all_reduce(together, torch.distributed.ReduceOp.MIN)
+    return together.bool().tolist()
