@@ -119,12 +119,17 @@ def test_two_ranks_equal_one_process(data, tmp_path, capsys):
     assert len(texts[0]) > len("fox")
 
 
-def test_resume_is_bitwise_and_continues_on_another_number_of_ranks(data, tmp_path):
+def test_resume_is_bitwise(data, tmp_path):
     assert_resume_is_bitwise("llama", data, tmp_path, "--model.dropout=0.1", "--model.optimizer=muon")
+
+
+@pytest.mark.slow
+def test_resume_on_another_number_of_ranks(data, tmp_path):
+    out = tmp_path / "run"
+    assert fit("llama", data, out, "--model.dropout=0.1", "--model.optimizer=muon", ranks=2) == [0, 0]
     # One process continues the run of two, and its file replaces the folder; then two continue the run of one.
     more = ["--model.dropout=0.1", "--model.optimizer=muon", "--ckpt_path=last"]
     for steps, ranks in ((12, 1), (14, 2)):
-        out = tmp_path / "complete"
         assert fit("llama", data, out, *more, f"--trainer.max_steps={steps}", ranks=ranks) == [0] * ranks
         assert (out / "last.ckpt").is_dir() == (ranks == 2)
         assert read_checkpoint(out / "last.ckpt")["global_step"] == steps

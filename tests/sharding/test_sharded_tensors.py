@@ -8,6 +8,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from zoo.optim import OptimizerConfig
+from zoo.private_apis.fsdp_api import prepare_root
 from zoo.sharding.network import collect, release, shard
 from zoo.sharding.tensors import are_finite, full, is_sharded, local, shard_like, total_norm
 
@@ -50,6 +51,15 @@ def test_training_sharded_equals_training(optimizer, mesh):
         assert losses[0] == losses[1]
     for expected, got in zip(plain.parameters(), sharded.parameters(), strict=True):
         assert torch.equal(full(got), expected)
+
+
+def test_a_block_can_be_collected_before_the_first_forward_pass(mesh):
+    network = Network()
+    shard(network, network.layers, ("loss",), mesh)
+    prepare_root(network)
+    network.layers[0].unshard()
+    assert type(network.layers[0].weight) is nn.Parameter
+    assert network.loss(torch.ones(1, 6)).isfinite()
 
 
 def test_collected_parameters_are_ordinary_tensors(mesh):

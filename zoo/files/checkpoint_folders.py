@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from zoo.errors import UserError
 from zoo.files.atomic import flush_folder, remove_stale, replace_path, temporary_path
+from zoo.files.digest import KEY as DIGEST
 from zoo.files.digest import add_digest, is_skipped
 from zoo.files.torch_files import read_torch_file
 
@@ -157,7 +158,8 @@ def read_folder(path: str | Path, verify: bool | None = None) -> dict[str, Any]:
         tensors[entry["name"]] = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
         assign(checkpoint, entry["place"], tensors[entry["name"]])
     read_tensors(path, tensors, alone=True)
-    del checkpoint[KEY]
+    for name in (KEY, DIGEST):
+        checkpoint.pop(name, None)
     return checkpoint
 
 

@@ -61,7 +61,7 @@ class LlamaDecoder:
         """Logits (B, V) after prompts (B, T), of which the first `left_padding` (B,) columns are padding."""
         # The prompt is evaluated in one forward pass, and only its last column predicts the first new token.
         # The layers of a sharded network in mixed precision are bf16, between an embedding and a norm in fp32.
-        layer_dtype = self.model.layers[0].attention.wqkv.weight.dtype
+        layer_dtype = next(self.model.layers.parameters()).dtype
         is_mixed = layer_dtype == torch.bfloat16 != self.embedding.dtype
         with evaluating(self.model), torch.autocast(tokens.device.type, torch.bfloat16, enabled=is_mixed):
             hidden = self.model.hidden(tokens, self.cache, left_padding=left_padding)[:, -1]  # (B, dim)

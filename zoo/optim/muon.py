@@ -30,15 +30,17 @@ class ShardableMuon(Muon):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every matrix that has a gradient; returns the closure's loss, if there is one."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
         matrices = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
         if not any(isinstance(p, DTensor) for _, p in matrices):
-            return super().step(closure)
-        loss = None if closure is None else torch.enable_grad()(closure)()
+            super().step()
+            return loss
         for group, p in matrices:
             # The momentum is elementwise, as is Nesterov's look-ahead.
-            buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             gradient, momentum = local(p.grad), group["momentum"]
-            mean = local(buffer).lerp_(gradient, 1 - momentum)
+            mean = local(self.state[p]["momentum_buffer"]).lerp_(gradient, 1 - momentum)
             ahead = gradient.lerp(mean, momentum) if group["nesterov"] else mean
             direction = DTensor.from_local(ahead, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
             # The direction and its step size are those of the full matrix.

@@ -2,7 +2,7 @@
 
 Private members used: `FSDPModule._get_fsdp_state` and its method `_lazy_init`; `_data_parallel_size`,
 `_tensor_parallel_size` of Lightning's ModelParallelStrategy.
-tests/private_apis/test_fsdp_api.py fails when one of them changes.
+tests/private_apis/test_fsdp_api.py and tests/sharding/test_sharded_tensors.py fail when one of them changes.
 """
 
 from typing import Any
