@@ -1,6 +1,7 @@
 """Every sharded model on one process, on two with DDP and on two with FSDP2: differences after ten steps, on a CPU.
 
-    python benchmarks/processes.py      # about five minutes on two cores
+    python benchmarks/processes.py                      # about five minutes on two cores
+    python benchmarks/processes.py --only RegressLM     # one model
 
 Each row is a run of the command line: ten steps from the same weights, each step with the same four samples in the same
 order, gradients clipped to norm 0.5, no dropout. `loss` and `weights` are the largest differences from the run of one
@@ -8,6 +9,7 @@ process in fp32 with the same optimizer: of the training loss of a step, and of 
 written to results/processes.json.
 """
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -52,10 +54,15 @@ def run(config: str, folder: Path, processes: int, options: list[str]) -> tuple[
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--only", choices=MODELS)
+    only = parser.parse_args().only
     common = facts()
-    rows = []
     with tempfile.TemporaryDirectory() as temporary:
         for model, config in MODELS.items():
+            if only not in (None, model):
+                continue
+            rows = []
             muon = {way: (n, [*o, "--model.optimizer=muon"]) for way, (n, o) in MUON.items()}
             ways = {**WAYS, **(muon if model == "LlamaLM" else {})}
             reference: Any = None
@@ -69,7 +76,7 @@ def main() -> None:
                     row["weights"] = max((weights[n] - w).abs().max().item() for n, w in reference[1].items())
                 rows.append(row | common)
                 print(rows[-1], flush=True)
-    store(rows, ROOT / "results" / "processes.json")
+            store(rows, ROOT / "results" / "processes.json")
 
 
 if __name__ == "__main__":
