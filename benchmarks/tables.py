@@ -266,6 +266,22 @@ def revdeq_residuals() -> str:
     return markdown(["", *(f"N = {n}" for n in measured[0]["N"])], lines)
 
 
+def processes() -> str:
+    """Differences of runs on two processes from the same runs on one."""
+    measured = rows("processes.json")
+    lines = [
+        [
+            r["model"],
+            r["way"],
+            f"{r['last_loss']:.4f}",
+            *(f"{r[name]:.0e}" if name in r else "" for name in DIFFERENCES),
+        ]
+        for r in measured
+    ]
+    header = ["model", "run", "loss of the last step", "difference of a loss", "difference of a weight"]
+    return f"{commands(measured)}\n\n{markdown(header, lines)}" if measured else ""
+
+
 def faults() -> str:
     """Kinds of faults: cases tried, what became of them, and failures."""
     measured = rows("faults.json")
@@ -366,6 +382,8 @@ STUDIES = {
     ),
 }
 
+DIFFERENCES = ("loss", "weights")  # columns of results/processes.json
+
 TABLES = {
     **{name.replace("_", "-", 2): (lambda name=name: study(name, *STUDIES[name])) for name in STUDIES},
     "regress-lm-small_tables-ranks": small_tables_ranks,
@@ -379,6 +397,7 @@ TABLES = {
     "mini-rlm-elsewhere": mini_rlm_elsewhere,
     "packing": packing,
     "precisions": precisions,
+    "processes": processes,
     "revdeq-memory": lambda: revdeq("way", {"memory": "{value:.0f} MB ({share:.2f})"}),
     "revdeq-time": lambda: revdeq("way", {"time": "{value:.2f} s ({share:.2f})"}),
     "revdeq-gradients": lambda: revdeq("of", {"gradients": "{error:.1g}"}),
@@ -399,8 +418,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = []
-    cards = (*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "zoo").glob("*/README.md")))
-    for path in (ROOT / "README.md", ROOT / "results" / "README.md", *cards):
+    pages = (*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "zoo").glob("*/README.md")))
+    for path in (ROOT / "README.md", ROOT / "results" / "README.md", *pages):
         before = path.read_text(encoding="utf-8")
         after = filled(before)
         if after != before:

@@ -16,11 +16,13 @@ from zoo.callbacks.signal_record import SignalRecord
 from zoo.console.signals import signal_name
 from zoo.errors import UserError
 from zoo.files.atomic import replacing
+from zoo.files.checkpoint_folders import has_shards, is_checkpoint_folder, write_folder
 from zoo.files.checkpoints import DigestCheckpointIO
 from zoo.files.digest import add_digest
 from zoo.files.folder_identity import FolderIdentity
 from zoo.private_apis.lightning_api import counters_before_validation, validation_progress
 from zoo.private_apis.lightning_trainer import end_other_ranks, requeue_signal
+from zoo.sharding.tensors import are_finite
 
 
 class AtomicCheckpointIO(DigestCheckpointIO):
@@ -39,8 +41,12 @@ class AtomicCheckpointIO(DigestCheckpointIO):
         # A crash while writing leaves the old checkpoint: the new one replaces it only when it is on the disk.
         path = Path(path)
         try:
+            if has_shards(checkpoint):
+                write_folder(checkpoint, path)
+                return
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path, durable=True) as partial, open(partial, "wb") as file:
+            is_folder = is_checkpoint_folder(path)  # of an earlier part of the run, which was sharded
+            with replacing(path, durable=True, replaces_folder=is_folder) as partial, open(partial, "wb") as file:
                 torch.save(add_digest(checkpoint), file)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             # Say whether an earlier checkpoint exists.
@@ -220,8 +226,8 @@ class Checkpoint(LightningCheckpoint):
             self._folder = None
 
     def refuse_non_finite(self, trainer: Trainer, name: str) -> None:
-        """Raises UserError where a weight is not finite. Data-parallel ranks hold the same weights and decide alike."""
-        if not all(bool(p.isfinite().all()) for p in trainer.lightning_module.parameters()):
+        """Raises UserError where a weight is not finite. All ranks decide alike."""
+        if not all(are_finite(list(trainer.lightning_module.parameters()))):
             kept = f"; the last good checkpoint is {self.last_model_path}" if self.last_model_path else ""
             raise UserError(
                 f"training has diverged: weights are not finite at step {trainer.global_step}, so {name} was not "

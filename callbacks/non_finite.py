@@ -4,9 +4,10 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.errors import UserError
+from zoo.sharding.tensors import total_norm
 
 SMALLEST_SCALE = 2.0**-10  # a healthy fp16 loss scale is far above 1
 
@@ -50,7 +51,7 @@ class NonFinite(Callback):
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not gradients:
             return
-        is_finite = nn.utils.get_total_norm(gradients).isfinite()
+        is_finite = total_norm(gradients).isfinite()
         if self.action == "skip":
             if not is_finite:
                 optimizer.zero_grad()  # sets gradients to None: the optimizer then changes nothing

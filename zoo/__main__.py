@@ -31,9 +31,14 @@ def main(argv: list[str] | None = None) -> int:
 def _run_verb(argv: list[str]) -> None:
     refuse_non_utf8(argv)
     with imports_that_end_on_signals():
-        from zoo.cli.command_line import ZooCLI  # here, so that help and list need not import torch
+        # Imported here, so that help and list need not import torch.
+        from zoo.cli.command_line import ZooCLI
+        from zoo.cli.consolidate import consolidate
 
-    ZooCLI(argv)
+    if argv[0] == "consolidate":
+        consolidate(argv[1:])
+    else:
+        ZooCLI(argv)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ APPLIED = {
     "LlamaClassifier": OPTIMIZER | {"dropout", "head_dropout", "gradient_checkpointing", "lm_weight"},
     "RegressLM": OPTIMIZER
     | {"z_loss", "point", "num_samples", "val_samples", "keep_samples", "temperature", "dropout", "residual_dropout"}
-    | {"calibration", "unseen_exponents", "encoder_cache", "encoder_lr"},
+    | {"calibration", "unseen_exponents", "encoder_cache", "encoder_lr", "gradient_checkpointing"},
     "MiniRLM": OPTIMIZER | {"loss", "huber_delta", "dropout"},
     "ICRTransformer": OPTIMIZER | {"compile", "grad_clip"},
     "RevDEQLM": OPTIMIZER

@@ -44,6 +44,19 @@ def texts():
     return tokens, padding_mask, torch.randint(1, 13, (4, 7), generator=generator)
 
 
+def test_gradient_checkpointing_changes_neither_logits_nor_gradients(texts):
+    """Recomputed layers draw the same dropout, also in the first layer, which projects the vocabulary."""
+    tokens, padding_mask, numbers = texts
+    results = []
+    for recomputes in (False, True):
+        model = build(gradient_checkpointing=recomputes, residual_dropout=0.2).train()
+        torch.manual_seed(3)
+        logits = model(tokens, numbers, padding_mask)
+        logits.square().sum().backward()
+        results.append([logits, *(p.grad for p in model.parameters())])
+    assert all(map(torch.equal, *results))
+
+
 @pytest.mark.parametrize("golden", GOLDEN, ids=["ieee", "two-objectives", "two-encoder-heads"])
 def test_golden_logits_and_losses_match_upstream(golden):
     model = load_upstream(upstream_state(golden), max_input_len=24).eval()

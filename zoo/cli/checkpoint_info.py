@@ -11,6 +11,7 @@ from zoo.cli.renamed_arguments import find_renamed, renamed_arguments
 from zoo.datamodules.sources.corpus import data_label
 from zoo.errors import UserError
 from zoo.files import regular_file
+from zoo.files.checkpoint_folders import is_checkpoint_folder, read_meta
 from zoo.files.checkpoints import read_checkpoint
 from zoo.files.memory_limit import file_bytes, memory_limit, tensor_sizes
 from zoo.registry import DATA_MODULES, MODELS
@@ -113,6 +114,8 @@ def read_checkpoint_info(path: str, own_classes: Mapping[str, str] | None = None
         own_classes: class name -> import path of classes that are not registered but named by the user, and that the
             checkpoint may therefore name too.
     """
+    if is_checkpoint_folder(path):
+        return _own(path, read_meta(path), own_classes or {})
     if Path(path).is_dir():
         return _external(path)
     # Checkpoints by torch.save are zip files; those of the zoo have an entry "zoo".

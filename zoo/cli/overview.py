@@ -15,6 +15,7 @@ VERBS = {
     "test": "measure a checkpoint on the test split",
     "predict": "write a checkpoint's predictions as JSON lines",
     "generate": "continue a prompt with a language model",
+    "consolidate": "write the checkpoint of a sharded run, a folder, as one file",
     "list": "show every config: model, data, size, what it needs",
 }
 

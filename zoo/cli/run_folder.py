@@ -17,7 +17,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import SaveConfigCallback
 
 from zoo.errors import UserError
-from zoo.files.atomic import replacing
+from zoo.files.atomic import OLD, replacing
 from zoo.private_apis.lightning_logger import DeferredTensorBoardLogger
 
 
@@ -43,6 +43,8 @@ def find_checkpoint(ckpt_path: str | None, output_dir: str | None) -> str | None
     if ckpt_path and not Path(ckpt_path).exists():
         others = sorted(str(p) for p in Path(ckpt_path).parent.glob("*.ckpt"))
         hint = f"; there is {' and '.join(others)}" if others else ""
+        if Path(f"{ckpt_path}{OLD}").exists():  # killed while one folder replaced another
+            hint = f", but {ckpt_path}{OLD}: rename it"
         raise FileNotFoundError(f"there is no checkpoint {ckpt_path}{hint}")
     return ckpt_path
 

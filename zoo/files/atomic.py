@@ -8,11 +8,13 @@ import contextlib
 import itertools
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 _COUNTER = itertools.count()
+OLD = ".old"  # suffix of a folder while another one takes its place
 
 
 def temporary_path(path: Path) -> Path:
@@ -21,12 +23,13 @@ def temporary_path(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = False, replaces_folder: bool = False) -> Iterator[Path]:
     """Yield a temporary path to write to. It is renamed to `path` at the end, and removed after an exception.
 
     Args:
         path: the file to create or replace, in an existing folder.
         durable: wait until the content and the new name are on the disk, so that a power failure loses neither.
+        replaces_folder: `path` is a folder, and the file replaces it with all that it holds.
     """
     remove_stale(path)
     temporary = temporary_path(path)
@@ -34,12 +37,36 @@ def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
         yield temporary
         if durable:
             _flush(temporary, os.O_RDONLY)
-        os.replace(temporary, path)
+        (replace_path if replaces_folder else os.replace)(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     if durable:
         flush_folder(path.parent)
+
+
+def replace_path(new: Path, path: Path) -> None:
+    """Rename a file or folder to `path`, in place of the file or folder there, and wait until this is on the disk.
+
+    A folder cannot be replaced at once: for a moment only `path` with the suffix `.old` exists.
+    """
+    if not (new.is_dir() or path.is_dir()) or not os.path.lexists(path):
+        os.replace(new, path)
+    else:
+        old = path.with_name(f"{path.name}{OLD}")
+        remove(old)
+        os.replace(path, old)
+        os.replace(new, path)
+        remove(old)
+    flush_folder(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder and all that it holds, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def flush_folder(folder: Path) -> None:
@@ -54,7 +81,7 @@ def remove_stale(path: Path) -> None:
     with contextlib.suppress(OSError):  # a folder that is missing or not readable holds nothing to remove
         for name in os.listdir(path.parent):
             if (match := pattern.fullmatch(name)) and not is_alive(int(match[1])):
-                path.with_name(name).unlink(missing_ok=True)
+                remove(path.with_name(name))
 
 
 def is_alive(pid: int) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zoo.errors import UserError
 from zoo.files.atomic import replacing
+from zoo.files.checkpoint_folders import has_shards, is_checkpoint_folder, read_folder, write_folder
 from zoo.files.digest import add_digest
 from zoo.files.torch_files import read_torch_file
 
@@ -25,7 +26,7 @@ def read_checkpoint(
     """The dictionary in a file by torch.save. The entries that Lightning and the zoo write have the right types.
 
     Args:
-        path: the file.
+        path: the file, or the folder that a sharded run wrote, whose tensors are put together in memory.
         required: entries that the checkpoint must have.
         mmap: leave the tensors on the disk until they are used.
         verify: compare the content with the digest in it. Default: unless the environment variable ZOO_VERIFY is 0.
@@ -35,7 +36,22 @@ def read_checkpoint(
         FileNotFoundError: there is no file `path`.
         UserError: it is not a checkpoint, is damaged, or holds more than tensors and plain values.
     """
-    checkpoint = read_torch_file(path, mmap=mmap, verify=verify, map_location=map_location)
+    if is_checkpoint_folder(path):
+        checkpoint = read_folder(path, verify)
+    else:
+        checkpoint = read_torch_file(path, mmap=mmap, verify=verify, map_location=map_location)
+    check_structure(checkpoint, path, required)
+    return checkpoint
+
+
+def check_structure(checkpoint: Any, path: str | Path, required: tuple[str, ...] = ()) -> None:
+    """Raises UserError where the content of a file does not have the structure of a checkpoint.
+
+    Args:
+        checkpoint: the content.
+        path: the file, for messages.
+        required: entries that it must have.
+    """
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint: give one that `zoo fit` wrote")
     for name in required:
@@ -44,7 +60,6 @@ def read_checkpoint(
     for name, value in checkpoint.items():
         if name in _KINDS and not _KINDS[name](value):
             raise UserError(f"{path} is damaged: its entry {name} does not have the structure of a checkpoint's")
-    return checkpoint
 
 
 def available_device(storage: Any, location: str) -> Any:
@@ -68,9 +83,15 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
 
 
 class DigestCheckpointIO(TorchCheckpointIO):
-    """Lightning's writer and reader of checkpoints, which adds a digest of the content and verifies it."""
+    """Lightning's writer and reader of checkpoints, which adds a digest of the content and verifies it.
+
+    A checkpoint with sharded tensors becomes a folder: all processes must then call `save_checkpoint`.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if has_shards(checkpoint):
+            write_folder(checkpoint, Path(path))
+            return
         super().save_checkpoint(add_digest(checkpoint), path, storage_options)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:

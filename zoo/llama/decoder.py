@@ -60,7 +60,10 @@ class LlamaDecoder:
     def prefill(self, tokens: Tensor, left_padding: Tensor | None = None) -> Tensor:
         """Logits (B, V) after prompts (B, T), of which the first `left_padding` (B,) columns are padding."""
         # The prompt is evaluated in one forward pass, and only its last column predicts the first new token.
-        with evaluating(self.model):
+        # The layers of a sharded network in mixed precision are bf16, between an embedding and a norm in fp32.
+        layer_dtype = next(self.model.layers.parameters()).dtype
+        is_mixed = layer_dtype == torch.bfloat16 != self.embedding.dtype
+        with evaluating(self.model), torch.autocast(tokens.device.type, torch.bfloat16, enabled=is_mixed):
             hidden = self.model.hidden(tokens, self.cache, left_padding=left_padding)[:, -1]  # (B, dim)
         # The steps continue at the next column, with the cache in fp32 and in the layout that the step reads fastest.
         self.column, self.left_padding = tokens.shape[1], left_padding

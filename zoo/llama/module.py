@@ -1,7 +1,10 @@
 """LlamaLM: LightningModule that trains a Llama as a language model."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
+
+from torch import nn
 
 from zoo.llama.checkpoints import new_or_loaded
 from zoo.llama.model import LlamaConfig
@@ -36,6 +39,8 @@ class LlamaLM(LanguageModel):
         *field_names(LlamaConfig, "dropout", "gradient_checkpointing"),
     )
 
+    sharded_methods: ClassVar[tuple[str, ...] | None] = ("loss",)
+
     def __init__(
         self,
         vocab_size: int | None = None,
@@ -52,3 +57,6 @@ class LlamaLM(LanguageModel):
         self.save_hyperparameters(ignore=["tokenizer"])
         # A checkpoint of this module must not need the file `weights`, nor a tokenizer for its vocabulary size.
         self.hparams.update(asdict(network.config) | {"weights": None})
+
+    def sharded_blocks(self) -> Sequence[nn.Module]:
+        return list(self.model.layers)

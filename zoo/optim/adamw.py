@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from zoo.errors import UserError
 from zoo.private_apis.torch_api import fused_adamw, has_fused_adamw
+from zoo.sharding.tensors import local
 
 Bucket = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]  # parameters, gradients, m, v
 
@@ -109,7 +110,7 @@ class AdamW(Optimizer):
             bucket = buckets[state["step"], fused, parameter.device, parameter.dtype]
             tensors = (parameter, gradient, state["exp_avg"], state["exp_avg_sq"])
             for part, tensor in zip(bucket, tensors, strict=True):
-                part.append(tensor)
+                part.append(local(tensor))  # the update is elementwise: each process updates its part
         return buckets
 
 

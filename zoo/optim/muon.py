@@ -12,9 +12,42 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Muon
 
 from zoo.optim.adamw import AdamW
+from zoo.private_apis.torch_api import muon_update
+from zoo.sharding.tensors import full, local, shard_like
+
+
+class ShardableMuon(Muon):
+    """`torch.optim.Muon`, also for matrices that are divided among processes. Arguments are the same.
+
+    The update of a matrix depends on all its elements: every process collects one momentum matrix after the other,
+    computes the update from it and applies its own rows.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every matrix that has a gradient; returns the closure's loss, if there is one."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        matrices = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not any(isinstance(p, DTensor) for _, p in matrices):
+            super().step()
+            return loss
+        for group, p in matrices:
+            # The momentum is elementwise, as is Nesterov's look-ahead.
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            gradient, momentum = local(p.grad), group["momentum"]
+            mean = local(self.state[p]["momentum_buffer"]).lerp_(gradient, 1 - momentum)
+            ahead = gradient.lerp(mean, momentum) if group["nesterov"] else mean
+            direction = DTensor.from_local(ahead, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
+            # The direction and its step size are those of the full matrix.
+            update, step_size = muon_update(full(direction), group)
+            local(p).mul_(1 - group["lr"] * group["weight_decay"])
+            local(p).add_(local(shard_like(update, direction)), alpha=-step_size)
+        return loss
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -41,7 +74,7 @@ class MuonAdamW(torch.optim.Optimizer):
         **adamw: Any,
     ) -> None:
         # Muon scales its updates to the root mean square of AdamW's.
-        muon = Muon(
+        muon = ShardableMuon(
             matrices,
             lr=muon_lr,
             weight_decay=muon_weight_decay,

@@ -1,14 +1,15 @@
-"""Private APIs of torch: the fused AdamW kernel, oneDNN's matrix product, the hook under `Module.to`, version counters
-of tensors, and whether a transform of torch.func is active.
+"""Private APIs of torch: the fused AdamW kernel, Muon's update of one matrix, oneDNN's matrix product, the hook under
+`Module.to`, version counters of tensors, and whether a transform of torch.func is active.
 
 All are written for torch 2.13. tests/private_apis/test_torch_api.py fails when one of them changes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
 
 
 def has_fused_adamw() -> bool:
@@ -51,6 +52,19 @@ def fused_adamw(
         parameters, gradients, first_moments, second_moments, [], steps, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
         weight_decay=weight_decay, amsgrad=False, maximize=False,
     )  # fmt: skip
+
+
+def muon_update(direction: Tensor, group: Mapping[str, Any]) -> tuple[Tensor, float]:
+    """The direction (m, n) of a step made semi-orthogonal, in bf16 (m, n), and the size of the step.
+
+    Calls the functions under `torch.optim.Muon` (torch 2.9 and later), which takes complete matrices only.
+
+    Args:
+        direction: momentum of a matrix.
+        group: the parameter group of `torch.optim.Muon` that the matrix belongs to.
+    """
+    update = _zeropower_via_newtonschulz(direction, group["ns_coefficients"], group["ns_steps"], group["eps"])
+    return update, _adjust_lr(group["lr"], group["adjust_lr_fn"], direction.shape)
 
 
 def has_onednn_linear() -> bool:

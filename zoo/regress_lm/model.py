@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from zoo.errors import UserError, check_counts, check_probability
 from zoo.layers import RotaryEmbedding
@@ -45,6 +46,7 @@ class RegressLMConfig:
         n_decoder_layers: layers of the decoder.
         n_heads: attention heads; they divide dim into parts, which are even in the encoder.
         n_encoder_heads: attention heads of the encoder, if their number differs; None for n_heads.
+        gradient_checkpointing: recompute each layer of the encoder in the backward pass: less memory, more time.
         hidden_dim: width of the hidden layer of each feed-forward block; None for 4 dim.
         dropout: dropout probability inside the feed-forward blocks, from 0 to below 1.
         residual_dropout: dropout probability of the output of each attention and feed-forward block, from 0 to below 1.
@@ -63,6 +65,7 @@ class RegressLMConfig:
     residual_dropout: float = 0.0
     max_input_len: int = 2048
     n_encoder_heads: int | None = None
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         # Dropout is a probability; all other settings are sizes, of which some may be None.
@@ -70,7 +73,7 @@ class RegressLMConfig:
             value = getattr(self, field.name)
             if "dropout" in field.name:
                 check_probability(field.name, value)
-            elif field.name not in ("hidden_dim", "n_encoder_heads") or value is not None:
+            elif field.type is not bool and (field.name not in ("hidden_dim", "n_encoder_heads") or value is not None):
                 check_counts(**{field.name: value})
         # The encoder rotates pairs of numbers; the decoder does not.
         if self.dim % (2 * self.encoder_heads):
@@ -211,13 +214,18 @@ class Encoder(nn.Module):
         table = self.embedding.weight if table is None else table
         x = F.embedding(tokens, table)  # (B, T, dim)
         layers: Any = self.layers
-        for number, layer in enumerate(layers):
+
+        def run(number: int, x: Tensor) -> Tensor:
             # The first layer's projections depend on the token id only: project whichever is fewer, ids or tokens.
             if number == 0 and tokens.numel() > len(table):
-                projected = F.embedding(tokens, layer.project(table))  # (B, T, 3 dim)
+                projected = F.embedding(tokens, layers[0].project(table))  # (B, T, 3 dim)
             else:
-                projected = layer.project(x)  # (B, T, 3 dim)
-            x = layer(x, projected, self.rotary, mask)
+                projected = layers[number].project(x)  # (B, T, 3 dim)
+            return layers[number](x, projected, self.rotary, mask)
+
+        recomputes = self.config.gradient_checkpointing and torch.is_grad_enabled()
+        for number in range(len(layers)):
+            x = checkpoint(run, number, x, use_reentrant=False) if recomputes else run(number, x)
         return self.norm(x)
 
     def multiplications(self, length: int) -> float:

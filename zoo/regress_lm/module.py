@@ -109,7 +109,7 @@ class RegressLMModule(EncoderPretrainer):
     )
     fixed_arguments: ClassVar[tuple[str, ...]] = (
         *EncoderPretrainer.fixed_arguments,
-        *field_names(RegressLMConfig, "dropout", "residual_dropout"),
+        *field_names(RegressLMConfig, "dropout", "residual_dropout", "gradient_checkpointing"),
         "number_format",
         "number_digits",
         "number_exponent",
@@ -127,6 +127,7 @@ class RegressLMModule(EncoderPretrainer):
         "hidden_mult": "hidden_dim",
     }
     output_fields = ("loss", "prediction", "target", "nll", "crps", "pit", "quantiles")
+    sharded_methods: ClassVar[tuple[str, ...] | None] = ()
 
     def __init__(
         self,

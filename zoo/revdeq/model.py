@@ -261,8 +261,15 @@ class RevDEQ(nn.Module):
 
         `solution` is that of `solve(tokens)`, where it is known already.
         """
-        hidden = self.norm((solution or self.solve(tokens)).z)  # (B, T, d)
-        return linear_nll(hidden.flatten(0, 1), self.output_weight, targets.flatten())
+        return self.solution_and_loss(tokens, targets, solution)[1]
+
+    def solution_and_loss(
+        self, tokens: Tensor, targets: Tensor, solution: Solution | None = None
+    ) -> tuple[Solution, Tensor]:
+        """The result of `solve(tokens)` together with the loss; arguments as for `loss`."""
+        solution = solution or self.solve(tokens)
+        hidden = self.norm(solution.z)  # (B, T, d)
+        return solution, linear_nll(hidden.flatten(0, 1), self.output_weight, targets.flatten())
 
     def generate(self, tokens: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
         """Continue tokens (B, T) by up to max_new_tokens: (B, T + n). Options as in `zoo.generation.sampling`."""

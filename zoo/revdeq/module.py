@@ -8,6 +8,7 @@ from torch import Tensor
 
 from zoo.optim import OptimizerConfig
 from zoo.revdeq.model import RevDEQ, RevDEQConfig
+from zoo.sharding.tensors import is_sharded
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import as_token_batch
 from zoo.training.fixed_arguments import field_names
@@ -50,6 +51,9 @@ class RevDEQLM(LanguageModel):
         *field_names(RevDEQConfig, "dropout", *ITERATION),
     )
 
+    # The backward pass evaluates the block many times, so the network is collected at once and remains so until then.
+    sharded_methods: ClassVar[tuple[str, ...] | None] = ("solution_and_loss",)
+
     def __init__(
         self,
         vocab_size: int | None = None,
@@ -71,8 +75,10 @@ class RevDEQLM(LanguageModel):
     @torch.compiler.disable
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         batch = as_token_batch(batch)
-        self.solution = self.model.solve(batch.tokens)
-        return self.step_loss(batch, Loss("train_loss", self.model.loss(batch.tokens, batch.targets, self.solution)))
+        self.solution, loss = self.model.solution_and_loss(batch.tokens, batch.targets)
+        if is_sharded(self.model) and self.logs_this_step:
+            _ = self.solution.residual  # computed now: after the backward pass the parameters are divided again
+        return self.step_loss(batch, Loss("train_loss", loss))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)

@@ -28,6 +28,7 @@ _FOLDER_FILES = ("tokenizer.json", "tokenizer.model", *_PARTNERS)  # of a Huggin
 _NAMED: dict[str, type[Tokenizer]] = {kind.kind: kind for kind in (ByteTokenizer, CharacterTokenizer)}
 _KINDS = "'bytes', 'characters', a SentencePiece model, llama2.c's tok*.bin, GPT-2's vocabulary, a Hugging Face folder"
 # Suffixes of files; a name with one of them is not looked up on the hub.
+_SHARDED = "meta.pt"  # file of a sharded checkpoint, which is a folder, that holds the tokenizer
 _SUFFIXES = {".model", ".bin", ".json", ".bpe", ".txt", ".ckpt", ".pt"}
 _UNKNOWN = f"it is truncated, or not a tokenizer of a known kind; give {_KINDS}"
 
@@ -58,6 +59,8 @@ def load_tokenizer(path_or_name: str | Path) -> Tokenizer:
     try:
         if not path.is_dir() and not path.is_file():
             raise UserError("it is neither a file nor a folder, but a device or a pipe")
+        if (path / _SHARDED).is_file():
+            path /= _SHARDED
         tokenizer = _load_folder(path) if path.is_dir() else _load_file(path)
     except ValueError as error:
         # JSON's and Unicode's errors describe positions in the file; they only mean that the kind is unknown.

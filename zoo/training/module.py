@@ -1,6 +1,6 @@
 """Base LightningModule: optimizer, resumable random state, checkpoint metadata."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -12,7 +12,10 @@ from zoo.files.checkpoints import DigestCheckpointIO, available_device, is_remot
 from zoo.files.memory_limit import file_bytes, memory_limit, tensor_sizes
 from zoo.optim import OptimizerConfig, ResumedSchedule
 from zoo.private_apis.lightning_api import batch_index, is_fitting, total_training_steps
+from zoo.private_apis.lightning_batches import attached_trainer
 from zoo.registry import registered_name
+from zoo.sharding.strategy import shard_module
+from zoo.sharding.tensors import are_finite, total_norm
 from zoo.tokenizers import Tokenizer, from_state
 from zoo.training.fixed_arguments import check_fixed
 from zoo.training.loss_weights import WeightedLosses
@@ -38,6 +41,9 @@ class ZooModule(WeightedLosses):
 
     renamed_arguments: ClassVar[dict[str, str]] = {}
     """Old name of a constructor argument -> its new name, or a sentence where the argument no longer exists."""
+
+    sharded_methods: ClassVar[tuple[str, ...] | None] = None
+    """Methods of the network `model` that a training step calls, `forward` excepted; None: it cannot be sharded."""
 
     fixed_arguments: ClassVar[tuple[str, ...]] = ("optimizer",)
     """Constructor arguments that a resumed run cannot change; all others take effect from the step of the stop on."""
@@ -105,7 +111,7 @@ class ZooModule(WeightedLosses):
         # Here gradients are complete (accumulated, averaged over ranks, unscaled) and not yet clipped.
         if self.logs_this_step:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            self.log("grad_norm", nn.utils.get_total_norm(gradients))
+            self.log("grad_norm", total_norm(gradients))
 
     def lr_scale(self, name: str) -> float:
         """Factor on the learning rate of the parameter `name`."""
@@ -143,6 +149,21 @@ class ZooModule(WeightedLosses):
         settings = {"warmup_steps": config.warmup_steps}
         self.hparams.update(settings)
         return settings
+
+    # ---- several processes
+
+    def sharded_blocks(self) -> Sequence[nn.Module]:
+        """Parts of the network `model` that the strategy fsdp2 collects one after the other; see `zoo.sharding`."""
+        return ()
+
+    def configure_model(self) -> None:
+        """Divide the network among the processes, if the strategy is fsdp2; the Trainer calls this.
+
+        Raises:
+            UserError: the model, its precision or one of its settings does not go with this strategy.
+        """
+        if (trainer := attached_trainer(self)) is not None:
+            shard_module(self, trainer)
 
     # ---- checkpoints
 
@@ -235,8 +256,9 @@ class ZooModule(WeightedLosses):
                     f"the checkpoint does not fit this {type(self).__name__}: {name} is of type "
                     f"{state_dict[name].dtype} in the file and {tensor.dtype} in the model; give another checkpoint"
                 )
-        for name, _ in self.named_parameters():
-            if name in state_dict and not state_dict[name].isfinite().all():
+        names = [name for name, _ in self.named_parameters() if name in state_dict]
+        for name, is_finite in zip(names, are_finite([state_dict[name] for name in names]), strict=True):
+            if not is_finite:
                 raise UserError(
                     f"the checkpoint's tensor {name} is not finite: its run had diverged. Use an earlier checkpoint"
                 )

@@ -17,6 +17,7 @@ from typing import Any
 
 from zoo.errors import UserError
 from zoo.files import regular_file
+from zoo.files.checkpoint_folders import is_checkpoint_folder
 from zoo.files.finite import check_finite
 from zoo.llama.checkpoints.hugging_face import read_folder, write_folder
 from zoo.llama.checkpoints.llama2c import check_bin_can_express, read_bin, write_bin
@@ -42,6 +43,8 @@ def load_checkpoint(path: str | os.PathLike) -> Llama:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint at {path}: check the path")
+    if is_checkpoint_folder(path):
+        raise UserError(f"{path} is the folder of a sharded run: write it as one file with zoo consolidate")
     if path.is_dir():
         config, weights = read_folder(path)
         # The embedding matrix may have more rows than the tokenizer has tokens.

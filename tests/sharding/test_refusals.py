@@ -1,0 +1,40 @@
+"""What the strategy fsdp2 does not support is refused by name."""
+
+from types import SimpleNamespace
+
+import pytest
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+
+from zoo.errors import UserError
+from zoo.llama import LlamaLM
+from zoo.mini_rlm import MiniRLM
+from zoo.sharding.strategy import FullySharded, shard_module
+
+SIZES = {"vocab_size": 257, "dim": 8, "n_layers": 1, "n_heads": 2}
+
+
+def refusal(module, strategy=None, precision="32-true"):
+    trainer = SimpleNamespace(strategy=strategy or FullySharded(), precision=precision)
+    with pytest.raises(UserError) as error:
+        shard_module(module, trainer)
+    return str(error.value)
+
+
+def test_unsupported_combinations_are_refused_by_name():
+    assert "MiniRLM cannot be sharded" in refusal(MiniRLM(encoder="transformer", vocab_size=257))
+    assert "--trainer.strategy fsdp2" in refusal(LlamaLM(**SIZES), ModelParallelStrategy())
+    for precision in ("16-mixed", "16-true", "bf16-true", "64-true"):
+        assert f"does not support precision {precision}" in refusal(LlamaLM(**SIZES), precision=precision)
+    assert "--model.compile" in refusal(LlamaLM(**SIZES, compile=True))
+    assert "--model.optimizer adafactor" in refusal(LlamaLM(**SIZES, optimizer="adafactor"))
+
+
+def test_the_number_of_processes_must_fit():
+    with pytest.raises(UserError, match="shard_size 3 does not divide the 4 processes"):
+        FullySharded(shard_size=3).check_processes(4)
+    with pytest.raises(UserError, match="shard_size"):
+        FullySharded(shard_size=0)
+
+
+def test_the_short_name_is_registered():
+    assert isinstance(StrategyRegistry.get("fsdp2"), FullySharded)

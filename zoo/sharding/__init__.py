@@ -1,0 +1,1 @@
+"""Sharded models (FSDP2): parameters, gradients and optimizer state divided among processes."""
