@@ -11,7 +11,6 @@ user names in the same command, are accepted from it.
 """
 
 import logging
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from zoo.cli.arguments import read_arguments
 from zoo.cli.automatic import choose, print_choices
 from zoo.cli.checkpoint_info import CheckpointInfo, read_checkpoint_info
 from zoo.cli.class_names import ClassNames
+from zoo.cli.closing_message import ClosingMessage
 from zoo.cli.config_names import UnknownConfigError
 from zoo.cli.linked_arguments import find_linked, find_missing, given_options, linked_arguments
 from zoo.cli.parser import ZooParser, refuse
@@ -50,6 +50,7 @@ from zoo.cli.run_folder import (
 )
 from zoo.cli.run_lock import locked_folder
 from zoo.cli.trainer import ZooTrainer
+from zoo.cli.trainer_options import apply_barebones, suits
 from zoo.console.exit_codes import is_out_of_memory, is_user_error
 from zoo.datamodules import ZooDataModule
 from zoo.datamodules.sources.corpus import data_label
@@ -271,6 +272,9 @@ class ZooCLI(OpenLightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.verb]
         trainer = config.trainer
+        apply_barebones(trainer)
+        if trainer.barebones:
+            self.save_config_callback = None
         # Settings that Lightning would report less clearly, or only later.
         if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             raise UserError(
@@ -309,7 +313,7 @@ class ZooCLI(OpenLightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         config = self.config[self.verb]
         kwargs["default_root_dir"] = config.output_dir
-        if config.trainer.logger in (None, True):
+        if config.trainer.logger in (None, True) and not config.trainer.barebones:
             # Empty name and version: one run, one folder, and the curves of a resumed run continue where they stopped.
             kwargs["logger"] = self.verb == "fit" and DeferredTensorBoardLogger(
                 config.output_dir, name="", version="", default_hp_metric=False
@@ -331,8 +335,11 @@ class ZooCLI(OpenLightningCLI):
         more: list[Callback] = []
         if trainer_config["logger"]:
             more.append(LearningRateMonitor())
-        if trainer_config["enable_progress_bar"] is not False and self.verb != "generate":
+        shows_progress = trainer_config["enable_progress_bar"] is not False and not trainer_config["barebones"]
+        if shows_progress and self.verb != "generate":
             more.append(Progress())
+        if self.verb == "fit":
+            more.append(ClosingMessage(self.checkpoint_info and self.checkpoint_info.step))
         if self.verb == "fit" and (budget := self.config.fit.budget) is not None:
             self.config.fit.budget = None  # for the saved config, which has the steps that the time allowed
             more.append(Budget(parse_duration(budget), self.started, N_VALIDATIONS, self._record_plan))
@@ -340,6 +347,9 @@ class ZooCLI(OpenLightningCLI):
         files = [config.predictions.path, config.predictions.text_path] if self.verb == "predict" else []
         folders = [Path(file).parent for file in files if file]
         return [*more, *self.callbacks, EmptyFolders([Path(config.output_dir), *folders])]
+
+    def keep_callback(self, callback: Callback, trainer_config: dict[str, Any]) -> bool:
+        return suits(callback, trainer_config)
 
     def _record_plan(self, settings: dict[str, Any]) -> None:
         """Write the number of steps that --budget allows into the run's config.yaml."""
@@ -371,19 +381,6 @@ class ZooCLI(OpenLightningCLI):
         if self.trainer.is_global_zero:
             refuse_other_run(folder, config.ckpt_path)
         check_writable(folder)
-
-    def after_fit(self) -> None:
-        """Print one line: the folder, the steps, the best score."""
-        # Only the first process reports, and only a real run.
-        trainer: Any = self.trainer
-        checkpoint = trainer.checkpoint_callback
-        if not trainer.is_global_zero or trainer.fast_dev_run or not isinstance(checkpoint, callbacks.Checkpoint):
-            return
-        best = f", best {checkpoint.monitor} {checkpoint.best_score:.4g}" if checkpoint.best_model_path else ""
-        more = ""
-        if self.checkpoint_info and self.checkpoint_info.step == trainer.global_step:
-            more = "; nothing was left to do: raise --trainer.max_steps to go on"
-        print(f"{trainer.default_root_dir}: {trainer.global_step} steps{best}{more}", file=sys.stderr)
 
 
 def _user_error_behind(error: BaseException) -> BaseException | None:

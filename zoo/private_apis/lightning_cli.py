@@ -29,6 +29,15 @@ class OpenLightningCLI(LightningCLI):
         """
         return []
 
+    def keep_callback(self, callback: Callback, trainer_config: dict[str, Any]) -> bool:
+        """Whether a callback of the command line is used. Override this.
+
+        Args:
+            callback: built from the command line's settings.
+            trainer_config: the Trainer's arguments.
+        """
+        return True
+
     def more_arguments(self, verb: str) -> dict[str, Any]:
         """Arguments added to those of the Trainer's method `verb`. Override this."""
         return {}
@@ -60,7 +69,8 @@ class OpenLightningCLI(LightningCLI):
         pass
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Any:
-        return super()._instantiate_trainer(config, [*callbacks, *self.more_callbacks(config)])
+        kept = [callback for callback in callbacks if self.keep_callback(callback, config)]
+        return super()._instantiate_trainer(config, [*kept, *self.more_callbacks(config)])
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return super()._prepare_subcommand_kwargs(subcommand) | self.more_arguments(subcommand)
