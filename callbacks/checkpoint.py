@@ -20,7 +20,8 @@ from zoo.files.checkpoints import DigestCheckpointIO
 from zoo.files.digest import add_digest
 from zoo.files.folder_identity import FolderIdentity
 from zoo.private_apis.lightning_api import counters_before_validation, validation_progress
-from zoo.private_apis.lightning_trainer import end_other_ranks, requeue_signal
+from zoo.private_apis.lightning_launchers import end_other_ranks, only_starts_ranks
+from zoo.private_apis.lightning_trainer import requeue_signal
 
 
 class AtomicCheckpointIO(DigestCheckpointIO):
@@ -282,7 +283,7 @@ class Checkpoint(LightningCheckpoint):
                     self._save_before_validation(trainer)
                 except (OSError, UserError) as error:
                     failure = error
-            if trainer.is_global_zero:
+            if trainer.is_global_zero and not only_starts_ranks(trainer):
                 with contextlib.suppress(OSError):  # the terminal may be gone
                     print(f"zoo: {self._describe_stop(trainer, failure)}", file=sys.stderr)
         self._signals.restore()

@@ -32,8 +32,11 @@ def _run_verb(argv: list[str]) -> None:
     refuse_non_utf8(argv)
     with imports_that_end_on_signals():
         from zoo.cli.command_line import ZooCLI  # here, so that help and list need not import torch
+        from zoo.cli.ranks import Ranks, World
 
-    ZooCLI(argv)
+    ranks = Ranks(World.from_environment())
+    with ranks.failures_reported():
+        ZooCLI(argv, ranks=ranks)
 
 
 if __name__ == "__main__":

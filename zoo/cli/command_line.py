@@ -10,11 +10,9 @@ Python program may import it. A checkpoint is a file from elsewhere: only names 
 user names in the same command, are accepted from it.
 """
 
-import logging
 import time
-import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +30,7 @@ from zoo.cli.closing_message import ClosingMessage
 from zoo.cli.config_names import UnknownConfigError
 from zoo.cli.linked_arguments import find_linked, find_missing, given_options, linked_arguments
 from zoo.cli.parser import ZooParser, refuse
+from zoo.cli.ranks import FailureReport, Ranks, connect
 from zoo.cli.renamed_arguments import find_renamed
 from zoo.cli.resume import (
     refuse_changed_settings,
@@ -52,6 +51,7 @@ from zoo.cli.run_lock import locked_folder
 from zoo.cli.trainer import ZooTrainer
 from zoo.cli.trainer_options import apply_barebones, suits
 from zoo.console.exit_codes import is_out_of_memory, is_user_error
+from zoo.console.messages import silence_lightning
 from zoo.datamodules import ZooDataModule
 from zoo.datamodules.sources.corpus import data_label
 from zoo.errors import UserError
@@ -81,13 +81,15 @@ class ZooCLI(OpenLightningCLI):
     Args:
         argv: the verb, then its options.
         callbacks: further callbacks for the Trainer.
+        ranks: the processes of the run, where its launcher has started several.
     """
 
-    def __init__(self, argv: list[str], callbacks: Sequence[Callback] = ()) -> None:
+    def __init__(self, argv: list[str], callbacks: Sequence[Callback] = (), ranks: Ranks | None = None) -> None:
         self.verb = argv[0]
         self.callbacks = callbacks
+        self.ranks = ranks or Ranks()
         self.started = time.monotonic()
-        self._silence_lightning()
+        silence_lightning()
         # The checkpoint and the classes decide which options exist, so they are read first.
         try:
             self.arguments = read_arguments(argv[1:])
@@ -127,14 +129,6 @@ class ZooCLI(OpenLightningCLI):
             auto_configure_optimizers=False,
             args=[self.verb, *self.arguments.words],
         )
-
-    @staticmethod
-    def _silence_lightning() -> None:
-        """Drop Lightning's informational messages: `generate` prints only text, and an error is one sentence."""
-        for name in ("lightning.pytorch", "lightning.fabric"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-        warnings.filterwarnings("ignore", message="You have overridden `on_before_batch_transfer`")  # on purpose
 
     def _checkpoint_path(self) -> str | None:
         given = self.arguments.values
@@ -339,14 +333,15 @@ class ZooCLI(OpenLightningCLI):
         if shows_progress and self.verb != "generate":
             more.append(Progress())
         if self.verb == "fit":
-            more.append(ClosingMessage(self.checkpoint_info and self.checkpoint_info.step))
+            more.append(ClosingMessage(self.checkpoint_info.step if self.checkpoint_info else None))
         if self.verb == "fit" and (budget := self.config.fit.budget) is not None:
             self.config.fit.budget = None  # for the saved config, which has the steps that the time allowed
             more.append(Budget(parse_duration(budget), self.started, N_VALIDATIONS, self._record_plan))
         config = self.config[self.verb]
         files = [config.predictions.path, config.predictions.text_path] if self.verb == "predict" else []
         folders = [Path(file).parent for file in files if file]
-        return [*more, *self.callbacks, EmptyFolders([Path(config.output_dir), *folders])]
+        own = [FailureReport(self.ranks), EmptyFolders([Path(config.output_dir), *folders])]
+        return [*more, *self.callbacks, *own]
 
     def keep_callback(self, callback: Callback, trainer_config: dict[str, Any]) -> bool:
         return suits(callback, trainer_config)
@@ -369,11 +364,28 @@ class ZooCLI(OpenLightningCLI):
 
     # ---- running
 
-    def while_running(self, verb: str) -> AbstractContextManager[Any]:
-        keep_signal_handlers(self.trainer)
-        if verb == "fit" and self.trainer.is_global_zero:  # no second run in the same folder
-            return locked_folder(Path(self.config.fit.checkpoint.dirpath or self.config.fit.output_dir))
-        return nullcontext()
+    @contextmanager
+    def while_running(self, verb: str) -> Iterator[None]:
+        trainer: Any = self.trainer
+        keep_signal_handlers(trainer)
+        if verb == "generate":  # in one process
+            yield
+            return
+        connect(self.ranks, trainer, silence_lightning)
+        with ExitStack() as lock:
+            if verb == "fit" and trainer.is_global_zero:  # no second run in the same folder
+                lock.enter_context(
+                    locked_folder(Path(self.config.fit.checkpoint.dirpath or self.config.fit.output_dir))
+                )
+
+            def remove_traces() -> None:
+                for callback in trainer.callbacks:
+                    if isinstance(callback, callbacks.Predictions | EmptyFolders):
+                        callback.on_exception(trainer, self.model, KeyboardInterrupt())
+                lock.close()
+
+            with self.ranks.watched(remove_traces):
+                yield
 
     def before_fit(self) -> None:
         config = self.config.fit

@@ -134,6 +134,13 @@ class SaveConfig(SaveConfigCallback):
     This happens when the first batch is finished: before the first checkpoint, and not in a run that fails before.
     """
 
+    text: str | None = None  # the settings, in a process of ddp_spawn
+
+    def __getstate__(self) -> dict[str, Any]:
+        # ddp_spawn sends the callback to other processes, and a parser cannot be sent.
+        text = self.parser.dump(self._saved_settings(), format="yaml", skip_none=False)
+        return {**vars(self), "parser": None, "config": None, "text": text}
+
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Lightning would save the settings here."""
 
@@ -155,9 +162,15 @@ class SaveConfig(SaveConfigCallback):
                 trainer.logger.start()
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        config = self.config.clone()
-        config.pop("ckpt_path", None)  # a null would override --ckpt_path in front of --config
         path = Path(trainer.default_root_dir) / "config.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
-            self.parser.save(config, partial, format="yaml", skip_none=False, overwrite=True)
+            if self.text is None:
+                self.parser.save(self._saved_settings(), partial, format="yaml", skip_none=False, overwrite=True)
+            else:
+                partial.write_text(self.text, encoding="utf-8")
+
+    def _saved_settings(self) -> Any:
+        config = self.config.clone()
+        config.pop("ckpt_path", None)  # a null would override --ckpt_path in front of --config
+        return config

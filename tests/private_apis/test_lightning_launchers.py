@@ -1,0 +1,28 @@
+"""The private parts of Lightning's launchers that the zoo uses still exist and still act."""
+
+import signal
+import subprocess
+import sys
+
+from tests.private_apis.test_lightning_trainer import quiet_trainer
+from zoo.private_apis.lightning_launchers import end_other_ranks
+
+
+def test_other_ranks_are_waited_for_then_ended():
+    trainer = quiet_trainer(strategy="ddp", devices=2)
+    ignoring = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+    )
+    started = [
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+        for script in ("print(1)", "import time; print(1, flush=True); time.sleep(60)", ignoring)
+    ]
+    for process in started:
+        process.stdout.readline()
+        process.stdout.close()
+    trainer.strategy._configure_launcher()
+    trainer.strategy.launcher.procs += started
+    end_other_ranks(trainer, patience=0.3)
+    assert [process.returncode for process in started] == [0, -signal.SIGTERM, -signal.SIGKILL]
+    assert trainer.strategy.launcher.procs == []
+    end_other_ranks(quiet_trainer())  # no other ranks
