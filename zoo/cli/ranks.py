@@ -1,9 +1,9 @@
 """The processes (ranks) of one run end together: a failure of one ends all within seconds, with one message.
 
 A rank that fails says so in the key-value store of torch.distributed, which every rank can reach at MASTER_ADDR and
-MASTER_PORT: torchrun keeps it, or rank 0 does once it has started. Each rank has a thread that looks into the store, and
-ends the process where the main thread does not: it may wait for the failed rank inside torch, which no Python signal
-handler interrupts. The first rank to fail prints its message; the others are silent.
+MASTER_PORT: torchrun keeps it, or rank 0 does once it has started. Each rank has a thread that looks into the store,
+and ends the process where the main thread does not: it may wait for the failed rank inside torch, which no Python
+signal handler interrupts. The first rank to fail prints its message; the others are silent.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from torch.distributed import PrefixStore, Store, TCPStore
 from torch.multiprocessing import ProcessExitedException
 
-from zoo.console.exit_codes import BAD_INPUT, exception_chain, run_command
+from zoo.console.exit_codes import BAD_INPUT, exception_chain, print_error, run_command
 from zoo.console.signals import PARENT_VARIABLE, Terminated, signal_name
 from zoo.errors import UserError
 from zoo.private_apis.lightning_launchers import only_starts_ranks, run_ranks_through
@@ -33,6 +33,7 @@ from zoo.private_apis.lightning_trainer import SIGTERMException, cluster_environ
 SECONDS_TO_REPORT = 4.0  # in which a failed rank tries to reach the others
 SECONDS_TO_END = 3.0  # in which the main thread may end after another rank has failed, or after a signal
 POLL = 0.3
+LOST_RANK_REMEDY = "to continue, resume from last.ckpt"
 # What torch says, in a RuntimeError, when the process at the other end of a connection has ended.
 LOST_CONNECTION = (
     r"Connection (closed|reset) by peer|Broken pipe|Socket closed|Connection refused|NCCL.*(remote|system error)|"
@@ -87,18 +88,17 @@ class Ranks:
 
     def __init__(self, world: World | None = None) -> None:
         self.world = world
-        self._is_first: bool | None = None  # after a failure: whether no other rank had failed before
+        self._is_reported = False
         self._kept: TCPStore | None = None  # the store that this process keeps after a failure
 
     # ---- when this rank fails
 
     @contextlib.contextmanager
     def failures_reported(self) -> Iterator[None]:
-        """Tell the other ranks of an exception in the block. It remains, unless another rank has failed before.
+        """Print an exception of the block, tell the other ranks, and exit. A single process raises it as it is.
 
         Raises:
-            SystemExit: another rank has failed before, and has printed the message.
-            UserError: another rank has ended without a message.
+            SystemExit: the exit code; where another rank has failed before, nothing is printed.
         """
         try:
             yield
@@ -106,33 +106,34 @@ class Ranks:
             if error.exit_code > 0:
                 raise SystemExit(error.exit_code) from None
             raise UserError(
-                f"a process of the run was ended by {signal_name(-error.exit_code)}: to continue, resume from last.ckpt"
+                f"a process of the run was ended by {signal_name(-error.exit_code)}: {LOST_RANK_REMEDY}"
             ) from error
         except BaseException as error:
-            lost = is_lost_connection(error)
-            if lost and self.world is not None:
-                if self._other_has_failed(SECONDS_TO_END) or not self.report():
-                    raise SystemExit(BAD_INPUT) from None
-                raise UserError(
-                    "another process of the run has ended without a message (killed, or out of memory): to continue, "
-                    "resume from last.ckpt"
-                ) from error
-            if not is_stop(error) and not self.report():
-                raise SystemExit(BAD_INPUT) from None
-            raise
+            if self.world is None or is_stop(error):
+                raise
+            self.report(error)
+            raise SystemExit(BAD_INPUT) from None
 
-    def report(self) -> bool:
-        """Tell the other ranks that this one has failed. Returns whether it is the first one."""
-        if self.world is None:
-            return True
-        if self._is_first is None:
-            self._is_first = True  # where the others cannot be reached
+    def report(self, error: BaseException) -> None:
+        """Print the error of this rank and tell the other ranks, unless one of them has failed before."""
+        if self.world is None or self._is_reported:
+            return
+        self._is_reported = True
+        if is_lost_connection(error):
+            if self._other_has_failed(SECONDS_TO_END):
+                return
+            error = UserError(f"another process of the run has ended (killed, or out of memory): {LOST_RANK_REMEDY}")
+        with contextlib.suppress(RuntimeError):  # the process that keeps the store has ended
             if (store := self._open(time.monotonic() + SECONDS_TO_REPORT)) is not None:
-                with contextlib.suppress(RuntimeError):  # the process that keeps the store has ended
-                    name = f"{socket.gethostname()} {os.getpid()}"
-                    self._is_first = store.compare_set("failed", "", name) == name.encode()
-                    self._wait_for_others(store)
-        return self._is_first
+                name = f"{socket.gethostname()} {os.getpid()}"
+                if store.compare_set("first", "", name) != name.encode():
+                    self._other_has_failed(SECONDS_TO_END)  # it prints its message first: torchrun would end it
+                    return
+                print_error(error)
+                store.set("failed", name)
+                self._wait_for_others(store)
+                return
+        print_error(error)
 
     def _wait_for_others(self, store: Store) -> None:
         """In the process that keeps the store: until the others have seen the failure, for some seconds at most."""
@@ -250,8 +251,8 @@ class FailureReport(Callback):
         self.ranks.started()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        if not is_stop(exception) and not is_lost_connection(exception):
-            self.ranks.report()
+        if not is_stop(exception):
+            self.ranks.report(exception)
 
 
 def connect(ranks: Ranks, trainer: Any, prepare: Callable[[], None]) -> None:
@@ -317,6 +318,10 @@ def is_stop(error: BaseException) -> bool:
 def is_lost_connection(error: BaseException) -> bool:
     """Whether torch reports that another rank has closed its connection."""
     return isinstance(error, RuntimeError) and re.search(LOST_CONNECTION, str(error)) is not None
+
+
+def _torchrun_keeps_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _is_reachable(host: str, port: int) -> bool:

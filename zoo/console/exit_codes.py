@@ -59,9 +59,20 @@ def run_command(action: Callable[[], object]) -> int:
             raise
         if os.environ.get("ZOO_DEBUG"):
             raise
-        print(f"zoo: {describe(error)}", file=sys.stderr)
+        print_error(error)
         return BAD_INPUT
     return OK
+
+
+def print_error(error: BaseException) -> None:
+    """Print an error as `run_command` shows it: one sentence, or the traceback of a bug or under ZOO_DEBUG=1."""
+    if not is_user_error(error):
+        _traceback_then_report(type(error), error, error.__traceback__)
+    elif os.environ.get("ZOO_DEBUG"):
+        sys.__excepthook__(type(error), error, error.__traceback__)
+    else:
+        print(f"zoo: {describe(error)}", file=sys.stderr)
+    sys.stderr.flush()
 
 
 def is_user_error(error: BaseException) -> bool:
