@@ -14,14 +14,15 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from zoo.callbacks.signal_record import SignalRecord
 from zoo.console.signals import signal_name
-from zoo.errors import UserError
+from zoo.console.slurm import requeue_job
+from zoo.errors import Diverged, UserError
 from zoo.files.atomic import replacing
 from zoo.files.checkpoints import DigestCheckpointIO
 from zoo.files.digest import add_digest
 from zoo.files.folder_identity import FolderIdentity
 from zoo.private_apis.lightning_api import counters_before_validation, validation_progress
 from zoo.private_apis.lightning_launchers import end_other_ranks, only_starts_ranks
-from zoo.private_apis.lightning_trainer import requeue_signal
+from zoo.private_apis.lightning_trainer import requeues
 
 
 class AtomicCheckpointIO(DigestCheckpointIO):
@@ -69,7 +70,8 @@ class Checkpoint(LightningCheckpoint):
     """Save the best and the last state of a run as `best.ckpt` and `last.ckpt`.
 
     `last.ckpt` is written after every validation, every `every_n_steps` steps, when training ends, and after a signal:
-    Ctrl-C (SIGINT), SIGTERM and SIGHUP save and stop, SIGUSR1 saves and continues. A signal is recorded, and all ranks
+    Ctrl-C (SIGINT), SIGTERM and SIGHUP save and stop, SIGUSR1 saves and continues; in a SLURM job it also requeues the
+    job, once. A signal is recorded, and all ranks
     exchange it after an optimizer step and before a validation batch: they save and stop together, so that none waits
     for another. One process alone interrupts a validation at once. A checkpoint saved inside a validation is that of
     the moment before it. A second Ctrl-C stops without waiting for the end of the step and without saving; a save that
@@ -105,6 +107,7 @@ class Checkpoint(LightningCheckpoint):
         self._step = self._saved_step = -1
         self._folder: FolderIdentity | None = None  # that of the start of training, or of the first save
         self._validation_counters: dict[str, Any] | None = None  # before the validation
+        self._is_requeued = False
         self._common_batches = 0.0  # number of validation batches that every rank has
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -156,6 +159,8 @@ class Checkpoint(LightningCheckpoint):
         stop, save = self._agreed_signals(trainer)
         if stop or save or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
             self._save(trainer, "last.ckpt")
+        if save:
+            self._requeue(trainer)
         if stop:
             raise self._signals.exception()
 
@@ -205,7 +210,7 @@ class Checkpoint(LightningCheckpoint):
         """Raises UserError where a weight is not finite. Data-parallel ranks hold the same weights and decide alike."""
         if not all(bool(p.isfinite().all()) for p in trainer.lightning_module.parameters()):
             kept = f"; the last good checkpoint is {self.last_model_path}" if self.last_model_path else ""
-            raise UserError(
+            raise Diverged(
                 f"training has diverged: weights are not finite at step {trainer.global_step}, so {name} was not "
                 f"written. Lower --model.lr, or set --trainer.gradient_clip_val{kept}"
             )
@@ -226,7 +231,7 @@ class Checkpoint(LightningCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._open_folder(trainer)
         if not _saves_nothing(trainer):
-            self._signals.install(requeue_signal(trainer), is_quiet=not trainer.is_global_zero)
+            self._signals.install(is_quiet=not trainer.is_global_zero)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or _saves_nothing(trainer):
@@ -246,6 +251,8 @@ class Checkpoint(LightningCheckpoint):
             stop, save = self._agreed_signals(trainer)
             if stop or save:
                 self._save_before_validation(trainer)
+            if save:
+                self._requeue(trainer)
             if stop:
                 raise self._signals.exception()
 
@@ -265,6 +272,13 @@ class Checkpoint(LightningCheckpoint):
         if save:
             self._signals.save = False
         return bool(stop), bool(save)
+
+    def _requeue(self, trainer: Trainer) -> None:
+        """In a SLURM job: requeue it, once. SLURM then ends it with SIGTERM, and starts it again later."""
+        if requeues(trainer) and not self._is_requeued:
+            self._is_requeued = True
+            if trainer.is_global_zero:
+                print(f"zoo: {requeue_job()}", file=sys.stderr)
 
     def _is_agreed(self, trainer: Trainer, decision: bool) -> bool:
         """Whether `decision` is true at any rank."""

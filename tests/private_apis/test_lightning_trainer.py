@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.connectors import signal_connector
 from zoo.private_apis.lightning_trainer import (
     SIGTERMException,
     keep_signal_handlers,
-    requeue_signal,
+    requeues,
     set_precision,
 )
 
@@ -45,7 +45,7 @@ def test_lightning_leaves_the_handler_of_sigterm():
     assert "self._signal_connector.register_signal_handlers()" in inspect.getsource(Trainer._run)
 
 
-def test_requeue_signal_of_slurm():
-    assert requeue_signal(quiet_trainer()) is None
-    assert requeue_signal(quiet_trainer(plugins=[SLURMEnvironment(auto_requeue=False)])) is None
-    assert requeue_signal(quiet_trainer(plugins=[SLURMEnvironment(auto_requeue=True)])) == signal.SIGUSR1
+def test_requeues_in_slurm_jobs_only():
+    assert not requeues(quiet_trainer())
+    assert not requeues(quiet_trainer(plugins=[SLURMEnvironment(auto_requeue=False)]))
+    assert requeues(quiet_trainer(plugins=[SLURMEnvironment(auto_requeue=True)]))

@@ -39,6 +39,7 @@ from zoo.cli.resume import (
     with_chosen_settings,
 )
 from zoo.cli.run_folder import (
+    CommonFolder,
     EmptyFolders,
     SaveConfig,
     check_pattern,
@@ -52,6 +53,7 @@ from zoo.cli.trainer import ZooTrainer
 from zoo.cli.trainer_options import apply_barebones, suits
 from zoo.console.exit_codes import is_out_of_memory, is_user_error
 from zoo.console.messages import silence_lightning
+from zoo.console.slurm import was_requeued
 from zoo.datamodules import ZooDataModule
 from zoo.datamodules.sources.corpus import data_label
 from zoo.errors import UserError
@@ -134,7 +136,12 @@ class ZooCLI(OpenLightningCLI):
         given = self.arguments.values
         check_pattern(given.get("output_dir"))
         refuse_overridden_checkpoint(self.arguments)
-        return find_checkpoint(given.get("ckpt_path"), given.get("output_dir"))
+        ckpt_path = given.get("ckpt_path")
+        if ckpt_path is None and self.verb == "fit" and was_requeued():
+            ckpt_path = "auto"
+        if ckpt_path == "auto" and self.verb != "fit":
+            raise UserError(f"--ckpt_path auto is for fit: give last, best or a file to {self.verb}")
+        return find_checkpoint(ckpt_path, given.get("output_dir"))
 
     def _read_checkpoint(self, ckpt_path: str | None) -> CheckpointInfo | None:
         info = read_checkpoint_info(ckpt_path, self.class_names.own) if ckpt_path else None
@@ -340,7 +347,7 @@ class ZooCLI(OpenLightningCLI):
         config = self.config[self.verb]
         files = [config.predictions.path, config.predictions.text_path] if self.verb == "predict" else []
         folders = [Path(file).parent for file in files if file]
-        own = [FailureReport(self.ranks), EmptyFolders([Path(config.output_dir), *folders])]
+        own = [CommonFolder(), FailureReport(self.ranks), EmptyFolders([Path(config.output_dir), *folders])]
         return [*more, *self.callbacks, *own]
 
     def keep_callback(self, callback: Callback, trainer_config: dict[str, Any]) -> bool:
@@ -390,9 +397,9 @@ class ZooCLI(OpenLightningCLI):
     def before_fit(self) -> None:
         config = self.config.fit
         folder = Path(config.checkpoint.dirpath or config.output_dir)
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero:  # the others may have another {time}, and write nothing
             refuse_other_run(folder, config.ckpt_path)
-        check_writable(folder)
+            check_writable(folder)
 
 
 def _user_error_behind(error: BaseException) -> BaseException | None:

@@ -119,12 +119,14 @@ class Ranks:
         if self.world is None or self._is_reported:
             return
         self._is_reported = True
+        seconds = SECONDS_TO_REPORT
         if is_lost_connection(error):
             if self._other_has_failed(SECONDS_TO_END):
                 return
+            seconds = POLL  # perhaps the store has ended with the other process
             error = UserError(f"another process of the run has ended (killed, or out of memory): {LOST_RANK_REMEDY}")
         with contextlib.suppress(RuntimeError):  # the process that keeps the store has ended
-            if (store := self._open(time.monotonic() + SECONDS_TO_REPORT)) is not None:
+            if (store := self._open(time.monotonic() + seconds)) is not None:
                 name = f"{socket.gethostname()} {os.getpid()}"
                 if store.compare_set("first", "", name) != name.encode():
                     self._other_has_failed(SECONDS_TO_END)  # it prints its message first: torchrun would end it

@@ -18,12 +18,16 @@ NOT_IN_BAREBONES = ("fast_dev_run", "detect_anomaly", "profiler")
 def apply_barebones(trainer: Any) -> None:
     """Where `trainer.barebones` is set, turn off in place what a config sets and barebones excludes.
 
+    Warnings about what the user has turned off are not shown.
+
     Args:
         trainer: the Trainer's options.
 
     Raises:
         UserError: an option is set that barebones cannot override.
     """
+    if not saves_checkpoints(trainer):
+        warnings.filterwarnings("ignore", message="Be aware that when using .ckpt_path., callbacks used to create")
     if not trainer.barebones:
         return
     for name in NOT_IN_BAREBONES:

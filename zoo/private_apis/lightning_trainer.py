@@ -1,7 +1,8 @@
 """Trainer internals that callbacks, signals and exit codes need. Written for lightning 2.6.
 
-Private members used: the setter of `Strategy.precision_plugin`; `SIGTERMException`; `Trainer._signal_connector` and its
-method `register_signal_handlers`; `Trainer._accelerator_connector.cluster_environment`.
+Private members used: `Trainer._default_root_dir`; the setter of `Strategy.precision_plugin`; `SIGTERMException`;
+`Trainer._signal_connector` and its method `register_signal_handlers`;
+`Trainer._accelerator_connector.cluster_environment`.
 tests/private_apis/test_lightning_trainer.py fails when one of them changes.
 """
 
@@ -10,7 +11,19 @@ from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvi
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-__all__ = ["SIGTERMException", "cluster_environment", "keep_signal_handlers", "requeue_signal", "set_precision"]
+__all__ = [
+    "SIGTERMException",
+    "cluster_environment",
+    "keep_signal_handlers",
+    "requeues",
+    "set_default_root_dir",
+    "set_precision",
+]
+
+
+def set_default_root_dir(trainer: Trainer, folder: str) -> None:
+    """Change the Trainer's folder; call this in a callback's `setup`, before anything is written."""
+    trainer._default_root_dir = folder  # type: ignore[attr-defined]
 
 
 def set_precision(trainer: Trainer, plugin: Precision) -> None:
@@ -23,22 +36,19 @@ def cluster_environment(trainer: Trainer) -> ClusterEnvironment | None:
     return trainer._accelerator_connector.cluster_environment
 
 
-def requeue_signal(trainer: Trainer) -> int | None:
-    """The signal after which Lightning saves and requeues the job; None where this is not such a SLURM job."""
+def requeues(trainer: Trainer) -> bool:
+    """Whether SIGUSR1 requeues the job: in a SLURM job, unless SLURMEnvironment(auto_requeue=False) is given."""
     environment = cluster_environment(trainer)
-    if not isinstance(environment, SLURMEnvironment) or not environment.auto_requeue:
-        return None
-    return environment.requeue_signal
+    return isinstance(environment, SLURMEnvironment) and environment.auto_requeue
 
 
 def keep_signal_handlers(trainer: Trainer) -> None:
-    """Leave SIGTERM as it is handled already, except in a SLURM job that Lightning requeues.
+    """Leave signals as they are handled already.
 
-    Lightning's own handler lets the current stage go on to the end of a batch, and starts a collective operation while
-    another may be running.
+    Lightning's own handlers let the current stage go on to the end of a batch, and start a collective operation while
+    another may be running; under SLURM its ranks save at the steps at which each happens to receive the signal.
     """
-    if requeue_signal(trainer) is None:
-        trainer._signal_connector.register_signal_handlers = _register_nothing  # type: ignore[method-assign]
+    trainer._signal_connector.register_signal_handlers = _register_nothing  # type: ignore[method-assign]
 
 
 def _register_nothing() -> None:  # a function of the module, so that a Trainer can be pickled
