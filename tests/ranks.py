@@ -37,7 +37,7 @@ def run_ranks(folder, *commands, prepare=lambda rank: None, environment=None, li
 
     Args:
         folder: for their output.
-        commands: the words after `zoo`, for each rank.
+        commands: the words after `zoo`, for each rank. A single one is started without the variables of torchrun.
         prepare: called with the rank in its process.
         environment: further variables.
         limit: seconds.
@@ -50,7 +50,8 @@ def run_ranks(folder, *commands, prepare=lambda rank: None, environment=None, li
     for rank, argv in enumerate(commands):
         variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "GROUP_RANK": 0,
                      "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test",
-                     "OMP_NUM_THREADS": 1, "ZOO_END_WITH_PARENT": 1} | (environment or {})  # fmt: skip
+                     "OMP_NUM_THREADS": 1, "ZOO_END_WITH_PARENT": 1}  # fmt: skip
+        variables = (variables if size > 1 else {"OMP_NUM_THREADS": 1}) | (environment or {})
         if not (pid := os.fork()):
             _run(folder, rank, argv, {name: str(value) for name, value in variables.items()}, prepare)
         pids[pid] = rank

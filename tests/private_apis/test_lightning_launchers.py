@@ -8,6 +8,26 @@ from tests.private_apis.test_lightning_trainer import quiet_trainer
 from zoo.private_apis.lightning_launchers import end_other_ranks
 
 
+def test_ranks_of_ddp_fork_run_through_a_function():
+    trainer = quiet_trainer(strategy="ddp_fork", devices=2)
+    assert only_starts_ranks(trainer)
+    assert not only_starts_ranks(quiet_trainer(strategy="ddp", devices=2))
+    assert not only_starts_ranks(quiet_trainer())
+    run_ranks_through(trainer, _record)
+    assert trainer.strategy.launcher._wrapping_function(1, trainer) == ("_wrapping_function", 1, trainer)
+    pickle.dumps(trainer.strategy.launcher._wrapping_function.func)
+    # Lightning starts the replaced function, with the trainer as its first argument after the rank.
+    source = inspect.getsource(_MultiProcessingLauncher.launch)
+    assert "self._wrapping_function," in source
+    assert "process_args = [trainer, function, args, kwargs, return_queue" in source
+    # It calls the stage itself, so that callbacks are not told of an exception.
+    assert "results = function(*args, **kwargs)" in inspect.getsource(_MultiProcessingLauncher._wrapping_function)
+
+
+def _record(function, rank, *arguments):
+    return (function.__name__, rank, *arguments)
+
+
 def test_other_ranks_are_waited_for_then_ended():
     trainer = quiet_trainer(strategy="ddp", devices=2)
     ignoring = (

@@ -276,24 +276,28 @@ def connect(ranks: Ranks, trainer: Any, prepare: Callable[[], None]) -> None:
             "ddp, --trainer.devices to the processes of one node and --trainer.num_nodes to the number of nodes"
         )
     if only_starts_ranks(trainer):
-        assert world is not None
         run_ranks_through(trainer, functools.partial(run_rank, world, prepare))
     else:
         ranks.world = world
 
 
-def run_rank(world: World, prepare: Callable[[], None], run: Callable[..., Any], rank: int, *arguments: Any) -> None:
+def run_rank(
+    world: World | None, prepare: Callable[[], None], run: Callable[..., Any], rank: int, *arguments: Any
+) -> None:
     """Run a rank of ddp_spawn or ddp_fork like a command: one sentence for an error of the user, and its exit code.
 
     Args:
-        world: the ranks of the run.
+        world: the ranks of the run; None if there is one only.
         prepare: called first.
         run: what Lightning would call with `rank` and `arguments`.
         rank: of this process.
         arguments: of `run`; the first is the Trainer.
     """
-    ranks, trainer = Ranks(world._replace(rank=rank)), arguments[0]
+    ranks, trainer = Ranks(None if world is None else world._replace(rank=rank)), arguments[0]
     os.environ[PARENT_VARIABLE] = "1"
+    for callback in trainer.callbacks:
+        if isinstance(callback, FailureReport):
+            callback.ranks = ranks
 
     def action() -> None:
         prepare()

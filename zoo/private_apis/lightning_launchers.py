@@ -4,11 +4,13 @@ Private members used: `_MultiProcessingLauncher`, its method `_wrapping_function
 tests/private_apis/test_lightning_launchers.py fails when one of them changes.
 """
 
+import contextlib
 import functools
 import multiprocessing
 import signal
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -50,10 +52,24 @@ def end_other_ranks(trainer: Trainer, patience: float = 3.0) -> None:
     signals: list[tuple[int | None, float]] = [(None, patience), (signal.SIGTERM, patience), (signal.SIGKILL, patience)]
     if only_starts_ranks(trainer):
         signals = [(signal.SIGTERM, SECONDS_TO_SAVE), (signal.SIGKILL, patience)]
-    for signum, seconds in signals:
-        for process in waiting if signum is not None else []:
-            process.terminate() if signum == signal.SIGTERM else process.kill()
-        waiting = [process for process in waiting if not _has_ended(process, seconds)]
+    with _sigterm_ignored():
+        for signum, seconds in signals:
+            for process in waiting if signum is not None else []:
+                process.terminate() if signum == signal.SIGTERM else process.kill()
+            waiting = [process for process in waiting if not _has_ended(process, seconds)]
+
+
+@contextlib.contextmanager
+def _sigterm_ignored() -> Iterator[None]:
+    """Ignore SIGTERM in the block: a second one must not end the wait for processes that save."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _has_ended(process: Any, seconds: float) -> bool:
