@@ -1,11 +1,15 @@
 """The private parts of Lightning's launchers that the zoo uses still exist and still act."""
 
+import inspect
+import pickle
 import signal
 import subprocess
 import sys
 
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+
 from tests.private_apis.test_lightning_trainer import quiet_trainer
-from zoo.private_apis.lightning_launchers import end_other_ranks
+from zoo.private_apis.lightning_launchers import end_other_ranks, only_starts_ranks, run_ranks_through
 
 
 def test_ranks_of_ddp_fork_run_through_a_function():

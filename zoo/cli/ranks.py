@@ -199,12 +199,14 @@ class Ranks:
         # The interpreter writes each signal's number there, also while the main thread is inside torch.
         before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
         arguments = (ended, received, cleanup)
-        threading.Thread(target=self._watch, args=arguments, name="other ranks", daemon=True).start()
+        thread = threading.Thread(target=self._watch, args=arguments, name="other ranks", daemon=True)
+        thread.start()
         try:
             yield
         finally:
             ended.set()
             signal.set_wakeup_fd(before)
+            thread.join(5 * SECONDS_TO_END)  # a thread inside torch at the interpreter's end aborts the process
             sender.close()
 
     def started(self) -> None:
