@@ -7,8 +7,8 @@ import signal
 import pytest
 import torch
 
-from tests.commands import MICRO, TINY
-from tests.ranks import run_ranks
+from tests.commands import MICRO, TINY, start
+from tests.ranks import free_port, run_ranks
 from zoo.cli.command_line import ZooCLI
 from zoo.datamodules.text_lm import TextLM
 from zoo.errors import UserError
@@ -60,7 +60,7 @@ def messages(ends):
         (1, ZooCLI, "before_instantiate_classes"),
         pytest.param(0, ZooCLI, "before_instantiate_classes", marks=pytest.mark.slow),
         pytest.param(0, TextLM, "setup", marks=pytest.mark.slow),
-        (1, TextLM, "setup"),
+        pytest.param(1, TextLM, "setup", marks=pytest.mark.slow),
     ],
 )
 def test_a_rank_that_refuses_ends_the_others(rank, cls, name, text_file, tmp_path):
@@ -138,6 +138,31 @@ def test_a_trainer_for_one_process_is_refused_under_torchrun(text_file, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+def test_two_nodes_of_torchrun_make_one_run_and_resume_it(text_file, tmp_path):
+    """Two agents on this machine, each with one process; the folder's name holds the time of the first rank."""
+
+    def run(*options):
+        words = [word for word in fit(tmp_path / "{time}", text_file, *options) if word not in TWO]
+        words += ["--trainer.strategy=ddp", "--trainer.devices=1", "--trainer.num_nodes=2"]
+        address = ["--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
+        agents = [
+            start(*address, f"--node_rank={node}", "-m", "zoo", *words, module="torch.distributed.run")
+            for node in (0, 1)
+        ]
+        told = [agent.communicate(timeout=400)[1] for agent in agents]
+        assert [agent.returncode for agent in agents] == [0, 0], told
+        return told
+
+    first, second = run()
+    [folder] = tmp_path.iterdir()
+    assert f"{folder}: 4 steps" in first
+    assert "zoo" not in second
+    first, _ = run(f"--output_dir={folder}", "--ckpt_path=auto", "--trainer.max_steps=6")
+    assert f"{folder}: 6 steps" in first
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 6
+
+
 # ---- ranks that Lightning starts from one process
 
 
@@ -145,7 +170,8 @@ def test_a_trainer_for_one_process_is_refused_under_torchrun(text_file, tmp_path
 def test_ddp_fork_and_spawn_end_cleanly(strategy, text_file, tmp_path):
     [end] = run_ranks(tmp_path, fit(tmp_path / "run", text_file, f"--trainer.strategy={strategy}"))
     assert end.code == 0, end
-    assert [line.split(": ")[1] for line in end.err] == ["4 steps, best val_loss 5.522"]
+    assert [line for line in end.err if "steps" in line] == [f"{tmp_path / 'run'}: 4 steps, best val_loss 5.522"]
+    assert not messages([end])
     assert {"best.ckpt", "last.ckpt", "config.yaml"} <= {path.name for path in (tmp_path / "run").iterdir()}
 
 

@@ -110,7 +110,9 @@ def _ignore(signum: int, frame: FrameType | None) -> None:
 
 def _requeue(signum: int, frame: FrameType | None) -> None:
     if os.environ["SLURM_PROCID"] == "0":
-        os.write(sys.stderr.fileno(), f"zoo: {requeue_job()}\n".encode())
+        said = requeue_job()
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # print() may be interrupted itself
+            os.write(sys.stderr.fileno(), f"zoo: {said}\n".encode())
 
 
 def leave_lost_terminal(signum: int) -> None:
