@@ -244,6 +244,20 @@ def revdeq_residuals() -> str:
     return markdown(["", *(f"N = {n}" for n in measured[0]["N"])], lines)
 
 
+def ranks() -> str:
+    """What happens to a run when one of its two ranks fails."""
+    measured = rows("ranks.json")
+    if not measured:
+        return ""
+    lines = []
+    for r in measured:
+        codes, said = " ".join(map(str, r["codes"])), "; ".join(r["messages"]) or "none"
+        same = "yes" if r["resumed"] and r["same_bits"] else "no"
+        lines.append([r["benchmark"], f"{r['seconds']:.1f} s", codes, said, same])
+    table = markdown(["failure", "all ended after", "exit codes", "messages", "resumed to the same bits"], lines)
+    return f"`{measured[0]['command']}` ({measured[0]['cpu']}, commit {measured[0]['commit']})\n\n{table}"
+
+
 def faults() -> str:
     """Kinds of faults: cases tried, what became of them, and failures."""
     measured = rows("faults.json")
@@ -345,6 +359,7 @@ TABLES = {
     "mini-rlm": mini_rlm,
     "mini-rlm-elsewhere": mini_rlm_elsewhere,
     "packing": packing,
+    "ranks": ranks,
     "revdeq-memory": lambda: revdeq("way", {"memory": "{value:.0f} MB ({share:.2f})"}),
     "revdeq-time": lambda: revdeq("way", {"time": "{value:.2f} s ({share:.2f})"}),
     "revdeq-gradients": lambda: revdeq("of", {"gradients": "{error:.1g}"}),
@@ -365,7 +380,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = []
-    for path in (ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "zoo").glob("*/README.md"))):
+    pages = (*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "zoo").glob("*/README.md")))
+    for path in (ROOT / "README.md", ROOT / "results" / "README.md", *pages):
         before = path.read_text(encoding="utf-8")
         after = filled(before)
         if after != before:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from tests.commands import MICRO, TINY, start
 from tests.ranks import free_port, run_ranks
 from zoo.cli.command_line import ZooCLI
+from zoo.cli.ranks import Ranks, World
 from zoo.datamodules.text_lm import TextLM
 from zoo.errors import UserError
 from zoo.llama import LlamaLM
@@ -161,6 +163,45 @@ def test_two_nodes_of_torchrun_make_one_run_and_resume_it(text_file, tmp_path):
     first, _ = run(f"--output_dir={folder}", "--ckpt_path=auto", "--trainer.max_steps=6")
     assert f"{folder}: 6 steps" in first
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 6
+
+
+def test_the_environment_of_torchrun_slurm_and_lightning(monkeypatch):
+    address = {"MASTER_ADDR": "node3", "MASTER_PORT": "29500"}
+    slurm = {"NTASKS": 4, "PROCID": 2, "LOCALID": 0, "NODEID": 1, "JOB_ID": 7, "JOB_NAME": "x", "NTASKS_PER_NODE": 2}
+    environments = {
+        World(2, 4, "node3", 29500, False): address | {f"SLURM_{name}": str(value) for name, value in slurm.items()},
+        World(5, 8, "node3", 29500, True): address | {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8",
+            "TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_USE_AGENT_STORE": "True"},
+        World(1, 2, "node3", 29500, False): address | {"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "2"},
+        None: address | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"},
+    }  # fmt: skip
+    for world, variables in environments.items():
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            assert World.from_environment() == world
+
+
+def test_a_signal_that_python_cannot_handle_ends_the_process(monkeypatch):
+    """As long as the main thread is inside torch, no handler runs. A signal to a forked process does not count."""
+    ended = []
+    monkeypatch.setattr("zoo.cli.ranks.os._exit", ended.append)
+    monkeypatch.setattr("zoo.cli.ranks.SECONDS_TO_END", 0.1)
+    monkeypatch.setattr("zoo.cli.ranks.POLL", 0.05)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with Ranks(World(1, 2, "127.0.0.1", free_port(), False)).watched(lambda: ended.append("cleaned up")):
+            if not (pid := os.fork()):
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.execv("/bin/true", ["true"])
+            os.waitpid(pid, 0)
+            time.sleep(0.5)
+            assert ended == []
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+            assert ended == ["cleaned up", 143]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # ---- ranks that Lightning starts from one process

@@ -32,7 +32,7 @@ from zoo.private_apis.lightning_trainer import SIGTERMException, cluster_environ
 
 SECONDS_TO_REPORT = 4.0  # in which a failed rank tries to reach the others
 SECONDS_TO_END = 3.0  # in which the main thread may end after another rank has failed, or after a signal
-POLL = 0.3
+POLL = 0.5
 LOST_RANK_REMEDY = "to continue, resume from last.ckpt"
 # What torch says, in a RuntimeError, when the process at the other end of a connection has ended.
 LOST_CONNECTION = (
@@ -196,8 +196,10 @@ class Ranks:
         received, sender = socket.socketpair()
         received.setblocking(False)
         sender.setblocking(False)
-        # The interpreter writes each signal's number there, also while the main thread is inside torch.
+        # The interpreter writes each signal's number there, also while the main thread is inside torch. A forked
+        # process must not write there: its signals are its own.
         before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=_write_no_signals)
         arguments = (ended, received, cleanup)
         thread = threading.Thread(target=self._watch, args=arguments, name="other ranks", daemon=True)
         thread.start()
@@ -326,6 +328,11 @@ def is_stop(error: BaseException) -> bool:
 def is_lost_connection(error: BaseException) -> bool:
     """Whether torch reports that another rank has closed its connection."""
     return isinstance(error, RuntimeError) and re.search(LOST_CONNECTION, str(error)) is not None
+
+
+def _write_no_signals() -> None:
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.set_wakeup_fd(-1)
 
 
 def _torchrun_keeps_store() -> bool:
