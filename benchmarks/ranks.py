@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ FIT = [
 ]  # fmt: skip
 
 
-def start(launcher: str, folder: Path, data: list[str]) -> list[subprocess.Popen]:
+def start(launcher: str, folder: Path, data: Sequence[list[str]] = ([], [])) -> list[subprocess.Popen]:
     """Start a run of two ranks; returns the processes that a user starts.
 
     Args:
@@ -53,7 +54,7 @@ def start(launcher: str, folder: Path, data: list[str]) -> list[subprocess.Popen
             address = ["--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={own.getsockname()[1]}"]
         agent = ["-m", "torch.distributed.run", "--nnodes=2", *address]
         nodes = ["--trainer.devices=1", "--trainer.num_nodes=2"]
-        commands = [[*agent, f"--node_rank={n}", "-m", "zoo", *words, *nodes, *data[n : n + 1]] for n in (0, 1)]
+        commands = [[*agent, f"--node_rank={n}", "-m", "zoo", *words, *nodes, *data[n]] for n in (0, 1)]
     logs = [folder.with_name(f"{folder.name}-{n}.log") for n in range(len(commands))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return [
@@ -81,7 +82,7 @@ def try_failure(launcher: str, failure: str, folder: Path, expected: Path) -> di
     """One row."""
     run = folder / "-".join((launcher, failure)).replace(" ", "-")
     refuses = failure == "rank 1 refuses its data"
-    processes = start(launcher, run, ["", "--data_dir=missing.txt"] if refuses else [])
+    processes = start(launcher, run, [[], ["--data_dir=missing.txt"]] if refuses else [[], []])
     ranks: list[int] = []
     if refuses:
         while all(process.poll() is None for process in processes):
@@ -102,7 +103,7 @@ def try_failure(launcher: str, failure: str, folder: Path, expected: Path) -> di
     codes = [process.wait() for process in processes]
     text = "".join(log.read_text() for log in sorted(folder.glob(f"{run.name}-*.log")))
     messages = [line for line in text.splitlines() if line.startswith("zoo: ")]
-    again = [process.wait() for process in start(launcher, run, [])]
+    again = [process.wait() for process in start(launcher, run)]
     return {
         "benchmark": f"{launcher}, {failure}", "seconds": seconds, "codes": codes, "messages": messages,
         "resumed": again == [0] * len(again), "same_bits": same_weights(run, expected),
@@ -126,7 +127,7 @@ def same_weights(one: Path, other: Path) -> bool:
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for process in start("ddp", folder / "uninterrupted", []):
+        for process in start("ddp", folder / "uninterrupted"):
             process.wait()
         cases = [
             ("two nodes", "rank 1 refuses its data"), ("two nodes", "rank 1 is killed"),
@@ -134,7 +135,10 @@ def main() -> None:
         ]  # fmt: skip
         for launcher, failure in cases:
             row = try_failure(launcher, failure, folder, folder / "uninterrupted")
-            print({name: row[name] for name in ("benchmark", "seconds", "codes", "messages", "resumed", "same_bits")})
+            print(
+                {name: row[name] for name in ("benchmark", "seconds", "codes", "messages", "resumed", "same_bits")},
+                flush=True,
+            )
             store([row], ROOT / "results" / "ranks.json")
 
 

@@ -24,7 +24,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from torch.distributed import PrefixStore, Store, TCPStore
 from torch.multiprocessing import ProcessExitedException
 
-from zoo.console.exit_codes import BAD_INPUT, exception_chain, print_error, run_command
+from zoo.console.exit_codes import BAD_INPUT, USAGE, UsageError, exception_chain, print_error, run_command
 from zoo.console.signals import PARENT_VARIABLE, Terminated, signal_name
 from zoo.errors import UserError
 from zoo.private_apis.lightning_launchers import only_starts_ranks, run_ranks_through
@@ -112,7 +112,7 @@ class Ranks:
             if self.world is None or is_stop(error):
                 raise
             self.report(error)
-            raise SystemExit(BAD_INPUT) from None
+            raise SystemExit(USAGE if isinstance(error, UsageError) else BAD_INPUT) from None
 
     def report(self, error: BaseException) -> None:
         """Print the error of this rank and tell the other ranks, unless one of them has failed before."""
@@ -320,14 +320,15 @@ def run_rank(
 
 
 def is_stop(error: BaseException) -> bool:
-    """Whether a signal led to the exception, or the command has said already what is wrong with its words."""
+    """Whether a signal led to the exception, or it is an exit without an error."""
     stops = (KeyboardInterrupt, Terminated, SIGTERMException)
-    return isinstance(error, SystemExit) or any(isinstance(one, stops) for one in exception_chain(error))
+    is_exit = isinstance(error, SystemExit) and not isinstance(error, UsageError)
+    return is_exit or any(isinstance(one, stops) for one in exception_chain(error))
 
 
 def is_lost_connection(error: BaseException) -> bool:
     """Whether torch reports that another rank has closed its connection."""
-    return isinstance(error, RuntimeError) and re.search(LOST_CONNECTION, str(error)) is not None
+    return isinstance(error, RuntimeError) and re.search(LOST_CONNECTION, str(error), re.IGNORECASE) is not None
 
 
 def _write_no_signals() -> None:
