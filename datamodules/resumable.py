@@ -33,7 +33,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.datamodules.sources.corpus import data_label
-from zoo.datamodules.train_loader import TrainLoader
+from zoo.datamodules.train_loader import Opener, TrainLoader
 from zoo.errors import UserError, refuse_renamed
 from zoo.registry import registered_name
 from zoo.training.fixed_arguments import check_fixed
@@ -163,16 +163,17 @@ class ZooDataModule(LightningDataModule):
 
     # ---- internals
 
-    def _opener(self, dataset: Dataset) -> Callable[..., DataLoader]:
+    def _opener(self, dataset: Dataset) -> Opener:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
-        def open_loader(batches: Iterable[Sequence[int]], persistent: bool = False) -> DataLoader:
+        def open_loader(batches: Iterable[Sequence[int]]) -> DataLoader:
+            is_evaluation = isinstance(batches, Sequence)  # the batches of training are drawn one after the other
             return DataLoader(
                 dataset,
                 batch_sampler=batches,  # type: ignore[arg-type]
                 collate_fn=self.collate,
                 num_workers=self.num_workers,
-                persistent_workers=persistent and self.num_workers > 0,
+                persistent_workers=is_evaluation and self.num_workers > 0,
                 pin_memory=on_gpu,  # Lightning then copies batches to the GPU without waiting
                 generator=stream(self.seed, "workers"),  # otherwise torch's global generator would be advanced
                 worker_init_fn=_ignore_signals,
@@ -206,9 +207,7 @@ class EvalLoader:
     Its loader processes are started once, and wait from one evaluation to the next.
     """
 
-    def __init__(
-        self, open_loader: Callable[..., DataLoader], batches: Sequence[Sequence[int]], dataset: Dataset
-    ) -> None:
+    def __init__(self, open_loader: Opener, batches: Sequence[Sequence[int]], dataset: Dataset) -> None:
         self._open, self._batches, self.dataset = open_loader, batches, dataset
         self._loader: DataLoader | None = None
 
@@ -218,8 +217,11 @@ class EvalLoader:
     def __iter__(self) -> Iterator:
         # A generator, because Lightning calls iter() once only to test that it works.
         if self._loader is None:
-            self._loader = self._open(self._batches, persistent=True)
-        yield from self._loader
+            loader = self._open(self._batches)
+            self._loader = loader if isinstance(loader, DataLoader) else None  # others may be iterated once only
+            yield from loader
+        else:
+            yield from self._loader
 
     def __getstate__(self) -> dict[str, Any]:  # ddp_spawn sends it to other processes, without its own
         return {**vars(self), "_loader": None}
