@@ -11,12 +11,11 @@ user names in the same command, are accepted from it.
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 
 from zoo import callbacks
@@ -48,10 +47,10 @@ from zoo.cli.run_folder import (
     find_checkpoint,
     refuse_other_run,
 )
-from zoo.cli.run_lock import locked_folder
+from zoo.cli.run_lock import locked_and_watched
 from zoo.cli.trainer import ZooTrainer
-from zoo.cli.trainer_options import apply_barebones, suits
-from zoo.console.exit_codes import is_out_of_memory, is_user_error
+from zoo.cli.trainer_options import check_trainer, suits
+from zoo.console.exit_codes import is_out_of_memory, user_error_behind
 from zoo.console.messages import silence_lightning
 from zoo.console.slurm import was_requeued
 from zoo.datamodules import ZooDataModule
@@ -273,18 +272,9 @@ class ZooCLI(OpenLightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.verb]
         trainer = config.trainer
-        apply_barebones(trainer)
+        check_trainer(trainer)
         if trainer.barebones:
             self.save_config_callback = None
-        # Settings that Lightning would report less clearly, or only later.
-        if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-            raise UserError(
-                f"--trainer.accelerator {trainer.accelerator}: torch finds no CUDA GPU here; drop it, or set it to cpu"
-            )
-        if trainer.accumulate_grad_batches < 1:
-            raise UserError(
-                f"--trainer.accumulate_grad_batches must be at least 1, not {trainer.accumulate_grad_batches}"
-            )
         if trainer.precision is not None:
             config.mixed_precision.dtype = "off"  # an explicit precision wins
 
@@ -296,7 +286,7 @@ class ZooCLI(OpenLightningCLI):
             return
         except Exception as error:
             original = original_error(error)  # jsonargparse wraps what a constructor raises
-            cause = _user_error_behind(error) or original
+            cause = user_error_behind(error) or original
         # Not in the handler, so that a traceback ends with the original exception, without jsonargparse's around it.
         if is_out_of_memory(cause):
             raise UserError("the model does not fit into memory: reduce its sizes") from cause
@@ -371,28 +361,14 @@ class ZooCLI(OpenLightningCLI):
 
     # ---- running
 
-    @contextmanager
-    def while_running(self, verb: str) -> Iterator[None]:
-        trainer: Any = self.trainer
-        keep_signal_handlers(trainer)
+    def while_running(self, verb: str) -> AbstractContextManager[None]:
+        keep_signal_handlers(self.trainer)
         if verb == "generate":  # in one process
-            yield
-            return
-        connect(self.ranks, trainer, silence_lightning)
-        with ExitStack() as lock:
-            if verb == "fit" and trainer.is_global_zero:  # no second run in the same folder
-                lock.enter_context(
-                    locked_folder(Path(self.config.fit.checkpoint.dirpath or self.config.fit.output_dir))
-                )
-
-            def remove_traces() -> None:
-                for callback in trainer.callbacks:
-                    if isinstance(callback, callbacks.Predictions | EmptyFolders):
-                        callback.on_exception(trainer, self.model, KeyboardInterrupt())
-                lock.close()
-
-            with self.ranks.watched(remove_traces):
-                yield
+            return nullcontext()
+        connect(self.ranks, self.trainer, silence_lightning)
+        fit = self.config[verb] if verb == "fit" else None
+        folder = Path(fit.checkpoint.dirpath or fit.output_dir) if fit and self.trainer.is_global_zero else None
+        return locked_and_watched(folder, self.ranks, self.trainer)
 
     def before_fit(self) -> None:
         config = self.config.fit
@@ -400,11 +376,3 @@ class ZooCLI(OpenLightningCLI):
         if self.trainer.is_global_zero:  # the others may have another {time}, and write nothing
             refuse_other_run(folder, config.ckpt_path)
             check_writable(folder)
-
-
-def _user_error_behind(error: BaseException) -> BaseException | None:
-    """The error of the user's that `error` was raised from, if there is one."""
-    cause: BaseException | None = error
-    while cause is not None and not is_user_error(cause):
-        cause = cause.__cause__
-    return cause

@@ -1,8 +1,9 @@
-"""Combinations of the Trainer's options that Lightning would refuse: `barebones`, and runs without checkpoints."""
+"""The Trainer's options: what Lightning would report less clearly or refuse, as `barebones` and no checkpoints."""
 
 import warnings
 from typing import Any
 
+import torch
 from lightning.pytorch.callbacks import Callback
 
 from zoo.callbacks import Checkpoint, EarlyStopping, Samples
@@ -13,6 +14,21 @@ OFF_IN_BAREBONES = (  # options that `barebones` turns off, also where a config 
     "num_sanity_val_steps",
 )  # fmt: skip
 NOT_IN_BAREBONES = ("fast_dev_run", "detect_anomaly", "profiler")
+
+
+def check_trainer(trainer: Any) -> None:
+    """Check the Trainer's options, and complete them in place where `barebones` is set.
+
+    Raises:
+        UserError: there is no GPU as requested, or an option is outside its range or excluded by another.
+    """
+    if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"--trainer.accelerator {trainer.accelerator}: torch finds no CUDA GPU here; drop it, or set it to cpu"
+        )
+    if trainer.accumulate_grad_batches < 1:
+        raise UserError(f"--trainer.accumulate_grad_batches must be at least 1, not {trainer.accumulate_grad_batches}")
+    apply_barebones(trainer)
 
 
 def apply_barebones(trainer: Any) -> None:

@@ -97,6 +97,14 @@ def is_user_error(error: BaseException) -> bool:
     return known or is_out_of_memory(error)
 
 
+def user_error_behind(error: BaseException) -> BaseException | None:
+    """The error of the user's that `error` was raised from, if there is one."""
+    cause: BaseException | None = error
+    while cause is not None and not is_user_error(cause):
+        cause = cause.__cause__
+    return cause
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch or Python could not allocate memory."""
     if isinstance(error, MemoryError):

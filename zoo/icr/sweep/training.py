@@ -99,7 +99,7 @@ def unfinished_members(
             try:
                 locks.enter_context(owned_lock(last.with_name("lock"), f"another process trains M {M}"))
             except UserError as error:
-                print(f"zoo: {error}: it is left to that", file=sys.stderr)
+                print(f"zoo: {error}: left out here", file=sys.stderr)
                 continue
             # The member continues after the step of its last checkpoint.
             step = read_checkpoint(last, required=("global_step",))["global_step"] if last.exists() else 0
