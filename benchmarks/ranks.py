@@ -2,13 +2,14 @@
 
 Usage:
 
-    python benchmarks/ranks.py
+    python benchmarks/ranks.py [--only ddp]
 
 "two nodes" are two torchrun agents on 127.0.0.1 with one rank each. A row holds the seconds from the failure (for a
 refusal: from the end of its rank) to the end of the last process, the exit codes, the messages, and whether the run
 that is started again with the same command has the weights of an uninterrupted one. Rows go to results/ranks.json.
 """
 
+import argparse
 import os
 import signal
 import socket
@@ -125,6 +126,9 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="start of the names of the cases to try (default: all)")
+    only = parser.parse_args().only
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for process in start("ddp", folder / "uninterrupted"):
@@ -133,7 +137,7 @@ def main() -> None:
             ("two nodes", "rank 1 refuses its data"), ("two nodes", "rank 1 is killed"),
             ("two nodes", "rank 0 is killed"), ("ddp", "rank 1 is killed"), ("ddp", "rank 0 is killed"),
         ]  # fmt: skip
-        for launcher, failure in cases:
+        for launcher, failure in [case for case in cases if case[0].startswith(only)]:
             row = try_failure(launcher, failure, folder, folder / "uninterrupted")
             print(
                 {name: row[name] for name in ("benchmark", "seconds", "codes", "messages", "resumed", "same_bits")},

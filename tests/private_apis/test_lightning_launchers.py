@@ -1,15 +1,23 @@
 """The private parts of Lightning's launchers that the zoo uses still exist and still act."""
 
 import inspect
+import os
 import pickle
 import signal
 import subprocess
 import sys
 
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from tests.private_apis.test_lightning_trainer import quiet_trainer
-from zoo.private_apis.lightning_launchers import end_other_ranks, only_starts_ranks, run_ranks_through
+from zoo.private_apis.lightning_launchers import (
+    end_other_ranks,
+    only_starts_ranks,
+    run_ranks_through,
+    stop_observing_ranks,
+)
 
 
 def test_ranks_of_ddp_fork_run_through_a_function():
@@ -30,6 +38,20 @@ def test_ranks_of_ddp_fork_run_through_a_function():
 
 def _record(function, rank, *arguments):
     return (function.__name__, rank, *arguments)
+
+
+def test_the_thread_that_kills_this_process_can_be_stopped():
+    trainer = quiet_trainer(strategy="ddp", devices=2)
+    trainer.strategy._configure_launcher()
+    ended = subprocess.Popen(["false"])
+    ended.wait()
+    trainer.strategy.launcher.procs = observed = [ended]
+    observer = _ChildProcessObserver(os.getpid(), observed)
+    stop_observing_ranks(trainer)
+    assert observer._run()  # nothing is left to observe
+    assert trainer.strategy.launcher.procs == [ended]
+    stop_observing_ranks(quiet_trainer())  # no launcher
+    assert "_launch_process_observer(self.procs)" in inspect.getsource(_SubprocessScriptLauncher.launch)
 
 
 def test_other_ranks_are_waited_for_then_ended():

@@ -27,11 +27,11 @@ from torch.multiprocessing import ProcessExitedException
 from zoo.console.exit_codes import BAD_INPUT, USAGE, UsageError, exception_chain, print_error, run_command
 from zoo.console.signals import PARENT_VARIABLE, Terminated, signal_name
 from zoo.errors import UserError
-from zoo.private_apis.lightning_launchers import only_starts_ranks, run_ranks_through
+from zoo.private_apis.lightning_launchers import only_starts_ranks, run_ranks_through, stop_observing_ranks
 from zoo.private_apis.lightning_trainer import SIGTERMException, cluster_environment
 
 SECONDS_TO_REPORT = 4.0  # in which a failed rank tries to reach the others
-SECONDS_TO_END = 3.0  # in which the main thread may end after another rank has failed, or after a signal
+SECONDS_TO_END = 2.0  # in which the main thread may end after another rank has failed, or after a signal
 POLL = 0.5
 LOST_RANK_REMEDY = "to continue, resume from last.ckpt"
 # What torch says, in a RuntimeError, when the process at the other end of a connection has ended.
@@ -257,6 +257,7 @@ class FailureReport(Callback):
         self.ranks.started()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        stop_observing_ranks(trainer)
         if not is_stop(exception):
             self.ranks.report(exception)
 

@@ -37,6 +37,15 @@ def only_starts_ranks(trainer: Trainer) -> bool:
     return is_launcher and multiprocessing.parent_process() is None
 
 
+def stop_observing_ranks(trainer: Trainer) -> None:
+    """After an exception: keep Lightning from killing this process when a rank that it has started is gone."""
+    launcher: Any = trainer.strategy.launcher
+    processes: list[Any] = getattr(launcher, "procs", [])
+    if processes:
+        launcher.procs = list(processes)  # for `end_other_ranks`
+        processes.clear()  # the list that Lightning's thread looks into
+
+
 def end_other_ranks(trainer: Trainer, patience: float = 3.0) -> None:
     """In the process that started the other ranks, after an exception: wait for them, and end those that go on.
 
