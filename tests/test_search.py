@@ -118,6 +118,13 @@ def test_a_storage_that_cannot_be_used(storage, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_search_is_no_rank(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("sys.argv", ["search", "--space", "model.lr=1:2"])
+    with pytest.raises(UserError, match="a search runs in one process: start several searches with one --storage"):
+        main()
+
+
 def test_other_choices_than_those_of_the_study(tmp_path, monkeypatch):
     monkeypatch.setattr("zoo.search.study.ZooCLI", lambda *_, **__: (_ for _ in ()).throw(Diverged("no")))
     search([], ["model.dim=16,32"], 1, tmp_path)

@@ -11,12 +11,14 @@ processes, also on several machines, may call it at the same time with one --sto
 
 import argparse
 import csv
+import os
 import sys
 from pathlib import Path
 
 from zoo.console.exit_codes import run_command
 from zoo.console.messages import refuse_non_utf8
 from zoo.console.table import table
+from zoo.errors import UserError
 from zoo.files.atomic import replacing
 
 
@@ -45,6 +47,8 @@ def main() -> None:
     args, fit = parser.parse_known_args()
     if args.trials < 1:
         parser.error(f"--trials must be at least 1, not {args.trials}")
+    if "LOCAL_RANK" in os.environ:  # Lightning or torchrun has started this process as a rank
+        raise UserError("a search runs in one process: start several searches with one --storage instead of ranks")
     from zoo.search.study import search  # imports torch and Optuna: after --help
 
     rows = search(fit, args.space, args.trials, args.output_dir, args.seed, args.storage, args.study)

@@ -42,6 +42,8 @@ class Prune(Callback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         if not isinstance(checkpoint := trainer.checkpoint_callback, Checkpoint):
             raise UserError("the search compares checkpoints: do not turn them off")
+        if trainer.world_size > 1:
+            raise UserError("a trial runs in one process: drop --trainer.devices, and start several searches instead")
         if checkpoint.mode != "min":
             raise UserError("the search minimises: set --checkpoint.monitor to a loss or an error, with mode min")
 
