@@ -119,11 +119,11 @@ class Ranks:
         if self.world is None or self._is_reported:
             return
         self._is_reported = True
-        seconds = SECONDS_TO_REPORT
+        seconds = seconds_seen = SECONDS_TO_REPORT
         if is_lost_connection(error):
             if self._other_has_failed(SECONDS_TO_END):
                 return
-            seconds = POLL  # perhaps the store has ended with the other process
+            seconds, seconds_seen = POLL, 3 * POLL  # the store may have ended with that process, which sees nothing
             error = UserError(f"another process of the run has ended (killed, or out of memory): {LOST_RANK_REMEDY}")
         with contextlib.suppress(RuntimeError):  # the process that keeps the store has ended
             if (store := self._open(time.monotonic() + seconds)) is not None:
@@ -133,16 +133,16 @@ class Ranks:
                     return
                 print_error(error)
                 store.set("failed", name)
-                self._wait_for_others(store)
+                self._wait_for_others(store, seconds_seen)
                 return
         print_error(error)
 
-    def _wait_for_others(self, store: Store) -> None:
+    def _wait_for_others(self, store: Store, seconds: float) -> None:
         """In the process that keeps the store: until the others have seen the failure, for some seconds at most."""
         assert self.world is not None
         if self.world.rank != 0 or self.world.is_kept_by_torchrun:
             return
-        deadline = time.monotonic() + SECONDS_TO_REPORT
+        deadline = time.monotonic() + seconds
         while store.add("seen", 0) < self.world.size - 1 and time.monotonic() < deadline:
             time.sleep(POLL)
 
