@@ -282,6 +282,20 @@ def processes() -> str:
     return f"{commands(measured)}\n\n{markdown(header, lines)}" if measured else ""
 
 
+def ranks() -> str:
+    """What happens to a run when one of its two ranks fails."""
+    measured = rows("ranks.json")
+    if not measured:
+        return ""
+    lines = []
+    for r in measured:
+        codes, said = " ".join(map(str, r["codes"])), "; ".join(r["messages"]) or "none"
+        same = "yes" if r["resumed"] and r["same_bits"] else "no"
+        lines.append([r["benchmark"], f"{r['seconds']:.1f} s", codes, said, same])
+    table = markdown(["failure", "all ended after", "exit codes", "messages", "resumed to the same bits"], lines)
+    return f"`{measured[0]['command']}` ({measured[0]['cpu']}, commit {measured[0]['commit']})\n\n{table}"
+
+
 def faults() -> str:
     """Kinds of faults: cases tried, what became of them, and failures."""
     measured = rows("faults.json")
@@ -398,6 +412,7 @@ TABLES = {
     "packing": packing,
     "precisions": precisions,
     "processes": processes,
+    "ranks": ranks,
     "revdeq-memory": lambda: revdeq("way", {"memory": "{value:.0f} MB ({share:.2f})"}),
     "revdeq-time": lambda: revdeq("way", {"time": "{value:.2f} s ({share:.2f})"}),
     "revdeq-gradients": lambda: revdeq("of", {"gradients": "{error:.1g}"}),

@@ -14,14 +14,16 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from zoo.callbacks.signal_record import SignalRecord
 from zoo.console.signals import signal_name
-from zoo.errors import UserError
+from zoo.console.slurm import requeue_job
+from zoo.errors import Diverged, UserError
 from zoo.files.atomic import replacing
 from zoo.files.checkpoint_folders import has_shards, is_checkpoint_folder, write_folder
 from zoo.files.checkpoints import DigestCheckpointIO
 from zoo.files.digest import add_digest
 from zoo.files.folder_identity import FolderIdentity
 from zoo.private_apis.lightning_api import counters_before_validation, validation_progress
-from zoo.private_apis.lightning_trainer import end_other_ranks, requeue_signal
+from zoo.private_apis.lightning_launchers import end_other_ranks, only_starts_ranks
+from zoo.private_apis.lightning_trainer import requeues
 from zoo.sharding.tensors import are_finite
 
 
@@ -74,7 +76,8 @@ class Checkpoint(LightningCheckpoint):
     """Save the best and the last state of a run as `best.ckpt` and `last.ckpt`.
 
     `last.ckpt` is written after every validation, every `every_n_steps` steps, when training ends, and after a signal:
-    Ctrl-C (SIGINT), SIGTERM and SIGHUP save and stop, SIGUSR1 saves and continues. A signal is recorded, and all ranks
+    Ctrl-C (SIGINT), SIGTERM and SIGHUP save and stop, SIGUSR1 saves and continues; in a SLURM job it also requeues the
+    job, once. A signal is recorded, and all ranks
     exchange it after an optimizer step and before a validation batch: they save and stop together, so that none waits
     for another. One process alone interrupts a validation at once. A checkpoint saved inside a validation is that of
     the moment before it. A second Ctrl-C stops without waiting for the end of the step and without saving; a save that
@@ -111,6 +114,7 @@ class Checkpoint(LightningCheckpoint):
         self._pretraining_step: int | None = None  # of a pretraining, where it was saved last
         self._folder: FolderIdentity | None = None  # that of the start of training, or of the first save
         self._validation_counters: dict[str, Any] | None = None  # before the validation
+        self._is_requeued = False
         self._common_batches = 0.0  # number of validation batches that every rank has
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -162,6 +166,8 @@ class Checkpoint(LightningCheckpoint):
         stop, save = self._agreed_signals(trainer)
         if stop or save or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
             self._save(trainer, "last.ckpt")
+        if save:
+            self._requeue(trainer)
         if stop:
             raise self._signals.exception()
 
@@ -229,7 +235,7 @@ class Checkpoint(LightningCheckpoint):
         """Raises UserError where a weight is not finite. All ranks decide alike."""
         if not all(are_finite(list(trainer.lightning_module.parameters()))):
             kept = f"; the last good checkpoint is {self.last_model_path}" if self.last_model_path else ""
-            raise UserError(
+            raise Diverged(
                 f"training has diverged: weights are not finite at step {trainer.global_step}, so {name} was not "
                 f"written. Lower --model.lr, or set --trainer.gradient_clip_val{kept}"
             )
@@ -250,7 +256,7 @@ class Checkpoint(LightningCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._open_folder(trainer)
         if not _saves_nothing(trainer):
-            self._signals.install(requeue_signal(trainer), is_quiet=not trainer.is_global_zero)
+            self._signals.install(is_quiet=not trainer.is_global_zero)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or _saves_nothing(trainer):
@@ -270,6 +276,8 @@ class Checkpoint(LightningCheckpoint):
             stop, save = self._agreed_signals(trainer)
             if stop or save:
                 self._save_before_validation(trainer)
+            if save:
+                self._requeue(trainer)
             if stop:
                 raise self._signals.exception()
 
@@ -290,6 +298,13 @@ class Checkpoint(LightningCheckpoint):
             self._signals.save = False
         return bool(stop), bool(save)
 
+    def _requeue(self, trainer: Trainer) -> None:
+        """In a SLURM job: requeue it, once. SLURM then ends it with SIGTERM, and starts it again later."""
+        if requeues(trainer) and not self._is_requeued:
+            self._is_requeued = True
+            if trainer.is_global_zero:
+                print(f"zoo: {requeue_job()}", file=sys.stderr)
+
     def _is_agreed(self, trainer: Trainer, decision: bool) -> bool:
         """Whether `decision` is true at any rank."""
         return trainer.strategy.reduce_boolean_decision(decision, all=False)
@@ -307,7 +322,7 @@ class Checkpoint(LightningCheckpoint):
                     self._save_before_validation(trainer)
                 except (OSError, UserError) as error:
                     failure = error
-            if trainer.is_global_zero:
+            if trainer.is_global_zero and not only_starts_ranks(trainer):
                 with contextlib.suppress(OSError):  # the terminal may be gone
                     print(f"zoo: {self._describe_stop(trainer, failure)}", file=sys.stderr)
         self._signals.restore()

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from zoo.errors import UserError
+from zoo.errors import Diverged, UserError
 from zoo.sharding.tensors import total_norm
 
 SMALLEST_SCALE = 2.0**-10  # a healthy fp16 loss scale is far above 1
@@ -69,7 +69,7 @@ class NonFinite(Callback):
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None:
             if trainer.global_step % self.every_n_steps == 0 and scaler.get_scale() < SMALLEST_SCALE:
-                raise UserError(
+                raise Diverged(
                     f"training has diverged at step {trainer.global_step}: every fp16 gradient overflows. "
                     f"Lower --model.lr, or set --mixed_precision.dtype bf16{_last_checkpoint(trainer)}"
                 )
@@ -88,7 +88,7 @@ class NonFinite(Callback):
         # Early stopping would end such a run as if it had converged.
         loss = trainer.callback_metrics.get("val_loss")
         if trainer.state.fn == "fit" and not trainer.sanity_checking and loss is not None and not loss.isfinite():
-            raise UserError(
+            raise Diverged(
                 f"training has diverged: val_loss is {loss.item()} after step {trainer.global_step}. "
                 f"Lower --model.lr, or set --trainer.gradient_clip_val{_last_checkpoint(trainer)}"
             )
@@ -110,7 +110,7 @@ class NonFinite(Callback):
         # This waits for the device.
         step = int(self._first_bad)
         if step >= 0:
-            raise UserError(
+            raise Diverged(
                 f"training has diverged: the loss or a gradient is not finite at step {step}. Lower --model.lr, or "
                 "set --trainer.gradient_clip_val; --non_finite.action skip leaves out such steps"
                 + _last_checkpoint(trainer)

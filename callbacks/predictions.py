@@ -2,16 +2,19 @@
 
 import contextlib
 import errno
+import heapq
+import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from zoo.errors import UserError
-from zoo.files.atomic import remove_stale, temporary_path
+from zoo.files.atomic import remove_stale, replacing, temporary_path
 from zoo.files.locks import owned_lock
 from zoo.text_formats.json_text import dump_json
 
@@ -19,9 +22,10 @@ from zoo.text_formats.json_text import dump_json
 class Predictions(Callback):
     """Write the dictionaries that `predict_step` returns for each batch, one line each, in input order.
 
-    Each rank writes its share of the data: `predictions.jsonl` in one process, `predictions-rank<r>.jsonl` in several.
-    A line's `index` is its position in the whole input. A number that is NaN or infinite is written as null. The file
-    gets its name when it is complete; until then a lock keeps other processes from writing the same file.
+    A line's `index` is its position in the input. A number that is NaN or infinite is written as null. The file gets
+    its name when it is complete; until then a lock keeps other processes from writing the same file. Of several ranks
+    each writes its share into a temporary file, and the first merges these by `index`. Where it cannot read the files
+    of another machine, they remain as `predictions-rank<r>.jsonl`.
 
     Args:
         path: file of the predictions. Default: `predictions.jsonl` in the run's folder.
@@ -47,8 +51,6 @@ class Predictions(Callback):
             if not name.strip() or "\0" in name or path.is_dir():
                 what = "a folder" if path.is_dir() and name.strip() else "no name of a file"
                 raise UserError(f"--{option} {name!r} is {what}: give the path of a file")
-            if trainer.world_size > 1:
-                path = path.with_stem(f"{path.stem}-rank{trainer.global_rank}")
             if path in self.files:
                 raise UserError(f"{path} cannot hold both kinds of lines: give another --predictions.text_path")
             if path.exists():
@@ -57,8 +59,9 @@ class Predictions(Callback):
                 if path.parent.exists() and not path.parent.is_dir():
                     raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
                 path.parent.mkdir(parents=True, exist_ok=True)
-                lock = owned_lock(path.with_name(f".{path.name[:40]}.lock"), f"another process writes {path}")
-                self._locks.enter_context(lock)
+                if trainer.is_global_zero:
+                    lock = owned_lock(path.with_name(f".{path.name[:40]}.lock"), f"another process writes {path}")
+                    self._locks.enter_context(lock)
                 remove_stale(path)
                 self._temporary[path] = temporary_path(path)
                 self.files[path] = open(self._temporary[path], "w", encoding="utf-8")  # noqa: SIM115 - closed at the end
@@ -74,15 +77,40 @@ class Predictions(Callback):
                 file.writelines(_text_line(row) if number else _json_line(row) for row in outputs)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        print(file=sys.stderr)
+        if trainer.is_global_zero:
+            print(file=sys.stderr)
         for path, file in self.files.items():
             with _named(path):
                 file.flush()
                 os.fsync(file.fileno())
                 file.close()
-                self._temporary[path].replace(path)
+        written = [*self.files]
+        if trainer.world_size > 1:
+            written = self._merge(trainer)
+        else:
+            for path in written:
+                with _named(path):
+                    self._temporary[path].replace(path)
+        for path in written:
             print(path, file=sys.stderr)
         self._locks.close()
+
+    def _merge(self, trainer: Trainer) -> list[Path]:
+        """Merge the files of all ranks in the first; returns the files that this rank has made."""
+        own = [str(self._temporary[path].absolute()) for path in self.files]
+        of_ranks: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(of_ranks, own)
+        is_shared = trainer.strategy.broadcast(all(os.path.exists(part) for parts in of_ranks for part in parts))
+        if not is_shared:
+            for path in self.files:
+                self._temporary[path].replace(path.with_stem(f"{path.stem}-rank{trainer.global_rank}"))
+            return [path.with_stem(f"{path.stem}-rank{trainer.global_rank}") for path in self.files]
+        if trainer.is_global_zero:
+            merge_parts([*self.files], of_ranks)
+        trainer.strategy.barrier("predictions are merged")
+        for part in own:
+            os.unlink(part)
+        return [*self.files] if trainer.is_global_zero else []
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         with self._locks:
@@ -90,6 +118,29 @@ class Predictions(Callback):
                 with contextlib.suppress(OSError):  # a full disk, which is the exception already
                     file.close()
                 self._temporary[path].unlink(missing_ok=True)
+
+
+def merge_parts(targets: list[Path], parts: list[list[str]]) -> None:
+    """Merge the rows that ranks have written, in the order of their index.
+
+    Args:
+        targets: the files to write: JSON lines, and perhaps a second one with a line for each row of the first.
+        parts: for each rank its part of every target.
+    """
+    with contextlib.ExitStack() as stack:
+        files = [[stack.enter_context(open(part, encoding="utf-8")) for part in of_rank] for of_rank in parts]
+        rows = heapq.merge(*(zip(*of_rank, strict=True) for of_rank in files), key=_index)
+        partials = [stack.enter_context(replacing(target, durable=True)) for target in targets]
+        outputs = [stack.enter_context(open(partial, "w", encoding="utf-8")) for partial in partials]
+        for row in rows:
+            for output, line in zip(outputs, row, strict=True):
+                output.write(line)
+
+
+def _index(lines: tuple[str, ...]) -> int:
+    """The index in a row's JSON line; 0 for a row without one, so that such rows keep the order of the ranks."""
+    index = json.loads(lines[0]).get("index")
+    return index if isinstance(index, int) else 0
 
 
 def _json_line(row: dict[str, Any]) -> str:

@@ -39,11 +39,10 @@ class SignalRecord:
         self.stop: int | None = None
         self.save = self.raises_at_once = self.was_raised = self.is_busy = False
 
-    def install(self, skip: int | None = None, is_quiet: bool = False) -> None:
+    def install(self, is_quiet: bool = False) -> None:
         """Set the handlers. Signals that are ignored, as SIGHUP under nohup, stay so, except Ctrl-C.
 
         Args:
-            skip: a signal that someone else handles.
             is_quiet: do not print that a signal was received.
         """
         self.restore()
@@ -53,7 +52,7 @@ class SignalRecord:
             return
         for signum in STOP_SIGNALS if SAVE_SIGNAL is None else (*STOP_SIGNALS, SAVE_SIGNAL):
             is_ignored = signal.getsignal(signum) is signal.SIG_IGN and signum != signal.SIGINT
-            if signum != skip and not is_ignored:
+            if not is_ignored:
                 self._previous[signum] = signal.signal(signum, self._record)
 
     def restore(self) -> None:

@@ -167,12 +167,14 @@ class ZooDataModule(LightningDataModule):
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
         def open_loader(batches: Iterable[Sequence[int]]) -> DataLoader:
+            is_evaluation = isinstance(batches, Sequence)  # the batches of training are drawn one after the other
             return DataLoader(
                 dataset,
                 batch_sampler=batches,  # type: ignore[arg-type]
                 collate_fn=self.collate,
                 num_workers=self.num_workers,
-                pin_memory=on_gpu,
+                persistent_workers=is_evaluation and self.num_workers > 0,
+                pin_memory=on_gpu,  # Lightning then copies batches to the GPU without waiting
                 generator=stream(self.seed, "workers"),  # otherwise torch's global generator would be advanced
                 worker_init_fn=_ignore_signals,
             )
@@ -200,17 +202,29 @@ def _end_at_sigterm_of_parent() -> None:
 
 
 class EvalLoader:
-    """A loader that yields the given batches in the given order, each time it is iterated."""
+    """A loader that yields the given batches in the given order, each time it is iterated.
+
+    Its loader processes are started once, and wait from one evaluation to the next.
+    """
 
     calibration_rows: Sequence = ()
     """Rows on which a model calibrates itself instead of on the batches; empty for these."""
 
     def __init__(self, open_loader: Opener, batches: Sequence[Sequence[int]], dataset: Dataset) -> None:
         self._open, self._batches, self.dataset = open_loader, batches, dataset
+        self._loader: DataLoader | None = None
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator:
         # A generator, because Lightning calls iter() once only to test that it works.
-        yield from self._open(self._batches)
+        if self._loader is None:
+            loader = self._open(self._batches)
+            self._loader = loader if isinstance(loader, DataLoader) else None  # others may be iterated once only
+            yield from loader
+        else:
+            yield from self._loader
+
+    def __getstate__(self) -> dict[str, Any]:  # ddp_spawn sends it to other processes, without its own
+        return {**vars(self), "_loader": None}

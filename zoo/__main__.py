@@ -1,5 +1,6 @@
 """The `zoo` command: answers help, version and list without importing torch; `zoo.cli` runs every other verb."""
 
+import os
 import sys
 
 from zoo import __version__
@@ -30,15 +31,25 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run_verb(argv: list[str]) -> None:
     refuse_non_utf8(argv)
+    if is_one_of_several_processes():
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # without warnings about ranks that have ended
     with imports_that_end_on_signals():
         # Imported here, so that help and list need not import torch.
         from zoo.cli.command_line import ZooCLI
         from zoo.cli.consolidate import consolidate
+        from zoo.cli.ranks import Ranks, World
 
     if argv[0] == "consolidate":
         consolidate(argv[1:])
-    else:
-        ZooCLI(argv)
+        return
+    ranks = Ranks(World.from_environment())
+    with ranks.failures_reported():
+        ZooCLI(argv, ranks=ranks)
+
+
+def is_one_of_several_processes() -> bool:
+    """Whether torchrun, SLURM or Lightning has started this process as one of several."""
+    return any(name in os.environ for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 if __name__ == "__main__":

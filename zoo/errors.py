@@ -9,6 +9,10 @@ class UserError(ValueError):
     """Wrong input, option or file. The message is one sentence that names it and the remedy."""
 
 
+class Diverged(UserError):
+    """Training has diverged: a loss, a gradient or a weight is not finite."""
+
+
 def check_number(name: str, value: Any, range: str, is_inside: Callable[[Any], bool], whole: bool = False) -> None:
     """Check that a setting is a number inside its range.
 

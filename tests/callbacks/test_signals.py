@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from tests.callbacks.test_callbacks import Plane, Points, trainer
 from zoo.callbacks import Checkpoint
+from zoo.console.exit_codes import run_command
 from zoo.console.signals import Terminated
 
 CODES = {signal.SIGINT: 1, signal.SIGTERM: 143, signal.SIGHUP: 129}  # Lightning itself exits with 1 after Ctrl-C
@@ -180,15 +181,27 @@ def test_sigusr1_saves_and_continues(tmp_path):
     assert contents(tmp_path)["global_step"] == 8
 
 
-def test_under_slurm_requeueing_sigusr1_is_lightnings(tmp_path, monkeypatch):
+def test_under_slurm_sigusr1_saves_and_requeues_once(tmp_path, monkeypatch, capsys):
     commands = []
-    monkeypatch.setattr("lightning.pytorch.trainer.connectors.signal_connector.call", lambda c: commands.append(c) or 0)
+    reply = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr("zoo.console.slurm.subprocess.run", lambda words, **_: commands.append(words) or reply)
     for name, value in {"NTASKS": 1, "JOB_ID": 7, "PROCID": 0, "LOCALID": 0, "NODEID": 0, "JOB_NAME": "x"}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
-    hook = At("on_train_batch_start", lambda: send(signal.SIGUSR1), n=2)
-    assert fit(tmp_path, hook, plugins=[SLURMEnvironment(auto_requeue=True)], steps=2, limit_val_batches=0) == 0
+    hooks = [At("on_train_batch_start", lambda: send(signal.SIGUSR1), n=n) for n in (2, 3)]
+    look = At("on_train_batch_start", lambda: steps.append(contents(tmp_path)["global_step"]), n=3)
+    steps = []
+    plugins = [SLURMEnvironment(auto_requeue=True)]
+    assert fit(tmp_path, look, *hooks, plugins=plugins, steps=4, limit_val_batches=0) == 0
     assert commands == [["scontrol", "requeue", "7"]]
-    assert contents(tmp_path, "hpc_ckpt_1.ckpt")["global_step"] == 1
+    assert steps == [2]
+    assert not list(tmp_path.glob("hpc*"))
+    assert "zoo: SLURM job 7 is requeued\n" in capsys.readouterr().err
+    # Before training nothing is to be saved.
+    assert run_command(lambda: send(signal.SIGUSR1)) == 0
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "5")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    assert run_command(lambda: send(signal.SIGUSR1)) == 0
+    assert commands[1:] == [["scontrol", "requeue", "7"], ["scontrol", "requeue", "5_2"]]
 
 
 def test_a_removed_folder_is_one_sentence_and_the_state_is_saved(tmp_path):

@@ -1,12 +1,15 @@
 """Order of training samples, division among processes, and exact resumption from every point of a run."""
 
+import inspect
 import os
 import signal
 from itertools import chain
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.utilities import apply_func
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
@@ -299,6 +302,41 @@ def test_loader_processes_ignore_sigint_and_end_at_sigterm():
     finally:
         for s, handler in handlers.items():
             signal.signal(s, handler)
+
+
+class ProcessNumbers(Points):
+    """Points of which each item is the number of the process that loads it, and its index."""
+
+    def dataset(self, split):
+        class Items(Dataset):
+            def __len__(self) -> int:
+                return 5
+
+            def __getitem__(self, index: int) -> tuple[int, int]:
+                return os.getpid(), index
+
+        return Items()
+
+
+def test_loader_processes_persist_over_validations():
+    validation = ProcessNumbers(num_workers=1, batch_size=2).val_dataloader()
+    first, second = list(validation), [next(iter(validation)) for _ in range(2)]  # the second ones end early
+    assert torch.cat([indices for _, indices in first]).tolist() == [0, 1, 2, 3, 4]
+    assert [indices.tolist() for _, indices in second] == [[0, 1], [0, 1]]
+    processes = {number for numbers, _ in first + second for number in numbers.tolist()}
+    assert len(processes) == 1
+    assert processes != {os.getpid()}
+    assert torch.equal(list(validation)[-1][1], torch.tensor([4]))
+
+
+def test_batches_for_a_gpu_are_in_pinned_memory():
+    data = Points()
+    for device, is_pinned in (("cuda", True), ("cpu", False)):
+        strategy = SimpleNamespace(root_device=torch.device(device))
+        data.trainer = SimpleNamespace(strategy=strategy, distributed_sampler_kwargs=None)
+        assert data._opener(data.dataset("val"))([[0]]).pin_memory == is_pinned
+    # Lightning copies tensors without waiting, except to a CPU.
+    assert 'kwargs["non_blocking"] = True' in inspect.getsource(apply_func.move_data_to_device)
 
 
 def test_fewer_samples_than_a_step_are_refused():

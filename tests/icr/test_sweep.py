@@ -1,5 +1,6 @@
 """The sweep: each member equals its single run, for any stacking, any division among processes, and after resuming."""
 
+import argparse
 import fcntl
 import json
 import os
@@ -19,6 +20,7 @@ from zoo.files.checkpoints import read_checkpoint
 from zoo.icr import ICRegConfig, ICRTransformer, load_model
 from zoo.icr.sweep import __main__ as sweep_module
 from zoo.icr.sweep import training
+from zoo.icr.sweep.options import share
 from zoo.icr.sweep.stacked_data import StackedTasks
 from zoo.icr.sweep.stacked_model import StackedICR
 from zoo.icr.task import Prompts
@@ -349,3 +351,11 @@ def test_exit_code_of_a_share_depends_on_its_own_members(tmp_path, monkeypatch):
 def test_without_clipping(tmp_path):
     sweep(tmp_path, tasks="2", grad_clip="none", num_steps=20)
     assert json.loads((tmp_path / "experiment_metadata.json").read_text())["settings"]["grad_clip"] is None
+
+
+def test_a_task_of_a_job_array_has_its_share(monkeypatch):
+    with pytest.raises(argparse.ArgumentTypeError, match="no task of a SLURM job array"):
+        share("array")
+    for name, value in {"ID": 7, "MIN": 3, "MAX": 9, "STEP": 2}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    assert share("array") == (3, 4)

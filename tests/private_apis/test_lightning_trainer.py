@@ -2,8 +2,6 @@
 
 import inspect
 import signal
-import subprocess
-import sys
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import MixedPrecision
@@ -13,9 +11,8 @@ from lightning.pytorch.trainer.connectors import signal_connector
 
 from zoo.private_apis.lightning_trainer import (
     SIGTERMException,
-    end_other_ranks,
     keep_signal_handlers,
-    requeue_signal,
+    requeues,
     set_precision,
 )
 
@@ -48,27 +45,7 @@ def test_lightning_leaves_the_handler_of_sigterm():
     assert "self._signal_connector.register_signal_handlers()" in inspect.getsource(Trainer._run)
 
 
-def test_requeue_signal_of_slurm():
-    assert requeue_signal(quiet_trainer()) is None
-    assert requeue_signal(quiet_trainer(plugins=[SLURMEnvironment(auto_requeue=False)])) is None
-    assert requeue_signal(quiet_trainer(plugins=[SLURMEnvironment(auto_requeue=True)])) == signal.SIGUSR1
-
-
-def test_other_ranks_are_waited_for_then_ended():
-    trainer = quiet_trainer(strategy="ddp", devices=2)
-    ignoring = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
-    )
-    started = [
-        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
-        for script in ("print(1)", "import time; print(1, flush=True); time.sleep(60)", ignoring)
-    ]
-    for process in started:
-        process.stdout.readline()
-        process.stdout.close()
-    trainer.strategy._configure_launcher()
-    trainer.strategy.launcher.procs += started
-    end_other_ranks(trainer, patience=0.3)
-    assert [process.returncode for process in started] == [0, -signal.SIGTERM, -signal.SIGKILL]
-    assert trainer.strategy.launcher.procs == []
-    end_other_ranks(quiet_trainer())  # no other ranks
+def test_requeues_in_slurm_jobs_only():
+    assert not requeues(quiet_trainer())
+    assert not requeues(quiet_trainer(plugins=[SLURMEnvironment(auto_requeue=False)]))
+    assert requeues(quiet_trainer(plugins=[SLURMEnvironment(auto_requeue=True)]))

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback
 
 from tests.commands import TEXT
-from tests.ranks import run_ranks
+from tests.sharding.forks import run_ranks
 from zoo.__main__ import main
 from zoo.cli.command_line import ZooCLI
 from zoo.console.exit_codes import INTERRUPTED, run_command

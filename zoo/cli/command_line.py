@@ -10,16 +10,12 @@ Python program may import it. A checkpoint is a file from elsewhere: only names 
 user names in the same command, are accepted from it.
 """
 
-import logging
-import sys
 import time
-import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 
 from zoo import callbacks
@@ -29,9 +25,11 @@ from zoo.cli.arguments import read_arguments
 from zoo.cli.automatic import choose, print_choices
 from zoo.cli.checkpoint_info import CheckpointInfo, read_checkpoint_info
 from zoo.cli.class_names import ClassNames
+from zoo.cli.closing_message import ClosingMessage
 from zoo.cli.config_names import UnknownConfigError
 from zoo.cli.linked_arguments import find_linked, find_missing, given_options, linked_arguments
 from zoo.cli.parser import ZooParser, refuse
+from zoo.cli.ranks import FailureReport, Ranks, connect
 from zoo.cli.renamed_arguments import find_renamed
 from zoo.cli.resume import (
     refuse_changed_settings,
@@ -40,6 +38,7 @@ from zoo.cli.resume import (
     with_chosen_settings,
 )
 from zoo.cli.run_folder import (
+    CommonFolder,
     EmptyFolders,
     SaveConfig,
     check_pattern,
@@ -48,9 +47,12 @@ from zoo.cli.run_folder import (
     find_checkpoint,
     refuse_other_run,
 )
-from zoo.cli.run_lock import locked_folder
+from zoo.cli.run_lock import locked_and_watched
 from zoo.cli.trainer import ZooTrainer
-from zoo.console.exit_codes import is_out_of_memory, is_user_error
+from zoo.cli.trainer_options import check_trainer, suits
+from zoo.console.exit_codes import is_out_of_memory, user_error_behind
+from zoo.console.messages import silence_lightning
+from zoo.console.slurm import was_requeued
 from zoo.datamodules import ZooDataModule
 from zoo.datamodules.sources.corpus import data_label
 from zoo.errors import UserError
@@ -80,13 +82,15 @@ class ZooCLI(OpenLightningCLI):
     Args:
         argv: the verb, then its options.
         callbacks: further callbacks for the Trainer.
+        ranks: the processes of the run, where its launcher has started several.
     """
 
-    def __init__(self, argv: list[str], callbacks: Sequence[Callback] = ()) -> None:
+    def __init__(self, argv: list[str], callbacks: Sequence[Callback] = (), ranks: Ranks | None = None) -> None:
         self.verb = argv[0]
         self.callbacks = callbacks
+        self.ranks = ranks or Ranks()
         self.started = time.monotonic()
-        self._silence_lightning()
+        silence_lightning()
         # The checkpoint and the classes decide which options exist, so they are read first.
         try:
             self.arguments = read_arguments(argv[1:])
@@ -127,19 +131,16 @@ class ZooCLI(OpenLightningCLI):
             args=[self.verb, *self.arguments.words],
         )
 
-    @staticmethod
-    def _silence_lightning() -> None:
-        """Drop Lightning's informational messages: `generate` prints only text, and an error is one sentence."""
-        for name in ("lightning.pytorch", "lightning.fabric"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-        warnings.filterwarnings("ignore", message="You have overridden `on_before_batch_transfer`")  # on purpose
-
     def _checkpoint_path(self) -> str | None:
         given = self.arguments.values
         check_pattern(given.get("output_dir"))
         refuse_overridden_checkpoint(self.arguments)
-        return find_checkpoint(given.get("ckpt_path"), given.get("output_dir"))
+        ckpt_path = given.get("ckpt_path")
+        if ckpt_path is None and self.verb == "fit" and was_requeued():
+            ckpt_path = "auto"
+        if ckpt_path == "auto" and self.verb != "fit":
+            raise UserError(f"--ckpt_path auto is for fit: give last, best or a file to {self.verb}")
+        return find_checkpoint(ckpt_path, given.get("output_dir"))
 
     def _read_checkpoint(self, ckpt_path: str | None) -> CheckpointInfo | None:
         info = read_checkpoint_info(ckpt_path, self.class_names.own) if ckpt_path else None
@@ -271,15 +272,9 @@ class ZooCLI(OpenLightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.verb]
         trainer = config.trainer
-        # Settings that Lightning would report less clearly, or only later.
-        if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-            raise UserError(
-                f"--trainer.accelerator {trainer.accelerator}: torch finds no CUDA GPU here; drop it, or set it to cpu"
-            )
-        if trainer.accumulate_grad_batches < 1:
-            raise UserError(
-                f"--trainer.accumulate_grad_batches must be at least 1, not {trainer.accumulate_grad_batches}"
-            )
+        check_trainer(trainer)
+        if trainer.barebones:
+            self.save_config_callback = None
         if trainer.precision is not None:
             config.mixed_precision.dtype = "off"  # an explicit precision wins
 
@@ -291,7 +286,7 @@ class ZooCLI(OpenLightningCLI):
             return
         except Exception as error:
             original = original_error(error)  # jsonargparse wraps what a constructor raises
-            cause = _user_error_behind(error) or original
+            cause = user_error_behind(error) or original
         # Not in the handler, so that a traceback ends with the original exception, without jsonargparse's around it.
         if is_out_of_memory(cause):
             raise UserError("the model does not fit into memory: reduce its sizes") from cause
@@ -309,7 +304,7 @@ class ZooCLI(OpenLightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         config = self.config[self.verb]
         kwargs["default_root_dir"] = config.output_dir
-        if config.trainer.logger in (None, True):
+        if config.trainer.logger in (None, True) and not config.trainer.barebones:
             # Empty name and version: one run, one folder, and the curves of a resumed run continue where they stopped.
             kwargs["logger"] = self.verb == "fit" and DeferredTensorBoardLogger(
                 config.output_dir, name="", version="", default_hp_metric=False
@@ -331,15 +326,22 @@ class ZooCLI(OpenLightningCLI):
         more: list[Callback] = []
         if trainer_config["logger"]:
             more.append(LearningRateMonitor())
-        if trainer_config["enable_progress_bar"] is not False and self.verb != "generate":
+        shows_progress = trainer_config["enable_progress_bar"] is not False and not trainer_config["barebones"]
+        if shows_progress and self.verb != "generate":
             more.append(Progress())
+        if self.verb == "fit":
+            more.append(ClosingMessage(self.checkpoint_info.step if self.checkpoint_info else None))
         if self.verb == "fit" and (budget := self.config.fit.budget) is not None:
             self.config.fit.budget = None  # for the saved config, which has the steps that the time allowed
             more.append(Budget(parse_duration(budget), self.started, N_VALIDATIONS, self._record_plan))
         config = self.config[self.verb]
         files = [config.predictions.path, config.predictions.text_path] if self.verb == "predict" else []
         folders = [Path(file).parent for file in files if file]
-        return [*more, *self.callbacks, EmptyFolders([Path(config.output_dir), *folders])]
+        own = [CommonFolder(), FailureReport(self.ranks), EmptyFolders([Path(config.output_dir), *folders])]
+        return [*more, *self.callbacks, *own]
+
+    def keep_callback(self, callback: Callback, trainer_config: dict[str, Any]) -> bool:
+        return suits(callback, trainer_config)
 
     def _record_plan(self, settings: dict[str, Any]) -> None:
         """Write the numbers of steps that --budget allows into the run's config.yaml."""
@@ -360,36 +362,18 @@ class ZooCLI(OpenLightningCLI):
 
     # ---- running
 
-    def while_running(self, verb: str) -> AbstractContextManager[Any]:
+    def while_running(self, verb: str) -> AbstractContextManager[None]:
         keep_signal_handlers(self.trainer)
-        if verb == "fit" and self.trainer.is_global_zero:  # no second run in the same folder
-            return locked_folder(Path(self.config.fit.checkpoint.dirpath or self.config.fit.output_dir))
-        return nullcontext()
+        if verb == "generate":  # in one process
+            return nullcontext()
+        connect(self.ranks, self.trainer, silence_lightning)
+        fit = self.config[verb] if verb == "fit" else None
+        folder = Path(fit.checkpoint.dirpath or fit.output_dir) if fit and self.trainer.is_global_zero else None
+        return locked_and_watched(folder, self.ranks, self.trainer)
 
     def before_fit(self) -> None:
         config = self.config.fit
         folder = Path(config.checkpoint.dirpath or config.output_dir)
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero:  # the others may have another {time}, and write nothing
             refuse_other_run(folder, config.ckpt_path)
-        check_writable(folder)
-
-    def after_fit(self) -> None:
-        """Print one line: the folder, the steps, the best score."""
-        # Only the first process reports, and only a real run.
-        trainer: Any = self.trainer
-        checkpoint = trainer.checkpoint_callback
-        if not trainer.is_global_zero or trainer.fast_dev_run or not isinstance(checkpoint, callbacks.Checkpoint):
-            return
-        best = f", best {checkpoint.monitor} {checkpoint.best_score:.4g}" if checkpoint.best_model_path else ""
-        more = ""
-        if self.checkpoint_info and self.checkpoint_info.step == trainer.global_step:
-            more = "; nothing was left to do: raise --trainer.max_steps to go on"
-        print(f"{trainer.default_root_dir}: {trainer.global_step} steps{best}{more}", file=sys.stderr)
-
-
-def _user_error_behind(error: BaseException) -> BaseException | None:
-    """The error of the user's that `error` was raised from, if there is one."""
-    cause: BaseException | None = error
-    while cause is not None and not is_user_error(cause):
-        cause = cause.__cause__
-    return cause
+            check_writable(folder)

@@ -1,13 +1,12 @@
 """An argument parser whose errors are one sentence, with the nearest name where a name is unknown."""
 
 import os
-import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from zoo.console.exit_codes import USAGE
+from zoo.console.exit_codes import UsageError
 from zoo.console.messages import did_you_mean
 from zoo.errors import UserError
 from zoo.private_apis import jsonargparse_api as api
@@ -60,11 +59,10 @@ class ZooParser(LightningArgumentParser):
 
 
 def refuse(sentence: str) -> NoReturn:
-    """Print what is wrong with the command, a long value in it shortened, and exit with code 2."""
+    """Exit with code 2 and a sentence about what is wrong with the command, a long value in it shortened."""
     if len(sentence) > LONGEST:
         sentence = f"{sentence[: LONGEST // 2]} ... {sentence[-LONGEST // 2 :]}"
-    print(f"zoo: {sentence}", file=sys.stderr)
-    sys.exit(USAGE)
+    raise UsageError(sentence)
 
 
 def _about_missing(names: list[str], key: str | None) -> str:

@@ -19,22 +19,25 @@ from lightning.pytorch.cli import SaveConfigCallback
 from zoo.errors import UserError
 from zoo.files.atomic import OLD, replacing
 from zoo.private_apis.lightning_logger import DeferredTensorBoardLogger
+from zoo.private_apis.lightning_trainer import set_default_root_dir
 
 
 def find_checkpoint(ckpt_path: str | None, output_dir: str | None) -> str | None:
-    """The file that `--ckpt_path` means; `last` and `best` are those in the output folder.
+    """The file that `--ckpt_path` means; `last` and `best` in the output folder; `auto` is `last` if it exists.
 
     Raises:
-        UserError: `last` or `best` without a known folder; or the folder of a run, or a broken symbolic link.
+        UserError: `last`, `best` or `auto` without a known folder; or the folder of a run, or a broken symbolic link.
         FileNotFoundError: the file does not exist.
     """
     if ckpt_path is not None and not ckpt_path.strip():
         raise UserError("--ckpt_path is empty: name a checkpoint, or drop it")
-    if ckpt_path in ("last", "best"):
+    if ckpt_path in ("last", "best", "auto"):
         if not output_dir or "{" in output_dir:
             where = f"which run of {output_dir} is meant" if output_dir else "the run's folder"
             raise UserError(f"--ckpt_path {ckpt_path} needs to know {where}: add --output_dir, or name the file")
-        ckpt_path = str(Path(output_dir) / f"{ckpt_path}.ckpt")
+        if ckpt_path == "auto" and not os.path.lexists(Path(output_dir) / "last.ckpt"):
+            return None
+        ckpt_path = str(Path(output_dir) / f"{ckpt_path.replace('auto', 'last')}.ckpt")
     if ckpt_path and os.path.islink(ckpt_path) and not Path(ckpt_path).exists():
         raise UserError(f"the checkpoint {ckpt_path} is a symbolic link to nothing: name the file that it stood for")
     if ckpt_path and Path(ckpt_path).is_dir() and (files := [*map(str, Path(ckpt_path).glob("*.ckpt"))]):
@@ -67,15 +70,17 @@ def check_pattern(output_dir: str | None) -> None:
 def fill_in(pattern: str, data_label: str) -> str:
     """An output folder with {data} replaced by the data's label and {time} by the time of the start.
 
-    Raises:
-        UserError: {time} under torchrun, whose processes would each have their own.
+    Each process has its own time; `CommonFolder` gives all of them the folder of the first.
     """
-    if "{time}" in pattern and "TORCHELASTIC_RUN_ID" in os.environ:
-        raise UserError(f"under torchrun every process has its own time: give another --output_dir than {pattern}")
-    now = time.strftime("%Y%m%d-%H%M%S")
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes of this machine inherit it
-        os.environ["ZOO_STARTED"] = now
-    return pattern.replace("{data}", data_label).replace("{time}", os.environ.get("ZOO_STARTED", now))
+    return pattern.replace("{data}", data_label).replace("{time}", time.strftime("%Y%m%d-%H%M%S"))
+
+
+class CommonFolder(Callback):
+    """Let all ranks use the output folder of the first, whose name may contain the time of its start."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if trainer.world_size > 1:
+            set_default_root_dir(trainer, trainer.strategy.broadcast(str(trainer.default_root_dir)))
 
 
 def refuse_other_run(folder: Path, ckpt_path: str | None) -> None:
@@ -137,6 +142,13 @@ class SaveConfig(SaveConfigCallback):
     not in a run that fails before.
     """
 
+    text: str | None = None  # the settings, in a process of ddp_spawn
+
+    def __getstate__(self) -> dict[str, Any]:
+        # ddp_spawn sends the callback to other processes, and a parser cannot be sent.
+        text = self.parser.dump(self._saved_settings(), format="yaml", skip_none=False)
+        return {**vars(self), "parser": None, "config": None, "text": text}
+
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Lightning would save the settings here."""
 
@@ -161,9 +173,15 @@ class SaveConfig(SaveConfigCallback):
                 trainer.logger.start()
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        config = self.config.clone()
-        config.pop("ckpt_path", None)  # a null would override --ckpt_path in front of --config
         path = Path(trainer.default_root_dir) / "config.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
-            self.parser.save(config, partial, format="yaml", skip_none=False, overwrite=True)
+            if self.text is None:
+                self.parser.save(self._saved_settings(), partial, format="yaml", skip_none=False, overwrite=True)
+            else:
+                partial.write_text(self.text, encoding="utf-8")
+
+    def _saved_settings(self) -> Any:
+        config = self.config.clone()
+        config.pop("ckpt_path", None)  # a null would override --ckpt_path in front of --config
+        return config

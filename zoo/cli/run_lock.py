@@ -3,8 +3,11 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from zoo.cli.run_folder import missing_folders, remove_empty
+from zoo.callbacks import Predictions
+from zoo.cli.ranks import Ranks
+from zoo.cli.run_folder import EmptyFolders, missing_folders, remove_empty
 from zoo.files.locks import owned_lock
 
 LOCK_NAME = ".lock"
@@ -26,3 +29,26 @@ def locked_folder(folder: Path) -> Iterator[None]:
         except OSError as error:
             raise OSError(f"cannot write to {folder} ({error.strerror or error}): give another --output_dir") from error
         yield
+
+
+@contextlib.contextmanager
+def locked_and_watched(folder: Path | None, ranks: Ranks, trainer: Any) -> Iterator[None]:
+    """Hold the lock of a folder, if one is given, and end this process if another rank fails, without leaving traces.
+
+    Args:
+        folder: of the run, on rank 0 of `fit`.
+        ranks: of the run.
+        trainer: of this process.
+    """
+    with contextlib.ExitStack() as lock:
+        if folder is not None:
+            lock.enter_context(locked_folder(folder))
+
+        def remove_traces() -> None:
+            for callback in trainer.callbacks:
+                if isinstance(callback, Predictions | EmptyFolders):
+                    callback.on_exception(trainer, trainer.lightning_module, KeyboardInterrupt())
+            lock.close()
+
+        with ranks.watched(remove_traces):
+            yield

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 
+from zoo.cli.ranks import World
 from zoo.errors import UserError
 from zoo.files.checkpoints import read_checkpoint
 from zoo.tokenizers import stream_decode
@@ -60,6 +61,8 @@ class ZooTrainer(Trainer):
         Returns:
             The texts, prompts included.
         """
+        if (world := World.from_environment()) is not None and world.rank > 0:
+            return []  # the first process alone generates
         if not isinstance(model, LanguageModel):
             raise UserError(f"{type(model).__name__} is not a language model: `zoo generate` needs one")
         if ckpt_path:

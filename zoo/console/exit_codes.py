@@ -20,6 +20,18 @@ ALLOCATION_ERRORS = r"can't allocate memory|out of memory|Storage size calculati
 REPORT = "zoo: this is a bug in the zoo, not in your input: please report it with the traceback above"
 
 
+class UsageError(SystemExit):
+    """The command's words are wrong; the exit code is 2.
+
+    Args:
+        sentence: what is wrong, which `run_command` prints.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(USAGE)
+        self.sentence = sentence
+
+
 def run_command(action: Callable[[], object]) -> int:
     """Call `action` and return the exit code.
 
@@ -47,6 +59,8 @@ def run_command(action: Callable[[], object]) -> int:
             return _interrupted()
         if _is_raised(stop, "SIGTERMException"):
             return TERMINATED
+        if isinstance(stop, UsageError):
+            print_error(stop)
         raise
     except Exception as error:
         if code := _signal_code(error):
@@ -59,15 +73,36 @@ def run_command(action: Callable[[], object]) -> int:
             raise
         if os.environ.get("ZOO_DEBUG"):
             raise
-        print(f"zoo: {describe(error)}", file=sys.stderr)
+        print_error(error)
         return BAD_INPUT
     return OK
+
+
+def print_error(error: BaseException) -> None:
+    """Print an error as `run_command` shows it: one sentence, or the traceback of a bug or under ZOO_DEBUG=1."""
+    if isinstance(error, UsageError):
+        print(f"zoo: {error.sentence}", file=sys.stderr)
+    elif not is_user_error(error):
+        _traceback_then_report(type(error), error, error.__traceback__)
+    elif os.environ.get("ZOO_DEBUG"):
+        sys.__excepthook__(type(error), error, error.__traceback__)
+    else:
+        print(f"zoo: {describe(error)}", file=sys.stderr)
+    sys.stderr.flush()
 
 
 def is_user_error(error: BaseException) -> bool:
     """Whether the user can fix it: UserError, OSError, MisconfigurationException of Lightning, not enough memory."""
     known = isinstance(error, UserError | OSError) or _is_raised(error, "MisconfigurationException")
     return known or is_out_of_memory(error)
+
+
+def user_error_behind(error: BaseException) -> BaseException | None:
+    """The error of the user's that `error` was raised from, if there is one."""
+    cause: BaseException | None = error
+    while cause is not None and not is_user_error(cause):
+        cause = cause.__cause__
+    return cause
 
 
 def is_out_of_memory(error: BaseException) -> bool:

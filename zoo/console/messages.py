@@ -1,5 +1,7 @@
 """One-sentence error messages, and suggestions for mistyped names."""
 
+import logging
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -38,3 +40,11 @@ def refuse_non_utf8(words: Iterable[str]) -> None:
         if any("\udc80" <= letter <= "\udcff" for letter in word):  # how Python reads these bytes
             shown = word.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             raise UserError(f"{shown} contains bytes that are not UTF-8: rename the file, or give the text in UTF-8")
+
+
+def silence_lightning() -> None:
+    """Drop Lightning's informational messages: `generate` prints only text, and an error is one sentence."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="You have overridden `on_before_batch_transfer`")  # on purpose

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from zoo.console.slurm import is_job_step, requeue_job
+
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 SAVE_SIGNAL: int | None = getattr(signal, "SIGUSR1", None)  # Windows has neither SIGHUP nor SIGUSR1
 PARENT_VARIABLE = "ZOO_END_WITH_PARENT"  # set for a process that ends with the one that started it
@@ -49,15 +51,15 @@ def is_main_thread() -> bool:
 def raised_stop_signals() -> Iterator[None]:
     """Raise `Terminated` after SIGTERM or SIGHUP in the block, and ignore SIGUSR1.
 
-    A signal that is ignored, as SIGHUP under nohup, or handled already stays so. Under SLURM, SIGUSR1 is left to
-    Lightning, which saves and requeues the job.
+    A signal that is ignored, as SIGHUP under nohup, or handled already stays so. Under SLURM, SIGUSR1 announces the end
+    of the job's time: before training there is nothing to save, and the job is requeued.
     """
     if not is_main_thread():
         yield
         return
     handlers: dict[int, Any] = {signum: _raise for signum in STOP_SIGNALS if signum != signal.SIGINT}
-    if SAVE_SIGNAL is not None and "SLURM_JOB_ID" not in os.environ:
-        handlers[SAVE_SIGNAL] = _ignore  # before training starts there is nothing to save
+    if SAVE_SIGNAL is not None:
+        handlers[SAVE_SIGNAL] = _requeue if is_job_step() else _ignore  # before training starts nothing is to be saved
     handlers = {s: handler for s, handler in handlers.items() if signal.getsignal(s) is signal.SIG_DFL}
     for signum, handler in handlers.items():
         signal.signal(signum, handler)
@@ -104,6 +106,13 @@ def _raise(signum: int, frame: FrameType | None) -> None:
 
 def _ignore(signum: int, frame: FrameType | None) -> None:
     """A handler that does nothing; unlike SIG_IGN, started processes do not inherit it."""
+
+
+def _requeue(signum: int, frame: FrameType | None) -> None:
+    if os.environ["SLURM_PROCID"] == "0":
+        said = requeue_job()
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # print() may be interrupted itself
+            os.write(sys.stderr.fileno(), f"zoo: {said}\n".encode())
 
 
 def leave_lost_terminal(signum: int) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import UserError
+from zoo.errors import Diverged, UserError
 from zoo.icr.error_metrics import NAMES, ErrorsByKind, PositionErrors, error_curves, errors_by_position, mean_errors
 from zoo.icr.evaluation import KINDS, by_kind
 from zoo.icr.figures import plot_error_curves
@@ -167,9 +167,9 @@ class ICRTransformer(ZooModule):
             super().log_losses(losses)
 
     def check_loss(self, loss: Tensor) -> None:
-        """Raises UserError where the loss is not finite."""
+        """Raises Diverged where the loss is not finite."""
         if not math.isfinite(value := loss.item()):
-            raise UserError(f"the loss is {value} {DIVERGED.format(step=self.global_step)}")
+            raise Diverged(f"the loss is {value} {DIVERGED.format(step=self.global_step)}")
 
     def configure_gradient_clipping(
         self,
@@ -224,7 +224,7 @@ class ICRTransformer(ZooModule):
         """Log the errors of the split that was evaluated."""
         self.split, self.reached = split, self.compute_errors(split)
         if not self.reached["pretrain"]["mse"].isfinite().all():
-            raise UserError(f"the errors are not finite {DIVERGED.format(step=self.global_step)}")
+            raise Diverged(f"the errors are not finite {DIVERGED.format(step=self.global_step)}")
         self.log_dict(mean_errors(split, self.reached), sync_dist=True)
         if self.trainer.state.fn == "fit":
             self.log("step", float(self.global_step), sync_dist=True)  # Lightning would log the step before

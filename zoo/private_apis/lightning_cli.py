@@ -14,6 +14,17 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
 
 
+class _DataBuilder(_InstantiatorFn):
+    """Builds the data module and stores it as `datamodule` of the command line."""
+
+    def __call__(self, class_type: type, *args: Any, applied_instantiation_links: dict, **kwargs: Any) -> Any:
+        data: Any = super().__call__(
+            class_type, *args, applied_instantiation_links=applied_instantiation_links, **kwargs
+        )
+        self.cli.datamodule = data
+        return data
+
+
 class OpenLightningCLI(LightningCLI):
     """A LightningCLI whose parser defaults, callbacks and method arguments a subclass can change."""
 
@@ -29,6 +40,15 @@ class OpenLightningCLI(LightningCLI):
         """
         return []
 
+    def keep_callback(self, callback: Callback, trainer_config: dict[str, Any]) -> bool:
+        """Whether a callback of the command line is used. Override this.
+
+        Args:
+            callback: built from the command line's settings.
+            trainer_config: the Trainer's arguments.
+        """
+        return True
+
     def more_arguments(self, verb: str) -> dict[str, Any]:
         """Arguments added to those of the Trainer's method `verb`. Override this."""
         return {}
@@ -43,14 +63,7 @@ class OpenLightningCLI(LightningCLI):
 
     def _add_instantiators(self) -> None:
         super()._add_instantiators()
-        build_data = _InstantiatorFn(cli=self, key="data")
-
-        def build(class_type: type, *args: Any, applied_instantiation_links: dict, **kwargs: Any) -> Any:
-            self.datamodule = build_data(
-                class_type, *args, applied_instantiation_links=applied_instantiation_links, **kwargs
-            )
-            return self.datamodule
-
+        build = _DataBuilder(cli=self, key="data")
         # `datamodule` is then known when the model's constructor fails.
         self.parser.add_instantiator(build, self._datamodule_class, subclasses=self.subclass_mode_data)
 
@@ -60,7 +73,8 @@ class OpenLightningCLI(LightningCLI):
         pass
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Any:
-        return super()._instantiate_trainer(config, [*callbacks, *self.more_callbacks(config)])
+        kept = [callback for callback in callbacks if self.keep_callback(callback, config)]
+        return super()._instantiate_trainer(config, [*kept, *self.more_callbacks(config)])
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return super()._prepare_subcommand_kwargs(subcommand) | self.more_arguments(subcommand)

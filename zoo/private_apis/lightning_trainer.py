@@ -1,20 +1,29 @@
 """Trainer internals that callbacks, signals and exit codes need. Written for lightning 2.6.
 
-Private members used: the setter of `Strategy.precision_plugin`; `SIGTERMException`; `Trainer._signal_connector` and its
-method `register_signal_handlers`; `Trainer._accelerator_connector.cluster_environment`; `procs` of the launchers.
+Private members used: `Trainer._default_root_dir`; the setter of `Strategy.precision_plugin`; `SIGTERMException`;
+`Trainer._signal_connector` and its method `register_signal_handlers`;
+`Trainer._accelerator_connector.cluster_environment`.
 tests/private_apis/test_lightning_trainer.py fails when one of them changes.
 """
 
-import signal
-import subprocess
-from typing import Any
-
 from lightning.pytorch import Trainer
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-__all__ = ["SIGTERMException", "end_other_ranks", "keep_signal_handlers", "requeue_signal", "set_precision"]
+__all__ = [
+    "SIGTERMException",
+    "cluster_environment",
+    "keep_signal_handlers",
+    "requeues",
+    "set_default_root_dir",
+    "set_precision",
+]
+
+
+def set_default_root_dir(trainer: Trainer, folder: str) -> None:
+    """Change the Trainer's folder; call this in a callback's `setup`, before anything is written."""
+    trainer._default_root_dir = folder  # type: ignore[attr-defined]
 
 
 def set_precision(trainer: Trainer, plugin: Precision) -> None:
@@ -22,51 +31,25 @@ def set_precision(trainer: Trainer, plugin: Precision) -> None:
     trainer.strategy.precision_plugin = plugin
 
 
-def requeue_signal(trainer: Trainer) -> int | None:
-    """The signal after which Lightning saves and requeues the job; None where this is not such a SLURM job."""
-    environment = trainer._accelerator_connector.cluster_environment
-    if not isinstance(environment, SLURMEnvironment) or not environment.auto_requeue:
-        return None
-    return environment.requeue_signal
+def cluster_environment(trainer: Trainer) -> ClusterEnvironment | None:
+    """What knows the number of this rank and the address of the first; None for strategies of one process."""
+    return trainer._accelerator_connector.cluster_environment
+
+
+def requeues(trainer: Trainer) -> bool:
+    """Whether SIGUSR1 requeues the job: in a SLURM job, unless SLURMEnvironment(auto_requeue=False) is given."""
+    environment = cluster_environment(trainer)
+    return isinstance(environment, SLURMEnvironment) and environment.auto_requeue
 
 
 def keep_signal_handlers(trainer: Trainer) -> None:
-    """Leave SIGTERM as it is handled already, except in a SLURM job that Lightning requeues.
+    """Leave signals as they are handled already.
 
-    Lightning's own handler lets the current stage go on to the end of a batch, and starts a collective operation while
-    another may be running.
+    Lightning's own handlers let the current stage go on to the end of a batch, and start a collective operation while
+    another may be running; under SLURM its ranks save at the steps at which each happens to receive the signal.
     """
-    if requeue_signal(trainer) is None:
-        trainer._signal_connector.register_signal_handlers = _register_nothing  # type: ignore[method-assign]
+    trainer._signal_connector.register_signal_handlers = _register_nothing  # type: ignore[method-assign]
 
 
 def _register_nothing() -> None:  # a function of the module, so that a Trainer can be pickled
     pass
-
-
-def end_other_ranks(trainer: Trainer, patience: float = 3.0) -> None:
-    """In the process that started the other ranks, after an exception: wait for them, and end those that go on.
-
-    Args:
-        trainer: whose strategy started the processes.
-        patience: seconds in which they may end by themselves, then after SIGTERM; then they are killed.
-    """
-    processes: list[Any] = getattr(trainer.strategy.launcher, "procs", [])
-    waiting = list(processes)
-    processes.clear()  # Lightning kills this process if it sees that another has ended with an error
-    for signum in (None, signal.SIGTERM, signal.SIGKILL):
-        for process in waiting if signum is not None else []:
-            process.terminate() if signum == signal.SIGTERM else process.kill()
-        waiting = [process for process in waiting if not _has_ended(process, patience)]
-
-
-def _has_ended(process: Any, seconds: float) -> bool:
-    """Wait for a process of `subprocess` or `multiprocessing`."""
-    if isinstance(process, subprocess.Popen):
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
-    process.join(seconds)
-    return not process.is_alive()

@@ -83,7 +83,7 @@ class RevDEQLM(LanguageModel):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
         if self.logs_this_step:
-            self.log("residual", self.solution.residual.mean())
-            self.log("evaluations", float(self.solution.evaluations))
-            self.log("reconstruction_error", self.solution.reconstruction_error)
+            self.log("residual", self.solution.residual.mean(), sync_dist=True)
+            self.log("evaluations", float(self.solution.evaluations), sync_dist=True)
+            self.log("reconstruction_error", self.solution.reconstruction_error, sync_dist=True)
         del self.solution  # frees the state

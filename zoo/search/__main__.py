@@ -3,17 +3,22 @@
     python -m zoo.search --config tiny/regress_lm --space model.lr=log:1e-4:1e-2 --space model.dim=64,128
 
 Each trial is a `zoo fit` in a folder below --output_dir; one that is worse than the median of the others at the same
-step is stopped. A second call adds trials to the same study. The table is printed, and saved as trials.csv.
+step is stopped. A second call adds trials to the same study. The table is printed, and saved as trials.csv. Several
+processes, also on several machines, may call it at the same time with one --storage; each runs --trials trials:
+
+    python -m zoo.search ... --storage journal:runs/search/journal.log --output_dir runs/search
 """
 
 import argparse
 import csv
+import os
 import sys
 from pathlib import Path
 
 from zoo.console.exit_codes import run_command
 from zoo.console.messages import refuse_non_utf8
 from zoo.console.table import table
+from zoo.errors import UserError
 from zoo.files.atomic import replacing
 
 
@@ -29,14 +34,24 @@ def main() -> None:
     )
     parser.add_argument("--trials", type=int, default=20, help="number of trials to run now (default: 20)")
     parser.add_argument(
+        "--storage",
+        help="where the study is kept: journal:FILE on a file system that all processes share, or the URL of a "
+        "database, such as postgresql://USER@HOST/DATABASE (default: an SQLite file in the folder of the study)",
+    )
+    parser.add_argument("--study", default="zoo", help="name of the study in the storage (default: zoo)")
+    parser.add_argument(
         "--output_dir", type=Path, default=Path("runs/search"), help="folder of the study (default: runs/search)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the suggested values (default: 0)")
     refuse_non_utf8(sys.argv)
     args, fit = parser.parse_known_args()
+    if args.trials < 1:
+        parser.error(f"--trials must be at least 1, not {args.trials}")
+    if "LOCAL_RANK" in os.environ:  # Lightning or torchrun has started this process as a rank
+        raise UserError("a search runs in one process: start several searches with one --storage instead of ranks")
     from zoo.search.study import search  # imports torch and Optuna: after --help
 
-    rows = search(fit, args.space, args.trials, args.output_dir, args.seed)
+    rows = search(fit, args.space, args.trials, args.output_dir, args.seed, args.storage, args.study)
     with (
         replacing(args.output_dir / "trials.csv") as partial,
         open(partial, "w", newline="", encoding="utf-8") as file,

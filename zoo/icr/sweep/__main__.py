@@ -1,12 +1,10 @@
 """`python -m zoo.icr.sweep`: train one ICR transformer for each number M of tasks."""
 
-import logging
 import sys
-import warnings
 from typing import Any
 
 from zoo.console.exit_codes import run_command
-from zoo.console.messages import refuse_non_utf8
+from zoo.console.messages import refuse_non_utf8, silence_lightning
 from zoo.console.table import table
 from zoo.errors import UserError
 from zoo.icr.sweep.metadata import ENDED, Metadata
@@ -18,8 +16,7 @@ from zoo.icr.task import Diversity
 
 def main(argv: list[str]) -> None:
     """Run the sweep; raises UserError if a member did not end."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+    silence_lightning()
     refuse_non_utf8(argv)
     args = parse(argv)
     all_members = list(dict.fromkeys(args.tasks or [2**power for power in range(1, args.max_power + 1)]))

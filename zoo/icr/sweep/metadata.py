@@ -1,12 +1,13 @@
 """experiment_metadata.json: the settings of a sweep and the status of each member."""
 
-import fcntl
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from zoo.errors import UserError
 from zoo.files.atomic import replacing
@@ -56,8 +57,7 @@ class Metadata:
     def edit(self) -> Iterator[dict[str, Any]]:
         """The content, to be changed in place; the file is replaced at the end."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(self.path.with_suffix(".lock")):
             content = self.read()
             yield content
             with replacing(self.path, durable=True) as partial:

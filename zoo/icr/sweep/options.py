@@ -1,6 +1,7 @@
 """Command-line options of the sweep."""
 
 import argparse
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ from zoo.icr.task import Diversity
 # Options that may differ between two calls for the same folder; all others are settings of the sweep.
 RUNTIME_ARGS = ("max_power", "tasks", "output_dir", "stack", "processes", "share", "accelerator", "compile")
 
+ARRAY_BOUNDS = ("MIN", "MAX", "STEP")  # SLURM's variables SLURM_ARRAY_TASK_<name>
+
 ABOUT = "Train one ICR transformer for each number M of tasks, to see from which M on it learns regression itself."
 DETAILS = """\
     python -m zoo.icr.sweep --max_power 10 --num_steps 20000 --output_dir runs/icr-sweep      # for a GPU
 
 Members are trained as one stacked model, --stack of them at a time. --processes 4 divides the list among four
-processes, each on its own GPU if there are several; --share 2/4 is one such part, for a cluster's job array. A second
-call with the same settings resumes. Each member has a folder with checkpoints that `zoo validate`,
-`zoo.icr.load_model` and `python -m zoo.icr.analysis` read; experiment_metadata.json has the progress of each.
+processes, each on its own GPU if there are several; --share array is the part of one task of a SLURM job array, and
+--share 2/4 the second of four parts on other clusters. A second call with the same settings resumes. Each member has a
+folder with checkpoints that `zoo validate`, `zoo.icr.load_model` and `python -m zoo.icr.analysis` read;
+experiment_metadata.json has the progress of each.
 """
 
 
@@ -46,7 +50,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="seed of the weights and of the training prompts (%(default)s)")
     add("--stack", type=int, default=0, help="members trained together, or 0 for all (%(default)s)")
     add("--processes", type=int, default=1, help="number of processes that share the members (%(default)s)")
-    add("--share", type=share, metavar="I/N", help="train only the I-th of N parts of the list")
+    add(
+        "--share",
+        type=share,
+        metavar="I/N",
+        help="train only the I-th of N parts of the list, or array: the part of this task of a SLURM job array",
+    )
     add("--accelerator", default="auto", help="device type as in Lightning: cpu, gpu or auto (%(default)s)")
     add("--compile", action="store_true", help="train through torch.compile")
     for field in fields(ICRegConfig):
@@ -97,7 +106,13 @@ def norm(word: str) -> float | None:
 
 
 def share(text: str) -> tuple[int, int]:
-    """ "2/4" as (2, 4)."""
+    """ "2/4" as (2, 4); "array" as the part of this task of a SLURM job array."""
+    if text == "array":
+        try:
+            task, first, last, step = (int(os.environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", *ARRAY_BOUNDS))
+        except KeyError as error:
+            raise argparse.ArgumentTypeError("this is no task of a SLURM job array: write I/N") from error
+        return (task - first) // step + 1, (last - first) // step + 1
     i, n = (int(word) for word in text.split("/"))
     if not 1 <= i <= n:
         raise ValueError

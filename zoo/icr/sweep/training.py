@@ -1,21 +1,21 @@
 """Training of the members of a sweep, stack by stack."""
 
 import argparse
-import fcntl
 import math
 import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import fields
-from pathlib import Path
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
 from zoo.callbacks.progress import Progress
 from zoo.console.messages import one_sentence
+from zoo.errors import UserError
 from zoo.files.checkpoints import read_checkpoint
+from zoo.files.locks import owned_lock
 from zoo.icr.sweep.member_tracking import MemberTracking
 from zoo.icr.sweep.metadata import ENDED, Metadata, member_folder
 from zoo.icr.sweep.options import model_config
@@ -95,8 +95,11 @@ def unfinished_members(
         if metadata.members()[str(M)]["status"] not in ENDED:
             # Another process may train this member at the moment.
             last = member_folder(args.output_dir, M) / "last.ckpt"
-            if not lock(last.with_name("lock"), locks):
-                print(f"zoo: another process trains M {M}: it is left to that", file=sys.stderr)
+            last.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                locks.enter_context(owned_lock(last.with_name("lock"), f"another process trains M {M}"))
+            except UserError as error:
+                print(f"zoo: {error}: left out here", file=sys.stderr)
                 continue
             # The member continues after the step of its last checkpoint.
             step = read_checkpoint(last, required=("global_step",))["global_step"] if last.exists() else 0
@@ -105,15 +108,3 @@ def unfinished_members(
             else:
                 by_step.setdefault(step, []).append(M)
     return by_step
-
-
-def lock(path: Path, locks: ExitStack) -> bool:
-    """Lock the file `path` until `locks` are closed; False if another process holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_CREAT | os.O_RDWR)
-    locks.callback(os.close, file)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -1,0 +1,36 @@
+"""The line that `zoo fit` prints at its end."""
+
+import sys
+from typing import Any
+
+from lightning.pytorch import Callback
+
+from zoo.callbacks import Checkpoint
+
+
+class ClosingMessage(Callback):
+    """Print one line when training has ended: the folder, the number of steps, the best score.
+
+    A callback, so that the process that trains prints it: with ddp_spawn and ddp_fork the process that was started
+    knows neither the steps nor the score.
+
+    Args:
+        resumed_step: optimizer step of the checkpoint from which the run was resumed, if any.
+    """
+
+    def __init__(self, resumed_step: int | None = None) -> None:
+        self.resumed_step = resumed_step
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        step = trainer.global_step
+        line = f"{trainer.default_root_dir}: {step} steps"
+        checkpoint = trainer.checkpoint_callback
+        if checkpoint is None:
+            line += ", no checkpoint saved (checkpoints are off)"
+        elif isinstance(checkpoint, Checkpoint) and checkpoint.best_model_path and checkpoint.best_score is not None:
+            line += f", best {checkpoint.monitor} {checkpoint.best_score:.4g}"
+        if self.resumed_step == step:
+            line += "; nothing was left to do: raise --trainer.max_steps to go on"
+        print(line, file=sys.stderr)

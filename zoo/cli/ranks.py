@@ -1,0 +1,349 @@
+"""The processes (ranks) of one run end together: a failure of one ends all within seconds, with one message.
+
+A rank that fails says so in the key-value store of torch.distributed, which every rank can reach at MASTER_ADDR and
+MASTER_PORT: torchrun keeps it, or rank 0 does once it has started. Each rank has a thread that looks into the store,
+and ends the process where the main thread does not: it may wait for the failed rank inside torch, which no Python
+signal handler interrupts. The first rank to fail prints its message; the others are silent.
+"""
+
+import contextlib
+import functools
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from lightning.pytorch import Callback
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from torch.distributed import PrefixStore, Store, TCPStore
+from torch.multiprocessing import ProcessExitedException
+
+from zoo.console.exit_codes import BAD_INPUT, USAGE, UsageError, exception_chain, print_error, run_command
+from zoo.console.signals import PARENT_VARIABLE, Terminated, signal_name
+from zoo.errors import UserError
+from zoo.private_apis.lightning_launchers import only_starts_ranks, run_ranks_through, stop_observing_ranks
+from zoo.private_apis.lightning_trainer import SIGTERMException, cluster_environment
+
+SECONDS_TO_REPORT = 4.0  # in which a failed rank tries to reach the others
+SECONDS_TO_END = 2.0  # in which the main thread may end after another rank has failed, or after a signal
+POLL = 0.5
+LOST_RANK_REMEDY = "to continue, resume from last.ckpt"
+# What torch says, in a RuntimeError, when the process at the other end of a connection has ended.
+LOST_CONNECTION = (
+    r"Connection (closed|reset) by peer|Broken pipe|Socket closed|Connection refused|NCCL.*(remote|system error)|"
+    r"failed to recv, got 0 bytes|store.*(socket|connection)"
+)
+
+
+class World(NamedTuple):
+    """The ranks of a run, and the address of their store."""
+
+    rank: int
+    size: int
+    host: str
+    port: int
+    is_kept_by_torchrun: bool  # otherwise by rank 0
+
+    @classmethod
+    def from_environment(cls) -> "World | None":
+        """What the launcher of this process says in environment variables; None for a single process."""
+        variables = os.environ
+        if "SLURM_PROCID" in variables and "TORCHELASTIC_RUN_ID" not in variables and SLURMEnvironment.detect():
+            slurm = SLURMEnvironment()
+            rank, size, host, port = slurm.global_rank(), slurm.world_size(), slurm.main_address, slurm.main_port
+        else:
+            # torchrun sets RANK; Lightning, for the ranks that it starts on this machine, NODE_RANK and LOCAL_RANK.
+            try:
+                on_node = int(variables["LOCAL_RANK"])
+                rank = int(variables.get("RANK", 1000 * int(variables.get("NODE_RANK", 0)) + on_node))
+                size, host, port = int(variables["WORLD_SIZE"]), variables["MASTER_ADDR"], int(variables["MASTER_PORT"])
+            except (KeyError, ValueError):
+                return None
+        return (
+            cls(rank, size, host, port, variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True") if size > 1 else None
+        )
+
+    @classmethod
+    def of(cls, trainer: Any) -> "World | None":
+        """The ranks of a trainer before it starts them; None for a single process."""
+        environment = cluster_environment(trainer)
+        if trainer.world_size == 1 or environment is None:
+            return None
+        from_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        return cls(trainer.global_rank, trainer.world_size, environment.main_address, environment.main_port, from_agent)
+
+
+class Ranks:
+    """This process among the ranks of its run.
+
+    Args:
+        world: the ranks; None for a single process, which is told later if it starts others.
+    """
+
+    def __init__(self, world: World | None = None) -> None:
+        self.world = world
+        self._is_reported = False
+        self._kept: TCPStore | None = None  # the store that this process keeps after a failure
+
+    # ---- when this rank fails
+
+    @contextlib.contextmanager
+    def failures_reported(self) -> Iterator[None]:
+        """Print an exception of the block, tell the other ranks, and exit. A single process raises it as it is.
+
+        Raises:
+            SystemExit: the exit code; where another rank has failed before, nothing is printed.
+        """
+        try:
+            yield
+        except ProcessExitedException as error:  # a rank of ddp_spawn or ddp_fork, which has printed its message
+            if error.exit_code > 0:
+                raise SystemExit(error.exit_code) from None
+            raise UserError(
+                f"a process of the run was ended by {signal_name(-error.exit_code)}: {LOST_RANK_REMEDY}"
+            ) from error
+        except BaseException as error:
+            if self.world is None or is_stop(error):
+                raise
+            self.report(error)
+            raise SystemExit(USAGE if isinstance(error, UsageError) else BAD_INPUT) from None
+
+    def report(self, error: BaseException) -> None:
+        """Print the error of this rank and tell the other ranks, unless one of them has failed before."""
+        if self.world is None or self._is_reported:
+            return
+        self._is_reported = True
+        seconds = seconds_seen = SECONDS_TO_REPORT
+        if is_lost_connection(error):
+            if self._other_has_failed(SECONDS_TO_END):
+                return
+            seconds, seconds_seen = POLL, 3 * POLL  # the store may have ended with that process, which sees nothing
+            error = UserError(f"another process of the run has ended (killed, or out of memory): {LOST_RANK_REMEDY}")
+        with contextlib.suppress(RuntimeError):  # the process that keeps the store has ended
+            if (store := self._open(time.monotonic() + seconds)) is not None:
+                name = f"{socket.gethostname()} {os.getpid()}"
+                if store.compare_set("first", "", name) != name.encode():
+                    self._other_has_failed(SECONDS_TO_END)  # it prints its message first: torchrun would end it
+                    return
+                print_error(error)
+                store.set("failed", name)
+                self._wait_for_others(store, seconds_seen)
+                return
+        print_error(error)
+
+    def _wait_for_others(self, store: Store, seconds: float) -> None:
+        """In the process that keeps the store: until the others have seen the failure, for some seconds at most."""
+        assert self.world is not None
+        if self.world.rank != 0 or self.world.is_kept_by_torchrun:
+            return
+        deadline = time.monotonic() + seconds
+        while store.add("seen", 0) < self.world.size - 1 and time.monotonic() < deadline:
+            time.sleep(POLL)
+
+    def _other_has_failed(self, seconds: float) -> bool:
+        """Whether another rank says within some seconds that it has failed."""
+        deadline = time.monotonic() + seconds
+        with contextlib.suppress(RuntimeError):
+            store = self._open(deadline, keep=False)
+            while store is not None and time.monotonic() < deadline:
+                if store.check(["failed"]):
+                    return True
+                time.sleep(POLL)
+        return False
+
+    def _open(self, deadline: float, keep: bool = True) -> Store | None:
+        """A connection to the store; None where there is none before the deadline.
+
+        Args:
+            deadline: as `time.monotonic` measures it.
+            keep: rank 0 may keep the store itself where nobody else does yet.
+        """
+        assert self.world is not None
+        host, port = self.world.host, self.world.port
+        while time.monotonic() < deadline:
+            if _is_reachable(host, port):
+                return self._prefixed(TCPStore(host, port, wait_for_workers=False, timeout=timedelta(seconds=3)))
+            if keep and self.world.rank == 0 and not self.world.is_kept_by_torchrun:
+                self._kept = TCPStore(host, port, is_master=True, wait_for_workers=False)
+                return self._prefixed(self._kept)
+            time.sleep(POLL)
+        return None
+
+    @staticmethod
+    def _prefixed(store: Store) -> Store:
+        # torchrun keeps one store for all attempts of a job.
+        return PrefixStore(f"zoo ranks {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+    # ---- when another rank fails
+
+    @contextlib.contextmanager
+    def watched(self, cleanup: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """During the block, end this process if another rank has failed and the main thread waits for it.
+
+        Args:
+            cleanup: called before the process is ended so.
+        """
+        if self.world is None:
+            yield
+            return
+        ended = threading.Event()
+        received, sender = socket.socketpair()
+        received.setblocking(False)
+        sender.setblocking(False)
+        # The interpreter writes each signal's number there, also while the main thread is inside torch. A forked
+        # process must not write there: its signals are its own.
+        before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=_write_no_signals)
+        arguments = (ended, received, cleanup)
+        thread = threading.Thread(target=self._watch, args=arguments, name="other ranks", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            signal.set_wakeup_fd(before)
+            thread.join(5 * SECONDS_TO_END)  # a thread inside torch at the interpreter's end aborts the process
+            sender.close()
+
+    def started(self) -> None:
+        """Called when all ranks are connected: from now on signals wait for the end of a step."""
+        self._is_started = True
+
+    _is_started = False
+
+    def _watch(self, ended: threading.Event, received: socket.socket, cleanup: Callable[[], None]) -> None:
+        def end_unless_ended(code: int) -> None:
+            if not ended.wait(SECONDS_TO_END):
+                cleanup()
+                os._exit(code)
+
+        store: Store | None = None
+        with received:
+            while not ended.wait(POLL):
+                with contextlib.suppress(BlockingIOError):
+                    signums = [number for number in received.recv(64) if number in (signal.SIGINT, signal.SIGTERM)]
+                    if signums and not self._is_started:
+                        end_unless_ended(128 + signums[0])
+                        return
+                try:
+                    store = store or self._open(time.monotonic() + POLL / 2, keep=False)
+                    if store is None or not store.check(["failed"]):
+                        continue
+                    store.add("seen", 1)
+                except RuntimeError:  # the process that keeps the store has ended
+                    store = None
+                    continue
+                end_unless_ended(BAD_INPUT)
+                return
+
+
+class FailureReport(Callback):
+    """Tells the other ranks of an exception at once, before anything waits for them.
+
+    Args:
+        ranks: those of the run.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.ranks.started()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        stop_observing_ranks(trainer)
+        if not is_stop(exception):
+            self.ranks.report(exception)
+
+
+def connect(ranks: Ranks, trainer: Any, prepare: Callable[[], None]) -> None:
+    """Tell `ranks` what the trainer knows about them, before it starts a stage.
+
+    Args:
+        ranks: those of the run.
+        trainer: of this process.
+        prepare: called first in every process of ddp_spawn or ddp_fork.
+
+    Raises:
+        UserError: torchrun or SLURM has started another number of processes than the Trainer is set up for.
+    """
+    world = World.of(trainer)
+    size = 1 if world is None else world.size
+    if ranks.world is not None and ranks.world.size != size:
+        raise UserError(
+            f"{ranks.world.size} processes were started, and the Trainer is set up for {size}: set --trainer.strategy "
+            "ddp, --trainer.devices to the processes of one node and --trainer.num_nodes to the number of nodes"
+        )
+    if only_starts_ranks(trainer):
+        run_ranks_through(trainer, functools.partial(run_rank, world, prepare))
+    else:
+        ranks.world = world
+
+
+def run_rank(
+    world: World | None, prepare: Callable[[], None], run: Callable[..., Any], rank: int, *arguments: Any
+) -> None:
+    """Run a rank of ddp_spawn or ddp_fork like a command: one sentence for an error of the user, and its exit code.
+
+    Args:
+        world: the ranks of the run; None if there is one only.
+        prepare: called first.
+        run: what Lightning would call with `rank` and `arguments`.
+        rank: of this process.
+        arguments: of `run`; the first is the Trainer.
+    """
+    ranks, trainer = Ranks(None if world is None else world._replace(rank=rank)), arguments[0]
+    os.environ[PARENT_VARIABLE] = "1"
+    for callback in trainer.callbacks:
+        if isinstance(callback, FailureReport):
+            callback.ranks = ranks
+
+    def action() -> None:
+        prepare()
+        with ranks.watched(), ranks.failures_reported():
+            try:
+                run(rank, *arguments)
+            except BaseException as error:
+                # In such a process Lightning does not tell the callbacks.
+                for callback in trainer.callbacks:
+                    callback.on_exception(trainer, trainer.lightning_module, error)
+                raise
+
+    if code := run_command(action):
+        sys.stderr.flush()
+        sys.exit(code)
+
+
+def is_stop(error: BaseException) -> bool:
+    """Whether a signal led to the exception, or it is an exit without an error."""
+    stops = (KeyboardInterrupt, Terminated, SIGTERMException)
+    is_exit = isinstance(error, SystemExit) and not isinstance(error, UsageError)
+    return is_exit or any(isinstance(one, stops) for one in exception_chain(error))
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether torch reports that another rank has closed its connection."""
+    return isinstance(error, RuntimeError) and re.search(LOST_CONNECTION, str(error), re.IGNORECASE) is not None
+
+
+def _write_no_signals() -> None:
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.set_wakeup_fd(-1)
+
+
+def _torchrun_keeps_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _is_reachable(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
