@@ -11,6 +11,7 @@ from zoo.errors import UserError
 
 FIRST_STEPS = 10  # after so many steps the first plan is made; their slow first is not measured
 SHARE = 0.97  # of the time that is planned for; the rest is for the last checkpoint
+VALIDATION = 0.05  # of the time of the run, for a validation before one has been measured
 _UNITS = {"": 1, "s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600}
 
 
@@ -45,7 +46,7 @@ class Budget(Callback):
     ) -> None:
         self.end = since + seconds
         self.n_validations, self._record = n_validations, record
-        self.validation_seconds = 0.0
+        self.validation_seconds = VALIDATION * seconds
         self._limit = 0  # steps of the run without a limit of time
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -10,6 +10,11 @@ from zoo.training.random_streams import derive
 
 MOST_FOLDS, MOST_COMPARED = 5, 2000  # folds of the cross-validation, and rows that it uses
 N_TREES, N_COMPARED_TREES = 300, 100
+LEAST_BOOSTED = 500  # rows of tables for which boosted trees are compared
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the model that is averaged with trees
+FACTORS = (0.5, 0.75, 1.0, 1.25)  # of the deviations of trees
+LEAST_DEVIATION = 0.02  # added to the standard deviation of trees, in standard deviations of the targets
+EXPONENTS = (0.0, 0.5, 1.0)  # of the standard deviation of trees, to which errors are proportional
 
 
 class TargetScale:
@@ -62,26 +67,39 @@ def _asymmetry(y: np.ndarray) -> float:
 
 
 class Choice(NamedTuple):
-    """An ensemble: (1 - weight) trees + weight smooth, with the trees' deviations from their mean times `spread`."""
+    """An ensemble and its noise.
+
+    Args:
+        trees: "extra" for extra trees, "forest" for a random forest.
+        smooth: "ridge", "svm" or "boosting", the model that is averaged with the trees.
+        weight: of that model, from 0 to 1; the trees have the rest.
+        noise: "trees", deviations of single trees from their mean; or "residuals", errors on rows left out.
+        scale: factor of the deviations of trees; or exponent of the trees' standard deviation to which residuals are
+            proportional, 0 for residuals of equal size everywhere.
+    """
 
     trees: str
     smooth: str
     weight: float
-    spread: float
+    noise: str = "trees"
+    scale: float = 1.0
 
     def __str__(self) -> str:
         trees = "extra trees" if self.trees == "extra" else "a random forest"
-        smooth = "ridge regression" if self.smooth == "ridge" else "a support vector machine"
         if not self.weight:
             return trees
-        return f"{trees} (weight {1 - self.weight:g}) and {smooth} ({self.weight:g})"
+        smooth = {"ridge": "ridge regression", "svm": "a support vector machine", "boosting": "boosted trees"}
+        if self.weight == 1:
+            return smooth[self.smooth]
+        return f"{trees} (weight {1 - self.weight:g}) and {smooth[self.smooth]} ({self.weight:g})"
 
 
 class Ensemble:
-    """Trees that are averaged with a smooth model where cross-validation prefers that; it predicts distributions.
+    """Trees that are averaged with another model where cross-validation prefers that; it predicts distributions.
 
-    The trees are extra trees or a random forest, the smooth model ridge regression or a support vector machine. The
-    choice, and the factor by which the trees' spread is multiplied, minimise the CRPS on rows left out.
+    The trees are extra trees or a random forest, the other model ridge regression, a support vector machine or boosted
+    trees. A row's distribution is the prediction with noise: as single trees deviate from their mean, or as the errors
+    on rows left out. The choice of all of these minimises the CRPS on rows left out.
 
     Args:
         inputs: (R, F), NaN where a cell is missing.
@@ -93,30 +111,35 @@ class Ensemble:
     def __init__(self, inputs: np.ndarray, targets: np.ndarray, groups: Sequence[str], seed: int) -> None:
         self._scales = [TargetScale(y) for y in targets.T]
         z = np.stack([scale(y) for scale, y in zip(self._scales, targets.T, strict=True)], axis=1)
-        self.choice, self.crps = _choose(inputs, z, np.asarray(groups), seed)
+        self.choice, self.crps, self._noise = _choose(inputs, z, np.asarray(groups), seed)
         self._trees = _make_trees(self.choice.trees, N_TREES, seed).fit(inputs, _columns(z))
-        self._smooth = _make_smooth(self.choice.smooth).fit(inputs, z) if self.choice.weight else None
+        self._smooth = _make_smooth(self.choice.smooth, seed).fit(inputs, z) if self.choice.weight else None
 
     def __str__(self) -> str:
         return str(self.choice)
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
         """(N, K) the centre of each row's distribution."""
-        return self._inverse(self._centre(inputs, self._mean(inputs)))
+        return self._inverse(self._centre(inputs, self._by_tree(inputs).mean(axis=2)))
 
-    def sample(self, inputs: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """(N, K) a draw for each row, which deviates from the prediction as one random tree from all trees."""
-        mean = self._mean(inputs)
-        tree = random.integers(len(self._trees.estimators_), size=len(inputs))
-        drawn = np.empty_like(mean)
-        for i, estimator in enumerate(self._trees.estimators_):
-            rows = tree == i
-            if rows.any():
-                drawn[rows] = estimator.predict(inputs[rows]).reshape(-1, mean.shape[1])
-        return self._inverse(self._centre(inputs, mean) + self.choice.spread * (drawn - mean))
+    def sample(self, inputs: np.ndarray, random: np.random.Generator, noise: float = 1.0) -> np.ndarray:
+        """(N, K) a draw of each row's distribution, whose deviation from its median is multiplied by `noise`."""
+        by_tree = self._by_tree(inputs)  # (N, K, T)
+        mean = by_tree.mean(axis=2)
+        if self.choice.noise == "trees":
+            # All targets of a row deviate as the same tree.
+            tree = random.integers(by_tree.shape[2], size=len(inputs))
+            deviation = self.choice.scale * (by_tree[np.arange(len(inputs)), :, tree] - mean)
+            median = self.choice.scale * (np.median(by_tree, axis=2) - mean)
+        else:
+            # The errors of the same row for all targets.
+            row = random.integers(len(self._noise), size=len(inputs))
+            size = _deviation(by_tree, self.choice.scale)
+            deviation, median = self._noise[row] * size, np.median(self._noise, axis=0) * size
+        return self._inverse(self._centre(inputs, mean) + median + noise * (deviation - median))
 
-    def _mean(self, inputs: np.ndarray) -> np.ndarray:
-        return self._trees.predict(inputs).reshape(len(inputs), -1)
+    def _by_tree(self, inputs: np.ndarray) -> np.ndarray:
+        return _predict_by_tree(self._trees, inputs, len(self._scales))
 
     def _centre(self, inputs: np.ndarray, mean: np.ndarray) -> np.ndarray:
         if self._smooth is None:
@@ -127,8 +150,9 @@ class Ensemble:
         return np.stack([scale.inverse(column) for scale, column in zip(self._scales, z.T, strict=True)], axis=1)
 
 
-def _choose(inputs: np.ndarray, z: np.ndarray, groups: np.ndarray, seed: int) -> tuple[Choice, float]:
-    """The ensemble with the smallest CRPS on rows left out, and that CRPS in standard deviations of the targets."""
+def _choose(inputs: np.ndarray, z: np.ndarray, groups: np.ndarray, seed: int) -> tuple[Choice, float, np.ndarray]:
+    """The ensemble with the smallest CRPS on rows left out, that CRPS in standard deviations of the targets, and the
+    errors (R, K) on these rows, divided by the size that the choice gives to errors."""
     from sklearn.model_selection import GroupKFold
 
     random = np.random.default_rng(derive(seed, "folds"))
@@ -138,34 +162,63 @@ def _choose(inputs: np.ndarray, z: np.ndarray, groups: np.ndarray, seed: int) ->
     _, group = np.unique(groups, return_inverse=True)
     n_folds = min(MOST_FOLDS, group.max() + 1)
     if n_folds < 2:
-        return Choice("extra", "ridge", 0.0, 1.0), float("nan")
+        return Choice("extra", "ridge", 0.0), float("nan"), np.zeros_like(z)
     # Predictions for every row by models that were fitted without it: of each tree (R, K, T), and smooth ones (R, K).
-    kinds, smooths = ("extra", "forest"), ("ridge", "svm")
+    kinds = ("extra", "forest")
+    smooths = ("ridge", "svm", "boosting") if len(z) >= LEAST_BOOSTED else ("ridge", "svm")
     by_tree = {kind: np.empty((*z.shape, N_COMPARED_TREES)) for kind in kinds}
     by_smooth = {smooth: np.empty_like(z) for smooth in smooths}
     for fit, left_out in GroupKFold(n_folds, shuffle=True, random_state=_state(seed)).split(z, groups=group):
         for kind in kinds:
             trees = _make_trees(kind, N_COMPARED_TREES, seed).fit(inputs[fit], _columns(z[fit]))
-            for i, tree in enumerate(trees.estimators_):
-                by_tree[kind][left_out, :, i] = tree.predict(inputs[left_out]).reshape(-1, z.shape[1])
+            by_tree[kind][left_out] = _predict_by_tree(trees, inputs[left_out], z.shape[1])
         for smooth in smooths:
-            model = _make_smooth(smooth).fit(inputs[fit], z[fit])
+            model = _make_smooth(smooth, seed).fit(inputs[fit], z[fit])
             by_smooth[smooth][left_out] = model.predict(inputs[left_out]).reshape(-1, z.shape[1])
-    best, best_crps = Choice("extra", "ridge", 0.0, 1.0), np.inf
+    best, best_crps, best_noise = Choice("extra", "ridge", 0.0), np.inf, np.zeros_like(z)
     for kind, samples in by_tree.items():
         mean = samples.mean(axis=2)
         deviations = np.sort(samples - mean[..., None], axis=2)
-        # Half the mean distance of two trees, from the sorted deviations.
-        T = N_COMPARED_TREES
-        half_distance = (deviations * (2 * np.arange(T) - T + 1)).sum(2) / T**2
+        sizes = {exponent: _deviation(samples, exponent) for exponent in EXPONENTS}
         for smooth, predictions in by_smooth.items():
-            for weight in (0.0, 0.25, 0.5, 0.75, 1.0):
-                error = (z - (1 - weight) * mean - weight * predictions)[..., None]
-                for spread in (0.25, 0.5, 0.75, 1.0, 1.25):
-                    crps = (np.abs(spread * deviations - error).mean(2) - spread * half_distance).mean()
+            for weight in WEIGHTS:
+                error = z - (1 - weight) * mean - weight * predictions  # (R, K)
+                for factor in FACTORS:
+                    crps = _crps(factor * deviations, error)
                     if crps < best_crps - 1e-9:
-                        best, best_crps = Choice(kind, smooth, weight, spread), crps
-    return best, float(best_crps)
+                        best, best_crps = Choice(kind, smooth, weight, "trees", factor), crps
+                for exponent, size in sizes.items():
+                    noise = error / size
+                    levels = np.quantile(noise, (np.arange(25) + 0.5) / 25, axis=0).T  # (K, 25)
+                    crps = _crps(size[..., None] * levels, error)
+                    if crps < best_crps - 1e-9:
+                        best, best_crps = Choice(kind, smooth, weight, "residuals", exponent), crps
+                        best_noise = noise
+    return best, best_crps, best_noise
+
+
+def _crps(deviations: np.ndarray, errors: np.ndarray) -> float:
+    """Mean CRPS of distributions around a prediction.
+
+    Args:
+        deviations: (R, K, S) samples minus the prediction, sorted.
+        errors: (R, K) targets minus the prediction.
+    """
+    n = deviations.shape[2]
+    # Half the mean distance of two samples, from the sorted deviations.
+    half_distance = (deviations * (2 * np.arange(n) - n + 1)).sum(2) / n**2
+    return float((np.abs(deviations - errors[..., None]).mean(2) - half_distance).mean())
+
+
+def _deviation(by_tree: np.ndarray, exponent: float) -> np.ndarray:
+    """(R, K) the size of errors, up to a factor: a power of the standard deviation of trees (R, K, T)."""
+    return (by_tree.std(axis=2) + LEAST_DEVIATION) ** exponent
+
+
+def _predict_by_tree(trees: Any, inputs: np.ndarray, n_targets: int) -> np.ndarray:
+    """(N, K, T) the prediction of each tree."""
+    predictions = [tree.predict(inputs).reshape(-1, n_targets) for tree in trees.estimators_]
+    return np.stack(predictions, axis=2)
 
 
 def _make_trees(kind: str, n_trees: int, seed: int) -> Any:
@@ -175,19 +228,18 @@ def _make_trees(kind: str, n_trees: int, seed: int) -> Any:
     return make(n_trees, random_state=_state(seed))
 
 
-def _make_smooth(kind: str) -> Any:
+def _make_smooth(kind: str, seed: int) -> Any:
+    from sklearn.ensemble import HistGradientBoostingRegressor
     from sklearn.impute import SimpleImputer
     from sklearn.linear_model import RidgeCV
     from sklearn.multioutput import MultiOutputRegressor
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVR
 
-    if kind == "ridge":
-        model: Any = RidgeCV(np.logspace(-2, 3, 11))
-    else:
-        from sklearn.svm import SVR
-
-        model = MultiOutputRegressor(SVR(C=3, epsilon=0.05))
+    if kind == "boosting":
+        return MultiOutputRegressor(HistGradientBoostingRegressor(random_state=_state(seed)))
+    model = RidgeCV(np.logspace(-2, 3, 11)) if kind == "ridge" else MultiOutputRegressor(SVR(C=3, epsilon=0.05))
     return make_pipeline(
         SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True), StandardScaler(), model
     )

@@ -41,12 +41,19 @@ def test_a_table_is_read_as_rounded_numbers_with_noise():
     assert settings["model.optimizer"] == "muon"
 
 
-def test_small_tables_are_learned_from_synthetic_rows():
+def test_small_tables_and_few_texts_are_learned_from_synthetic_rows():
     settings = chosen(TABLE._replace(columns=10))
     assert settings["data.synthetic_rows"] > 10_000
     assert "data.augment_copies" not in settings
-    for other in (TABLE._replace(columns=10, n_rows=5000), TABLE._replace(columns=10, n_rows=9), TEXTS, INTEGERS):
+    # Few validation rows select no weights.
+    assert settings["trainer.val_check_interval"] == settings["trainer.max_steps"]
+    for other in (TABLE, TABLE._replace(columns=10, n_rows=20_000), TABLE._replace(columns=10, n_rows=9), INTEGERS):
         assert "data.synthetic_rows" not in chosen(other)
+    for texts in (TEXTS, TEXTS._replace(columns=3)):
+        settings = chosen(texts)
+        assert settings["data.synthetic_rows"] > 10_000
+        assert "data.synonyms" not in settings
+        assert "data.synthetic_rows" not in chosen(texts._replace(n_rows=20_000))
     settings = chosen(TABLE._replace(columns=10), data__synthetic_rows=0)
     assert settings["data.augment_copies"]
     assert "model.temperature" not in settings
@@ -56,7 +63,7 @@ def test_small_tables_are_learned_from_synthetic_rows():
 
 
 def test_a_text_is_read_by_pieces_of_words():
-    settings = chosen(TEXTS)
+    settings = chosen(TEXTS, data__synthetic_rows=0)
     assert settings["data.tokenizer"] == "bpe"
     assert "data.round_digits" not in settings
     assert "data.jitter" not in settings
@@ -74,7 +81,8 @@ def test_size_and_steps_follow_the_data():
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1]
     long = chosen(TABLE._replace(words=500, characters=3000))
-    assert 300 <= long["trainer.max_steps"] < chosen(TABLE)["trainer.max_steps"]
+    assert 200 <= long["trainer.max_steps"] < chosen(TABLE)["trainer.max_steps"]
+    assert long["data.batch_size"] < chosen(TABLE)["data.batch_size"]
     for n_rows in (10, 1_000_000):
         settings = chosen(TABLE._replace(n_rows=n_rows))
         assert settings["model.warmup_steps"] == settings["trainer.max_steps"] // 20
