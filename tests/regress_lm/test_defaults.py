@@ -49,6 +49,10 @@ def test_small_tables_and_few_texts_are_learned_from_synthetic_rows():
     assert settings["trainer.val_check_interval"] == settings["trainer.max_steps"]
     for other in (TABLE, TABLE._replace(columns=10, n_rows=20_000), TABLE._replace(columns=10, n_rows=9), INTEGERS):
         assert "data.synthetic_rows" not in chosen(other)
+    # Validation rows that are enough for conformal intervals allow labels with less noise.
+    assert "data.synthetic_noise" not in settings
+    assert chosen(TABLE._replace(columns=10, n_rows=1000))["data.synthetic_noise"] < 0.5
+    assert settings["model.lr"] > chosen(TABLE)["model.lr"]
     for texts in (TEXTS, TEXTS._replace(columns=3)):
         settings = chosen(texts)
         assert settings["data.synthetic_rows"] > 10_000
@@ -60,6 +64,8 @@ def test_small_tables_and_few_texts_are_learned_from_synthetic_rows():
     # Labels are averages, also where targets are whole numbers.
     ratings = TABLE._replace(columns=10, targets=np.arange(300)[:, None] % 5 + 1.0)
     assert chosen(ratings)["model.number_digits"] == 3
+    # Copies of many rows are learned as well.
+    assert 1 <= chosen(TABLE._replace(columns=10, n_rows=4000))["data.augment_copies"] <= 10
 
 
 def test_a_text_is_read_by_pieces_of_words():

@@ -56,7 +56,7 @@ def choose_settings(statistics: TextStatistics, given: Mapping[str, Any]) -> lis
     settings = {choice.option: choice.value for choice in choices} | dict(given)
     schedule = list(_schedule(statistics, kind, settings))
     settings = {choice.option: choice.value for choice in schedule} | settings
-    choices += [*schedule, *_augmentation(statistics, kind, settings), *_optimizer(kind)]
+    choices += [*schedule, *_augmentation(statistics, kind, settings), *_optimizer(kind, is_synthetic)]
     return [choice for choice in choices if choice.option not in given]
 
 
@@ -81,7 +81,7 @@ def _synthetic(statistics: TextStatistics, kind: Kind) -> Iterator[Choice]:
         return
     yield Choice("data.synthetic_rows", SYNTHETIC_ROWS, f"{rows:,} training rows")
     if rows >= CALIBRATED:
-        yield Choice("data.synthetic_noise", 0.5, "validation rows calibrate the intervals")
+        yield Choice("data.synthetic_noise", 0.3, "validation rows calibrate the intervals")
 
 
 def _sizes(statistics: TextStatistics, kind: Kind, given: Mapping[str, Any], is_synthetic: bool) -> Iterator[Choice]:
@@ -245,7 +245,7 @@ def _changes(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any]
         yield Choice("data.target_jitter", 0.05 if kind == "language" else 0.02, "so that targets are not memorised")
 
 
-def _optimizer(kind: Kind) -> Iterator[Choice]:
+def _optimizer(kind: Kind, is_synthetic: bool) -> Iterator[Choice]:
     if kind == "digits":
         reason = "exact functions of digits"
         yield Choice("model.optimizer", "adamw", reason)
@@ -255,7 +255,8 @@ def _optimizer(kind: Kind) -> Iterator[Choice]:
         reason = "few steps"
         yield Choice("model.optimizer", "muon", reason)
         yield Choice("model.muon_lr", 0.01, reason)
-        yield Choice("model.lr", 2e-3, reason)
+        # Of the embeddings: a rare word is in few steps, and must move by about its initial length.
+        yield Choice("model.lr", 1e-2 if is_synthetic else 2e-3, "rare words" if is_synthetic else reason)
     yield Choice("model.beta2", 0.98, "a step's gradient is noisy")
     yield Choice("model.min_lr_ratio", 0.02, "the schedule ends with the run")
 
