@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from zoo.errors import UserError
 
@@ -44,7 +45,7 @@ class Budget(Callback):
     def __init__(
         self, seconds: float, since: float, n_validations: int, record: Callable[[dict[str, Any]], None]
     ) -> None:
-        self.end = since + seconds
+        self.since, self.end = since, since + seconds
         self.n_validations, self._record = n_validations, record
         self.validation_seconds = VALIDATION * seconds
         self._limit = 0  # steps of the run without a limit of time
@@ -56,6 +57,7 @@ class Budget(Callback):
         if trainer.world_size > 1:
             raise UserError("--budget works on one process only: drop it, or set --trainer.max_steps")
         self._limit = module.total_steps
+        self._begin = time.monotonic()
         self._is_warm = False
         self._restart(trainer)
         self._next = trainer.global_step + FIRST_STEPS
@@ -72,6 +74,11 @@ class Budget(Callback):
         if trainer.global_step >= self._next:
             self._plan(trainer, module)
         is_over = time.monotonic() >= self.end
+        if is_over and trainer.global_step < min(FIRST_STEPS, module.total_steps):
+            rank_zero_warn(
+                f"--budget was over after {trainer.global_step} of {module.total_steps} steps, too few to learn: the "
+                f"training began after {self._begin - self.since:.0f} s; raise --budget"
+            )
         if is_over and trainer.global_step < module.total_steps:
             self._set_steps(trainer, module, trainer.global_step)
         if is_over or trainer.global_step >= module.total_steps:
