@@ -101,6 +101,7 @@ def test_given_settings_are_not_chosen_and_others_follow_them():
     assert settings["trainer.val_check_interval"] == 34
     settings = chosen(TABLE, trainer__max_epochs=3, data__augment_copies=0, data__batch_size=100)
     assert settings["model.warmup_steps"] == 1
+    assert chosen(TABLE._replace(columns=10), trainer__max_epochs=3)["model.warmup_steps"] > 40  # synthetic rows count
     assert not {"trainer.max_steps", "data.jitter", "data.target_jitter"} & settings.keys()
     assert "data.power_tokens" not in chosen(TABLE, data__round_digits=None)
     assert "data.jitter" not in chosen(TABLE, data__features=True)
@@ -109,6 +110,7 @@ def test_given_settings_are_not_chosen_and_others_follow_them():
     # Lightning accepts neither a share of an epoch nor an epoch's number together with a number of steps of the run.
     for name in ("trainer__val_check_interval", "trainer__check_val_every_n_epoch"):
         assert not {"trainer.val_check_interval", "trainer.check_val_every_n_epoch"} & chosen(TABLE, **{name: 1}).keys()
+    assert chosen(TABLE, trainer__val_check_interval=400)["trainer.check_val_every_n_epoch"] is None
     # Sizes that are out of range are refused by the model and the data, not here.
     for name in ("data__batch_size", "model__dim", "model__n_encoder_layers"):
         assert chosen(TABLE, **{name: 0})["trainer.max_steps"]

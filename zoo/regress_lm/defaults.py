@@ -180,7 +180,8 @@ def _schedule(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any
     """Steps, warm-up and validations; the number of steps fits into a few minutes of one core."""
     s, batch = statistics, max(settings["data.batch_size"], 1)
     if (epochs := settings.get("trainer.max_epochs")) and epochs > 0:
-        steps = epochs * math.ceil(s.n_rows * (1 + (settings.get("data.augment_copies") or 0)) / batch)
+        rows = s.n_rows * (1 + (settings.get("data.augment_copies") or 0)) + (settings.get("data.synthetic_rows") or 0)
+        steps = epochs * math.ceil(rows / batch)
         yield Choice("model.warmup_steps", max(1, steps // 20), f"5 % of {steps:,} steps")
         return
     steps, reason = _steps(s, kind, settings)
@@ -189,11 +190,14 @@ def _schedule(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any
     if steps > 0:
         yield Choice("model.warmup_steps", max(1, steps // 20), f"5 % of {steps:,} steps")
     # The interval counts steps of the run, unless the command says how it counts.
-    if steps > 0 and not settings.keys() & {"trainer.val_check_interval", "trainer.check_val_every_n_epoch"}:
+    interval, unit = "trainer.val_check_interval", "trainer.check_val_every_n_epoch"
+    if isinstance(settings.get(interval), int) and settings[interval] > 1 and unit not in settings:
+        yield Choice(unit, None, "the interval counts steps of the run")
+    elif steps > 0 and not settings.keys() & {interval, unit}:
         # The weights after the last step follow the ensemble best; a few validation rows could not tell.
         n, reason = (1, "after the last step") if settings.get("data.synthetic_rows") else (N_VALIDATIONS, "")
-        yield Choice("trainer.val_check_interval", max(1, math.ceil(steps / n)), reason or f"{n} in all")
-        yield Choice("trainer.check_val_every_n_epoch", None, "the interval counts steps of the run")
+        yield Choice(interval, max(1, math.ceil(steps / n)), reason or f"{n} in all")
+        yield Choice(unit, None, "the interval counts steps of the run")
 
 
 def _steps(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any]) -> tuple[int, str]:
