@@ -1,6 +1,7 @@
 """The `zoo` command: answers help, version and list without importing torch; `zoo.cli` runs every other verb."""
 
 import sys
+import time
 
 from zoo import __version__
 from zoo.cli import overview
@@ -29,11 +30,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run_verb(argv: list[str]) -> None:
+    started = time.monotonic()  # a budget includes the imports
     refuse_non_utf8(argv)
     with imports_that_end_on_signals():
         from zoo.cli.command_line import ZooCLI  # here, so that help and list need not import torch
 
-    ZooCLI(argv)
+    ZooCLI(argv, started=started)
 
 
 if __name__ == "__main__":

@@ -80,12 +80,13 @@ class ZooCLI(OpenLightningCLI):
     Args:
         argv: the verb, then its options.
         callbacks: further callbacks for the Trainer.
+        started: `time.monotonic()` at the start of the command, from which --budget counts; default: now.
     """
 
-    def __init__(self, argv: list[str], callbacks: Sequence[Callback] = ()) -> None:
+    def __init__(self, argv: list[str], callbacks: Sequence[Callback] = (), started: float | None = None) -> None:
         self.verb = argv[0]
         self.callbacks = callbacks
-        self.started = time.monotonic()
+        self.started = time.monotonic() if started is None else started
         self._silence_lightning()
         # The checkpoint and the classes decide which options exist, so they are read first.
         try:
