@@ -13,6 +13,7 @@ from zoo.errors import UserError
 FIRST_STEPS = 10  # after so many steps the first plan is made; their slow first is not measured
 SHARE = 0.97  # of the time that is planned for; the rest is for the last checkpoint
 VALIDATION = 0.05  # of the time of the run, for a validation before one has been measured
+N_VALIDATIONS = 6  # of a run whose settings do not say how many
 _UNITS = {"": 1, "s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600}
 
 
@@ -26,6 +27,13 @@ def parse_duration(text: str) -> float:
     if match is None or match[2] not in _UNITS or not float(match[1]):
         raise UserError(f"--budget must be a time such as 90s, 5min or 1.5h, not {text!r}")
     return float(match[1]) * _UNITS[match[2]]
+
+
+def count_validations(settings: Any) -> int:
+    """Validations of a run with a time limit: those of the run without it, if the Trainer's settings say how many."""
+    steps, interval = settings.max_steps, settings.val_check_interval
+    is_planned = isinstance(interval, int) and settings.check_val_every_n_epoch is None
+    return max(1, steps // interval) if is_planned and 0 < interval <= steps else N_VALIDATIONS
 
 
 class Budget(Callback):

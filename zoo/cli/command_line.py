@@ -23,7 +23,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 
 from zoo import callbacks
-from zoo.callbacks.budget import Budget, parse_duration
+from zoo.callbacks.budget import Budget, count_validations, parse_duration
 from zoo.callbacks.progress import Progress
 from zoo.cli.arguments import read_arguments
 from zoo.cli.automatic import choose, print_choices
@@ -70,7 +70,6 @@ CALLBACKS: dict[str, type[Callback]] = {  # top-level key -> class
     "predictions": callbacks.Predictions,
     "plots": callbacks.Plots,
 }
-N_VALIDATIONS = 6  # of a run with --budget
 NOT_OPTIONS = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule", "weights_only"}
 
 
@@ -336,17 +335,12 @@ class ZooCLI(OpenLightningCLI):
             more.append(Progress())
         if self.verb == "fit" and (budget := self.config.fit.budget) is not None:
             self.config.fit.budget = None  # for the saved config, which has the steps that the time allowed
-            more.append(Budget(parse_duration(budget), self.started, self._count_validations(), self._record_plan))
+            validations = count_validations(self.config.fit.trainer)
+            more.append(Budget(parse_duration(budget), self.started, validations, self._record_plan))
         config = self.config[self.verb]
         files = [config.predictions.path, config.predictions.text_path] if self.verb == "predict" else []
         folders = [Path(file).parent for file in files if file]
         return [*more, *self.callbacks, EmptyFolders([Path(config.output_dir), *folders])]
-
-    def _count_validations(self) -> int:
-        """Validations of a run with --budget: those of the run without it, if the settings say how many."""
-        steps, interval = (self.config.fit.trainer[name] for name in ("max_steps", "val_check_interval"))
-        is_planned = isinstance(interval, int) and self.config.fit.trainer.check_val_every_n_epoch is None
-        return max(1, steps // interval) if is_planned and 0 < interval <= steps else N_VALIDATIONS
 
     def _record_plan(self, settings: dict[str, Any]) -> None:
         """Write the number of steps that --budget allows into the run's config.yaml."""
