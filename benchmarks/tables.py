@@ -366,7 +366,8 @@ STUDIES = {
     ),
     "regress_lm_defaults": (
         {"table": "table", "model": "model"},
-        {"MAE": ("mae", ".4g"), "Spearman": ("spearman", ".3f"), "steps": ("steps", ".0f")}
+        {"MAE": ("mae", ".4g"), "Spearman": ("spearman", ".3f")}
+        | {"within 50%": ("coverage_50", ".0%"), "within 90%": ("coverage_90", ".0%"), "steps": ("steps", ".0f")}
         | {"CPU seconds": ("cpu_seconds", ".0f"), "of the search": ("search_cpu_seconds", ".0f")},
     ),
     "revdeq_wikitext2": (

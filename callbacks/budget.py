@@ -6,11 +6,14 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from zoo.errors import UserError
 
 FIRST_STEPS = 10  # after so many steps the first plan is made; their slow first is not measured
 SHARE = 0.97  # of the time that is planned for; the rest is for the last checkpoint
+VALIDATION = 0.05  # of the time of the run, for a validation before one has been measured
+N_VALIDATIONS = 6  # of a run whose settings do not say how many
 _UNITS = {"": 1, "s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600}
 
 
@@ -24,6 +27,13 @@ def parse_duration(text: str) -> float:
     if match is None or match[2] not in _UNITS or not float(match[1]):
         raise UserError(f"--budget must be a time such as 90s, 5min or 1.5h, not {text!r}")
     return float(match[1]) * _UNITS[match[2]]
+
+
+def count_validations(settings: Any) -> int:
+    """Validations of a run with a time limit: those of the run without it, if the Trainer's settings say how many."""
+    steps, interval = settings.max_steps, settings.val_check_interval
+    is_planned = isinstance(interval, int) and settings.check_val_every_n_epoch is None
+    return max(1, steps // interval) if is_planned and 0 < interval <= steps else N_VALIDATIONS
 
 
 class Budget(Callback):
@@ -44,9 +54,9 @@ class Budget(Callback):
     def __init__(
         self, seconds: float, since: float, n_validations: int, record: Callable[[dict[str, Any]], None]
     ) -> None:
-        self.end = since + seconds
+        self.since, self.end = since, since + seconds
         self.n_validations, self._record = n_validations, record
-        self.validation_seconds = 0.0
+        self.validation_seconds = VALIDATION * seconds
         self._limit = 0  # steps of the run without a limit of time
         self._pretraining_start: tuple[int, float] | None = None  # step and time
 
@@ -57,6 +67,7 @@ class Budget(Callback):
         if trainer.world_size > 1:
             raise UserError("--budget works on one process only: drop it, or set --trainer.max_steps")
         self._limit = module.total_steps
+        self._begin = time.monotonic()
         self._is_warm = False
         self._restart(trainer)
         self._next = trainer.global_step + FIRST_STEPS
@@ -73,6 +84,11 @@ class Budget(Callback):
         if trainer.global_step >= self._next:
             self._plan(trainer, module)
         is_over = time.monotonic() >= self.end
+        if is_over and trainer.global_step < min(FIRST_STEPS, module.total_steps):
+            rank_zero_warn(
+                f"--budget was over after {trainer.global_step} of {module.total_steps} steps, too few to learn: the "
+                f"training began after {self._begin - self.since:.0f} s; raise --budget"
+            )
         if is_over and trainer.global_step < module.total_steps:
             self._set_steps(trainer, module, trainer.global_step)
         if is_over or trainer.global_step >= module.total_steps:

@@ -57,9 +57,11 @@ class RegressionSettings(RowSettings):
         number_formats: rewrite numbers in copies: 1000 as 1,000, 1e3 or 1000.0.
         jitter: multiply each number in copies by exp(N(0, jitter^2)); 0 turns it off; at most 10.
         target_jitter: multiply the targets of copies by exp(N(0, target_jitter^2)); 0 turns it off; at most 10.
-        synthetic_rows: number of synthetic training rows, placed after all others: cells of the training rows mixed,
-            labelled by trees that are fitted to the training rows; for tables of at most a few thousand rows, where
-            20000 is a good number; 0 for none.
+        synthetic_rows: number of synthetic training rows, placed after all others: cells and words of the training rows
+            mixed, labelled by an ensemble of models that are fitted to the training rows; for at most a few thousand
+            rows, where 20000 is a good number; 0 for none.
+        synthetic_noise: factor of the noise of their labels, from 0 to 1. With less noise fewer steps are needed, but
+            the intervals of predictions are too narrow unless they are calibrated on validation rows.
         unlabelled: texts without targets on which RegressLM pretrains its encoder before the first step, together with
             the training texts: a text file (.txt, .md; one text per line), a table with the columns that the training
             texts are made of, a folder of such files, all of them used, or a hub data set. A tokenizer "bpe" or "words"
@@ -82,6 +84,7 @@ class RegressionSettings(RowSettings):
     jitter: float = 0.0
     target_jitter: float = 0.0
     synthetic_rows: int = 0
+    synthetic_noise: float = 1.0
     unlabelled: str | None = None
 
     def __post_init__(self) -> None:
@@ -89,6 +92,8 @@ class RegressionSettings(RowSettings):
         if self.round_digits is not None and not 1 <= self.round_digits <= 17:
             raise UserError(f"--data.round_digits must be from 1 to 17, not {self.round_digits}")
         check_counts(0, **{"--data.synthetic_rows": self.synthetic_rows})
+        noise = "--data.synthetic_noise"
+        check_number(noise, self.synthetic_noise, "from 0 to 1", lambda value: 0 <= value <= 1)
         for name in ("text_column", "group_column", "target_columns", "columns", "column_names", "unlabelled"):
             if (value := getattr(self, name)) is not None:
                 check_text(f"--data.{name}", value, is_list=name.endswith(("columns", "names")))
@@ -204,7 +209,7 @@ class RegressionRows:
         if seed not in self._synthetic:
             teacher = self.teacher(seed)
             rank_zero_only(print)(f"zoo: {n_rows:,} synthetic rows are labelled by {teacher}", file=sys.stderr)
-            cells, targets = teacher.draw(n_rows)
+            cells, targets = teacher.draw(n_rows, self.settings.synthetic_noise)
             self._warn_of_rounding(cells)
             self._synthetic[seed] = [self.reader.layout.text(row) for row in cells], targets
         return self._synthetic[seed]

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 
 from zoo.datamodules.row_text import is_missing
+from zoo.datamodules.text_scores import TextScores
 
 _PLAIN = re.compile(r"[-+]?\d+(?:\.(\d*))?")  # a number without an exponent, and its decimals
 _MOST_DECIMALS = 6
 _LARGEST_LOG = float(np.log(np.finfo(np.float64).max)) - 1
 _LARGEST = 1e30  # scikit-learn's trees read 32-bit numbers
 _MOST_CATEGORIES = 32  # indicators of a column
+SAME_TEXT = 0.25  # probability that a drawn text is not changed
+RANDOM_WORDS = 0.2  # probability of each word of a changed text to be replaced by a random one
 
 
 class NumberColumn:
@@ -33,7 +36,7 @@ class NumberColumn:
         self._encoded = self.encode(cells)[:, 0]  # (R,)
         # A column of one or two values is a constant or a switch: nothing is between its values.
         self._noise = jitter * float(np.nanstd(self._encoded)) if len(np.unique(known)) > 2 else 0.0
-        self._decimals = _count_decimals([cell for cell in cells if not is_missing(cell)])
+        self._decimals = count_decimals([cell for cell in cells if not is_missing(cell)])
 
     def encode(self, cells: Sequence[Any]) -> np.ndarray:
         """(N, 1) the cells as numbers, NaN for those that are no numbers."""
@@ -77,17 +80,59 @@ class CategoryColumn:
         return [self._cells[i] for i in source]
 
 
-class TextColumn(CategoryColumn):
-    """A column of texts, most of them different, or without any cell: no input of a regression model.
+class TextColumn:
+    """A column of texts, most of them different. A regression model reads their scores (`TextScores`).
 
-    Its encoding has no numbers.
+    Args:
+        cells: (R,) the cells of all rows.
     """
 
     def __init__(self, cells: Sequence[Any]) -> None:
-        self._cells, self._frequent = cells, np.empty(0, dtype=str)
+        self._cells = cells
+        self._words = [_word(cell).split() for cell in cells]
+        self._vocabulary = sorted({word for words in self._words for word in words})
+        self._scores: TextScores | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no cell has a value."""
+        return not self._vocabulary
+
+    def fit(self, targets: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
+        """Fit the scores to targets (R, K) of about unit scale; returns (R, K) scores by models of other rows."""
+        if self.is_empty:
+            return np.empty((len(targets), 0))
+        self._scores = TextScores([_word(cell) for cell in self._cells], targets, groups, seed)
+        return self._scores.left_out
+
+    def encode(self, cells: Sequence[Any]) -> np.ndarray:
+        """(N, K) the scores of the cells; (N, 0) before they are fitted."""
+        return self._scores.predict([_word(cell) for cell in cells]) if self._scores else np.empty((len(cells), 0))
+
+    def draw(self, source: np.ndarray, random: np.random.Generator) -> list[Any]:
+        """(N,) the cells of the rows `source` (N,), of which three in four are changed.
+
+        A part of the text is replaced by a part of another one, and some words by words of the whole column, rare ones
+        as often as frequent ones.
+        """
+        cells = []
+        others = random.integers(len(self._cells), size=len(source))
+        for i, j in zip(source.tolist(), others.tolist(), strict=True):
+            words, other = self._words[i], self._words[j]
+            if not words or random.random() < SAME_TEXT:
+                cells.append(self._cells[i])
+                continue
+            # The first words of one text and the last words of the other, in this order or the reverse.
+            parts = words[: random.integers(len(words) + 1)], other[random.integers(len(other) + 1) :]
+            new = [*parts[0], *parts[1]] if random.random() < 0.5 else [*parts[1], *parts[0]]
+            is_new = random.random(len(new)) < RANDOM_WORDS
+            drawn = random.integers(len(self._vocabulary), size=len(new))
+            new = [self._vocabulary[k] if n else w for w, n, k in zip(new, is_new, drawn, strict=True)]
+            cells.append(" ".join(new or words))
+        return cells
 
 
-def read_column(cells: Sequence[Any], jitter: float) -> NumberColumn | CategoryColumn:
+def read_column(cells: Sequence[Any], jitter: float) -> NumberColumn | CategoryColumn | TextColumn:
     """The column of a table with the given cells (R,); drawn numbers get noise, `jitter` times their spread."""
     known = [cell for cell in cells if not is_missing(cell)]
     if known and all(map(is_number, known)):
@@ -106,7 +151,7 @@ def is_number(cell: Any) -> bool:
         return False
 
 
-def _count_decimals(cells: Sequence[Any]) -> int | None:
+def count_decimals(cells: Sequence[Any]) -> int | None:
     """The largest number of decimals of the numbers; None where one has an exponent, or more than six decimals."""
     matches = [_PLAIN.fullmatch(str(cell).strip()) for cell in cells]
     decimals = max(len(match[1] or "") if match else _MOST_DECIMALS + 1 for match in matches)

@@ -1,8 +1,8 @@
 """Teacher: labels synthetic rows of a small table, from which a model that reads rows as text learns.
 
 Such a model needs more examples than a small table has. It can learn from synthetic rows instead: cells of the training
-rows, mixed, with labels drawn from an ensemble of regression models, which need few rows. A label deviates from the
-prediction as one random tree from all trees, so that the model learns how uncertain the teacher is.
+rows, mixed, with labels drawn from an ensemble of regression models, which need few rows. A label is drawn from the
+distribution that the ensemble predicts, so that the model learns how uncertain the teacher is.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ import numpy as np
 
 from zoo.datamodules.row_text import is_missing, list_columns
 from zoo.datamodules.sources.tables import Cells
-from zoo.datamodules.table_columns import TextColumn, read_column
-from zoo.datamodules.teacher_models import Ensemble
+from zoo.datamodules.table_columns import TextColumn, count_decimals, read_column
+from zoo.datamodules.teacher_models import Ensemble, TargetScale
 from zoo.errors import UserError
 from zoo.training.random_streams import derive
 
@@ -32,7 +32,7 @@ class Teacher:
         seed: of the models and of all draws; equal arguments give equal models and rows.
 
     Raises:
-        UserError: the table has too few rows, or no column of numbers or categories.
+        UserError: the table has too few rows, or no column with values.
     """
 
     def __init__(
@@ -43,13 +43,24 @@ class Teacher:
                 f"--data.synthetic_rows needs at least {SMALLEST_TABLE} training rows, not {len(cells)}: set it to 0"
             )
         self._columns = {name: read_column([row.get(name) for row in cells], JITTER) for name in names}
-        if all(isinstance(column, TextColumn) for column in self._columns.values()):
+        if all(isinstance(column, TextColumn) and column.is_empty for column in self._columns.values()):
             raise UserError(
-                f"--data.synthetic_rows needs a column of numbers or categories, but {list_columns(names)} "
-                f"{'holds' if len(names) == 1 else 'hold'} texts: set it to 0"
+                f"--data.synthetic_rows needs a column with values, but {list_columns(names)} "
+                f"{'is' if len(names) == 1 else 'are'} empty: set it to 0"
             )
         self._n_rows, self._n_targets, self._seed = *targets.shape, seed
-        self.ensemble = Ensemble(self._encode(cells), targets, groups, derive(seed, "teacher"))
+        self._decimals = [
+            count_decimals([f"{y!r}".removesuffix(".0") for y in column.tolist()]) for column in targets.T
+        ]
+        # Scores of texts for the training rows are those of models that were fitted to other rows.
+        z = np.stack([TargetScale(y)(y) for y in targets.T], axis=1)
+        inputs = [
+            column.fit(z, np.asarray(groups), derive(seed, "texts", name))
+            if isinstance(column, TextColumn)
+            else column.encode([row.get(name) for row in cells])
+            for name, column in self._columns.items()
+        ]
+        self.ensemble = Ensemble(np.hstack(inputs), targets, groups, derive(seed, "teacher"))
 
     def __str__(self) -> str:
         return str(self.ensemble)
@@ -58,8 +69,8 @@ class Teacher:
         """(N, K) predictions for N rows."""
         return self.ensemble.predict(self._encode(cells))
 
-    def draw(self, n_rows: int) -> tuple[list[Cells], np.ndarray]:
-        """At most `n_rows` new rows N, and their labels (N, K).
+    def draw(self, n_rows: int, noise: float = 1.0) -> tuple[list[Cells], np.ndarray]:
+        """At most `n_rows` new rows N, and their labels (N, K), the prediction plus `noise` times its noise.
 
         Each is a random row of the table in which every cell is replaced, with probability 1/2, by the cell of another
         random row in the same column; then numbers get some noise. A row without any value is left out.
@@ -68,7 +79,7 @@ class Teacher:
         rows = self._mix_cells(n_rows, random)
         if not rows:
             return [], np.empty((0, self._n_targets))
-        return rows, self.ensemble.sample(self._encode(rows), random)
+        return rows, self._rounded(self.ensemble.sample(self._encode(rows), random, noise))
 
     def draw_other(self, n_rows: int) -> list[Cells]:
         """At most `n_rows` rows as those of `draw`, but other ones, without labels."""
@@ -91,6 +102,14 @@ class Teacher:
             cells.append(column.draw(np.where(random.random(n_rows) < MIX, other, base), random))
         rows = [dict(zip(self._columns, values, strict=True)) for values in zip(*cells, strict=True)]
         return [row for row in rows if not all(map(is_missing, row.values()))]
+
+    def _rounded(self, labels: np.ndarray) -> np.ndarray:
+        """Labels (N, K) with one decimal more than the targets have, or with six digits where these have many."""
+        columns = [
+            [float(f"{y:.6g}") for y in column.tolist()] if decimals is None else column.round(decimals + 1)
+            for column, decimals in zip(labels.T, self._decimals, strict=True)
+        ]
+        return np.array(columns, dtype=np.float64).T
 
     def _encode(self, cells: Sequence[Cells]) -> np.ndarray:
         """(N, F) the encodings of all columns."""

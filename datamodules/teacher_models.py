@@ -10,6 +10,11 @@ from zoo.training.random_streams import derive
 
 MOST_FOLDS, MOST_COMPARED = 5, 2000  # folds of the cross-validation, and rows that it uses
 N_TREES, N_COMPARED_TREES = 300, 100
+LEAST_BOOSTED = 500  # rows of tables for which boosted trees are compared
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the model that is averaged with trees
+FACTORS = (0.5, 0.75, 1.0, 1.25)  # of the deviations of trees
+LEAST_DEVIATION = 0.02  # added to the standard deviation of trees, in standard deviations of the targets
+EXPONENTS = (0.0, 0.5, 1.0)  # of the standard deviation of trees, to which errors are proportional
 
 
 class TargetScale:
@@ -62,36 +67,46 @@ def _asymmetry(y: np.ndarray) -> float:
 
 
 class Choice(NamedTuple):
-    """An ensemble: (1 - weight) trees + weight smooth, with the trees' deviations from their mean times `spread`."""
+    """An ensemble and its noise.
+
+    Args:
+        trees: "extra" for extra trees, "forest" for a random forest.
+        smooth: "ridge", "svm" or "boosting", the model that is averaged with the trees.
+        weight: of that model, from 0 to 1; the trees have the rest.
+        noise: "trees", deviations of single trees from their mean; or "residuals", errors on rows left out.
+        scale: factor of the deviations of trees; or exponent of the trees' standard deviation to which residuals are
+            proportional, 0 for residuals of equal size everywhere.
+    """
 
     trees: str
     smooth: str
     weight: float
-    spread: float
+    noise: str = "trees"
+    scale: float = 1.0
 
     def __str__(self) -> str:
         trees = "extra trees" if self.trees == "extra" else "a random forest"
-        smooth = "ridge regression" if self.smooth == "ridge" else "a support vector machine"
         if not self.weight:
             return trees
-        return f"{trees} (weight {1 - self.weight:g}) and {smooth} ({self.weight:g})"
+        smooth = {"ridge": "ridge regression", "svm": "a support vector machine", "boosting": "boosted trees"}
+        if self.weight == 1:
+            return smooth[self.smooth]
+        return f"{trees} (weight {1 - self.weight:g}) and {smooth[self.smooth]} ({self.weight:g})"
 
 
 class Errors(NamedTuple):
-    """Errors on R rows by models that were fitted without them, in units of how much the trees differ on the row.
+    """Errors (R, K) on rows by models that were fitted without them, divided by `_deviation` with this exponent."""
 
-    A row's unit is the standard deviation of its trees' predictions plus `floor`.
-    """
-
-    values: np.ndarray  # (R, K)
-    floor: np.ndarray  # (K,)
+    values: np.ndarray
+    exponent: float
 
 
 class Ensemble:
-    """Trees that are averaged with a smooth model where cross-validation prefers that; it predicts distributions.
+    """Trees that are averaged with another model where cross-validation prefers that; it predicts distributions.
 
-    The trees are extra trees or a random forest, the smooth model ridge regression or a support vector machine. The
-    choice, and the factor by which the trees' spread is multiplied, minimise the CRPS on rows left out.
+    The trees are extra trees or a random forest, the other model ridge regression, a support vector machine or boosted
+    trees. A row's distribution is the prediction with noise: as single trees deviate from their mean, or as the errors
+    on rows left out. The choice of all of these minimises the CRPS on rows left out.
 
     Args:
         inputs: (R, F), NaN where a cell is missing.
@@ -105,42 +120,47 @@ class Ensemble:
         z = np.stack([scale(y) for scale, y in zip(self._scales, targets.T, strict=True)], axis=1)
         self.choice, self.crps, self._errors = _choose(inputs, z, np.asarray(groups), seed)
         self._trees = _make_trees(self.choice.trees, N_TREES, seed).fit(inputs, _columns(z))
-        self._smooth = _make_smooth(self.choice.smooth).fit(inputs, z) if self.choice.weight else None
+        self._smooth = _make_smooth(self.choice.smooth, seed).fit(inputs, z) if self.choice.weight else None
 
     def __str__(self) -> str:
         return str(self.choice)
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
         """(N, K) the centre of each row's distribution."""
-        return self._inverse(self._centre(inputs, self._mean(inputs)))
+        return self._inverse(self._centre(inputs, self._by_tree(inputs).mean(axis=2)))
 
-    def sample(self, inputs: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """(N, K) a draw for each row, which deviates from the prediction as one random tree from all trees."""
-        mean = self._mean(inputs)
-        tree = random.integers(len(self._trees.estimators_), size=len(inputs))
-        drawn = np.empty_like(mean)
-        for i, estimator in enumerate(self._trees.estimators_):
-            rows = tree == i
-            if rows.any():
-                drawn[rows] = estimator.predict(inputs[rows]).reshape(-1, mean.shape[1])
-        return self._inverse(self._centre(inputs, mean) + self.choice.spread * (drawn - mean))
+    def sample(self, inputs: np.ndarray, random: np.random.Generator, noise: float = 1.0) -> np.ndarray:
+        """(N, K) a draw of each row's distribution, whose deviation from its median is multiplied by `noise`."""
+        by_tree = self._by_tree(inputs)  # (N, K, T)
+        mean = by_tree.mean(axis=2)
+        if self.choice.noise == "trees":
+            # All targets of a row deviate as the same tree.
+            tree = random.integers(by_tree.shape[2], size=len(inputs))
+            deviation = self.choice.scale * (by_tree[np.arange(len(inputs)), :, tree] - mean)
+            median = self.choice.scale * (np.median(by_tree, axis=2) - mean)
+        else:
+            # The errors of the same row for all targets.
+            assert self._errors is not None
+            errors, size = self._errors.values, _deviation(by_tree, self._errors.exponent)
+            row = random.integers(len(errors), size=len(inputs))
+            deviation, median = errors[row] * size, np.median(errors, axis=0) * size
+        return self._inverse(self._centre(inputs, mean) + median + noise * (deviation - median))
 
     def draw_targets(self, inputs: np.ndarray, n_draws: int, random: np.random.Generator) -> np.ndarray | None:
         """(N, n_draws, K) numbers that new rows may have: predictions with errors of rows that were left out.
 
-        Unlike `sample` it repeats how far the predictions are from numbers that the models have not seen. None where
-        no rows could be left out.
+        None where no rows could be left out.
         """
         if self._errors is None:
             return None
-        by_tree = np.stack([tree.predict(inputs).reshape(len(inputs), -1) for tree in self._trees.estimators_])
-        unit = by_tree.std(0) + self._errors.floor  # (N, K)
+        by_tree = self._by_tree(inputs)
+        size = _deviation(by_tree, self._errors.exponent)[:, None]  # (N, 1, K)
         errors = self._errors.values[random.integers(len(self._errors.values), size=(len(inputs), n_draws))]
-        drawn = self._centre(inputs, by_tree.mean(0))[:, None] + errors * unit[:, None]  # (N, n_draws, K)
-        return self._inverse(drawn.reshape(-1, unit.shape[1])).reshape(drawn.shape)
+        drawn = self._centre(inputs, by_tree.mean(axis=2))[:, None] + errors * size  # (N, n_draws, K)
+        return self._inverse(drawn.reshape(-1, drawn.shape[2])).reshape(drawn.shape)
 
-    def _mean(self, inputs: np.ndarray) -> np.ndarray:
-        return self._trees.predict(inputs).reshape(len(inputs), -1)
+    def _by_tree(self, inputs: np.ndarray) -> np.ndarray:
+        return _predict_by_tree(self._trees, inputs, len(self._scales))
 
     def _centre(self, inputs: np.ndarray, mean: np.ndarray) -> np.ndarray:
         if self._smooth is None:
@@ -153,7 +173,7 @@ class Ensemble:
 
 def _choose(inputs: np.ndarray, z: np.ndarray, groups: np.ndarray, seed: int) -> tuple[Choice, float, Errors | None]:
     """The ensemble with the smallest CRPS on rows left out, that CRPS in standard deviations of the targets, and its
-    errors on these rows."""
+    errors on these rows; None where no rows can be left out."""
     from sklearn.model_selection import GroupKFold
 
     random = np.random.default_rng(derive(seed, "folds"))
@@ -163,38 +183,70 @@ def _choose(inputs: np.ndarray, z: np.ndarray, groups: np.ndarray, seed: int) ->
     _, group = np.unique(groups, return_inverse=True)
     n_folds = min(MOST_FOLDS, group.max() + 1)
     if n_folds < 2:
-        return Choice("extra", "ridge", 0.0, 1.0), float("nan"), None
+        return Choice("extra", "ridge", 0.0), float("nan"), None
     # Predictions for every row by models that were fitted without it: of each tree (R, K, T), and smooth ones (R, K).
-    kinds, smooths = ("extra", "forest"), ("ridge", "svm")
+    kinds = ("extra", "forest")
+    smooths = ("ridge", "svm", "boosting") if len(z) >= LEAST_BOOSTED else ("ridge", "svm")
     by_tree = {kind: np.empty((*z.shape, N_COMPARED_TREES)) for kind in kinds}
     by_smooth = {smooth: np.empty_like(z) for smooth in smooths}
     for fit, left_out in GroupKFold(n_folds, shuffle=True, random_state=_state(seed)).split(z, groups=group):
         for kind in kinds:
             trees = _make_trees(kind, N_COMPARED_TREES, seed).fit(inputs[fit], _columns(z[fit]))
-            for i, tree in enumerate(trees.estimators_):
-                by_tree[kind][left_out, :, i] = tree.predict(inputs[left_out]).reshape(-1, z.shape[1])
+            by_tree[kind][left_out] = _predict_by_tree(trees, inputs[left_out], z.shape[1])
         for smooth in smooths:
-            model = _make_smooth(smooth).fit(inputs[fit], z[fit])
+            model = _make_smooth(smooth, seed).fit(inputs[fit], z[fit])
             by_smooth[smooth][left_out] = model.predict(inputs[left_out]).reshape(-1, z.shape[1])
-    best, best_crps = Choice("extra", "ridge", 0.0, 1.0), np.inf
+    best, best_crps = Choice("extra", "ridge", 0.0), np.inf
     for kind, samples in by_tree.items():
         mean = samples.mean(axis=2)
         deviations = np.sort(samples - mean[..., None], axis=2)
-        # Half the mean distance of two trees, from the sorted deviations.
-        T = N_COMPARED_TREES
-        half_distance = (deviations * (2 * np.arange(T) - T + 1)).sum(2) / T**2
+        sizes = {exponent: _deviation(samples, exponent) for exponent in EXPONENTS}
         for smooth, predictions in by_smooth.items():
-            for weight in (0.0, 0.25, 0.5, 0.75, 1.0):
-                error = (z - (1 - weight) * mean - weight * predictions)[..., None]
-                for spread in (0.25, 0.5, 0.75, 1.0, 1.25):
-                    crps = (np.abs(spread * deviations - error).mean(2) - spread * half_distance).mean()
+            for weight in WEIGHTS:
+                error = z - (1 - weight) * mean - weight * predictions  # (R, K)
+                for factor in FACTORS:
+                    crps = _crps(factor * deviations, error)
                     if crps < best_crps - 1e-9:
-                        best, best_crps = Choice(kind, smooth, weight, spread), crps
-    mean, sd = by_tree[best.trees].mean(2), by_tree[best.trees].std(2)  # (R, K)
-    floor = 0.1 * np.median(sd, axis=0)
-    floor = np.where(floor > 0, floor, 1.0)
-    centre = (1 - best.weight) * mean + best.weight * by_smooth[best.smooth]
-    return best, float(best_crps), Errors((z - centre) / (sd + floor), floor)
+                        best, best_crps = Choice(kind, smooth, weight, "trees", factor), crps
+                for exponent, size in sizes.items():
+                    crps = _crps_of_residuals(error, size)
+                    if crps < best_crps - 1e-9:
+                        best, best_crps = Choice(kind, smooth, weight, "residuals", exponent), crps
+    # Errors of the best ensemble, also where its noise is that of trees.
+    samples = by_tree[best.trees]
+    error = z - (1 - best.weight) * samples.mean(axis=2) - best.weight * by_smooth[best.smooth]
+    exponent = min(EXPONENTS, key=lambda value: _crps_of_residuals(error, _deviation(samples, value)))
+    return best, float(best_crps), Errors(error / _deviation(samples, exponent), exponent)
+
+
+def _crps_of_residuals(errors: np.ndarray, sizes: np.ndarray) -> float:
+    """Mean CRPS of distributions made of all errors (R, K), each in proportion to the row's size (R, K)."""
+    levels = np.quantile(errors / sizes, (np.arange(25) + 0.5) / 25, axis=0).T  # (K, 25)
+    return _crps(sizes[..., None] * levels, errors)
+
+
+def _crps(deviations: np.ndarray, errors: np.ndarray) -> float:
+    """Mean CRPS of distributions around a prediction.
+
+    Args:
+        deviations: (R, K, S) samples minus the prediction, sorted.
+        errors: (R, K) targets minus the prediction.
+    """
+    n = deviations.shape[2]
+    # Half the mean distance of two samples, from the sorted deviations.
+    half_distance = (deviations * (2 * np.arange(n) - n + 1)).sum(2) / n**2
+    return float((np.abs(deviations - errors[..., None]).mean(2) - half_distance).mean())
+
+
+def _deviation(by_tree: np.ndarray, exponent: float) -> np.ndarray:
+    """(R, K) the size of errors, up to a factor: a power of the standard deviation of trees (R, K, T)."""
+    return (by_tree.std(axis=2) + LEAST_DEVIATION) ** exponent
+
+
+def _predict_by_tree(trees: Any, inputs: np.ndarray, n_targets: int) -> np.ndarray:
+    """(N, K, T) the prediction of each tree."""
+    predictions = [tree.predict(inputs).reshape(-1, n_targets) for tree in trees.estimators_]
+    return np.stack(predictions, axis=2)
 
 
 def _make_trees(kind: str, n_trees: int, seed: int) -> Any:
@@ -204,19 +256,18 @@ def _make_trees(kind: str, n_trees: int, seed: int) -> Any:
     return make(n_trees, random_state=_state(seed))
 
 
-def _make_smooth(kind: str) -> Any:
+def _make_smooth(kind: str, seed: int) -> Any:
+    from sklearn.ensemble import HistGradientBoostingRegressor
     from sklearn.impute import SimpleImputer
     from sklearn.linear_model import RidgeCV
     from sklearn.multioutput import MultiOutputRegressor
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVR
 
-    if kind == "ridge":
-        model: Any = RidgeCV(np.logspace(-2, 3, 11))
-    else:
-        from sklearn.svm import SVR
-
-        model = MultiOutputRegressor(SVR(C=3, epsilon=0.05))
+    if kind == "boosting":
+        return MultiOutputRegressor(HistGradientBoostingRegressor(random_state=_state(seed)))
+    model = RidgeCV(np.logspace(-2, 3, 11)) if kind == "ridge" else MultiOutputRegressor(SVR(C=3, epsilon=0.05))
     return make_pipeline(
         SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True), StandardScaler(), model
     )

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 
 from zoo import __version__
 from zoo.cli import overview
@@ -30,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run_verb(argv: list[str]) -> None:
+    started = time.monotonic()  # a budget includes the imports
     refuse_non_utf8(argv)
     if is_one_of_several_processes():
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # without warnings about ranks that have ended
@@ -44,7 +46,7 @@ def _run_verb(argv: list[str]) -> None:
         return
     ranks = Ranks(World.from_environment())
     with ranks.failures_reported():
-        ZooCLI(argv, ranks=ranks)
+        ZooCLI(argv, ranks=ranks, started=started)
 
 
 def is_one_of_several_processes() -> bool:

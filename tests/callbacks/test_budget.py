@@ -80,7 +80,8 @@ def test_a_long_time_changes_nothing(monkeypatch):
 
 
 def test_a_time_that_is_over_stops_after_a_step(monkeypatch):
-    *_, validations, _ = run(monkeypatch, 1, lambda now: 0.1, 1.0, 300)
+    with pytest.warns(UserWarning, match=r"was over after 1 of 300 steps, .* began after 5 s; raise --budget"):
+        *_, validations, _ = run(monkeypatch, 1, lambda now: 0.1, 1.0, 300)
     assert validations == [1]
 
 

@@ -90,6 +90,26 @@ def test_budget_plans_the_schedule_and_records_it(table, tmp_path, monkeypatch):
     assert scheduler["_last_lr"][-1] == pytest.approx(cli.model.hparams["min_lr_ratio"] * cli.model.hparams["lr"])
 
 
+def test_budget_keeps_the_number_of_validations(table, tmp_path, monkeypatch):
+    """With synthetic rows a run has a single validation, after its last step."""
+    from zoo.callbacks import budget
+    from zoo.datamodules import teacher_models
+
+    clock = iter(range(10**6))
+    monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("zoo.cli.command_line.time", SimpleNamespace(monotonic=lambda: 0))
+    monkeypatch.setattr(teacher_models, "N_TREES", 20)
+    monkeypatch.setattr(teacher_models, "N_COMPARED_TREES", 10)
+    options = [*SMALL[:-1], "--data.synthetic_rows=100", "--trainer.limit_val_batches=1", "--budget=60s"]
+    cli = fit(table, tmp_path / "run", CONFIG, *options)
+    steps = cli.trainer.global_step
+    assert 10 < steps < 100
+    best = torch.load(tmp_path / "run" / "best.ckpt", weights_only=True)
+    assert best["global_step"] == steps == cli.model.total_steps
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert saved["trainer"]["val_check_interval"] == saved["trainer"]["max_steps"] == steps
+
+
 def test_refusals(table, tmp_path, capsys):
     options = [f"--output_dir={tmp_path / 'run'}", *QUIET]
     data = [f"--data_dir={table}", "--data.target_columns=y"]

@@ -11,6 +11,7 @@ from zoo.datamodules import TextRegression, teacher_models
 from zoo.datamodules.table_columns import CategoryColumn, NumberColumn, TextColumn, read_column
 from zoo.datamodules.teacher import Teacher
 from zoo.datamodules.teacher_models import Ensemble, TargetScale
+from zoo.datamodules.text_scores import TextScores
 from zoo.errors import UserError
 from zoo.regress_lm import RegressLM
 
@@ -94,14 +95,55 @@ def test_ensemble_prefers_ridge_where_the_target_is_linear_and_its_draws_cover_t
     weights = np.arange(1, 7)
     y = x @ weights + random.normal(size=120)
     ensemble = Ensemble(x, np.stack([y, -2 * y], axis=1), [str(i) for i in range(120)], seed=0)
-    assert (ensemble.choice.smooth, ensemble.choice.weight) == ("ridge", 1.0)
+    assert (ensemble.choice.smooth, ensemble.choice.weight, str(ensemble)) == ("ridge", 1.0, "ridge regression")
+    # The noise is as large everywhere, as that of single trees is not.
+    assert (ensemble.choice.noise, ensemble.choice.scale) == ("residuals", 0.0)
     predicted = ensemble.predict(new)
     assert np.corrcoef(predicted[:, 0], new @ weights)[0, 1] > 0.98
     assert predicted[:, 1] == pytest.approx(-2 * predicted[:, 0], abs=2)
     draws = np.stack([ensemble.sample(new, random)[:, 0] for _ in range(40)])
     truth = new @ weights + random.normal(size=500)
     low, high = np.quantile(draws, [0.05, 0.95], axis=0)
-    assert 0.75 < np.mean((low <= truth) & (truth <= high)) < 0.98
+    assert 0.85 < np.mean((low <= truth) & (truth <= high)) < 0.95
+
+
+def test_noise_of_an_ensemble_has_the_size_and_shape_of_the_errors():
+    """Errors that grow with an input; the share of targets in the interval of draws holds for small and large ones."""
+    random = np.random.default_rng(0)
+    x, new = random.uniform(size=(400, 2)), random.uniform(size=(2000, 2))
+    y, truth = (part[:, 0] + (0.02 + part[:, 1]) * random.normal(size=len(part)) for part in (x, new))
+    ensemble = Ensemble(x, y[:, None], [str(i) for i in range(400)], seed=0)
+    draws = np.stack([ensemble.sample(new, random)[:, 0] for _ in range(60)])
+    low, high = np.quantile(draws, [0.05, 0.95], axis=0)
+    is_inside = (low <= truth) & (truth <= high)
+    assert is_inside.mean() == pytest.approx(0.9, abs=0.05)
+    assert is_inside[new[:, 1] > 0.8].mean() > 0.75
+    assert (high - low)[new[:, 1] > 0.8].mean() > 1.5 * (high - low)[new[:, 1] < 0.2].mean()
+
+
+def test_scores_of_texts_are_learned_from_few_of_them_and_never_from_the_text_itself():
+    random = np.random.default_rng(0)
+    values = {"good": 1.0, "bad": -1.0, "great": 2.0, "awful": -2.0, "the": 0.0, "film": 0.0, "was": 0.0, "plot": 0.0}
+
+    def make_texts(n):
+        words = [random.choice([*values], size=6) for _ in range(n)]
+        return [" ".join(row) for row in words], np.array([[sum(map(values.get, row))] for row in words])
+
+    (texts, y), (new, truth) = make_texts(300), make_texts(300)
+    rows = [{"text": text, "id": f"row {i}"} for i, text in enumerate(texts)]
+    teacher = Teacher(rows, ["text", "id"], y, [str(i) for i in range(300)], seed=0)
+    predicted = teacher.predict([{"text": text, "id": "row x"} for text in new])
+    assert np.abs(predicted - truth).mean() < 0.2 * np.abs(truth - truth.mean()).mean()
+    # Drawn texts are made of words of the column, most of them new, and labelled by these words.
+    cells, labels = teacher.draw(500)
+    drawn = [cell["text"] for cell in cells]
+    assert {word for text in drawn for word in text.split()} == {*values}
+    assert 0.1 < np.mean([text in texts for text in drawn]) < 0.5
+    assert np.corrcoef(labels[:, 0], [sum(values[word] for word in text.split()) for text in drawn])[0, 1] > 0.9
+    # Targets that have nothing to do with the texts get scores near their mean.
+    scores = TextScores(texts, random.normal(size=(300, 1)), np.arange(300), seed=0)
+    assert np.abs(scores.left_out).mean() < 0.5
+    assert TextScores(["a b", ""] * 6, np.arange(12.0)[:, None], np.zeros(12), 0).left_out == pytest.approx(5.5)
 
 
 @pytest.mark.parametrize("noise", [0.1, 3.0])
@@ -152,6 +194,12 @@ def test_teacher_predicts_new_rows_of_a_table_with_categories_and_missing_cells(
     cells, labels = teacher.draw(2000)
     assert labels.shape == (2000, 1)
     assert np.abs(teacher.predict(cells) - labels).mean() < 1
+    # Less noise: the same rows, with labels nearer to the median of their distribution.
+    same, median = teacher.draw(2000, 0.0)
+    assert same == cells
+    less = teacher.draw(2000, 0.25)[1]
+    is_near = np.isclose(less - median, 0.25 * (labels - median), atol=0.011)  # labels are rounded
+    assert is_near.mean() > 0.99  # a few labels are limited to the range of the targets
     # Cells are mixed: the color says nothing about the size.
     assert {cell["color"] for cell in cells} == set(COLORS)
     assert len({(cell["size"], cell["color"]) for cell in cells}) > 250
@@ -227,11 +275,9 @@ def test_long_synthetic_rows_are_left_out_or_truncated(table):
 
 
 def test_data_without_a_table_refuse_synthetic_rows(tmp_path):
-    with pytest.raises(UserError, match=r"needs a column of numbers or categories, but text holds texts: set it to 0"):
-        TextRegression(synthetic_rows=100).setup("fit")
-    file = write(tmp_path / "a.csv", [{"text": f"a text, number {i}", "y": str(i)} for i in range(30)])
-    with pytest.raises(UserError, match=r"--data\.synthetic_rows needs .* set it to 0"):
-        TextRegression(file, target_columns="y", synthetic_rows=100).setup("fit")
+    file = write(tmp_path / "a.csv", [{"a": "", "b": "?", "c": str(i), "y": str(i)} for i in range(30)])
+    with pytest.raises(UserError, match=r"--data\.synthetic_rows needs a column with values, but a, b are empty"):
+        TextRegression(file, target_columns="y", columns="a,b", bad_rows="skip", synthetic_rows=100).source.teacher(0)
     file = write(tmp_path / "b.csv", make_rows(9))
     with pytest.raises(UserError, match=r"synthetic_rows needs at least 10 training rows, not"):
         open_table(file, synthetic_rows=100, batch_size=2).setup("fit")

@@ -41,22 +41,35 @@ def test_a_table_is_read_as_rounded_numbers_with_noise():
     assert settings["model.optimizer"] == "muon"
 
 
-def test_small_tables_are_learned_from_synthetic_rows():
+def test_small_tables_and_few_texts_are_learned_from_synthetic_rows():
     settings = chosen(TABLE._replace(columns=10))
     assert settings["data.synthetic_rows"] > 10_000
     assert "data.augment_copies" not in settings
-    for other in (TABLE._replace(columns=10, n_rows=5000), TABLE._replace(columns=10, n_rows=9), TEXTS, INTEGERS):
+    # Few validation rows select no weights.
+    assert settings["trainer.val_check_interval"] == settings["trainer.max_steps"]
+    for other in (TABLE, TABLE._replace(columns=10, n_rows=20_000), TABLE._replace(columns=10, n_rows=9), INTEGERS):
         assert "data.synthetic_rows" not in chosen(other)
+    # Validation rows that are enough for conformal intervals allow labels with less noise.
+    assert "data.synthetic_noise" not in settings
+    assert chosen(TABLE._replace(columns=10, n_rows=1000))["data.synthetic_noise"] < 0.5
+    assert settings["model.lr"] > chosen(TABLE)["model.lr"]
+    for texts in (TEXTS, TEXTS._replace(columns=3)):
+        settings = chosen(texts)
+        assert settings["data.synthetic_rows"] > 10_000
+        assert "data.synonyms" not in settings
+        assert "data.synthetic_rows" not in chosen(texts._replace(n_rows=20_000))
     settings = chosen(TABLE._replace(columns=10), data__synthetic_rows=0)
     assert settings["data.augment_copies"]
     assert "model.temperature" not in settings
     # Labels are averages, also where targets are whole numbers.
     ratings = TABLE._replace(columns=10, targets=np.arange(300)[:, None] % 5 + 1.0)
     assert chosen(ratings)["model.number_digits"] == 3
+    # Copies of many rows are learned as well.
+    assert 1 <= chosen(TABLE._replace(columns=10, n_rows=4000))["data.augment_copies"] <= 10
 
 
 def test_a_text_is_read_by_pieces_of_words():
-    settings = chosen(TEXTS)
+    settings = chosen(TEXTS, data__synthetic_rows=0)
     assert settings["data.tokenizer"] == "bpe"
     assert "data.round_digits" not in settings
     assert "data.jitter" not in settings
@@ -74,7 +87,8 @@ def test_size_and_steps_follow_the_data():
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1]
     long = chosen(TABLE._replace(words=500, characters=3000))
-    assert 300 <= long["trainer.max_steps"] < chosen(TABLE)["trainer.max_steps"]
+    assert 200 <= long["trainer.max_steps"] < chosen(TABLE)["trainer.max_steps"]
+    assert long["data.batch_size"] < chosen(TABLE)["data.batch_size"]
     for n_rows in (10, 1_000_000):
         settings = chosen(TABLE._replace(n_rows=n_rows))
         assert settings["model.warmup_steps"] == settings["trainer.max_steps"] // 20
@@ -87,6 +101,7 @@ def test_given_settings_are_not_chosen_and_others_follow_them():
     assert settings["trainer.val_check_interval"] == 34
     settings = chosen(TABLE, trainer__max_epochs=3, data__augment_copies=0, data__batch_size=100)
     assert settings["model.warmup_steps"] == 1
+    assert chosen(TABLE._replace(columns=10), trainer__max_epochs=3)["model.warmup_steps"] > 40  # synthetic rows count
     assert not {"trainer.max_steps", "data.jitter", "data.target_jitter"} & settings.keys()
     assert "data.power_tokens" not in chosen(TABLE, data__round_digits=None)
     assert "data.jitter" not in chosen(TABLE, data__features=True)
@@ -95,6 +110,7 @@ def test_given_settings_are_not_chosen_and_others_follow_them():
     # Lightning accepts neither a share of an epoch nor an epoch's number together with a number of steps of the run.
     for name in ("trainer__val_check_interval", "trainer__check_val_every_n_epoch"):
         assert not {"trainer.val_check_interval", "trainer.check_val_every_n_epoch"} & chosen(TABLE, **{name: 1}).keys()
+    assert chosen(TABLE, trainer__val_check_interval=400)["trainer.check_val_every_n_epoch"] is None
     # Sizes that are out of range are refused by the model and the data, not here.
     for name in ("data__batch_size", "model__dim", "model__n_encoder_layers"):
         assert chosen(TABLE, **{name: 0})["trainer.max_steps"]

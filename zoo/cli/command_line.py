@@ -19,7 +19,7 @@ from typing import Any, cast
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 
 from zoo import callbacks
-from zoo.callbacks.budget import Budget, parse_duration
+from zoo.callbacks.budget import Budget, count_validations, parse_duration
 from zoo.callbacks.progress import Progress
 from zoo.cli.arguments import read_arguments
 from zoo.cli.automatic import choose, print_choices
@@ -72,7 +72,6 @@ CALLBACKS: dict[str, type[Callback]] = {  # top-level key -> class
     "predictions": callbacks.Predictions,
     "plots": callbacks.Plots,
 }
-N_VALIDATIONS = 6  # of a run with --budget
 NOT_OPTIONS = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule", "weights_only"}
 
 
@@ -83,13 +82,20 @@ class ZooCLI(OpenLightningCLI):
         argv: the verb, then its options.
         callbacks: further callbacks for the Trainer.
         ranks: the processes of the run, where its launcher has started several.
+        started: `time.monotonic()` at the start of the command, from which --budget counts; default: now.
     """
 
-    def __init__(self, argv: list[str], callbacks: Sequence[Callback] = (), ranks: Ranks | None = None) -> None:
+    def __init__(
+        self,
+        argv: list[str],
+        callbacks: Sequence[Callback] = (),
+        ranks: Ranks | None = None,
+        started: float | None = None,
+    ) -> None:
         self.verb = argv[0]
         self.callbacks = callbacks
         self.ranks = ranks or Ranks()
-        self.started = time.monotonic()
+        self.started = time.monotonic() if started is None else started
         silence_lightning()
         # The checkpoint and the classes decide which options exist, so they are read first.
         try:
@@ -333,7 +339,8 @@ class ZooCLI(OpenLightningCLI):
             more.append(ClosingMessage(self.checkpoint_info.step if self.checkpoint_info else None))
         if self.verb == "fit" and (budget := self.config.fit.budget) is not None:
             self.config.fit.budget = None  # for the saved config, which has the steps that the time allowed
-            more.append(Budget(parse_duration(budget), self.started, N_VALIDATIONS, self._record_plan))
+            validations = count_validations(self.config.fit.trainer)
+            more.append(Budget(parse_duration(budget), self.started, validations, self._record_plan))
         config = self.config[self.verb]
         files = [config.predictions.path, config.predictions.text_path] if self.verb == "predict" else []
         folders = [Path(file).parent for file in files if file]

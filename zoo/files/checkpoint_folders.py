@@ -38,7 +38,7 @@ Place = tuple[str | int, ...]  # keys from the checkpoint to a value inside its 
 
 def is_checkpoint_folder(path: str | Path) -> bool:
     """Whether it is a folder written by `write_folder`."""
-    return (Path(path) / META).is_file()
+    return isinstance(path, str | Path) and (Path(path) / META).is_file()
 
 
 def has_shards(checkpoint: Mapping[str, Any]) -> bool:

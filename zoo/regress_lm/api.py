@@ -22,6 +22,7 @@ from zoo.regress_lm import decoding, fine_tuning
 from zoo.regress_lm.denoising import DenoisingConfig
 from zoo.regress_lm.estimates import QUANTILES
 from zoo.regress_lm.example import Example, ExampleInput, as_examples
+from zoo.regress_lm.from_data import train_on_data
 from zoo.regress_lm.module import RegressLMModule
 from zoo.tokenizers import Tokenizer, load_tokenizer
 from zoo.tokenizers.encoder_tokenizer import PREFIX
@@ -76,6 +77,29 @@ class RegressLM(RegressLMModule):
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     from_default = from_scratch
+
+    @classmethod
+    def from_data(
+        cls, data: Any, *, seed: int = 0, max_steps: int | None = None, progress: bool = True, **settings: Any
+    ) -> Self:
+        """A model trained on a table or on texts, with the settings that `zoo fit --config regress_lm` chooses.
+
+        Args:
+            data: a `zoo.datamodules.TextRegression` of a file or a folder, for example
+                `TextRegression("table.csv", target_columns="y")`. Arguments that are given to it are kept.
+            seed: of the initial weights, of the order of rows and of dropout.
+            max_steps: optimizer steps, at least 1. Default: as many as the rules choose, a few minutes on two cores.
+            progress: show a progress bar.
+            **settings: arguments of `RegressLM`, which are then not chosen.
+
+        Returns:
+            The trained and calibrated model.
+
+        Raises:
+            UserError: the data cannot be read, an argument is out of range, or training diverges.
+        """
+        check_sampling(seed=seed)
+        return train_on_data(cls, data, seed, max_steps, progress, settings)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -19,11 +19,15 @@ from zoo.training.text_statistics import TextStatistics
 
 Kind = Literal["numbers", "digits", "language"]
 
-SECONDS = 240  # that the default number of steps takes on one core of OPERATIONS per second
+SECONDS = 200  # that the default number of steps takes on one core of OPERATIONS per second
 OPERATIONS = 2e10
+LEAST_STEPS = 200
 N_VALIDATIONS = 6
-SMALL_TABLE = range(10, 2000)  # training rows of tables that are learned from synthetic rows
+TAUGHT_TABLES = range(10, 10_000)  # training rows of tables that are learned from synthetic rows as well
+TAUGHT_TEXTS = range(50, 10_000)  # training rows of texts that are learned so
 SYNTHETIC_ROWS = 20_000
+CALIBRATED = 400  # training rows with which there are enough validation rows for conformal intervals
+MANY_ROWS = 2000  # with more rows than these, copies of the rows themselves are learned in addition
 FEW_NUMBERS = 50  # a column with at most so many different numbers is one of years or categories
 AUGMENTATIONS = ("jitter", "target_jitter", "synonyms", "background", "number_formats")
 
@@ -39,20 +43,20 @@ def choose_settings(statistics: TextStatistics, given: Mapping[str, Any]) -> lis
         Choices for options that are not in `given`.
     """
     kind = kind_of(statistics)
-    synthetic = _synthetic(statistics, kind)
+    synthetic = list(_synthetic(statistics, kind))
     is_synthetic = bool(given.get("data.synthetic_rows", synthetic))
     synthetic = synthetic if is_synthetic else []
     choices = [
         *synthetic,
         *_number_format(statistics, given, is_synthetic),
-        *_sizes(statistics, kind, given),
-        *_tokenizer(statistics, kind, given),
-        Choice("data.batch_size", 64 if statistics.characters < 4000 else 16, _length(statistics)),
+        *_sizes(statistics, kind, given, is_synthetic),
+        *_tokenizer(statistics, kind, given, is_synthetic),
+        Choice("data.batch_size", _batch_size(statistics), f"texts of {statistics.characters:.0f} characters"),
     ]
     settings = {choice.option: choice.value for choice in choices} | dict(given)
     schedule = list(_schedule(statistics, kind, settings))
     settings = {choice.option: choice.value for choice in schedule} | settings
-    choices += [*schedule, *_augmentation(statistics, kind, settings), *_optimizer(kind)]
+    choices += [*schedule, *_augmentation(statistics, kind, settings), *_optimizer(kind, is_synthetic)]
     return [choice for choice in choices if choice.option not in given]
 
 
@@ -69,17 +73,18 @@ def kind_of(statistics: TextStatistics) -> Kind:
 # ---- rules
 
 
-def _synthetic(statistics: TextStatistics, kind: Kind) -> list[Choice]:
-    """Synthetic rows that trees label, for small tables of numbers and categories."""
-    if kind != "numbers" or not statistics.columns or statistics.n_rows not in SMALL_TABLE:
-        return []
-    return [
-        Choice("data.synthetic_rows", SYNTHETIC_ROWS, f"a table of {statistics.n_rows:,} training rows"),
-        Choice("model.temperature", 0.85, "labels of synthetic rows deviate as single trees do"),
-    ]
+def _synthetic(statistics: TextStatistics, kind: Kind) -> Iterator[Choice]:
+    """Synthetic rows that an ensemble labels, for small tables and for few texts."""
+    rows = statistics.n_rows
+    is_table = kind == "numbers" and statistics.columns and rows in TAUGHT_TABLES
+    if not is_table and not (kind == "language" and rows in TAUGHT_TEXTS):
+        return
+    yield Choice("data.synthetic_rows", SYNTHETIC_ROWS, f"{rows:,} training rows")
+    if rows >= CALIBRATED:
+        yield Choice("data.synthetic_noise", 0.3, "validation rows calibrate the intervals")
 
 
-def _sizes(statistics: TextStatistics, kind: Kind, given: Mapping[str, Any]) -> Iterator[Choice]:
+def _sizes(statistics: TextStatistics, kind: Kind, given: Mapping[str, Any], is_synthetic: bool) -> Iterator[Choice]:
     rows = statistics.n_rows
     dim = 64 if rows < 20_000 else 128 if rows < 200_000 else 256
     reason = f"{rows:,} training rows"
@@ -89,12 +94,15 @@ def _sizes(statistics: TextStatistics, kind: Kind, given: Mapping[str, Any]) -> 
     yield Choice("model.n_heads", heads, f"of {used // heads} dimensions each")
     yield Choice("model.n_encoder_layers", 2, reason)
     yield Choice("model.n_decoder_layers", 1 if kind != "digits" else 2, reason)
-    few = "few rows" if rows < 20_000 else reason
-    yield Choice("model.residual_dropout", {"numbers": 0.1, "digits": 0.0, "language": 0.2}[kind], few)
-    yield Choice("model.dropout", 0.2 if kind == "language" else 0.0, few)
+    few = "synthetic rows" if is_synthetic else "few rows" if rows < 20_000 else reason
+    residual = {"numbers": 0.1, "digits": 0.0, "language": 0.1 if is_synthetic else 0.2}[kind]
+    yield Choice("model.residual_dropout", residual, few)
+    yield Choice("model.dropout", 0.2 if kind == "language" and not is_synthetic else 0.0, few)
 
 
-def _tokenizer(statistics: TextStatistics, kind: Kind, given: Mapping[str, Any]) -> Iterator[Choice]:
+def _tokenizer(
+    statistics: TextStatistics, kind: Kind, given: Mapping[str, Any], is_synthetic: bool
+) -> Iterator[Choice]:
     s = statistics
     if kind == "digits":
         reason = f"{s.numbers:.2g} numbers per text, of which every digit may matter"
@@ -104,7 +112,7 @@ def _tokenizer(statistics: TextStatistics, kind: Kind, given: Mapping[str, Any])
     tokenizer = "bpe" if kind == "language" or (s.content_words > 0 and s.rare_share > 0.05) else "words"
     yield Choice("data.tokenizer", tokenizer, words)
     if given.get("data.tokenizer", tokenizer) == "bpe":
-        size = 1000 if kind == "numbers" else 2000 if s.n_rows < 20_000 else 8000
+        size = 1000 if kind == "numbers" else 2000 if s.n_rows < 20_000 and not is_synthetic else 8000
         yield Choice("data.bpe_vocab_size", size, f"{s.n_rows:,} training rows")
     if kind == "numbers" and s.numbers:
         # A word of three digits is too rare to learn, unless all columns have few values, as years. Pieces of words
@@ -172,7 +180,8 @@ def _schedule(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any
     """Steps, warm-up and validations; the number of steps fits into a few minutes of one core."""
     s, batch = statistics, max(settings["data.batch_size"], 1)
     if (epochs := settings.get("trainer.max_epochs")) and epochs > 0:
-        steps = epochs * math.ceil(s.n_rows * (1 + (settings.get("data.augment_copies") or 0)) / batch)
+        rows = s.n_rows * (1 + (settings.get("data.augment_copies") or 0)) + (settings.get("data.synthetic_rows") or 0)
+        steps = epochs * math.ceil(rows / batch)
         yield Choice("model.warmup_steps", max(1, steps // 20), f"5 % of {steps:,} steps")
         return
     steps, reason = _steps(s, kind, settings)
@@ -181,16 +190,21 @@ def _schedule(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any
     if steps > 0:
         yield Choice("model.warmup_steps", max(1, steps // 20), f"5 % of {steps:,} steps")
     # The interval counts steps of the run, unless the command says how it counts.
-    if steps > 0 and not settings.keys() & {"trainer.val_check_interval", "trainer.check_val_every_n_epoch"}:
-        yield Choice("trainer.val_check_interval", max(1, math.ceil(steps / N_VALIDATIONS)), f"{N_VALIDATIONS} in all")
-        yield Choice("trainer.check_val_every_n_epoch", None, "the interval counts steps of the run")
+    interval, unit = "trainer.val_check_interval", "trainer.check_val_every_n_epoch"
+    if isinstance(settings.get(interval), int) and settings[interval] > 1 and unit not in settings:
+        yield Choice(unit, None, "the interval counts steps of the run")
+    elif steps > 0 and not settings.keys() & {interval, unit}:
+        # The weights after the last step follow the ensemble best; a few validation rows could not tell.
+        n, reason = (1, "after the last step") if settings.get("data.synthetic_rows") else (N_VALIDATIONS, "")
+        yield Choice(interval, max(1, math.ceil(steps / n)), reason or f"{n} in all")
+        yield Choice(unit, None, "the interval counts steps of the run")
 
 
 def _steps(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any]) -> tuple[int, str]:
     s = statistics
     needed = {"numbers": min(3000, 1000 + s.n_rows), "digits": 2000, "language": min(3000, 600 + s.n_rows // 5)}[kind]
     if settings.get("data.synthetic_rows"):
-        needed = min(3000, 800 + 2 * s.n_rows)
+        needed = min(3000, (1000 if kind == "language" else 800) + 2 * s.n_rows)
     # Tokens of a text, and operations of a step: 6 for each weight and token.
     tokens = {"words": s.words + s.numbers, "bpe": s.characters / 4 + s.numbers}.get(
         str(settings["data.tokenizer"]), s.characters
@@ -201,20 +215,23 @@ def _steps(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any]) 
     affordable = SECONDS * OPERATIONS / max(6 * weights * tokens * settings["data.batch_size"], 1)
     if needed <= affordable:
         return _round(needed), f"{s.n_rows:,} training rows"
-    return _round(max(affordable, 300)), f"a few minutes on two cores, texts of about {tokens:.0f} tokens"
+    return _round(max(affordable, LEAST_STEPS)), f"a few minutes on two cores, texts of about {tokens:.0f} tokens"
 
 
 def _augmentation(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any]) -> Iterator[Choice]:
     """Changed copies of training rows, as many as the run can read."""
     s = statistics
-    if kind == "digits" or settings.get("data.augment_copies") == 0 or settings.get("data.synthetic_rows"):
+    if kind == "digits" or settings.get("data.augment_copies") == 0:
+        return
+    synthetic = settings.get("data.synthetic_rows") or 0
+    if synthetic and (kind == "language" or s.n_rows < MANY_ROWS):
         return
     changes = list(_changes(s, kind, settings))
     if not changes and not any(settings.get(f"data.{name}") for name in AUGMENTATIONS):
         return
     # As many copies as a run reads, within bounds.
     reads = max(settings.get("trainer.max_steps", 0) * settings["data.batch_size"] / s.n_rows, 2)
-    most = 4 if kind == "language" else min(100, max(1, 400_000 // s.n_rows))
+    most = 4 if kind == "language" else min(100, max(1, (synthetic or 400_000) // s.n_rows))
     yield Choice("data.augment_copies", min(math.ceil(reads) - 1, most), f"{reads:.0f} epochs")
     yield from changes
 
@@ -232,7 +249,7 @@ def _changes(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any]
         yield Choice("data.target_jitter", 0.05 if kind == "language" else 0.02, "so that targets are not memorised")
 
 
-def _optimizer(kind: Kind) -> Iterator[Choice]:
+def _optimizer(kind: Kind, is_synthetic: bool) -> Iterator[Choice]:
     if kind == "digits":
         reason = "exact functions of digits"
         yield Choice("model.optimizer", "adamw", reason)
@@ -242,13 +259,15 @@ def _optimizer(kind: Kind) -> Iterator[Choice]:
         reason = "few steps"
         yield Choice("model.optimizer", "muon", reason)
         yield Choice("model.muon_lr", 0.01, reason)
-        yield Choice("model.lr", 2e-3, reason)
+        # Of the embeddings: a rare word is in few steps, and must move by about its initial length.
+        yield Choice("model.lr", 1e-2 if is_synthetic else 2e-3, "rare words" if is_synthetic else reason)
     yield Choice("model.beta2", 0.98, "a step's gradient is noisy")
     yield Choice("model.min_lr_ratio", 0.02, "the schedule ends with the run")
 
 
-def _length(statistics: TextStatistics) -> str:
-    return f"texts of {statistics.characters:.0f} characters"
+def _batch_size(statistics: TextStatistics) -> int:
+    """Rows of a step: fewer of long texts, so that a few minutes have enough steps."""
+    return next((size for size, longest in ((64, 400), (32, 1000), (16, 4000)) if statistics.characters < longest), 8)
 
 
 def _round(steps: float) -> int:

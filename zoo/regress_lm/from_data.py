@@ -1,0 +1,91 @@
+"""Training on a data module with the settings that the rules choose: the Python API's counterpart of `zoo fit`."""
+
+import logging
+import warnings
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
+
+from zoo.callbacks.best_weights import BestWeights
+from zoo.callbacks.non_finite import NonFinite
+from zoo.errors import check_counts
+from zoo.regress_lm.module import RegressLMModule
+from zoo.training.random_streams import derive
+
+Model = TypeVar("Model", bound=RegressLMModule)
+MONITOR = "val_mae"
+
+
+def train_on_data(
+    cls: type[Model], data: Any, seed: int, max_steps: int | None, progress: bool, settings: Mapping[str, Any]
+) -> Model:
+    """A model with chosen settings, trained on the training split and calibrated on the validation split.
+
+    Args:
+        cls: the class of the model.
+        data: a `TextRegression`. Its arguments that differ from their defaults are kept, the others may be chosen.
+        seed: of the initial weights, of the order of rows and of dropout.
+        max_steps: optimizer steps; None for as many as the rules choose.
+        progress: show a progress bar.
+        settings: arguments of the model, which are then not chosen.
+
+    Raises:
+        UserError: the data cannot be read, an argument is out of range, or training diverges.
+    """
+    if max_steps is not None:
+        check_counts(max_steps=max_steps)
+    given: dict[str, Any] = {f"model.{name}": value for name, value in settings.items()}
+    given |= {f"data.{name}": value for name, value in _changed_arguments(data).items()}
+    given |= {} if max_steps is None else {"trainer.max_steps": max_steps}
+    chosen = given | {choice.option: choice.value for choice in cls.choose_settings(data, given)}
+    # The data as the choices want it, with the seed of this run.
+    arguments = {**data.hparams, **_group(chosen, "data")}
+    data = type(data)(**arguments | {"seed": seed if arguments.get("seed") is None else arguments["seed"]})
+    derived = {name: getattr(data, name) for name in cls.data_arguments}
+    with warnings.catch_warnings(), torch.random.fork_rng():
+        warnings.simplefilter("ignore", PossibleUserWarning)
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        torch.manual_seed(derive(seed, "weights"))
+        model = cls(**{"max_input_len": data.max_input_len, **_group(chosen, "model"), **derived})
+        model.dropout_seed = seed
+        model.check_data(data)
+        best = BestWeights(MONITOR)
+        steps = _group(chosen, "trainer")
+        trainer = Trainer(
+            **steps,
+            devices=1,
+            gradient_clip_val=1.0,
+            callbacks=[NonFinite(), best],
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=progress,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(model, datamodule=data)
+        # The last validation has calibrated the last weights.
+        if best.values and best.values[-1] > min(best.values):
+            best.restore(model)
+            device = model.device
+            batches = (model.with_number_tokens(batch) for batch in data.val_dataloader())
+            model.calibrate(model.transfer_batch_to_device(batch, device, 0) for batch in batches)
+    model.dropout_seed = None
+    return model.eval()
+
+
+def _changed_arguments(data: Any) -> dict[str, Any]:
+    """The arguments of a data module that differ from those of one that is given its data only."""
+    if not hasattr(data, "statistics"):  # the rules refuse it
+        return {}
+    defaults = type(data)(data.hparams["data"]).hparams
+    return {name: value for name, value in data.hparams.items() if value != defaults[name]}
+
+
+def _group(settings: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """The settings whose option starts with `group` and a dot, by the rest of the option."""
+    return {option.partition(".")[2]: value for option, value in settings.items() if option.startswith(f"{group}.")}
