@@ -59,6 +59,8 @@ from zoo.private_apis.lightning_cli import OpenLightningCLI, repeated_callback
 from zoo.private_apis.lightning_logger import DeferredTensorBoardLogger
 from zoo.private_apis.lightning_trainer import keep_signal_handlers
 from zoo.training.module import ZooModule
+from zoo.weights import FOLDER as project_weights_folder
+from zoo.weights import is_project_weights
 
 CALLBACKS: dict[str, type[Callback]] = {  # top-level key -> class
     "checkpoint": callbacks.Checkpoint,
@@ -139,6 +141,8 @@ class ZooCLI(OpenLightningCLI):
         given = self.arguments.values
         check_pattern(given.get("output_dir"))
         refuse_overridden_checkpoint(self.arguments)
+        if self.verb == "fit" and is_project_weights(path := given.get("ckpt_path")):
+            raise UserError(f"{path} is no run that can be resumed: start from its weights with --model.weights {path}")
         return find_checkpoint(given.get("ckpt_path"), given.get("output_dir"))
 
     def _read_checkpoint(self, ckpt_path: str | None) -> CheckpointInfo | None:
@@ -258,7 +262,8 @@ class ZooCLI(OpenLightningCLI):
     def _output_dir(self, config: Any) -> str:
         """The run's folder: as typed or configured, else the checkpoint's, else one named after the model."""
         pattern = config.output_dir
-        if config.ckpt_path and (pattern is None or "{time}" in pattern):
+        is_run = config.ckpt_path and Path(config.ckpt_path).parent != project_weights_folder
+        if is_run and (pattern is None or "{time}" in pattern):
             return str(Path(config.ckpt_path).parent)
         if pattern is None:
             return f"runs/{config.model.class_path.rsplit('.', 1)[-1].lower()}"
