@@ -62,7 +62,7 @@ class SyntheticTables(TextData):
         self,
         tokenizer: str = "tables",
         n_tables: int = 64,
-        max_columns: int = 16,
+        max_columns: int = 12,
         tables_seed: int = 0,
         round_digits: int = 2,
         n_val: int = 32,

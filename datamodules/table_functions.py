@@ -73,7 +73,7 @@ class RandomTable:
         max_columns: largest number of columns, at least 2.
     """
 
-    def __init__(self, name: str, seed: int, max_columns: int = 16) -> None:
+    def __init__(self, name: str, seed: int, max_columns: int = 12) -> None:
         self.name, self._seed = name, seed
         random = np.random.default_rng(derive(seed, "table"))
         n_columns = int(random.integers(2, max_columns + 1))
@@ -84,7 +84,7 @@ class RandomTable:
         self._missing = random.uniform(0, 0.2, n_columns) * (random.random(n_columns) < 0.5) * (random.random() < 0.3)
         # The target is a function of some columns, with noise, in a unit of any magnitude.
         self._terms = _draw_terms(n_columns, random)
-        self._noise = float(np.exp(random.uniform(np.log(0.03), np.log(0.6))))
+        self._noise = float(np.exp(random.uniform(np.log(0.01), np.log(0.3))))
         self._link = random.choice(["identity", "log", "bounded"], p=[0.65, 0.25, 0.1])
         self._scale = 10 ** random.uniform(-3, 4)
         self._location = random.choice([0.0, random.uniform(-3, 3)])
@@ -166,7 +166,7 @@ def _draw_terms(n_columns: int, random: np.random.Generator) -> list[tuple[float
     order = random.permutation(n_columns)[: random.integers(2, n_columns + 1)]
     importance = random.exponential(size=len(order)) + 0.05
     makers = [_linear, _linear, _curve, _curve, _periodic, _trees, _trees, _interaction, _network]
-    chosen = random.choice(len(makers), size=random.integers(2, 6))
+    chosen = random.choice(len(makers), size=random.integers(1, 5))
     return [(random.exponential() + 0.1, makers[i](order, importance / importance.sum(), random)) for i in chosen]
 
 

@@ -21,6 +21,7 @@ from zoo.generation.options import check_sampling
 from zoo.regress_lm import decoding, fine_tuning
 from zoo.regress_lm.estimates import QUANTILES
 from zoo.regress_lm.example import Example, ExampleInput, as_examples
+from zoo.regress_lm.initial_weights import SIZES
 from zoo.regress_lm.module import RegressLMModule
 from zoo.regress_lm.word_transfer import transfer_embedding
 from zoo.tokenizers import Tokenizer, from_state, load_tokenizer
@@ -33,10 +34,6 @@ from zoo.training.random_streams import derive
 from zoo.weights import find_weights
 
 DEFAULT_WEIGHTS = "zoo:regress-lm"
-STORED_SETTINGS = (
-    *("dim", "n_heads", "n_encoder_heads", "n_encoder_layers", "n_decoder_layers", "hidden_dim"),
-    *("number_format", "number_digits", "number_exponent", "round_digits", "power_tokens"),
-)  # of the default weights
 
 
 def _shown(batches: list[TextBatch], progress: bool) -> Iterator[TextBatch]:
@@ -100,7 +97,10 @@ class RegressLM(RegressLMModule):
             UserError: as `from_scratch`; or a setting contradicts the pretrained weights.
         """
         checkpoint = read_checkpoint(find_weights(DEFAULT_WEIGHTS), required=("tokenizer", "hyper_parameters"))
-        stored = {name: checkpoint["hyper_parameters"][name] for name in STORED_SETTINGS}
+        stored = {
+            name: checkpoint["hyper_parameters"][name]
+            for name in (*SIZES, "number_digits", "round_digits", "power_tokens")
+        }
         changed: dict[str, Any] = {"weights": DEFAULT_WEIGHTS} | stored | settings
         return cls.from_scratch(max_input_len, tokenizer=from_state(checkpoint["tokenizer"]), seed=seed, **changed)
 
