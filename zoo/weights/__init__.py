@@ -29,7 +29,14 @@ class ProjectWeights(NamedTuple):
     licence: str = "Apache-2.0"
 
 
-WEIGHTS: dict[str, ProjectWeights] = {}
+WEIGHTS: dict[str, ProjectWeights] = {
+    "regress-lm": ProjectWeights(
+        "regress-lm.ckpt",
+        "3e8fbab1ced301b0fbd27a98d5abf4c31ead556cb17b1ea976219f3ff40860b6",
+        "zoo fit --config regress_lm_pretrain",
+        ("val_loss", 1.0835),
+    ),
+}
 
 
 def find_weights(path: str) -> str:
