@@ -32,9 +32,9 @@ class ProjectWeights(NamedTuple):
 WEIGHTS: dict[str, ProjectWeights] = {
     "regress-lm": ProjectWeights(
         "regress-lm.ckpt",
-        "3e8fbab1ced301b0fbd27a98d5abf4c31ead556cb17b1ea976219f3ff40860b6",
-        "zoo fit --config regress_lm_pretrain",
-        ("val_loss", 1.0835),
+        "7a9ea1082bf1f4c6f83f0bf2367af1aa5e568148b63da77fffbf436773f6268e",
+        "zoo fit --config regress_lm_pretrain --budget 30min",
+        ("val_loss", 0.9131),
     ),
 }
 
