@@ -37,13 +37,18 @@ FROM_SCRATCH = (
     *("--data.synthetic_rows=0", "--data.augment_copies=40", "--data.jitter=0.1", "--data.target_jitter=0.02"),
     "--model.temperature=1",
 )
-# A smaller rate of Muon keeps more of the weights.
-DEFAULT_WEIGHTS = ("--model.weights=zoo:regress-lm", "--model.muon_lr=0.003")
+DEFAULT_WEIGHTS = ("--model.weights=zoo:regress-lm", "--model.muon_lr=0.001")  # a small rate keeps more of the weights
+SHORT = (
+    *FROM_SCRATCH,
+    *("--model.residual_dropout=0.2", "--model.warmup_steps=20"),
+    *("--trainer.max_steps=150", "--trainer.val_check_interval=150"),
+)
 REGRESS_LM = {
     "RegressLM, synthetic rows": (),
     "RegressLM, from scratch": FROM_SCRATCH,
+    "RegressLM, from scratch, 150 steps": SHORT,
     "RegressLM, default weights, synthetic rows": DEFAULT_WEIGHTS,
-    "RegressLM, default weights": (*FROM_SCRATCH, *DEFAULT_WEIGHTS),
+    "RegressLM, default weights, 150 steps": (*SHORT, *DEFAULT_WEIGHTS),
 }
 TARGETS = {"diabetes": "y", "iris": "petal_width", "wine": "alcohol", "cars": "Miles_per_Gallon", "barley": "yield"}
 
