@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from zoo.errors import UserError
 from zoo.regress_lm import RegressLM
+from zoo.regress_lm.initial_weights import settings_of_weights
 from zoo.regress_lm.word_transfer import kind_of, transfer_embedding
 from zoo.tokenizers import train_words
 
@@ -45,3 +47,18 @@ def test_weights_of_another_vocabulary_are_transferred_by_word(tmp_path):
     for word in ("3.2", "b:", "<unk>"):
         assert torch.equal(old[first.tokenizer.tokens[word]], new[other.tokenizer.tokens[word]])
     assert torch.equal(first.model.decoder.layers[0].linear1.weight, other.model.decoder.layers[0].linear1.weight)
+
+
+def test_weights_with_a_tokenizer_of_another_kind_are_refused(tmp_path):
+    RegressLM.from_scratch(tokenizer=train_words(["a: 3.2 e2"]), **SIZES).save(tmp_path / "first.ckpt")
+    with pytest.raises(UserError, match="and this model one of the kind 'bytes': set --data.tokenizer"):
+        RegressLM.from_scratch(weights=str(tmp_path / "first.ckpt"), **SIZES)
+
+
+def test_automatic_settings_follow_the_weights():
+    choices = {choice.option: choice.value for choice in settings_of_weights({"model.weights": "zoo:regress-lm"})}
+    assert (choices["model.dim"], choices["model.n_decoder_layers"], choices["model.number_format"]) == (64, 1, "ieee")
+    assert (choices["data.tokenizer"], choices["data.round_digits"], choices["data.power_tokens"]) == ("words", 2, True)
+    given = {"model.weights": "zoo:regress-lm", "data.round_digits": 3}
+    assert "data.round_digits" not in {choice.option for choice in settings_of_weights(given)}
+    assert settings_of_weights({}) == []

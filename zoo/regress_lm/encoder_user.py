@@ -40,7 +40,7 @@ class EncoderUser(NumberSampler):
         if "zoo" in checkpoint:
             self._check_encoder(checkpoint)
             checkpoint = read_checkpoint(path, required=("state_dict",))
-            state, settings = self._with_own_words(checkpoint), checkpoint.get("hyper_parameters", {})
+            state, settings = self._with_own_words(path, checkpoint), checkpoint.get("hyper_parameters", {})
             decoder = settings.get("n_heads", RegressLMConfig.n_heads)
             encoder = settings.get("n_encoder_heads") or decoder
         else:
@@ -58,14 +58,19 @@ class EncoderUser(NumberSampler):
             )
         return state
 
-    def _with_own_words(self, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _with_own_words(self, path: str, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         """The state dict of a checkpoint, its embedding for the words of the module's own tokenizer if that differs."""
         state, own, name = dict(checkpoint["state_dict"]), self.tokenizer, "model.encoder.embedding.weight"
-        if "tokenizer" not in checkpoint or not isinstance(own, HuggingFaceTokenizer) or name not in state:
+        if "tokenizer" not in checkpoint or own is None or name not in state:
             return state
         other = from_state(checkpoint["tokenizer"])
-        if isinstance(other, HuggingFaceTokenizer) and other.fingerprint != own.fingerprint:
-            state[name], _ = transfer_embedding(state[name], other.tokens, own.tokens)
+        if other.fingerprint == own.fingerprint:
+            return state
+        if not isinstance(own, HuggingFaceTokenizer) or not isinstance(other, HuggingFaceTokenizer):
+            kinds = f"{path} has a tokenizer of the kind {other.kind!r}, and this model one of the kind {own.kind!r}"
+            words = "words" if isinstance(other, HuggingFaceTokenizer) else other.kind
+            raise UserError(f"{kinds}: set --data.tokenizer to {words}, or to the path of the weights")
+        state[name], _ = transfer_embedding(state[name], other.tokens, own.tokens)
         return state
 
     def _check_encoder(self, checkpoint: Mapping[str, Any]) -> None:
