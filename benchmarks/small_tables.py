@@ -37,7 +37,7 @@ FROM_SCRATCH = (
     *("--data.synthetic_rows=0", "--data.augment_copies=40", "--data.jitter=0.1", "--data.target_jitter=0.02"),
     "--model.temperature=1",
 )
-DEFAULT_WEIGHTS = ("--model.weights=zoo:regress-lm", "--model.muon_lr=0.001")  # a small rate keeps more of the weights
+DEFAULT_WEIGHTS = ("--model.weights=zoo:regress-lm",)
 SHORT = (
     *FROM_SCRATCH,
     *("--model.residual_dropout=0.2", "--model.warmup_steps=20"),

@@ -27,5 +27,4 @@ def settings_of_weights(given: Mapping[str, Any]) -> list[Choice]:
     if stored.get("round_digits") and stored.get("power_tokens"):
         texts = {"tokenizer": "words", "round_digits": stored["round_digits"], "power_tokens": True}
         choices += [Choice(f"data.{name}", value, reason) for name, value in texts.items()]
-    choices.append(Choice("model.muon_lr", 0.003, "a small rate keeps more of the weights"))
     return [choice for choice in choices if choice.option not in given]

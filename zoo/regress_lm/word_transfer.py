@@ -1,4 +1,4 @@
-"""Word embeddings for another vocabulary: words that both have keep theirs, a new word starts as one of its kind."""
+"""Word embeddings for another vocabulary: words that both have keep theirs, a new word starts near those of its kind."""
 
 import re
 from collections import defaultdict
@@ -16,6 +16,7 @@ _KINDS = {
     "name": re.compile(r".*:"),  # of a column
     "value": re.compile(r".*"),  # of a category, or another word
 }
+SPREAD = 0.5  # of new words, in standard deviations of their kind
 
 
 def kind_of(word: str) -> str:
@@ -28,8 +29,9 @@ def transfer_embedding(
 ) -> tuple[Tensor, int]:
     """The embedding (V', D) of a new vocabulary from the embedding (V, D) of an old one.
 
-    A word of both vocabularies keeps its row. The row of any other word is that of a random old word of the same kind:
-    a number, a power of ten, a column's name, a value.
+    A word of both vocabularies keeps its row. The row of any other word is normally distributed around the mean of the
+    old words of its kind (a number, a power of ten, a column's name, a value), with half of their standard deviation.
+    (Copies of random old words were worse: they bring the effects of other columns.)
 
     Args:
         embedding: (V, D) rows of the old vocabulary.
@@ -40,16 +42,15 @@ def transfer_embedding(
     Returns:
         The new embedding, and the number of words that both vocabularies have.
     """
-    by_kind = defaultdict(list)
+    rows_of_kind = defaultdict(list)
     for word, row in old.items():
-        by_kind[kind_of(word)].append(row)
-    generator = stream(seed, "new words")
-    rows = torch.randint(len(embedding), (max(new.values()) + 1,), generator=generator)
-    n_common = 0
-    for word, row in sorted(new.items(), key=lambda item: item[1]):
-        if word in old:
-            rows[row] = old[word]
-            n_common += 1
-        elif candidates := by_kind[kind_of(word)]:
-            rows[row] = candidates[int(torch.randint(len(candidates), (), generator=generator))]
-    return embedding[rows].clone(), n_common
+        rows_of_kind[kind_of(word)].append(row)
+    every = list(range(len(embedding)))
+    groups = {kind: embedding[rows_of_kind[kind] or every] for kind in _KINDS}
+    means = {kind: (group.mean(0), SPREAD * group.std(0, correction=0)) for kind, group in groups.items()}
+    noise = torch.randn(max(new.values()) + 1, embedding.shape[1], generator=stream(seed, "new words"))
+    transferred = noise.to(embedding)
+    for word, row in new.items():
+        mean, spread = means[kind_of(word)]
+        transferred[row] = embedding[old[word]] if word in old else mean + spread * transferred[row]
+    return transferred, len(old.keys() & new.keys())
