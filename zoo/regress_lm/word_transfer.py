@@ -1,4 +1,4 @@
-"""Word embeddings for another vocabulary: words that both have keep theirs, a new word starts near those of its kind."""
+"""Word embeddings for another vocabulary: common words keep theirs, new words start near those of their kind."""
 
 import re
 from collections import defaultdict
