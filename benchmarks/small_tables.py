@@ -1,4 +1,4 @@
-"""RegressLM on small tables: learned from synthetic rows and from scratch, next to the teacher and to baselines.
+"""RegressLM on small tables, from scratch, from synthetic rows and from the default weights, next to baselines.
 
     python benchmarks/small_tables.py --scan_bench DIR                    # DIR with train.csv, test.csv
     python benchmarks/small_tables.py --tables diabetes iris wine cars barley    # the last two are in vega_datasets
@@ -37,6 +37,19 @@ FROM_SCRATCH = (
     *("--data.synthetic_rows=0", "--data.augment_copies=40", "--data.jitter=0.1", "--data.target_jitter=0.02"),
     "--model.temperature=1",
 )
+DEFAULT_WEIGHTS = ("--model.weights=zoo:regress-lm",)
+SHORT = (
+    *FROM_SCRATCH,
+    *("--model.residual_dropout=0.2", "--model.warmup_steps=20"),
+    *("--trainer.max_steps=150", "--trainer.val_check_interval=150"),
+)
+REGRESS_LM = {
+    "RegressLM, synthetic rows": (),
+    "RegressLM, from scratch": FROM_SCRATCH,
+    "RegressLM, from scratch, 150 steps": SHORT,
+    "RegressLM, default weights, synthetic rows": DEFAULT_WEIGHTS,
+    "RegressLM, default weights, 150 steps": (*SHORT, *DEFAULT_WEIGHTS),
+}
 TARGETS = {"diabetes": "y", "iris": "petal_width", "wine": "alcohol", "cars": "Miles_per_Gallon", "barley": "yield"}
 
 
@@ -139,11 +152,10 @@ def measure(args: argparse.Namespace) -> Iterator[Row]:
         argv = [f"--data.{k}={v}" for k, v in options.items() if v] + args.options
         if name == "barley":
             argv.append("--data.round_digits=4")  # tells the years 1931 and 1932 apart
-        for model, other in (("RegressLM, synthetic rows", ()), ("RegressLM, from scratch", FROM_SCRATCH)):
+        for model, other in REGRESS_LM.items():
             if model in args.models:
-                metrics, _ = regress_lm(
-                    args.output_dir / f"{place}-{model[11:].replace(' ', '_')}", data, seed, [*argv, *other]
-                )
+                folder = f"{place}-{model[11:].replace(', ', '-').replace(' ', '_')}"
+                metrics, _ = regress_lm(args.output_dir / folder, data, seed, [*argv, *other])
                 yield {**about, "model": model, **metrics}
         if "teacher" in args.models:
             source = TextRegression(str(data), **options, seed=seed).source
@@ -159,7 +171,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[100, 500], help="training rows of scan_bench")
     parser.add_argument("--tables", nargs="*", default=[], choices=TARGETS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    models = ["RegressLM, synthetic rows", "RegressLM, from scratch", "teacher", "baselines"]
+    models = [*REGRESS_LM, "teacher", "baselines"]
     parser.add_argument("--models", nargs="+", default=models, choices=models)
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "small_tables")
     args, args.options = parser.parse_known_args()

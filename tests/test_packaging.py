@@ -72,6 +72,7 @@ def test_the_wheel_holds_zoo_only(wheel):
     cards = {p.relative_to(ROOT).as_posix() for p in (ROOT / "zoo").glob("*/README.md")}
     assert cards
     assert cards <= set(files)
+    assert "zoo/weights/regress-lm.ckpt" in files
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ DATA_MODULES: Mapping[str, str] = {
     "Reviews": "zoo.datamodules.reviews.Reviews",
     "TextRegression": "zoo.datamodules.text_regression.TextRegression",
     "SyntheticConfigs": "zoo.datamodules.synthetic_configs.SyntheticConfigs",
+    "SyntheticTables": "zoo.datamodules.synthetic_tables.SyntheticTables",
     "LinearRegressionTasks": "zoo.datamodules.linear_regression_tasks.LinearRegressionTasks",
 }
 

@@ -29,6 +29,7 @@ APPLIED = {
     "Reviews": {"batch_size", "num_workers", "cache_dir"},
     "TextRegression": {"batch_size", "num_workers", "cache_dir"},
     "SyntheticConfigs": {"batch_size", "num_workers", "cache_dir", "test_on"},
+    "SyntheticTables": {"batch_size", "num_workers", "cache_dir", "n_val"},
     "LinearRegressionTasks": {"batch_size", "num_workers", "cache_dir", "max_M", "n_val", "n_test"},
 }
 

@@ -36,7 +36,7 @@ def test_readme_example_learns_two_examples(small):
     assert samples1.dtype == np.float64
     assert np.median(samples1) == 0.3
     assert np.median(samples2) == -0.3
-    assert RegressLM.from_default(max_input_len=8, **SMALL).model.config.max_input_len == 8
+    assert RegressLM.from_default(max_input_len=8).model.config.max_input_len == 8
 
 
 def test_unknown_arguments_are_refused(small):

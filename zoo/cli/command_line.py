@@ -61,6 +61,8 @@ from zoo.private_apis.lightning_cli import OpenLightningCLI, repeated_callback
 from zoo.private_apis.lightning_logger import DeferredTensorBoardLogger
 from zoo.private_apis.lightning_trainer import keep_signal_handlers
 from zoo.training.module import ZooModule
+from zoo.weights import FOLDER as project_weights_folder
+from zoo.weights import is_project_weights
 
 CALLBACKS: dict[str, type[Callback]] = {  # top-level key -> class
     "checkpoint": callbacks.Checkpoint,
@@ -146,6 +148,10 @@ class ZooCLI(OpenLightningCLI):
             ckpt_path = "auto"
         if ckpt_path == "auto" and self.verb != "fit":
             raise UserError(f"--ckpt_path auto is for fit: give last, best or a file to {self.verb}")
+        if self.verb == "fit" and is_project_weights(ckpt_path):
+            raise UserError(
+                f"{ckpt_path} is no run that can be resumed: start from its weights with --model.weights {ckpt_path}"
+            )
         return find_checkpoint(ckpt_path, given.get("output_dir"))
 
     def _read_checkpoint(self, ckpt_path: str | None) -> CheckpointInfo | None:
@@ -265,7 +271,8 @@ class ZooCLI(OpenLightningCLI):
     def _output_dir(self, config: Any) -> str:
         """The run's folder: as typed or configured, else the checkpoint's, else one named after the model."""
         pattern = config.output_dir
-        if config.ckpt_path and (pattern is None or "{time}" in pattern):
+        is_run = config.ckpt_path and Path(config.ckpt_path).parent != project_weights_folder
+        if is_run and (pattern is None or "{time}" in pattern):
             return str(Path(config.ckpt_path).parent)
         if pattern is None:
             return f"runs/{config.model.class_path.rsplit('.', 1)[-1].lower()}"

@@ -20,17 +20,23 @@ from zoo.errors import UserError
 from zoo.files.atomic import OLD, replacing
 from zoo.private_apis.lightning_logger import DeferredTensorBoardLogger
 from zoo.private_apis.lightning_trainer import set_default_root_dir
+from zoo.weights import find_weights, is_project_weights
 
 
 def find_checkpoint(ckpt_path: str | None, output_dir: str | None) -> str | None:
-    """The file that `--ckpt_path` means; `last` and `best` in the output folder; `auto` is `last` if it exists.
+    """The file that `--ckpt_path` means.
+
+    `last` and `best` are those in the output folder, `auto` is `last` if it exists, `zoo:NAME` one of the zoo.
 
     Raises:
-        UserError: `last`, `best` or `auto` without a known folder; or the folder of a run, or a broken symbolic link.
+        UserError: `last`, `best` or `auto` without a known folder; the folder of a run; a broken symbolic link; or a
+            name of the zoo that it does not have.
         FileNotFoundError: the file does not exist.
     """
     if ckpt_path is not None and not ckpt_path.strip():
         raise UserError("--ckpt_path is empty: name a checkpoint, or drop it")
+    if is_project_weights(ckpt_path):
+        return find_weights(str(ckpt_path))
     if ckpt_path in ("last", "best", "auto"):
         if not output_dir or "{" in output_dir:
             where = f"which run of {output_dir} is meant" if output_dir else "the run's folder"

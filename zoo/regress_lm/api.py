@@ -16,19 +16,26 @@ from torch import Tensor
 from tqdm import tqdm
 
 from zoo.errors import UserError, check_counts
-from zoo.files.checkpoints import write_checkpoint
+from zoo.files.checkpoints import read_checkpoint, write_checkpoint
 from zoo.generation.options import check_sampling
 from zoo.regress_lm import decoding, fine_tuning
 from zoo.regress_lm.denoising import DenoisingConfig
 from zoo.regress_lm.estimates import QUANTILES
 from zoo.regress_lm.example import Example, ExampleInput, as_examples
 from zoo.regress_lm.from_data import train_on_data
+from zoo.regress_lm.initial_weights import SIZES
 from zoo.regress_lm.module import RegressLMModule
-from zoo.tokenizers import Tokenizer, load_tokenizer
+from zoo.regress_lm.word_transfer import transfer_embedding
+from zoo.tokenizers import Tokenizer, from_state, load_tokenizer
 from zoo.tokenizers.encoder_tokenizer import PREFIX
+from zoo.tokenizers.hugging_face import HuggingFaceTokenizer
 from zoo.tokenizers.numerals import rounded
+from zoo.tokenizers.word_pieces import with_words
 from zoo.training.batches import Row, TextBatch, collate
 from zoo.training.random_streams import derive
+from zoo.weights import find_weights
+
+DEFAULT_WEIGHTS = "zoo:regress-lm"
 
 
 def _shown(batches: list[TextBatch], progress: bool) -> Iterator[TextBatch]:
@@ -76,7 +83,28 @@ class RegressLM(RegressLMModule):
             model = cls(tokenizer=text_tokenizer, max_input_len=max_input_len, **settings)
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
-    from_default = from_scratch
+    @classmethod
+    def from_default(cls, max_input_len: int = 1024, *, seed: int = 0, **settings: Any) -> Self:
+        """A model pretrained on random tables, to be fine-tuned on rows of a table; on the GPU if there is one.
+
+        Texts are `name: value, name: value`, as `zoo fit` makes them of a table's rows, with rounded numbers. Its
+        tokenizer has a token for each rounded number; `fine_tune` adds the words that occur in several examples.
+
+        Args:
+            max_input_len: longest text in tokens.
+            seed: of the embeddings of words that are added.
+            **settings: the other arguments of `RegressLM`, except its sizes.
+
+        Raises:
+            UserError: as `from_scratch`; or a setting contradicts the pretrained weights.
+        """
+        checkpoint = read_checkpoint(find_weights(DEFAULT_WEIGHTS), required=("tokenizer", "hyper_parameters"))
+        stored = {
+            name: checkpoint["hyper_parameters"][name]
+            for name in (*SIZES, "number_digits", "round_digits", "power_tokens")
+        }
+        changed: dict[str, Any] = {"weights": DEFAULT_WEIGHTS} | stored | settings
+        return cls.from_scratch(max_input_len, tokenizer=from_state(checkpoint["tokenizer"]), seed=seed, **changed)
 
     @classmethod
     def from_data(
@@ -195,7 +223,9 @@ class RegressLM(RegressLMModule):
             UserError: there are no examples, one of them cannot be learned, an option is out of range, or training
                 diverges.
         """
-        rows = self.rows(as_examples("examples", examples, need_numbers=True))
+        given = as_examples("examples", examples, need_numbers=True)
+        self._add_words([example.x for example in given], seed or 0)
+        rows = self.rows(given)
         held_out = None
         if validation_examples is not None:
             held_out = self.rows(as_examples("validation_examples", validation_examples, need_numbers=True))
@@ -336,3 +366,15 @@ class RegressLM(RegressLMModule):
             absent = (float("nan"),) * (k - len(targets))
             rows.append(Row(ids, targets + absent, i, example.x))
         return rows
+
+    def _add_words(self, texts: list[str], seed: int) -> None:
+        """Give words that occur twice or more in `texts` a token each, if the tokenizer is one of words and parts."""
+        own = self.tokenizer
+        tokenizer = with_words(own, self.rounded_texts(texts))
+        if tokenizer is None or not isinstance(own, HuggingFaceTokenizer):
+            return
+        old = self.model.encoder.embedding
+        weight, _ = transfer_embedding(old.weight.detach(), own.tokens, tokenizer.tokens, seed)
+        self.model.encoder.embedding = torch.nn.Embedding.from_pretrained(weight, freeze=not old.weight.requires_grad)
+        self.tokenizer = tokenizer
+        self.model.config.vocab_size = self.hparams["vocab_size"] = tokenizer.vocab_size

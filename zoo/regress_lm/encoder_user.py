@@ -15,6 +15,10 @@ from zoo.regress_lm.number_sampler import NumberSampler
 from zoo.regress_lm.pretrained_encoder import PretrainedEncoder, cache_folder, check_same
 from zoo.regress_lm.state_cache import StateCache
 from zoo.regress_lm.upstream_weights import load_upstream
+from zoo.regress_lm.word_transfer import transfer_embedding
+from zoo.tokenizers import from_state
+from zoo.tokenizers.hugging_face import HuggingFaceTokenizer
+from zoo.weights import find_weights
 
 
 class EncoderUser(NumberSampler):
@@ -43,11 +47,12 @@ class EncoderUser(NumberSampler):
 
     def read_weights(self, path: str) -> dict[str, Tensor]:
         """The module's state dict from a checkpoint of the zoo or of upstream, whose heads must be the model's."""
+        path = find_weights(path)
         checkpoint = read_checkpoint(path)
         if "zoo" in checkpoint:
             self._check_encoder(checkpoint)
             checkpoint = read_checkpoint(path, required=("state_dict",))
-            state, settings = checkpoint["state_dict"], checkpoint.get("hyper_parameters", {})
+            state, settings = self._with_own_words(path, checkpoint), checkpoint.get("hyper_parameters", {})
             decoder = settings.get("n_heads", RegressLMConfig.n_heads)
             encoder = settings.get("n_encoder_heads") or decoder
         else:
@@ -63,6 +68,21 @@ class EncoderUser(NumberSampler):
                 f"{path} has {decoder} heads in the decoder and {encoder} in the encoder, but this model "
                 f"{config.n_heads} and {config.encoder_heads}: set {options}"
             )
+        return state
+
+    def _with_own_words(self, path: str, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The state dict of a checkpoint, its embedding for the words of the module's own tokenizer if that differs."""
+        state, own, name = dict(checkpoint["state_dict"]), self.tokenizer, "model.encoder.embedding.weight"
+        if "tokenizer" not in checkpoint or own is None or name not in state:
+            return state
+        other = from_state(checkpoint["tokenizer"])
+        if other.fingerprint == own.fingerprint:
+            return state
+        if not isinstance(own, HuggingFaceTokenizer) or not isinstance(other, HuggingFaceTokenizer):
+            kinds = f"{path} has a tokenizer of the kind {other.kind!r}, and this model one of the kind {own.kind!r}"
+            words = "words" if isinstance(other, HuggingFaceTokenizer) else other.kind
+            raise UserError(f"{kinds}: set --data.tokenizer to {words}, or to the path of the weights")
+        state[name], _ = transfer_embedding(state[name], other.tokens, own.tokens)
         return state
 
     def _check_encoder(self, checkpoint: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from zoo.optim import OptimizerConfig
 from zoo.regress_lm import decoding, estimates
 from zoo.regress_lm.defaults import choose_settings
 from zoo.regress_lm.encoder_pretraining import EncoderPretrainer
+from zoo.regress_lm.initial_weights import settings_of_weights
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
 from zoo.regress_lm.number_formats import NumberFormat, finer_format, number_tokenizer
 from zoo.regress_lm.number_sampler import Calibration
@@ -88,7 +89,8 @@ class RegressLMModule(EncoderPretrainer):
         encoder_config: configuration of the encoder in checkpoints with encoder_mode=full, which store it; not to be
             given.
         pretrain_steps: steps of span denoising on the unlabelled texts of the data, where it has any, before training.
-        weights: checkpoint with initial weights, of the zoo or of upstream. Default: random weights.
+        weights: checkpoint with initial weights, of the zoo or of upstream, or "zoo:regress-lm", pretrained on random
+            tables. Embeddings of words are transferred by word. Default: random weights.
         round_digits: significant digits to which the numbers in texts are rounded before the tokenizer, None for no
             rounding; on the command line that of the data. Texts given to the Python API are rounded in the same way.
         power_tokens: whether rounded numbers in texts are a mantissa and a power of ten; on the command line that of
@@ -110,16 +112,9 @@ class RegressLMModule(EncoderPretrainer):
     fixed_arguments: ClassVar[tuple[str, ...]] = (
         *EncoderPretrainer.fixed_arguments,
         *field_names(RegressLMConfig, "dropout", "residual_dropout", "gradient_checkpointing"),
-        "number_format",
-        "number_digits",
-        "number_exponent",
-        "special_values",
-        "lora_rank",
-        "lora_alpha",
-        "encoder_mode",
-        "encoder_config",
-        "pretrain_steps",
-    )
+        "number_format", "number_digits", "number_exponent", "special_values", "lora_rank", "lora_alpha",
+        "encoder_mode", "encoder_config", "pretrain_steps",
+    )  # fmt: skip
     renamed_arguments: ClassVar[dict[str, str]] = {
         "numbers": "number_format",
         "digits": "number_digits",
@@ -199,18 +194,22 @@ class RegressLMModule(EncoderPretrainer):
     def choose_settings(cls, data: Any, given: Mapping[str, Any]) -> list[Choice]:
         """Settings that follow from the data, by the rules in `zoo.regress_lm.defaults`.
 
+        The sizes of `weights` and their format of numbers are those of the file.
+
         Args:
             data: a data module with `statistics()`.
             given: the settings that are already decided, by option.
 
         Raises:
-            UserError: the data has no texts with numbers.
+            UserError: the data has no texts with numbers, or the weights cannot be read.
         """
         if not hasattr(data, "statistics"):
             raise UserError(
                 f"{type(data).__name__} has no texts with numbers for {cls.__name__}: give --data=TextRegression"
             )
-        return choose_settings(data.statistics(), given)
+        of_weights = settings_of_weights(given)
+        decided = dict(given) | {choice.option: choice.value for choice in of_weights}
+        return [*of_weights, *choose_settings(data.statistics(), decided)]
 
     def check_data(self, data: Any) -> None:
         """The data must hold texts with numbers, none longer than the model's max_input_len."""

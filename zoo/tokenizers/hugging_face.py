@@ -71,6 +71,8 @@ class HuggingFaceTokenizer(Tokenizer):
             name = token["content"]
             if ids[name] != self._tokenizer.token_to_id(HIDDEN + name if name in control else name):
                 raise damaged(f"the id {ids[name]} of the added token {name!r} does not continue the vocabulary")
+        self.tokens: dict[str, int] = ids
+        """Token -> id."""
         self.vocab_size = max(ids.values(), default=-1) + 1
         if not self.vocab_size:
             raise damaged("its vocabulary is empty")

@@ -25,6 +25,7 @@ from zoo.llama.checkpoints.names import Weights, check_layers, fuse_projections,
 from zoo.llama.checkpoints.torch_files import read_torch_file
 from zoo.llama.model import Llama, LlamaConfig
 from zoo.tokenizers import has_tokenizer, load_tokenizer
+from zoo.weights import find_weights
 
 TORCH_MAGICS = (b"PK", b"\x80\x02")  # first bytes of files by torch.save, since 2020 and before
 
@@ -40,7 +41,7 @@ def load_checkpoint(path: str | os.PathLike) -> Llama:
         UserError: it is damaged, of an unknown format, or holds pickled objects; or a tensor is missing, unknown, not
             finite or of the wrong shape.
     """
-    path = Path(path)
+    path = Path(find_weights(os.fspath(path)))
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint at {path}: check the path")
     if is_checkpoint_folder(path):

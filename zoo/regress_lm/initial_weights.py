@@ -1,0 +1,30 @@
+"""Settings of a RegressLM that follow from the checkpoint with its initial weights."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from zoo.files.checkpoints import read_checkpoint
+from zoo.training.choices import Choice
+from zoo.weights import find_weights
+
+SIZES = ("dim", "n_heads", "n_encoder_heads", "n_encoder_layers", "n_decoder_layers", "hidden_dim", "number_format")
+
+
+def settings_of_weights(given: Mapping[str, Any]) -> list[Choice]:
+    """Sizes, format of numbers and tokens of texts of the checkpoint that `model.weights` names; none without one.
+
+    Args:
+        given: the settings that are already decided, by option.
+
+    Raises:
+        UserError: the weights cannot be read.
+    """
+    if not (path := given.get("model.weights")):
+        return []
+    checkpoint = read_checkpoint(find_weights(path))
+    stored, reason = checkpoint.get("hyper_parameters", {}), f"as in {path}"
+    choices = [Choice(f"model.{name}", stored[name], reason) for name in SIZES if name in stored]
+    if stored.get("round_digits") and stored.get("power_tokens"):
+        texts = {"tokenizer": "words", "round_digits": stored["round_digits"], "power_tokens": True}
+        choices += [Choice(f"data.{name}", value, reason) for name, value in texts.items()]
+    return [choice for choice in choices if choice.option not in given]
