@@ -163,7 +163,9 @@ class LlamaClassifier(TextClassifier):
             if self.bow_features is not None:
                 raise TypeError("bow_features needs the texts of a TextBatch, not a tensor of tokens")
             return widen(self.head(self.model.hidden(batch)))
-        bow_logits = None if self.bow_features is None else self.bow_features(batch.texts)
+        bow_logits = batch.bow_logits
+        if bow_logits is None and self.bow_features is not None:
+            bow_logits = self.bow_features(batch.texts)
         return self._classify(self.model.hidden(batch.tokens), batch.padding_mask, bow_logits)
 
     def _classify(self, hidden: Tensor, padding_mask: Tensor | None, bow_logits: Tensor | None) -> Tensor:
@@ -186,12 +188,22 @@ class LlamaClassifier(TextClassifier):
             logits = self.bow_features.held_out_logits(texts, classes)
         self._held_out_logits = dict(zip(indices, logits, strict=True))
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Compute the bag of words, whose texts and weights are read on the CPU, before the batch is moved."""
+        batch = super().on_before_batch_transfer(batch, dataloader_idx)
+        if self.bow_features is None:
+            return batch
+        is_training = self.trainer.training
+        return batch._replace(
+            bow_logits=self._training_bow_logits(batch) if is_training else self.bow_features.logits_on_cpu(batch.texts)
+        )
+
     def _training_bow_logits(self, batch: TextBatch) -> Tensor | None:
         """Bag-of-words logits (B, C) of training rows, from fits that did not include the row."""
-        if self.bow_features is None:
-            return None
+        if self.bow_features is None or batch.bow_logits is not None:
+            return batch.bow_logits
         if self._held_out_logits is None:
-            return self.bow_features(batch.texts)
+            return self.bow_features.logits_on_cpu(batch.texts)
         return torch.stack([self._held_out_logits[i] for i in batch.index.tolist()])
 
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
