@@ -257,8 +257,8 @@ class MiniRLM(Regressor):
         if not self.hparams["n_classes"]:
             return super().predict_step(batch, batch_idx)
         self.check_inputs(batch)
-        probabilities = self.outputs(batch).softmax(-1)  # (B, n_classes)
-        rows = zip(batch.index.tolist(), batch.texts, probabilities, batch.targets, strict=True)
+        probabilities = self.outputs(batch).softmax(-1).cpu()  # (B, n_classes)
+        rows = zip(batch.index.tolist(), batch.texts, probabilities, batch.targets.cpu(), strict=True)
         return [
             {"index": i, "input": text, "prediction": int(p.argmax()), "probabilities": p.tolist()}
             | target_fields(target)

@@ -276,7 +276,20 @@ class RegressLMModule(EncoderUser):
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         batch = super().on_before_batch_transfer(batch, dataloader_idx)
-        return self.with_number_tokens(batch) if isinstance(batch, TextBatch) else batch
+        if not isinstance(batch, TextBatch):
+            return batch
+        is_scored = self.trainer.evaluating or self.trainer.sanity_checking
+        if is_scored and not self._validates_loss_only:
+            self._check_complete(batch.targets)
+        return self.with_number_tokens(batch)
+
+    def _check_complete(self, targets: Tensor) -> None:
+        """Raises UserError where a number of the targets (B, K), on the CPU, is absent."""
+        if self._is_absent(targets.numpy()).any():
+            raise UserError(
+                f"a row has fewer than {self.n_objectives} targets, but scores need all of them: set val_samples to 0 "
+                "to validate by the loss only"
+            )
 
     def with_number_tokens(self, batch: TextBatch) -> TextBatch:
         """The batch, on the CPU, with its targets' number tokens; rows to predict may have no targets."""
@@ -321,7 +334,9 @@ class RegressLMModule(EncoderUser):
     def calibrate(self, batches: Iterable[TextBatch]) -> None:
         """As `NumberSampler.calibrate`; rows with absent numbers cannot calibrate, and then nothing is calibrated."""
         batches = [] if self.hparams["calibration"] == "none" else list(batches)
-        has_absent = any(self._is_absent(batch.targets.cpu().numpy()).any() for batch in batches)
+        # A single number cannot be absent.
+        has_several = self.n_objectives > 1
+        has_absent = has_several and any(self._is_absent(batch.targets.cpu().numpy()).any() for batch in batches)
         super().calibrate([] if has_absent else batches)
 
     def estimate(self, batch: TextBatch) -> Tensor:
@@ -329,11 +344,8 @@ class RegressLMModule(EncoderUser):
         return estimates.summary(*self.draw_for_rows(batch, self.hparams["num_samples"]))[self.hparams["point"]]
 
     def evaluate(self, batch: TextBatch) -> dict[str, Tensor]:
-        if self._is_absent(batch.targets.cpu().numpy()).any():
-            raise UserError(
-                f"a row has fewer than {self.n_objectives} targets, but scores need all of them: set val_samples to 0 "
-                "to validate by the loss only"
-            )
+        if batch.targets.device.type == "cpu":  # a batch on a GPU was checked before it was moved
+            self._check_complete(batch.targets)
         is_fitting = self.trainer.state.fn == "fit"
         samples, log_prob = self.draw_for_rows(batch, self.val_samples if is_fitting else self.hparams["num_samples"])
         values = self.summarize(samples, log_prob, batch.targets)
@@ -382,8 +394,13 @@ class RegressLMModule(EncoderUser):
         self.check_inputs(batch)
         samples, log_prob = self.draw_for_rows(batch, self.hparams["num_samples"])
         values = self.summarize(samples, log_prob, batch.targets)
+        # Copy the batch's results to the CPU together: every copy waits for a GPU.
+        values = {name: value.cpu() for name, value in values.items()}
+        targets = batch.targets.cpu()
+        if self.hparams["keep_samples"]:
+            samples = samples.cpu()
         rows = []
-        for i, (index, text, target) in enumerate(zip(batch.index.tolist(), batch.texts, batch.targets, strict=True)):
+        for i, (index, text, target) in enumerate(zip(batch.index.tolist(), batch.texts, targets, strict=True)):
             row: dict[str, Any] = {"index": index, "input": text}
             row["prediction"] = to_json(values[self.hparams["point"]][i])
             row |= {name: to_json(values[name][i]) for name in ("median", "mean", "std", "mode")}
