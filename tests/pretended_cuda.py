@@ -9,7 +9,8 @@ that mixes it with a CPU tensor of one dimension or more raises DeviceMismatch, 
 - operations that raise an error on CUDA under `torch.use_deterministic_algorithms(True)`.
 
 Not tested are kernels, memory and speed, and the choice of kernels: torch itself sees CPU tensors. Autocast for "cuda"
-has no effect, so nest `torch.autocast("cpu", dtype)` in it. `PretendedStrategy` lets a Lightning Trainer use the device.
+has no effect, so nest `torch.autocast("cpu", dtype)` in it. With `PretendedStrategy` a Lightning Trainer uses the
+device.
 """
 
 import contextlib
@@ -142,7 +143,7 @@ def _note(func: Any, packet: Any, args: Any) -> None:
 
 
 def _pack(x: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
-    """`torch._pack_padded_sequence`, whose own result would be on the CPU: lengths and batch sizes are there on CUDA."""
+    """`torch._pack_padded_sequence`, whose own gradients would be on the CPU."""
     x = x if batch_first else x.transpose(0, 1)
     sizes = [int((lengths > t).sum()) for t in range(int(lengths.max()))]
     return torch.cat([x[:size, t] for t, size in enumerate(sizes)]), torch.tensor(sizes)
@@ -187,6 +188,7 @@ class _Redirect(TorchFunctionMode):
         others = [getattr(other, "device", other) if isinstance(other, PretendedTensor) else other for other in others]
         dtype = [args[1].dtype] if len(args) > 1 and isinstance(args[1], Tensor) else []
         target = kwargs.pop("device", None)
+        is_asynchronous = kwargs.get("non_blocking", False)
         rest = []
         for other in others:
             if isinstance(other, str | torch.device):
@@ -205,7 +207,8 @@ class _Redirect(TorchFunctionMode):
             if tensor.ndim or tensor.numel():
                 _record.copies_to_device.append(_place(name))
             return _pretend(tensor)
-        _record.synchronisations.append(_place(f"{name} to the CPU"))
+        if not is_asynchronous:
+            _record.synchronisations.append(_place(f"{name} to the CPU"))
         return tensor.inner.clone()
 
 
@@ -218,6 +221,13 @@ def _group_by_device(tensors: Any, with_indices: bool = False) -> Any:
     groups = _foreach_utils._group_tensors_by_device_and_dtype(tensors, with_indices)
     is_pretended = any(isinstance(tensor, PretendedTensor) for each in tensors for tensor in each)
     return {(CUDA if is_pretended else device, dtype): group for (device, dtype), group in groups.items()}
+
+
+class _Generator(torch.Generator):
+    """A generator on the CPU for every device."""
+
+    def __new__(cls, device: Any = "cpu") -> "_Generator":
+        return super().__new__(cls, "cpu")
 
 
 def _synchronize(device: Any = None) -> None:
@@ -239,6 +249,7 @@ def pretend_cuda() -> Iterator[Record]:
         _Redirect(),
         mock.patch.object(torch._C, "_InferenceMode", _no_grad_if),
         mock.patch.object(torch.cuda, "synchronize", _synchronize),
+        mock.patch.object(torch, "Generator", _Generator),
         mock.patch.object(nn.utils.clip_grad, "_group_tensors_by_device_and_dtype", _group_by_device),
     ):
         yield _record
@@ -249,7 +260,7 @@ def on_cuda(module: nn.Module) -> nn.Module:
     shared: dict[int, nn.Parameter] = {}
     for part in module.modules():
         for name, parameter in part._parameters.items():
-            if parameter is not None:
+            if parameter is not None and not isinstance(parameter, PretendedTensor):
                 new = nn.Parameter(PretendedTensor(parameter.detach()), parameter.requires_grad)
                 part._parameters[name] = shared.setdefault(id(parameter), new)
         for name, buffer in part._buffers.items():

@@ -3,7 +3,7 @@ lightning 2.6.
 
 Private members used: `DummyExperiment`, on which every method does nothing. Lightning reads `experiment` in its setup.
 `_logger_connector._progress_bar_metrics`, the values that the progress bar shows. tests/cli/test_run_folder.py and
-tests/private_apis/test_lightning_logger.py fail when one of them changes.
+tests/shared/test_synchronisations.py fail when one of them changes.
 """
 
 from typing import Any

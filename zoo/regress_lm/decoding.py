@@ -87,8 +87,8 @@ def sample(
                 rank = torch.zeros_like(ordered)
                 rank[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(1)
                 node = torch.empty_like(rank).scatter_(1, order, rank)  # (B, S)
-                most = _most_prefixes(rank, vocabulary.prefix_counts[position])
-                distinct = torch.zeros_like(ordered[:, :most]).scatter_(1, rank, ordered)  # (B, M)
+                n_prefixes = _most_prefixes(rank, vocabulary.prefix_counts[position])
+                distinct = torch.zeros_like(ordered[:, :n_prefixes]).scatter_(1, rank, ordered)  # (B, M)
                 prefixes = prefixes.extend(distinct // size, distinct % size)
             # Draw every sample's next token from the distribution at its prefix.
             probs = _sampling_probs(prefixes.log_probs, temperature, top_k)  # (B, M, V)

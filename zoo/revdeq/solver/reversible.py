@@ -20,7 +20,6 @@ from zoo.revdeq.solver.evaluation import BoundModule, Differentiable, SavedAutoc
 from zoo.revdeq.solver.iteration import Iteration, undo
 from zoo.revdeq.solver.requirements import read_saved_tensors, refuse_second_derivatives
 
-
 MAX_ERROR = 1e-3  # default of the largest reconstruction error
 
 
