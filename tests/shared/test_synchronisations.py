@@ -67,7 +67,11 @@ def train(module, loader, folder, **options):
     return run, steps
 
 
-@pytest.mark.parametrize("case", CASES)
+def cases(*slow):
+    return [pytest.param(case, marks=[pytest.mark.slow] if case in slow else []) for case in CASES]
+
+
+@pytest.mark.parametrize("case", cases("lstm"))
 def test_training_steps_do_not_wait(case, tmp_path):
     run, steps = train(model(case), data(case), tmp_path)
     assert run.global_step == 4
@@ -80,7 +84,6 @@ def test_training_steps_do_not_wait(case, tmp_path):
     [
         ("LlamaLM", {"optimizer": "muon"}, {}),
         ("LlamaLM", {}, {"accumulate_grad_batches": 2, "max_steps": 3}),
-        ("transformer", {}, {"accumulate_grad_batches": 2, "max_steps": 3}),
     ],
 )
 def test_training_steps_with_other_settings_do_not_wait(case, changes, options, tmp_path):
@@ -128,7 +131,7 @@ def test_the_progress_bar_shows_the_loss_of_logged_steps(tmp_path):
 # ---- every verb
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", cases("RegressLM", "RevDEQLM", "lstm", "transformer"))
 def test_every_verb_runs_on_the_device(case):
     module, loader = model(case), data(case)
     on_cpu = Trainer(
@@ -179,9 +182,8 @@ def test_wrong_gradients_of_revdeq_are_nan_on_a_gpu():
         assert good.failure.item() == 0
 
 
-@pytest.mark.parametrize("callbacks", [(), (NonFinite(every_n_steps=1),)])
 @pytest.mark.filterwarnings("ignore:inverting 12 steps of beta 0.9")
-def test_wrong_gradients_of_revdeq_end_training_on_a_gpu(callbacks):
+def test_wrong_gradients_of_revdeq_end_training_on_a_gpu():
     name, arguments = CASES["RevDEQLM"]
     inexact = {"beta": 0.9, "num_fixed_point_iterations": 12}
     with (
@@ -189,7 +191,7 @@ def test_wrong_gradients_of_revdeq_end_training_on_a_gpu(callbacks):
         pretend_cuda(),
         pytest.raises(ReconstructionError, match=r"inverting 12 steps of beta 0\.9 missed their start by"),
     ):
-        trainer(*callbacks, limit_val_batches=0).fit(model("RevDEQLM"), data("RevDEQLM"))
+        trainer(NonFinite(every_n_steps=1), limit_val_batches=0).fit(model("RevDEQLM"), data("RevDEQLM"))
 
 
 @pytest.mark.parametrize("solver", ["plain", "anderson", "broyden"])
