@@ -22,6 +22,7 @@ from zoo.regress_lm.encoder_user import EncoderUser
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
 from zoo.regress_lm.number_formats import NumberFormat, finer_format, number_tokenizer
 from zoo.regress_lm.number_sampler import Calibration
+from zoo.regress_lm.prediction_rows import prediction_rows
 from zoo.regress_lm.pretrained_encoder import EncoderMode, pretrained_encoder
 from zoo.regress_lm.vocabulary import NumberVocabulary
 from zoo.tokenizers import Tokenizer
@@ -31,7 +32,6 @@ from zoo.training.distinct_targets import find_merged
 from zoo.training.fixed_arguments import field_names
 from zoo.training.language_model import required_vocab_size
 from zoo.training.random_streams import derive
-from zoo.training.regressor import target_fields, to_json
 from zoo.training.settings import part, refuse_derived
 
 
@@ -394,19 +394,4 @@ class RegressLMModule(EncoderUser):
         self.check_inputs(batch)
         samples, log_prob = self.draw_for_rows(batch, self.hparams["num_samples"])
         values = self.summarize(samples, log_prob, batch.targets)
-        # Copy the batch's results to the CPU together: every copy waits for a GPU.
-        values = {name: value.cpu() for name, value in values.items()}
-        targets = batch.targets.cpu()
-        if self.hparams["keep_samples"]:
-            samples = samples.cpu()
-        rows = []
-        for i, (index, text, target) in enumerate(zip(batch.index.tolist(), batch.texts, targets, strict=True)):
-            row: dict[str, Any] = {"index": index, "input": text}
-            row["prediction"] = to_json(values[self.hparams["point"]][i])
-            row |= {name: to_json(values[name][i]) for name in ("median", "mean", "std", "mode")}
-            quantiles = values["quantiles"][i]  # (K, 5)
-            row["quantiles"] = {f"{q:g}": to_json(quantiles[:, j]) for j, q in enumerate(estimates.QUANTILES)}
-            if self.hparams["keep_samples"]:
-                row["samples"] = samples[i].squeeze(-1).tolist()
-            rows.append(row | target_fields(target, pit=values["pit"][i]))
-        return rows
+        return prediction_rows(batch, values, self.hparams["point"], samples if self.hparams["keep_samples"] else None)
