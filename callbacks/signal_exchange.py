@@ -21,8 +21,8 @@ class SignalExchange:
         """The largest of each number over all ranks."""
         device = torch.device(trainer.strategy.root_device)
         if device.type != "cuda":
-            received: Tensor = trainer.strategy.reduce(torch.tensor(numbers, device=device), reduce_op="max")  # type: ignore[assignment]
-            return received.tolist()
+            received = torch.tensor(numbers, device=device)
+            return trainer.strategy.reduce(received, reduce_op="max").tolist()
         # Filled on the device, because a copy from the host would wait. Lightning's reduce has a barrier, which waits.
         values = torch.stack([torch.full((), number, device=device) for number in numbers])
         torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
