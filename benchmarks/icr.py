@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Trainer
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -25,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.gpu import peak_flops, with_smaller_batches  # noqa: E402
 from benchmarks.measure import facts, in_turn, store  # noqa: E402
 from zoo.datamodules import LinearRegressionTasks  # noqa: E402
 from zoo.icr import ICRegConfig, ICRTransformer, Task  # noqa: E402
@@ -165,17 +165,22 @@ def gpu(repeats: int) -> list[Row]:
         print("no GPU here: nothing to measure on one")
         return []
     torch.set_float32_matmul_precision("high")
-    work = 256 * Network(ICRegConfig(**BASE)).flops()
-    peak = get_available_flops(torch.device("cuda"), torch.float32) or float("nan")
-    print(f"{torch.cuda.get_device_name()}: the arithmetic alone would allow {peak / work:.0f} steps/s")
+    per_prompt = Network(ICRegConfig(**BASE)).flops()
+    peak = peak_flops(torch.cuda.get_device_name(), torch.float32)
+    print(f"{torch.cuda.get_device_name()}: the arithmetic alone would allow {peak / per_prompt / 256:.0f} steps/s")
     network = Network(ICRegConfig(**BASE)).cuda()
-    x, y, _ = network.config.draw(256, 0, "bench", device="cuda")
+
+    def seconds_per_step(batch: int) -> float:
+        x, y, _ = network.config.draw(batch, 0, "bench", device="cuda")
+        update = updater(network, x, y)
+        return in_turn({"ours": lambda: [update() for _ in range(100)]}, repeats)["ours"] / 100
+
     for mode in (None, "default", "reduce-overhead"):
         if mode:
             network.compile(mode=mode)
-        update = updater(network, x, y)
-        seconds = in_turn({"ours": lambda update=update: [update() for _ in range(100)]}, repeats)["ours"] / 100
-        print(f"{mode or 'eager'}: {1 / seconds:.0f} steps/s, {work / seconds / peak:.1%} of the peak")
+        seconds, used = with_smaller_batches(seconds_per_step, 256)
+        share = used["batch"] * per_prompt / seconds / peak
+        print(f"{mode or 'eager'}, batch {used['batch']}: {1 / seconds:.0f} steps/s, {share:.1%} of the peak")
     for compile in (False, True):
         run = fit(BASE, 256, 500, compile=compile, accelerator="gpu")
         print(f"zoo fit, {'compiled' if compile else 'eager'}: {500 / in_turn({'ours': run}, 3)['ours']:.0f} steps/s")

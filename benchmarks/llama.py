@@ -23,6 +23,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.gpu import peak_flops, with_smaller_batches  # noqa: E402
 from benchmarks.measure import facts, in_turn, store  # noqa: E402
 from zoo.llama import Llama, LlamaConfig, load_checkpoint, save_checkpoint  # noqa: E402
 from zoo.llama.decoder import LlamaDecoder  # noqa: E402
@@ -34,7 +35,6 @@ SHAPES = {
     "15M": {"dim": 288, "n_layers": 6, "n_heads": 6, "max_seq_len": 256},
     "110M": {"dim": 768, "n_layers": 12, "n_heads": 12, "max_seq_len": 1024},
 }
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense 16-bit, from NVIDIA's data sheets
 Row = dict[str, Any]
 
 
@@ -231,18 +231,27 @@ def gpu(repeats: int, batch: int = 32, length: int = 1024) -> list[Row]:
     """A compiled training step of the 110M shape, in both 16-bit types: tokens/s, MFU, peak memory."""
     rows = []
     name = torch.cuda.get_device_name()
-    peak = next((flops for chip, flops in PEAK_FLOPS.items() if chip in name), float("nan"))
     for dtype in (torch.float16, torch.bfloat16):
-        result = {}
-        for who in ("ours", "peer"):
-            result[who] = gpu_step(who, dtype, repeats, batch, length)
-            gc.collect()
-            torch.cuda.empty_cache()
+        peak = peak_flops(name, dtype)
+
+        def both(size: int) -> dict[str, tuple[float, float, float]]:
+            result = {}
+            for who in ("ours", "peer"):
+                result[who] = gpu_step(who, dtype, repeats, size, length)  # noqa: B023
+                gc.collect()
+                torch.cuda.empty_cache()
+            return result
+
+        try:
+            result, sizes = with_smaller_batches(both, batch)
+        except torch.cuda.OutOfMemoryError as error:
+            print(f"train 110M, {dtype}: skipped: {error}")
+            continue
         (speed, memory, flops), (peer_speed, peer_memory, peer_flops) = result["ours"], result["peer"]
-        what = f"train 110M, {batch} x {length}, {str(dtype).removeprefix('torch.')}, compiled, {name}"
+        what = f"train 110M, {sizes['batch']} x {length}, {str(dtype).removeprefix('torch.')}, compiled, {name}"
         mfu = {"MFU": round(flops / peak, 3), "peer_MFU": round(peer_flops / peak, 3)}
-        rows.append(row(what, speed, peer_speed, "tokens/s", **mfu))
-        rows.append(row(f"peak memory, {what}", memory, peer_memory, "MB"))
+        rows.append(row(what, speed, peer_speed, "tokens/s", **mfu, **sizes))
+        rows.append(row(f"peak memory, {what}", memory, peer_memory, "MB", **sizes))
     return rows
 
 

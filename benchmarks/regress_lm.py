@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.gpu import peak_flops, with_smaller_batches  # noqa: E402
 from benchmarks.measure import facts, in_turn, store  # noqa: E402
 from zoo.optim import AdamW  # noqa: E402
 from zoo.regress_lm.decoding import sample  # noqa: E402
@@ -34,7 +36,6 @@ from zoo.regress_lm.vocabulary import NumberVocabulary  # noqa: E402
 
 VOCABULARY = NumberVocabulary(IEEEFloatTokenizer())
 CHARACTERS = 99  # ids 2 ... 98 are upstream's, after <pad> and <unk>
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense 16-bit, from NVIDIA's data sheets
 SIZES = {"dim": 512, "short": 8, "full": 2048, "long": 8192, "middle": 512, "inputs": 8, "samples": 128, "rows": 4}
 SIZES["many"] = 64
 TINY = {"dim": 64, "short": 8, "full": 64, "long": 128, "middle": 32, "inputs": 2, "samples": 16, "rows": 2}
@@ -265,10 +266,23 @@ def memory_of(what: str, who: str) -> None:
 
 def gpu(repeats: int) -> list[Row]:
     """fp16 with autocast on a GPU: compiled training at full length, and sampling."""
+    rows = []
+    for measure, size in ((gpu_training, 32), (gpu_sampling, 64)):
+        try:
+            result, sizes = with_smaller_batches(partial(measure, repeats), size)
+        except torch.cuda.OutOfMemoryError as error:
+            print(f"{measure.__name__}: skipped: {error}")
+            continue
+        rows.append(result | sizes)
+    return rows
+
+
+def gpu_training(repeats: int, size: int) -> Row:
+    """Compiled training on `size` texts of full length."""
     device, name = "cuda", torch.cuda.get_device_name()
-    peak_flops = next((flops for chip, flops in PEAK_FLOPS.items() if chip in name), float("nan"))
-    rows, rates, flops = [], {}, 0
-    batch = [part.to(device) for part in texts(32, SIZES["full"])]
+    peak = peak_flops(name, torch.float16)
+    rates, flops = {}, 0
+    batch = [part.to(device) for part in texts(size, SIZES["full"])]
     for who in ("ours", "peer"):
         torch._dynamo.reset()
         if who == "ours":
@@ -292,12 +306,17 @@ def gpu(repeats: int) -> list[Row]:
         torch.cuda.empty_cache()
     per_token = flops / SIZES["full"]
     mfu = {
-        "MFU": round(rates["ours"] * per_token / peak_flops, 3),
-        "peer_MFU": round(rates["peer"] * per_token / peak_flops, 3),
+        "MFU": round(rates["ours"] * per_token / peak, 3),
+        "peer_MFU": round(rates["peer"] * per_token / peak, 3),
     }
-    what = f"train, 32 x {SIZES['full']} characters, fp16, compiled, {name}"
-    rows.append(row(what, rates["ours"], rates["peer"], "tokens/s", **mfu))
-    tokens, count = texts(64, 128)[0].to(device), SIZES["samples"]
+    what = f"train, {size} x {SIZES['full']} characters, fp16, compiled, {name}"
+    return row(what, rates["ours"], rates["peer"], "tokens/s", **mfu)
+
+
+def gpu_sampling(repeats: int, size: int) -> Row:
+    """Samples for `size` texts of 128 characters."""
+    device, name = "cuda", torch.cuda.get_device_name()
+    tokens, count = texts(size, 128)[0].to(device), SIZES["samples"]
     peer = peer_of(128).to(device).eval()
     model = load_upstream(peer.state_dict(), max_input_len=128).to(device).eval()
     with torch.autocast(device, dtype=torch.float16):
@@ -305,8 +324,7 @@ def gpu(repeats: int) -> list[Row]:
         seconds = in_turn(runs, repeats)
     drawn = len(tokens) * count
     what = f"sample {len(tokens)} x {count}, 128 characters, fp16, {name}"
-    rows.append(row(what, drawn / seconds["ours"], drawn / seconds["peer"], "samples/s"))
-    return rows
+    return row(what, drawn / seconds["ours"], drawn / seconds["peer"], "samples/s")
 
 
 def half_precision(model: torch.nn.Module, loss: Callable[[], Tensor], repeats: int) -> float:

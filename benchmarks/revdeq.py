@@ -30,6 +30,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.gpu import with_smaller_batches  # noqa: E402
 from benchmarks.measure import facts, in_turn, store  # noqa: E402
 from zoo.revdeq import ReconstructionError, RevDEQ, RevDEQConfig  # noqa: E402
 
@@ -197,11 +198,14 @@ def gpu(repeats: int, device: str = "cuda", batch: int = 32, **sizes: Any) -> li
             model = compiled(device, sizes)
             benchmark = f"training, {way}, {of}, N {n}"
             try:
-                measured = half_precision(model, dtype, way, n, batch, repeats)
+                measured, used = with_smaller_batches(
+                    lambda size: half_precision(model, dtype, way, n, size, repeats),  # noqa: B023
+                    batch,
+                )
             except (torch.cuda.OutOfMemoryError, ReconstructionError) as error:
                 print(f"{benchmark}: skipped: {error}")
                 continue
-            rows.append({"benchmark": benchmark, "part": "gpu", "of": f"{way}, {of}", "N": n, **measured})
+            rows.append({"benchmark": benchmark, "part": "gpu", "of": f"{way}, {of}", "N": n, **measured, **used})
     return rows
 
 

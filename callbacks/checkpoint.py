@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from zoo.callbacks.signal_exchange import SignalExchange
 from zoo.callbacks.signal_record import SignalRecord
 from zoo.console.signals import signal_name
 from zoo.console.slurm import requeue_job
@@ -79,9 +80,10 @@ class Checkpoint(LightningCheckpoint):
     Ctrl-C (SIGINT), SIGTERM and SIGHUP save and stop, SIGUSR1 saves and continues; in a SLURM job it also requeues the
     job, once. A signal is recorded, and all ranks
     exchange it after an optimizer step and before a validation batch: they save and stop together, so that none waits
-    for another. One process alone interrupts a validation at once. A checkpoint saved inside a validation is that of
-    the moment before it. A second Ctrl-C stops without waiting for the end of the step and without saving; a save that
-    has begun is always completed. Weights that are not finite are never saved: training then stops with an error.
+    for another. On several GPUs the exchange takes effect one step later, so that no step waits for it. One process
+    alone interrupts a validation at once. A checkpoint saved inside a validation is that of the moment before it. A
+    second Ctrl-C stops without waiting for the end of the step and without saving; a save that has begun is always
+    completed. Weights that are not finite are never saved: training then stops with an error.
 
     Args:
         dirpath: folder of the checkpoints. Default: the run's folder (the Trainer's `default_root_dir`).
@@ -110,6 +112,7 @@ class Checkpoint(LightningCheckpoint):
         self.best_model_path = ""  # the name under which Trainer.test(ckpt_path="best") looks
         self.last_model_path = ""  # the newest checkpoint that this process has written
         self._signals = SignalRecord()
+        self._exchange = SignalExchange()
         self._step = self._saved_step = -1
         self._pretraining_step: int | None = None  # of a pretraining, where it was saved last
         self._folder: FolderIdentity | None = None  # that of the start of training, or of the first save
@@ -255,6 +258,7 @@ class Checkpoint(LightningCheckpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._open_folder(trainer)
+        self._exchange = SignalExchange()
         if not _saves_nothing(trainer):
             self._signals.install(is_quiet=not trainer.is_global_zero)
 
@@ -287,15 +291,13 @@ class Checkpoint(LightningCheckpoint):
 
     def _agreed_signals(self, trainer: Trainer) -> tuple[bool, bool]:
         """Whether some rank was told to stop, and whether some rank was told to save."""
-        stop, save = self._signals.stop or 0, self._signals.save
+        # A signal that comes during the exchange counts in the next one.
+        stop, save = self._signals.stop or 0, int(self._signals.save)
+        self._signals.save = False
         if trainer.world_size > 1:
-            received: Any = torch.tensor([stop, save], device=trainer.strategy.root_device)
-            stop, save = trainer.strategy.reduce(received, reduce_op="max").tolist()
-        # A signal may have come during the exchange: it counts in the next one.
+            stop, save = self._exchange.largest(trainer, (stop, save))
         if stop:
             self._signals.stop = self._signals.stop or stop
-        if save:
-            self._signals.save = False
         return bool(stop), bool(save)
 
     def _requeue(self, trainer: Trainer) -> None:

@@ -16,7 +16,8 @@ class NonFinite(Callback):
     """Check the loss and the gradients of every optimizer step, and `val_loss`, for NaN and infinity.
 
     Gradients that an fp16 gradient scaler skips are not an error, unless its scale has fallen to almost nothing. On a
-    GPU the result of the checks is read every `every_n_steps` steps, so that the host does not wait for the device.
+    GPU the result of the checks is read every `every_n_steps` steps, so that the host does not wait for the device. A
+    module's method `check_gradients`, if it has one, is called first and may raise a more precise error.
 
     Args:
         action: "stop" ends training with exit code 1; "skip" leaves such a step out, logs the number of such steps as
@@ -110,6 +111,9 @@ class NonFinite(Callback):
         # This waits for the device.
         step = int(self._first_bad)
         if step >= 0:
+            # A model may know the reason.
+            if (check := getattr(trainer.lightning_module, "check_gradients", None)) is not None:
+                check()
             raise Diverged(
                 f"training has diverged: the loss or a gradient is not finite at step {step}. Lower --model.lr, or "
                 "set --trainer.gradient_clip_val; --non_finite.action skip leaves out such steps"

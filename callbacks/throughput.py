@@ -57,13 +57,14 @@ class Throughput(Callback):
         # The first window is the warm-up, which is not reported.
         if self.warm and self.seconds > 0:
             speed = self.items / self.seconds
-            model.log(f"{model.item}_per_second", speed, prog_bar=True, rank_zero_only=True)
+            # On the CPU: the progress bar reads the value after every step, and would wait for a GPU.
+            model.log(f"{model.item}_per_second", torch.tensor(speed), prog_bar=True, rank_zero_only=True)
             dtype = {"16": torch.float16, "bf": torch.bfloat16}.get(str(trainer.precision)[:2], torch.float32)
             # Model FLOPs utilization: the share of the devices' peak speed.
             peak = get_available_flops(model.device, dtype)  # per device, None where it is not known
             if peak:
                 mfu = speed * model.flops_per_item(batch) / (peak * trainer.world_size)
-                model.log("mfu", mfu, rank_zero_only=True)
+                model.log("mfu", torch.tensor(mfu), rank_zero_only=True)
         self.warm = True
         self._restart()
 

@@ -4,12 +4,13 @@ Inside `pretend_cuda`, a tensor that is created on, or moved to, the device "cud
 that mixes it with a CPU tensor of one dimension or more raises DeviceMismatch, as CUDA does. Recorded are
 
 - synchronisations, for which the host would wait for the device: `.item()`, `bool()`, `.tolist()`, copies to the CPU,
-  `nonzero`, boolean indices;
+  `nonzero`, boolean indices, `torch.cuda.synchronize()`;
 - copies from the host;
 - operations that raise an error on CUDA under `torch.use_deterministic_algorithms(True)`.
 
-Not tested are kernels, memory and speed, and the choice of kernels: torch itself sees CPU tensors. Packed sequences are
-not supported. Autocast for "cuda" has no effect, so nest `torch.autocast("cpu", dtype)` in it.
+Not tested are kernels, memory and speed, and the choice of kernels: torch itself sees CPU tensors. Autocast for "cuda"
+has no effect, so nest `torch.autocast("cpu", dtype)` in it. With `PretendedStrategy` a Lightning Trainer uses the
+device.
 """
 
 import contextlib
@@ -19,14 +20,19 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import lightning
 import torch
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _foreach_utils
 from torch.utils._pytree import tree_flatten, tree_map_only
 from torchmetrics import Metric
 
 CUDA = torch.device("cuda", 0)
 SOURCES = tuple(str(Path(__file__).resolve().parents[1] / folder) for folder in ("zoo", "callbacks", "datamodules"))
+LIGHTNING = str(Path(lightning.__file__).parent)
 _aten = torch.ops.aten
 # Operations whose result, or its shape, the host needs.
 _SYNCHRONISING = {_aten._local_scalar_dense, _aten.nonzero, _aten.masked_select, _aten.equal, _aten.is_nonzero}
@@ -60,9 +66,12 @@ _record = Record()
 
 
 def _place(operation: str) -> str:
-    """The operation with the innermost line of the zoo that called it; in a backward pass there may be none."""
-    frames = [f for f in traceback.extract_stack() if f.filename.startswith(SOURCES)]
-    return f"{operation} at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else operation
+    """The operation with the innermost line of the zoo that called it, or else with that of Lightning."""
+    frames = traceback.extract_stack()
+    for folders in (SOURCES, LIGHTNING):
+        if own := [f for f in frames if f.filename.startswith(folders)]:
+            return f"{operation} at {Path(own[-1].filename).name}:{own[-1].lineno}"
+    return operation
 
 
 def _is_cuda(device: Any) -> bool:
@@ -133,6 +142,25 @@ def _note(func: Any, packet: Any, args: Any) -> None:
         _record.nondeterministic.append(_place(str(func)))
 
 
+def _pack(x: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
+    """`torch._pack_padded_sequence`, whose own gradients would be on the CPU."""
+    x = x if batch_first else x.transpose(0, 1)
+    sizes = [int((lengths > t).sum()) for t in range(int(lengths.max()))]
+    return torch.cat([x[:size, t] for t, size in enumerate(sizes)]), torch.tensor(sizes)
+
+
+def _unpack(data: Tensor, sizes: Tensor, batch_first: bool, value: float, length: int) -> tuple[Tensor, Tensor]:
+    """`torch._pad_packed_sequence`, the inverse of `_pack`."""
+    steps, rows = data.split(sizes.tolist()), int(sizes[0])
+    steps = [nn.functional.pad(step, (0, 0, 0, rows - len(step)), value=value) for step in steps]
+    steps += [torch.full_like(steps[0], value)] * (length - len(steps))
+    lengths = torch.tensor([int((sizes > row).sum()) for row in range(rows)])
+    return torch.stack(steps, dim=int(batch_first)), lengths
+
+
+_PACKING = {"_pack_padded_sequence": _pack, "_pad_packed_sequence": _unpack}
+
+
 class _Redirect(TorchFunctionMode):
     """Create tensors on the pretended device, and record copies between it and the host."""
 
@@ -142,6 +170,8 @@ class _Redirect(TorchFunctionMode):
         on_device = bool(args) and isinstance(args[0], PretendedTensor)
         if name in ("to", "cpu", "cuda") and args and isinstance(args[0], Tensor):
             return self._move(name, func, args, kwargs)
+        if name in _PACKING and on_device:
+            return _PACKING[name](*args)
         if name in ("tolist", "numpy", "__array__") and on_device:
             _record.synchronisations.append(_place(name))
             return func(args[0].inner, *args[1:], **kwargs)
@@ -158,6 +188,7 @@ class _Redirect(TorchFunctionMode):
         others = [getattr(other, "device", other) if isinstance(other, PretendedTensor) else other for other in others]
         dtype = [args[1].dtype] if len(args) > 1 and isinstance(args[1], Tensor) else []
         target = kwargs.pop("device", None)
+        is_asynchronous = kwargs.get("non_blocking", False)
         rest = []
         for other in others:
             if isinstance(other, str | torch.device):
@@ -176,12 +207,31 @@ class _Redirect(TorchFunctionMode):
             if tensor.ndim or tensor.numel():
                 _record.copies_to_device.append(_place(name))
             return _pretend(tensor)
-        _record.synchronisations.append(_place(f"{name} to the CPU"))
+        if not is_asynchronous:
+            _record.synchronisations.append(_place(f"{name} to the CPU"))
         return tensor.inner.clone()
 
 
 def _pretend(tensor: Tensor) -> Tensor:
     return tensor if isinstance(tensor, PretendedTensor) else PretendedTensor(tensor)
+
+
+def _group_by_device(tensors: Any, with_indices: bool = False) -> Any:
+    """torch's grouping for gradient clipping, which takes pretended tensors for CPU tensors."""
+    groups = _foreach_utils._group_tensors_by_device_and_dtype(tensors, with_indices)
+    is_pretended = any(isinstance(tensor, PretendedTensor) for each in tensors for tensor in each)
+    return {(CUDA if is_pretended else device, dtype): group for (device, dtype), group in groups.items()}
+
+
+class _Generator(torch.Generator):
+    """A generator on the CPU for every device."""
+
+    def __new__(cls, device: Any = "cpu") -> "_Generator":
+        return super().__new__(cls, "cpu")
+
+
+def _synchronize(device: Any = None) -> None:
+    _record.synchronisations.append(_place("torch.cuda.synchronize"))
 
 
 def _no_grad_if(on: bool) -> contextlib.AbstractContextManager[Any]:
@@ -195,7 +245,13 @@ def pretend_cuda() -> Iterator[Record]:
     Inference mode is `no_grad` there, because torch cannot detach subclasses in it.
     """
     _record.clear()
-    with _Redirect(), mock.patch.object(torch._C, "_InferenceMode", _no_grad_if):
+    with (
+        _Redirect(),
+        mock.patch.object(torch._C, "_InferenceMode", _no_grad_if),
+        mock.patch.object(torch.cuda, "synchronize", _synchronize),
+        mock.patch.object(torch, "Generator", _Generator),
+        mock.patch.object(nn.utils.clip_grad, "_group_tensors_by_device_and_dtype", _group_by_device),
+    ):
         yield _record
 
 
@@ -204,7 +260,7 @@ def on_cuda(module: nn.Module) -> nn.Module:
     shared: dict[int, nn.Parameter] = {}
     for part in module.modules():
         for name, parameter in part._parameters.items():
-            if parameter is not None:
+            if parameter is not None and not isinstance(parameter, PretendedTensor):
                 new = nn.Parameter(PretendedTensor(parameter.detach()), parameter.requires_grad)
                 part._parameters[name] = shared.setdefault(id(parameter), new)
         for name, buffer in part._buffers.items():
@@ -215,3 +271,24 @@ def on_cuda(module: nn.Module) -> nn.Module:
                     part._defaults[name] = _pretend(default)
                     setattr(part, name, _pretend(getattr(part, name)))
     return module
+
+
+class PretendedStrategy(SingleDeviceStrategy):
+    """One pretended GPU for a Lightning Trainer, inside `pretend_cuda`."""
+
+    def __init__(self) -> None:
+        super().__init__(device="cpu", accelerator=CPUAccelerator())
+
+    @property
+    def root_device(self) -> torch.device:
+        return CUDA
+
+    def model_to_device(self) -> None:
+        on_cuda(self.model)
+        self.model._device = CUDA
+
+    def setup_environment(self) -> None:
+        """Without the accelerator's check that it is a CPU."""
+
+    def teardown(self) -> None:
+        """The module stays on the pretended device."""

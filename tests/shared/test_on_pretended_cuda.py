@@ -26,8 +26,8 @@ def prepared(case):
     module, batch = model(case).eval(), next(iter(data(case)))
     if case in ("lstm", "transformer", "mlp"):
         module.fit_scales(batch.targets.numpy(), None if batch.features is None else batch.features.numpy())
-    if case == "lstm":  # packed sequences need lengths on the CPU, which the helper does not know
-        batch = batch._replace(padding_mask=None)
+    if case == "lstm":
+        batch = batch._replace(lengths=batch.padding_mask.sum(1).tolist())
     if case == "RegressLM":
         batch = module.with_number_tokens(batch)
     if case == "ICRTransformer":

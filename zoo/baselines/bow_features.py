@@ -28,7 +28,7 @@ from torch import Tensor
 
 from zoo.baselines.bag_of_words import WORD_PATTERN, BowKind
 from zoo.errors import UserError, check_number
-from zoo.private_apis.torch_api import FixedBuffers
+from zoo.private_apis.torch_api import FixedBuffers, version
 from zoo.training.random_streams import derive
 
 BUCKETS = 2**18  # hash values of the features of a block
@@ -66,6 +66,7 @@ class BowFeatures(FixedBuffers):
             raise UserError(f"bow_features must be one of {', '.join(get_args(BowKind))}, or null, not {kind!r}")
         check_number("bow_C", C, "above 0", lambda penalty: penalty > 0)
         self.kind, self.C, self.iterations = kind, C, 300
+        self._copies: dict[str, tuple[Tensor, int, Tensor]] = {}  # name -> a buffer on a GPU, its version, its copy
         n_features = BUCKETS * len(_BLOCKS[kind])
         self.register_buffer("weight", torch.zeros(n_features, n_classes))
         self.register_buffer("bias", torch.zeros(n_classes))
@@ -77,8 +78,23 @@ class BowFeatures(FixedBuffers):
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """Logits (B, C) of B texts, on the device of the buffers."""
-        logits = self._features(texts) @ self.weight.cpu().numpy()
-        return torch.from_numpy(logits).to(self.bias) + self.bias
+        return self.logits_on_cpu(texts).to(self.bias)
+
+    def logits_on_cpu(self, texts: Sequence[str]) -> Tensor:
+        """Logits (B, C) of B texts, on the CPU."""
+        logits = self._features(texts) @ self._on_cpu("weight").numpy()
+        return torch.from_numpy(logits) + self._on_cpu("bias")
+
+    def _on_cpu(self, name: str) -> Tensor:
+        """A buffer on the CPU, copied from a GPU only if it has changed since the last copy."""
+        buffer = self.get_buffer(name)
+        if buffer.device.type == "cpu":
+            return buffer
+        source, number, copy = self._copies.get(name, (None, 0, buffer))
+        if source is not buffer or number != version(buffer):
+            copy = buffer.cpu()
+            self._copies[name] = buffer, version(buffer), copy
+        return copy
 
     def fit(self, texts: Sequence[str], targets: np.ndarray) -> Tensor:
         """Fit the classifier to texts and their classes (N,).
@@ -136,7 +152,7 @@ class BowFeatures(FixedBuffers):
         Overwrites the counts in `blocks`.
         """
         # Naive Bayes reads presence only; TF-IDF is (1 + log count) idf, scaled to rows of length 1.
-        for counts, idf in zip(blocks, np.split(self.idf.cpu().numpy(), len(blocks)), strict=True):
+        for counts, idf in zip(blocks, np.split(self._on_cpu("idf").numpy(), len(blocks)), strict=True):
             if self.kind == "naive_bayes":
                 counts.data[:] = 1
             else:

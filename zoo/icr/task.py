@@ -147,7 +147,7 @@ def draw(tasks: Sequence[Task], n: int, seed: int, *purpose: str | int, device: 
         w[:] = normal("new task", D)
     # Finite pools: all are beginnings of the largest, so one lookup serves them all.
     if pools:
-        sizes = torch.tensor([task.M for task in pools], dtype=torch.float64, device=device)
+        sizes = _sizes(tuple(task.M for task in pools), str(device))
         generator = stream(seed, "task", *purpose, device=device)
         u = torch.rand(n, generator=generator, device=device, dtype=torch.float64)
         largest = max(pools, key=lambda task: task.M)
@@ -155,8 +155,16 @@ def draw(tasks: Sequence[Task], n: int, seed: int, *purpose: str | int, device: 
         if len(pools) == len(tasks):
             w = chosen
         else:
-            w[[i for i, task in enumerate(tasks) if task.M != "inf"]] = chosen
+            finite = [i for i, task in enumerate(tasks) if task.M != "inf"]
+            for i, own in zip(finite, chosen, strict=True):
+                w[i] = own
     return Prompts(x, torch.einsum("snd,nkd->snk", w, x) + tasks[0].sigma2 ** 0.5 * noise, w)
+
+
+@lru_cache(maxsize=64)
+def _sizes(sizes: tuple[int, ...], device: str) -> Tensor:
+    """Sizes of S pools (S,), copied to the device once."""
+    return torch.tensor(sizes, dtype=torch.float64, device=device)
 
 
 @lru_cache(maxsize=64)

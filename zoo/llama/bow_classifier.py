@@ -1,7 +1,6 @@
 """BowClassifier: base LightningModule of classifiers that add the logits of a bag of words to those of their head."""
 
 import hashlib
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -65,24 +64,32 @@ class BowClassifier(TextClassifier):
         head, bag = self._parts(hidden, padding_mask, bow_logits)
         return self._combine(head, bag, None if self.training else self.logit_scales)
 
-    def bow_logits(self, texts: Sequence[str]) -> Tensor | None:
+    def bow_logits(self, batch: TextBatch) -> Tensor | None:
         """Bag-of-words logits (B, C), in validation those from fits without the text; None without a bag of words."""
-        if self.bow_features is None:
-            return None
-        logits = self.bow_features(texts)
+        if self.bow_features is None or batch.bow_logits is not None:
+            return batch.bow_logits
+        logits = self.bow_features.logits_on_cpu(batch.texts)
         if self._held_out_of_text and is_validating(self):
-            for i, text in enumerate(texts):
+            for i, text in enumerate(batch.texts):
                 if (held_out := self._held_out_of_text.get(_digest(text))) is not None:
                     logits[i] = held_out
         return logits
 
     def training_bow_logits(self, batch: TextBatch) -> Tensor | None:
         """Bag-of-words logits (B, C) of training rows, from fits that did not include the row."""
-        if self.bow_features is None:
-            return None
+        if self.bow_features is None or batch.bow_logits is not None:
+            return batch.bow_logits
         if self._held_out_logits is None:
-            return self.bow_features(batch.texts)
+            return self.bow_features.logits_on_cpu(batch.texts)
         return torch.stack([self._held_out_logits[i] for i in batch.index.tolist()])
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Compute the bag of words, whose texts and weights are read on the CPU, before the batch is moved."""
+        batch = super().on_before_batch_transfer(batch, dataloader_idx)
+        if self.bow_features is None:
+            return batch
+        is_training = self.trainer.training
+        return batch._replace(bow_logits=self.training_bow_logits(batch) if is_training else self.bow_logits(batch))
 
     def _parts(
         self, hidden: Tensor, padding_mask: Tensor | None, bow_logits: Tensor | None
@@ -127,7 +134,7 @@ class BowClassifier(TextClassifier):
         if self.logit_scales is None or not is_fitting(self) or self.trainer.sanity_checking:
             super().validation_step(batch, batch_idx)
             return
-        head, bag = self._parts(self.model.hidden(batch.tokens), batch.padding_mask, self.bow_logits(batch.texts))
+        head, bag = self._parts(self.model.hidden(batch.tokens), batch.padding_mask, self.bow_logits(batch))
         bag = torch.zeros_like(head) if bag is None else bag
         self._validation_parts.append({"head": head, "bag": bag, "targets": batch.targets[:, 0]})
 

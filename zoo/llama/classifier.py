@@ -211,7 +211,7 @@ class LlamaClassifier(BowClassifier):
             if self.bow_features is not None:
                 raise TypeError("bow_features needs the texts of a TextBatch, not a tensor of tokens")
             return widen(self.head(self.model.hidden(batch)))
-        return self.classify(self.model.hidden(batch.tokens), batch.padding_mask, self.bow_logits(batch.texts))
+        return self.classify(self.model.hidden(batch.tokens), batch.padding_mask, self.bow_logits(batch))
 
     # ---- training
 

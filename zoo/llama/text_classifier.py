@@ -150,10 +150,10 @@ class TextClassifier(ZooModule):
             For each row "index"; "input", the text; "label", the predicted class as files write it; "name", the class;
             "probabilities" by class name; and "gold", the true class as files write it, where it is known.
         """
-        probabilities = self(batch).softmax(-1)  # (B, C)
+        probabilities = self(batch).softmax(-1).cpu()  # (B, C)
         rows = []
         for index, text, p, target in zip(
-            batch.index.tolist(), batch.texts, probabilities, batch.targets[:, 0], strict=True
+            batch.index.tolist(), batch.texts, probabilities, batch.targets[:, 0].cpu(), strict=True
         ):
             best = int(p.argmax())
             row = {"index": index, "input": text, "label": self.label_spellings[best], "name": self.label_names[best]}

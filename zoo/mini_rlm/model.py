@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from zoo.errors import UserError, check_choice, check_counts, check_positive, check_probability
 from zoo.layers import Attention, FeedForward, RMSNorm, RotaryEmbedding
@@ -102,10 +102,21 @@ class MiniRLMNetwork(nn.Module):
         hidden = [c.readout_dim] if c.readout_dim else []
         self.head = multilayer_perceptron(self.encoder.width, *hidden, c.outputs)
 
-    def forward(self, tokens: Tensor, padding_mask: Tensor | None = None, features: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        padding_mask: Tensor | None = None,
+        features: Tensor | None = None,
+        host_lengths: list[int] | None = None,
+    ) -> Tensor:
         """Outputs (B, O) of tokens (B, T), or of features (B, F) for encoder=mlp.
 
-        `padding_mask` (B, T) is True at tokens and False at the padding after them; None means no padding.
+        Args:
+            tokens: ids.
+            padding_mask: (B, T), True at tokens and False at the padding after them; None means no padding.
+            features: for encoder=mlp.
+            host_lengths: B numbers of tokens in the rows, where the caller knows them: the LSTM needs them on the CPU,
+                and would otherwise wait for the device to read them from the mask.
         """
         if self.config.encoder == "mlp":
             return self.mlp(features)
@@ -116,7 +127,9 @@ class MiniRLMNetwork(nn.Module):
             padding_mask = None if padding_mask is None else nn.functional.pad(padding_mask, (1, 0), value=True)
         # Encode all positions, pool the states at tokens, and map the pooled state to the outputs.
         lengths = tokens.new_full((len(x),), x.shape[1]) if padding_mask is None else padding_mask.sum(1)  # (B,)
-        states = self.encoder(x, padding_mask, lengths)  # (B, T, width)
+        if host_lengths is not None and self.config.pooling == "cls":
+            host_lengths = [length + 1 for length in host_lengths]
+        states = self.encoder(x, padding_mask, lengths, host_lengths)  # (B, T, width)
         return self.head(self.dropout(self.pool(states, padding_mask, lengths)))
 
     def pool(self, states: Tensor, padding_mask: Tensor | None, lengths: Tensor) -> Tensor:
@@ -167,19 +180,30 @@ class LSTM(nn.Module):
         """The dtype of the weights."""
         return next(self.parameters()).dtype
 
-    def forward(self, x: Tensor, padding_mask: Tensor | None, lengths: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, padding_mask: Tensor | None, lengths: Tensor, host_lengths: list[int] | None = None
+    ) -> Tensor:
         # On a CPU, autocast would choose oneDNN's LSTM in 16 bits, which many CPUs do not have: use the weights' dtype.
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
-                return self._run(x.to(self.dtype), padding_mask, lengths)
-        return self._run(x, padding_mask, lengths)
+                return self._run(x.to(self.dtype), padding_mask, lengths, host_lengths)
+        return self._run(x, padding_mask, lengths, host_lengths)
 
-    def _run(self, x: Tensor, padding_mask: Tensor | None, lengths: Tensor) -> Tensor:
+    def _run(self, x: Tensor, padding_mask: Tensor | None, lengths: Tensor, host_lengths: list[int] | None) -> Tensor:
         if padding_mask is None:
             return self._lstm(x)
         # Packing skips the padding; unpacking puts zeros there.
-        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        return pad_packed_sequence(self._lstm(packed), batch_first=True, total_length=x.shape[1])[0]
+        if host_lengths is None or x.device.type == "cpu":
+            packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+            return self._unpacked(packed, x.shape[1])
+        # The same on a GPU without waiting for it: the rows are sorted there by the lengths that both sides know.
+        order = lengths.argsort(descending=True, stable=True)  # (B,)
+        packed = pack_padded_sequence(x.index_select(0, order), sorted(host_lengths, reverse=True), batch_first=True)
+        return self._unpacked(packed, x.shape[1]).index_select(0, order.argsort())
+
+    def _unpacked(self, packed: PackedSequence, length: int) -> Tensor:
+        """States (B, length, width) of packed rows."""
+        return pad_packed_sequence(self._lstm(packed), batch_first=True, total_length=length)[0]
 
     def _lstm(self, x: Any) -> Any:
         """States of x, both a tensor or both a PackedSequence; 16-bit weights on a CPU without oneDNN."""
@@ -213,7 +237,9 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(TransformerLayer(c) for _ in range(c.n_layers))
         self.norm = RMSNorm(c.dim)
 
-    def forward(self, x: Tensor, padding_mask: Tensor | None, lengths: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, padding_mask: Tensor | None, lengths: Tensor, host_lengths: list[int] | None = None
+    ) -> Tensor:
         # Keys to attend to: all tokens that are not padding.
         mask = torch.ones(1, x.shape[1], dtype=torch.bool, device=x.device) if padding_mask is None else padding_mask
         for layer in self.layers:

@@ -182,6 +182,13 @@ class MiniRLM(Regressor):
                 f"{c.max_seq_len}: set --model.max_seq_len to at least {positions}"
             )
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        batch = super().on_before_batch_transfer(batch, dataloader_idx)
+        is_packed = isinstance(batch, TextBatch) and self.hparams["encoder"] == "lstm"
+        if is_packed and batch.padding_mask is not None:
+            batch = batch._replace(lengths=batch.padding_mask.sum(1).tolist())
+        return batch
+
     def check_inputs(self, batch: Any) -> None:
         super().check_inputs(batch)
         self.check_features(0 if batch.features is None else batch.features.shape[1])
@@ -211,7 +218,7 @@ class MiniRLM(Regressor):
         """(B, K) predictions on the targets' scale, or (B, n_classes) logits."""
         dtype = next(self.model.parameters()).dtype
         features = self.feature_scale(batch.features, dtype) if self.hparams["encoder"] == "mlp" else None
-        return widen(self.model(batch.tokens, batch.padding_mask, features))
+        return widen(self.model(batch.tokens, batch.padding_mask, features, batch.lengths))
 
     def losses(self, batch: TextBatch) -> Tensor:
         return self._losses(self.outputs(batch), batch.targets)
@@ -250,8 +257,8 @@ class MiniRLM(Regressor):
         if not self.hparams["n_classes"]:
             return super().predict_step(batch, batch_idx)
         self.check_inputs(batch)
-        probabilities = self.outputs(batch).softmax(-1)  # (B, n_classes)
-        rows = zip(batch.index.tolist(), batch.texts, probabilities, batch.targets, strict=True)
+        probabilities = self.outputs(batch).softmax(-1).cpu()  # (B, n_classes)
+        rows = zip(batch.index.tolist(), batch.texts, probabilities, batch.targets.cpu(), strict=True)
         return [
             {"index": i, "input": text, "prediction": int(p.argmax()), "probabilities": p.tolist()}
             | target_fields(target)

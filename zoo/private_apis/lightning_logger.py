@@ -1,17 +1,29 @@
-"""A TensorBoard logger that creates no file before the run has started. Written for lightning 2.6.
+"""A TensorBoard logger that creates no file before the run has started, and values for the progress bar. Written for
+lightning 2.6.
 
-Private member used: `DummyExperiment`, on which every method does nothing. Lightning reads `experiment` in its setup.
-tests/cli/test_run_folder.py fails when one of them changes.
+Private members used: `DummyExperiment`, on which every method does nothing. Lightning reads `experiment` in its setup.
+`_logger_connector._progress_bar_metrics`, the values that the progress bar shows. tests/cli/test_run_folder.py and
+tests/shared/test_synchronisations.py fail when one of them changes.
 """
 
 from typing import Any
 
+import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyExperiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from zoo.private_apis.tensorboard_file import open_event_file_once
+
+
+def show_in_progress_bar(trainer: Trainer, name: str, value: torch.Tensor) -> None:
+    """Show a value () in the progress bar until it is replaced; waits for the device of the value.
+
+    `LightningModule.log(..., prog_bar=True)` reads its value again after every step.
+    """
+    trainer._logger_connector._progress_bar_metrics[name] = value.item()
 
 
 class DeferredTensorBoardLogger(TensorBoardLogger):

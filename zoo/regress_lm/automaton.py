@@ -72,8 +72,13 @@ class Automaton(NamedTuple):
 
     def count(self, length: int) -> int:
         """Number of token sequences of this length that the automaton allows."""
+        return self.prefix_counts(length)[-1]
+
+    def prefix_counts(self, length: int) -> list[int]:
+        """Number of token sequences of each length from 0 to `length` that the automaton allows."""
         # The number of prefixes that lead to each state, position by position.
         prefixes = {0: 1}
+        counts = [1]
         for _ in range(length):
             extended: dict[int, int] = {}
             for state, count in prefixes.items():
@@ -81,7 +86,8 @@ class Automaton(NamedTuple):
                     after = int(self.next_state[state, token])
                     extended[after] = extended.get(after, 0) + count
             prefixes = extended
-        return sum(prefixes.values())
+            counts.append(sum(prefixes.values()))
+        return counts
 
 
 def positions(allowed: Tensor, next_state: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from zoo.regress_lm.vocabulary import NumberVocabulary
 from zoo.training.random_streams import stream
 
 MOST_SAMPLES = 1_000_000
+GPU_PREFIXES = 8192  # prefixes of all texts that a GPU decodes in about the time of one
 
 
 class Samples(NamedTuple):
@@ -67,8 +68,8 @@ def sample(
     check_number("num_samples", num_samples, most, lambda n: n <= MOST_SAMPLES, whole=True)
     batch, size, device = len(tokens), vocabulary.size, tokens.device
     # One uniform number for each text, sample and position, from the text's own stream.
-    row_numbers = range(batch) if rows is None else [int(row) for row in rows]
-    draws = [stream(seed, "sample", row) for row in row_numbers]
+    row_numbers = range(batch) if rows is None else rows.tolist() if isinstance(rows, Tensor) else rows
+    draws = [stream(seed, "sample", int(row)) for row in row_numbers]
     shape = num_samples, vocabulary.length
     uniform = torch.stack([torch.rand(shape, generator=draw, dtype=torch.float64) for draw in draws])
     uniform = uniform.to(device)  # (B, S, L)
@@ -86,7 +87,8 @@ def sample(
                 rank = torch.zeros_like(ordered)
                 rank[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(1)
                 node = torch.empty_like(rank).scatter_(1, order, rank)  # (B, S)
-                distinct = torch.zeros_like(ordered[:, : int(rank.max()) + 1]).scatter_(1, rank, ordered)  # (B, M)
+                n_prefixes = _most_prefixes(rank, vocabulary.prefix_counts[position])
+                distinct = torch.zeros_like(ordered[:, :n_prefixes]).scatter_(1, rank, ordered)  # (B, M)
                 prefixes = prefixes.extend(distinct // size, distinct % size)
             # Draw every sample's next token from the distribution at its prefix.
             probs = _sampling_probs(prefixes.log_probs, temperature, top_k)  # (B, M, V)
@@ -116,7 +118,8 @@ def log_prob(
 
 def log_prob_of_logits(logits: Tensor, vocabulary: NumberVocabulary, ids: Tensor) -> Tensor:
     """`log_prob` (B,) of number tokens (B, L) from the model's logits (B, L, V) at all positions."""
-    log_probs = _allowed_log_probs(logits, vocabulary, vocabulary.automaton.states(ids))  # (B, L, V)
+    automaton = vocabulary.tables(ids.device).automaton
+    log_probs = _allowed_log_probs(logits, vocabulary, automaton.states(ids))  # (B, L, V)
     chosen = log_probs.gather(2, ids[..., None]).squeeze(2)  # (B, L)
     return chosen.masked_fill(vocabulary.is_absent(ids), 0.0).sum(1)
 
@@ -133,7 +136,8 @@ def log_probs_by_temperature(logits: Tensor, vocabulary: NumberVocabulary, ids: 
     Returns:
         (B, G, L) float64, nats; -inf for tokens that the automaton forbids.
     """
-    allowed = vocabulary.allowed.to(ids.device)[vocabulary.automaton.states(ids)]  # (B, L, V)
+    automaton = vocabulary.tables(ids.device).automaton
+    allowed = automaton.allowed[automaton.states(ids)]  # (B, L, V)
     masked = logits.double().masked_fill(~allowed, -torch.inf)
     parts = [(masked / t).log_softmax(-1).gather(2, ids[..., None]).squeeze(2) for t in temperatures.tolist()]
     return torch.stack(parts, 1)
@@ -169,7 +173,8 @@ def enumerate_all(
 
     def descend(prefixes: Prefixes, ids: Tensor, so_far: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """All sequences that start with ids (M, l), whose log-probabilities are so_far (B, M)."""
-        allowed = vocabulary.allowed.to(ids.device)[prefixes.state[0]]  # (M, V): the same tree for all texts
+        # (M, V): the same tree for all texts
+        allowed = vocabulary.tables(ids.device).automaton.allowed[prefixes.state[0]]
         parent, token = allowed.nonzero(as_tuple=True)  # (n,) each
         ids = torch.cat((ids[parent], token[:, None]), 1)  # (n, l + 1)
         so_far = so_far[:, parent] + prefixes.log_probs[:, parent, token]  # (B, n)
@@ -226,7 +231,8 @@ class Prefixes:
     def extend(self, parent: Tensor, token: Tensor) -> "Prefixes":
         """The prefixes with numbers `parent` (B, M'), each with one more token (B, M')."""
         # The automaton's state after the token, and the keys and values of the parent prefix.
-        state = self.vocabulary.next_state.to(token.device)[self.state.gather(1, parent), token]
+        next_state = self.vocabulary.tables(token.device).automaton.next_state
+        state = next_state[self.state.gather(1, parent), token]
         first = torch.arange(len(parent), device=parent.device)[:, None] * self.state.shape[1]
         index = (first + parent).flatten()  # (B M',)
         past = [(keys[index], values[index]) for keys, values in self.past]
@@ -236,9 +242,24 @@ class Prefixes:
 def _allowed_log_probs(logits: Tensor, vocabulary: NumberVocabulary, state: Tensor) -> Tensor:
     """Log-probabilities, float64, of logits (..., V) in states (...): divided by the temperature, and renormalised over
     the tokens allowed there."""
-    allowed = vocabulary.allowed.to(logits.device)[state]
-    temperature = vocabulary.temperature.to(logits.device)[state][..., None]
-    return (logits.double() / temperature).masked_fill(~allowed, -torch.inf).log_softmax(-1)
+    automaton, temperature = vocabulary.tables(logits.device)
+    scaled = logits.double() / temperature[state][..., None]
+    return scaled.masked_fill(~automaton.allowed[state], -torch.inf).log_softmax(-1)
+
+
+def _most_prefixes(rank: Tensor, count: int) -> int:
+    """A number of prefixes that is enough for all texts, given the numbers of the samples' prefixes `rank` (B, S).
+
+    On a GPU a few more prefixes than needed cost less than waiting for the largest number.
+
+    Args:
+        rank: from 0.
+        count: number of prefixes that the automaton allows.
+    """
+    most = min(count, rank.shape[1])
+    if rank.device.type != "cpu" and len(rank) * most <= GPU_PREFIXES:
+        return most
+    return int(rank.max()) + 1
 
 
 def _sampling_probs(log_probs: Tensor, temperature: float, top_k: int | None) -> Tensor:

@@ -42,7 +42,7 @@ def summary(samples: Tensor, log_prob: Tensor) -> dict[str, Tensor]:
         "median": levels[..., 2],
         "mean": mean,
         "std": (samples - mean.unsqueeze(1)).square().nanmean(1).sqrt(),
-        "mode": samples[torch.arange(len(samples)), log_prob.argmax(1)],
+        "mode": samples[torch.arange(len(samples), device=samples.device), log_prob.argmax(1)],
         "quantiles": levels,
     }
 

@@ -22,6 +22,7 @@ from zoo.regress_lm.initial_weights import settings_of_weights
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
 from zoo.regress_lm.number_formats import NumberFormat, finer_format, number_tokenizer
 from zoo.regress_lm.number_sampler import Calibration
+from zoo.regress_lm.prediction_rows import prediction_rows
 from zoo.regress_lm.pretrained_encoder import EncoderMode, pretrained_encoder
 from zoo.regress_lm.vocabulary import NumberVocabulary
 from zoo.tokenizers import Tokenizer
@@ -31,7 +32,6 @@ from zoo.training.distinct_targets import find_merged
 from zoo.training.fixed_arguments import field_names
 from zoo.training.language_model import required_vocab_size
 from zoo.training.random_streams import derive
-from zoo.training.regressor import target_fields, to_json
 from zoo.training.settings import part, refuse_derived
 from zoo.training.unlabelled_texts import UnlabelledTexts
 
@@ -279,7 +279,20 @@ class RegressLMModule(EncoderPretrainer):
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         batch = super().on_before_batch_transfer(batch, dataloader_idx)
-        return self.with_number_tokens(batch) if isinstance(batch, TextBatch) else batch
+        if not isinstance(batch, TextBatch):
+            return batch
+        is_scored = self.trainer.evaluating or self.trainer.sanity_checking
+        if is_scored and not self._validates_loss_only:
+            self._check_complete(batch.targets)
+        return self.with_number_tokens(batch)
+
+    def _check_complete(self, targets: Tensor) -> None:
+        """Raises UserError where a number of the targets (B, K), on the CPU, is absent."""
+        if self._is_absent(targets.numpy()).any():
+            raise UserError(
+                f"a row has fewer than {self.n_objectives} targets, but scores need all of them: set val_samples to 0 "
+                "to validate by the loss only"
+            )
 
     def with_number_tokens(self, batch: TextBatch) -> TextBatch:
         """The batch, on the CPU, with its targets' number tokens; rows to predict may have no targets."""
@@ -324,7 +337,9 @@ class RegressLMModule(EncoderPretrainer):
     def calibrate(self, batches: Iterable[TextBatch]) -> None:
         """As `NumberSampler.calibrate`; rows with absent numbers cannot calibrate, and then nothing is calibrated."""
         batches = [] if self.hparams["calibration"] == "none" else list(batches)
-        has_absent = any(self._is_absent(batch.targets.cpu().numpy()).any() for batch in batches)
+        # A single number cannot be absent.
+        has_several = self.n_objectives > 1
+        has_absent = has_several and any(self._is_absent(batch.targets.cpu().numpy()).any() for batch in batches)
         super().calibrate([] if has_absent else batches)
 
     def estimate(self, batch: TextBatch) -> Tensor:
@@ -332,11 +347,8 @@ class RegressLMModule(EncoderPretrainer):
         return estimates.summary(*self.draw_for_rows(batch, self.hparams["num_samples"]))[self.hparams["point"]]
 
     def evaluate(self, batch: TextBatch) -> dict[str, Tensor]:
-        if self._is_absent(batch.targets.cpu().numpy()).any():
-            raise UserError(
-                f"a row has fewer than {self.n_objectives} targets, but scores need all of them: set val_samples to 0 "
-                "to validate by the loss only"
-            )
+        if batch.targets.device.type == "cpu":  # a batch on a GPU was checked before it was moved
+            self._check_complete(batch.targets)
         is_fitting = self.trainer.state.fn == "fit"
         samples, log_prob = self.draw_for_rows(batch, self.val_samples if is_fitting else self.hparams["num_samples"])
         values = self.summarize(samples, log_prob, batch.targets)
@@ -385,14 +397,4 @@ class RegressLMModule(EncoderPretrainer):
         self.check_inputs(batch)
         samples, log_prob = self.draw_for_rows(batch, self.hparams["num_samples"])
         values = self.summarize(samples, log_prob, batch.targets)
-        rows = []
-        for i, (index, text, target) in enumerate(zip(batch.index.tolist(), batch.texts, batch.targets, strict=True)):
-            row: dict[str, Any] = {"index": index, "input": text}
-            row["prediction"] = to_json(values[self.hparams["point"]][i])
-            row |= {name: to_json(values[name][i]) for name in ("median", "mean", "std", "mode")}
-            quantiles = values["quantiles"][i]  # (K, 5)
-            row["quantiles"] = {f"{q:g}": to_json(quantiles[:, j]) for j, q in enumerate(estimates.QUANTILES)}
-            if self.hparams["keep_samples"]:
-                row["samples"] = samples[i].squeeze(-1).tolist()
-            rows.append(row | target_fields(target, pit=values["pit"][i]))
-        return rows
+        return prediction_rows(batch, values, self.hparams["point"], samples if self.hparams["keep_samples"] else None)

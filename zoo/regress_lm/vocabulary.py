@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +14,13 @@ from zoo.regress_lm.automaton import ANY, Automaton, Pattern, positions
 from zoo.regress_lm.number_tokenizers import NumberTokenizer
 from zoo.regress_lm.number_wrappers import PAD
 from zoo.regress_lm.rounding import Floats
+
+
+class Tables(NamedTuple):
+    """The tables of a `NumberVocabulary` on one device."""
+
+    automaton: Automaton
+    temperature: Tensor  # (S,)
 
 
 class NumberVocabulary:
@@ -62,6 +70,7 @@ class NumberVocabulary:
                 self.automaton = self._full.restricted(magnitudes)
             by_position = torch.tensor(temperatures or [1.0] * tokenizer.num_tokens, dtype=torch.float64)
             self.temperature = by_position[self.automaton.position]
+        self._tables: dict[torch.device, Tables] = {}
 
     @property
     def allowed(self) -> Tensor:
@@ -108,7 +117,19 @@ class NumberVocabulary:
         numbers = ids.unflatten(1, (self.n_objectives, -1))  # (B, K, num_tokens)
         return (numbers == 0).all(2, keepdim=True).expand_as(numbers).flatten(1)
 
+    @cached_property
+    def prefix_counts(self) -> list[int]:
+        """Number of token sequences of each length from 0 to `length` that have a probability."""
+        return self.automaton.prefix_counts(self.length)
+
     @property
     def count(self) -> int:
         """Number of complete token sequences that have a probability."""
-        return self.automaton.count(self.length)
+        return self.prefix_counts[-1]
+
+    def tables(self, device: torch.device) -> "Tables":
+        """The tables on a device, copied to it once."""
+        if device not in self._tables:
+            automaton = Automaton(*(table.to(device) for table in self.automaton))
+            self._tables[device] = Tables(automaton, self.temperature.to(device))
+        return self._tables[device]

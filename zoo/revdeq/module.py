@@ -8,6 +8,7 @@ from torch import Tensor
 
 from zoo.optim import OptimizerConfig
 from zoo.revdeq.model import RevDEQ, RevDEQConfig
+from zoo.revdeq.solver import ReconstructionError
 from zoo.sharding.tensors import is_sharded
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import as_token_batch
@@ -27,6 +28,8 @@ class RevDEQSettings(OptimizerConfig, RevDEQConfig):
     weight_decay: float = 0.01
 
 
+CHECK_EVERY = 20  # optimizer steps on a GPU after which the errors of the backward passes are read
+
 # Settings of the iteration, on which no stored tensor depends.
 ITERATION = ("num_fixed_point_iterations", "fixed_point_tol", "beta", "backward", "keep_every", "solver", "warm_start")
 
@@ -37,7 +40,7 @@ class RevDEQLM(LanguageModel):
     Logged in addition to what every language model logs: `residual`, the training batch's mean |z - f(z)| / |f(z)|
     after the iteration; `evaluations`, the number of evaluations of f; `reconstruction_error`, the distance between the
     start of the iteration and the end of the backward pass, relative to the norm of z. Training stops where it exceeds
-    1e-3.
+    1e-3: on a CPU before the optimizer step, on a GPU, whose gradients are then NaN, at most 20 steps later.
 
     Args:
         vocab_size: number of token ids; on the command line that of the data's tokenizer.
@@ -64,6 +67,7 @@ class RevDEQLM(LanguageModel):
         vocab_size = required_vocab_size(vocab_size, tokenizer, "RevDEQLM")
         config = RevDEQSettings(vocab_size=vocab_size, **settings)
         super().__init__(RevDEQ(part(config, RevDEQConfig)), config, tokenizer, compile)
+        self._failures: list[Tensor] = []  # of the backward passes on a GPU that have not been checked yet
         self.save_hyperparameters(ignore=["tokenizer"])
 
     def compile_network(self) -> None:
@@ -80,10 +84,34 @@ class RevDEQLM(LanguageModel):
             _ = self.solution.residual  # computed now: after the backward pass the parameters are divided again
         return self.step_loss(batch, Loss("train_loss", loss))
 
+    def on_after_backward(self) -> None:
+        if self.solution.failure.device.type != "cpu":
+            self._failures.append(self.solution.failure)
+            if self.global_step % CHECK_EVERY == 0:
+                self.check_gradients()
+
+    def check_gradients(self) -> None:
+        """Raises ReconstructionError where a backward pass since the last check had a wrong gradient; waits for a GPU.
+
+        The callback `NonFinite` calls this before it reports NaN.
+        """
+        failures, self._failures = self._failures, []
+        for error in torch.stack(failures).tolist() if failures else []:
+            if error:
+                config = self.model.config
+                raise ReconstructionError(config.beta, config.num_fixed_point_iterations, error)
+
+    def on_validation_start(self) -> None:
+        self.check_gradients()
+
+    def on_train_end(self) -> None:
+        self.check_gradients()
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
         if self.logs_this_step:
             self.log("residual", self.solution.residual.mean(), sync_dist=True)
-            self.log("evaluations", float(self.solution.evaluations), sync_dist=True)
+            evaluations = torch.tensor(float(self.solution.evaluations))  # on the CPU, as it is used
+            self.log("evaluations", evaluations, sync_dist=True)
             self.log("reconstruction_error", self.solution.reconstruction_error, sync_dist=True)
         del self.solution  # frees the state

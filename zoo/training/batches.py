@@ -63,7 +63,10 @@ class TextBatch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # (B,) int64, the rows' places in their split
     texts: list[str]
     features: Tensor | None  # (B, F) float32
-    numbers: Tensor | None = None  # (B, L) int64, the targets as RegressLM's number tokens, which the model adds
+    # What a model adds in `on_before_batch_transfer`, so that it is computed on the CPU and moved with the batch.
+    numbers: Tensor | None = None  # (B, L) int64, RegressLM: the targets as number tokens
+    lengths: list[int] | None = None  # MiniRLM with an LSTM: the rows' numbers of tokens; stays on the CPU
+    bow_logits: Tensor | None = None  # (B, C) float32, LlamaClassifier: class logits of its bag of words
 
     def select(self, rows: list[int]) -> "TextBatch":
         """The batch of the given rows."""

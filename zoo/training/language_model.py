@@ -177,6 +177,9 @@ class LanguageModel(ZooModule):
         is_scored = targets != IGNORED  # (B, T)
         counts = is_scored.sum(1)  # (B,)
         losses = nll.sum(1) / counts.clamp(min=1)  # (B,)
+        # Copied to the CPU as a batch: every copy waits for a GPU.
+        losses, counts, targets, is_scored = (part.cpu() for part in (losses, counts, targets, is_scored))
+        index = None if index is None else index.cpu()
         # One dictionary per row, with index and text where they are known.
         rows: list[dict[str, Any]] = [{} for _ in tokens]
         for i, row in enumerate(rows):

@@ -115,9 +115,13 @@ class WeightedLosses(LightningModule):
         raise NotImplementedError(f"{type(self).__name__} needs loss_counts for accumulation or several ranks")
 
     def log_losses(self, losses: dict[str, Tensor]) -> None:
-        """Log the losses of an optimizer step: means over its micro-batches and all ranks."""
+        """Log the losses of an optimizer step: means over its micro-batches and all ranks.
+
+        Lightning reads a value for the progress bar at every step, for which the host would wait for a GPU: there
+        `train_loss` is added to the bar at the steps that are logged.
+        """
         for name, loss in losses.items():
-            self.log(name, loss, prog_bar=name == "train_loss", batch_size=1)
+            self.log(name, loss, prog_bar=name == "train_loss" and loss.device.type == "cpu", batch_size=1)
 
     @torch.compiler.disable
     def step_loss(self, batch: Any, *losses: Loss) -> Tensor:

@@ -13,6 +13,7 @@ from zoo.files.memory_limit import file_bytes, memory_limit, tensor_sizes
 from zoo.optim import OptimizerConfig, ResumedSchedule
 from zoo.private_apis.lightning_api import batch_index, is_fitting, total_training_steps
 from zoo.private_apis.lightning_batches import attached_trainer
+from zoo.private_apis.lightning_logger import show_in_progress_bar
 from zoo.registry import registered_name
 from zoo.sharding.strategy import shard_module
 from zoo.sharding.tensors import are_finite, total_norm
@@ -112,6 +113,9 @@ class ZooModule(WeightedLosses):
         if self.logs_this_step:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             self.log("grad_norm", total_norm(gradients))
+            loss = self.trainer.callback_metrics.get("train_loss")
+            if loss is not None and loss.device.type != "cpu":
+                show_in_progress_bar(self.trainer, "train_loss", loss)
 
     def lr_scale(self, name: str) -> float:
         """Factor on the learning rate of the parameter `name`."""

@@ -171,7 +171,9 @@ class Regressor(ZooModule):
     def predict_step(self, batch: TextBatch, batch_idx: int) -> list[dict[str, Any]]:
         """For each text "index", its place in the data; "input", the text; "prediction"; and "target" where known."""
         self.check_inputs(batch)
-        rows = zip(batch.index.tolist(), batch.texts, self.estimate(batch), batch.targets, strict=True)
+        # Copied to the CPU as a batch: every copy waits for a GPU.
+        estimates, targets = self.estimate(batch).cpu(), batch.targets.cpu()
+        rows = zip(batch.index.tolist(), batch.texts, estimates, targets, strict=True)
         return [
             {"index": i, "input": text, "prediction": to_json(prediction)} | target_fields(target)
             for i, text, prediction, target in rows

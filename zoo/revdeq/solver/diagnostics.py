@@ -12,16 +12,26 @@ class Diagnostics:
 
     Attributes:
         steps: number of steps: () for all samples, or (B,) one per sample.
+        iterations: the largest number of steps of a sample, which the host knows without waiting for the device.
         evaluations: number of evaluations of f.
         residual: relative residual of each sample (B,); None where the iteration did not compute it.
         reconstruction_error: () distance between z0 and the end of the backward pass, relative to the norm of z; NaN
             until the reversible backward pass has run.
+        failure: () this error where it is larger than allowed; 0 otherwise, and until that pass has run.
     """
 
     steps: Tensor = field(default_factory=lambda: torch.tensor(0))
+    iterations: int = 0
     evaluations: int = 0
     residual: Tensor | None = None
     reconstruction_error: Tensor = field(default_factory=lambda: torch.tensor(torch.nan))
+    failure: Tensor = field(default_factory=lambda: torch.tensor(0.0))
+
+    @classmethod
+    def on(cls, device: torch.device) -> "Diagnostics":
+        """New diagnostics with the errors on `device`, where the backward pass writes them without waiting for it."""
+        nan, zero = torch.full((), torch.nan, device=device), torch.zeros((), device=device)
+        return cls(reconstruction_error=nan, failure=zero)
 
 
 def relative_residual(z: Tensor, fz: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def find_fixed_point(solver: str, f: Evaluate, z0: Tensor, iteration: Iteration,
     best = z0[:, None].flatten(1)  # (B, n)
     residual = torch.full_like(best[:, 0], torch.inf)  # (B,)
     steps = torch.zeros_like(residual, dtype=torch.long)
-    tol = -1.0 if iteration.tol is None else iteration.tol
+    stops, tol = iteration.tol is not None, -1.0 if iteration.tol is None else iteration.tol
     for z, fz in islice(SOLVERS[solver](flat_f, best, iteration.beta), iteration.max_steps):
         diagnostics.evaluations += 1
         # Count steps only for samples that are not within the tolerance (NaN is not).
@@ -112,7 +112,7 @@ def find_fixed_point(solver: str, f: Evaluate, z0: Tensor, iteration: Iteration,
         is_better = new_residual < residual.masked_fill(residual <= tol, 0)  # a sample within the tolerance stays
         best = torch.where(is_better[:, None], z, best)
         residual = torch.where(is_better, new_residual, residual)
-        if (residual <= tol).all():
+        if stops and (residual <= tol).all():  # waits for the device, which only a tolerance needs
             break
     # z0 is not the result of a sample of which no evaluation was finite.
     is_known = residual.isfinite()

@@ -21,7 +21,7 @@ from zoo.revdeq.solver.requirements import (
     refuse_inference_tensors,
     refuse_transforms,
 )
-from zoo.revdeq.solver.reversible import Reversible
+from zoo.revdeq.solver.reversible import MAX_ERROR, Reversible
 from zoo.revdeq.solver.settings import Backward, Solver, check_settings, warn_of_rounding
 
 PHANTOM_STEPS, IMPLICIT_STEPS = 5, 50  # defaults of backward_steps
@@ -37,12 +37,14 @@ class Solution:
         evaluations: number of evaluations of f in the forward pass.
         reconstruction_error: () distance between z0 and the end of the reversible backward pass, relative to the norm
             of z; NaN until that pass has run, and with other methods.
+        failure: () this error where it exceeds max_reconstruction_error; otherwise 0.
     """
 
     z: Tensor
     steps: Tensor
     evaluations: int
     reconstruction_error: Tensor
+    failure: Tensor
     _residual: Callable[[], Tensor]
 
     @cached_property
@@ -67,7 +69,7 @@ def solve(
     solver: Solver = "reversible",
     backward_steps: int | None = None,
     keep_every: int | None = None,
-    max_reconstruction_error: float = 1e-3,
+    max_reconstruction_error: float = MAX_ERROR,
 ) -> Solution:
     """Iterate f(z, x) from z0 towards its fixed point.
 
@@ -98,7 +100,9 @@ def solve(
             or 1e-8 (default 50); of "phantom" exactly this many (default 5).
         keep_every: with "reversible", save the state every keep_every steps, so that at most keep_every steps are
             inverted at once; for many steps, or beta far from 0.5. None: save z0 only.
-        max_reconstruction_error: the reversible backward pass raises ReconstructionError beyond this error.
+        max_reconstruction_error: beyond this error the reversible backward pass raises ReconstructionError on a CPU. On
+            a GPU, where the host would have to wait for the error, all its gradients are NaN, and `failure` is the
+            error.
 
     Raises:
         UserError: a setting is out of range or does not go with another one.
@@ -127,7 +131,7 @@ def solve(
     later = evaluate
     if bound is not None:
         later = make_evaluate(lambda z, inputs: bound(z, inputs, tensors), inputs, autocast, state_dtype)
-    diagnostics = Diagnostics()
+    diagnostics = Diagnostics.on(z0.device)
     iteration = Iteration(beta, max_steps, tol, checkpointed=tracked and backward == "checkpoint")
 
     # Forward: find z, recorded by autograd with "unroll" and "checkpoint", inside a Function with "reversible". Where
@@ -174,4 +178,5 @@ def solve(
         return relative_residual(final, later(final)) if known_residual is None else known_residual
 
     z = z.to(inputs[0].dtype)
-    return Solution(z, diagnostics.steps, diagnostics.evaluations, diagnostics.reconstruction_error, residual)
+    d = diagnostics
+    return Solution(z, d.steps, d.evaluations, d.reconstruction_error, d.failure, residual)

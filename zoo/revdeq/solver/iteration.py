@@ -82,6 +82,7 @@ class Iteration:
             if before_step is not None:
                 before_step(number, y, z)
             y, z = states
+            diagnostics.iterations = number
         return y, z
 
     def _fixed(self, evaluate: Evaluate, y: Tensor, z: Tensor, diagnostics: Diagnostics) -> States:

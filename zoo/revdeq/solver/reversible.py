@@ -20,9 +20,25 @@ from zoo.revdeq.solver.evaluation import BoundModule, Differentiable, SavedAutoc
 from zoo.revdeq.solver.iteration import Iteration, undo
 from zoo.revdeq.solver.requirements import read_saved_tensors, refuse_second_derivatives
 
+MAX_ERROR = 1e-3  # default of the largest reconstruction error
+
 
 class ReconstructionError(UserError):
-    """The inverted iteration did not end at its start, so the gradients would be wrong."""
+    """The inverted iteration did not end at its start, so the gradients would be wrong.
+
+    Args:
+        beta: of the iteration.
+        steps: number of steps that were inverted.
+        error: distance from the start, relative to the norm of the state.
+        max_error: largest error allowed.
+    """
+
+    def __init__(self, beta: float, steps: int, error: float, max_error: float = MAX_ERROR) -> None:
+        super().__init__(
+            f"inverting {steps} steps of beta {beta} missed their start by {error:.2g} of the state's norm, more "
+            f"than {max_error:g}, so gradients would be wrong: use fewer steps, a beta nearer 0.5, keep_every, "
+            "fp64 states or backward=checkpoint, and make sure that f is deterministic (pass dropout masks in x)"
+        )
 
 
 class Reversible(torch.autograd.Function):
@@ -58,7 +74,7 @@ class Reversible(torch.autograd.Function):
         y, z, *saved = read_saved_tensors(ctx)
         checkpoints, leaves = saved[: ctx.n_checkpoints], saved[ctx.n_checkpoints :]
         iteration, diagnostics, keep_every, max_error = ctx.settings
-        beta, steps = iteration.beta, int(diagnostics.steps.max())
+        beta, steps = iteration.beta, diagnostics.iterations
         f = Differentiable(ctx.f, ctx.n, leaves, ctx.autocast, z.dtype)
         size, y_grad, z_grad = z.norm(), torch.zeros_like(grad), grad
         # Go through the steps from the last to the first; samples that did not make a step keep their states.
@@ -85,10 +101,14 @@ class Reversible(torch.autograd.Function):
                 error, y, z = torch.maximum(error, distance), exact_y, exact_z
         diagnostics.reconstruction_error.copy_(error)
         # If z is not finite the loss shows it, and fp16's gradient scaler skips the step.
-        if size.isfinite() and not error <= max_error:
-            raise ReconstructionError(
-                f"inverting {steps} steps of beta {beta} missed their start by {error:.2g} of the state's norm, more "
-                f"than {max_error:g}, so gradients would be wrong: use fewer steps, a beta nearer 0.5, keep_every, "
-                "fp64 states or backward=checkpoint, and make sure that f is deterministic (pass dropout masks in x)"
-            )
-        return None, None, None, y_grad + z_grad, *f.gradients
+        is_wrong = size.isfinite() & ~(error <= max_error)
+        diagnostics.failure.copy_(torch.where(is_wrong, error, 0.0))
+        gradients = [y_grad + z_grad, *f.gradients]
+        if is_wrong.device.type == "cpu":
+            if is_wrong:
+                raise ReconstructionError(beta, steps, float(error), max_error)
+        else:
+            # Reading the error would make the host wait for the device at every step. No wrong gradient is used.
+            factor = torch.where(is_wrong, torch.nan, 1.0)
+            gradients = [None if gradient is None else gradient * factor for gradient in gradients]
+        return None, None, None, *gradients
