@@ -104,7 +104,9 @@ class BowFeatures(FixedBuffers):
         # Smoothed inverse document frequency, log((1 + N) / (1 + df)) + 1, from the training texts.
         blocks = self._counts(texts)
         document_counts = np.concatenate([np.bincount(block.indices, minlength=BUCKETS) for block in blocks])
-        self.idf.copy_(torch.from_numpy(np.log((1 + len(texts)) / (1 + document_counts)) + 1))
+        idf = np.log((1 + len(texts)) / (1 + document_counts)) + 1
+        # A feature of no training text has weight 0, as in scikit-learn: it does not count in the length of a row.
+        self.idf.copy_(torch.from_numpy(np.where(document_counts > 0, idf, 0)))
         return self._weighted(blocks)
 
     def cross_fit(self, features: Any, targets: np.ndarray, n_folds: int = FOLDS) -> np.ndarray:
@@ -114,9 +116,24 @@ class BowFeatures(FixedBuffers):
         fold = np.random.default_rng(derive(0, "folds")).permutation(n_rows) % n_folds
         held_out = np.zeros((n_rows, len(self.bias)), dtype=np.float32)
         for number in range(n_folds):
-            weight, bias = self._fit_linear(features[fold != number], targets[fold != number])
-            held_out[fold == number] = features[fold == number] @ weight + bias
+            others = features[fold != number]
+            weight, bias = self._fit_linear(others, targets[fold != number])
+            held_out[fold == number] = self._without_unseen(features[fold == number], others) @ weight + bias
         return held_out
+
+    def _without_unseen(self, features: Any, others: Any) -> Any:
+        """TF-IDF `features` as they would be after a fit to `others`: without the columns that are empty there."""
+        if self.kind == "naive_bayes":  # weights 0 of unseen columns, and rows of any length
+            return features
+        seen = np.zeros(features.shape[1], dtype=bool)
+        seen[others.indices] = True
+        features.data *= seen[features.indices]
+        # Scale the rows of each block to length 1 again.
+        row = np.repeat(np.arange(features.shape[0]), np.diff(features.indptr))
+        block = row * len(self._vectorizers) + features.indices // BUCKETS  # number of the row of a block
+        lengths = np.sqrt(np.bincount(block, features.data**2))
+        features.data /= np.where(lengths > 0, lengths, 1)[block]
+        return features
 
     def _calibrated(self, features: Any, targets: np.ndarray) -> tuple[np.ndarray, float]:
         """Logits (N, C) of each row from a fit to the other folds, and the factor that calibrates them."""
