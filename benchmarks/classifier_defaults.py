@@ -4,11 +4,12 @@
 
 DIR is the folder with reviews/; the other sets come with packages that benchmarks/text_sets.py names.
 
-"LlamaClassifier" is `zoo fit --config llama_classifier` with nothing but the data. The bags of words are scikit-learn's
-logistic regression on sublinear TF-IDF of words and pairs of words, of 2 to 5 characters, and of both, with the inverse
-penalty of the best accuracy in cross-validation; and naive Bayes with the best smoothing. They are fitted to all training
-rows, of which the classifier keeps a tenth for validation. "its bag of words" is that of the classifier, alone. Each
-row of results/classifier_defaults.json is one model on one set; rows measured before stay, and are not measured again.
+"LlamaClassifier" is `zoo fit --config llama_classifier` with nothing but the data; "its bag of words" is the one that
+this classifier adds to its head, alone. The other bags of words are scikit-learn's logistic regression on sublinear
+TF-IDF of words and pairs of words, of 2 to 5 characters, and of both, with the inverse penalty of the best accuracy in
+cross-validation; and naive Bayes with the best smoothing. They are fitted to all training rows, of which the classifier
+keeps a tenth for validation. Each row of results/classifier_defaults.json is one model on one set; rows measured before
+stay, and are not measured again.
 """
 
 import argparse
