@@ -138,6 +138,15 @@ def test_held_out_logits_of_a_fitted_classifier_equal_those_of_its_fit(kind):
     assert all(torch.equal(buffer, state[name]) for name, buffer in bag.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_without_words_get_the_frequencies_of_the_classes(kind):
+    bag = BowFeatures(2, kind)
+    bag.fit([""] * 40, np.arange(40) % 4 // 3)
+    # Naive Bayes is calibrated on held-out logits, which have frequencies of other folds.
+    tolerance = 0.1 if kind == "naive_bayes" else 1e-6
+    assert bag(["", "new"]).softmax(1).tolist() == [pytest.approx([0.75, 0.25], abs=tolerance)] * 2
+
+
 def test_logits_are_zero_before_the_fit():
     assert torch.equal(BowFeatures(2)(["a film"]), torch.zeros(1, 2))
 

@@ -71,7 +71,8 @@ def compare_bow(
         chosen = torch.randperm(n_texts, generator=stream(seed, "bow rows"))[:MOST_ROWS].tolist()
     texts, targets = [texts[i] for i in chosen], targets[chosen].astype(int)
     share, start = len(chosen) / n_texts, time.monotonic()
-    fitted, trials, taken = {}, [], 0.0
+    fitted, taken = {}, 0.0
+    trials: list[BowTrial] = []
     for kind in kinds:
         began = time.monotonic()
         if trials and began - start + NEXT_KIND * taken > seconds:

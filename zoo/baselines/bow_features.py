@@ -164,11 +164,14 @@ class BowFeatures(FixedBuffers):
     def _fit_linear(self, features: Any, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Weights (features, C) and bias (C,); a class without a row gets a bias of -10 and is never predicted."""
         # Fit only the buckets that occur: the others keep weight 0.
-        used, classes = np.unique(features.indices), np.unique(targets)
+        used, (classes, counts) = np.unique(features.indices), np.unique(targets, return_counts=True)
         n_features, n_classes = self.weight.shape
         weight, bias = np.zeros((n_features, n_classes), np.float32), np.full(n_classes, -10, np.float32)
         if len(classes) < 2:  # scikit-learn cannot fit a single class
             bias[classes] = 0
+            return weight, bias
+        if not len(used):  # texts without words: the frequencies of the classes
+            bias[classes] = np.log(counts / len(targets))
             return weight, bias
         if self.kind == "naive_bayes":
             model = MultinomialNB().fit(features[:, used], targets)
