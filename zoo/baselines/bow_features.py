@@ -92,12 +92,12 @@ class BowFeatures(FixedBuffers):
         weight, bias = self._fit_linear(features, targets)
         self.weight.copy_(torch.from_numpy(scale * weight))
         self.bias.copy_(torch.from_numpy(scale * bias))
-        return torch.from_numpy(scale * held_out)
+        return torch.from_numpy(scale * held_out).float()
 
     def held_out_logits(self, texts: Sequence[str], targets: np.ndarray) -> Tensor:
         """What `fit` returns, for a classifier that is fitted to these texts already; its buffers do not change."""
         held_out, scale = self._calibrated(self._features(texts), targets)
-        return torch.from_numpy(scale * held_out)
+        return torch.from_numpy(scale * held_out).float()
 
     def fit_features(self, texts: Sequence[str]) -> Any:
         """Fit the weights of features to texts; returns their features, a sparse matrix (N, features)."""
