@@ -4,11 +4,12 @@
 
 DIR is the folder with reviews/; the other sets come with packages that benchmarks/text_sets.py names.
 
-"LlamaClassifier" is `zoo fit --config llama_classifier` with nothing but the data. The bags of words are scikit-learn's
-logistic regression on sublinear TF-IDF of words and pairs of words, and of 2 to 5 characters, with the inverse penalty
-of the best accuracy in cross-validation; and naive Bayes with the best smoothing. They are fitted to all training rows,
-of which the classifier keeps a tenth for validation. Each row of results/classifier_defaults.json is one model on one
-set; rows measured before stay, and are not measured again.
+"LlamaClassifier" is `zoo fit --config llama_classifier` with nothing but the data; "its bag of words" is the one that
+this classifier adds to its head, alone. The other bags of words are scikit-learn's logistic regression on sublinear
+TF-IDF of words and pairs of words, of 2 to 5 characters, and of both, with the inverse penalty of the best accuracy in
+cross-validation; and naive Bayes with the best smoothing. They are fitted to all training rows, of which the classifier
+keeps a tenth for validation. Each row of results/classifier_defaults.json is one model on one set; rows measured before
+stay, and are not measured again.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.naive_bayes import MultinomialNB
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import make_pipeline, make_union
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -53,14 +54,15 @@ def baselines(train: list[TextRow], test: list[TextRow]) -> Iterator[Row]:
     names, counts = np.unique(labels.astype(str), return_counts=True)
     yield {"model": "most frequent class", **scores(truth, np.full(len(truth), names[counts.argmax()]))}
     words = {"ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b|[!?]"}
-    logistic = LogisticRegression(max_iter=200, tol=1e-3)
+    of_words = TfidfVectorizer(sublinear_tf=True, **words)
+    of_characters = TfidfVectorizer(sublinear_tf=True, analyzer="char_wb", ngram_range=(2, 5))
+    logistic, penalties = LogisticRegression(max_iter=200, tol=1e-3), {"C": [1, 10, 100, 1000]}
     candidates: dict[str, tuple[Any, Any, dict[str, list[float]]]] = {
         "naive Bayes": (CountVectorizer(binary=True, **words), MultinomialNB(), {"alpha": [0.03, 0.1, 0.3, 1.0]}),
-        "logistic regression, words": (TfidfVectorizer(sublinear_tf=True, **words), logistic, {"C": [1, 10, 100]}),
-        "logistic regression, characters": (
-            TfidfVectorizer(sublinear_tf=True, analyzer="char_wb", ngram_range=(2, 5)), logistic, {"C": [1, 10, 100]},
-        ),
-    }  # fmt: skip
+        "logistic regression, words": (of_words, logistic, penalties),
+        "logistic regression, characters": (of_characters, logistic, penalties),
+        "logistic regression, both": (make_union(of_words, of_characters), logistic, penalties),
+    }
     for name, (vectorizer, model, grid) in candidates.items():
         start = time.process_time()
         folds = StratifiedKFold(3, shuffle=True, random_state=0)
@@ -79,8 +81,8 @@ def scores(truth: np.ndarray, predicted: np.ndarray) -> Row:
     }
 
 
-def classifier(folder: Path, data: Path, seed: int, options: list[str]) -> Row:
-    """The metrics of `zoo test` after `zoo fit` with nothing but the data."""
+def classifier(folder: Path, data: Path, test: list[TextRow], seed: int, options: list[str]) -> Iterator[Row]:
+    """The metrics of `zoo test` after `zoo fit` with nothing but the data, and those of its bag of words alone."""
     start = time.process_time()
     words = [f"--data_dir={data}", f"--output_dir={folder}", f"--seed_everything={seed}"]
     cli = ZooCLI(["fit", "--config=llama_classifier", *words, *QUIET, *options])
@@ -88,7 +90,7 @@ def classifier(folder: Path, data: Path, seed: int, options: list[str]) -> Row:
     tested = ZooCLI(["test", f"--ckpt_path={folder / 'best.ckpt'}", *QUIET])
     logged = {name.removeprefix("test_"): value.item() for name, value in tested.trainer.callback_metrics.items()}
     settings = cli.model.hparams
-    return {
+    yield {
         "model": "LlamaClassifier",
         "seed": seed,
         **{name: logged[name] for name in ("accuracy", "macro_f1", "loss")},
@@ -97,6 +99,10 @@ def classifier(folder: Path, data: Path, seed: int, options: list[str]) -> Row:
         "steps": cli.trainer.global_step,
         "cpu_seconds": seconds,
     }
+    if (bag := tested.model.bow_features) is not None:
+        texts, labels = zip(*test, strict=True)
+        predicted = np.array(tested.model.label_names)[bag(texts).argmax(1).numpy()]
+        yield {"model": "its bag of words", **scores(np.array(labels), predicted)}
 
 
 def write(folder: Path, rows: list[TextRow], split: str) -> None:
@@ -129,12 +135,13 @@ def main() -> None:
             print(label, dump_json({k: round(v, 4) for k, v in row.items() if isinstance(v, float)}), flush=True)
 
         done = {row["benchmark"] for row in json.loads(FILE.read_text())} if FILE.exists() else set()
-        if "baselines" in args.models and f"{name}, logistic regression, characters" not in done:
+        if "baselines" in args.models and f"{name}, logistic regression, both" not in done:
             for row in baselines(train, test):
                 save(row)
         for seed in args.seeds if "rules" in args.models else []:
             if f"{name}, LlamaClassifier, seed {seed}" not in done:
-                save(classifier(args.output_dir.resolve() / name / f"seed-{seed}", data, seed, options))
+                for row in classifier(args.output_dir.resolve() / name / f"seed-{seed}", data, test, seed, options):
+                    save(row)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,39 @@ def test_a_sample_of_many_rows_and_classes_without_rows():
     assert trials[0].accuracy == 1
 
 
+def test_the_penalty_is_followed_in_the_direction_in_which_the_loss_falls():
+    rng = np.random.default_rng(0)
+    words = [f"w{i}" for i in range(40)]
+    texts = [" ".join(rng.choice(words, 6)) for _ in range(300)]
+    tells = np.array(["w1 " in f"{text} " for text in texts]).astype(int)
+    clear = compare_bow(texts, tells, 2, ["tfidf"])
+    assert {30.0, 100.0} < {trial.C for trial in clear}
+    assert clear[0].C >= 100
+    noise = compare_bow(texts, rng.integers(0, 2, 300), 2, ["tfidf"])
+    assert sorted(trial.C for trial in noise)[:2] == [1.0, 3.0]
+    assert noise[0].C <= 3
+    # The fit stops at the first penalty that is worse.
+    for trials in (clear, noise):
+        assert len({trial.C for trial in trials}) == len(trials)
+        assert [trial.loss for trial in trials] == sorted(trial.loss for trial in trials)
+
+
+def test_without_time_the_first_kind_is_taken_as_it_is():
+    texts = [f"{'good' if i % 2 else 'bad'} film" for i in range(N)]
+    [trial] = compare_bow(texts, np.arange(N) % 2, 2, seconds=0)
+    assert trial.kind == "naive_bayes"
+    [trial] = compare_bow(texts, np.arange(N) % 2, 2, ["chars"], seconds=0)
+    assert (trial.kind, trial.C) == ("chars", 10)
+
+
+def test_a_kind_whose_fit_would_take_too_long_is_left_out(monkeypatch):
+    texts = [f"{'good' if i % 2 else 'bad'} film" for i in range(N)]
+    monkeypatch.setattr("zoo.baselines.bow_choice.FIT", 1e9)
+    [trial] = compare_bow(texts, np.arange(N) % 2, 2, seconds=1000)
+    assert trial.kind == "naive_bayes"
+
+
 def test_kinds_follow_the_cost():
-    assert set(affordable_kinds(1_000_000, 2)) == {"naive_bayes", "tfidf", "chars", "words_and_chars"}
+    assert affordable_kinds(1_000_000, 2) == ["naive_bayes", "tfidf", "chars", "words_and_chars"]
     assert set(affordable_kinds(10_000_000, 4)) == {"naive_bayes", "tfidf"}
     assert affordable_kinds(10**9, 4) == ["naive_bayes"]

@@ -32,7 +32,7 @@ def table(tmp_path):
 
 
 def test_a_table_is_enough_for_fit_test_predict_and_resume(table, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("zoo.baselines.bow_choice.OTHER_C", (30.0,))  # faster
+    monkeypatch.setattr("zoo.baselines.bow_choice.LARGER_C", (30.0,))  # faster
     run = tmp_path / "run"
     options = ["--trainer.max_steps=30", *QUIET]
     cli = ZooCLI(["fit", CONFIG, f"--data_dir={table}", f"--output_dir={run}", *options])

@@ -100,6 +100,16 @@ def test_resume_is_bitwise(reviews, tmp_path, devices):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", ["naive_bayes", "words_and_chars"])
+def test_checkpoint_of_every_kind_has_the_logits_of_the_validation_rows(reviews, tmp_path, kind):
+    module, trainer = classifier(**ALL | {"bow_features": kind}), quiet_trainer(max_steps=1)
+    trainer.fit(module, data(reviews))
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    again = LlamaClassifier.load_from_checkpoint(tmp_path / "run.ckpt")
+    assert len(again._held_out_of_text) == 13
+    assert all(torch.equal(again._held_out_of_text[key], value) for key, value in module._held_out_of_text.items())
+
+
 def test_damaged_logits_in_a_checkpoint_are_refused(reviews, tmp_path):
     module, trainer = classifier(**ALL), quiet_trainer(max_steps=1)
     trainer.fit(module, data(reviews))

@@ -79,6 +79,7 @@ def test_bags_are_compared_unless_the_command_decides():
     assert {trial.kind for trial in bow_trials(texts, targets, 2, {"model.bow_features": "chars"})} == {"chars"}
     assert bow_trials(texts, targets, 2, {"model.bow_features": None}) == []
     assert bow_trials(texts[:5], targets[:5], 2, {}) == []
+    assert [trial.kind for trial in bow_trials(texts, targets, 2, {"budget": 0.0})] == ["naive_bayes"]
 
 
 def test_from_data_builds_model_and_data_with_the_settings(tmp_path):

@@ -20,11 +20,15 @@ def test_factors_undo_a_change_of_scale():
     assert fit_scales(4 * first, second / 2, classes) == pytest.approx([0.25, 2.0], abs=0.06)
 
 
-def test_a_part_that_says_nothing_gets_a_factor_near_0():
-    first, second, classes = drawn(20_000)
-    head, bag = fit_scales(3 * second[torch.randperm(20_000)], first, classes)
-    assert head == pytest.approx(0, abs=0.02)
+@pytest.mark.parametrize("n", [200, 20_000])
+def test_a_head_that_learned_nothing_gets_the_factor_0(n):
+    first, second, classes = drawn(n)
+    noise = torch.randn(n, 3, generator=torch.Generator().manual_seed(1))
+    head, bag = fit_scales(3 * noise, first, classes)
+    assert head == 0
     assert 0.5 < bag < 1.1
+    # The bag of words has the factor of the bag alone.
+    assert bag == pytest.approx(fit_scales(torch.zeros(n, 3), first, classes)[1], abs=1e-5)
     # A part that contradicts the classes is not turned round.
     assert fit_scales(-second, first, classes)[0] == 0
 
@@ -32,6 +36,20 @@ def test_a_part_that_says_nothing_gets_a_factor_near_0():
 def test_few_rows_change_the_factors_little():
     first, second, classes = drawn(2)
     assert fit_scales(first, second, classes) == pytest.approx([0.5, 1.0], abs=0.3)
+    # A head without a bag of words is never left out.
+    assert fit_scales(first, torch.zeros(2, 3), classes)[0] == pytest.approx(0.5, abs=0.3)
+    assert fit_scales(torch.zeros(2, 3), torch.zeros(2, 3), classes) == [0.5, 1.0]
+
+
+def test_a_head_that_helps_counts():
+    first, second, classes = drawn(200)
+
+    def loss(a, b):
+        return F.cross_entropy(a * first + b * second, classes, reduction="sum").item()
+
+    head, bag = fit_scales(first, second, classes)
+    assert head > 0.5
+    assert loss(head, bag) < loss(0, fit_scales(0 * first, second, classes)[1]) - 1
 
 
 def test_the_loss_is_that_of_the_minimum():

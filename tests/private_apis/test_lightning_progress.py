@@ -65,6 +65,49 @@ def test_take_back_batches_makes_them_run_again(trained):
     assert progress.total.ready == progress.total.started == progress.total.processed == progress.total.completed == 4
 
 
+def test_fitting_and_validating_are_told_apart():
+    class States(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(1, 1)
+            self.states: list[tuple[str, bool, bool]] = []
+
+        def record(self, step: str) -> None:
+            self.states.append((step, lightning_api.is_fitting(self), lightning_api.is_validating(self)))
+
+        def training_step(self, batch, batch_idx: int):
+            self.record("training")
+            return self.linear(batch[0]).square().mean()
+
+        def validation_step(self, batch, batch_idx: int) -> None:
+            self.record("sanity check" if self.trainer.sanity_checking else "validation")
+
+        def test_step(self, batch, batch_idx: int) -> None:
+            self.record("test")
+
+        def predict_step(self, batch, batch_idx: int):
+            self.record("prediction")
+            return batch[0]
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def states(verb: str) -> list[tuple[str, bool, bool]]:
+        module.states.clear()
+        loader = DataLoader(TensorDataset(torch.ones(1, 1)))
+        off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        trainer = Trainer(accelerator="cpu", max_epochs=1, **off)
+        getattr(trainer, verb)(module, *([loader, loader] if verb == "fit" else [loader]))
+        return module.states[:]
+
+    module = States()
+    assert (lightning_api.is_fitting(module), lightning_api.is_validating(module)) == (False, False)  # no Trainer
+    assert states("fit") == [("sanity check", True, False), ("training", True, False), ("validation", True, True)]
+    assert states("validate") == [("validation", False, True)]
+    assert states("test") == [("test", False, False)]
+    assert states("predict") == [("prediction", False, False)]
+
+
 def test_counting_steps_leaves_the_training_loader_unopened():
     """It must open after a resumed run has restored its position: see total_training_steps."""
 

@@ -108,19 +108,21 @@ class BowFeatures(FixedBuffers):
         weight, bias = self._fit_linear(features, targets)
         self.weight.copy_(torch.from_numpy(scale * weight))
         self.bias.copy_(torch.from_numpy(scale * bias))
-        return torch.from_numpy(scale * held_out)
+        return torch.from_numpy(scale * held_out).float()
 
     def held_out_logits(self, texts: Sequence[str], targets: np.ndarray) -> Tensor:
         """What `fit` returns, for a classifier that is fitted to these texts already; its buffers do not change."""
         held_out, scale = self._calibrated(self._features(texts), targets)
-        return torch.from_numpy(scale * held_out)
+        return torch.from_numpy(scale * held_out).float()
 
     def fit_features(self, texts: Sequence[str]) -> Any:
         """Fit the weights of features to texts; returns their features, a sparse matrix (N, features)."""
         # Smoothed inverse document frequency, log((1 + N) / (1 + df)) + 1, from the training texts.
         blocks = self._counts(texts)
         document_counts = np.concatenate([np.bincount(block.indices, minlength=BUCKETS) for block in blocks])
-        self.idf.copy_(torch.from_numpy(np.log((1 + len(texts)) / (1 + document_counts)) + 1))
+        idf = np.log((1 + len(texts)) / (1 + document_counts)) + 1
+        # A feature of no training text has weight 0, as in scikit-learn: it does not count in the length of a row.
+        self.idf.copy_(torch.from_numpy(np.where(document_counts > 0, idf, 0)))
         return self._weighted(blocks)
 
     def cross_fit(self, features: Any, targets: np.ndarray, n_folds: int = FOLDS) -> np.ndarray:
@@ -130,9 +132,24 @@ class BowFeatures(FixedBuffers):
         fold = np.random.default_rng(derive(0, "folds")).permutation(n_rows) % n_folds
         held_out = np.zeros((n_rows, len(self.bias)), dtype=np.float32)
         for number in range(n_folds):
-            weight, bias = self._fit_linear(features[fold != number], targets[fold != number])
-            held_out[fold == number] = features[fold == number] @ weight + bias
+            others = features[fold != number]
+            weight, bias = self._fit_linear(others, targets[fold != number])
+            held_out[fold == number] = self._without_unseen(features[fold == number], others) @ weight + bias
         return held_out
+
+    def _without_unseen(self, features: Any, others: Any) -> Any:
+        """TF-IDF `features` as they would be after a fit to `others`: without the columns that are empty there."""
+        if self.kind == "naive_bayes":  # weights 0 of unseen columns, and rows of any length
+            return features
+        seen = np.zeros(features.shape[1], dtype=bool)
+        seen[others.indices] = True
+        features.data *= seen[features.indices]
+        # Scale the rows of each block to length 1 again.
+        row = np.repeat(np.arange(features.shape[0]), np.diff(features.indptr))
+        block = row * len(self._vectorizers) + features.indices // BUCKETS  # number of the row of a block
+        lengths = np.sqrt(np.bincount(block, features.data**2))
+        features.data /= np.where(lengths > 0, lengths, 1)[block]
+        return features
 
     def _calibrated(self, features: Any, targets: np.ndarray) -> tuple[np.ndarray, float]:
         """Logits (N, C) of each row from a fit to the other folds, and the factor that calibrates them."""
@@ -163,11 +180,14 @@ class BowFeatures(FixedBuffers):
     def _fit_linear(self, features: Any, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Weights (features, C) and bias (C,); a class without a row gets a bias of -10 and is never predicted."""
         # Fit only the buckets that occur: the others keep weight 0.
-        used, classes = np.unique(features.indices), np.unique(targets)
+        used, (classes, counts) = np.unique(features.indices), np.unique(targets, return_counts=True)
         n_features, n_classes = self.weight.shape
         weight, bias = np.zeros((n_features, n_classes), np.float32), np.full(n_classes, -10, np.float32)
         if len(classes) < 2:  # scikit-learn cannot fit a single class
             bias[classes] = 0
+            return weight, bias
+        if not len(used):  # texts without words: the frequencies of the classes
+            bias[classes] = np.log(counts / len(targets))
             return weight, bias
         if self.kind == "naive_bayes":
             model = MultinomialNB().fit(features[:, used], targets)

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from zoo.callbacks.budget import parse_duration
 from zoo.errors import UserError
 from zoo.training.choices import Choice
 
@@ -32,6 +33,8 @@ def choose(config: Any, keys: Iterable[tuple[str, str]], model: Any, data: Any) 
     if rules is None:
         raise UserError(f"--automatic: {model.__name__} has no rules for its settings: drop it")
     given = {key: value for key in _options(keys) if (value := _read(config, key)) is not _UNKNOWN}
+    if config.get("budget") is not None:
+        given["budget"] = parse_duration(config.budget)
     arguments = config.data.get("init_args") or {}
     choices = [choice for choice in rules(data(**arguments), given) if choice.option not in given]
     for choice in choices:

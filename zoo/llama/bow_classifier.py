@@ -178,7 +178,7 @@ def _checked(stored: Any, n_classes: int) -> dict[str, Tensor]:
         isinstance(digests, list)
         and all(isinstance(digest, str) for digest in digests)
         and isinstance(logits, Tensor)
-        and logits.dtype == torch.float32
+        and logits.is_floating_point()
         and logits.shape == (len(digests), n_classes)
         and logits.isfinite().all()
     )
@@ -186,7 +186,7 @@ def _checked(stored: Any, n_classes: int) -> dict[str, Tensor]:
         raise UserError(
             "the bag-of-words logits of the validation rows in this checkpoint are damaged: use another one"
         )
-    return dict(zip(digests, logits, strict=True))
+    return dict(zip(digests, logits.float(), strict=True))  # naive Bayes has saved float64
 
 
 def _digest(text: str) -> str:

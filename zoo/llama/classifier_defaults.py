@@ -30,7 +30,8 @@ def bow_trials(texts: Sequence[str], targets: np.ndarray, n_classes: int, given:
         texts: N training texts.
         targets: their classes, (N,).
         n_classes: number of classes C.
-        given: the settings that are already decided, by option.
+        given: the settings that are already decided, by option; "budget" is the time of the run in seconds, of which
+            at most half is for the bag of words: a quarter for the choice, and a quarter for the fit.
     """
     kind = given.get("model.bow_features")
     if ("model.bow_features" in given and kind is None) or len(texts) < LEAST_ROWS:
@@ -39,7 +40,7 @@ def bow_trials(texts: Sequence[str], targets: np.ndarray, n_classes: int, given:
 
     n_rows = min(len(texts), MOST_ROWS)
     rank_zero_only(print)(f"zoo: comparing bags of words on {n_rows:,} training rows", file=sys.stderr)
-    return compare_bow(texts, targets, n_classes, [kind] if kind else None)
+    return compare_bow(texts, targets, n_classes, [kind] if kind else None, seconds=given.get("budget", math.inf) / 4)
 
 
 def choose_settings(statistics: TextStatistics, trials: "Sequence[BowTrial]", given: Mapping[str, Any]) -> list[Choice]:
