@@ -20,7 +20,8 @@ def transformers_library() -> Any:
         import transformers
     except ModuleNotFoundError as error:
         raise UserError(
-            "a pretrained encoder needs transformers, an extra: pip install '.[encoders]' in the folder of the zoo's source"
+            "a pretrained encoder needs transformers, an extra: pip install '.[encoders]' in the folder of the zoo's "
+            "source"
         ) from error
     return transformers
 

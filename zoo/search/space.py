@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from optuna.distributions import (
     BaseDistribution,
@@ -38,16 +38,22 @@ class Space(NamedTuple):
         return f"--{self.name}={distribution.low}"
 
     def suggest(self, trial: BaseTrial) -> str:
-        """The option `--name=value` that a trial tries."""
-        distribution = self.distribution
-        if isinstance(distribution, CategoricalDistribution):
-            return f"--{self.name}={trial.suggest_categorical(self.name, distribution.choices)}"
-        if isinstance(distribution, IntDistribution):
-            return f"--{self.name}={trial.suggest_int(self.name, distribution.low, distribution.high, log=distribution.log)}"
-        assert isinstance(distribution, FloatDistribution)
-        return (
-            f"--{self.name}={trial.suggest_float(self.name, distribution.low, distribution.high, log=distribution.log)}"
-        )
+        """The option `--name=value` that a trial tries. Raises UserError where the study has other values of it."""
+        try:
+            return f"--{self.name}={self._draw(trial)}"
+        except ValueError as error:  # another process has begun the study with another kind of values
+            raise UserError(
+                f"--space {self.text}: the study has other values of {self.name}; give the same ones, or another study"
+            ) from error
+
+    def _draw(self, trial: BaseTrial) -> Any:
+        of = self.distribution
+        if isinstance(of, CategoricalDistribution):
+            return trial.suggest_categorical(self.name, of.choices)
+        if isinstance(of, IntDistribution):
+            return trial.suggest_int(self.name, of.low, of.high, log=of.log)
+        assert isinstance(of, FloatDistribution)
+        return trial.suggest_float(self.name, of.low, of.high, log=of.log)
 
 
 def read_space(text: str) -> Space:
