@@ -30,7 +30,7 @@ from zoo.tokenizers import train_bpe
         (["fit", "--config", TINY, "--early.patience=1"], 2, "did you mean --early_stopping.patience?"),
         (["fit", "--config", TINY, "--model.drop=1"], 2, "did you mean dropout?"),
         (["fit", "--config", TINY, "--trainer.max_stepz=3"], 2, "did you mean --trainer.max_steps?"),
-        (["fit", "--config", TINY, "--model.dimm=3"], 2, "no setting 'dimm'; did you mean dim?"),
+        (["fit", "--config", TINY, "--model.dimm=3"], 2, "no setting 'model.dimm'; did you mean model.dim?"),
         (["fit", "--config", TINY, "--data.seqlen=3"], 2, "did you mean seq_len?"),
         (["fit", "--config", TINY, "--trainer.max_steps=many"], 2, "trainer.max_steps must be int, not 'many'"),
         (["fit", "--config", TINY, "--early_stopping.patience=x"], 2, "patience must be int or null, not 'x'"),

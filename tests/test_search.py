@@ -1,28 +1,84 @@
-"""Hyperparameter search: reading search spaces, adding trials to a study, pruning, and Optuna missing."""
+"""Hyperparameter search: search spaces, storages, adding trials to a study, pruning, refusals, Optuna missing."""
 
 import csv
+import io
+import logging
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from tests.commands import MICRO, TINY
 
-optuna = pytest.importorskip("optuna", reason="the search is an extra: pip install 'zoo[search]'")
+optuna = pytest.importorskip("optuna", reason="the search is an extra: pip install '.[search]'")
 
+from zoo.callbacks import Checkpoint  # noqa: E402
+from zoo.console.exit_codes import run_command  # noqa: E402
 from zoo.errors import Diverged, UserError  # noqa: E402
 from zoo.search.__main__ import main  # noqa: E402
-from zoo.search.study import Prune, search, suggest  # noqa: E402
+from zoo.search.space import read_space, read_spaces  # noqa: E402
+from zoo.search.study import search  # noqa: E402
+from zoo.search.trial import Prune, read_monitor  # noqa: E402
 
 
-def test_suggest_reads_search_spaces():
+@pytest.fixture
+def scores(monkeypatch):
+    """Replaces trials by a list: the scores of the next ones, None for one that diverges. Yields the list."""
+    left = []
+
+    def trial(words, callbacks):
+        if (score := left.pop(0)) is None:
+            raise Diverged("training has diverged")
+        if isinstance(score, BaseException):
+            raise score
+        checkpoint = Checkpoint()
+        checkpoint.best_score = score
+        return SimpleNamespace(trainer=SimpleNamespace(checkpoint_callback=checkpoint))
+
+    monkeypatch.setattr("zoo.search.study.TrialCLI", trial)
+
+    def monitor(words):  # two words that are no options are the monitor and the direction
+        return ("val_loss", "minimize") if words[0].startswith("--") else tuple(words[:2])
+
+    monkeypatch.setattr("zoo.search.study.read_monitor", monitor)
+    return left
+
+
+def test_search_spaces_are_read():
     trial = optuna.trial.FixedTrial({"model.lr": 1e-3, "model.dim": 64, "data.batch_size": "16"})
-    assert suggest(trial, "model.lr=log:1e-4:1e-2") == "--model.lr=0.001"
-    assert suggest(trial, "model.dim=16:128") == "--model.dim=64"
-    assert suggest(trial, "data.batch_size=8,16") == "--data.batch_size=16"
-    for bad in ("model.lr", "model.lr=1e-4", "model.lr=lin:1:2", "model.lr=a:b"):
-        with pytest.raises(ValueError, match="write name=low:high"):
-            suggest(trial, bad)
+    assert read_space("model.lr=log:1e-4:1e-2").suggest(trial) == "--model.lr=0.001"
+    assert read_space("model.dim=16:128").suggest(trial) == "--model.dim=64"
+    assert read_space("data.batch_size=8,16").suggest(trial) == "--data.batch_size=16"
+    assert read_space("a=1:2").distribution == optuna.distributions.IntDistribution(1, 2)
+    assert read_space("a=log:1:8").distribution == optuna.distributions.IntDistribution(1, 8, log=True)
+    assert read_space("a=1.0:2").distribution == optuna.distributions.FloatDistribution(1.0, 2.0)
+    assert read_space("a=-1e-3:1e-3").example() == "--a=-0.001"
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        *((space, "write name=low:high") for space in ("a", "a=1e-4", "a=lin:1:2", "a=x:y", "=1:2", "a=0x1:3", "a=:")),
+        *((f"a={ends}", "must be finite") for ends in ("nan:1", "0:inf", "log:1e-3:inf", "1:1e999", "-1e308:1e308")),
+        ("a=1:0", "the lower end comes first: write 0:1"),
+        *((f"a=log:{low}:1", "the lower end must be above 0") for low in ("0", "-1", "0.0")),
+        *((f"a={choices}", "a choice is empty or repeated") for choices in ("x,", ",", "x,y,x")),
+        ("a=1:99999999999999999999", "at most 2\\^53"),
+        ("output_dir=a,b", "output_dir must be the same in all trials: give it as the option --output_dir"),
+        ("checkpoint.mode=min,max", "must be the same in all trials"),
+    ],
+)
+def test_a_search_space_that_is_not_valid(space, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        search([], [space], 1, tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_spaces_of_one_setting_are_refused():
+    for second in ("model.lr=3:4", "model.init_args.lr=3:4"):
+        with pytest.raises(UserError, match="are of one setting: drop one of them"):
+            read_spaces(["model.lr=1:2", second])
 
 
 def test_a_second_call_adds_trials_to_the_study(text_file, tmp_path, capsys, monkeypatch):
@@ -57,11 +113,38 @@ def test_a_bad_trial_is_pruned(text_file, tmp_path):
     assert list(trial.intermediate_values) == [2]
 
 
-@pytest.mark.parametrize("wrong", ["model.lr=1e-4", "model.no_such=1:2", "model.dim=15,17"])
-def test_a_refused_search_leaves_nothing(wrong, text_file, tmp_path):
-    fit = [f"--config={TINY}", *MICRO, f"--data_dir={text_file}", "--trainer.max_steps=2"]
-    with pytest.raises((UserError, SystemExit)):
-        search(fit, [wrong], 1, tmp_path / "runs" / "search")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--space=model.no_such=1:2"], "there is no setting 'model.no_such'"),
+        (["--space=model.dim=15,17"], "does not divide into n_heads"),
+        (["--space=model.lr=1e-4:1e-3", "--trainer.enable_checkpointing=false"], "the search compares checkpoints"),
+        (
+            ["--space=model.lr=1e-4:1e-3", "--checkpoint.monitor=val_nope"],
+            "--checkpoint.monitor 'val_nope' is not logged",
+        ),
+        (
+            ["--space=model.lr=1e-4:1e-3", "--trainer.strategy=ddp", "--trainer.devices=2"],
+            "a trial runs in one process: set --trainer.devices 1",
+        ),
+    ],
+)
+def test_a_refused_search_is_one_sentence_and_leaves_nothing(words, message, text_file, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "runs" / "search"
+    fit = [f"--config={TINY}", *MICRO, f"--data_dir={text_file}", "--trainer.max_steps=2", f"--output_dir={folder}"]
+    monkeypatch.setattr("sys.argv", ["search", *fit, *words])
+    logged = io.StringIO()  # where Optuna prints
+    handler = logging.StreamHandler(logged)
+    logging.getLogger("optuna").addHandler(handler)
+    try:
+        code = run_command(main)
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        logging.getLogger("optuna").removeHandler(handler)
+    assert code in (1, 2)
+    assert message in capsys.readouterr().err
+    assert logged.getvalue() == ""
     assert list(tmp_path.iterdir()) == []
 
 
@@ -73,10 +156,12 @@ def test_a_missing_optuna_is_one_sentence(tmp_path):
     )
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert process.returncode == 1
-    assert process.stderr == "zoo: the search needs Optuna, which is an extra: pip install 'zoo[search]'\n"
+    assert process.stderr == (
+        "zoo: the search needs Optuna, an extra: pip install '.[search]' in the folder of the zoo's source\n"
+    )
 
 
-def test_two_processes_on_one_journal_draw_different_points(text_file, tmp_path, monkeypatch):
+def test_two_processes_on_one_journal_draw_different_points(scores, tmp_path, monkeypatch):
     """The numbers of trials are unique in a storage, and each trial draws with the seed of its number."""
     points = []
 
@@ -84,16 +169,16 @@ def test_two_processes_on_one_journal_draw_different_points(text_file, tmp_path,
         points.append([word for word in words if word.startswith("--model.lr=")])
         raise Diverged("training has diverged")
 
-    monkeypatch.setattr("zoo.search.study.ZooCLI", cli)
+    monkeypatch.setattr("zoo.search.study.TrialCLI", cli)
     url = f"journal:{tmp_path / 'study' / 'journal.log'}"
     for _ in range(2):  # as a second process would
-        rows = search([], ["model.lr=log:1e-4:1e-2"], 2, tmp_path, storage=url, study_name="a")
+        rows = search([], ["model.lr=log:1e-4:1e-2"], 2, tmp_path / "a", storage=url, study_name="a")
     assert [row["state"] for row in rows] == ["pruned"] * 4
     assert len({tuple(point) for point in points}) == 4
     first = list(points)
-    search([], ["model.lr=log:1e-4:1e-2"], 2, tmp_path, storage=url, study_name="b")
+    search([], ["model.lr=log:1e-4:1e-2"], 2, tmp_path / "b", storage=url, study_name="b")
     assert points[4:] == first[:2]  # another study with the same seed
-    search([], ["model.lr=log:1e-4:1e-2"], 2, tmp_path, storage=url, study_name="c", seed=1)
+    search([], ["model.lr=log:1e-4:1e-2"], 2, tmp_path / "c", storage=url, study_name="c", seed=1)
     assert not {tuple(point) for point in points[6:]} & {tuple(point) for point in first}
 
 
@@ -112,7 +197,7 @@ def test_a_diverged_trial_is_pruned_and_the_search_goes_on(text_file, tmp_path):
         ("journal:", "names no file: write journal:FILE"),
     ],
 )
-def test_a_storage_that_cannot_be_used(storage, message, tmp_path):
+def test_a_storage_that_cannot_be_used(storage, message, scores, tmp_path):
     with pytest.raises(UserError, match=message):
         search([], ["model.lr=1:2"], 1, tmp_path / "new", storage=storage)
     assert list(tmp_path.iterdir()) == []
@@ -125,8 +210,81 @@ def test_a_search_is_no_rank(monkeypatch):
         main()
 
 
-def test_other_choices_than_those_of_the_study(tmp_path, monkeypatch):
-    monkeypatch.setattr("zoo.search.study.ZooCLI", lambda *_, **__: (_ for _ in ()).throw(Diverged("no")))
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ("model.dim=16,64", r"--space model\.dim=16,64: the study has other choices or another kind of number"),
+        ("model.dim=16:64", "the study has other choices or another kind of number"),
+        ("model.lr=1:2", r"the study searches model\.dim, not model\.lr: give the same --space, or another --study"),
+    ],
+)
+def test_other_settings_than_those_of_the_study(space, message, scores, tmp_path):
+    scores += [None, 1.0]
     search([], ["model.dim=16,32"], 1, tmp_path)
-    with pytest.raises(UserError, match=r"--space model\.dim=16,64: the study has other choices of model\.dim"):
-        search([], ["model.dim=16,64"], 1, tmp_path)
+    with pytest.raises(UserError, match=message):
+        search([], [space], 1, tmp_path)
+    assert len(search([], ["model.dim=16,32"], 1, tmp_path)) == 2  # the refused call has left no trial
+
+
+def test_a_trial_that_failed_early_has_empty_cells(scores, tmp_path):
+    """In a storage that remains, a call whose first trial is refused leaves a failed trial with another setting."""
+    url = f"journal:{tmp_path / 'journal.log'}"
+    scores += [UserError("wrong"), 2.0]
+    with pytest.raises(UserError, match="wrong"):
+        search([], ["model.lrr=1:2"], 1, tmp_path, storage=url)
+    rows = search([], ["model.lr=1:1"], 1, tmp_path, storage=url)
+    assert [(row["model.lr"], row["best"], row["state"]) for row in rows] == [("1", "2", "complete"), ("", "", "fail")]
+
+
+def test_a_maximised_metric_has_the_largest_value_first(scores, tmp_path):
+    scores += [0.5, 0.9, None, 0.7]
+    rows = search(["val_accuracy", "maximize"], ["model.lr=1e-4:1e-3"], 4, tmp_path)
+    assert [row["best"] for row in rows] == ["0.9", "0.7", "0.5", ""]
+    study = optuna.load_study(study_name="zoo", storage=f"sqlite:///{tmp_path / 'study.db'}")
+    assert study.best_value == 0.9
+    for other in (["val_accuracy", "minimize"], ["val_f1", "maximize"]):
+        with pytest.raises(UserError, match="is to maximize val_accuracy, this call to"):
+            search(other, ["model.lr=1e-4:1e-3"], 1, tmp_path)
+
+
+def test_direction_is_that_of_the_config():
+    assert read_monitor(["--config=tiny/llama_classifier"]) == ("val_accuracy", "maximize")
+    assert read_monitor(["--config=tiny/regress_lm"]) == ("val_loss", "minimize")
+
+
+def test_two_studies_in_one_folder_are_refused(scores, tmp_path):
+    scores += [1.0]
+    search([], ["model.lr=1:2"], 1, tmp_path)
+    (tmp_path / "trial-000").mkdir()
+    with pytest.raises(UserError, match="holds trials of another study than 'other': give another --output_dir"):
+        search([], ["model.lr=1:2"], 1, tmp_path, study_name="other")
+    assert optuna.get_all_study_names(f"sqlite:///{tmp_path / 'study.db'}") == ["zoo"]
+
+
+@pytest.mark.parametrize("content", ["hello", "hello\n", "{}\n", "1\n", '{"op_code": 0', "\0\n"])
+def test_a_file_of_another_kind_is_no_journal_and_stays_as_it_is(content, scores, tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text(content)
+    with pytest.raises(UserError, match="is no journal of Optuna: give another file"):
+        search([], ["model.lr=1:2"], 1, tmp_path / "new", storage=f"journal:{file}")
+    assert file.read_text() == content
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_damaged_journal_is_named(scores, tmp_path):
+    file = tmp_path / "journal.log"
+    scores += [1.0]
+    search([], ["model.lr=1:2"], 1, tmp_path / "a", storage=f"journal:{file}")
+    first, *_ = file.read_text().splitlines()
+    for damage in ("hello\n{}\n", '{"op_code": 4}\n', "1\n"):
+        file.write_text(f"{first}\n{damage}")
+        with pytest.raises(UserError, match=r"journal\.log cannot be used \("):
+            search([], ["model.lr=1:2"], 1, tmp_path / "b", storage=f"journal:{file}")
+        assert not (tmp_path / "b").exists()
+
+
+def test_a_file_that_is_no_database_is_named_and_stays_as_it_is(scores, tmp_path):
+    (tmp_path / "study.db").write_text("hello" * 100)
+    with pytest.raises(UserError, match=r"study\.db cannot be used \(.*not a database.*\): give another --output_dir"):
+        search([], ["model.lr=1:2"], 1, tmp_path)
+    assert (tmp_path / "study.db").read_text() == "hello" * 100

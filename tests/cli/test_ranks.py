@@ -83,7 +83,7 @@ def test_a_refusal_of_both_ranks_is_printed_once(run, text_file, tmp_path):
 def test_a_mistyped_option_of_both_ranks_is_printed_once(text_file, tmp_path):
     ends = run_ranks(tmp_path, *[fit(tmp_path / "run", text_file, "--model.dimm=3")] * 2)
     assert [end.code for end in ends] == [2, 2]
-    assert messages(ends) == ["zoo: there is no setting 'dimm'; did you mean dim?"]
+    assert messages(ends) == ["zoo: there is no setting 'model.dimm'; did you mean model.dim?"]
 
 
 def test_a_folder_in_use_ends_both_ranks(run, text_file, tmp_path):

@@ -353,6 +353,17 @@ def test_without_clipping(tmp_path):
     assert json.loads((tmp_path / "experiment_metadata.json").read_text())["settings"]["grad_clip"] is None
 
 
+def test_a_share_without_members_ends_well(tmp_path, capsys):
+    assert run_command(lambda: sweep(tmp_path, share="4/9")) == 0  # of 2, 8 and inf
+    assert capsys.readouterr().out == "zoo: share 4/9 has no members: the sweep has only 3\n"
+
+
+@pytest.mark.parametrize("text", ["3/2", "0/2", "1", "a/b", "1/2/3", ""])
+def test_a_wrong_share_is_told_the_form(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="is no share: write I/N, where I is from 1 to N"):
+        share(text)
+
+
 def test_a_task_of_a_job_array_has_its_share(monkeypatch):
     with pytest.raises(argparse.ArgumentTypeError, match="no task of a SLURM job array"):
         share("array")

@@ -291,7 +291,7 @@ def test_unsafe_and_incomplete_folders_are_refused(bert, tmp_path, monkeypatch):
         load_encoder(str(folder))
     # Without transformers.
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"pip install 'zoo\[encoders\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[encoders\]'"):
         new(bert)
 
 

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 from lightning.pytorch.cli import LightningArgumentParser
 
 from zoo.console.exit_codes import UsageError
-from zoo.console.messages import did_you_mean
+from zoo.console.messages import did_you_mean, nearest
 from zoo.errors import UserError
 from zoo.private_apis import jsonargparse_api as api
 from zoo.registry import DATA_MODULES, MODELS, load_all
@@ -37,7 +37,10 @@ class ZooParser(LightningArgumentParser):
         if setting := api.unknown_setting(message):
             group = f"--{api.key_of(message) or ''}".removesuffix(".init_args")
             names = [name.removeprefix(group).lstrip(".-") for name in self._option_names() if name.startswith(group)]
-            return f"there is no setting {setting!r}{did_you_mean(setting, names)}"
+            prefix = f"{group[2:]}." if group[2:] else ""
+            near = nearest(setting, names)
+            hint = f"; did you mean {prefix}{near}?" if near else ""
+            return f"there is no setting {prefix + setting!r}{hint}"
         if name := api.unknown_class(message):
             return f"there is no model or data class {name!r}{did_you_mean(name, [*MODELS, *DATA_MODULES])}"
         if problem := api.failed_import(message):

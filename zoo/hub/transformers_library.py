@@ -19,7 +19,10 @@ def transformers_library() -> Any:
     try:
         import transformers
     except ModuleNotFoundError as error:
-        raise UserError("a pretrained encoder needs transformers, an extra: pip install 'zoo[encoders]'") from error
+        raise UserError(
+            "a pretrained encoder needs transformers, an extra: pip install '.[encoders]' in the folder of the zoo's "
+            "source"
+        ) from error
     return transformers
 
 

@@ -28,6 +28,8 @@ class _DataBuilder(_InstantiatorFn):
 class OpenLightningCLI(LightningCLI):
     """A LightningCLI whose parser defaults, callbacks and method arguments a subclass can change."""
 
+    runs_verb = True  # False in a subclass that only reads settings
+
     def verb_parser(self, verb: str) -> LightningArgumentParser:
         """The parser of one subcommand."""
         return self._subcommand_parsers[verb]
@@ -58,6 +60,8 @@ class OpenLightningCLI(LightningCLI):
         return nullcontext()
 
     def _run_subcommand(self, subcommand: str) -> None:
+        if not self.runs_verb:
+            return
         with self.while_running(subcommand):
             super()._run_subcommand(subcommand)
 

@@ -1,4 +1,4 @@
-"""Hyperparameter search over any model of the zoo, with Optuna (`pip install zoo[search]`).
+"""Hyperparameter search over any model of the zoo, with Optuna (`pip install '.[search]'`).
 
     python -m zoo.search --config tiny/regress_lm --space model.lr=log:1e-4:1e-2 --space model.dim=64,128
 
@@ -7,6 +7,8 @@ step is stopped. A second call adds trials to the same study. The table is print
 processes, also on several machines, may call it at the same time with one --storage; each runs --trials trials:
 
     python -m zoo.search ... --storage journal:runs/search/journal.log --output_dir runs/search
+
+The score is --checkpoint.monitor of `zoo fit`, which is minimised or, with --checkpoint.mode max, maximised.
 """
 
 import argparse
@@ -30,7 +32,8 @@ def main() -> None:
         "--space",
         action="append",
         required=True,
-        help="a setting and its values: name=low:high, name=log:low:high or name=a,b,c; may be given several times",
+        help="a setting and its values: name=low:high, name=log:low:high or name=a,b,c; 1:8 draws whole numbers, "
+        "1.0:8.0 floats; may be given several times, once for each setting",
     )
     parser.add_argument("--trials", type=int, default=20, help="number of trials to run now (default: 20)")
     parser.add_argument(
@@ -38,7 +41,11 @@ def main() -> None:
         help="where the study is kept: journal:FILE on a file system that all processes share, or the URL of a "
         "database, such as postgresql://USER@HOST/DATABASE (default: an SQLite file in the folder of the study)",
     )
-    parser.add_argument("--study", default="zoo", help="name of the study in the storage (default: zoo)")
+    parser.add_argument(
+        "--study",
+        default="zoo",
+        help="name of the study in the storage; each study needs its --output_dir (default: zoo)",
+    )
     parser.add_argument(
         "--output_dir", type=Path, default=Path("runs/search"), help="folder of the study (default: runs/search)"
     )

@@ -27,8 +27,11 @@ def main(argv: list[str]) -> None:
     metadata.start({name: value for name, value in vars(args).items() if name not in RUNTIME_ARGS}, all_members)
     first, shares = args.share or (1, 1)
     members = all_members[first - 1 :: shares]
+    if not members:
+        print(f"zoo: share {first}/{shares} has no members: the sweep has only {len(all_members)}")
+        return
     if args.processes > 1:
-        run_in_processes(argv, args.processes)
+        run_in_processes(argv, min(args.processes, len(members)))
     else:
         train_members(members, args, metadata)
     status = metadata.members()

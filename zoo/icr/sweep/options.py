@@ -88,21 +88,28 @@ def model_config(args: argparse.Namespace, M: Diversity = 1) -> ICRegConfig:
     return ICRegConfig(**given).with_diversity(M)
 
 
-# ---- types of options; argparse turns a ValueError into a message
+# ---- types of options; argparse prints the message of an ArgumentTypeError
 
 
 def diversities(text: str) -> list[Diversity]:
     """ "2,8,inf" as a list."""
-    return ["inf" if word == "inf" else int(word) for word in text.split(",")]
+    try:
+        return ["inf" if word == "inf" else int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers: write one such as 1,8,64,inf") from None
 
 
 def norm(word: str) -> float | None:
     """A positive number, or None for "none"."""
     if word == "none":
         return None
-    if not float(word) > 0:
-        raise ValueError
-    return float(word)
+    try:
+        number = float(word)
+    except ValueError:
+        number = 0.0
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"must be a positive number or none, not {word!r}")
+    return number
 
 
 def share(text: str) -> tuple[int, int]:
@@ -110,10 +117,13 @@ def share(text: str) -> tuple[int, int]:
     if text == "array":
         try:
             task, first, last, step = (int(os.environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", *ARRAY_BOUNDS))
-        except KeyError as error:
+        except (KeyError, ValueError) as error:
             raise argparse.ArgumentTypeError("this is no task of a SLURM job array: write I/N") from error
         return (task - first) // step + 1, (last - first) // step + 1
-    i, n = (int(word) for word in text.split("/"))
+    try:
+        i, n = (int(word) for word in text.split("/"))
+    except ValueError:
+        i, n = 0, 0
     if not 1 <= i <= n:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is no share: write I/N, where I is from 1 to N, such as 2/4")
     return i, n
