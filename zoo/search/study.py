@@ -105,7 +105,7 @@ def _open_study(name: str, url: str | None, folder: Path, direction: str) -> opt
             study_name=name,
             storage=storage,
             pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
-            direction=direction,
+            direction=optuna.study.StudyDirection[direction.upper()],
             load_if_exists=True,
         )
     finally:
