@@ -104,9 +104,9 @@ class Errors(NamedTuple):
 class Ensemble:
     """Trees that are averaged with another model where cross-validation prefers that; it predicts distributions.
 
-    The trees are extra trees, a random forest or half of the trees of each, the other model ridge regression, a support vector machine or boosted
-    trees. A row's distribution is the prediction with noise: as single trees deviate from their mean, or as the errors
-    on rows left out. The choice of all of these minimises the CRPS on rows left out.
+    The trees are extra trees, a random forest or half of the trees of each; the other model is ridge regression, a
+    support vector machine or boosted trees. A row's distribution is the prediction with noise: as single trees deviate
+    from their mean, or as the errors on rows left out. The choice of all of these minimises the CRPS on rows left out.
 
     Args:
         inputs: (R, F), NaN where a cell is missing.
