@@ -16,7 +16,7 @@ from zoo.datamodules.teacher_models import Ensemble, TargetScale
 from zoo.errors import UserError
 from zoo.training.random_streams import derive
 
-MIX = 0.5  # probability that a cell of a synthetic row comes from another row
+MOST_MIXED = 0.5  # largest probability that a cell of a synthetic row comes from another row
 JITTER = 0.1  # standard deviation of the noise on numbers, in standard deviations of their column
 SMALLEST_TABLE = 10  # rows
 
@@ -72,8 +72,9 @@ class Teacher:
     def draw(self, n_rows: int, noise: float = 1.0) -> tuple[list[Cells], np.ndarray]:
         """At most `n_rows` new rows N, and their labels (N, K), the prediction plus `noise` times its noise.
 
-        Each is a random row of the table in which every cell is replaced, with probability 1/2, by the cell of another
-        random row in the same column; then numbers get some noise. A row without any value is left out.
+        Each is a random row of the table in which every cell is replaced by the cell of another random row in the same
+        column, with a probability that is drawn for the row, from 0 to 1/2; then numbers get some noise. So some rows
+        keep the dependence between columns, and others vary it. A row without any value is left out.
         """
         random = np.random.default_rng(derive(self._seed, "synthetic rows"))
         rows = self._mix_cells(n_rows, random)
@@ -96,10 +97,11 @@ class Teacher:
     def _mix_cells(self, n_rows: int, random: np.random.Generator) -> list[Cells]:
         """At most `n_rows` synthetic rows."""
         base = random.integers(self._n_rows, size=n_rows)
+        mixed = random.uniform(0, MOST_MIXED, n_rows)
         cells = []
         for column in self._columns.values():
             other = random.integers(self._n_rows, size=n_rows)
-            cells.append(column.draw(np.where(random.random(n_rows) < MIX, other, base), random))
+            cells.append(column.draw(np.where(random.random(n_rows) < mixed, other, base), random))
         rows = [dict(zip(self._columns, values, strict=True)) for values in zip(*cells, strict=True)]
         return [row for row in rows if not all(map(is_missing, row.values()))]
 

@@ -70,7 +70,7 @@ class Choice(NamedTuple):
     """An ensemble and its noise.
 
     Args:
-        trees: "extra" for extra trees, "forest" for a random forest.
+        trees: "extra" for extra trees, "forest" for a random forest, "both" for half of the trees of each.
         smooth: "ridge", "svm" or "boosting", the model that is averaged with the trees.
         weight: of that model, from 0 to 1; the trees have the rest.
         noise: "trees", deviations of single trees from their mean; or "residuals", errors on rows left out.
@@ -85,13 +85,13 @@ class Choice(NamedTuple):
     scale: float = 1.0
 
     def __str__(self) -> str:
-        trees = "extra trees" if self.trees == "extra" else "a random forest"
+        trees = {"extra": "extra trees", "forest": "a random forest", "both": "extra trees with a random forest"}
         if not self.weight:
-            return trees
+            return trees[self.trees]
         smooth = {"ridge": "ridge regression", "svm": "a support vector machine", "boosting": "boosted trees"}
         if self.weight == 1:
             return smooth[self.smooth]
-        return f"{trees} (weight {1 - self.weight:g}) and {smooth[self.smooth]} ({self.weight:g})"
+        return f"{trees[self.trees]} (weight {1 - self.weight:g}) and {smooth[self.smooth]} ({self.weight:g})"
 
 
 class Errors(NamedTuple):
@@ -104,9 +104,9 @@ class Errors(NamedTuple):
 class Ensemble:
     """Trees that are averaged with another model where cross-validation prefers that; it predicts distributions.
 
-    The trees are extra trees or a random forest, the other model ridge regression, a support vector machine or boosted
-    trees. A row's distribution is the prediction with noise: as single trees deviate from their mean, or as the errors
-    on rows left out. The choice of all of these minimises the CRPS on rows left out.
+    The trees are extra trees, a random forest or half of the trees of each; the other model is ridge regression, a
+    support vector machine or boosted trees. A row's distribution is the prediction with noise: as single trees deviate
+    from their mean, or as the errors on rows left out. The choice of all of these minimises the CRPS on rows left out.
 
     Args:
         inputs: (R, F), NaN where a cell is missing.
@@ -119,7 +119,7 @@ class Ensemble:
         self._scales = [TargetScale(y) for y in targets.T]
         z = np.stack([scale(y) for scale, y in zip(self._scales, targets.T, strict=True)], axis=1)
         self.choice, self.crps, self._errors = _choose(inputs, z, np.asarray(groups), seed)
-        self._trees = _make_trees(self.choice.trees, N_TREES, seed).fit(inputs, _columns(z))
+        self._trees = _fit_trees(self.choice.trees, N_TREES, seed, inputs, z)
         self._smooth = _make_smooth(self.choice.smooth, seed).fit(inputs, z) if self.choice.weight else None
 
     def __str__(self) -> str:
@@ -191,11 +191,13 @@ def _choose(inputs: np.ndarray, z: np.ndarray, groups: np.ndarray, seed: int) ->
     by_smooth = {smooth: np.empty_like(z) for smooth in smooths}
     for fit, left_out in GroupKFold(n_folds, shuffle=True, random_state=_state(seed)).split(z, groups=group):
         for kind in kinds:
-            trees = _make_trees(kind, N_COMPARED_TREES, seed).fit(inputs[fit], _columns(z[fit]))
+            trees = _fit_trees(kind, N_COMPARED_TREES, seed, inputs[fit], z[fit])
             by_tree[kind][left_out] = _predict_by_tree(trees, inputs[left_out], z.shape[1])
         for smooth in smooths:
             model = _make_smooth(smooth, seed).fit(inputs[fit], z[fit])
             by_smooth[smooth][left_out] = model.predict(inputs[left_out]).reshape(-1, z.shape[1])
+    half = N_COMPARED_TREES // 2
+    by_tree["both"] = np.concatenate([by_tree[kind][..., :half] for kind in kinds], axis=2)
     best, best_crps = Choice("extra", "ridge", 0.0), np.inf
     for kind, samples in by_tree.items():
         mean = samples.mean(axis=2)
@@ -243,17 +245,19 @@ def _deviation(by_tree: np.ndarray, exponent: float) -> np.ndarray:
     return (by_tree.std(axis=2) + LEAST_DEVIATION) ** exponent
 
 
-def _predict_by_tree(trees: Any, inputs: np.ndarray, n_targets: int) -> np.ndarray:
+def _predict_by_tree(trees: Sequence[Any], inputs: np.ndarray, n_targets: int) -> np.ndarray:
     """(N, K, T) the prediction of each tree."""
-    predictions = [tree.predict(inputs).reshape(-1, n_targets) for tree in trees.estimators_]
-    return np.stack(predictions, axis=2)
+    return np.stack([tree.predict(inputs).reshape(-1, n_targets) for tree in trees], axis=2)
 
 
-def _make_trees(kind: str, n_trees: int, seed: int) -> Any:
+def _fit_trees(kind: str, n_trees: int, seed: int, inputs: np.ndarray, z: np.ndarray) -> list[Any]:
+    """The trees (T) of a kind of `Choice`, fitted to targets (R, K)."""
     from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
 
-    make = ExtraTreesRegressor if kind == "extra" else RandomForestRegressor
-    return make(n_trees, random_state=_state(seed))
+    kinds = {"extra": [ExtraTreesRegressor], "forest": [RandomForestRegressor]}
+    makes = kinds.get(kind) or [*kinds["extra"], *kinds["forest"]]
+    models = [make(n_trees // len(makes), random_state=_state(seed)).fit(inputs, _columns(z)) for make in makes]
+    return [tree for model in models for tree in model.estimators_]
 
 
 def _make_smooth(kind: str, seed: int) -> Any:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -107,6 +108,16 @@ def test_ensemble_prefers_ridge_where_the_target_is_linear_and_its_draws_cover_t
     assert 0.85 < np.mean((low <= truth) & (truth <= high)) < 0.95
 
 
+def test_mixed_trees_are_half_extra_trees_and_half_a_random_forest():
+    random = np.random.default_rng(0)
+    inputs, z = random.random((40, 3)), random.normal(size=(40, 2))
+    extra, forest, both = (teacher_models._fit_trees(kind, 10, 0, inputs, z) for kind in ("extra", "forest", "both"))
+    new = random.random((20, 3))
+    expected = teacher_models._predict_by_tree([*extra[:5], *forest[:5]], new, 2)
+    assert np.array_equal(teacher_models._predict_by_tree(both, new, 2), expected)
+    assert expected.shape == (20, 2, 10)
+
+
 def test_noise_of_an_ensemble_has_the_size_and_shape_of_the_errors():
     """Errors that grow with an input; the share of targets in the interval of draws holds for small and large ones."""
     random = np.random.default_rng(0)
@@ -180,7 +191,7 @@ def test_calibration_rows_are_validation_rows_with_drawn_targets(table, monkeypa
         assert len(set(drawn.tolist())) > 5
         assert np.abs(np.median(drawn) - held_out[i].targets[0]) < 2.5  # the targets range from 0 to 15
     assert [len(copies[len(held_out) + i]) for i in range(150)] == [2] * 150
-    assert sum(copies[len(held_out) + i][0].text in train for i in range(150)) < 60
+    assert sum(copies[len(held_out) + i][0].text in train for i in range(150)) < 90
     assert rows == open_table(table, synthetic_rows=50).calibration_rows
     monkeypatch.setattr("zoo.datamodules.calibration_rows.ENOUGH_ROWS", len(held_out))
     assert open_table(table, synthetic_rows=50).calibration_rows == []
@@ -206,6 +217,20 @@ def test_teacher_predicts_new_rows_of_a_table_with_categories_and_missing_cells(
     again = Teacher(rows, ["size", "color"], y, [row["group"] for row in rows], seed=0).draw(2000)
     assert again[0] == cells
     assert np.array_equal(again[1], labels)
+
+
+def test_share_of_mixed_cells_differs_between_synthetic_rows():
+    # 30 pairs of equal rows, whose eight cells determine each other.
+    n_pairs, names = 30, list("abcdefgh")
+    rows = [{name: f"{name}{i // 2}" for name in names} for i in range(2 * n_pairs)]
+    y = np.arange(2.0 * n_pairs)[:, None]
+    cells = Teacher(rows, names, y, [str(i) for i in range(len(rows))], seed=0).draw_other(20_000)
+    counts = [Counter(value[1:] for value in row.values()).most_common(1)[0][1] for row in cells]
+    # A cell comes from another pair with a probability that is uniform on [0, most].
+    most = 0.5 * (n_pairs - 1) / n_pairs
+    unmixed = (1 - (1 - most) ** 9) / (9 * most)
+    assert np.mean(np.equal(counts, 8)) == pytest.approx(unmixed, abs=0.01)
+    assert np.mean(np.less(counts, 6)) > 0.2
 
 
 def test_only_the_training_split_has_synthetic_rows_and_they_depend_on_the_seed(table):
