@@ -50,12 +50,11 @@ def replace_path(new: Path, path: Path) -> None:
 
     A folder cannot be replaced at once: for a moment only `path` with the suffix `.old` exists.
     """
-    old = path.with_name(f"{path.name}{OLD}")
-    if not (new.is_dir() or path.is_dir()):
+    old, is_new = path.with_name(f"{path.name}{OLD}"), not os.path.lexists(path)
+    if is_new or not (new.is_dir() or path.is_dir()):
         os.replace(new, path)
-    elif not os.path.lexists(path):
-        os.replace(new, path)
-        remove(old)  # of a run that was killed in between
+        if is_new and old.is_dir():  # of a run that was killed in between
+            remove(old)
     else:
         remove(old)
         os.replace(path, old)
