@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from zoo.errors import UserError
 from zoo.files.atomic import remove_stale, replacing, temporary_path
 from zoo.files.locks import owned_lock
+from zoo.private_apis.lightning_trainer import predict_on_every_rank
 from zoo.text_formats.json_text import dump_json
 
 
@@ -38,6 +39,10 @@ class Predictions(Callback):
         self.files: dict[Path, TextIO] = {}
         self._temporary: dict[Path, Path] = {}
         self._locks = contextlib.ExitStack()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "predict":
+            predict_on_every_rank(trainer)  # all take part in the merge
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.files, self._temporary = {}, {}

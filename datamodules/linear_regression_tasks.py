@@ -124,6 +124,9 @@ class LinearRegressionTasks(ZooDataModule):
             return queries  # type: ignore[return-value]
         return EvaluationPrompts(self.hparams[f"n_{split}"], lambda: self.evaluation(split))
 
+    def fingerprint(self, split: str) -> dict[str, Any]:
+        return {}  # prompts are drawn, and the settings of the draw are compared as options
+
     def train_dataloader(self) -> "PromptLoader":  # type: ignore[override]
         return PromptLoader(DrawnPrompts(self.task, self.draw), self.trainer)
 

@@ -137,6 +137,21 @@ class ZooDataModule(LightningDataModule):
         batches = [own[i : i + self.batch_size] for i in range(0, len(own), self.batch_size)]
         return EvalLoader(self._opener(dataset), batches, dataset)
 
+    # ---- several processes
+
+    def fingerprint(self, split: str) -> dict[str, Any]:
+        """Numbers and digests of a split, by name, which must be equal in all processes of a run.
+
+        Args:
+            split: "train", "val", "test" or "predict".
+
+        Returns:
+            "number of samples", and "digest" where the data set has one.
+        """
+        dataset: Any = self.dataset(split)
+        values = {"number of samples": len(dataset)} if hasattr(dataset, "__len__") else {}
+        return values | ({"digest": dataset.digest} if hasattr(dataset, "digest") else {})
+
     # ---- checkpoints
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Rows of a table as (text, targets): one column that holds the text, or many columns rendered as one text."""
 
 import difflib
+import hashlib
 import json
 import math
 import re
@@ -338,6 +339,14 @@ class TextRows(Dataset):
     def lengths(self) -> np.ndarray:
         """(N,) number of tokens of each text."""
         return np.diff(self._starts)
+
+    @property
+    def digest(self) -> str:
+        """A digest of the token ids, the targets and the features."""
+        digest = hashlib.blake2b(digest_size=8)
+        for array in (self._starts, self._tokens, self.targets, self.features):
+            digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.texts)

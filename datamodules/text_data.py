@@ -49,6 +49,9 @@ class TextData(ZooDataModule):
         for split in SPLITS[stage]:
             self.dataset(split)
 
+    def fingerprint(self, split: str) -> dict[str, Any]:
+        return super().fingerprint(split) | {"tokenizer": self.tokenizer.fingerprint}
+
     changeable_arguments = (*ZooDataModule.changeable_arguments, "tokenizer", "bpe_vocab_size")  # see load_state_dict
 
     def state_dict(self) -> dict[str, Any]:

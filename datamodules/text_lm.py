@@ -3,6 +3,7 @@
 import hashlib
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -111,6 +112,9 @@ class TextLM(TextData):
             raise UserError(f"{name} has {stats['tokens']} tokens, but one window needs {needed}: {remedy}")
         stride = None if split == "train" else self.hparams["eval_stride"] or self.seq_len
         return Windows(self._file(split), token_dtype(self.vocab_size), self.seq_len, stride, stats["words"])
+
+    def fingerprint(self, split: str) -> dict[str, Any]:
+        return super().fingerprint(split) | {"digest": self._corpus.digest}
 
     @cached_property
     def _corpus(self) -> Corpus:

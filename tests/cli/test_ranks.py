@@ -146,6 +146,41 @@ def test_a_trainer_for_one_process_is_refused_under_torchrun(text_file, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("devices", "nodes"), [(3, 1), pytest.param(2, 2, marks=pytest.mark.slow)])
+def test_another_number_of_processes_than_the_options_is_refused(devices, nodes, text_file, tmp_path):
+    command = [*fit(tmp_path / "run", text_file), f"--trainer.devices={devices}", f"--trainer.num_nodes={nodes}"]
+    ends = run_ranks(tmp_path, command, command)
+    assert [end.code for end in ends] == [1, 1]
+    [message] = messages(ends)
+    assert f"2 processes were started, and the Trainer is set up for {devices * nodes}" in message
+
+
+def test_ranks_with_other_settings_or_data_are_refused(text_file, tmp_path):
+    other = tmp_path / "other" / text_file.name
+    other.parent.mkdir()
+    other.write_text(text_file.read_text().replace("fox", "cat"))
+    command = fit(tmp_path / "run", text_file)
+    for change, text in (
+        (["--model.dim=32"], "--model.dim is 16 on rank 0 and 32 on rank 1"),
+        ([f"--data_dir={other}"], "the digest of the train split is"),
+    ):
+        ends = run_ranks(tmp_path, command, [*command, *change])
+        assert [end.code for end in ends] == [1, 1]
+        [message] = messages(ends)
+        assert text in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_fewer_rows_than_ranks_are_predicted(tmp_path):
+    table, out = tmp_path / "one.csv", tmp_path / "predictions.jsonl"
+    table.write_text("x\n3\n")
+    command = ["predict", "--ckpt_path=zoo:regress-lm", f"--data_dir={table}", f"--predictions.path={out}",
+               "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", *TWO]  # fmt: skip
+    ends = run_ranks(tmp_path, command, command)
+    assert [end.code for end in ends] == [0, 0], ends
+    assert [json.loads(line)["index"] for line in out.read_text().splitlines()] == [0]
+
+
 @pytest.mark.slow
 def test_two_nodes_of_torchrun_make_one_run_and_resume_it(text_file, tmp_path):
     """Two agents on this machine, each with one process; the folder's name holds the time of the first rank."""

@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.connectors import signal_connector
 from zoo.private_apis.lightning_trainer import (
     SIGTERMException,
     keep_signal_handlers,
+    predict_on_every_rank,
     requeues,
     set_precision,
 )
@@ -49,3 +50,16 @@ def test_requeues_in_slurm_jobs_only():
     assert not requeues(quiet_trainer())
     assert not requeues(quiet_trainer(plugins=[SLURMEnvironment(auto_requeue=False)]))
     assert requeues(quiet_trainer(plugins=[SLURMEnvironment(auto_requeue=True)]))
+
+
+def test_a_process_without_batches_runs_the_hooks_of_predict(monkeypatch):
+    trainer = quiet_trainer()
+    loop = trainer.predict_loop
+    loop.max_batches = [0]
+    predict_on_every_rank(trainer)
+    assert trainer.predict_loop is loop
+    assert loop.skip
+    monkeypatch.setattr(type(trainer), "world_size", 2)
+    assert not loop.skip
+    trainer.limit_predict_batches = 0
+    assert loop.skip

@@ -9,7 +9,7 @@ import torch
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from tests.commands import complaint
-from zoo.cli.run_folder import find_checkpoint
+from zoo.cli.run_folder import find_checkpoint, refuse_other_run
 from zoo.console.exit_codes import BAD_INPUT, USAGE
 from zoo.errors import UserError
 from zoo.files import atomic
@@ -89,7 +89,14 @@ def test_a_save_that_was_killed_is_cleaned_up_or_named(checkpoint, tmp_path):
     write_folder(sharded, path)
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
     path.rename(tmp_path / "last.ckpt.old")
-    with pytest.raises(FileNotFoundError, match=r"last.ckpt.old: rename it"):
+    for name in ("auto", "last", str(path)):
+        assert find_checkpoint(name, str(tmp_path)) == f"{path}.old"
+    with pytest.raises(UserError, match=r"already holds a run \(last.ckpt.old\)"):
+        refuse_other_run(tmp_path, None)
+    write_folder(sharded, path)  # the next save
+    assert [file.name for file in tmp_path.glob("last*")] == ["last.ckpt"]
+    (path / META).unlink()
+    with pytest.raises(UserError, match="incomplete copy of a checkpoint folder"):
         find_checkpoint(str(path), None)
 
 

@@ -26,6 +26,8 @@ GROUPS = (  # keys whose value may be the path of a file with the settings of th
     "model", "data", "trainer", "checkpoint", "early_stopping", "mixed_precision", "non_finite", "throughput",
     "samples", "predictions", "plots",
 )  # fmt: skip
+STRATEGY = "--trainer.strategy"
+SHARDED = ("fsdp2", "FullySharded")  # short names of zoo.sharding.strategy.FullySharded
 MAX_CONFIG_BYTES = 1 << 20
 QUOTES = "'\""
 
@@ -39,6 +41,7 @@ class Arguments:
         values: those of `ckpt_path` and `output_dir`, where given.
         class_paths: all class names given for model and data, in order; the last one is used.
         keys: (dotted key, where it was given: a config's path, or "" for the command line).
+        strategy: name of the Trainer's strategy, where given as a text; the last one is used.
         automatic_from: number of words up to the one that says `automatic: true`; None where none does.
     """
 
@@ -46,6 +49,7 @@ class Arguments:
     values: dict[str, str | None] = field(default_factory=dict)
     class_paths: dict[str, list[str]] = field(default_factory=lambda: {"model": [], "data": []})
     keys: list[tuple[str, str]] = field(default_factory=list)
+    strategy: str | None = None
     automatic_from: int | None = None
 
 
@@ -102,7 +106,21 @@ def read_arguments(words: list[str]) -> Arguments:
                 arguments.automatic_from = len(arguments.words) if is_true else None
         else:
             arguments.words.append(word)
+    _name_strategy_class(arguments)
     return arguments
+
+
+def _name_strategy_class(arguments: Arguments) -> None:
+    """Where `fsdp2` has options, replace it in the words by the class, which alone has options for the parser."""
+    given = [i for i, word in enumerate(arguments.words) if word.startswith(f"{STRATEGY}.")]
+    if not given or arguments.strategy not in SHARDED:
+        return
+    words = arguments.words
+    named = [i for i, word in enumerate(words) if word.partition("=")[0] == STRATEGY]
+    drop = {i + extra for i in named for extra in range(1 if "=" in words[i] else 2)}
+    kept = [word for i, word in enumerate(words[given[0] :], given[0]) if i not in drop]
+    before = [word for i, word in enumerate(words[: given[0]]) if i not in drop]
+    arguments.words = [*before, f"{STRATEGY}=zoo.sharding.strategy.FullySharded", *kept]
 
 
 def load_config(value: str) -> tuple[str, dict[str, Any]]:
@@ -178,6 +196,7 @@ def _add_settings(arguments: Arguments, settings: dict[str, Any], source: str) -
         _check_group(settings.get(group), f"{shorten(source, 200).strip(QUOTES)}: {group}")
     for key, value in _flatten(settings):
         arguments.keys.append((key, source))
+        arguments.strategy = value if key == "trainer.strategy" else arguments.strategy
         _add_class(arguments, key, value)
 
 
@@ -208,6 +227,7 @@ def _add_option(arguments: Arguments, key: str, value: str) -> None:
         if settings:
             return
     arguments.keys.append((key, ""))
+    arguments.strategy = value if key == "trainer.strategy" else arguments.strategy
     _add_class(arguments, key, value)
 
 

@@ -27,6 +27,7 @@ from zoo.cli.checkpoint_info import CheckpointInfo, read_checkpoint_info
 from zoo.cli.class_names import ClassNames
 from zoo.cli.closing_message import ClosingMessage
 from zoo.cli.config_names import UnknownConfigError
+from zoo.cli.equal_ranks import EqualRanks, comparable_settings
 from zoo.cli.linked_arguments import find_linked, find_missing, given_options, linked_arguments
 from zoo.cli.parser import ZooParser, refuse
 from zoo.cli.ranks import FailureReport, Ranks, connect
@@ -285,7 +286,7 @@ class ZooCLI(OpenLightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.verb]
         trainer = config.trainer
-        check_trainer(trainer)
+        check_trainer(trainer, self.verb)
         if trainer.barebones:
             self.save_config_callback = None
         if trainer.precision is not None:
@@ -351,7 +352,8 @@ class ZooCLI(OpenLightningCLI):
         config = self.config[self.verb]
         files = [config.predictions.path, config.predictions.text_path] if self.verb == "predict" else []
         folders = [Path(file).parent for file in files if file]
-        own = [CommonFolder(), FailureReport(self.ranks), EmptyFolders([Path(config.output_dir), *folders])]
+        equal = EqualRanks(comparable_settings(config, self.checkpoint_info.step if self.checkpoint_info else None))
+        own = [equal, CommonFolder(), FailureReport(self.ranks), EmptyFolders([Path(config.output_dir), *folders])]
         return [*more, *self.callbacks, *own]
 
     def keep_callback(self, callback: Callback, trainer_config: dict[str, Any]) -> bool:

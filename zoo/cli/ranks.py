@@ -275,10 +275,13 @@ def connect(ranks: Ranks, trainer: Any, prepare: Callable[[], None]) -> None:
     """
     world = World.of(trainer)
     size = 1 if world is None else world.size
-    if ranks.world is not None and ranks.world.size != size:
+    # Under torchrun the Trainer's world_size is the number of processes that were started, for strategies of several.
+    size_of_options = 1 if world is None else trainer.num_devices * trainer.num_nodes
+    if ranks.world is not None and not ranks.world.size == size == size_of_options:
         raise UserError(
-            f"{ranks.world.size} processes were started, and the Trainer is set up for {size}: set --trainer.strategy "
-            "ddp, --trainer.devices to the processes of one node and --trainer.num_nodes to the number of nodes"
+            f"{ranks.world.size} processes were started, and the Trainer is set up for {size_of_options} "
+            f"({trainer.num_devices} devices on {trainer.num_nodes} nodes): set --trainer.strategy ddp, "
+            "--trainer.devices to the processes of one node and --trainer.num_nodes to the number of nodes"
         )
     if only_starts_ranks(trainer):
         run_ranks_through(trainer, functools.partial(run_rank, world, prepare))

@@ -17,7 +17,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import SaveConfigCallback
 
 from zoo.errors import UserError
-from zoo.files.atomic import OLD, replacing
+from zoo.files.atomic import OLD, complete_path, replacing
+from zoo.files.checkpoint_folders import META, check_complete, is_checkpoint_folder
 from zoo.private_apis.lightning_logger import DeferredTensorBoardLogger
 from zoo.private_apis.lightning_trainer import set_default_root_dir
 from zoo.weights import find_weights, is_project_weights
@@ -37,13 +38,20 @@ def find_checkpoint(ckpt_path: str | None, output_dir: str | None) -> str | None
         raise UserError("--ckpt_path is empty: name a checkpoint, or drop it")
     if is_project_weights(ckpt_path):
         return find_weights(str(ckpt_path))
+    if ckpt_path and os.path.basename(ckpt_path) == META and is_checkpoint_folder(os.path.dirname(ckpt_path)):
+        raise UserError(
+            f"{ckpt_path} is one file of a checkpoint folder: give --ckpt_path {os.path.dirname(ckpt_path)}"
+        )
     if ckpt_path in ("last", "best", "auto"):
         if not output_dir or "{" in output_dir:
             where = f"which run of {output_dir} is meant" if output_dir else "the run's folder"
             raise UserError(f"--ckpt_path {ckpt_path} needs to know {where}: add --output_dir, or name the file")
-        if ckpt_path == "auto" and not os.path.lexists(Path(output_dir) / "last.ckpt"):
+        path = complete_path(Path(output_dir) / f"{ckpt_path.replace('auto', 'last')}.ckpt")
+        if ckpt_path == "auto" and not os.path.lexists(path):
             return None
-        ckpt_path = str(Path(output_dir) / f"{ckpt_path.replace('auto', 'last')}.ckpt")
+        ckpt_path = str(path)
+    elif ckpt_path:
+        ckpt_path = str(complete_path(Path(ckpt_path))) if not os.path.lexists(ckpt_path) else ckpt_path
     if ckpt_path and os.path.islink(ckpt_path) and not Path(ckpt_path).exists():
         raise UserError(f"the checkpoint {ckpt_path} is a symbolic link to nothing: name the file that it stood for")
     if ckpt_path and Path(ckpt_path).is_dir() and (files := [*map(str, Path(ckpt_path).glob("*.ckpt"))]):
@@ -52,9 +60,9 @@ def find_checkpoint(ckpt_path: str | None, output_dir: str | None) -> str | None
     if ckpt_path and not Path(ckpt_path).exists():
         others = sorted(str(p) for p in Path(ckpt_path).parent.glob("*.ckpt"))
         hint = f"; there is {' and '.join(others)}" if others else ""
-        if Path(f"{ckpt_path}{OLD}").exists():  # killed while one folder replaced another
-            hint = f", but {ckpt_path}{OLD}: rename it"
         raise FileNotFoundError(f"there is no checkpoint {ckpt_path}{hint}")
+    if ckpt_path:
+        check_complete(ckpt_path)
     return ckpt_path
 
 
@@ -91,7 +99,8 @@ class CommonFolder(Callback):
 
 def refuse_other_run(folder: Path, ckpt_path: str | None) -> None:
     """Raises UserError where the folder holds a run other than the one that is resumed."""
-    runs = [name for name in ("last.ckpt", "best.ckpt") if (folder / name).exists()]
+    names = ("last.ckpt", "best.ckpt", f"last.ckpt{OLD}", f"best.ckpt{OLD}")
+    runs = [name for name in names if (folder / name).exists()]
     is_resumed = ckpt_path is not None and Path(ckpt_path).resolve().parent == folder.resolve()
     if runs and not is_resumed:
         raise UserError(

@@ -5,30 +5,69 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
 
 from zoo.callbacks import Checkpoint, EarlyStopping, Samples
-from zoo.errors import UserError
+from zoo.console.messages import did_you_mean
+from zoo.errors import UserError, check_counts
+from zoo.sharding.strategy import NAME as fsdp2
+from zoo.sharding.strategy import FullySharded
 
 OFF_IN_BAREBONES = (  # options that `barebones` turns off, also where a config sets them
     "enable_checkpointing", "logger", "enable_progress_bar", "log_every_n_steps", "enable_model_summary",
     "num_sanity_val_steps",
 )  # fmt: skip
+LIMITS = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}
 NOT_IN_BAREBONES = ("fast_dev_run", "detect_anomaly", "profiler")
 
 
-def check_trainer(trainer: Any) -> None:
+def check_trainer(trainer: Any, verb: str) -> None:
     """Check the Trainer's options, and complete them in place where `barebones` is set.
 
+    Args:
+        trainer: the options.
+        verb: of the command.
+
     Raises:
-        UserError: there is no GPU as requested, or an option is outside its range or excluded by another.
+        UserError: there is no GPU as requested, or an option is outside its range, excluded by another or without
+            effect on the verb.
     """
+    if verb == "generate" and trainer.precision is not None:
+        raise UserError("--trainer.precision has no effect on generate: set --precision to fp32 or bf16")
+    if (name := LIMITS.get(verb)) and trainer[name] == 0:
+        raise UserError(f"--trainer.{name} 0 leaves nothing to {verb}: set it to at least 1, or drop it")
     if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError(
             f"--trainer.accelerator {trainer.accelerator}: torch finds no CUDA GPU here; drop it, or set it to cpu"
         )
+    check_counts(**{"--trainer.num_nodes": trainer.num_nodes})
+    if isinstance(trainer.strategy, str):
+        trainer.strategy = strategy_name(trainer.strategy, trainer.accelerator)
+    elif (arguments := getattr(trainer.strategy, "init_args", None)) and arguments.get("shard_size") is not None:
+        # jsonargparse would report what the constructor raises as a wrong type.
+        check_counts(**{"--trainer.strategy.shard_size": arguments.shard_size})
     if trainer.accumulate_grad_batches < 1:
         raise UserError(f"--trainer.accumulate_grad_batches must be at least 1, not {trainer.accumulate_grad_batches}")
     apply_barebones(trainer)
+
+
+def strategy_name(name: str, accelerator: Any) -> str:
+    """The name under which Lightning knows a strategy; "FullySharded", the class, is called "fsdp2".
+
+    Raises:
+        UserError: there is no strategy of that name, or it does not run on a CPU.
+    """
+    own = fsdp2 if name.lower() == FullySharded.__name__.lower() else name.lower()
+    if own != "auto" and own not in StrategyRegistry.available_strategies():
+        names = ["auto", "ddp", "ddp_spawn", "ddp_fork", fsdp2]
+        raise UserError(
+            f"--trainer.strategy: there is no strategy {name!r}{did_you_mean(name, names)}; set it to one of "
+            f"{', '.join(names)}"
+        )
+    on_cpu = accelerator == "cpu" or not torch.cuda.is_available()
+    if own in FSDPStrategy.get_registered_strategies() and on_cpu:
+        raise UserError(f"--trainer.strategy {name} needs CUDA GPUs: set it to {fsdp2}, which also runs on CPUs")
+    return own
 
 
 def apply_barebones(trainer: Any) -> None:

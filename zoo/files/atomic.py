@@ -50,15 +50,23 @@ def replace_path(new: Path, path: Path) -> None:
 
     A folder cannot be replaced at once: for a moment only `path` with the suffix `.old` exists.
     """
-    if not (new.is_dir() or path.is_dir()) or not os.path.lexists(path):
+    old, is_new = path.with_name(f"{path.name}{OLD}"), not os.path.lexists(path)
+    if is_new or not (new.is_dir() or path.is_dir()):
         os.replace(new, path)
+        if is_new and old.is_dir():  # of a run that was killed in between
+            remove(old)
     else:
-        old = path.with_name(f"{path.name}{OLD}")
         remove(old)
         os.replace(path, old)
         os.replace(new, path)
         remove(old)
     flush_folder(path.parent)
+
+
+def complete_path(path: Path) -> Path:
+    """Where the file or folder of that name is: under its name with `.old` after a kill inside `replace_path`."""
+    old = path.with_name(f"{path.name}{OLD}")
+    return old if not os.path.lexists(path) and old.is_dir() else path
 
 
 def remove(path: Path) -> None:

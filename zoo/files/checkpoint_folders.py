@@ -41,6 +41,13 @@ def is_checkpoint_folder(path: str | Path) -> bool:
     return isinstance(path, str | Path) and (Path(path) / META).is_file()
 
 
+def check_complete(path: str | Path) -> None:
+    """Raises UserError where a folder holds files of a sharded checkpoint without `meta.pt`, as a partial copy does."""
+    folder = Path(path)
+    if not (folder / META).is_file() and any(folder.glob("shard-*.safetensors")):
+        raise UserError(f"{folder} is an incomplete copy of a checkpoint folder, without {META}: copy it again")
+
+
 def has_shards(checkpoint: Mapping[str, Any]) -> bool:
     """Whether a checkpoint's tensors are spread over processes."""
     return any(isinstance(tensor, DTensor) for tensor in dict(checkpoint.get("state_dict", {})).values())

@@ -2,11 +2,12 @@
 
 Private members used: `Trainer._default_root_dir`; the setter of `Strategy.precision_plugin`; `SIGTERMException`;
 `Trainer._signal_connector` and its method `register_signal_handlers`;
-`Trainer._accelerator_connector.cluster_environment`.
+`Trainer._accelerator_connector.cluster_environment`; `_PredictionLoop` and its property `skip`.
 tests/private_apis/test_lightning_trainer.py fails when one of them changes.
 """
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.loops.prediction_loop import _PredictionLoop
 from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -15,6 +16,7 @@ __all__ = [
     "SIGTERMException",
     "cluster_environment",
     "keep_signal_handlers",
+    "predict_on_every_rank",
     "requeues",
     "set_default_root_dir",
     "set_precision",
@@ -49,6 +51,20 @@ def keep_signal_handlers(trainer: Trainer) -> None:
     another may be running; under SLURM its ranks save at the steps at which each happens to receive the signal.
     """
     trainer._signal_connector.register_signal_handlers = _register_nothing  # type: ignore[method-assign]
+
+
+class _LoopOfEveryRank(_PredictionLoop):
+    """A prediction loop whose hooks run also in a process without batches: they may wait for each other."""
+
+    @property
+    def skip(self) -> bool:
+        return self.trainer.limit_predict_batches == 0 if self.trainer.world_size > 1 else super().skip
+
+
+def predict_on_every_rank(trainer: Trainer) -> None:
+    """Run the hooks of `predict` in every process; Lightning leaves them out where a process has no batch."""
+    if type(trainer.predict_loop) is _PredictionLoop:  # a user's own loop stays
+        trainer.predict_loop.__class__ = _LoopOfEveryRank
 
 
 def _register_nothing() -> None:  # a function of the module, so that a Trainer can be pickled

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, Precision
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
 from zoo.errors import UserError
@@ -49,7 +50,7 @@ def use_precision(trainer: Any, module: Any, stage: str) -> None:
     """
     device = trainer.strategy.root_device.type
     plugin = trainer.precision_plugin
-    _refuse(str(plugin.precision), device, stage)
+    _refuse(str(plugin.precision), device, stage, is_sharded=isinstance(trainer.strategy, ModelParallelStrategy))
     if type(plugin) in (HalfPrecision, DoublePrecision):  # a user's own plugin stays
         plugin = TruePrecision(plugin.precision)
         set_precision(trainer, plugin)
@@ -59,12 +60,12 @@ def use_precision(trainer: Any, module: Any, stage: str) -> None:
         torch.set_float32_matmul_precision("high" if module.allow_tf32 else "highest")
 
 
-def _refuse(precision: str, device: str, stage: str) -> None:
+def _refuse(precision: str, device: str, stage: str, is_sharded: bool) -> None:
     """Raises UserError for a precision in which nothing can be computed or trained."""
     if precision == "16-true" and stage == "fit":
         raise UserError(
             "--trainer.precision 16-true cannot train: without fp32 weights and a gradient scaler, small gradients and "
-            "their squares become 0; set it to bf16-true, 16-mixed or bf16-mixed"
+            f"their squares become 0; set it to {'bf16-mixed' if is_sharded else 'bf16-true, 16-mixed or bf16-mixed'}"
         )
     if precision == "64-true" and device == "mps":
         raise UserError("--trainer.precision 64-true: MPS does not support fp64; add --trainer.accelerator cpu")

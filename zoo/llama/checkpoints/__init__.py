@@ -17,7 +17,7 @@ from typing import Any
 
 from zoo.errors import UserError
 from zoo.files import regular_file
-from zoo.files.checkpoint_folders import is_checkpoint_folder
+from zoo.files.checkpoint_folders import check_complete, is_checkpoint_folder
 from zoo.files.finite import check_finite
 from zoo.llama.checkpoints.hugging_face import read_folder, write_folder
 from zoo.llama.checkpoints.llama2c import check_bin_can_express, read_bin, write_bin
@@ -47,6 +47,7 @@ def load_checkpoint(path: str | os.PathLike) -> Llama:
     if is_checkpoint_folder(path):
         raise UserError(f"{path} is the folder of a sharded run: write it as one file with zoo consolidate")
     if path.is_dir():
+        check_complete(path)
         config, weights = read_folder(path)
         # The embedding matrix may have more rows than the tokenizer has tokens.
         if (size := _tokenizer_size(path)) is not None and size < config.vocab_size:
