@@ -77,7 +77,9 @@ def _synthetic(statistics: TextStatistics, kind: Kind) -> Iterator[Choice]:
     """Synthetic rows that an ensemble labels, for small tables and for few texts."""
     rows = statistics.n_rows
     is_table = kind == "numbers" and statistics.columns and rows in TAUGHT_TABLES
-    if not is_table and not (kind == "language" and rows in TAUGHT_TEXTS):
+    # Texts of a few words that all occur often are of the kind "numbers", although they have none.
+    are_texts = kind == "language" or (not statistics.columns and statistics.content_words > statistics.numbers)
+    if not is_table and not (are_texts and rows in TAUGHT_TEXTS):
         return
     yield Choice("data.synthetic_rows", SYNTHETIC_ROWS, f"{rows:,} training rows")
     if rows >= CALIBRATED:
