@@ -171,11 +171,14 @@ def test_ranks_with_other_settings_or_data_are_refused(text_file, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_fewer_rows_than_ranks_are_predicted(tmp_path):
-    table, out = tmp_path / "one.csv", tmp_path / "predictions.jsonl"
-    table.write_text("x\n3\n")
-    command = ["predict", "--ckpt_path=zoo:regress-lm", f"--data_dir={table}", f"--predictions.path={out}",
-               "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", *TWO]  # fmt: skip
+def test_fewer_rows_than_ranks_are_predicted(run, text_file, tmp_path):
+    out = tmp_path / "predictions.jsonl"
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.txt").write_text(text_file.read_text())
+    (tmp_path / "data" / "test.txt").write_text("one window")
+    command = ["predict", f"--ckpt_path={run / 'best.ckpt'}", f"--data_dir={tmp_path / 'data'}",
+               f"--predictions.path={out}", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+               *TWO]  # fmt: skip
     ends = run_ranks(tmp_path, command, command)
     assert [end.code for end in ends] == [0, 0], ends
     assert [json.loads(line)["index"] for line in out.read_text().splitlines()] == [0]
