@@ -106,6 +106,36 @@ def packing() -> str:
     return f"`{measured[0]['command']}` ({measured[0]['cpu']})\n\n" + markdown(header, lines)
 
 
+def streaming() -> str:
+    """Packing and training on a large text, a line per measurement."""
+    measured = rows("streaming.json")
+    if not measured:
+        return ""
+    names = {
+        "tokens": "tokens in the training split",
+        "seconds": "time to pack, killed once, s",
+        "MB_per_cpu_second": "MB per second of CPU time",
+        "shards": "shards",
+        "shards_before_kill": "shards complete before the kill",
+        "shards_packed_again": "shards packed again",
+        "open_seconds": "time to open the packed text, s",
+        "first_step_seconds": "time to the first step, with imports, s",
+        "resumed_step_seconds": "the same, resumed in the middle of an epoch, s",
+        "peak_MB": "peak memory of a process, MB",
+        "resume_is_bitwise": "weights equal those without a stop",
+    }
+    lines = []
+    for r in measured:
+        for name in names.keys() & r.keys():
+            value = {True: "yes", False: "no"}[r[name]] if isinstance(r[name], bool) else figure(r[name])
+            value = f"{r[name]:,}" if type(r[name]) is int else value
+            lines.append([r["benchmark"], names[name], value])
+    order = list(names.values())
+    lines.sort(key=lambda line: ([r["benchmark"] for r in measured].index(line[0]), order.index(line[1])))
+    about = f"{measured[0]['cpu']}, busy with other work; commit {measured[0]['commit']}"
+    return f"{commands(measured)} ({about})\n\n" + markdown(["benchmark", "measure", "value"], lines)
+
+
 def precisions() -> str:
     """Differences of losses in each precision, and errors of 16-bit gradients, a line per model."""
     measured = {r["benchmark"]: r for r in rows("precisions.json")}
@@ -420,6 +450,7 @@ TABLES = {
     "revdeq-residuals": revdeq_residuals,
     "revdeq-gpu": lambda: revdeq("of", {"gpu": "{tokens_per_s:,.0f} tokens/s, {MB:,.0f} MB"}),
     "startup": lambda: speed("startup.json"),
+    "streaming": streaming,
 }
 
 

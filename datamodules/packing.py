@@ -1,24 +1,21 @@
-"""Packing text into a flat file of token ids, and reading windows from it without loading the file."""
+"""Packing text into files of token ids (shards), in parallel; a run that was killed continues with the next shard."""
 
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from filelock import FileLock
-from torch.utils.data import Dataset
+from tqdm import tqdm
 
-from zoo.datamodules.checksums import LazyCheck, checksums, find_damage
-from zoo.datamodules.sources.corpus import Row, Rows
-from zoo.errors import UserError
+from zoo.datamodules.checksums import checksums, find_damage
+from zoo.datamodules.sources.spans import Part, Row
 from zoo.files.atomic import replacing
 from zoo.text_formats.json_text import dump_json, parse_json
-from zoo.tokenizers import Tokenizer
-from zoo.training.batches import IGNORED, TokenBatch
+from zoo.tokenizers import Tokenizer, from_state
+from zoo.tokenizers.byte_level import ByteTokenizer
 
 CHUNK_CHARACTERS = 1 << 16  # usual size of a chunk of a document
 CHECKED_AT_START = 4 << 30  # bytes; of a larger file, whose check would take long, each part is checked when first read
@@ -61,12 +58,24 @@ def write_once(file: Path, write: Callable[[Path], None], damage: Callable[[], s
         ) from error
 
 
-def pack(rows: Rows, tokenizer: Tokenizer, file: Path) -> dict[str, int]:
-    """Tokenize rows into `file`, unless that is done already. Memory does not grow with the text.
+def pack(
+    parts: Callable[[], list[Part]], tokenizer: Tokenizer, file: Path, workers: int | None = None
+) -> dict[str, int]:
+    """Tokenize a text into `file`, unless that is done already. Memory does not grow with the text.
 
     Each document starts with BOS if the tokenizer has one. The counts and the checksums of `file` are stored next to
-    it, with the suffix .json, which is written last: if it exists, `file` is complete. A file of at most 4 GiB is
-    compared with its checksums once per process; of a larger one `Windows` checks the parts that it reads.
+    it, with the suffix .json, which is written last: if it exists, `file` is complete. A text of several parts is
+    packed into a file for each, a shard with its own counts; then the .json of `file` names the shards instead of
+    checksums. Shards that a killed process has completed are compared with their checksums and kept.
+
+    At the start, files of at most 4 GiB together are compared with their checksums once per process; of larger ones
+    only the sizes are compared, and `Windows` checks the parts that it reads.
+
+    Args:
+        parts: the text, divided into parts; called where something has to be packed.
+        tokenizer: any tokenizer.
+        file: the file to write.
+        workers: processes that pack; None starts one for every available CPU core.
 
     Returns:
         The counts: "tokens"; "bytes" of UTF-8; "words" as on WikiText, that is, between white space, plus line ends.
@@ -76,28 +85,92 @@ def pack(rows: Rows, tokenizer: Tokenizer, file: Path) -> dict[str, int]:
     """
 
     def write(temporary: Path) -> None:
-        stats = _write_tokens(rows(), tokenizer, temporary)
+        divided = parts()
+        if len(divided) == 1:
+            _write_shard(divided[0], tokenizer, file, temporary)
+        else:
+            _write_shards(divided, tokenizer, file, temporary, workers or available_cores())
+
+    write_once(file.with_suffix(".json"), write, lambda: _damage(file))
+    return {name: read_counts(file)[name] for name in COUNTS}
+
+
+def available_cores() -> int:
+    """Number of CPU cores that this process can use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _write_shard(part: Part, tokenizer: Tokenizer, file: Path, counts: Path) -> None:
+    """Write the tokens of a part into `file`, then its counts and checksums into `counts`."""
+    with replacing(file) as temporary:
+        stats = _write_tokens(part.rows(), tokenizer, temporary)
         sums = checksums(temporary)
-        os.replace(temporary, file)
-        temporary.write_text(
-            dump_json(stats | {"crc32": sums, "itemsize": token_dtype(tokenizer.vocab_size)(0).itemsize})
-        )
-
-    counts = file.with_suffix(".json")
-    write_once(counts, write, lambda: _damage(file))
-    return {name: _read_counts(file)[name] for name in COUNTS}
+    counts.write_text(dump_json(stats | {"crc32": sums, "itemsize": token_dtype(tokenizer.vocab_size)(0).itemsize}))
 
 
-def _read_counts(file: Path) -> dict[str, Any]:
-    """The counts and checksums of a packed file; {} where they cannot be read."""
+def _write_shards(parts: list[Part], tokenizer: Tokenizer, file: Path, counts: Path, workers: int) -> None:
+    """Write a shard for every part in several processes, then the names and counts of all shards into `counts`."""
+    import joblib
+
+    # The name tells which part of the text a shard holds, so that shards of another division are never used.
+    files = [file.with_name(f"{file.stem}-{part.start:015d}-{part.size}.bin") for part in parts]
+    workers = min(workers, len(parts))
+    jobs = (
+        joblib.delayed(_pack_shard)(i, part, tokenizer.state(), shard, workers > 1)
+        for i, (part, shard) in enumerate(zip(parts, files, strict=True))
+    )
+    total = dict.fromkeys(COUNTS, 0)
+    tokens = [0] * len(parts)
+    bar = tqdm(
+        total=sum(part.size for part in parts), unit="B", unit_scale=True, disable=None, desc=f"packing {file.stem}"
+    )
+    with bar, joblib.parallel_config(backend="loky", inner_max_num_threads=1):
+        for i, stats in joblib.Parallel(n_jobs=workers, return_as="generator_unordered")(jobs):
+            tokens[i] = stats["tokens"]
+            total = {name: total[name] + stats[name] for name in COUNTS}
+            bar.update(parts[i].size)
+    shards = [[shard.name, n] for shard, n in zip(files, tokens, strict=True)]
+    counts.write_text(dump_json(total | {"itemsize": token_dtype(tokenizer.vocab_size)(0).itemsize, "shards": shards}))
+
+
+def _pack_shard(i: int, part: Part, tokenizer: Any, file: Path, is_worker: bool) -> tuple[int, dict[str, int]]:
+    """Write one shard, unless it is complete, and return its number and counts. Runs in a worker process."""
+    if is_worker:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes already use all cores
+    tokenizer = from_state(tokenizer)
+    write_once(
+        file.with_suffix(".json"), lambda counts: _write_shard(part, tokenizer, file, counts), lambda: _damage(file)
+    )
+    return i, read_counts(file)
+
+
+def read_counts(file: Path) -> dict[str, Any]:
+    """The counts of a packed file, with its checksums or the names and tokens of its shards; {} where damaged."""
     try:
         content = parse_json(file.with_suffix(".json").read_text(encoding="utf-8"))
-    except ValueError:  # not JSON, or not UTF-8
+    except (FileNotFoundError, ValueError):  # missing, not JSON, or not UTF-8
         return {}
-    if not isinstance(content, dict) or not isinstance(content.get("crc32"), list):
+    if not isinstance(content, dict):
         return {}
-    numbers = [content.get(name) for name in (*COUNTS, "itemsize")] + content["crc32"]
+    shards = content.get("shards", [])
+    if "shards" not in content and not isinstance(content.get("crc32"), list):
+        return {}
+    if not isinstance(shards, list) or not all(
+        isinstance(shard, list) and len(shard) == 2 and isinstance(shard[0], str) and Path(shard[0]).name == shard[0]
+        for shard in shards
+    ):
+        return {}
+    numbers = [content.get(name) for name in (*COUNTS, "itemsize")] + content.get("crc32", [])
+    numbers += [n for _, n in shards]
     return content if all(type(number) is int and number >= 0 for number in numbers) else {}
+
+
+def shard_files(file: Path) -> list[tuple[Path, int]]:
+    """The files of token ids of a packed file, and the number of tokens in each."""
+    counts = read_counts(file)
+    if "shards" in counts:
+        return [(file.with_name(name), n) for name, n in counts["shards"]]
+    return [(file, counts["tokens"])]
 
 
 _intact: set[tuple[Path, int, int]] = set()  # files checked by this process: path, time of change, inode
@@ -107,18 +180,20 @@ def _damage(file: Path) -> str | None:
     """What is wrong with a packed file and its counts; None where nothing is, or another process has looked."""
     if os.environ.get("LOCAL_RANK", "0") != "0":  # the first process of the machine checks before the others start
         return None
-    if not (counts := _read_counts(file)):
+    if not (counts := read_counts(file)):
         return "its counts or its checksums cannot be read"
-    if not file.exists():
-        return "the tokens are missing"
-    state = file.stat()
-    if state.st_size != counts["tokens"] * counts["itemsize"]:
-        return f"there are {state.st_size} bytes of tokens, not {counts['tokens'] * counts['itemsize']}"
-    key = (file, state.st_mtime_ns, state.st_ino)
-    if key not in _intact and state.st_size <= CHECKED_AT_START:
-        if reason := find_damage(file, counts["crc32"]):
-            return reason
-        _intact.add(key)
+    is_checked = counts["tokens"] * counts["itemsize"] <= CHECKED_AT_START
+    for shard, tokens in shard_files(file):
+        if not shard.exists():
+            return "the tokens are missing" if shard == file else f"{shard.name} is missing"
+        state = shard.stat()
+        if state.st_size != tokens * counts["itemsize"]:
+            return f"there are {state.st_size} bytes of tokens, not {tokens * counts['itemsize']}"
+        key = (shard, state.st_mtime_ns, state.st_ino)
+        if is_checked and key not in _intact:
+            if reason := find_damage(shard, read_counts(shard).get("crc32", [])):
+                return reason
+            _intact.add(key)
     return None
 
 
@@ -152,11 +227,10 @@ def _write_tokens(rows: Iterable[Row], tokenizer: Tokenizer, file: Path) -> dict
     """Write the ids of all rows, flush them to disk, and return the counts."""
     # Encode batch by batch, and count tokens, words and bytes in passing.
     stats = {"tokens": 0, "words": 0, "bytes": 0}
-    dtype = token_dtype(tokenizer.vocab_size)
     with file.open("wb") as out:
         for batch in _batches(chunk_rows(rows)):
             for ids in _encode(batch, tokenizer):
-                out.write(np.asarray(ids, dtype).tobytes())  # unlike tofile, names the reason if the disk is full
+                out.write(ids.tobytes())  # unlike tofile, names the reason if the disk is full
                 stats["tokens"] += len(ids)
             for _, text in batch:
                 stats["words"] += len(text.split()) + text.count("\n")
@@ -179,77 +253,17 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield batch
 
 
-def _encode(batch: list[Row], tokenizer: Tokenizer) -> Iterator[list[int]]:
+def _encode(batch: list[Row], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     """The ids of each row, with BOS where a document starts."""
+    dtype = token_dtype(tokenizer.vocab_size)
+    front = np.array([] if tokenizer.bos_id is None else [tokenizer.bos_id], dtype)
+    if isinstance(tokenizer, ByteTokenizer):  # the same ids, without a list of Python's numbers: six times as fast
+        for is_start, text in batch:
+            ids = np.frombuffer(text.encode(), np.uint8).astype(dtype)
+            yield np.concatenate([front, ids]) if is_start else ids
+        return
     # Starts of documents and continuations are encoded separately, then yielded in the order of the rows.
-    front = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     first = iter(tokenizer.encode_batch([text for is_start, text in batch if is_start]))
     later = iter(tokenizer.encode_batch([text for is_start, text in batch if not is_start], continued=True))
     for is_start, _ in batch:
-        yield front + next(first) if is_start else next(later)
-
-
-class Windows(Dataset):
-    """Windows of a packed file as `TokenBatch` items: tokens (T,), targets (T,) one token ahead, index, words.
-
-    Without `stride`, for training: complete windows that do not overlap. With it, for evaluation: a window starts
-    `stride` tokens after the previous one and scores only the targets that the previous one has not scored, so that
-    each token of the split except the first is scored exactly once; the last window is padded with zeros.
-
-    Args:
-        file: packed token ids.
-        dtype: type of the ids in the file.
-        seq_len: T, tokens per window.
-        stride: tokens from one evaluation window to the next, from 1 to seq_len; None for training.
-        n_words: words in the split; each window counts a share of them in proportion to its scored tokens.
-    """
-
-    def __init__(
-        self,
-        file: Path,
-        dtype: type[np.unsignedinteger],
-        seq_len: int,
-        stride: int | None = None,
-        n_words: int = 0,
-    ) -> None:
-        self._file, self._dtype, self.seq_len, self.stride = file, dtype, seq_len, stride
-        size = file.stat().st_size
-        self.n_tokens = size // np.dtype(dtype).itemsize
-        self._check = LazyCheck(file, _read_counts(file).get("crc32", [])) if size > CHECKED_AT_START else None
-        self.words_per_token = n_words / max(self.n_tokens - 1, 1)  # the first token is never predicted
-
-    def __len__(self) -> int:
-        # Without a stride only complete windows; with one, as many as cover the last token.
-        if self.stride is None:
-            return (self.n_tokens - 1) // self.seq_len
-        return 1 + max(0, -(-(self.n_tokens - 1 - self.seq_len) // self.stride))
-
-    def __getitem__(self, index: int) -> TokenBatch:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        # T + 1 tokens, of which the first T are inputs and the last T targets.
-        start = index * (self.stride or self.seq_len)
-        stop = min(start + self.seq_len + 1, self.n_tokens)
-        size = np.dtype(self._dtype).itemsize
-        if self._check is not None and not self._check.is_intact(start * size, stop * size):
-            self._file.with_suffix(".json").unlink(missing_ok=True)
-            raise UserError(f"{self._file} in the cache is damaged: start again, which packs the text anew")
-        window = torch.from_numpy(self._tokens[start:stop].astype(np.int64))
-        # The last window may be shorter: pad it with targets that are not scored.
-        missing = self.seq_len + 1 - len(window)
-        tokens = torch.nn.functional.pad(window[:-1], (0, missing))  # (T,)
-        targets = torch.nn.functional.pad(window[1:], (0, missing), value=IGNORED)  # (T,)
-        scored = self.seq_len - missing
-        # The previous window has scored all but the last `stride` targets of this one.
-        if self.stride is not None and index > 0:
-            targets[: self.seq_len - self.stride] = IGNORED
-            scored -= self.seq_len - self.stride
-        return TokenBatch(tokens, targets, torch.tensor(index), torch.tensor(scored * self.words_per_token))
-
-    @cached_property
-    def _tokens(self) -> np.ndarray:
-        return np.memmap(self._file, self._dtype, mode="r")
-
-    def __getstate__(self) -> dict:
-        # Loader processes map the file themselves instead of receiving its content.
-        return {name: value for name, value in vars(self).items() if name != "_tokens"}
+        yield np.concatenate([front, np.asarray(next(first), dtype)]) if is_start else np.asarray(next(later), dtype)

@@ -2,17 +2,21 @@
 
 import hashlib
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zoo.datamodules.packing import Windows, chunk_rows, pack, token_dtype, write_once
+from zoo.datamodules.packing import chunk_rows, pack, token_dtype, write_once
 from zoo.datamodules.sources.corpus import Corpus, open_corpus
 from zoo.datamodules.text_data import SPLITS, TextData
+from zoo.datamodules.windows import PackedTokens, Windows
 from zoo.errors import UserError
 from zoo.text_formats.json_text import dump_json, parse_json
 from zoo.tokenizers import Tokenizer, from_state, train_bpe
+
+BPE_PARTS = 8  # parts of the training text from which "bpe" learns; 1 GiB
 
 
 class TextLM(TextData):
@@ -24,26 +28,31 @@ class TextLM(TextData):
     validation split. Each split is packed into the cache at its first use.
 
     Args:
-        data: "pydoc", the documentation that CPython contains (no download); a text file (one document), a CSV or
-            JSON-lines file, a folder of such files; or a Hugging Face data set, "name" or "name:config". Splits are
-            recognised by the names of a folder's files (train, valid, test), or are those of the hub.
-        tokenizer: "bytes"; "bpe", trained on the training split; or a path or name that `load_tokenizer` accepts.
+        data: "pydoc", the documentation that CPython contains (no download); a text file (one document), a table (CSV,
+            TSV, JSON, JSON lines, Parquet), a folder of such files; or a Hugging Face data set, "name" or
+            "name:config". Splits are recognised by the names of a folder's files (train, valid, test), or are those of
+            the hub.
+        tokenizer: "bytes"; "bpe", trained on the training split (on 1 GiB of a larger one); or a path or name that
+            `load_tokenizer` accepts.
         seq_len: T, tokens per window; at least 1, and at most the model's max_seq_len.
         batch_size: windows per step on each rank; at least 1.
         bpe_vocab_size: vocabulary size of the tokenizer "bpe"; at least 257.
         val_fraction: share of the text, from its end, used for validation if no validation split is given; above 0.
+            With 1.0 `zoo validate` scores the complete text, and test_fraction does not count. A split consists of
+            complete rows (lines, or rows of a table); only if one would be empty, the text is cut within rows.
         test_fraction: share of the text used for testing if neither a validation nor a test split is given; 0 for none.
         eval_stride: tokens from one evaluation window to the next, from 1 to seq_len; null means seq_len. Smaller
             values are slower, and score each token with a longer context.
         join_rows: treat the rows of a table as lines of one document; false treats each row as a document.
         text_column: name of the table column that contains the text.
         num_workers: loader processes per rank; 0 loads in the main process.
+        packing_processes: processes that pack a text of more than 128 MiB; null starts one for every CPU core.
         cache_dir: folder of packed tokens, trained tokenizers and downloads; null means $ZOO_CACHE, or ~/.cache/zoo if
             that is not set.
         seed: seed of the training order; null uses `seed_everything`.
     """
 
-    changeable_arguments = (*TextData.changeable_arguments, "eval_stride")
+    changeable_arguments = (*TextData.changeable_arguments, "eval_stride", "packing_processes")
 
     def __init__(
         self,
@@ -60,6 +69,7 @@ class TextLM(TextData):
         num_workers: int = 0,
         cache_dir: str | None = None,
         seed: int | None = None,
+        packing_processes: int | None = None,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         self.save_hyperparameters()
@@ -67,10 +77,12 @@ class TextLM(TextData):
             raise UserError(f"seq_len must be at least 1, not {seq_len}")
         if eval_stride is not None and not 1 <= eval_stride <= seq_len:
             raise UserError(f"eval_stride must be between 1 and seq_len {seq_len}, not {eval_stride}")
-        if not (val_fraction > 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):
+        if packing_processes is not None and packing_processes < 1:
+            raise UserError(f"set --data.packing_processes to at least 1, not {packing_processes}")
+        if not (val_fraction > 0 and test_fraction >= 0 and (val_fraction + test_fraction < 1 or val_fraction == 1)):
             raise UserError(
                 f"val_fraction {val_fraction} must be positive, test_fraction {test_fraction} not negative,"
-                " and both together less than 1"
+                " and both together less than 1 (val_fraction 1.0 alone validates on the complete text)"
             )
         self.seq_len = seq_len
 
@@ -83,12 +95,14 @@ class TextLM(TextData):
         splits = self._corpus.splits
         if split not in splits:
             raise UserError(f"{self.hparams['data']} has no {split} split, only {', '.join(splits)}: add a file for it")
-        return pack(splits[split], self.tokenizer, self._file(split))
+        workers = self.hparams["packing_processes"]
+        return pack(lambda: self._corpus.parts(split), self.tokenizer, self._file(split), workers)
 
     def tokens(self, split: str) -> np.ndarray:
-        """All token ids of a split (N,), memory-mapped."""
+        """All token ids of a split (N,): memory-mapped, or in memory if the split has several shards."""
         self.stats(split)  # packs the split if needed
-        return np.memmap(self._file(split), dtype=token_dtype(self.vocab_size), mode="r")
+        packed = PackedTokens(self._file(split), token_dtype(self.vocab_size))
+        return packed.read(0, len(packed))
 
     def prepare_data(self) -> None:
         """Pack, once per machine, the splits that the trainer reads; without a trainer, all except "predict"."""
@@ -105,7 +119,8 @@ class TextLM(TextData):
         split = self._split_name(split)
         name, stats = f"the {split} split of {self.hparams['data']}", self.stats(split)
         if not stats["bytes"]:
-            raise UserError(f"{name} contains no text: give another file")
+            remedy = "lower --data.val_fraction" if self.hparams["val_fraction"] == 1 else "give another file"
+            raise UserError(f"{name} contains no text: {remedy}")
         needed = self.seq_len + 1 if split == "train" else 2
         if stats["tokens"] < needed:
             remedy = "lower --data.seq_len" if split == "train" else "give a longer text"
@@ -119,7 +134,10 @@ class TextLM(TextData):
     @cached_property
     def _corpus(self) -> Corpus:
         names = ("data", "text_column", "join_rows", "val_fraction", "test_fraction")
-        return open_corpus(**{name: self.hparams[name] for name in names}, cache_dir=self.cache / "datasets")
+        options = {name: self.hparams[name] for name in names}
+        if options["val_fraction"] == 1:
+            options["test_fraction"] = 0.0
+        return open_corpus(**options, cache_dir=self.cache / "datasets")
 
     def _split_name(self, split: str) -> str:
         """The name of a split in the corpus, which differs only for "predict"."""
@@ -135,7 +153,10 @@ class TextLM(TextData):
         vocab_size = self.hparams["bpe_vocab_size"]
 
         def write(temporary: Path) -> None:
-            tokenizer = train_bpe((text for _, text in chunk_rows(self._corpus.splits["train"]())), vocab_size)
+            parts = self._corpus.parts("train")
+            parts = parts[:: -(-len(parts) // BPE_PARTS)]  # of a large text, parts at equal distances
+            rows = chain.from_iterable(part.rows() for part in parts)
+            tokenizer = train_bpe((text for _, text in chunk_rows(rows)), vocab_size)
             state = dump_json(tokenizer.state())
             temporary.write_text(dump_json({"digest": _digest(state), "state": state}), encoding="utf-8")
 

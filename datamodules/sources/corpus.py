@@ -1,48 +1,66 @@
 """Sources of text: rows of text for each split, from CPython's documentation, local files or the Hugging Face hub.
 
-A row is (starts_document, text). Tables and hub data sets are read with `datasets`. Plain text files are read here,
-because `datasets` opens them with universal newlines, which changes \\r\\n and \\r to \\n; read here, they are
-reproduced exactly by a byte tokenizer.
+Tables and hub data sets are read with `datasets`. Plain text files are read here, because `datasets` opens them with
+universal newlines, which changes \\r\\n and \\r to \\n; read here, they are reproduced exactly by a byte tokenizer.
 """
 
-import codecs
 import difflib
 import glob
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from zoo.datamodules.sources.spans import Documents, Part, Source, Table, TextFile, check_utf8, divide
 from zoo.errors import UserError
 from zoo.files import regular_file
 from zoo.hub.connection import online
-from zoo.text_formats.text_file import describe_byte
-
-Row = tuple[bool, str]
-Rows = Callable[[], Iterable[Row]]
 
 SPLIT_NAMES = {
     "train": {"train", "training"},
     "val": {"val", "valid", "validation", "dev"},
     "test": {"test"},
 }
-_TABLES = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json"}
+_TABLES = {
+    ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet",
+}  # fmt: skip
 TEXT_SUFFIXES = {".txt", ".text", ".md", ".rst", ".raw", ".tokens"}
-_LONGEST_LINE = 1 << 20  # characters; a longer line is read in several rows
+HASHED_BYTES = 256 << 20  # a larger text is recognised by the names, sizes and times of its files instead
+PART_BYTES = 128 << 20  # of text that one process packs into one shard
+
+
+class Piece(NamedTuple):
+    """Where the text of a split is: the n-th piece of the sources between shares of their bytes."""
+
+    given: str
+    shares: tuple[float, ...]
+    number: int
 
 
 @dataclass
 class Corpus:
-    """The rows of each split, and a digest of their contents.
+    """The splits of a text, and a digest that changes with their content.
 
     The splits are "train", "val" and often "test"; if the text was given without splits, also "predict", all of it.
+
+    Args:
+        digest: of the contents of a small text; for a large one, of the names, sizes and times of change of its files.
+        splits: where the text of each split is.
+        sources: opens the text of a given split; called at first use.
     """
 
     digest: str
-    splits: dict[str, Rows]
+    splits: dict[str, Piece]
+    sources: Callable[[str], Sequence[Source]]
+
+    def parts(self, split: str) -> list[Part]:
+        """The text of a split in parts of about `PART_BYTES`, which can be read and packed independently."""
+        given, shares, number = self.splits[split]
+        return divide(self.sources(given), shares, number, PART_BYTES)
 
 
 def open_corpus(
@@ -68,24 +86,29 @@ def open_corpus(
         FileNotFoundError: neither a file nor a data set on the hub has this name.
         UserError: a file is not text, or a table lacks the column `text_column`.
     """
-    # Find the rows of each given split, and a digest that changes with their content.
+    # Find the sources of each given split, and a digest that changes with their content.
     path = Path(os.path.expanduser(data))
+    sources: Callable[[str], Sequence[Source]]
     if data == "pydoc":
-        digest, given = _pydoc()
+        documents = _pydoc()
+        digest = hashlib.blake2b("\0".join(documents).encode()).hexdigest()
+        given, sources = ["train"], lambda split: [Documents(documents)]
     elif path.exists():
         files = split_files(path, TEXT_SUFFIXES | _TABLES.keys())
-        digest = _digest(file for group in files.values() for file in group)
+        digest = _digest([file for group in files.values() for file in group])
         tables = cache_dir / digest[:32]  # because `datasets` recognises files by their time, not by their content
-        given = {s: _file_rows(group, text_column, join_rows, tables) for s, group in files.items()}
+        given, sources = list(files), lambda split: [_source(f, text_column, join_rows, tables) for f in files[split]]
     else:
-        digest, given = _hub(data, text_column, join_rows, cache_dir)
+        hub = hub_tables(data, TEXT_SUFFIXES | _TABLES.keys(), "'pydoc'", cache_dir)
+        digest = repr([(split, table._fingerprint) for split, table in hub.items()])
+        given, sources = list(hub), lambda split: [Table(hub[split], text_column, join_rows, data)]
     # Cut the missing splits; the digest includes the settings that change the rows.
-    given = _complete(given, val_fraction, test_fraction)
-    settings = repr((sorted(given), text_column, join_rows, val_fraction, test_fraction))
-    return Corpus(hashlib.blake2b((digest + settings).encode(), digest_size=16).hexdigest(), given)
+    splits = _complete(given, val_fraction, test_fraction)
+    settings = repr((sorted(splits), text_column, join_rows, val_fraction, test_fraction))
+    return Corpus(hashlib.blake2b((digest + settings).encode(), digest_size=16).hexdigest(), splits, cache(sources))
 
 
-def _pydoc() -> tuple[str, dict[str, Rows]]:
+def _pydoc() -> list[str]:
     """CPython's documentation, as `help()` shows it: one document per topic, in the order of their names' hashes."""
     from pydoc_data.topics import topics
 
@@ -93,9 +116,7 @@ def _pydoc() -> tuple[str, dict[str, Rows]]:
         return hashlib.blake2b(name.encode()).digest()
 
     # Hash order mixes the topics, so that the splits are alike.
-    documents = [topics[name] for name in sorted(topics, key=order)]
-    digest = hashlib.blake2b("\0".join(documents).encode()).hexdigest()
-    return digest, {"train": lambda: ((True, text) for text in documents)}
+    return [topics[name] for name in sorted(topics, key=order)]
 
 
 def data_label(data: str) -> str:
@@ -153,53 +174,31 @@ def split_named(name: str) -> str | None:
     return next((split for split, names in SPLIT_NAMES.items() if words & names), None)
 
 
-def _digest(files: Iterable[Path]) -> str:
-    """A digest of the files' contents, which must be UTF-8.
+def _digest(files: Sequence[Path]) -> str:
+    """A digest of the files' contents, which must be UTF-8; of large files, of their names, sizes and times of change.
 
     Raises:
         UserError: a file is not UTF-8; the message names it and the offset of the wrong byte.
     """
+    states = [file.stat() for file in files]
+    is_hashed = sum(state.st_size for state in states) <= HASHED_BYTES
     digest = hashlib.blake2b()
-    for file in files:
-        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-        # Read in blocks; the decoder keeps the first bytes of a character that the block's end cuts.
-        decoder, at, start = codecs.getincrementaldecoder("utf-8")(), 0, b""
-        with file.open("rb") as content:
-            while True:
-                block = content.read(1 << 20)
-                # Bytes carried over from the previous block, which the error's offset counts.
-                pending, start = len(decoder.getstate()[0]), start or block[:4]
-                try:
-                    decoder.decode(block, final=not block)
-                except UnicodeDecodeError as error:
-                    reason = describe_byte(error, at - pending, start)
-                    raise UserError(f"{file} is not UTF-8 text: {reason}") from error
-                if not block:
-                    break
-                digest.update(block)
-                at += len(block)
+    for file, state in zip(files, states, strict=True):
+        digest.update(f"{file.name}\0{state.st_size}\0".encode())
+        if not is_hashed:
+            digest.update(f"{state.st_mtime_ns}\0".encode())
+        elif file.suffix.lower() == ".parquet":
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "blake2b").digest())
+        else:
+            check_utf8(file, digest.update)
     return digest.hexdigest()
 
 
-def _file_rows(files: list[Path], text_column: str, join_rows: bool, cache_dir: Path) -> Rows:
-    def rows() -> Iterator[Row]:
-        for file in files:
-            if builder := _TABLES.get(file.suffix.lower()):
-                table = _open_table(builder, file, cache_dir)
-                yield from _table_rows(table, text_column, join_rows, str(file))
-            else:
-                yield from _lines(file)
-
-    return rows
-
-
-def _lines(file: Path) -> Iterator[Row]:
-    """The lines of a text file, which is one document."""
-    with file.open(encoding="utf-8", newline="\n") as text:  # lines end at \n only, and \r is kept
-        starts_document = True
-        while line := text.readline(_LONGEST_LINE):
-            yield starts_document, line
-            starts_document = False
+def _source(file: Path, text_column: str, join_rows: bool, cache_dir: Path) -> Source:
+    if builder := _TABLES.get(file.suffix.lower()):
+        return Table(_open_table(builder, file, cache_dir), text_column, join_rows, str(file))
+    return TextFile(file)
 
 
 def _open_table(builder: str, file: Path, cache_dir: Path) -> Any:
@@ -217,36 +216,9 @@ def _open_table(builder: str, file: Path, cache_dir: Path) -> Any:
         raise UserError(f"{file} cannot be read as a table ({reason}): fix the file") from error
 
 
-def _table_rows(table: Any, column: str, join_rows: bool, name: str) -> Iterator[Row]:
-    """The texts of a table's rows: documents, or with `join_rows` the lines of one document."""
-    if column not in table.column_names:
-        columns = ", ".join(table.column_names)
-        raise UserError(f"{name} has no column {column!r}: set --data.text_column to one of {columns}")
-    is_first = True
-    for row in table.select_columns([column]):
-        # A line of a joined document ends with a line end; empty rows are left out.
-        text = "" if row[column] is None else str(row[column])
-        if join_rows and not text.endswith("\n"):
-            text += "\n"
-        if text:
-            yield is_first or not join_rows, text
-            is_first = False
-
-
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type if that is empty."""
     return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
-
-
-def _hub(data: str, text_column: str, join_rows: bool, cache_dir: Path) -> tuple[str, dict[str, Rows]]:
-    """Digest and rows of a hub data set."""
-    tables = hub_tables(data, TEXT_SUFFIXES | _TABLES.keys(), "'pydoc'", cache_dir)
-    digest = repr([(split, table._fingerprint) for split, table in tables.items()])
-
-    def rows(table: Any) -> Rows:
-        return lambda: _table_rows(table, text_column, join_rows, data)
-
-    return digest, {split: rows(table) for split, table in tables.items()}
 
 
 def hub_tables(data: str, suffixes: Set[str], embedded: str, cache_dir: Path) -> dict[str, Any]:
@@ -291,40 +263,22 @@ def hub_tables(data: str, suffixes: Set[str], embedded: str, cache_dir: Path) ->
     return tables
 
 
-def _complete(given: dict[str, Rows], val_fraction: float, test_fraction: float) -> dict[str, Rows]:
-    """Add missing splits: "val" from the end of the training rows, and "test" too if neither was given.
+def _complete(given: Sequence[str], val_fraction: float, test_fraction: float) -> dict[str, Piece]:
+    """Where the text of each split is: missing ones are cut from the end of the training text.
 
-    In the latter case the rows were given without splits, and the split "predict" has all of them.
+    "val" is cut if it is missing, and "test" if neither was given. In the latter case the text was given without
+    splits, and the split "predict" has all of it.
     """
+    splits = {split: Piece(split, (0.0, 1.0), 0) for split in given}
     # Only missing splits get a share of the text, and "test" only where no split was given.
-    unsplit = given.keys() == {"train"}
-    val = 0.0 if "val" in given else val_fraction
+    unsplit = splits.keys() == {"train"}
+    val = 0.0 if "val" in splits else val_fraction
     test = test_fraction if unsplit else 0.0
     if not val + test:
-        return given
-    all_rows = given["train"]
-    total = 0  # bytes, counted at first use
-
-    def cut(first: float, last: float) -> Rows:
-        """The rows that start between two shares of the text."""
-
-        def rows() -> Iterator[Row]:
-            nonlocal total
-            # A row belongs to the part in which it starts, counted in bytes.
-            total = total or sum(len(text.encode()) for _, text in all_rows())
-            at, is_first = 0, True
-            for starts_document, text in all_rows():
-                if at >= last * total:
-                    return
-                if at >= first * total:
-                    yield starts_document or is_first, text
-                    is_first = False
-                at += len(text.encode())
-
-        return rows
-
+        return splits
     # Training first, then validation, then test, in the order of the text.
     train = 1 - val - test
-    splits = {"train": cut(0, train)} | ({"val": cut(train, train + val)} if val else {})
-    splits |= ({"test": cut(train + val, 1)} if test else {}) | ({"predict": all_rows} if unsplit else {})
-    return given | splits
+    shares = (0.0, train, train + val, 1.0) if test else (0.0, train, 1.0)
+    names = ["train"] + ["val"] * (val > 0) + ["test"] * (test > 0)
+    splits |= {split: Piece("train", shares, number) for number, split in enumerate(names)}
+    return splits | ({"predict": Piece("train", (0.0, 1.0), 0)} if unsplit else {})

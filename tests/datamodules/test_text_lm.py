@@ -13,6 +13,7 @@ from tests.resume import BATCH_END, assert_resume_is_bitwise
 from zoo.datamodules import TextLM, packing
 from zoo.datamodules.packing import token_dtype
 from zoo.datamodules.sources import corpus
+from zoo.datamodules.windows import Windows
 from zoo.tokenizers import load_tokenizer
 from zoo.training.batches import IGNORED
 
@@ -39,7 +40,7 @@ def text_file(tmp_path):
 
 
 def tokens(data: TextLM, split: str) -> list[int]:
-    return np.asarray(data.dataset(split)._tokens).tolist()
+    return data.dataset(split) and data.tokens(split).tolist()
 
 
 def packed(tmp_path) -> set[str]:
@@ -160,9 +161,9 @@ def test_evaluation_scores_every_token_except_the_first_exactly_once(stride, mak
 @pytest.mark.parametrize("length", [2, 16, 17, 18, 33, 34])
 def test_windows_of_short_texts(length: int, tmp_path):
     np.arange(length, dtype=np.uint16).tofile(tmp_path / "t.bin")
-    evaluation = packing.Windows(tmp_path / "t.bin", np.uint16, 16, stride=16)
+    evaluation = Windows(tmp_path / "t.bin", np.uint16, 16, stride=16)
     assert [t for _, targets, _, _ in evaluation for t in targets.tolist() if t >= 0] == list(range(1, length))
-    training = packing.Windows(tmp_path / "t.bin", np.uint16, 16)
+    training = Windows(tmp_path / "t.bin", np.uint16, 16)
     assert len(training) == (length - 1) // 16
     for inputs, targets, index, _ in training:
         assert inputs.tolist() == list(range(16 * index, 16 * index + 16))

@@ -96,7 +96,8 @@ def test_every_verb(case, precision):
     dtype = TRUE.get(precision, torch.float32)
     assert {p.dtype for p in module.parameters()} == seen.gradients == {dtype}
     assert seen.loss == torch.promote_types(dtype, torch.float32)
-    in_batch = {"ICRTransformer": {torch.float32}, "mlp": {torch.float32, torch.float64}}
+    both = {torch.float32, torch.float64}  # features or logits of a bag of words, and targets
+    in_batch = {"ICRTransformer": {torch.float32}, "mlp": both, "LlamaClassifier": both}
     is_text = case not in ("LlamaLM", "RevDEQLM")
     assert seen.batch == in_batch.get(case, {torch.float64} if is_text else set())
     # The same steps and losses as in 32 bits, up to the precision.
