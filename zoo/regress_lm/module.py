@@ -73,7 +73,9 @@ class RegressLMModule(EncoderPretrainer):
             the cost of `num_samples` samples for each of at most about 2,000 validation rows. A table with synthetic
             rows and fewer than 300 validation rows is calibrated on targets that the teacher draws; with fewer than 39
             validation rows of other data "conformal" is "temperature".
-        unseen_exponents: whether samples may have signs and exponents that no training target has.
+        unseen_exponents: whether samples may be numbers unlike all training targets. By default each objective's
+            samples have signs and exponents of its training targets and are outside the targets' range by at most 10%
+            of its length; `log_prob` of other numbers is -inf. Numbers of number_format=normalized are not restricted.
         lora_rank: train low-rank updates of this rank only; 0 trains all weights. With encoder_mode=lora the rank of
             the updates of the encoder, while all weights of the decoder are trained.
         lora_alpha: the update is multiplied by lora_alpha / lora_rank.
