@@ -65,7 +65,7 @@ class RegressLMModule(EncoderPretrainer):
         num_samples: samples of each number in validate, test and predict, at least 1.
         val_samples: samples of each number in the validations of a fit, at least 0; 0 computes the loss only.
         keep_samples: whether predictions list the samples.
-        temperature: divides the logits when sampling, at least 0; 1 keeps the distribution, 0 takes the likeliest tokens.
+        temperature: divides the logits of samples, at least 0; 1 keeps the distribution, 0 takes the likeliest token.
         calibration: what each validation of a fit fits on the validation rows, and predictions use: "none";
             "temperature", which divides the logits of each of a number's tokens, by the likelihood; or "conformal",
             which also moves the predicted quantiles, so that each has its share of the validation targets below it, at
