@@ -74,7 +74,7 @@ def test_only_signs_and_exponents_of_the_training_targets_are_sampled(tokenizer)
 
 def test_exponent_sign_and_digit_are_restricted_together():
     vocabulary, _ = restricted(IEEEFloatTokenizer(), (1.5e5, 2e-7, -3.0))
-    ids = vocabulary.encode([[9e5], [1e-7], [-9.9], [1e7], [1e-5], [3.0], [-1e5]])
+    ids = vocabulary.encode([[1.6e5], [1e-7], [-9.9], [1e7], [1e-5], [3.0], [-1e5]])
     assert [allowed_everywhere(vocabulary, row[None]) for row in ids] == [True] * 3 + [False] * 4
     model = build(vocabulary)
     log_probs = log_prob(model, vocabulary, TEXTS[:1].expand(7, -1), None, ids)
@@ -87,11 +87,11 @@ def test_each_objective_has_its_own_exponents_and_probabilities_sum_to_1():
     vocabulary, full = restricted(tokenizer, (1.0, 20.0), (-0.1, 3.0))
     model = build(full)
     ids, log_probs = enumerate_all(model, vocabulary, TEXTS)
-    assert len(ids) == vocabulary.count == (10 * 2) * (10 + 10)
+    assert len(ids) == vocabulary.count == (10 + 3) * (5 + 4)  # up to 21.9; from -.41 to 3.31
     torch.testing.assert_close(log_probs.exp().sum(1), torch.ones(3, dtype=torch.float64))
     first, second = vocabulary.decode(ids).T
-    assert (first.min(), first.max()) == (0, 90)
-    assert (second.min(), second.max()) == (-0.9, 9)
+    assert (first.min(), first.max()) == (0, 20)
+    assert (second.min(), second.max()) == (-0.4, 3)
     places = {tuple(row): i for i, row in enumerate(ids.tolist())}
     drawn = sample(model, vocabulary, TEXTS, None, 500)
     for row in range(3):

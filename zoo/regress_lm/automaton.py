@@ -102,6 +102,23 @@ def positions(allowed: Tensor, next_state: Tensor) -> Tensor:
     return position
 
 
+def between(low: Sequence[int], high: Sequence[int], base: int) -> list[Pattern]:
+    """Patterns of digits from 0 to base - 1 that together match the digits (n,) from `low` to `high`, and no others."""
+    n = len(low)
+    if all(digit == 0 for digit in low) and all(digit == base - 1 for digit in high):
+        return [(ANY,) * n]
+    # The first digits agree: they are followed by what is between the remaining ones.
+    first, last = low[0], high[0]
+    if first == last:
+        return [(first, *rest) for rest in between(low[1:], high[1:], base)]
+    # The first digit is the lower bound's, one between the two bounds' or the upper bound's.
+    return [
+        *((first, *rest) for rest in between(low[1:], [base - 1] * (n - 1), base)),
+        *((digit, *(ANY,) * (n - 1)) for digit in range(first + 1, last)),
+        *((last, *rest) for rest in between([0] * (n - 1), high[1:], base)),
+    ]
+
+
 def _simplified(patterns: Iterable[Pattern]) -> frozenset[Pattern]:
     """The patterns as a set; one that matches everything replaces all others."""
     distinct = frozenset(patterns)

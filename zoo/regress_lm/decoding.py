@@ -2,10 +2,10 @@
 
 At each position the model's logits are divided by the vocabulary's temperature, and its probabilities are renormalised
 over the tokens that the vocabulary's automaton allows there: the grammar of number tokens, without the signs and
-exponents that no training target has. The product over the positions is the distribution that `sample` draws from at
-temperature 1, `log_prob` evaluates and `enumerate_all` lists. Decoding walks a tree of prefixes: a text's memory is
-projected to keys and values once, and a prefix is computed once for all samples that share it, attending to the keys
-and values of its ancestors.
+exponents that no training target has and without numbers outside the targets' extended range. The product over the
+positions is the distribution that `sample` draws from at temperature 1, `log_prob` evaluates and `enumerate_all` lists.
+Decoding walks a tree of prefixes: a text's memory is projected to keys and values once, and a prefix is computed once
+for all samples that share it, attending to the keys and values of its ancestors.
 """
 
 from collections.abc import Iterator, Sequence
@@ -103,8 +103,8 @@ def log_prob(
 ) -> Tensor:
     """Log-probabilities (B,), float64, in nats, of number tokens (B, L) given texts.
 
-    It is -inf for what the automaton forbids, for instance an exponent that no training target has: such a number is
-    never sampled. Gradients flow, and dropout is active if the model is in training mode.
+    It is -inf for what the automaton forbids, for instance a number far above the largest training target: such a
+    number is never sampled. Gradients flow, and dropout is active if the model is in training mode.
 
     Args:
         model: the network.

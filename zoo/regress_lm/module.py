@@ -65,15 +65,15 @@ class RegressLMModule(EncoderPretrainer):
         num_samples: samples of each number in validate, test and predict, at least 1.
         val_samples: samples of each number in the validations of a fit, at least 0; 0 computes the loss only.
         keep_samples: whether predictions list the samples.
-        temperature: divides the logits when sampling, at least 0; 1 is the model's own distribution, 0 its most likely
-            tokens.
+        temperature: divides the logits of samples, at least 0; 1 keeps the distribution, 0 takes the likeliest token.
         calibration: what each validation of a fit fits on the validation rows, and predictions use: "none";
             "temperature", which divides the logits of each of a number's tokens, by the likelihood; or "conformal",
             which also moves the predicted quantiles, so that each has its share of the validation targets below it, at
             the cost of `num_samples` samples for each of at most about 2,000 validation rows. A table with synthetic
             rows and fewer than 300 validation rows is calibrated on targets that the teacher draws; with fewer than 39
             validation rows of other data "conformal" is "temperature".
-        unseen_exponents: whether samples may have signs and exponents that no training target has.
+        unseen_exponents: whether samples may have signs and exponents that no training target has, and be outside the
+            range of the training targets by more than 10% of it; without effect on number_format=normalized.
         lora_rank: train low-rank updates of this rank only; 0 trains all weights. With encoder_mode=lora the rank of
             the updates of the encoder, while all weights of the decoder are trained.
         lora_alpha: the update is multiplied by lora_alpha / lora_rank.

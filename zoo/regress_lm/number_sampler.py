@@ -1,5 +1,5 @@
-"""Samples of numbers for texts, from a distribution that is restricted to the training targets' signs and exponents and
-calibrated on validation rows."""
+"""Samples of numbers for texts, from a distribution that is restricted to the training targets' signs, exponents and
+extended range, and calibrated on validation rows."""
 
 import math
 from abc import abstractmethod
@@ -50,7 +50,8 @@ class NumberSampler(Regressor):
     Attributes:
         vocabulary: the distribution that is sampled, with what has been fitted.
         calibrates_in_fit: whether each validation of a fit calibrates first.
-        magnitudes: for each objective the signs and exponents of the training targets; None before training.
+        magnitudes: for each objective the signs, exponents and first digits that the training targets admit; None
+            before training.
         temperatures: (num_tokens,) those that were fitted; None before.
         offsets: conformal offsets; None where they were not fitted.
     """
@@ -99,7 +100,7 @@ class NumberSampler(Regressor):
         return self.draw(batch, num_samples, derive(global_seed(), "predict"))
 
     def set_magnitudes(self, numbers: Tensor) -> None:
-        """Restrict the distribution to the signs and exponents of the training targets' number tokens (N, L)."""
+        """Restrict the distribution by the training targets' number tokens (N, L), as `magnitudes_of` describes."""
         self.magnitudes = self.vocabulary.magnitudes_of(numbers)
         self._update_vocabulary()
 
@@ -148,7 +149,9 @@ class NumberSampler(Regressor):
                 numbers = self.encode_targets(batch)
                 logits = self.model(batch.tokens, numbers, batch.padding_mask)
                 log_probs = decoding.log_probs_by_temperature(logits, self.vocabulary, numbers, TEMPERATURES)
-                log_probs = log_probs.masked_fill(log_probs.isneginf(), 0.0)  # (B, G, L)
+                # Tokens after a forbidden one have no state of the automaton and do not count either.
+                is_forbidden = log_probs.isneginf().cumsum(2) > 0
+                log_probs = log_probs.masked_fill(is_forbidden, 0.0)  # (B, G, L)
                 by_token = log_probs.unflatten(2, (-1, n_tokens)).sum((0, 2))  # (G, T)
                 sums.update(log_probs=by_token.unsqueeze(0))
             self.temperatures = fit_temperatures(torch.from_numpy(sums.compute()["log_probs"].sum(0)))

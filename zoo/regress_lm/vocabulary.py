@@ -1,5 +1,7 @@
 """The decoder's vocabulary: ids of number tokens, and which sequences of them have a probability."""
 
+import bisect
+import sys
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -10,10 +12,13 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from zoo.errors import UserError, check_counts
-from zoo.regress_lm.automaton import ANY, Automaton, Pattern, positions
+from zoo.regress_lm.automaton import ANY, Automaton, Pattern, between, positions
 from zoo.regress_lm.number_tokenizers import NumberTokenizer
 from zoo.regress_lm.number_wrappers import PAD
-from zoo.regress_lm.rounding import Floats
+from zoo.regress_lm.rounding import Floats, to_digits
+
+MARGIN = 0.1
+"""Share of the range of the training targets by which sampled numbers may lie outside it, on each side."""
 
 
 class Tables(NamedTuple):
@@ -31,8 +36,8 @@ class NumberVocabulary:
     Args:
         tokenizer: of one number.
         n_objectives: numbers of a row, at least 1.
-        magnitudes: for each objective the signs and exponents that have a probability, from `magnitudes_of`; None for
-            all that the tokenizer has.
+        magnitudes: for each objective the signs, exponents and first digits that have a probability, from
+            `magnitudes_of`; None for all that the tokenizer has.
         temperatures: divides the logits at each of a number's tokens, (num_tokens,) greater than 0; None for 1.
 
     Attributes:
@@ -84,21 +89,65 @@ class NumberVocabulary:
 
     @cached_property
     def unrestricted(self) -> "NumberVocabulary":
-        """The same vocabulary and temperatures with all signs and exponents."""
+        """The same vocabulary and temperatures with all numbers of the tokenizer."""
         return NumberVocabulary(self.tokenizer, self.n_objectives, None, self.temperatures) if self.magnitudes else self
 
     def magnitudes_of(self, ids: Tensor) -> list[list[Pattern]]:
-        """For each objective the distinct signs and exponents of numbers (N, length), as patterns of their tokens.
+        """For each objective the numbers with a sign and exponent of numbers (N, length) and within their range.
 
-        Zero is a pattern of one number: it has an exponent, but other numbers with that exponent may be far larger than
-        all of the N numbers.
+        The range from the smallest to the largest of the finite N numbers is extended on each side by `MARGIN` of its
+        length, or of the number's size where all are equal. "normalized" numbers are not restricted.
+
+        Returns:
+            For each objective the patterns of the numbers' tokens. Zero is a pattern of one number: it has an exponent,
+            but other numbers with that exponent may be far larger than all of the N numbers.
         """
         numbers = ids.view(len(ids), self.n_objectives, -1)  # (N, K, num_tokens)
         states = self._full.states(numbers)
         is_magnitude = torch.isin(states, torch.tensor(self.tokenizer.magnitude_states, dtype=torch.int64))
-        is_zero = torch.from_numpy(self.decode(ids) == 0)  # (N, K)
-        patterns = numbers.where(is_magnitude | is_zero.unsqueeze(-1), ANY)
-        return [[tuple(row) for row in patterns[:, k].unique(dim=0).tolist()] for k in range(self.n_objectives)]
+        values = torch.from_numpy(self.decode(ids))  # (N, K)
+        patterns = numbers.where(is_magnitude | (values == 0).unsqueeze(-1), ANY)
+        result = []
+        for k in range(self.n_objectives):
+            is_bounded = values[:, k].isfinite() & (values[:, k] != 0)
+            magnitudes = [tuple(row) for row in patterns[~is_bounded, k].unique(dim=0).tolist()]
+            low, high = extended_range(values[values[:, k].isfinite(), k].numpy())
+            for row in patterns[is_bounded, k].unique(dim=0).tolist():
+                pattern = tuple(row)
+                magnitudes += self._within(pattern, low, high) if self.tokenizer.magnitude_states else [pattern]
+            result.append(magnitudes)
+        return result
+
+    def _within(self, magnitude: Pattern, low: float, high: float) -> list[Pattern]:
+        """Patterns of the numbers from `low` to `high` with the sign and exponent of the pattern `magnitude`.
+
+        At least one number must be in this range. Numbers must grow in size with their digits.
+        """
+        tokenizer = self.tokenizer
+        digits = [i for i, token in enumerate(magnitude) if token == ANY and tokenizer.allowed[i].sum() > 1]
+        tokens = np.stack([np.flatnonzero(tokenizer.allowed[i]) for i in digits])  # (n, base) local ids
+        base, largest = tokens.shape[1], tokens.shape[1] ** len(digits) - 1
+
+        def value(mantissa: int) -> float:
+            ids = self._local[np.maximum(magnitude, 0)]
+            ids[digits] = np.take_along_axis(tokens, to_digits(np.array([mantissa]), base, len(digits)).T, 1)[:, 0]
+            return float(tokenizer.decode(ids))
+
+        # The first and the last mantissa in the range, by bisection.
+        sign = -1 if value(largest) < 0 else 1
+        if sign < 0:
+            low, high = -high, -low
+        mantissas = range(largest + 1)
+        first = bisect.bisect_left(mantissas, low, key=lambda mantissa: sign * value(mantissa))
+        last = bisect.bisect_right(mantissas, high, key=lambda mantissa: sign * value(mantissa)) - 1
+        first_digits, last_digits = to_digits(np.array([first, last]), base, len(digits)).tolist()
+        result = []
+        for rest in between(first_digits, last_digits, base):
+            pattern = list(magnitude)
+            for i, row, digit in zip(digits, tokens, rest, strict=True):
+                pattern[i] = ANY if digit == ANY else int(self._ids[row[digit]])
+            result.append(tuple(pattern))
+        return result
 
     def encode(self, values: ArrayLike) -> Tensor:
         """Numbers (B, K) to ids (B, length), int64."""
@@ -133,3 +182,12 @@ class NumberVocabulary:
             automaton = Automaton(*(table.to(device) for table in self.automaton))
             self._tables[device] = Tables(automaton, self.temperature.to(device))
         return self._tables[device]
+
+
+def extended_range(values: Floats) -> tuple[float, float]:
+    """The smallest and the largest of finite values (N,), extended by `MARGIN`; (0, 0) without values."""
+    if not len(values):
+        return 0.0, 0.0
+    low, high = float(values.min()), float(values.max())
+    margin = MARGIN * high - MARGIN * low if low < high else MARGIN * abs(low)
+    return max(low - margin, -sys.float_info.max), min(high + margin, sys.float_info.max)
