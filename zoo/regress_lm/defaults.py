@@ -15,7 +15,7 @@ import numpy as np
 from zoo.regress_lm.number_formats import number_tokenizer
 from zoo.training.choices import Choice
 from zoo.training.distinct_targets import ENOUGH, QUANTILES
-from zoo.training.text_statistics import TextStatistics
+from zoo.training.text_statistics import FEW_NUMBERS, TextStatistics
 
 Kind = Literal["numbers", "digits", "language"]
 
@@ -28,7 +28,6 @@ TAUGHT_TEXTS = range(50, 10_000)  # training rows of texts that are learned so
 SYNTHETIC_ROWS = 20_000
 CALIBRATED = 400  # training rows with which there are enough validation rows for conformal intervals
 MANY_ROWS = 2000  # with more rows than these, copies of the rows themselves are learned in addition
-FEW_NUMBERS = 50  # a column with at most so many different numbers is one of years or categories
 AUGMENTATIONS = ("jitter", "target_jitter", "synonyms", "background", "number_formats")
 
 
@@ -118,7 +117,7 @@ def _tokenizer(
         # A word of three digits is too rare to learn, unless all columns have few values, as years. Pieces of words
         # have no such limit.
         is_word = given.get("data.tokenizer", tokenizer) == "words" and s.distinct_numbers > FEW_NUMBERS
-        digits = 2 if is_word else s.digits
+        digits = s.least_digits if is_word else s.digits
         reason = "each a word to learn" if is_word else "which stay distinct"
         yield Choice("data.round_digits", digits, f"up to {s.distinct_numbers:,} numbers in a column, {reason}")
         if given.get("data.round_digits", digits):
