@@ -26,7 +26,7 @@ from zoo.errors import UserError, check_choice, check_counts, check_number
 from zoo.tokenizers import Tokenizer
 from zoo.tokenizers.numerals import NUMBER, rounded
 from zoo.training.random_streams import derive, stream
-from zoo.training.text_statistics import TextStatistics, least_share, share_kept, text_statistics
+from zoo.training.text_statistics import TextStatistics, loses_most, text_statistics
 
 YAML_TEXT, YAML_TARGET = "news", "change_rate"  # default columns of YAML files
 
@@ -303,7 +303,7 @@ class RegressionRows:
             elif digits and len(words) > 1 and all(NUMBER.fullmatch(word.strip()) for word in words):
                 numbers = np.array([*map(float, words)])
                 numbers = numbers[np.isfinite(numbers)]
-                if len(numbers) > 1 and share_kept(numbers, digits) < least_share(numbers):
+                if loses_most(numbers, digits):
                     rank_zero_only(print)(
                         f"zoo: most numbers in column {name} are equal to others after rounding to {digits} digits: "
                         "if they matter, raise --data.round_digits; if not, leave it out of --data.columns",

@@ -15,7 +15,7 @@ import numpy as np
 from zoo.regress_lm.number_formats import number_tokenizer
 from zoo.training.choices import Choice
 from zoo.training.distinct_targets import ENOUGH, QUANTILES
-from zoo.training.text_statistics import FEW_NUMBERS, TextStatistics
+from zoo.training.text_statistics import TextStatistics
 
 Kind = Literal["numbers", "digits", "language"]
 
@@ -28,6 +28,7 @@ TAUGHT_TEXTS = range(50, 10_000)  # training rows of texts that are learned so
 SYNTHETIC_ROWS = 20_000
 CALIBRATED = 400  # training rows with which there are enough validation rows for conformal intervals
 MANY_ROWS = 2000  # with more rows than these, copies of the rows themselves are learned in addition
+FEW_NUMBERS = 50  # a column with at most so many different numbers is one of years or categories
 AUGMENTATIONS = ("jitter", "target_jitter", "synonyms", "background", "number_formats")
 
 
@@ -109,6 +110,9 @@ def _tokenizer(
         return
     words = f"{s.rare_share:.0%} of the words that distinguish texts are rare"
     tokenizer = "bpe" if kind == "language" or (s.content_words > 0 and s.rare_share > 0.05) else "words"
+    # Two digits would erase a column, of years for example, and words of more are too rare in the other columns.
+    if kind == "numbers" and tokenizer == "words" and s.least_digits > 2 and s.distinct_numbers > FEW_NUMBERS:
+        tokenizer, words = "bpe", f"a column needs {s.least_digits} digits, another has {s.distinct_numbers:,} numbers"
     yield Choice("data.tokenizer", tokenizer, words)
     if given.get("data.tokenizer", tokenizer) == "bpe":
         size = 1000 if kind == "numbers" else 2000 if s.n_rows < 20_000 and not is_synthetic else 8000

@@ -13,7 +13,7 @@ _WORD = re.compile(r"[^\W\d_][^\s,:;\"{}]*")
 MOST_TEXTS = 5000  # the statistics of more texts are those of so many, evenly spaced
 QUANTILES = 20  # rounding must keep most of so many quantiles of each column of numbers distinct
 TEMPLATE = 0.9  # a word in at least this share of the texts is part of their form, as the name of a column is
-FEW_NUMBERS = 50  # a column with at most so many different numbers is one of years or categories
+LOST = 0.25  # a column that keeps at most this share of its quantiles has lost most of its values
 RARE = 2  # a word in at most this many texts is rare
 
 
@@ -72,7 +72,7 @@ def text_statistics(texts: Sequence[str], targets: np.ndarray, n_columns: int = 
         spread=float(np.median([_spread(column) for column in columns])) if columns else 0.0,
         distinct_numbers=max((len(np.unique(column)) for column in columns), default=0),
         columns=n_columns,
-        least_digits=max([2, *(_digits(column, least_share(column)) for column in columns)]),
+        least_digits=max([2, *(_digits(column) for column in columns if loses_most(column, 2))]),
     )
 
 
@@ -84,9 +84,10 @@ def _columns(numbers: list[list[float]]) -> list[np.ndarray]:
     return [column for column in columns if len(np.unique(column)) > 1]
 
 
-def least_share(column: np.ndarray) -> float:
-    """The share of its distinct values that a column must keep: nearly all of a few, as of years, else most."""
-    return 0.9 if len(np.unique(column)) <= FEW_NUMBERS else 0.6
+def loses_most(column: np.ndarray, digits: int) -> bool:
+    """Whether a column of numbers, as of years, keeps a single value or few of its quantiles when it is rounded."""
+    n_values = min(len(np.unique(column)), QUANTILES)
+    return n_values > 1 and share_kept(column, digits) <= max(LOST, 1 / n_values)
 
 
 def share_kept(column: np.ndarray, digits: int) -> float:
@@ -101,9 +102,9 @@ def share_kept(column: np.ndarray, digits: int) -> float:
     return len({rounded(f"{value!r}", digits) for value in quantiles.tolist()}) / len(quantiles)
 
 
-def _digits(column: np.ndarray, share: float = 0.8) -> int:
-    """The fewest digits, from 2 to 4, at which a share of the column's distinct values stays distinct."""
-    return next((digits for digits in (2, 3) if share_kept(column, digits) >= share), 4)
+def _digits(column: np.ndarray) -> int:
+    """The fewest digits, from 2 to 4, at which most quantiles of the column's distinct values stay distinct."""
+    return next((digits for digits in (2, 3) if share_kept(column, digits) >= 0.8), 4)
 
 
 def _spread(column: np.ndarray) -> float:
