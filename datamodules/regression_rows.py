@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from random import Random
-from typing import get_args
+from typing import ClassVar, get_args
 
 import numpy as np
 import torch
@@ -24,9 +24,9 @@ from zoo.datamodules.teacher import Teacher
 from zoo.datamodules.unlabelled import UnlabelledViews, read_unlabelled
 from zoo.errors import UserError, check_choice, check_counts, check_number
 from zoo.tokenizers import Tokenizer
-from zoo.tokenizers.numerals import rounded
+from zoo.tokenizers.numerals import NUMBER, rounded
 from zoo.training.random_streams import derive, stream
-from zoo.training.text_statistics import TextStatistics, text_statistics
+from zoo.training.text_statistics import TextStatistics, loses_most, text_statistics
 
 YAML_TEXT, YAML_TARGET = "news", "change_rate"  # default columns of YAML files
 
@@ -293,12 +293,22 @@ class RegressionRows:
         return True
 
     def _warn_of_rounding(self, cells: Sequence[Cells]) -> None:
-        """Print the columns whose numbers, years for example, are all equal after rounding."""
+        """Print the columns whose numbers, years for example, are equal or mostly equal after rounding."""
+        digits = self.settings.round_digits
         for name in self.reader.layout.columns:
             words = {str(row[name]) for row in cells if not is_missing(row[name])}
             if len(words) > 1 and len({*self.rounded_texts(sorted(words))}) == 1:
                 message = f"zoo: the numbers in column {name} are all equal after rounding: raise --data.round_digits"
                 rank_zero_only(print)(message, file=sys.stderr)
+            elif digits and len(words) > 1 and all(NUMBER.fullmatch(word.strip()) for word in words):
+                numbers = np.array([*map(float, words)])
+                numbers = numbers[np.isfinite(numbers)]
+                if loses_most(numbers, digits):
+                    rank_zero_only(print)(
+                        f"zoo: most numbers in column {name} are equal to others after rounding to {digits} digits: "
+                        "if they matter, raise --data.round_digits; if not, leave it out of --data.columns",
+                        file=sys.stderr,
+                    )
 
     def _encode_synthetic(
         self, tokenizer: Tokenizer, seed: int
@@ -340,6 +350,8 @@ class RegressionRows:
 class RegressionViews(UnlabelledViews):
     """Mixin of data modules that hold a `RegressionRows` in `source`: datasets, and the sizes that models need."""
 
+    text_arguments: ClassVar[tuple[str, ...]] = ("row_format", "round_digits", "power_tokens")
+    column_arguments: ClassVar[tuple[str, ...]] = ("columns", "text_column")
     source: RegressionRows
     tokenizer: Tokenizer
     seed: int

@@ -56,6 +56,10 @@ class ZooDataModule(LightningDataModule):
     collate: Callable[[list], Any] | None = None
     changeable_arguments: ClassVar[tuple[str, ...]] = ("batch_size", "num_workers", "cache_dir")
     """Constructor arguments that a resumed run can change. Others change the training samples or their order."""
+    text_arguments: ClassVar[tuple[str, ...]] = ()
+    """Constructor arguments that decide how texts are written: a trained model needs those of its training."""
+    column_arguments: ClassVar[tuple[str, ...]] = ()
+    """Constructor arguments that name the columns of which texts are made; those of other data may have other names."""
     renamed_arguments: ClassVar[dict[str, str]] = {}
     """Old name of a constructor argument -> its new name, or a sentence where the argument no longer exists."""
 

@@ -78,6 +78,7 @@ class Reviews(RowViews, TextData):
 
     collate = staticmethod(collate)
     learnt = TRAINED_TOKENIZERS
+    text_arguments = ("lowercase",)
     n_objectives = 1
 
     def __init__(

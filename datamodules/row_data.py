@@ -131,6 +131,7 @@ class RowReader:
         self._choose_layout, self._read_file, self._target_columns = choose_layout, read_file, target_columns
         self._cache_dir, self._generated, self._unlabelled = cache_dir, generated or {}, unlabelled
         self._is_stratified = is_stratified
+        self.has_stored_columns = False  # whether the columns are those of a trained model, which needs them all
         self._rows: dict[str, Rows] = {}
 
     # ---- public
@@ -256,7 +257,7 @@ class RowReader:
 
     def _read_given(self, split: str, need_targets: bool = True) -> Rows:
         """The rows of a split that the data has."""
-        layout, given = self.layout, self.tables[split]
+        layout, given = self.layout._replace(is_stored=self.has_stored_columns), self.tables[split]
         if self._unlabelled and {split, *(split_named(Path(table.name).name) for table in given)} & {*self._unlabelled}:
             layout, need_targets = layout._replace(targets=[]), False
         return layout.read(given, self.bad_rows, need_targets)

@@ -91,6 +91,7 @@ class RowLayout(NamedTuple):
         row_format: how `columns` become a text.
         group: column whose equal values keep rows in one split; None for no groups.
         classes: label -> number of the class; None where targets are numbers.
+        is_stored: whether the columns are those of a trained model, which needs all of them.
     """
 
     columns: list[str]
@@ -98,6 +99,7 @@ class RowLayout(NamedTuple):
     row_format: RowFormat
     group: str | None = None
     classes: dict[str, int] | None = None
+    is_stored: bool = False
 
     def read(self, tables: Sequence[Table], bad: BadRows, need_targets: bool = True) -> Rows:
         """All rows of the tables.
@@ -157,9 +159,14 @@ class RowLayout(NamedTuple):
         for option, names in options.items():
             for name in names:
                 if name not in known:
+                    start = f"{table.name} has no column {name!r}{_nearest(name, table.columns)}"
+                    if self.is_stored and option == "columns":
+                        raise UserError(
+                            f"{start}, which the model was trained with: add it to the file, with empty cells where "
+                            "the value is unknown"
+                        )
                     raise UserError(
-                        f"{table.name} has no column {name!r}{_nearest(name, table.columns)}: set --data.{option} to "
-                        f"columns that it has, {list_columns(table.columns)}"
+                        f"{start}: set --data.{option} to columns that it has, {list_columns(table.columns)}"
                     )
 
     def _check_keys(self, tables: Sequence[Table]) -> None:
@@ -175,6 +182,11 @@ class RowLayout(NamedTuple):
             known = dict.fromkeys(name for table in group for name in table.names)
             for name in self.columns if known else []:
                 if name not in known:
+                    if self.is_stored:
+                        raise UserError(
+                            f"{group[0].name} has {name!r} in no row{_nearest(name, known)}, but the model was trained "
+                            f'with it: add it to the rows, or "{name}": null to a row if the value is unknown'
+                        )
                     raise UserError(
                         f"{group[0].name} has {name!r} in no row{_nearest(name, known)}: set --data.columns to keys "
                         f'that it has, {list_columns(known)}, or add "{name}": null to a row if the value is unknown'

@@ -36,6 +36,9 @@ def test_a_table_is_read_as_rounded_numbers_with_noise():
     assert settings["data.tokenizer"] == "words"
     assert (settings["data.round_digits"], settings["data.power_tokens"]) == (2, True)
     assert chosen(TABLE._replace(distinct_numbers=10, digits=4))["data.round_digits"] == 4  # years
+    # Years next to a column of many numbers.
+    years = chosen(TABLE._replace(least_digits=4, digits=4))
+    assert (years["data.tokenizer"], years["data.round_digits"]) == ("bpe", 4)
     assert 0 < settings["data.jitter"] <= 0.1
     assert settings["data.augment_copies"] > 10
     assert settings["model.optimizer"] == "muon"

@@ -1,13 +1,17 @@
 """RegressLM.from_data: chosen settings, training, calibration and reproducibility without the command line."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
 
+from zoo.cli.checkpoint_info import read_checkpoint_info
+from zoo.cli.command_line import ZooCLI
 from zoo.datamodules import TextRegression, teacher_models
 from zoo.errors import UserError
 from zoo.regress_lm import ExampleInput, RegressLM
+from zoo.training.random_streams import derive, global_seed
 
 SMALL = {"dim": 16, "num_samples": 8, "val_samples": 4}
 
@@ -42,6 +46,50 @@ def test_model_of_a_table_has_the_chosen_settings_and_repeats(table, tmp_path):
     assert np.array_equal(RegressLM.load(tmp_path / "model.ckpt").quantiles(inputs, 16, seed=0), quantiles)
 
 
+def test_saved_model_predicts_rows_as_it_was_trained(table, tmp_path):
+    data = TextRegression(table, target_columns="y", synthetic_rows=20, row_format="json", columns="b,a")
+    model = RegressLM.from_data(data, max_steps=8, progress=False, **SMALL)
+    model.save(tmp_path / "model.ckpt")
+    # A model that was loaded is stored with the same settings.
+    RegressLM.load(tmp_path / "model.ckpt").save(tmp_path / "again.ckpt")
+    (tmp_path / "rows.csv").write_text("b,a\n5.5,40\n3.5,3\n")
+    (tmp_path / "with_target.csv").write_text("a,y,b\n40,1,5.5\n3,2,3.5\n")
+    texts = ['{"b": 5.5, "a": 40}', '{"b": 3.5, "a": 3}']
+    seed = derive(global_seed(), "predict")
+    expected = model.quantiles([ExampleInput(text) for text in texts], 8, seed=seed)[:, 2]
+    for checkpoint, rows in (("model", "rows"), ("again", "with_target")):
+        out = tmp_path / f"{checkpoint}-{rows}"
+        quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", f"--output_dir={out}"]
+        ZooCLI(["predict", f"--ckpt_path={tmp_path / checkpoint}.ckpt", f"--data_dir={tmp_path / rows}.csv", *quiet])
+        predicted = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+        assert [row["input"] for row in predicted] == texts
+        assert [row["median"] for row in predicted] == expected.tolist()
+
+
+def test_options_that_change_the_texts_of_a_trained_model(table, tmp_path):
+    data = TextRegression(table, target_columns="y", round_digits=2, power_tokens=True)
+    assert data.reader.layout.columns == ["a", "b"]
+    model = RegressLM.from_scratch(1024, dim=16, n_heads=1, hidden_dim=16, round_digits=2, power_tokens=True)
+    model.stored_data_settings = dict(data.hparams)
+    checkpoint = tmp_path / "model.ckpt"
+    model.save(checkpoint)
+    (tmp_path / "rows.csv").write_text("a,c\n40,5.5\n")
+    command = ["predict", f"--ckpt_path={checkpoint}", f"--data_dir={table}", f"--output_dir={tmp_path / 'out'}"]
+    for option, message in (
+        ("row_format=json", "'json', but the model in .* was trained with 'key_value': drop --data.row_format"),
+        ("round_digits=4", "4, but the model in .* was trained with 2: drop --data.round_digits"),
+        ("power_tokens=false", "False, but the model in .* was trained with True: drop --data.power_tokens"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ZooCLI([*command, f"--data.{option}"])
+    with pytest.raises(UserError, match="no column 'b', which the model was trained with: add it to the file"):
+        ZooCLI([*command, f"--data_dir={tmp_path / 'rows.csv'}"])
+    info = read_checkpoint_info(str(checkpoint))
+    assert info.check_texts(TextRegression, {"columns": "a, b", "row_format": "key_value"}) is None
+    warning = info.check_texts(TextRegression, {"columns": "a"})
+    assert warning.startswith("--data.columns is 'a', but the model was trained with ['a', 'b']: its predictions are")
+
+
 def test_data_with_copies_uses_the_best_weights(table):
     data = TextRegression(table, target_columns="y", synthetic_rows=0, augment_copies=2, target_jitter=0.1)
     model = RegressLM.from_data(data, max_steps=12, progress=False, seed=1, **SMALL)
@@ -54,6 +102,9 @@ def test_refusals(table):
     for settings, message in (
         ({"max_steps": 0}, "max_steps must be at least 1"),
         ({"dim": -1}, "dim"),
+        ({"dimm": 3}, "has no argument 'dimm'; did you mean dim"),
+        ({"digits": 3}, "number_digits"),
+        ({"round_digits": 3}, "round_digits follows from the data"),
     ):
         with pytest.raises(UserError, match=message):
             RegressLM.from_data(data, **{"max_steps": 2, **settings})

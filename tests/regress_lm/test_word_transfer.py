@@ -63,3 +63,12 @@ def test_automatic_settings_follow_the_weights():
     given = {"model.weights": "zoo:regress-lm", "data.round_digits": 3}
     assert "data.round_digits" not in {choice.option for choice in settings_of_weights(given)}
     assert settings_of_weights({}) == []
+
+
+def test_weights_of_another_model_are_refused_before_anything_is_chosen(tmp_path):
+    path = tmp_path / "classifier.ckpt"
+    torch.save({"zoo": {"model": "LlamaClassifier"}, "state_dict": {}, "hyper_parameters": {"dim": 8}}, path)
+    with pytest.raises(UserError, match="holds a LlamaClassifier, not a RegressLM"):
+        settings_of_weights({"model.weights": str(path)})
+    with pytest.raises(UserError, match="no weights zoo:regress-ml; did you mean zoo:regress-lm"):
+        settings_of_weights({"model.weights": "zoo:regress-ml"})

@@ -42,3 +42,16 @@ def test_digits_keep_quantiles_of_numbers_distinct(numbers, digits):
 def test_spread_is_relative_and_ignores_constant_columns():
     assert statistics(["a 1 7", "a 3 7"]).spread == pytest.approx(0.5)
     assert statistics(["1 1e9 1", "3 3e9 1"]).spread == pytest.approx(0.5)
+
+
+def test_rounding_must_not_erase_a_column():
+    def least_digits(*columns):
+        texts = [", ".join(f"c{i}: {value}" for i, value in enumerate(row)) for row in zip(*columns, strict=True)]
+        return text_statistics(texts, np.arange(float(len(texts)))[:, None]).least_digits
+
+    prices = [round(1.05**i, 2) for i in range(182)]
+    assert least_digits(prices) == 2
+    # The years 1930 to 2020 are 1.9e3 and 2.0e3 in two digits; two years are one number.
+    assert least_digits([1930 + i % 91 for i in range(182)], prices) == 4
+    assert least_digits([(1978, 1981)[i % 2] for i in range(182)], prices) == 4
+    assert least_digits([100_000 + i for i in range(182)], prices) == 4

@@ -86,6 +86,43 @@ class CheckpointInfo:
             f"--model, or give a checkpoint of {name}"
         )
 
+    def check_texts(self, cls: type | None, settings: Mapping[str, Any]) -> str | None:
+        """Compare the settings that decide how texts are made with those of the training.
+
+        Args:
+            cls: class of the data.
+            settings: its settings in this command.
+
+        Returns:
+            A warning where the texts are made of other columns, which may be the names that other data uses.
+
+        Raises:
+            UserError: texts would be written in another way than those of the training.
+        """
+        stored = (self.data or {}).get("init_args", {})
+        if cls is None or (self.data or {}).get("class_path", "").rpartition(".")[2] != cls.__name__:
+            return None
+
+        def differs(name: str) -> bool:
+            if name not in stored or name not in settings:
+                return False
+            old, new = _columns(stored[name]), _columns(settings[name])
+            return old != new and not (name == "row_format" and {old, new} == {None, "text"})
+
+        for name in getattr(cls, "text_arguments", ()):
+            if differs(name):
+                raise UserError(
+                    f"--data.{name} is {settings[name]!r}, but the model in {self.path} was trained with "
+                    f"{stored[name]!r}: drop --data.{name}"
+                )
+        for name in getattr(cls, "column_arguments", ()):
+            if differs(name):
+                return (
+                    f"--data.{name} is {settings[name]!r}, but the model was trained with {stored[name]!r}: its "
+                    "predictions are wrong unless these are names of the same columns"
+                )
+        return None
+
     def check_tokenizer(self, data: Any) -> None:
         """Raises UserError where the data's tokenizer has another vocabulary size than the model was trained with."""
         trained = (self.model or {}).get("init_args", {}).get("vocab_size")
@@ -154,6 +191,13 @@ def _own(path: str, checkpoint: dict[str, Any], own_classes: Mapping[str, str]) 
         step=checkpoint.get("global_step"),
         sizes=tensor_sizes(checkpoint.get("state_dict", {})),
     )
+
+
+def _columns(value: Any) -> Any:
+    """A setting for comparison: names separated by commas as a list, one name as itself."""
+    if isinstance(value, str) and "," in value:
+        value = [name.strip() for name in value.split(",") if name.strip()]
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _external(path: str) -> CheckpointInfo:

@@ -10,6 +10,7 @@ Python program may import it. A checkpoint is a file from elsewhere: only names 
 user names in the same command, are accepted from it.
 """
 
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo import callbacks
 from zoo.callbacks.budget import Budget, count_validations, parse_duration
@@ -55,6 +57,7 @@ from zoo.console.exit_codes import is_out_of_memory, user_error_behind
 from zoo.console.messages import silence_lightning
 from zoo.console.slurm import was_requeued
 from zoo.datamodules import ZooDataModule
+from zoo.datamodules.row_data import RowViews
 from zoo.datamodules.sources.corpus import data_label
 from zoo.errors import UserError
 from zoo.private_apis.jsonargparse_api import original_error, wrong_null, wrong_null_argument
@@ -237,6 +240,8 @@ class ZooCLI(OpenLightningCLI):
             info.check_label(config.data.init_args.get("data"))
         if info and self.verb == "fit":
             refuse_changed_settings(info.path, config)
+        if info and self.verb != "fit":
+            self._check_texts(info, config)
         if config.budget is not None:
             if self.verb != "fit":
                 raise UserError(f"--budget is a time limit of fit: drop it for {self.verb}")
@@ -245,6 +250,11 @@ class ZooCLI(OpenLightningCLI):
             config.automatic = False  # for the saved config, which has the settings chosen
             print_choices(choose(config, self.arguments.keys, self.classes["model"], self.classes["data"]))
         config.output_dir = self._output_dir(config)
+
+    def _check_texts(self, info: CheckpointInfo, config: Any) -> None:
+        """Refuse texts that are written in another way than those of the training; warn of other columns."""
+        if warning := info.check_texts(self.classes["data"], config.data.get("init_args") or {}):
+            rank_zero_only(print)(f"zoo: {warning}", file=sys.stderr)
 
     def _fill_data_settings(self, config: Any) -> None:
         """Set options of the data that follow from the model's and were not given, as the tokenizer of an encoder."""
@@ -312,6 +322,9 @@ class ZooCLI(OpenLightningCLI):
     def after_instantiate_classes(self) -> None:
         if self.checkpoint_info and not self.checkpoint_info.is_external:
             self.checkpoint_info.check_tokenizer(self.datamodule)
+        named = {"columns", "text_column"} & {*given_options(self.arguments.keys, "data")}
+        if self.verb != "fit" and self.checkpoint_info and isinstance(self.datamodule, RowViews) and not named:
+            self.datamodule.reader.has_stored_columns = True
         if self.verb != "generate":  # which reads no data, only its tokenizer
             self.model.check_data(self.datamodule)
 

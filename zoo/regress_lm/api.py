@@ -18,11 +18,12 @@ from tqdm import tqdm
 from zoo.errors import UserError, check_counts
 from zoo.files.checkpoints import read_checkpoint, write_checkpoint
 from zoo.generation.options import check_sampling
+from zoo.registry import registered_name
 from zoo.regress_lm import decoding, fine_tuning
 from zoo.regress_lm.denoising import DenoisingConfig
 from zoo.regress_lm.estimates import QUANTILES
 from zoo.regress_lm.example import Example, ExampleInput, as_examples
-from zoo.regress_lm.from_data import train_on_data
+from zoo.regress_lm.from_data import data_settings, train_on_data
 from zoo.regress_lm.initial_weights import SIZES
 from zoo.regress_lm.module import RegressLMModule
 from zoo.regress_lm.word_transfer import transfer_embedding
@@ -51,6 +52,9 @@ class RegressLM(RegressLMModule):
 
     A `RegressLMModule`, whose arguments it takes, with a Python API for lists of examples.
     """
+
+    stored_data_settings: dict[str, Any] | None = None
+    """Settings of the `TextRegression` of the training, for `save`: they say how a table's rows become texts."""
 
     # ---- create, save and load
 
@@ -127,7 +131,10 @@ class RegressLM(RegressLMModule):
             UserError: the data cannot be read, an argument is out of range, or training diverges.
         """
         check_sampling(seed=seed)
-        return train_on_data(cls, data, seed, max_steps, progress, settings)
+        model, used = train_on_data(cls, data, seed, max_steps, progress, settings)
+        if registered_name(used) == "TextRegression":
+            model.stored_data_settings = data_settings(used.hparams)
+        return model
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -138,6 +145,9 @@ class RegressLM(RegressLMModule):
     def save(self, path: str | Path) -> None:
         """Write a checkpoint for `load`, `zoo test`, `zoo predict` and `zoo fit --model.weights`.
 
+        A model of `from_data`, or of a checkpoint with settings of its data, stores these settings: columns, row_format
+        and so on.
+
         Raises:
             UserError: the path is a folder, or its folder does not exist.
         """
@@ -145,10 +155,10 @@ class RegressLM(RegressLMModule):
         if Path(path).is_dir() or not Path(path).parent.is_dir():
             raise UserError(f"{path} cannot be written: give the path of a file in a folder that exists")
         k, h = self.n_objectives, self.hparams
-        data = {
+        # Rows to predict need no target columns, but their number must be that of the model.
+        unknown = {"target_columns": ",".join(f"target{i}" for i in range(1, k + 1)) if k > 1 else None}
+        data = (self.stored_data_settings or unknown) | {
             "max_input_len": self.model.config.max_input_len,
-            # Rows to predict need no target columns, but their number must be that of the model.
-            "target_columns": ",".join(f"target{i}" for i in range(1, k + 1)) if k > 1 else None,
             "round_digits": h["round_digits"],
             "power_tokens": h["power_tokens"],
         }
@@ -161,6 +171,11 @@ class RegressLM(RegressLMModule):
         }
         self.on_save_checkpoint(checkpoint)
         write_checkpoint(checkpoint, path)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if "TextRegression" in checkpoint and (stored := checkpoint.get("datamodule_hyper_parameters")):
+            self.stored_data_settings = data_settings(stored)
 
     # ---- train
 

@@ -112,6 +112,9 @@ def _tokenizer(
         return
     words = f"{s.rare_share:.0%} of the words that distinguish texts are rare"
     tokenizer = "bpe" if kind == "language" or (s.content_words > 0 and s.rare_share > 0.05) else "words"
+    # Two digits would erase a column, of years for example, and words of more are too rare in the other columns.
+    if kind == "numbers" and tokenizer == "words" and s.least_digits > 2 and s.distinct_numbers > FEW_NUMBERS:
+        tokenizer, words = "bpe", f"a column needs {s.least_digits} digits, another has {s.distinct_numbers:,} numbers"
     yield Choice("data.tokenizer", tokenizer, words)
     if given.get("data.tokenizer", tokenizer) == "bpe":
         size = 1000 if kind == "numbers" else 2000 if s.n_rows < 20_000 and not is_synthetic else 8000
@@ -120,7 +123,7 @@ def _tokenizer(
         # A word of three digits is too rare to learn, unless all columns have few values, as years. Pieces of words
         # have no such limit.
         is_word = given.get("data.tokenizer", tokenizer) == "words" and s.distinct_numbers > FEW_NUMBERS
-        digits = 2 if is_word else s.digits
+        digits = s.least_digits if is_word else s.digits
         reason = "each a word to learn" if is_word else "which stay distinct"
         yield Choice("data.round_digits", digits, f"up to {s.distinct_numbers:,} numbers in a column, {reason}")
         if given.get("data.round_digits", digits):

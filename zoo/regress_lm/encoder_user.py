@@ -10,6 +10,7 @@ from torch import Tensor
 from zoo.errors import UserError
 from zoo.files.checkpoints import read_checkpoint
 from zoo.regress_lm import encoders
+from zoo.regress_lm.initial_weights import check_kind
 from zoo.regress_lm.model import RegressLMConfig
 from zoo.regress_lm.number_sampler import NumberSampler
 from zoo.regress_lm.pretrained_encoder import PretrainedEncoder, cache_folder, check_same
@@ -49,6 +50,7 @@ class EncoderUser(NumberSampler):
         """The module's state dict from a checkpoint of the zoo or of upstream, whose heads must be the model's."""
         path = find_weights(path)
         checkpoint = read_checkpoint(path)
+        check_kind(path, checkpoint)
         if "zoo" in checkpoint:
             self._check_encoder(checkpoint)
             checkpoint = read_checkpoint(path, required=("state_dict",))

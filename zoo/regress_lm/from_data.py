@@ -11,7 +11,9 @@ from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
 from zoo.callbacks.best_weights import BestWeights
 from zoo.callbacks.non_finite import NonFinite
-from zoo.errors import check_counts
+from zoo.console.messages import did_you_mean
+from zoo.errors import UserError, check_counts, refuse_renamed
+from zoo.private_apis.jsonargparse_api import constructor_types
 from zoo.regress_lm.module import RegressLMModule
 from zoo.training.random_streams import derive
 
@@ -21,8 +23,8 @@ MONITOR = "val_mae"
 
 def train_on_data(
     cls: type[Model], data: Any, seed: int, max_steps: int | None, progress: bool, settings: Mapping[str, Any]
-) -> Model:
-    """A model with chosen settings, trained on the training split and calibrated on the validation split.
+) -> tuple[Model, Any]:
+    """A model with chosen settings, trained on the training split and calibrated on the validation split; and its data.
 
     Args:
         cls: the class of the model.
@@ -37,6 +39,7 @@ def train_on_data(
     """
     if max_steps is not None:
         check_counts(max_steps=max_steps)
+    _check_names(cls, settings)
     given: dict[str, Any] = {f"model.{name}": value for name, value in settings.items()}
     given |= {f"data.{name}": value for name, value in _changed_arguments(data).items()}
     given |= {} if max_steps is None else {"trainer.max_steps": max_steps}
@@ -75,7 +78,25 @@ def train_on_data(
             batches = (model.with_number_tokens(batch) for batch in data.val_dataloader())
             model.calibrate(model.transfer_batch_to_device(batch, device, 0) for batch in batches)
     model.dropout_seed = None
-    return model.eval()
+    return model.eval(), data
+
+
+def data_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments among the stored settings of a data module: without those that Lightning adds."""
+    return {name: value for name, value in stored.items() if not name.startswith("_")}
+
+
+def _check_names(cls: type[RegressLMModule], settings: Mapping[str, Any]) -> None:
+    """Raises UserError where a setting is no argument of the class, or one that follows from the data."""
+    known = constructor_types(cls)
+    for name in settings:
+        if name in cls.renamed_arguments:
+            refuse_renamed(cls, [name])
+        if name in cls.data_arguments:
+            raise UserError(f"{name} follows from the data: drop it, and give it to the data module if it takes it")
+        if name not in known:
+            names = [other for other in known if other not in cls.data_arguments]
+            raise UserError(f"{cls.__name__} has no argument {name!r}{did_you_mean(name, names, ': drop it')}")
 
 
 def _changed_arguments(data: Any) -> dict[str, Any]:

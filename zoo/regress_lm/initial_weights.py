@@ -3,11 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
+from zoo.errors import UserError
 from zoo.files.checkpoints import read_checkpoint
+from zoo.registry import MODELS
 from zoo.training.choices import Choice
 from zoo.weights import find_weights
 
 SIZES = ("dim", "n_heads", "n_encoder_heads", "n_encoder_layers", "n_decoder_layers", "hidden_dim", "number_format")
+
+
+def check_kind(path: str, checkpoint: Mapping[str, Any]) -> None:
+    """Raises UserError where a checkpoint of the zoo holds another of its models than a RegressLM."""
+    kind = str(checkpoint.get("zoo", {}).get("model", "")).rpartition(".")[2]
+    if kind in MODELS and kind != "RegressLM":
+        raise UserError(f"--model.weights {path} holds a {kind}, not a RegressLM: give the weights of a RegressLM")
 
 
 def settings_of_weights(given: Mapping[str, Any]) -> list[Choice]:
@@ -17,11 +26,12 @@ def settings_of_weights(given: Mapping[str, Any]) -> list[Choice]:
         given: the settings that are already decided, by option.
 
     Raises:
-        UserError: the weights cannot be read.
+        UserError: the weights cannot be read, or are those of another model.
     """
     if not (path := given.get("model.weights")):
         return []
     checkpoint = read_checkpoint(find_weights(path))
+    check_kind(path, checkpoint)
     stored, reason = checkpoint.get("hyper_parameters", {}), f"as in {path}"
     choices = [Choice(f"model.{name}", stored[name], reason) for name in SIZES if name in stored]
     if stored.get("round_digits") and stored.get("power_tokens"):

@@ -13,6 +13,7 @@ _WORD = re.compile(r"[^\W\d_][^\s,:;\"{}]*")
 MOST_TEXTS = 5000  # the statistics of more texts are those of so many, evenly spaced
 QUANTILES = 20  # rounding must keep most of so many quantiles of each column of numbers distinct
 TEMPLATE = 0.9  # a word in at least this share of the texts is part of their form, as the name of a column is
+LOST = 0.25  # a column that keeps at most this share of its quantiles has lost most of its values
 RARE = 2  # a word in at most this many texts is rare
 
 
@@ -31,6 +32,7 @@ class TextStatistics(NamedTuple):
         spread: median over the columns of numbers of their standard deviation divided by their mean magnitude.
         distinct_numbers: largest number of distinct values of a column of numbers.
         columns: number of columns of a table that are rendered as a text; 0 where texts are given as they are.
+        least_digits: significant digits, from 2 to 4, at which no column of numbers loses most of its values.
     """
 
     n_rows: int
@@ -44,6 +46,7 @@ class TextStatistics(NamedTuple):
     spread: float
     distinct_numbers: int = 0
     columns: int = 0
+    least_digits: int = 2
 
 
 def text_statistics(texts: Sequence[str], targets: np.ndarray, n_columns: int = 0) -> TextStatistics:
@@ -69,6 +72,7 @@ def text_statistics(texts: Sequence[str], targets: np.ndarray, n_columns: int = 
         spread=float(np.median([_spread(column) for column in columns])) if columns else 0.0,
         distinct_numbers=max((len(np.unique(column)) for column in columns), default=0),
         columns=n_columns,
+        least_digits=max([2, *(_digits(column) for column in columns if loses_most(column, 2))]),
     )
 
 
@@ -80,14 +84,27 @@ def _columns(numbers: list[list[float]]) -> list[np.ndarray]:
     return [column for column in columns if len(np.unique(column)) > 1]
 
 
-def _digits(column: np.ndarray) -> int:
-    """The fewest digits, from 2 to 4, at which most quantiles of the column's distinct values stay distinct."""
+def loses_most(column: np.ndarray, digits: int) -> bool:
+    """Whether a column of numbers, as of years, keeps a single value or few of its quantiles when it is rounded."""
+    n_values = min(len(np.unique(column)), QUANTILES)
+    return n_values > 1 and share_kept(column, digits) <= max(LOST, 1 / n_values)
+
+
+def share_kept(column: np.ndarray, digits: int) -> float:
+    """The share of quantiles of the column's distinct values that stay distinct when they are rounded.
+
+    Args:
+        column: (N,) numbers, N at least 1.
+        digits: significant digits.
+    """
     values = np.unique(column)
     quantiles = values[np.unique(np.linspace(0, len(values) - 1, QUANTILES).round().astype(int))]
-    for digits in (2, 3):
-        if len({rounded(f"{value!r}", digits) for value in quantiles.tolist()}) >= 0.8 * len(quantiles):
-            return digits
-    return 4
+    return len({rounded(f"{value!r}", digits) for value in quantiles.tolist()}) / len(quantiles)
+
+
+def _digits(column: np.ndarray) -> int:
+    """The fewest digits, from 2 to 4, at which most quantiles of the column's distinct values stay distinct."""
+    return next((digits for digits in (2, 3) if share_kept(column, digits) >= 0.8), 4)
 
 
 def _spread(column: np.ndarray) -> float:

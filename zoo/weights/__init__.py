@@ -49,8 +49,9 @@ def find_weights(path: str) -> str:
         return path
     name = path.removeprefix(PREFIX)
     if name not in WEIGHTS:
-        known = ", ".join(PREFIX + other for other in WEIGHTS)
-        raise UserError(f"the zoo has no weights {path}{did_you_mean(name, WEIGHTS)}: it has {known}; or give a file")
+        known = [PREFIX + other for other in WEIGHTS]
+        near = did_you_mean(path, known, f": its weights are {', '.join(known)}, or give a file")
+        raise UserError(f"the zoo has no weights {path}{near}")
     file = FOLDER / WEIGHTS[name].file
     if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != WEIGHTS[name].sha256:
         raise UserError(f"{file} is missing or not as it was published: install the zoo again")
