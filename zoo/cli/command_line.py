@@ -31,6 +31,7 @@ from zoo.cli.closing_message import ClosingMessage
 from zoo.cli.config_names import UnknownConfigError
 from zoo.cli.equal_ranks import EqualRanks, comparable_settings
 from zoo.cli.linked_arguments import find_linked, find_missing, given_options, linked_arguments
+from zoo.cli.parsed_settings import check_settings, move_data_dir
 from zoo.cli.parser import ZooParser, refuse
 from zoo.cli.ranks import FailureReport, Ranks, connect
 from zoo.cli.renamed_arguments import find_renamed
@@ -222,30 +223,17 @@ class ZooCLI(OpenLightningCLI):
         self.config = parser.parse_args(args)
         config = self.config[self.verb]
         self._refuse_null(config)
-        if isinstance(seed := config.seed_everything, int) and not 0 <= seed < 2**32:
-            raise UserError(f"--seed_everything must be from 0 to {2**32 - 1}, not {seed}")
+        check_settings(config, self.verb, info)
         config.ckpt_path = None if info is None or info.is_external else info.path
-        if self.verb != "fit" and not info and not config.model.init_args.get("weights"):
-            raise UserError(f"zoo {self.verb} needs a trained model: add --ckpt_path FILE")
-        # --data_dir replaces the config's data, and resuming needs data of the same label.
-        if config.data_dir is not None:
-            if "data" not in config.data.init_args:
-                raise UserError(f"{config.data.class_path} draws its own data and reads none: drop --data_dir")
-            config.data.init_args.data, config.data_dir = config.data_dir, None  # one place, for the saved config
-        if isinstance(data := config.data.init_args.get("data"), str) and not data.strip():
-            raise UserError("--data_dir is empty: give a file, a folder or the name of a data set")
+        move_data_dir(config)
         if self.verb == "fit" or not info:
             self._fill_data_settings(config)
-        if info and self.verb == "fit" and not config.allow_other_data:
-            info.check_label(config.data.init_args.get("data"))
-        if info and self.verb == "fit":
+        if info and self.verb == "fit":  # a resumed run
+            if not config.allow_other_data:
+                info.check_label(config.data.init_args.get("data"))
             refuse_changed_settings(info.path, config)
-        if info and self.verb != "fit":
+        elif info:
             self._check_texts(info, config)
-        if config.budget is not None:
-            if self.verb != "fit":
-                raise UserError(f"--budget is a time limit of fit: drop it for {self.verb}")
-            parse_duration(config.budget)
         if config.automatic and self.verb == "fit":
             config.automatic = False  # for the saved config, which has the settings chosen
             print_choices(choose(config, self.arguments.keys, self.classes["model"], self.classes["data"]))
