@@ -25,7 +25,7 @@ APPLIED = {
     "RevDEQLM": OPTIMIZER
     | {"compile", "num_fixed_point_iterations", "fixed_point_tol", "beta", "backward", "keep_every", "solver"}
     | {"warm_start", "dropout"},
-    "TextLM": {"batch_size", "num_workers", "cache_dir", "eval_stride"},
+    "TextLM": {"batch_size", "num_workers", "cache_dir", "eval_stride", "packing_processes"},
     "Reviews": {"batch_size", "num_workers", "cache_dir"},
     "TextRegression": {"batch_size", "num_workers", "cache_dir"},
     "SyntheticConfigs": {"batch_size", "num_workers", "cache_dir", "test_on"},
