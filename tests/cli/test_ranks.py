@@ -142,7 +142,7 @@ def test_a_trainer_for_one_process_is_refused_under_torchrun(text_file, tmp_path
     ends = run_ranks(tmp_path, command, command)
     assert [end.code for end in ends] == [1, 1]
     [message] = messages(ends)
-    assert message.startswith("zoo: 2 processes were started, and the Trainer is set up for 1 (1 devices on 1 nodes): set")
+    assert message.startswith("zoo: 2 processes were started, and the Trainer is set up for 1 (1 devices on 1 nodes)")
     assert not (tmp_path / "run").exists()
 
 
