@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from zoo.datamodules.regression_rows import RegressionRows, RegressionSettings, RegressionViews
+from zoo.datamodules.regression_rows import RegressionRows, RegressionViews
+from zoo.datamodules.regression_settings import RegressionSettings
 from zoo.datamodules.row_data import TRAINED_TOKENIZERS
 from zoo.datamodules.row_text import RowFormat
 from zoo.datamodules.sources.tables import Table

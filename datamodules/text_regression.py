@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from zoo.datamodules.calibration_rows import calibration_rows
-from zoo.datamodules.regression_rows import RegressionRows, RegressionSettings, RegressionViews
+from zoo.datamodules.regression_rows import RegressionRows, RegressionViews
+from zoo.datamodules.regression_settings import RegressionSettings
 from zoo.datamodules.resumable import EvalLoader
 from zoo.datamodules.row_data import TRAINED_TOKENIZERS
 from zoo.datamodules.sources.tables import Table

@@ -24,7 +24,7 @@ def test_files_are_those_that_were_published_and_small():
 
 def test_a_path_is_unchanged_and_an_unknown_name_is_refused():
     assert find_weights("runs/best.ckpt") == "runs/best.ckpt"
-    with pytest.raises(UserError, match=r"no weights zoo:regres-lm; did you mean regress-lm\?: it has zoo:regress-lm"):
+    with pytest.raises(UserError, match=r"no weights zoo:regres-lm; did you mean zoo:regress-lm\?"):
         find_weights("zoo:regres-lm")
 
 
