@@ -5,6 +5,10 @@ import signal
 from pathlib import Path
 
 import pytest
+
+# Before torch is imported, as `zoo` does for ranks: no C++ warnings about ranks that have ended.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
 import torch
 
 from tests.commands import ROOT, TEXT, fit
