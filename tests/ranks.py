@@ -33,6 +33,21 @@ def free_port():
         return own.getsockname()[1]
 
 
+def wait_for(pids, limit):
+    """The exit codes of processes, and the times of their ends; those that go on for `limit` seconds are killed."""
+    codes, times, deadline = {}, {}, time.monotonic() + limit
+    while len(codes) < len(pids):
+        for pid in pids:
+            if pid not in codes and (status := os.waitpid(pid, os.WNOHANG))[0]:
+                codes[pid], times[pid] = os.waitstatus_to_exitcode(status[1]), time.monotonic()
+        if time.monotonic() > deadline:
+            for pid in pids:
+                if pid not in codes:
+                    os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    return [codes[pid] for pid in pids], [times[pid] for pid in pids]
+
+
 def run_ranks(folder, *commands, prepare=lambda rank: None, environment=None, limit=120.0):
     """Run a command per rank until all have ended; those that go on for `limit` seconds are killed.
 
@@ -47,7 +62,7 @@ def run_ranks(folder, *commands, prepare=lambda rank: None, environment=None, li
         An `Ended` for each rank.
     """
     size, port = len(commands), free_port()
-    pids = {}
+    pids = []
     for rank, argv in enumerate(commands):
         variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "GROUP_RANK": 0,
                      "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test",
@@ -55,18 +70,9 @@ def run_ranks(folder, *commands, prepare=lambda rank: None, environment=None, li
         variables = (variables if size > 1 else {"OMP_NUM_THREADS": 1}) | (environment or {})
         if not (pid := os.fork()):
             _run(folder, rank, argv, {name: str(value) for name, value in variables.items()}, prepare)
-        pids[pid] = rank
-    codes, times, deadline = {}, {}, time.monotonic() + limit
-    while len(codes) < size:
-        for pid, rank in pids.items():
-            if rank not in codes and (status := os.waitpid(pid, os.WNOHANG))[0]:
-                codes[rank], times[rank] = os.waitstatus_to_exitcode(status[1]), time.monotonic()
-        if time.monotonic() > deadline:
-            for pid, rank in pids.items():
-                if rank not in codes:
-                    os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
-    first = min(times.values())
+        pids.append(pid)
+    codes, times = wait_for(pids, limit)
+    first = min(times)
     texts = [[(folder / f"rank{rank}.{kind}").read_text() for kind in ("out", "err")] for rank in range(size)]
     return [
         Ended(codes[rank], out, [line for line in err.splitlines() if _is_message(line)], times[rank] - first)

@@ -1,12 +1,11 @@
 """Ranks as forked processes of this machine, started as `torchrun` would start them, without new imports."""
 
 import os
-import signal
-import socket
 import sys
-import time
 import traceback
 from collections.abc import Callable
+
+from tests.ranks import free_port, wait_for
 
 
 def run_ranks(action: Callable[[], object], ranks: int = 2, timeout: float = 120) -> list[int]:
@@ -17,19 +16,8 @@ def run_ranks(action: Callable[[], object], ranks: int = 2, timeout: float = 120
         ranks: number of processes.
         timeout: seconds until the processes that are left are killed.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    codes: dict[int, int | None] = {_fork(action, rank, ranks, port): None for rank in range(ranks)}
-    end = time.monotonic() + timeout
-    while None in codes.values():
-        for pid in (pid for pid, code in codes.items() if code is None):
-            if time.monotonic() > end:
-                os.kill(pid, signal.SIGKILL)
-            done, status = os.waitpid(pid, os.WNOHANG)
-            codes[pid] = os.waitstatus_to_exitcode(status) if done else None
-        time.sleep(0.02)
-    return [code if code is not None else 1 for code in codes.values()]
+    port = free_port()
+    return wait_for([_fork(action, rank, ranks, port) for rank in range(ranks)], timeout)[0]
 
 
 def _fork(action: Callable[[], object], rank: int, ranks: int, port: int) -> int:

@@ -2,7 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 from zoo.errors import UserError
@@ -48,3 +49,14 @@ def silence_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message="You have overridden `on_before_batch_transfer`")  # on purpose
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """For training from Python: `silence_lightning`, and no advice of Lightning on loader processes and intervals."""
+    from lightning.pytorch.utilities.warnings import PossibleUserWarning
+
+    with warnings.catch_warnings():
+        silence_lightning()
+        warnings.simplefilter("ignore", PossibleUserWarning)
+        yield

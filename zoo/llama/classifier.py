@@ -25,7 +25,7 @@ from zoo.llama.text_classifier import required_label_names
 from zoo.private_apis.lightning_api import is_fitting
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import IGNORED, TextBatch, check_text_batch
-from zoo.training.choices import Choice
+from zoo.training.choices import Choice, by_group
 from zoo.training.fixed_arguments import check_fixed, field_names
 from zoo.training.language_model import required_vocab_size
 from zoo.training.loss_weights import Counts, Loss
@@ -194,13 +194,7 @@ class LlamaClassifier(BowClassifier):
             The classifier, the data module to train it with, and arguments for `lightning.Trainer`.
         """
         given = dict(given or {})
-        settings = given | {choice.option: choice.value for choice in cls.choose_settings(data, given)}
-        groups: dict[str, dict[str, Any]] = {"model": {}, "data": {}, "trainer": {}}
-        for option, value in settings.items():
-            group, _, name = option.partition(".")
-            if group not in groups or not name:
-                raise UserError(f"{option!r} is no setting of model, data or trainer: name it as in 'model.dim'")
-            groups[group][name] = value
+        groups = by_group(given | {choice.option: choice.value for choice in cls.choose_settings(data, given)})
         data = type(data)(**{**data.hparams, **groups["data"]})
         model = cls(**{name: getattr(data, name) for name in cls.data_arguments}, **groups["model"])
         return model, data, groups["trainer"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from zoo.training.choices import Choice
+from zoo.training.choices import Choice, choose_width
 from zoo.training.text_statistics import TextStatistics
 
 if TYPE_CHECKING:
@@ -101,14 +101,8 @@ def _tokens(statistics: TextStatistics, given: Mapping[str, Any]) -> Iterator[Ch
 
 
 def _sizes(statistics: TextStatistics, settings: Mapping[str, Any]) -> Iterator[Choice]:
-    rows = statistics.n_rows
-    dim = 64 if rows < 20_000 else 128 if rows < 200_000 else 256
-    reason = f"{rows:,} training rows"
-    yield Choice("model.dim", dim, reason)
-    used = settings.get("model.dim", dim)
-    heads = next((n for n in range(used // 16, 1, -1) if used % (2 * n) == 0), 1)  # a head has an even size
-    yield Choice("model.n_heads", heads, f"of {used // heads} dimensions each")
-    yield Choice("model.n_layers", 2, reason)
+    yield from choose_width(statistics.n_rows, settings)
+    yield Choice("model.n_layers", 2, f"{statistics.n_rows:,} training rows")
     yield Choice("model.max_seq_len", settings["data.max_input_len"], "the longest text")
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from zoo.regress_lm.number_formats import number_tokenizer
-from zoo.training.choices import Choice
+from zoo.training.choices import Choice, choose_width
 from zoo.training.distinct_targets import ENOUGH, QUANTILES
 from zoo.training.text_statistics import TextStatistics
 
@@ -88,12 +88,8 @@ def _synthetic(statistics: TextStatistics, kind: Kind) -> Iterator[Choice]:
 
 def _sizes(statistics: TextStatistics, kind: Kind, given: Mapping[str, Any], is_synthetic: bool) -> Iterator[Choice]:
     rows = statistics.n_rows
-    dim = 64 if rows < 20_000 else 128 if rows < 200_000 else 256
     reason = f"{rows:,} training rows"
-    yield Choice("model.dim", dim, reason)
-    used = given.get("model.dim", dim)
-    heads = next((n for n in range(used // 16, 1, -1) if used % (2 * n) == 0), 1)  # a head has an even size
-    yield Choice("model.n_heads", heads, f"of {used // heads} dimensions each")
+    yield from choose_width(rows, given)
     yield Choice("model.n_encoder_layers", 2, reason)
     yield Choice("model.n_decoder_layers", 1 if kind != "digits" else 2, reason)
     few = "synthetic rows" if is_synthetic else "few rows" if rows < 20_000 else reason

@@ -1,19 +1,17 @@
 """Fine-tuning on a list of examples: the Python API's counterpart of `zoo fit`, with the same module and Trainer."""
 
-import logging
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from torch.utils.data import DataLoader
 
 from zoo.callbacks.best_weights import BestWeights
 from zoo.callbacks.early_stopping import EarlyStopping
 from zoo.callbacks.non_finite import NonFinite
+from zoo.console.messages import quiet_lightning
 from zoo.errors import UserError, check_counts, check_number, check_positive
 from zoo.layers.lora import add_lora, merge_lora
 from zoo.optim import OptimizerConfig
@@ -93,11 +91,7 @@ def fine_tune(
     )
     device = model.device
     best = BestWeights("val_loss")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    with warnings.catch_warnings(), torch.random.fork_rng(), _settings(model, optimizer_config, seed):
-        # Lightning suggests loader processes and logging intervals, and calls what torch deprecates.
-        warnings.simplefilter("ignore", PossibleUserWarning)
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+    with quiet_lightning(), torch.random.fork_rng(), _settings(model, optimizer_config, seed):
         # Train until the validation loss stops falling; `best` remembers the weights with the lowest one.
         trainer = Trainer(
             accelerator=device.type if device.type != "cuda" else "gpu",

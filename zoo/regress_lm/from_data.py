@@ -1,20 +1,18 @@
 """Training on a data module with the settings that the rules choose: the Python API's counterpart of `zoo fit`."""
 
-import logging
-import warnings
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
 from zoo.callbacks.best_weights import BestWeights
 from zoo.callbacks.non_finite import NonFinite
-from zoo.console.messages import did_you_mean
+from zoo.console.messages import did_you_mean, quiet_lightning
 from zoo.errors import UserError, check_counts, refuse_renamed
 from zoo.private_apis.jsonargparse_api import constructor_types
 from zoo.regress_lm.module import RegressLMModule
+from zoo.training.choices import by_group
 from zoo.training.random_streams import derive
 
 Model = TypeVar("Model", bound=RegressLMModule)
@@ -43,23 +41,19 @@ def train_on_data(
     given: dict[str, Any] = {f"model.{name}": value for name, value in settings.items()}
     given |= {f"data.{name}": value for name, value in _changed_arguments(data).items()}
     given |= {} if max_steps is None else {"trainer.max_steps": max_steps}
-    chosen = given | {choice.option: choice.value for choice in cls.choose_settings(data, given)}
+    chosen = by_group(given | {choice.option: choice.value for choice in cls.choose_settings(data, given)})
     # The data as the choices want it, with the seed of this run.
-    arguments = {**data.hparams, **_group(chosen, "data")}
+    arguments = {**data.hparams, **chosen["data"]}
     data = type(data)(**arguments | {"seed": seed if arguments.get("seed") is None else arguments["seed"]})
     derived = {name: getattr(data, name) for name in cls.data_arguments}
-    with warnings.catch_warnings(), torch.random.fork_rng():
-        warnings.simplefilter("ignore", PossibleUserWarning)
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    with quiet_lightning(), torch.random.fork_rng():
         torch.manual_seed(derive(seed, "weights"))
-        model = cls(**{"max_input_len": data.max_input_len, **_group(chosen, "model"), **derived})
+        model = cls(**{"max_input_len": data.max_input_len, **chosen["model"], **derived})
         model.dropout_seed = seed
         model.check_data(data)
         best = BestWeights(MONITOR)
-        steps = _group(chosen, "trainer")
         trainer = Trainer(
-            **steps,
+            **chosen["trainer"],
             devices=1,
             gradient_clip_val=1.0,
             callbacks=[NonFinite(), best],
@@ -105,8 +99,3 @@ def _changed_arguments(data: Any) -> dict[str, Any]:
         return {}
     defaults = type(data)(data.hparams["data"]).hparams
     return {name: value for name, value in data.hparams.items() if value != defaults[name]}
-
-
-def _group(settings: Mapping[str, Any], group: str) -> dict[str, Any]:
-    """The settings whose option starts with `group` and a dot, by the rest of the option."""
-    return {option.partition(".")[2]: value for option, value in settings.items() if option.startswith(f"{group}.")}

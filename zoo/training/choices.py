@@ -1,6 +1,11 @@
-"""Choice: one setting that a rule derives from the data, with its reason."""
+"""Choice: one setting that a rule derives from the data, with its reason; what the rules of several models share."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
+
+from zoo.errors import UserError
+
+GROUPS = ("model", "data", "trainer")
 
 
 class Choice(NamedTuple):
@@ -15,3 +20,32 @@ class Choice(NamedTuple):
     option: str
     value: Any
     reason: str
+
+
+def choose_width(n_rows: int, given: Mapping[str, Any]) -> Iterator[Choice]:
+    """Width of a transformer by the number of training rows, and heads of about 16 dimensions each.
+
+    Args:
+        n_rows: number of training rows.
+        given: the settings that are already decided, by option.
+    """
+    dim = 64 if n_rows < 20_000 else 128 if n_rows < 200_000 else 256
+    yield Choice("model.dim", dim, f"{n_rows:,} training rows")
+    used = given.get("model.dim", dim)
+    heads = next((n for n in range(used // 16, 1, -1) if used % (2 * n) == 0), 1)  # a head has an even size
+    yield Choice("model.n_heads", heads, f"of {used // heads} dimensions each")
+
+
+def by_group(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings by option ("model.dim") as arguments of model, data and trainer: {"model": {"dim": 64}, ...}.
+
+    Raises:
+        UserError: an option belongs to none of these groups.
+    """
+    groups: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
+    for option, value in settings.items():
+        group, _, name = option.partition(".")
+        if group not in groups or not name:
+            raise UserError(f"{option!r} is no setting of model, data or trainer: name it as in 'model.dim'")
+        groups[group][name] = value
+    return groups
