@@ -4,7 +4,6 @@ Nothing is imported anew, so a test takes a second or two; no launcher ends the 
 """
 
 import os
-import re
 import signal
 import socket
 import sys
@@ -75,14 +74,9 @@ def run_ranks(folder, *commands, prepare=lambda rank: None, environment=None, li
     first = min(times)
     texts = [[(folder / f"rank{rank}.{kind}").read_text() for kind in ("out", "err")] for rank in range(size)]
     return [
-        Ended(codes[rank], out, [line for line in err.splitlines() if _is_message(line)], times[rank] - first)
+        Ended(codes[rank], out, [line for line in err.splitlines() if line.strip()], times[rank] - first)
         for rank, (out, err) in enumerate(texts)
     ]
-
-
-def _is_message(line):
-    """Whether a line is neither empty nor of a warning of torch's C++ code, which a forked rank may still print."""
-    return bool(line.strip()) and not re.match(r"\[[WIE]\d+ |frame #\d+|Exception raised from ", line)
 
 
 def _run(folder, rank, argv, variables, prepare):
