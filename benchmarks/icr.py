@@ -3,12 +3,13 @@
     python benchmarks/icr.py [--only data step members gpu] [--threads 1]
 
 Each row in results/icr_speed.json is a ratio of two candidates measured alternately in one process. The last part needs
-a GPU: it prints the steps per second of the paper's base model and the limit set by its arithmetic.
+a GPU: steps per second of the paper's base model, and their share of what the card's peak allows.
 """
 
 import argparse
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +18,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.gpu import peak_flops, with_smaller_batches  # noqa: E402
+from benchmarks.gpu import peak_flops  # noqa: E402
 from benchmarks.measure import facts, in_turn, store  # noqa: E402
 from zoo.datamodules import LinearRegressionTasks  # noqa: E402
 from zoo.icr import ICRegConfig, ICRTransformer, Task  # noqa: E402
@@ -95,13 +96,13 @@ class GPT2(nn.Module):
         return self.readout(self.body(inputs_embeds=self.embed(tokens)).last_hidden_state[:, ::2])[..., 0]
 
 
-def loop(task: ICRegConfig, model: nn.Module, batch: int, steps: int) -> Callable[[], None]:
+def loop(task: ICRegConfig, model: nn.Module, batch: int, steps: int, device: str = "cpu") -> Callable[[], None]:
     """The same training as a plain eager loop with torch's Adam; the loss is read every 10 steps."""
 
     def run() -> None:
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         for step in range(steps):
-            x, y, _ = task.draw(batch, 0, step)
+            x, y, _ = task.draw(batch, 0, step, device=device)
             loss = (model(x, y) - y).square().mean()
             optimizer.zero_grad()
             loss.backward()
@@ -159,32 +160,53 @@ def updater(network: Network, x: torch.Tensor, y: torch.Tensor) -> Callable[[], 
     return update
 
 
-def gpu(repeats: int) -> list[Row]:
-    """Print steps per second of the paper's base model with batch 256 and the limit set by its arithmetic."""
+class Clock(Callback):
+    """Seconds from optimizer step `first` of a run to its end."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.first:
+            torch.cuda.synchronize()
+            self.since = time.perf_counter()
+
+    def on_train_end(self, *_: Any) -> None:
+        torch.cuda.synchronize()
+        self.seconds = time.perf_counter() - self.since
+
+
+def gpu(repeats: int, batch: int = 256) -> list[Row]:
+    """The paper's base model: steps on a fixed batch, and `zoo fit`'s, compared with a plain eager loop of GPT-2."""
     if not torch.cuda.is_available():
-        print("no GPU here: nothing to measure on one")
+        print("gpu: skipped, because torch finds no CUDA device")
         return []
     torch.set_float32_matmul_precision("high")
-    per_prompt = Network(ICRegConfig(**BASE)).flops()
-    peak = peak_flops(torch.cuda.get_device_name(), torch.float32)
-    print(f"{torch.cuda.get_device_name()}: the arithmetic alone would allow {peak / per_prompt / 256:.0f} steps/s")
-    network = Network(ICRegConfig(**BASE)).cuda()
+    name, config = torch.cuda.get_device_name(), ICRegConfig(**BASE)
+    peak = peak_flops(name, torch.float32) / Network(config).flops() / batch  # steps/s that the arithmetic allows
+    plain = loop(config, GPT2(config).cuda(), batch, 100, device="cuda")
+    peer = in_turn({"peer": plain}, repeats)["peer"] / 100
+    rows = []
 
-    def seconds_per_step(batch: int) -> float:
-        x, y, _ = network.config.draw(batch, 0, "bench", device="cuda")
-        update = updater(network, x, y)
-        return in_turn({"ours": lambda: [update() for _ in range(100)]}, repeats)["ours"] / 100
+    def add(what: str, ours: float) -> None:
+        facts = {"steps_per_s": 1 / ours, "peer_steps_per_s": 1 / peer, "MFU": 1 / ours / peak}
+        rows.append(row(f"the paper's base model, batch {batch}, TF32, {what}, {name}", peer, ours) | facts)
 
+    x, y, _ = config.draw(batch, 0, "bench", device="cuda")
     for mode in (None, "default", "reduce-overhead"):
+        torch._dynamo.reset()
+        network = Network(config).cuda()
         if mode:
             network.compile(mode=mode)
-        seconds, used = with_smaller_batches(seconds_per_step, 256)
-        share = used["batch"] * per_prompt / seconds / peak
-        print(f"{mode or 'eager'}, batch {used['batch']}: {1 / seconds:.0f} steps/s, {share:.1%} of the peak")
+        update = updater(network, x, y)
+        seconds = in_turn({"ours": lambda: [update() for _ in range(100)]}, repeats)["ours"] / 100  # noqa: B023
+        add(f"a fixed batch, {mode or 'eager'}", seconds)
     for compile in (False, True):
-        run = fit(BASE, 256, 500, compile=compile, accelerator="gpu")
-        print(f"zoo fit, {'compiled' if compile else 'eager'}: {500 / in_turn({'ours': run}, 3)['ours']:.0f} steps/s")
-    return []
+        torch._dynamo.reset()
+        clock, steps = Clock(500), 500 * (1 + repeats)
+        fit(BASE, batch, steps, compile=compile, accelerator="gpu", callbacks=[clock])()
+        add(f"zoo fit, {'compiled' if compile else 'eager'}", clock.seconds / (steps - clock.first))
+    return rows
 
 
 def row(name: str, peer: float, ours: float) -> Row:

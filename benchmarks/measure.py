@@ -35,11 +35,13 @@ def in_turn(
 
 
 def facts() -> dict[str, Any]:
-    """Machine, versions, commit, day and command of this run; paths in the command are cut to their names."""
+    """Processor and GPU, versions, commit, day and command of this run; paths in the command are cut to their names."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     arguments = [Path(w).name if Path(w).exists() or Path(w).is_absolute() else w for w in sys.argv[1:]]
+    card = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
         "cpu": cpu_name(),
+        **card,
         "torch": torch.__version__,
         "commit": commit.stdout.strip() or None,
         "date": date.today().isoformat(),
