@@ -13,7 +13,6 @@ import gc
 import importlib.util
 import itertools
 import json
-import math
 import os
 import subprocess
 import sys
@@ -154,7 +153,7 @@ def gradients_of(model: RevDEQ, tokens: Tensor, autocast: torch.autocast, **sett
     z0 = torch.zeros(*tokens.shape, model.config.hidden_size, device=tokens.device, requires_grad=True)
     with warnings.catch_warnings(), autocast:
         warnings.filterwarnings("ignore", message=".*may lose more digits")  # the loss of digits is what is measured
-        hidden = model.norm(model.solve(tokens, z0=z0, max_reconstruction_error=math.inf, **settings).z)
+        hidden = model.norm(model.solve(tokens, z0=z0, max_reconstruction_error=sys.float_info.max, **settings).z)
         weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(3)).to(hidden)
         loss = (hidden * weights).sum()
     loss.backward()

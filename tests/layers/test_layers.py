@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.pretended_cuda import pretend_cuda
 from zoo.errors import UserError
 from zoo.layers import Attention, FeedForward, KVCache, RMSNorm, RotaryEmbedding
 from zoo.layers.attention import causal_mask
+from zoo.layers.rotary import rotate
 
 
 def test_rms_norm_matches_its_equation():
@@ -118,3 +120,13 @@ def test_left_padding_does_not_change_a_row():
     with_padding = layer(padded, rotary, left_padding=left_padding, mask=causal_mask(0, 8, left_padding))
     torch.testing.assert_close(with_padding[:, 3:], layer(x, rotary))
     assert with_padding.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_rotation_on_a_gpu_gives_the_same_bits(dtype):
+    x = torch.randn(2, 5, 3, 8).to(dtype)
+    angles = torch.randn(5, 1, 4)
+    expected = rotate(x, angles.cos(), angles.sin())
+    with pretend_cuda():
+        got = rotate(x.to("cuda"), angles.cos().to("cuda"), angles.sin().to("cuda"))
+        assert torch.equal(got.cpu(), expected)

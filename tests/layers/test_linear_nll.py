@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.pretended_cuda import pretend_cuda
 from zoo.layers import linear_nll as module
 from zoo.layers.linear_nll import linear_nll
 
@@ -81,6 +82,28 @@ def test_fp64_is_exact_to_fp64(problem):
     torch.testing.assert_close(loss, expected, rtol=1e-14, atol=0)
     ours, theirs = (torch.autograd.grad(value, double) for value in (loss, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-16)
+
+
+@pytest.mark.parametrize("rows", [8, 100])
+def test_padded_classes_of_a_gpu_change_nothing(problem, monkeypatch, rows):
+    monkeypatch.setitem(module.CHUNK_BYTES, "cuda", rows * 4 * 50)
+    expected = linear_nll(*problem)
+    gradients = torch.autograd.grad(expected, problem[:2])
+    with pretend_cuda() as record:
+        problem = [part.detach().to("cuda") for part in problem]
+        loss = linear_nll(problem[0].requires_grad_(), problem[1].requires_grad_(), problem[2])
+        on_gpu = torch.autograd.grad(loss, problem[:2])
+        assert record.synchronisations == []
+        assert on_gpu[1].shape == (50, 16)
+        torch.testing.assert_close(loss.cpu(), expected)
+        torch.testing.assert_close([part.cpu() for part in on_gpu], list(gradients))
+
+
+def test_compiled_equals_eager(problem):
+    compiled = torch.compile(linear_nll, backend="aot_eager")
+    loss, expected = compiled(*problem), linear_nll(*problem)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(value, problem[:2]) for value in (loss, expected)))
 
 
 @pytest.mark.gpu

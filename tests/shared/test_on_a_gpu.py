@@ -1,4 +1,4 @@
-"""Every model on a CUDA GPU: the losses of a CPU, every precision, no wait for the device, checkpoints for any device."""
+"""Every model on a CUDA GPU: the losses of a CPU, every precision, no wait for the device, resume, compilation."""
 
 import pytest
 import torch
@@ -97,10 +97,10 @@ def test_runs_resume_bitwise_and_checkpoints_load_on_a_cpu(case, tmp_path):
             path = tmp_path / folder / "last.ckpt"
             run = trainer("gpu", checkpoint, MixedPrecision(), max_steps=steps, enable_checkpointing=True)
             run.fit(module, data(case), data(case), ckpt_path=path if path.exists() else None)
-        return module, run, path
+        return module, path
 
-    straight, _, _ = weights(4, folder="straight")
-    resumed, run, path = weights(2, 4, folder="resumed")
+    straight, _ = weights(4, folder="straight")
+    resumed, path = weights(2, 4, folder="resumed")
     for name, value in straight.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     [on_gpu] = trainer("gpu").test(resumed, data(case), verbose=False)

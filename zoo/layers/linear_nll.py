@@ -12,6 +12,7 @@ torch 2.13's F.linear_cross_entropy is similar, but cannot be compiled.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -20,6 +21,7 @@ from zoo.layers.widen import widen
 
 IGNORE = -100  # a target that is not scored: the default ignore_index of torch's cross_entropy
 CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**29}  # of fp32 logits: about a CPU's cache; enough to fill a GPU
+GPU_MULTIPLE = 64  # of the number of logits on a GPU: its fast matrix products need rows of 16 bytes and more
 
 
 def linear_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -43,19 +45,28 @@ class _LinearNLL(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, grad: bool) -> Tensor:
         # Number of positions n per chunk, so that the chunk's fp32 logits have the given size.
-        rows = max(1, CHUNK_BYTES.get(hidden.device.type, 2**27) // (4 * weight.shape[0]))
+        on_gpu, n_classes = hidden.device.type == "cuda", weight.shape[0]
+        rows = max(1, CHUNK_BYTES.get(hidden.device.type, 2**27) // (4 * n_classes))
+        if on_gpu:  # chunks of one size, so that all are computed by the same compiled kernels
+            n_chunks = max(1, -(-len(hidden) // rows))
+            rows = max(1, -(-len(hidden) // n_chunks))
         # The loss is a mean over scored targets; a batch without any has loss 0.
         is_scored = targets != IGNORE
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         scale = is_scored.sum().clamp(min=1).to(wide).reciprocal()
         # Products are computed in `dtype`; the loss and the sum of the weight's gradient stay fp32 or fp64.
         low_hidden, low_weight = hidden.to(dtype), weight.to(dtype)
-        hidden_grad, weight_grad = [], torch.zeros_like(weight, dtype=wide) if grad else None
+        n_padding = -n_classes % GPU_MULTIPLE if on_gpu else 0
+        if n_padding:
+            low_weight = F.pad(low_weight, (0, 0, 0, n_padding))
+        hidden_grad, weight_grad = [], torch.zeros_like(low_weight, dtype=wide) if grad else None
         total = torch.zeros((), dtype=wide, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             for h, t, k in zip(low_hidden.split(rows), targets.split(rows), is_scored.split(rows), strict=True):
                 # The loss: logsumexp, shifted by the largest logit, minus the target's logit.
                 logits = widen(product(h, low_weight))  # (chunk, V)
+                if n_padding:
+                    logits[:, n_classes:] = -torch.inf
                 index, k = t.clamp(min=0)[:, None], k[:, None]  # (chunk, 1)
                 largest = logits.amax(-1, keepdim=True)  # (chunk, 1)
                 target_logit = logits.gather(1, index) - largest
@@ -64,12 +75,17 @@ class _LinearNLL(torch.autograd.Function):
                 total += ((norm.log() - target_logit) * k).sum()
                 # Its gradient by the logits, in the same memory, and from it those of h and W.
                 if weight_grad is not None:
-                    logit_grad = mass.mul_(k / norm).scatter_add_(1, index, -k.to(wide)).to(dtype)
+                    if torch.compiler.is_compiling():  # without a scatter it is one kernel with the lines above
+                        is_target = torch.arange(mass.shape[1], device=mass.device) == index
+                        logit_grad = (mass * (k / norm) - torch.where(is_target, k.to(wide), 0)).to(dtype)
+                    else:
+                        logit_grad = mass.mul_(k / norm).scatter_add_(1, index, -k.to(wide)).to(dtype)
                     hidden_grad.append(widen(product(logit_grad, low_weight.T)))  # (chunk, d)
                     _add_product(weight_grad, logit_grad.T, h)  # (V, d)
             if weight_grad is not None:
                 # Divide by the number of targets in fp32: in 16 bits, small probabilities would become 0.
-                ctx.save_for_backward(torch.cat(hidden_grad).mul_(scale), weight_grad.mul_(scale))
+                weight_grad = weight_grad[:n_classes].mul_(scale)
+                ctx.save_for_backward(torch.cat(hidden_grad).mul_(scale), weight_grad)
                 ctx.dtypes = hidden.dtype, weight.dtype
         return total * scale
 
