@@ -29,6 +29,7 @@ from benchmarks.gpu import peak_flops  # noqa: E402
 from benchmarks.measure import facts, in_turn, store  # noqa: E402
 from zoo.datamodules import LinearRegressionTasks  # noqa: E402
 from zoo.icr import ICRegConfig, ICRTransformer, Task  # noqa: E402
+from zoo.icr.cuda_graph import GraphedNetwork  # noqa: E402
 from zoo.icr.model import Network  # noqa: E402
 from zoo.optim import AdamW  # noqa: E402
 
@@ -148,13 +149,13 @@ def members(repeats: int) -> list[Row]:
     return rows
 
 
-def updater(network: Network, x: torch.Tensor, y: torch.Tensor) -> Callable[[], None]:
-    """A function that trains the network, or its members, for one step."""
+def updater(network: Network, x: torch.Tensor, y: torch.Tensor, forward: Any = None) -> Callable[[], None]:
+    """A function that trains the network, or its members, for one step; `forward` runs the network."""
     optimizer = AdamW(network.parameters(), eps=1e-8)
 
     def update() -> None:
         optimizer.zero_grad()
-        (network(x, y) - y).square().mean((-2, -1)).sum().backward()
+        ((forward or network)(x, y) - y).square().mean((-2, -1)).sum().backward()
         optimizer.step()
 
     return update
@@ -190,22 +191,22 @@ def gpu(repeats: int, batch: int = 256) -> list[Row]:
 
     def add(what: str, ours: float) -> None:
         facts = {"steps_per_s": 1 / ours, "peer_steps_per_s": 1 / peer, "MFU": 1 / ours / peak}
-        rows.append(row(f"the paper's base model, batch {batch}, TF32, {what}, {name}", peer, ours) | facts)
+        rows.append(row(f"the paper's base model, batch {batch}, {what}, {name}", peer, ours) | facts)
 
     x, y, _ = config.draw(batch, 0, "bench", device="cuda")
-    for mode in (None, "default", "reduce-overhead"):
-        torch._dynamo.reset()
+    for kind in ("eager", "compiled", "compiled, as CUDA graphs"):
         network = Network(config).cuda()
-        if mode:
-            network.compile(mode=mode)
-        update = updater(network, x, y)
+        if kind != "eager":
+            network.compile()
+        forward = GraphedNetwork(network) if "graphs" in kind else network
+        update = updater(network, x, y, forward)
         seconds = in_turn({"ours": lambda: [update() for _ in range(100)]}, repeats)["ours"] / 100  # noqa: B023
-        add(f"a fixed batch, {mode or 'eager'}", seconds)
-    for compile in (False, True):
-        torch._dynamo.reset()
-        clock, steps = Clock(500), 500 * (1 + repeats)
-        fit(BASE, batch, steps, compile=compile, accelerator="gpu", callbacks=[clock])()
-        add(f"zoo fit, {'compiled' if compile else 'eager'}", clock.seconds / (steps - clock.first))
+        add(f"TF32, a fixed batch, {kind}", seconds)
+    for precision, compile in (("32-true", False), ("32-true", True), ("bf16-mixed", True)):
+        clock, steps = Clock(100), 100 * (1 + repeats)
+        fit(BASE, batch, steps, compile=compile, accelerator="gpu", precision=precision, callbacks=[clock])()
+        kind = f"{'TF32' if precision == '32-true' else precision}, zoo fit, {'compiled' if compile else 'eager'}"
+        add(kind, clock.seconds / (steps - clock.first))
     return rows
 
 

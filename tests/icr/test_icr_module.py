@@ -14,6 +14,7 @@ from zoo.callbacks import Checkpoint, MixedPrecision
 from zoo.datamodules import LinearRegressionTasks, SyntheticConfigs
 from zoo.errors import UserError
 from zoo.icr import ICRTransformer, Prompts, dmmse, load_model, ridge
+from zoo.icr.cuda_graph import GraphedNetwork
 from zoo.optim import AdamW, triangle
 
 # Lightning's advice: a val_dataloader, more workers.
@@ -218,10 +219,30 @@ def test_half_precision(tmp_path):
 @pytest.mark.gpu
 @pytest.mark.parametrize("options", [{}, {"compile": True}])
 def test_training_on_a_gpu(options):
-    model, tasks = module(D=1, K=6, M=8, lr=1e-2, **options), data(D=1, K=6, M=8, batch_size=64, n_val=512)
-    trainer = quiet(max_steps=300, limit_val_batches=None, accelerator="gpu", devices=1)
-    trainer.fit(model, tasks)
-    assert trainer.callback_metrics["val_pretrain_to_dmmse"] < 0.2
+    def distance(accelerator):
+        model, tasks = module(D=1, K=6, M=8, lr=1e-2, **options), data(D=1, K=6, M=8, batch_size=64, n_val=512)
+        trainer = quiet(max_steps=300, limit_val_batches=None, accelerator=accelerator, devices=1)
+        trainer.fit(model, tasks)
+        return trainer.callback_metrics["val_pretrain_to_dmmse"].item()
+
+    assert distance("gpu") == pytest.approx(distance("cpu"), rel=0.2)  # other prompts
+
+
+def test_a_recorded_network_serves_batches_of_one_shape(monkeypatch):
+    recorded = []
+
+    def record(call, examples, num_warmup_iters):
+        recorded.append(examples)
+        return lambda x, y: call(x, y) + 1
+
+    monkeypatch.setattr("torch.cuda.make_graphed_callables", record)
+    network = GraphedNetwork(lambda x, y: y)
+    x, y = torch.randn(4, 3, 2), torch.zeros(4, 3)
+    assert network(x, y).eq(1).all()
+    assert network(x, y).eq(1).all()
+    assert network(x[:2], y[:2]).eq(0).all()
+    assert network(x, y[None]).eq(0).all()
+    assert len(recorded) == 1
 
 
 @pytest.mark.slow

@@ -11,6 +11,9 @@ from zoo.callbacks import Checkpoint, MixedPrecision, NonFinite, Throughput
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores"),  # the inductor's advice
+    pytest.mark.filterwarnings("ignore:RNN module weights are not part"),  # cuDNN's LSTM in bf16
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
 ]
 
@@ -32,9 +35,9 @@ def trained(case, accelerator, *callbacks, **options):
 @pytest.mark.parametrize("case", CASES)
 def test_fp32_equals_the_cpu(case):
     _, on_cpu = trained(case, "cpu", precision="32-true")
-    module, on_gpu = trained(case, "gpu", MixedPrecision("off", tf32=False))
+    _, on_gpu = trained(case, "gpu", MixedPrecision("off", tf32=False))
     assert on_gpu.precision_plugin.precision == "32-true"
-    assert module.device.type == "cuda"
+    assert on_gpu.strategy.root_device.type == "cuda"
     for name in ("train_loss", "val_loss"):
         assert on_gpu.callback_metrics[name].item() == pytest.approx(on_cpu.callback_metrics[name].item(), rel=1e-4)
     expected, got = (
@@ -49,7 +52,9 @@ def test_every_precision(case, precision):
     _, on_cpu = trained(case, "cpu", precision="64-true")
     module, on_gpu = trained(case, "gpu", precision=precision)
     assert {p.dtype for p in module.parameters()} == {TRUE.get(precision, torch.float32)}
-    tolerance = 1e-6 if precision == "64-true" else 0.02
+    # A GPU draws other dropout masks, and the first steps in fp16 are skipped while its scaler looks for a scale.
+    is_exact = precision == "64-true" and case not in ("RevDEQLM", "LlamaClassifier")
+    tolerance = 1e-6 if is_exact else 0.1 if precision == "16-mixed" else 0.02
     for name in ("train_loss", "val_loss"):
         expected = on_cpu.callback_metrics[name].item()
         assert on_gpu.callback_metrics[name].item() == pytest.approx(expected, rel=tolerance)

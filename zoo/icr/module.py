@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import Diverged, UserError
+from zoo.icr.cuda_graph import GraphedNetwork
 from zoo.icr.error_metrics import NAMES, ErrorsByKind, PositionErrors, error_curves, errors_by_position, mean_errors
 from zoo.icr.evaluation import KINDS, by_kind
 from zoo.icr.figures import plot_error_curves
@@ -68,6 +69,7 @@ class ICRTransformer(ZooModule):
         self.model = self.build_network()
         self.model.initialize(stream(global_seed(), "weights"))
         self.errors = self.build_metrics()
+        self._graphed: GraphedNetwork | None = None  # set for training on a GPU
         self.split = ""  # of the last evaluation
         self.reached: ErrorsByKind = {}  # in the last evaluation
 
@@ -85,7 +87,12 @@ class ICRTransformer(ZooModule):
         if device == "mps":
             raise UserError("the exact estimators need fp64, which MPS does not support: add --trainer.accelerator cpu")
         if self.compiles:
-            self.model.compile(mode="reduce-overhead" if device == "cuda" else None)
+            self.model.compile()
+            if device == "cuda" and self.trainer.world_size == 1:
+                self._graphed = GraphedNetwork(self.model)
+
+    def teardown(self, stage: str) -> None:
+        self._graphed = None  # the weights move to other memory
 
     def check_data(self, data: Any) -> None:
         """The data must be `LinearRegressionTasks` of the same sizes."""
@@ -144,7 +151,10 @@ class ICRTransformer(ZooModule):
     def predictions(self, prompts: Prompts) -> Tensor:
         """The network's predictions (..., B, K) of y, computed in the dtype of its weights."""
         dtype = self.model.positions.dtype
-        return self.model(prompts.x.to(dtype), prompts.y.to(dtype))
+        network: Network | GraphedNetwork = self.model
+        if self._graphed is not None and torch.is_grad_enabled() and self.trainer.accumulate_grad_batches == 1:
+            network = self._graphed
+        return network(prompts.x.to(dtype), prompts.y.to(dtype))
 
     def losses(self, prompts: Prompts) -> Tensor:
         """Mean squared error over prompts and positions: (), or (S,) for stacked members."""

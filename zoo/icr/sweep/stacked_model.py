@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.icr.cuda_graph import GraphedNetwork
 from zoo.icr.error_metrics import ErrorsByKind
 from zoo.icr.evaluation import by_kind
 from zoo.icr.model import Network
@@ -105,6 +106,8 @@ class StackedICR(ICRTransformer):
             parameter.data, parameter.grad = parameter.data[remaining], None
             state[parameter] = change_tensors(state[parameter], lambda tensor: tensor[remaining])
         self.last_losses, self.errors = self.last_losses[remaining], self.build_metrics().to(self.device)
+        if self._graphed is not None:
+            self._graphed = GraphedNetwork(self.model)  # a new recording, for the new tensors
         torch.compiler.reset()  # otherwise a few different sizes would make it give up compiling
 
 

@@ -1,0 +1,44 @@
+"""Predictions and their gradients as two CUDA graphs, which a GPU runs without waiting for the host's launches."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+WARM_UP = 3  # runs before the recording, in which kernels are compiled and chosen
+
+
+class GraphedNetwork:
+    """A network f(x, y) for training on batches of one shape; its gradients are accumulated as usual.
+
+    The first call records the graphs (torch.cuda.make_graphed_callables). Batches of another shape are computed
+    without a graph. Only for steps without gradient accumulation: each backward pass writes its gradients into the same
+    memory.
+
+    Args:
+        network: compiled or not; its parameters keep their place in memory.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self._shapes: tuple[torch.Size, torch.Size] | None = None
+        self._graphed: Any = None
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        if self._graphed is None:
+            # A module of its own, because recording replaces the method `forward` of the module.
+            examples = x.clone(), y.clone()
+            self._graphed = torch.cuda.make_graphed_callables(_Call(self.network), examples, num_warmup_iters=WARM_UP)
+            self._shapes = x.shape, y.shape
+        return self._graphed(x, y) if (x.shape, y.shape) == self._shapes else self.network(x, y)
+
+
+class _Call(nn.Module):
+    """Calls a network through its compiled version, if it has one."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.network(x, y)
