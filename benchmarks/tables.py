@@ -32,9 +32,20 @@ def figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def speed(name: str) -> str:
+def on(device: str, name: str) -> list[Row]:
+    """Rows measured on the "cpu" or on a "gpu"."""
+    return [r for r in rows(name) if ("gpu" in r) == (device == "gpu")]
+
+
+def about(row: Row) -> str:
+    """Hardware, torch and commit of a row."""
+    hardware = row["gpu"] if "gpu" in row else f"{row['cpu']}, {row['threads']} thread"
+    return f"{hardware}, torch {row['torch']}, commit {row['commit']}"
+
+
+def speed(name: str, device: str = "cpu") -> str:
     """Our speed and the peer's, a line per benchmark row."""
-    measured = rows(name)
+    measured = on(device, name)
     if not measured:
         return ""
     lines = []
@@ -45,15 +56,15 @@ def speed(name: str) -> str:
             [r["benchmark"], f"{figure(r['ours'])} {unit}", f"{figure(r['peer'])} {unit}", f"{r['ratio']:.2f}", floor]
         )
     facts = measured[0]
-    about = f"{facts['cpu']}, {facts['threads']} thread, torch {facts['torch']}, commit {facts['commit']}"
-    table = markdown(["benchmark", "ours", "peer", "ratio", "of the memory floor"], lines)
-    how = f"median of {facts['repeats']} rounds in turn; on a CPU it is the ratios that count"
-    return f"`{facts['command']}` ({about}; {how})\n\n{table}"
+    header = ["benchmark", "ours", "peer", "ratio"] + ["of the memory floor"] * any(line[-1] for line in lines)
+    table = markdown(header, [line[: len(header)] for line in lines])
+    how = f"median of {facts['repeats']} rounds in turn" + "; on a CPU it is the ratios that count" * (device == "cpu")
+    return f"`{facts['command']}` ({about(facts)}; {how})\n\n{table}"
 
 
-def faster(name: str) -> str:
+def faster(name: str, device: str = "cpu") -> str:
     """Our time and the peer's, a line per benchmark row, with their ratio."""
-    measured = rows(name)
+    measured = on(device, name)
     if not measured:
         return ""
     lines = []
@@ -64,10 +75,9 @@ def faster(name: str) -> str:
         rounds = f" ({r['repeats']} round)" if r["repeats"] != measured[0]["repeats"] else ""
         lines.append([r["benchmark"] + rounds, *sides, f"{figure(gain)}x", share])
     facts = measured[0]
-    about = f"{facts['cpu']}, {facts['threads']} thread, torch {facts['torch']}, commit {facts['commit']}"
     header = ["benchmark", "ours", "peer", "times less"] + ["of ours in attention"] * any(line[-1] for line in lines)
     table = markdown(header, [line[: len(header)] for line in lines])
-    return f"{commands(measured)} ({about}; median of {facts['repeats']} rounds in turn)\n\n{table}"
+    return f"{commands(measured)} ({about(facts)}; median of {facts['repeats']} rounds in turn)\n\n{table}"
 
 
 def commands(measured: list[Row]) -> str:
@@ -265,9 +275,9 @@ def small_tables_ranks() -> str:
     return markdown(header, sorted(lines, key=lambda line: float(line[1])))
 
 
-def revdeq(line: str, forms: dict[str, str]) -> str:
+def revdeq(line: str, forms: dict[str, str], device: str = "cpu") -> str:
     """Rows of the parts in `forms` at each N: a line per value of the field `line`, cells formatted by `forms`."""
-    measured = [r for r in rows("revdeq.json") if r["part"] in forms]
+    measured = [r for r in on(device, "revdeq.json") if r["part"] in forms]
     if not measured:
         return ""
     ours = {(r["part"], r["N"]): r["value"] for r in measured if r.get("way") == "reversible"}
@@ -277,9 +287,7 @@ def revdeq(line: str, forms: dict[str, str]) -> str:
         cells.setdefault(r[line], {}).setdefault(r["N"], []).append(forms[r["part"]].format(**r))
     columns = sorted({r["N"] for r in measured})
     lines = [[name, *(", ".join(of.get(n, [])) for n in columns)] for name, of in cells.items()]
-    facts = measured[0]
-    about = f"{facts['cpu']}, {facts['threads']} thread, torch {facts['torch']}, commit {facts['commit']}"
-    return f"{commands(measured)} ({about})\n\n{markdown(['', *(f'N = {n}' for n in columns)], lines)}"
+    return f"{commands(measured)} ({about(measured[0])})\n\n{markdown(['', *(f'N = {n}' for n in columns)], lines)}"
 
 
 def revdeq_residuals() -> str:
@@ -433,10 +441,13 @@ TABLES = {
     **{name.replace("_", "-", 2): (lambda name=name: study(name, *STUDIES[name])) for name in STUDIES},
     "regress-lm-small_tables-ranks": small_tables_ranks,
     "regress-lm-speed": lambda: faster("regress_lm.json"),
+    "regress-lm-gpu": lambda: faster("regress_lm.json", "gpu"),
     "faults": faults,
     "icr-speed": lambda: faster("icr_speed.json"),
+    "icr-gpu": lambda: faster("icr_speed.json", "gpu"),
     "icr-sweep": icr_sweep,
     "llama-speed": lambda: speed("llama.json"),
+    "llama-gpu": lambda: speed("llama.json", "gpu"),
     "llama-wikitext2": wikitext2,
     "mini-rlm": mini_rlm,
     "mini-rlm-elsewhere": mini_rlm_elsewhere,
@@ -448,7 +459,9 @@ TABLES = {
     "revdeq-time": lambda: revdeq("way", {"time": "{value:.2f} s ({share:.2f})"}),
     "revdeq-gradients": lambda: revdeq("of", {"gradients": "{error:.1g}"}),
     "revdeq-residuals": revdeq_residuals,
-    "revdeq-gpu": lambda: revdeq("of", {"gpu": "{tokens_per_s:,.0f} tokens/s, {MB:,.0f} MB"}),
+    "revdeq-gpu": lambda: revdeq(
+        "of", {"gpu": "{tokens_per_s:,.0f} tokens/s, {MB:,.0f} MB", "gradients": "error {error:.1g}"}, "gpu"
+    ),
     "startup": lambda: speed("startup.json"),
     "streaming": streaming,
 }

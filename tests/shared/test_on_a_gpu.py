@@ -18,6 +18,9 @@ pytestmark = [
 ]
 
 
+WITH_DROPOUT = ("RevDEQLM", "LlamaClassifier")  # a GPU draws other masks
+
+
 def trainer(accelerator, *callbacks, **options):
     return Trainer(
         accelerator=accelerator, devices=1, enable_progress_bar=False, enable_model_summary=False,
@@ -38,7 +41,7 @@ def test_fp32_equals_the_cpu(case):
     _, on_gpu = trained(case, "gpu", MixedPrecision("off", tf32=False))
     assert on_gpu.precision_plugin.precision == "32-true"
     assert on_gpu.strategy.root_device.type == "cuda"
-    for name in ("train_loss", "val_loss"):
+    for name in ("train_loss", "val_loss") if case not in WITH_DROPOUT else ():
         assert on_gpu.callback_metrics[name].item() == pytest.approx(on_cpu.callback_metrics[name].item(), rel=1e-4)
     expected, got = (
         trainer(accelerator).test(model(case), data(case), verbose=False)[0] for accelerator in ("cpu", "gpu")
@@ -52,8 +55,8 @@ def test_every_precision(case, precision):
     _, on_cpu = trained(case, "cpu", precision="64-true")
     module, on_gpu = trained(case, "gpu", precision=precision)
     assert {p.dtype for p in module.parameters()} == {TRUE.get(precision, torch.float32)}
-    # A GPU draws other dropout masks, and the first steps in fp16 are skipped while its scaler looks for a scale.
-    is_exact = precision == "64-true" and case not in ("RevDEQLM", "LlamaClassifier")
+    # The first steps in fp16 are skipped while its scaler looks for a scale.
+    is_exact = precision == "64-true" and case not in WITH_DROPOUT
     tolerance = 1e-6 if is_exact else 0.1 if precision == "16-mixed" else 0.02
     for name in ("train_loss", "val_loss"):
         expected = on_cpu.callback_metrics[name].item()

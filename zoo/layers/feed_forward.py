@@ -3,7 +3,6 @@
 Shazeer 2020, https://arxiv.org/abs/2002.05202, equation 6.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,10 +24,5 @@ class FeedForward(nn.Module):
         self.w2 = Linear(hidden_dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() and x.device.type == "cuda" and type(self.w13) is Linear:
-            # Two products, because the gradient of one product's halves is a concatenation, which costs a GPU 3 % of a
-            # training step.
-            gate, up = (F.linear(x, weight) for weight in self.w13.weight.chunk(2))  # (..., hidden_dim) each
-        else:
-            gate, up = self.w13(x).chunk(2, dim=-1)
+        gate, up = self.w13(x).chunk(2, dim=-1)  # (..., hidden_dim) each
         return self.w2(F.silu(gate) * up)  # (..., dim)

@@ -53,7 +53,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _rotate_without_slices(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`rotate` for compiled kernels on a GPU, to the same bits: (a, b) cos + (b, a) (-sin, sin).
 
-    The gradient of slices is a concatenation, whose kernel took three times as long on an H200.
+    The gradient of slices is a concatenation, whose kernels cost 3 % of a training step of Llama 110M on an H200.
     """
     wide = widen(x)
     both_cos, both_sin = (table[..., None].expand(*table.shape, 2).flatten(-2) for table in (cos, sin))  # (..., hd)
