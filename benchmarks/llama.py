@@ -1,15 +1,15 @@
 """Speed and memory of zoo.llama compared with transformers' LlamaForCausalLM, with equal weights in the same run.
 
-Measured: decoding at batch size 1, a training step, its peak memory, and AdamW against torch's; with CUDA also a
-    training
-step of the 110M shape. Each figure is the median of `--repeats` rounds in which the candidates alternate, so that load
-on the machine affects all of them; the peer runs with its fastest settings. Rows are written to `--output` as JSON and
-printed as a table.
+Measured: decoding at batch size 1, also against llama2.c; nats per token with weights in fewer bits; a training step,
+its peak memory, and AdamW against torch's; with CUDA also a training step of the 110M shape. Each figure is the median
+of `--repeats` rounds in which the candidates alternate, so that load on the machine affects all of them; transformers
+runs with its fastest settings. Rows are written to `--output` as JSON and printed as a table.
 """
 
 import argparse
 import gc
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -55,8 +55,11 @@ def peer_of(model: Llama) -> Any:
         return LlamaForCausalLM.from_pretrained(folder)
 
 
-def decode(shape: str, repeats: int, compile: bool, n: int = 200) -> list[Row]:
-    """Greedy decoding of n tokens after one: tokens per second, and the limit set by memory bandwidth."""
+def decode(shape: str, repeats: int, compile: bool, llama2c: Path | None = None, n: int = 200) -> list[Row]:
+    """Greedy decoding of n tokens after one: tokens per second, and the limit set by memory bandwidth.
+
+    With `llama2c`, its program `run` on the same weights is a second peer; reading the file is part of its time.
+    """
     model = load_checkpoint(STORIES) if shape == "260K" and STORIES.exists() else build(shape)
     peer, prompt = peer_of(model.eval()).eval(), torch.tensor([[1]])
     peer.generation_config.eos_token_id = None
@@ -74,7 +77,15 @@ def decode(shape: str, repeats: int, compile: bool, n: int = 200) -> list[Row]:
         "eager bf16": zoo_run(precision="bf16"),
     }
     if compile:
-        candidates |= {"compiled fp32": zoo_run(compile=True), "compiled bf16": zoo_run(compile=True, precision="bf16")}
+        for precision in ("fp32", "bf16", "int8"):
+            candidates[f"compiled {precision}"] = zoo_run(compile=True, precision=precision)
+    folder = tempfile.TemporaryDirectory()
+    if llama2c:
+        weights, vocabulary = Path(folder.name) / "model.bin", Path(folder.name) / "tokenizer.bin"
+        save_checkpoint(model, weights, format="llama2c")
+        write_vocabulary(vocabulary, model.config.vocab_size)
+        command = [llama2c, weights, "-t", "0", "-n", str(n + 1), "-z", vocabulary]
+        candidates["llama2.c"] = lambda: subprocess.run(command, capture_output=True, check=True)
     assert torch.equal(zoo_run()(), peer_run()()) or shape != "260K", "the two models generate different tokens"
     matrices = LlamaDecoder(model, 1, n).matrices
     floats = sum(w.numel() for kind in matrices for w in kind) + model.output_weight.numel()
@@ -84,14 +95,43 @@ def decode(shape: str, repeats: int, compile: bool, n: int = 200) -> list[Row]:
     with torch.inference_mode():
         rate = {name: n / seconds for name, seconds in in_turn(candidates, repeats).items()}
     bandwidth = rate.pop("read") / n * 10 * floats * 4  # bytes a second
+    folder.cleanup()
     best = max(value for name, value in rate.items() if name.startswith("peer"))
     rows = []
+    if llama2c:
+        c = rate.pop("llama2.c")
+        ours = {name: value for name, value in rate.items() if not name.startswith("peer")}
+        rows = [row(f"decode {shape}, {name}, llama2.c", value, c, "tokens/s") for name, value in ours.items()]
     for name, value in rate.items():
         if not name.startswith("peer"):
-            floor = bandwidth / (floats * (2 if "bf16" in name else 4))
+            floor = bandwidth / (floats * (2 if "bf16" in name else 1 if "int8" in name else 4))
             more = {"floor": round(floor), "share_of_floor": round(value / floor, 3), "GB_per_s": bandwidth / 1e9}
             rows.append(row(f"decode {shape}, {name}", value, best, "tokens/s", **more))
     return rows
+
+
+def write_vocabulary(path: Path, size: int) -> None:
+    """A tokenizer.bin of llama2.c with any `size` texts; what is printed is not read."""
+    with path.open("wb") as file:
+        file.write(struct.pack("i", 8))
+        for id in range(size):
+            text = f"{id} ".encode()
+            file.write(struct.pack("fi", 0.0, len(text)) + text)
+
+
+def precision(repeats: int, n: int = 250) -> list[Row]:
+    """Nats per token of texts that stories260K draws in fp32, in fewer bits (ours) and in fp32 (peer)."""
+    model = load_checkpoint(STORIES).eval()
+    text = model.generate(torch.full((16, 1), 1), n, temperature=1.0, seed=0, stop=())
+
+    @torch.inference_mode()
+    def nats(precision: str) -> float:
+        decoder = LlamaDecoder(model, len(text), n + 1, precision)
+        logits = [decoder.prefill(text[:, :1]), *(decoder.step(column) for column in text[:, 1:-1].T)]
+        return torch.nn.functional.cross_entropy(torch.stack(logits, 2), text[:, 1:]).item()
+
+    exact = nats("fp32")
+    return [row(f"nats per token 260K, {name}", nats(name), exact, "nats") for name in ("bf16", "int8")]
 
 
 def training(shape: str, batch: int, length: int) -> dict[str, Callable[[], Any]]:
@@ -262,8 +302,9 @@ def row(benchmark: str, value: float, peer: float, unit: str, **more: Any) -> Ro
 
 def main() -> None:
     parts = {
-        "decode-260K": lambda: decode("260K", args.repeats, args.compile),
-        "decode-15M": lambda: decode("15M", args.repeats, args.compile),
+        "decode-260K": lambda: decode("260K", args.repeats, args.compile, args.llama2c),
+        "decode-15M": lambda: decode("15M", args.repeats, args.compile, args.llama2c),
+        "precision": lambda: precision(args.repeats),
         "train": lambda: train(args.repeats),
         "memory": lambda: memory(args.repeats),
         "adamw": lambda: adamw(args.repeats),
@@ -274,6 +315,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="measured rounds of each part (default: 7)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="with compiled decoding")
+    parser.add_argument("--llama2c", type=Path, help="llama2.c's program run, built for this CPU: a second peer")
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "llama.json", help="file of the rows")
     parser.add_argument("--memory-of", choices=("ours", "peer"), help=argparse.SUPPRESS)
     args = parser.parse_args()

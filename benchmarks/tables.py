@@ -56,10 +56,11 @@ def speed(name: str, device: str = "cpu") -> str:
             [r["benchmark"], f"{figure(r['ours'])} {unit}", f"{figure(r['peer'])} {unit}", f"{r['ratio']:.2f}", floor]
         )
     facts = measured[0]
+    machines = "; ".join(dict.fromkeys(about(r) for r in measured))
     header = ["benchmark", "ours", "peer", "ratio"] + ["of the memory floor"] * any(line[-1] for line in lines)
     table = markdown(header, [line[: len(header)] for line in lines])
     how = f"median of {facts['repeats']} rounds in turn" + "; on a CPU it is the ratios that count" * (device == "cpu")
-    return f"`{facts['command']}` ({about(facts)}; {how})\n\n{table}"
+    return f"`{facts['command']}` ({machines}; {how})\n\n{table}"
 
 
 def faster(name: str, device: str = "cpu") -> str:

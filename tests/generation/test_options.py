@@ -118,7 +118,7 @@ def test_types_that_mean_the_same_give_the_same_tokens():
         ({"tokens": [[1], [1, 2]]}, "prompts must be token ids, .* padded by zoo.generation.decoders.left_pad"),
         ({"tokens": "text"}, "prompts must be token ids, .* not a str"),
         ({"tokens": torch.tensor([1, 2])}, r"prompts must be \(batch, length\) with a token at least, not \(2,\)"),
-        ({"precision": ["fp32"]}, "precision must be one of fp32, bf16"),
+        ({"precision": ["fp32"]}, "precision must be one of fp32, bf16, int8"),
     ],
 )
 def test_wrong_types_are_named(options, sentence):

@@ -1,5 +1,6 @@
 """Generation with a Llama: llama2.c's story, cached and uncached decoding, ragged batches, sampling, options."""
 
+import copy
 import hashlib
 from itertools import pairwise
 
@@ -95,6 +96,37 @@ def test_bf16_weights_give_close_logits(model):
         decoder.prefill(tokens[:, :5])
         logits, expected = decoder.step(tokens[:, 5]), model(tokens)[0][:, -1]
     assert 0 < (logits - expected).norm() / expected.norm() < 0.02
+
+
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_int8_weights_are_rounded_by_output(model, batch, compile):
+    def rounded(matrix):  # (n, m): one factor for each output
+        scale = matrix.abs().amax(0) / 127
+        return (matrix / scale).round() * scale
+
+    def logits(decoder):
+        decoder.prefill(tokens[:, :5])
+        return decoder.step(tokens[:, 5])
+
+    tokens = torch.randint(50, (batch, 6))
+    with torch.inference_mode():
+        reference = LlamaDecoder(model, batch, 6)
+        exact = logits(reference)
+        reference.matrices = [[rounded(matrix) for matrix in kind] for kind in reference.matrices]
+        reference.output = rounded(reference.output[0]), None
+        got, expected = logits(LlamaDecoder(model, batch, 6, "int8", compile)), logits(reference)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    assert 0 < (got - exact).norm() / exact.norm() < 0.02
+
+
+def test_a_row_of_zeros_is_possible_in_int8(model):
+    model = copy.deepcopy(model)
+    torch.nn.init.zeros_(model.layers[0].attention.wo.weight)
+    tokens = generate(model, torch.tensor([[1]]), 3, temperature=0, precision="int8")
+    assert tokens.shape == (1, 4)
+    decoder = LlamaDecoder(model, 1, 4, "int8")
+    assert all(matrix.isfinite().all() for kind in decoder.matrices for matrix in kind)
 
 
 def test_seed_determines_each_row_independently_of_the_others(model):
@@ -212,7 +244,7 @@ def test_failing_compiler_warns_once_and_decodes_eagerly(model, monkeypatch):
         ([[1]], {"temperature": -1.0}, "temperature must be"),
         ([[1]], {"top_k": 0}, "top_k must be at least 1"),
         ([[1]], {"top_p": 0.0}, r"top_p must be in"),
-        ([[1]], {"precision": "int4"}, "precision must be one of fp32, bf16"),
+        ([[1]], {"precision": "int4"}, "precision must be one of fp32, bf16, int8"),
         ([[1, 2]], {"lengths": torch.tensor([3])}, "lengths must be 1 numbers from 1 to 2"),
     ],
 )

@@ -11,7 +11,7 @@ from zoo.errors import UserError, check_choice
 from zoo.generation.options import as_ids
 from zoo.training.protocols import Decoder
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
 
 def make_decoder(
@@ -23,7 +23,7 @@ def make_decoder(
         network: a `LanguageModelNetwork`.
         batch_size: number of rows.
         max_len: number of columns at most, prompt included.
-        precision: of the weights while decoding, "fp32" or "bf16".
+        precision: of the weights while decoding, "fp32", "bf16" or, for a Llama, "int8".
         compile: compile the decoding step.
 
     Raises:
@@ -86,7 +86,7 @@ def dtype_of(precision: str) -> torch.dtype:
     """The dtype of a decoder's `precision`.
 
     Raises:
-        UserError: it is neither "fp32" nor "bf16".
+        UserError: it is none of `DTYPES`.
     """
     check_choice("precision", precision, tuple(DTYPES))
     return DTYPES[precision]

@@ -4,9 +4,10 @@ A decoding step does little arithmetic per weight. Its time is spent reading wei
 dispatching operations. Therefore the step is written as plain functions over tensors, with copies of the weights that
 - include the preceding norm: the weight of RMSNorm and the factor sqrt(dim) are multiplied into the columns of the
   matrix, so that the norm reduces to x / sqrt(|x|^2 + dim eps);
+- are stored, if wanted, in 8 bits, w = s q with a factor s per row, chosen so that the row's largest |q| is 127;
 - are stored in the order of reading: transposed for the eager step, whose matrix-vector product then runs at memory
   bandwidth (row by row, some CPUs reach half of it); not transposed for the compiled step, whose product is a reduction
-  that inductor fuses and that widens bf16 in registers.
+  that inductor fuses and that widens bf16 and 8 bits in registers.
 Prompts are evaluated by `Llama.hidden` with a cache; the tests compare both steps with it.
 """
 
@@ -14,6 +15,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -24,7 +26,8 @@ from zoo.generation.decoders import dtype_of, evaluating
 from zoo.layers import KVCache, RMSNorm
 from zoo.layers.rotary import rotate
 
-Matrices = Sequence[Sequence[Tensor] | Tensor]  # wqkv, wo, w13, w2, each by layer
+Scaled = tuple[Tensor, Tensor | None]  # matrices (m, n) or (L, m, n), and in 8 bits the factors (m,) or (L, m) of rows
+BLOCK_ROWS = 512  # of a matrix that are copied at a time
 
 
 class LlamaDecoder:
@@ -35,8 +38,8 @@ class LlamaDecoder:
         batch: number of rows B.
         max_len: number of columns of the cache, at least that of all tokens read; with `compile` it is rounded up to a
             power of two.
-        precision: dtype of the copied weights, "fp32" or "bf16", which halves the bytes to read. Sums, norms and the
-            cache stay fp32.
+        precision: dtype of the copied weights, "fp32", "bf16" or "int8", which has a quarter of the bytes to read.
+            Sums, norms and the cache stay fp32. Without `compile`, weights of 8 bits are widened to fp32 in advance.
         compile: compile the step, once per process for each model shape, batch size and cache length. If compilation
             fails, a warning says so and the step runs eagerly.
     """
@@ -55,7 +58,30 @@ class LlamaDecoder:
         # sqrt(dim eps), the constant in the reduced norm.
         self.root = torch.tensor((config.dim * config.norm_eps) ** 0.5, device=device)  # ()
         self.compile = compile
-        self.matrices, self.output = _copy_weights(model, self.dtype, transposed=not compile)
+        self._copy_weights()
+
+    def _copy_weights(self) -> None:
+        """Copy the matrices (m, n) of each kind, and the output matrix, each times the norm before it.
+
+        For the eager step, there is one matrix (n, m) per layer; for the compiled one, all layers of a kind are in one
+        tensor (L, m, n), because it checks each of its arguments at every call.
+        """
+        # wqkv and w13 read normalized input; wo and w2 do not.
+        layers = self.model.layers
+        kinds: list[list[tuple[Tensor, RMSNorm | None]]] = [
+            [(layer.attention.wqkv.weight, layer.attention_norm) for layer in layers],
+            [(layer.attention.wo.weight, None) for layer in layers],
+            [(layer.feed_forward.w13.weight, layer.ffn_norm) for layer in layers],
+            [(layer.feed_forward.w2.weight, None) for layer in layers],
+        ]
+        output = self.model.output_weight, self.model.norm
+        if self.compile:
+            self.stacked = [_stacked(kind, self.dtype) for kind in kinds]
+            matrices, scales = _stacked([output], self.dtype)
+            self.output: Scaled = matrices[0], None if scales is None else scales[0]
+        else:
+            self.matrices = [[_transposed(weight, norm, self.dtype) for weight, norm in kind] for kind in kinds]
+            self.output = _transposed(*output, self.dtype), None
 
     def prefill(self, tokens: Tensor, left_padding: Tensor | None = None) -> Tensor:
         """Logits (B, V) after prompts (B, T), of which the first `left_padding` (B,) columns are padding."""
@@ -83,7 +109,7 @@ class LlamaDecoder:
                 # Continue eagerly, with cache and weights in the eager step's layout.
                 self.compile = False
                 self.past = [layer.mT.contiguous() for layer in self.past]
-                self.matrices, self.output = _copy_weights(self.model, self.dtype, transposed=True)
+                self._copy_weights()
         if not self.compile:
             logits = self._eager_step(tokens)
         self.column += 1
@@ -93,7 +119,7 @@ class LlamaDecoder:
         config, column, end = self.model.config, self.column, self.column + 1
         batch, head_dim, kv_heads = len(tokens), config.head_dim, config.kv_heads
         query_size = config.n_heads * head_dim
-        product = torch.mm if self.dtype == torch.float32 else _mixed_mm
+        product = _mixed_mm if self.dtype == torch.bfloat16 else torch.mm
         # Positions count from each row's first token, and padding columns are masked.
         position: int | Tensor = column
         mask = None
@@ -122,14 +148,14 @@ class LlamaDecoder:
             gate, up = product(_normed(x, self.root), w13).chunk(2, -1)  # (B, hidden)
             x = x + product(F.silu(gate) * up, w2)
         # The output matrix includes the final norm.
-        return product(_normed(x, self.root), self.output)
+        return product(_normed(x, self.root), self.output[0])
 
     def _compiled_step(self, tokens: Tensor) -> Tensor:
         left_padding = torch.zeros_like(tokens) if self.left_padding is None else self.left_padding
         tables = self.model.rotary.cos, self.model.rotary.sin
         column = self.columns[self.column, None]  # (1,): a tensor, because an int would be compiled as a constant
         return _compiler(tokens.device.type)(
-            tokens, column, left_padding, self.embedding, self.matrices, self.output, self.past, tables, self.columns,
+            tokens, column, left_padding, self.embedding, self.stacked, self.output, self.past, tables, self.columns,
             self.root,
         )  # fmt: skip
 
@@ -144,41 +170,53 @@ def _mixed_mm(x: Tensor, matrix: Tensor) -> Tensor:
     return torch.mm(x.to(matrix.dtype), matrix).float()
 
 
-def _copy_weights(model: Any, dtype: torch.dtype, transposed: bool) -> tuple[Matrices, Tensor]:
-    """Copies of the matrices (m, n), by kind and layer, and of the output matrix, each times the norm before it.
+def _with_norm(weight: Tensor, norm: RMSNorm | None) -> Tensor:
+    """A matrix (m, n) in fp32, whose columns, one for each input, are multiplied by the factors of the norm."""
+    matrix = weight.detach().float()
+    return matrix if norm is None else matrix * (norm.weight.detach().float() * len(norm.weight) ** 0.5)
 
-    Transposed, there is one matrix (n, m) per layer; otherwise all layers of a kind are stacked in one tensor, because
-    the compiled step checks each of its arguments at every call.
-    """
 
-    def copied(linear: Tensor, norm: RMSNorm | None = None) -> Tensor:
-        # The norm's factors belong to the n inputs, so they scale rows if transposed, otherwise columns.
-        matrix = linear.detach().float()
-        if transposed:
-            matrix = matrix.T.contiguous()  # (n, m)
-        if norm is not None:
-            factors = norm.weight.detach().float() * len(norm.weight) ** 0.5  # (n,)
-            matrix = matrix * (factors[:, None] if transposed else factors)
-        return matrix.to(dtype)
+def _in_8_bits(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers (m, n) from -127 to 127, in fp32, and the factors (m,) by which they give the matrix."""
+    scale = matrix.abs().amax(1) / 127
+    return (matrix / scale.clamp(min=torch.finfo(matrix.dtype).tiny)[:, None]).round_(), scale
 
-    # wqkv and w13 read normalized input; wo and w2 do not.
-    layers = model.layers
-    kinds = (
-        [copied(layer.attention.wqkv.weight, layer.attention_norm) for layer in layers],
-        [copied(layer.attention.wo.weight) for layer in layers],
-        [copied(layer.feed_forward.w13.weight, layer.ffn_norm) for layer in layers],
-        [copied(layer.feed_forward.w2.weight) for layer in layers],
-    )
-    output = copied(model.output_weight, model.norm)
-    return kinds if transposed else [torch.stack(kind) for kind in kinds], output
+
+def _transposed(weight: Tensor, norm: RMSNorm | None, dtype: torch.dtype) -> Tensor:
+    """A matrix (n, m) for the eager step; in fp32 for weights of 8 bits."""
+    matrix = _with_norm(weight, norm)
+    if dtype == torch.int8:
+        numbers, scale = _in_8_bits(matrix)
+        matrix, dtype = numbers * scale[:, None], torch.float32
+    return matrix.T.contiguous().to(dtype)
+
+
+def _stacked(kind: Sequence[tuple[Tensor, RMSNorm | None]], dtype: torch.dtype) -> Scaled:
+    """The matrices (L, m, n) of all layers, and in 8 bits the factors (L, m) of their rows, for the compiled step."""
+    shape, device = kind[0][0].shape, kind[0][0].device
+    stack = torch.empty(len(kind), *shape, dtype=dtype, device=device)
+    scales = torch.empty(len(kind), shape[0], device=device) if dtype == torch.int8 else None
+    for number, (weight, norm) in enumerate(kind):
+        # Some rows at a time, so that what is computed in between stays in a CPU's cache.
+        for start in range(0, shape[0], BLOCK_ROWS):
+            part = slice(start, start + BLOCK_ROWS)
+            matrix = _with_norm(weight[part], norm)
+            if scales is not None:
+                matrix, scales[number, part] = _in_8_bits(matrix)
+            stack[number, part] = matrix
+    return stack, scales
 
 
 @functools.cache
 def _compiler(device: str) -> Callable[..., Tensor]:
     """The compiled step for "cpu" or "cuda"; compilation happens at the first call with new shapes."""
-    # On a CPU, a small model's step is mostly inductor's Python wrapper: generated in C++, the step is a third faster.
+    options = {
+        # On a CPU, a small model's step is mostly inductor's Python wrapper: in C++, the step is a third faster.
+        "cpp_wrapper": device == "cpu",
+        "cpp.enable_floating_point_contract_flag": "fast",  # fused multiply-add
+    }
     return torch.compile(  # type: ignore[call-overload]  # torch's type hints lack recompile_limit
-        _static_step, fullgraph=True, dynamic=False, recompile_limit=64, options={"cpp_wrapper": device == "cpu"}
+        _static_step, fullgraph=True, dynamic=False, recompile_limit=64, options=options
     )
 
 
@@ -187,8 +225,8 @@ def _static_step(
     column: Tensor,
     left_padding: Tensor,
     embedding: Tensor,
-    matrices: Matrices,
-    output: Tensor,
+    matrices: Sequence[Scaled],
+    output: Scaled,
     past: list[Tensor],
     tables: tuple[Tensor, Tensor],
     columns: Tensor,
@@ -200,24 +238,30 @@ def _static_step(
     """
     # Angles of each row's position, and a bias that hides padding and columns that are not filled yet.
     batch, _, kv_heads, head_dim, _ = past[0].shape
-    heads = matrices[0][0].shape[0] // head_dim - 2 * kv_heads
+    heads = matrices[0][0].shape[1] // head_dim - 2 * kv_heads
     cos, sin = (table[column - left_padding][:, None] for table in tables)  # (B, 1, hd/2)
     is_visible = (columns <= column) & (columns >= left_padding[:, None])  # (B, S)
     bias = torch.where(is_visible, 0.0, -torch.inf)[:, None, None]  # (B, 1, 1, S)
 
-    def product(x: Tensor, matrix: Tensor) -> Tensor:
+    def product(x: Tensor, scaled: Scaled) -> Tensor:
+        matrix, scale = scaled
         if batch > 1:
-            return F.linear(x.to(matrix.dtype), matrix).float()
-        # expand instead of broadcasting: inductor then stores x, where it would compute it again for each row.
-        return (matrix * x.expand(matrix.shape)).sum(-1)[None]
+            wide = torch.float32 if scale is not None else matrix.dtype
+            out = F.linear(x.to(wide), matrix.to(wide)).float()
+        else:
+            # expand instead of broadcasting: inductor then stores x, where it would compute it again for each row.
+            out = (matrix.float() * x.expand(matrix.shape)).sum(-1)[None]
+        return out if scale is None else out * scale
 
-    def normed(x: Tensor) -> Tensor:
-        return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + root * root)
+    def of_normed(x: Tensor, scaled: Scaled) -> Tensor:
+        # The norm is a factor of the product: before it, inductor would compute it again for every row of the matrix.
+        return product(x, scaled) * torch.rsqrt((x * x).sum(-1, keepdim=True) + root * root)
 
     x = embedding[tokens].float()  # (B, dim)
-    for wqkv, wo, w13, w2, kv in zip(*matrices, past, strict=True):
+    by_layer = [zip(matrix, repeat(None) if scale is None else scale) for matrix, scale in matrices]  # noqa: B905
+    for wqkv, wo, w13, w2, kv in zip(*by_layer, past, strict=True):
         # Project and rotate; keys and values of the new column go to the cache.
-        qkv = product(normed(x), wqkv).view(batch, -1, head_dim)
+        qkv = of_normed(x, wqkv).view(batch, -1, head_dim)
         query, key, value = qkv.split((heads, kv_heads, kv_heads), 1)  # (B, H or KV, hd)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         kv.index_copy_(4, column, torch.stack((key, value), 1)[..., None])
@@ -225,9 +269,10 @@ def _static_step(
         keys, values = kv.unsqueeze(3).unbind(1)  # (B, KV, 1, hd, S)
         query = query.view(batch, kv_heads, -1, head_dim, 1)  # (B, KV, H / KV, hd, 1)
         scores = (query * keys).sum(-2) * head_dim**-0.5 + bias  # (B, KV, H / KV, S)
-        mixed = (scores.softmax(-1).unsqueeze(-2) * values).sum(-1)  # (B, KV, H / KV, hd)
+        weights = (scores - scores.amax(-1, keepdim=True)).exp()
+        mixed = (weights.unsqueeze(-2) * values).sum(-1) / weights.sum(-1, keepdim=True)  # (B, KV, H / KV, hd)
         x = x + product(mixed.reshape(batch, -1), wo)
         # Feed-forward: w2 (silu(gate) * up).
-        gate, up = product(normed(x), w13).chunk(2, -1)  # (B, hidden)
+        gate, up = of_normed(x, w13).chunk(2, -1)  # (B, hidden)
         x = x + product(F.silu(gate) * up, w2)
-    return product(normed(x), output)
+    return of_normed(x, output)

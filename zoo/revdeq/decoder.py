@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.generation.decoders import dtype_of, evaluating
+from zoo.errors import check_choice
+from zoo.generation.decoders import evaluating
 from zoo.layers import KVCache
 from zoo.layers.attention import causal_mask
 
@@ -34,7 +35,8 @@ class Decoder:
 
     def __init__(self, model: Any, batch: int, max_len: int, precision: str = "fp32") -> None:
         c = model.config
-        self.model, self.bf16 = model, dtype_of(precision) == torch.bfloat16
+        check_choice("precision", precision, ("fp32", "bf16"))
+        self.model, self.bf16 = model, precision == "bf16"
         # Where no cache is exact, it has no columns and every token evaluates the whole text.
         self.uncached = not c.warm_start and (c.fixed_point_tol is not None or c.solver in ("anderson", "broyden"))
         # One slot for each evaluation of f at a token, or a single one for its converged state.
