@@ -12,7 +12,7 @@ import numpy as np
 from zoo.datamodules.row_text import is_missing, list_columns
 from zoo.datamodules.sources.tables import Cells
 from zoo.datamodules.table_columns import TextColumn, count_decimals, read_column
-from zoo.datamodules.teacher_models import Ensemble, TargetScale
+from zoo.datamodules.teacher_models import Ensemble, TargetScale, TeacherKind
 from zoo.errors import UserError
 from zoo.training.random_streams import derive
 
@@ -30,13 +30,20 @@ class Teacher:
         targets: (R, K) numbers to predict.
         groups: (R,) rows of one group are not used both to fit and to compare models.
         seed: of the models and of all draws; equal arguments give equal models and rows.
+        kind: "thorough", or "fast" for fewer models; see `Ensemble`.
 
     Raises:
         UserError: the table has too few rows, or no column with values.
     """
 
     def __init__(
-        self, cells: Sequence[Cells], names: Sequence[str], targets: np.ndarray, groups: Sequence[str], seed: int
+        self,
+        cells: Sequence[Cells],
+        names: Sequence[str],
+        targets: np.ndarray,
+        groups: Sequence[str],
+        seed: int,
+        kind: TeacherKind = "thorough",
     ) -> None:
         if len(cells) < SMALLEST_TABLE:
             raise UserError(
@@ -60,7 +67,7 @@ class Teacher:
             else column.encode([row.get(name) for row in cells])
             for name, column in self._columns.items()
         ]
-        self.ensemble = Ensemble(np.hstack(inputs), targets, groups, derive(seed, "teacher"))
+        self.ensemble = Ensemble(np.hstack(inputs), targets, groups, derive(seed, "teacher"), kind)
 
     def __str__(self) -> str:
         return str(self.ensemble)
