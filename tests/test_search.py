@@ -258,7 +258,11 @@ def test_a_maximised_metric_has_the_largest_value_first(scores, tmp_path):
             search(other, ["model.lr=1e-4:1e-3"], 1, tmp_path)
 
 
-def test_direction_is_that_of_the_config():
+def test_direction_is_that_of_the_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / "tiny-llama_classifier"  # the config's output folder, which trials do not use
+    run.mkdir(parents=True)
+    (run / "last.ckpt").touch()
     assert read_monitor(["--config=tiny/llama_classifier"]) == ("val_accuracy", "maximize")
     assert read_monitor(["--config=tiny/regress_lm"]) == ("val_loss", "minimize")
 

@@ -236,7 +236,7 @@ class ZooCLI(OpenLightningCLI):
         elif info:
             self._check_texts(info, config)
         config.output_dir = self._output_dir(config)
-        if self.verb == "fit":  # before any work on the data
+        if self.verb == "fit" and self.runs_verb:  # before any work on the data
             self._refuse_folder(refuse_locked if self.ranks.world is None or self.ranks.world.rank == 0 else None)
         left = seconds_left(config.budget, self.started) if self.verb == "fit" else None
         if left is not None and self.ranks.world is not None:
