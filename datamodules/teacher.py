@@ -5,6 +5,7 @@ rows, mixed, with labels drawn from an ensemble of regression models, which need
 distribution that the ensemble predicts, so that the model learns how uncertain the teacher is.
 """
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,6 +32,9 @@ class Teacher:
         groups: (R,) rows of one group are not used both to fit and to compare models.
         seed: of the models and of all draws; equal arguments give equal models and rows.
         kind: "thorough", or "fast" for fewer models; see `Ensemble`.
+
+    Attributes:
+        fit_seconds: time of the fits: of the scores of texts, and of the ensemble.
 
     Raises:
         UserError: the table has too few rows, or no column with values.
@@ -59,6 +63,7 @@ class Teacher:
         self._decimals = [
             count_decimals([f"{y!r}".removesuffix(".0") for y in column.tolist()]) for column in targets.T
         ]
+        start = time.monotonic()
         # Scores of texts for the training rows are those of models that were fitted to other rows.
         z = np.stack([TargetScale(y)(y) for y in targets.T], axis=1)
         inputs = [
@@ -67,7 +72,10 @@ class Teacher:
             else column.encode([row.get(name) for row in cells])
             for name, column in self._columns.items()
         ]
+        scored = time.monotonic()
         self.ensemble = Ensemble(np.hstack(inputs), targets, groups, derive(seed, "teacher"), kind)
+
+        self.fit_seconds = scored - start, time.monotonic() - scored
 
     def __str__(self) -> str:
         return str(self.ensemble)
