@@ -227,7 +227,7 @@ def main() -> None:
                 model, seconds = train(task, parts, seed, args.steps)
                 model.save(path)
                 took = {"train_cpu_seconds": seconds, "max_steps": args.steps}
-                path.with_suffix(".json").write_text(json.dumps(took))
+                path.with_suffix(".json").write_text(dump_json(took))
             model = RegressLM.load(path)
             about = {"table": name, "seed": seed, **{f"{part}_rows": len(parts[part]) for part in parts}}
             about |= json.loads(path.with_suffix(".json").read_text())

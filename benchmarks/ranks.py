@@ -12,7 +12,6 @@ that is started again with the same command has the weights of an uninterrupted 
 import argparse
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.commands import free_port  # noqa: E402
 from benchmarks.measure import facts, store  # noqa: E402
 
 STEPS = 200
@@ -50,9 +50,7 @@ def start(launcher: str, folder: Path, data: Sequence[list[str]] = ([], [])) -> 
     if launcher == "ddp":
         commands = [["-m", "zoo", *words, "--trainer.devices=2"]]
     else:
-        with socket.socket() as own:
-            own.bind(("127.0.0.1", 0))
-            address = ["--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={own.getsockname()[1]}"]
+        address = ["--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
         agent = ["-m", "torch.distributed.run", "--nnodes=2", *address]
         nodes = ["--trainer.devices=1", "--trainer.num_nodes=2"]
         commands = [[*agent, f"--node_rank={n}", "-m", "zoo", *words, *nodes, *data[n]] for n in (0, 1)]

@@ -9,108 +9,36 @@ are written to `--output` as JSON, and printed as a table.
 """
 
 import argparse
-import gc
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.gpu import peak_flops, with_smaller_batches  # noqa: E402
 from benchmarks.measure import facts, in_turn, store  # noqa: E402
-from zoo.optim import AdamW  # noqa: E402
-from zoo.regress_lm.decoding import sample  # noqa: E402
-from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig  # noqa: E402
-from zoo.regress_lm.number_tokenizers import IEEEFloatTokenizer  # noqa: E402
+from benchmarks.regress_lm_gpu import gpu  # noqa: E402
+from benchmarks.regress_lm_pair import (  # noqa: E402
+    CHARACTERS,
+    SIZES,
+    TINY,
+    Row,
+    our_step,
+    ours_of,
+    peer_of,
+    row,
+    sampling,
+    texts,
+    their_sampling,
+    their_step,
+)
+from zoo.regress_lm.model import EncoderDecoder  # noqa: E402
 from zoo.regress_lm.upstream_weights import load_upstream  # noqa: E402
-from zoo.regress_lm.vocabulary import NumberVocabulary  # noqa: E402
-
-VOCABULARY = NumberVocabulary(IEEEFloatTokenizer())
-CHARACTERS = 99  # ids 2 ... 98 are upstream's, after <pad> and <unk>
-SIZES = {"dim": 512, "short": 8, "full": 2048, "long": 8192, "middle": 512, "inputs": 8, "samples": 128, "rows": 4}
-SIZES["many"] = 64
-TINY = {"dim": 64, "short": 8, "full": 64, "long": 128, "middle": 32, "inputs": 2, "samples": 16, "rows": 2}
-TINY["many"] = 16
-Row = dict[str, Any]
-
-
-def peer_of(max_input_len: int, encoder: str = "VANILLA") -> Any:
-    """Upstream's model for texts of at most `max_input_len` tokens."""
-    from regress_lm import tokenizers, vocabs
-    from regress_lm.pytorch.encoders import EncoderType
-    from regress_lm.pytorch.model import PyTorchModelConfig
-
-    torch.manual_seed(0)
-    architecture = {"d_model": SIZES["dim"], "num_encoder_layers": 2, "num_decoder_layers": 2}
-    return PyTorchModelConfig(
-        encoder_vocab=vocabs.CharacterVocab(),
-        decoder_vocab=vocabs.DecoderVocab(tokenizers.IEEEFloatTokenizer()),
-        max_input_len=max_input_len,
-        architecture_kwargs=architecture | {"encoder_type": EncoderType[encoder]},
-        num_workers=0,
-    ).make_model()
-
-
-def ours_of(max_input_len: int) -> EncoderDecoder:
-    """Our model of the same sizes, with random weights."""
-    torch.manual_seed(0)
-    return EncoderDecoder(
-        RegressLMConfig(
-            CHARACTERS, VOCABULARY.size, VOCABULARY.length, dim=SIZES["dim"], n_encoder_layers=2,
-            n_decoder_layers=2, n_heads=8, max_input_len=max_input_len,
-        )
-    )  # fmt: skip
-
-
-def texts(rows: int, length: int) -> tuple[Tensor, Tensor]:
-    """Tokens (rows, length) without upstream's padding id, and number tokens (rows, 7)."""
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(2, CHARACTERS, (rows, length), generator=generator)
-    values = torch.randn(rows, 1, generator=generator, dtype=torch.float64)
-    return tokens, VOCABULARY.encode(values.numpy())
-
-
-def padded(tokens: Tensor, numbers: Tensor, max_input_len: int) -> dict[str, Tensor]:
-    """The batch as upstream's converter makes it: every row padded to max_input_len."""
-    return {
-        "encoder_input": F.pad(tokens, (0, max_input_len - tokens.shape[1])),
-        "input_token_lens": torch.full((len(tokens),), tokens.shape[1]),
-        "decoder_input": F.pad(numbers, (1, 0)),
-        "decoder_target": F.pad(numbers, (0, 1)),
-    }
-
-
-def stepping(model: torch.nn.Module, loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """A training step: forward, backward, AdamW."""
-    model.train()
-    optimizer = AdamW(model.parameters(), lr=1e-4)
-
-    def step() -> Tensor:
-        value = loss()
-        value.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return value.detach()
-
-    return step
-
-
-def our_step(model: EncoderDecoder, tokens: Tensor, numbers: Tensor) -> Callable[[], Tensor]:
-    return stepping(model, lambda: F.cross_entropy(model(tokens, numbers).mT, numbers))
-
-
-def their_step(peer: Any, tokens: Tensor, numbers: Tensor) -> Callable[[], Tensor]:
-    batch = padded(tokens, numbers, peer.cfg.max_input_len)
-    return stepping(peer, lambda: peer.compute_losses_and_metrics(batch)[0].mean())
 
 
 def train(rows: int, length: int, max_input_len: int, repeats: int) -> list[Row]:
@@ -132,16 +60,6 @@ def independence(repeats: int) -> list[Row]:
     seconds = in_turn({str(n): our_step(ours_of(n), *batch) for n in (64, 2048)}, 5 * repeats)
     what = f"our train step, {SIZES['inputs']} x {SIZES['short']}, at max_input_len 2048 / at 64"
     return [row(what, seconds["2048"], seconds["64"], "s")]
-
-
-def sampling(model: EncoderDecoder, tokens: Tensor, num_samples: int) -> Callable[[], Any]:
-    return lambda: VOCABULARY.decode(sample(model, VOCABULARY, tokens, None, num_samples).ids)
-
-
-def their_sampling(peer: Any, tokens: Tensor, num_samples: int) -> Callable[[], Any]:
-    batch = padded(tokens, torch.zeros(len(tokens), 7, dtype=torch.int64), peer.cfg.max_input_len)
-    inputs = {name: batch[name] for name in ("encoder_input", "input_token_lens")}
-    return lambda: peer.decode(inputs, num_samples)
 
 
 def samples(length: int, max_input_len: int, num_samples: int, repeats: int) -> list[Row]:
@@ -262,90 +180,6 @@ def memory_of(what: str, who: str) -> None:
     for _ in range(1 if what == "sample" else 2):
         run()
     print(megabytes("VmHWM") - before)
-
-
-def gpu(repeats: int) -> list[Row]:
-    """fp16 with autocast on a GPU: compiled training at full length, and sampling."""
-    rows = []
-    for measure, size in ((gpu_training, 32), (gpu_sampling, 64)):
-        try:
-            result, sizes = with_smaller_batches(partial(measure, repeats), size)
-        except torch.cuda.OutOfMemoryError as error:
-            print(f"{measure.__name__}: skipped: {error}")
-            continue
-        rows.append(result | sizes)
-    return rows
-
-
-def gpu_training(repeats: int, size: int) -> Row:
-    """Compiled training on `size` texts of full length."""
-    device, name = "cuda", torch.cuda.get_device_name()
-    peak = peak_flops(name, torch.float16)
-    rates, flops = {}, 0
-    batch = [part.to(device) for part in texts(size, SIZES["full"])]
-    for who in ("ours", "peer"):
-        torch._dynamo.reset()
-        if who == "ours":
-            model: Any = ours_of(SIZES["full"]).to(device)
-            flops = model.flops(SIZES["full"])
-            forward = torch.compile(model)
-
-            def loss() -> Tensor:
-                return F.cross_entropy(forward(*batch).float().mT, batch[1])  # noqa: B023
-        else:
-            model = peer_of(SIZES["full"]).to(device)
-            inputs = {key: tensor.to(device) for key, tensor in padded(*batch, SIZES["full"]).items()}
-            losses = torch.compile(model.compute_losses_and_metrics)
-
-            def loss() -> Tensor:
-                return losses(inputs)[0].mean()  # noqa: B023
-
-        rates[who] = half_precision(model, loss, repeats) * batch[0].numel()
-        del model
-        gc.collect()
-        torch.cuda.empty_cache()
-    per_token = flops / SIZES["full"]
-    mfu = {
-        "MFU": round(rates["ours"] * per_token / peak, 3),
-        "peer_MFU": round(rates["peer"] * per_token / peak, 3),
-    }
-    what = f"train, {size} x {SIZES['full']} characters, fp16, compiled, {name}"
-    return row(what, rates["ours"], rates["peer"], "tokens/s", **mfu)
-
-
-def gpu_sampling(repeats: int, size: int) -> Row:
-    """Samples for `size` texts of 128 characters."""
-    device, name = "cuda", torch.cuda.get_device_name()
-    tokens, count = texts(size, 128)[0].to(device), SIZES["samples"]
-    peer = peer_of(128).to(device).eval()
-    model = load_upstream(peer.state_dict(), max_input_len=128).to(device).eval()
-    with torch.autocast(device, dtype=torch.float16):
-        runs = {"ours": sampling(model, tokens, count), "peer": their_sampling(peer, tokens, count)}
-        seconds = in_turn(runs, repeats)
-    drawn = len(tokens) * count
-    what = f"sample {len(tokens)} x {count}, 128 characters, fp16, {name}"
-    return row(what, drawn / seconds["ours"], drawn / seconds["peer"], "samples/s")
-
-
-def half_precision(model: torch.nn.Module, loss: Callable[[], Tensor], repeats: int) -> float:
-    """Training steps per second with loss scaling."""
-    optimizer, scaler = AdamW(model.train().parameters(), lr=1e-4), torch.amp.GradScaler("cuda")
-
-    def step() -> None:
-        with torch.autocast("cuda", dtype=torch.float16):
-            value = loss()
-        scaler.scale(value).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-
-    for _ in range(3):
-        step()
-    return 5 / in_turn({"it": lambda: [step() for _ in range(5)]}, repeats)["it"]
-
-
-def row(benchmark: str, ours: float, peer: float, unit: str, **more: Any) -> Row:
-    return {"benchmark": benchmark, "ours": ours, "peer": peer, "ratio": ours / peer, "unit": unit, **more}
 
 
 PARTS: dict[str, Callable[[int], list[Row]]] = {

@@ -29,6 +29,7 @@ from benchmarks.measure import facts  # noqa: E402
 from benchmarks.text_regression import SCAN_INPUTS, matrix, one_objective, read, test, write  # noqa: E402
 from zoo.datamodules import TextRegression  # noqa: E402
 from zoo.datamodules.table_columns import read_column  # noqa: E402
+from zoo.text_formats.json_text import dump_json  # noqa: E402
 from zoo.training.random_streams import derive  # noqa: E402
 
 Row = dict[str, Any]
@@ -128,7 +129,7 @@ def regress_lm(folder: Path, data: Path, seed: int, options: list[str]) -> tuple
         subprocess.run(command, cwd=ROOT, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-        took.write_text(json.dumps({"seconds": time.perf_counter() - start, "cpu_seconds": cpu}))
+        took.write_text(dump_json({"seconds": time.perf_counter() - start, "cpu_seconds": cpu}))
     sampling = [option for option in options if option.startswith("--model.temperature=")]
     logged, predictions, _ = test(best, data, *sampling[-1:])
     steps = torch.load(best, weights_only=True, mmap=True)["global_step"]
@@ -183,7 +184,7 @@ def main() -> None:
         stored = json.loads(FILE.read_text()) if FILE.exists() else []
         old = {(r["table"], r["seed"], r["model"]): r for r in stored}
         old[row["table"], row["seed"], row["model"]] = {**row, **about}
-        FILE.write_text(json.dumps(list(old.values()), indent=1) + "\n")
+        FILE.write_text(dump_json(list(old.values()), indent=1) + "\n")
 
 
 if __name__ == "__main__":

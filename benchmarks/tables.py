@@ -7,86 +7,16 @@ Usage:
 """
 
 import argparse
-import json
 import re
 import statistics
 import sys
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-Row = dict[str, Any]
+sys.path.insert(0, str(ROOT))
 
-
-def rows(name: str) -> list[Row]:
-    path = ROOT / "results" / name
-    return json.loads(path.read_text()) if path.exists() else []
-
-
-def markdown(header: list[str], lines: list[list[str]]) -> str:
-    body = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(line) + " |" for line in body)
-
-
-def figure(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def on(device: str, name: str) -> list[Row]:
-    """Rows measured on the "cpu" or on a "gpu"."""
-    return [r for r in rows(name) if ("gpu" in r) == (device == "gpu")]
-
-
-def about(row: Row) -> str:
-    """Hardware, torch and commit of a row."""
-    hardware = row["gpu"] if "gpu" in row else f"{row['cpu']}, {row['threads']} thread"
-    return f"{hardware}, torch {row['torch']}, commit {row['commit']}"
-
-
-def speed(name: str, device: str = "cpu") -> str:
-    """Our speed and the peer's, a line per benchmark row."""
-    measured = on(device, name)
-    if not measured:
-        return ""
-    lines = []
-    for r in measured:
-        floor = f"{r['share_of_floor']:.0%} of {figure(r['floor'])}" if "floor" in r else ""
-        unit = r["unit"]
-        lines.append(
-            [r["benchmark"], f"{figure(r['ours'])} {unit}", f"{figure(r['peer'])} {unit}", f"{r['ratio']:.2f}", floor]
-        )
-    facts = measured[0]
-    machines = "; ".join(dict.fromkeys(about(r) for r in measured))
-    header = ["benchmark", "ours", "peer", "ratio"] + ["of the memory floor"] * any(line[-1] for line in lines)
-    table = markdown(header, [line[: len(header)] for line in lines])
-    how = f"median of {facts['repeats']} rounds in turn" + "; on a CPU it is the ratios that count" * (device == "cpu")
-    return f"`{facts['command']}` ({machines}; {how})\n\n{table}"
-
-
-def faster(name: str, device: str = "cpu") -> str:
-    """Our time and the peer's, a line per benchmark row, with their ratio."""
-    measured = on(device, name)
-    if not measured:
-        return ""
-    lines = []
-    for r in measured:
-        sides = [f"{figure(r[side])} {r['unit']}" for side in ("ours", "peer")]
-        share = f"{r['attention_share']:.0%}" if "attention_share" in r else ""
-        gain = r["ours"] / r["peer"] if "/" in r["unit"] else r["peer"] / r["ours"]  # the time that a rate implies
-        rounds = f" ({r['repeats']} round)" if r["repeats"] != measured[0]["repeats"] else ""
-        lines.append([r["benchmark"] + rounds, *sides, f"{figure(gain)}x", share])
-    facts = measured[0]
-    header = ["benchmark", "ours", "peer", "times less"] + ["of ours in attention"] * any(line[-1] for line in lines)
-    table = markdown(header, [line[: len(header)] for line in lines])
-    return f"{commands(measured)} ({about(facts)}; median of {facts['repeats']} rounds in turn)\n\n{table}"
-
-
-def commands(measured: list[Row]) -> str:
-    """The commands that produced the rows; of more than five only their script."""
-    distinct = list(dict.fromkeys(r["command"] for r in measured))
-    if len(distinct) > 5:
-        return f"`{' '.join(distinct[0].split()[:2])}` with the arguments that each row in results/ names"
-    return ", ".join(f"`{command}`" for command in distinct)
+from benchmarks.table_rows import Row, about, commands, faster, markdown, on, rows, speed  # noqa: E402
+from benchmarks.table_scale import faults, packing, precisions, processes, ranks, streaming  # noqa: E402
 
 
 def wikitext2() -> str:
@@ -103,69 +33,6 @@ def wikitext2() -> str:
     header = ["model", "parameters", "val /token", "test /token", "val /word", "test /word", "seconds"]
     facts = measured[0]
     return f"`{facts['command']}` ({facts['cpu']}, {facts['threads']} threads)\n\n" + markdown(header, lines)
-
-
-def packing() -> str:
-    """Seconds per megabyte of text, a line per tokenizer."""
-    measured = rows("packing.json")
-    if not measured:
-        return ""
-    lines = []
-    for r in measured:
-        lines.append([r["tokenizer"], f"{r['vocab_size']:,}", figure(r["seconds_per_MB"]), figure(r["warm_seconds"])])
-    header = ["tokenizer", "vocabulary", "s/MB", "next start, s"]
-    return f"`{measured[0]['command']}` ({measured[0]['cpu']})\n\n" + markdown(header, lines)
-
-
-def streaming() -> str:
-    """Packing and training on a large text, a line per measurement."""
-    measured = rows("streaming.json")
-    if not measured:
-        return ""
-    names = {
-        "tokens": "tokens in the training split",
-        "seconds": "time to pack, killed once, s",
-        "MB_per_cpu_second": "MB per second of CPU time",
-        "shards": "shards",
-        "shards_before_kill": "shards complete before the kill",
-        "shards_packed_again": "shards packed again",
-        "open_seconds": "time to open the packed text, s",
-        "first_step_seconds": "time to the first step, with imports, s",
-        "resumed_step_seconds": "the same, resumed in the middle of an epoch, s",
-        "peak_MB": "peak memory of a process, MB",
-        "resume_is_bitwise": "weights equal those without a stop",
-    }
-    lines = []
-    for r in measured:
-        for name in names.keys() & r.keys():
-            value = {True: "yes", False: "no"}[r[name]] if isinstance(r[name], bool) else figure(r[name])
-            value = f"{r[name]:,}" if type(r[name]) is int else value
-            lines.append([r["benchmark"], names[name], value])
-    order = list(names.values())
-    lines.sort(key=lambda line: ([r["benchmark"] for r in measured].index(line[0]), order.index(line[1])))
-    about = f"{measured[0]['cpu']}, busy with other work; commit {measured[0]['commit']}"
-    return f"{commands(measured)} ({about})\n\n" + markdown(["benchmark", "measure", "value"], lines)
-
-
-def precisions() -> str:
-    """Differences of losses in each precision, and errors of 16-bit gradients, a line per model."""
-    measured = {r["benchmark"]: r for r in rows("precisions.json")}
-    if not measured:
-        return ""
-    names = ["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
-    lines = []
-    for benchmark, r in measured.items():
-        kind, _, model = benchmark.partition(", ")
-        if kind == "training":
-            gradients = measured.get(f"chunks, {model}", {})
-            cells = [f"{r[name]:.1g}" for name in names]
-            lines.append([model, *cells, *(f"{gradients[f'{dtype} gradient']:.1g}" for dtype in ("bf16", "fp16"))])
-        elif "output layer" in model:
-            lines.append([r["model"], *[""] * len(names), *(f"{r[f'{d} gradient']:.1g}" for d in ("bf16", "fp16"))])
-    table = markdown(["model", *(f"`{name}`" for name in names), "bf16 gradient", "fp16 gradient"], lines)
-    facts = next(iter(measured.values()))
-    about = f"{facts['cpu']}, torch {facts['torch']}, commit {facts['commit']}"
-    return f"{commands(list(measured.values()))} ({about})\n\n{table}"
 
 
 def mini_rlm() -> str:
@@ -305,54 +172,6 @@ def revdeq_residuals() -> str:
     return markdown(["", *(f"N = {n}" for n in measured[0]["N"])], lines)
 
 
-def processes() -> str:
-    """Differences of runs on two processes from the same runs on one."""
-    measured = rows("processes.json")
-    lines = [
-        [
-            r["model"],
-            r["way"],
-            f"{r['last_loss']:.4f}",
-            *(f"{r[name]:.0e}" if name in r else "" for name in DIFFERENCES),
-        ]
-        for r in measured
-    ]
-    header = ["model", "run", "loss of the last step", "difference of a loss", "difference of a weight"]
-    return f"{commands(measured)}\n\n{markdown(header, lines)}" if measured else ""
-
-
-def ranks() -> str:
-    """What happens to a run when one of its two ranks fails."""
-    measured = rows("ranks.json")
-    if not measured:
-        return ""
-    lines = []
-    for r in measured:
-        codes, said = " ".join(map(str, r["codes"])), "; ".join(r["messages"]) or "none"
-        same = "yes" if r["resumed"] and r["same_bits"] else "no"
-        lines.append([r["benchmark"], f"{r['seconds']:.1f} s", codes, said, same])
-    table = markdown(["failure", "all ended after", "exit codes", "messages", "resumed to the same bits"], lines)
-    return f"`{measured[0]['command']}` ({measured[0]['cpu']}, commit {measured[0]['commit']})\n\n{table}"
-
-
-def faults() -> str:
-    """Kinds of faults: cases tried, what became of them, and failures."""
-    measured = rows("faults.json")
-    if not measured:
-        return ""
-    lines = []
-    for r in measured:
-        ends = ", ".join(f"{count:,} {what}" for what, count in r["wanted"].items())
-        if "largest_error" in r:
-            ends += f"; largest error {r['largest_error']:.1g}"
-        lines.append([r["benchmark"], r["about"], f"{r['cases']:,}", ends, f"{r['otherwise']:,}"])
-    facts = measured[0]
-    minutes = sum(r["seconds"] for r in measured) / 60
-    about = f"{facts['cpu']}, {minutes:.0f} minutes, seed {facts['seed']}, commit {facts['commit']}"
-    table = markdown(["kind", "tried, and what must follow", "cases", "as wanted", "otherwise"], lines)
-    return f"{commands(measured)} ({about})\n\n{table}"
-
-
 SCORES = {"Spearman": ("spearman", ".3f"), "MAE": ("mae", ".3f")}
 STEPS = {"steps": ("steps", ".0f")}
 STUDIES = {
@@ -435,8 +254,6 @@ STUDIES = {
         {name: (name, ".3f") for name in ("new tasks, from ridge", "its pool, from dMMSE")},
     ),
 }
-
-DIFFERENCES = ("loss", "weights")  # columns of results/processes.json
 
 TABLES = {
     **{name.replace("_", "-", 2): (lambda name=name: study(name, *STUDIES[name])) for name in STUDIES},

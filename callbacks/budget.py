@@ -1,6 +1,7 @@
 """A time limit for a run: the learning-rate schedule is planned so that it ends when the time does."""
 
 import re
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -13,6 +14,7 @@ from zoo.errors import UserError
 FIRST_STEPS = 10  # after so many steps the first plan is made; their slow first is not measured
 SHARE = 0.97  # of the time that is planned for; the rest is for the last checkpoint
 VALIDATION = 0.05  # of the time of the run, for a validation before one has been measured
+ONE_PROCESS = "--budget works on one process only: drop it, or set --trainer.max_steps"
 N_VALIDATIONS = 6  # of a run whose settings do not say how many
 _UNITS = {"": 1, "s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600}
 
@@ -27,6 +29,24 @@ def parse_duration(text: str) -> float:
     if match is None or match[2] not in _UNITS or not float(match[1]):
         raise UserError(f"--budget must be a time such as 90s, 5min or 1.5h, not {text!r}")
     return float(match[1]) * _UNITS[match[2]]
+
+
+def seconds_left(budget: str | None, since: float) -> float | None:
+    """Seconds of a time limit that are left; None without one.
+
+    Args:
+        budget: as for `parse_duration`.
+        since: `time.monotonic()` at the start.
+
+    Raises:
+        UserError: none are left.
+    """
+    if budget is None:
+        return None
+    passed = time.monotonic() - since
+    if passed >= parse_duration(budget):
+        raise UserError(f"--budget {budget} is too short: the start of the command alone took {passed:.0f} s; raise it")
+    return parse_duration(budget) - passed
 
 
 def count_validations(settings: Any) -> int:
@@ -58,21 +78,32 @@ class Budget(Callback):
         self.n_validations, self._record = n_validations, record
         self.validation_seconds = VALIDATION * seconds
         self._limit = 0  # steps of the run without a limit of time
+        self._begin: float | None = None  # of the first step
+        self.summary = ""  # the plan in words
         self._pretraining_start: tuple[int, float] | None = None  # step and time
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.world_size > 1:
+            raise UserError(ONE_PROCESS)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module
         if not hasattr(module, "plan_steps") or not module.total_steps:
             raise UserError(f"--budget: {type(pl_module).__name__} has a schedule that cannot be planned; drop it")
-        if trainer.world_size > 1:
-            raise UserError("--budget works on one process only: drop it, or set --trainer.max_steps")
+        if time.monotonic() >= self.end and self._pretraining_start is None:
+            seconds, passed = self.end - self.since, time.monotonic() - self.since
+            raise UserError(
+                f"--budget of {seconds:.0f} s is too short: {passed:.0f} s had passed before the first step; raise it"
+            )
         self._limit = module.total_steps
-        self._begin = time.monotonic()
         self._is_warm = False
         self._restart(trainer)
         self._next = trainer.global_step + FIRST_STEPS
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._begin is None:  # the module may have prepared more when the training started
+            self._begin = time.monotonic()
+            self._restart(trainer)
         if trainer.global_step == self._start_step + 1 and not self._is_warm:  # the first step is slower than others
             self._restart(trainer)
             self._is_warm = True
@@ -87,7 +118,7 @@ class Budget(Callback):
         if is_over and trainer.global_step < min(FIRST_STEPS, module.total_steps):
             rank_zero_warn(
                 f"--budget was over after {trainer.global_step} of {module.total_steps} steps, too few to learn: the "
-                f"training began after {self._begin - self.since:.0f} s; raise --budget"
+                f"training began after {(self._begin or self.end) - self.since:.0f} s; raise --budget"
             )
         if is_over and trainer.global_step < module.total_steps:
             self._set_steps(trainer, module, trainer.global_step)
@@ -131,5 +162,10 @@ class Budget(Callback):
         self._restart(trainer)
 
     def _set_steps(self, trainer: Trainer, module: Any, total: int) -> None:
+        before = (self._begin or self.end) - self.since
+        plan = f"the training began after {before:.0f} s; {total:,} of {self._limit:,} steps fit into the time"
+        if not self.summary:
+            print(f"zoo: --budget: {plan}", file=sys.stderr)
+        self.summary = plan
         trainer.val_check_batch = max(1, -(-total // self.n_validations))
         self._record({"total_steps": total, "val_check_interval": trainer.val_check_batch, **module.plan_steps(total)})

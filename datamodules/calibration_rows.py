@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from zoo.datamodules.regression_rows import RegressionRows
-from zoo.datamodules.row_text import TextRows
+from zoo.datamodules.rows import TextRows
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import Row
 

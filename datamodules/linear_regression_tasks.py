@@ -1,5 +1,6 @@
 """LinearRegressionTasks: in-context regression prompts, drawn on the training device from seed and step."""
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -125,6 +126,9 @@ class LinearRegressionTasks(ZooDataModule):
         return EvaluationPrompts(self.hparams[f"n_{split}"], lambda: self.evaluation(split))
 
     def fingerprint(self, split: str) -> dict[str, Any]:
+        if split == "predict":
+            content = regular_file(self.hparams["data"]).read_bytes()
+            return {"digest": hashlib.blake2b(content, digest_size=8).hexdigest()}
         return {}  # prompts are drawn, and the settings of the draw are compared as options
 
     def train_dataloader(self) -> "PromptLoader":  # type: ignore[override]

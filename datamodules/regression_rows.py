@@ -8,16 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from random import Random
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo.datamodules.augment import Augmentation
+from zoo.datamodules.preparation import TeacherPlan, TrainingTable, plan_copies, plan_teacher
 from zoo.datamodules.regression_settings import RegressionSettings
 from zoo.datamodules.row_data import RowReader, Tables, train_row_tokenizer
-from zoo.datamodules.row_text import RowFormat, RowLayout, TextRows, is_missing, list_columns, numbers_in, parse_columns
+from zoo.datamodules.row_text import RowFormat, RowLayout, is_missing, list_columns, numbers_in, parse_columns
+from zoo.datamodules.rows import TextRows
 from zoo.datamodules.sources import tables
 from zoo.datamodules.sources.tables import BadRows, Cells, Table, read_table
 from zoo.datamodules.teacher import Teacher
@@ -105,12 +107,14 @@ class RegressionRows:
             UserError: there are too few rows, or no columns of numbers or categories.
         """
         if seed not in self._teachers:
-            # It reads the cells of which the texts of the training rows were made.
-            rows = self.reader.rows("train")
-            cells = {place: cells for table in self.reader.tables["train"] for place, cells in table.rows}
-            used = [cells[place] for place in rows.places]
-            self._teachers[seed] = Teacher(used, self.reader.layout.columns, rows.targets, rows.groups, seed)
+            self._teachers[seed] = self.training_table().teacher(seed, self.settings.teacher)
         return self._teachers[seed]
+
+    def training_table(self) -> TrainingTable:
+        """The cells of which the texts of the training rows were made."""
+        rows = self.reader.rows("train")
+        cells = {place: cells for table in self.reader.tables["train"] for place, cells in table.rows}
+        return TrainingTable([cells[place] for place in rows.places], self.reader.layout, rows.targets, rows.groups)
 
     def synthetic(self, seed: int) -> tuple[list[str], np.ndarray]:
         """(N,) texts of synthetic training rows and their targets (N, K); none unless `synthetic_rows` is set."""
@@ -293,6 +297,35 @@ class RegressionViews(UnlabelledViews):
         rows = self.reader.rows("train")
         layout = self.reader.layout
         return text_statistics(rows.texts, rows.targets, 0 if layout.row_format == "text" else len(layout.columns))
+
+    def row_text(self, cells: Mapping[str, Any]) -> str:
+        """The text of a table's row, as the model reads it: what `ExampleInput` needs.
+
+        Args:
+            cells: column -> value. Other columns than those of the texts are not read; one that is missing, None or
+                empty is left out of the text.
+
+        Raises:
+            UserError: all of the row's columns are empty.
+        """
+        return self.reader.layout.text(dict(cells))
+
+    def plan_synthetic_rows(self, most: int, seconds: float) -> TeacherPlan:
+        """The teacher and the number of synthetic rows, at most `most`, for which some seconds suffice."""
+        source = self.source
+        return plan_teacher(source.training_table(), most, seconds, self.seed, source.rounded_texts)
+
+    def plan_copies(self, settings: Mapping[str, Any], most: int, seconds: float) -> int:
+        """The number of changed copies of each training row, at most `most`, that are made in some seconds.
+
+        Args:
+            settings: arguments of the data module that say what is changed; those that are missing are its own.
+            most: copies where time does not matter.
+            seconds: for all copies.
+        """
+        s = {**vars(self.source.settings), **settings}
+        change = Augmentation(s["synonyms"], s["background"], s["number_formats"], s["jitter"])
+        return plan_copies(self.reader.rows("train").texts, change, most, seconds, self.source.rounded_texts)
 
     def features(self, split: str) -> np.ndarray | None:
         """(N, F) float32, the numbers in each text; None where they are off."""

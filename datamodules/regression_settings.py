@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import get_args
 
-from zoo.datamodules.row_data import RowSettings, check_text
+from zoo.datamodules.row_settings import RowSettings, check_text
 from zoo.datamodules.row_text import RowFormat, parse_columns
 from zoo.datamodules.sources.tables import repeated_name
+from zoo.datamodules.teacher_models import TeacherKind
 from zoo.errors import UserError, check_choice, check_counts, check_number
 
 
@@ -40,6 +41,8 @@ class RegressionSettings(RowSettings):
             rows, where 20000 is a good number; 0 for none.
         synthetic_noise: factor of the noise of their labels, from 0 to 1. With less noise fewer steps are needed, but
             the intervals of predictions are too narrow unless they are calibrated on validation rows.
+        teacher: the ensemble that labels synthetic rows: "thorough", chosen among many models by cross-validation; or
+            "fast", extra trees and ridge regression alone, in a small part of the time.
         unlabelled: texts without targets on which RegressLM pretrains its encoder before the first step, together with
             the training texts: a text file (.txt, .md; one text per line), a table with the columns that the training
             texts are made of, a folder of such files, all of them used, or a hub data set. A tokenizer "bpe" or "words"
@@ -63,6 +66,7 @@ class RegressionSettings(RowSettings):
     target_jitter: float = 0.0
     synthetic_rows: int = 0
     synthetic_noise: float = 1.0
+    teacher: TeacherKind = "thorough"
     unlabelled: str | None = None
 
     def __post_init__(self) -> None:
@@ -72,6 +76,7 @@ class RegressionSettings(RowSettings):
         check_counts(0, **{"--data.synthetic_rows": self.synthetic_rows})
         noise = "--data.synthetic_noise"
         check_number(noise, self.synthetic_noise, "from 0 to 1", lambda value: 0 <= value <= 1)
+        check_choice("--data.teacher", self.teacher, get_args(TeacherKind))
         for name in ("text_column", "group_column", "target_columns", "columns", "column_names", "unlabelled"):
             if (value := getattr(self, name)) is not None:
                 check_text(f"--data.{name}", value, is_list=name.endswith(("columns", "names")))

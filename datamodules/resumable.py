@@ -21,6 +21,7 @@ With `limit_train_batches` the next epoch continues in the permutation; with `ov
 of the dataset, in its own order.
 """
 
+import inspect
 import os
 import signal
 import threading
@@ -63,10 +64,16 @@ class ZooDataModule(LightningDataModule):
     renamed_arguments: ClassVar[dict[str, str]] = {}
     """Old name of a constructor argument -> its new name, or a sentence where the argument no longer exists."""
 
-    def __new__(cls, *_: Any, **arguments: Any) -> Self:
+    given_arguments: frozenset[str] = frozenset()
+    """Names of the constructor arguments that were given, also where they are equal to their defaults."""
+
+    def __new__(cls, *positional: Any, **arguments: Any) -> Self:
         """Refuse arguments by their old names; the message names the new one."""
         refuse_renamed(cls, arguments)
-        return super().__new__(cls)
+        module = super().__new__(cls)
+        names = [*inspect.signature(cls.__init__).parameters][1:] if positional else []
+        module.given_arguments = frozenset([*names[: len(positional)], *arguments])
+        return module
 
     def __init__(self, batch_size: int, num_workers: int = 0, seed: int | None = None, shuffle: bool = True) -> None:
         super().__init__()

@@ -11,8 +11,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo.datamodules.label_columns import LABEL, TEXT, find_columns
 from zoo.datamodules.opinions import OPINIONS, opinions
-from zoo.datamodules.row_data import TRAINED_TOKENIZERS, RowReader, RowSettings, RowViews, Tables, train_row_tokenizer
-from zoo.datamodules.row_text import RowLayout, TextRows, parse_columns
+from zoo.datamodules.row_data import TRAINED_TOKENIZERS, RowReader, RowViews, Tables, train_row_tokenizer
+from zoo.datamodules.row_settings import RowSettings
+from zoo.datamodules.row_text import RowLayout, parse_columns
+from zoo.datamodules.rows import TextRows
 from zoo.datamodules.sources.labels import Labels, label_text, labels_of_rows, read_labels
 from zoo.datamodules.sources.tables import BadRows, Table, read_labelled, read_table
 from zoo.datamodules.text_data import SPLITS, TextData

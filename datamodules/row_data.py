@@ -8,22 +8,22 @@ import os
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from zoo.datamodules.row_text import RowLayout, Rows, TextRows, is_missing, parse_columns
+from zoo.datamodules.row_settings import RowSettings
+from zoo.datamodules.row_text import RowLayout, is_missing, parse_columns
+from zoo.datamodules.rows import Rows, TextRows
 from zoo.datamodules.sources import tables
 from zoo.datamodules.sources.corpus import hub_tables, is_local, split_files, split_named
 from zoo.datamodules.sources.tables import BadRows, Table, hub_table
-from zoo.errors import UserError, check_choice, check_counts, check_number
-from zoo.text_formats.json_text import shorten
+from zoo.errors import UserError
 from zoo.tokenizers import Tokenizer, train_bpe, train_words
 from zoo.training.random_streams import stream
 
@@ -31,69 +31,7 @@ from zoo.training.random_streams import stream
 _UNLABELLED = re.compile(r"(?<![a-z])(test|predict)(?![a-z])", re.IGNORECASE)
 
 Tables = Mapping[str, list[Table]]  # by split
-
-
-@dataclass
-class RowSettings:
-    """Settings of all data modules of rows.
-
-    Args:
-        data: a CSV, TSV, JSON-lines, Parquet or YAML file; a folder of such files; the beginning of their names
-            (`reviews/sst` for reviews/sst-train.txt and so on); a hub data set, "name" or "name:config"; or the name
-            of a generated data set. Splits are given by the names of files (train, valid or dev, test) or by the hub;
-            a missing one is cut from the training rows at random.
-        tokenizer: "bytes"; "characters"; "bpe" or "words" (split at white space), trained on the training texts; or a
-            path that `load_tokenizer` takes.
-        bpe_vocab_size: number of tokens of tokenizer=bpe; at least 257.
-        max_input_len: largest number of tokens of a text; at least 1.
-        batch_size: rows per step on each rank; at least 1.
-        val_fraction: fraction of the training rows cut off as validation split where the data has none, from 0 to 1.
-        test_fraction: fraction of the training rows cut off as test split where the data has neither a validation nor
-            a test split, from 0 to 1.
-        split_seed: seed of these random cuts. It is not the run's seed, so all runs are tested on the same rows.
-        bad_rows: what to do with a row that cannot be used: "stop" with an error that names its file and line, or
-            "skip" it and count it.
-        long_rows: what to do with a text of more than max_input_len tokens: "stop" with an error, "skip" it and count
-            it, or "truncate" it.
-        num_workers: loader processes per rank; 0 loads in the training process.
-        cache_dir: folder for hub data sets; default: the folder in $ZOO_CACHE, else ~/.cache/zoo.
-        seed: seed of the order of training rows and of augmentation; default: the run's seed.
-        separator: of the columns of CSV and TSV files: "comma", "semicolon", "tab", "blank" or "bar" (|); default: that
-            of the suffix, unless only another one gives a table.
-    """
-
-    data: str
-    tokenizer: str = "bytes"
-    bpe_vocab_size: int = 4096
-    max_input_len: int = 2048
-    batch_size: int = 32
-    val_fraction: float = 0.1
-    test_fraction: float = 0.1
-    split_seed: int = 0
-    bad_rows: Literal["stop", "skip"] = "stop"
-    long_rows: Literal["stop", "truncate", "skip"] = "stop"
-    num_workers: int = 0
-    cache_dir: str | None = None
-    seed: int | None = None
-    separator: Literal["comma", "semicolon", "tab", "blank", "bar"] | None = None
-
-    def __post_init__(self) -> None:
-        self.data = os.fspath(self.data) if isinstance(self.data, os.PathLike) else self.data
-        check_text("--data.data", self.data)
-        check_counts(**{"--data.batch_size": self.batch_size})
-        for name, choices in (("bad_rows", ("stop", "skip")), ("long_rows", ("stop", "truncate", "skip"))):
-            check_choice(f"--data.{name}", getattr(self, name), choices)
-        if self.separator is not None:
-            check_choice("--data.separator", self.separator, tables.SEPARATORS)
-        for name in ("val_fraction", "test_fraction"):
-            check_number(f"--data.{name}", getattr(self, name), "a fraction", lambda value: True)
-        # The cuts may take all training rows, but not more.
-        val, test = self.val_fraction, self.test_fraction
-        if not (val >= 0 and test >= 0 and val + test <= 1):
-            raise UserError(
-                f"--data.val_fraction {val} and --data.test_fraction {test} must be fractions, together at most 1"
-            )
-        check_counts(**{"--data.max_input_len": self.max_input_len})
+TRAINED_TOKENIZERS = ("bpe", "words")
 
 
 class RowReader:
@@ -203,6 +141,18 @@ class RowReader:
                 file=sys.stderr,
             )
 
+    def print_sizes(self) -> None:
+        """Print the number of rows of each split of a run, where some were cut off at random."""
+        if "val" in self.tables or self.is_generated:
+            return
+        sizes = [
+            f"{len(rows.texts):,} for {use}"
+            for split, use in (("train", "training"), ("val", "validation"), ("test", "tests"))
+            if (rows := self._cut_rows[split]).texts
+        ]
+        message = f"zoo: rows of {self.settings.data}: {', '.join(sizes)}; cut off at random (--data.val_fraction)"
+        rank_zero_only(print)(message, file=sys.stderr)
+
     def print_skipped(self) -> None:
         """Print how many rows were left out, and why the first one was."""
         if self.skipped:
@@ -291,6 +241,12 @@ class RowViews:
             self.reader.print_cut("val" if stage == "validate" else "test")
         self.reader.print_skipped()
 
+    def train_dataloader(self) -> Any:
+        """The loader of the training rows; in a run, the sizes of the splits are printed before."""
+        if self.trainer is not None:  # type: ignore[attr-defined]
+            self.reader.print_sizes()
+        return super().train_dataloader()  # type: ignore[misc]
+
     @property
     def skipped(self) -> int:
         """Number of rows left out so far because they cannot be used."""
@@ -318,16 +274,6 @@ def _has_targets(table: Table, columns: str | list[str] | None) -> bool:
     # One cell with a value is enough.
     names = parse_columns(columns, table.names)
     return not table.rows or any(not is_missing(cells.get(name)) for _, cells in table.rows for name in names)
-
-
-def check_text(name: str, value: object, is_list: bool = False) -> None:
-    """Raises UserError where a setting is no text, nor, with `is_list`, a list of texts."""
-    texts = value if is_list and isinstance(value, list) else [value]
-    if not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{name} must be a text{' or a list of texts' * is_list}, not {shorten(value)}")
-
-
-TRAINED_TOKENIZERS = ("bpe", "words")
 
 
 def train_row_tokenizer(kind: str, texts: list[str], vocab_size: int) -> Tokenizer:

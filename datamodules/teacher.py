@@ -5,6 +5,7 @@ rows, mixed, with labels drawn from an ensemble of regression models, which need
 distribution that the ensemble predicts, so that the model learns how uncertain the teacher is.
 """
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from zoo.datamodules.row_text import is_missing, list_columns
 from zoo.datamodules.sources.tables import Cells
 from zoo.datamodules.table_columns import TextColumn, count_decimals, read_column
-from zoo.datamodules.teacher_models import Ensemble, TargetScale
+from zoo.datamodules.teacher_models import Ensemble, TargetScale, TeacherKind
 from zoo.errors import UserError
 from zoo.training.random_streams import derive
 
@@ -30,13 +31,23 @@ class Teacher:
         targets: (R, K) numbers to predict.
         groups: (R,) rows of one group are not used both to fit and to compare models.
         seed: of the models and of all draws; equal arguments give equal models and rows.
+        kind: "thorough", or "fast" for fewer models; see `Ensemble`.
+
+    Attributes:
+        fit_seconds: time of the fits: of the scores of texts, and of the ensemble.
 
     Raises:
         UserError: the table has too few rows, or no column with values.
     """
 
     def __init__(
-        self, cells: Sequence[Cells], names: Sequence[str], targets: np.ndarray, groups: Sequence[str], seed: int
+        self,
+        cells: Sequence[Cells],
+        names: Sequence[str],
+        targets: np.ndarray,
+        groups: Sequence[str],
+        seed: int,
+        kind: TeacherKind = "thorough",
     ) -> None:
         if len(cells) < SMALLEST_TABLE:
             raise UserError(
@@ -52,6 +63,7 @@ class Teacher:
         self._decimals = [
             count_decimals([f"{y!r}".removesuffix(".0") for y in column.tolist()]) for column in targets.T
         ]
+        start = time.monotonic()
         # Scores of texts for the training rows are those of models that were fitted to other rows.
         z = np.stack([TargetScale(y)(y) for y in targets.T], axis=1)
         inputs = [
@@ -60,7 +72,10 @@ class Teacher:
             else column.encode([row.get(name) for row in cells])
             for name, column in self._columns.items()
         ]
-        self.ensemble = Ensemble(np.hstack(inputs), targets, groups, derive(seed, "teacher"))
+        scored = time.monotonic()
+        self.ensemble = Ensemble(np.hstack(inputs), targets, groups, derive(seed, "teacher"), kind)
+
+        self.fit_seconds = scored - start, time.monotonic() - scored
 
     def __str__(self) -> str:
         return str(self.ensemble)

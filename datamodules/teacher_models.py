@@ -1,7 +1,7 @@
 """Ensemble: regression models of a small table of numbers, chosen by cross-validation, with a distribution per row."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy.stats import norm, rankdata
@@ -10,11 +10,44 @@ from zoo.training.random_streams import derive
 
 MOST_FOLDS, MOST_COMPARED = 5, 2000  # folds of the cross-validation, and rows that it uses
 N_TREES, N_COMPARED_TREES = 300, 100
+FAST_FOLDS, FAST_COMPARED = 2, 500  # of the teacher "fast"
+FAST_TREES, FAST_COMPARED_TREES = 100, 50
 LEAST_BOOSTED = 500  # rows of tables for which boosted trees are compared
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the model that is averaged with trees
 FACTORS = (0.5, 0.75, 1.0, 1.25)  # of the deviations of trees
 LEAST_DEVIATION = 0.02  # added to the standard deviation of trees, in standard deviations of the targets
 EXPONENTS = (0.0, 0.5, 1.0)  # of the standard deviation of trees, to which errors are proportional
+
+TeacherKind = Literal["thorough", "fast"]
+
+
+class Effort(NamedTuple):
+    """Models that an ensemble may consist of, and the work of their comparison.
+
+    Args:
+        kinds: of trees, "extra" and "forest".
+        smooths: names of models that are averaged with the trees.
+        folds: of the cross-validation.
+        rows: that it uses.
+        compared_trees: trees of each model in it.
+        trees: trees of the final fit.
+    """
+
+    kinds: tuple[str, ...]
+    smooths: tuple[str, ...]
+    folds: int
+    rows: int
+    compared_trees: int
+    trees: int
+
+    @classmethod
+    def of(cls, kind: TeacherKind, n_rows: int) -> "Effort":
+        """That of a kind of teacher, for a table of so many rows."""
+        if kind == "fast":
+            return cls(("extra",), ("ridge",), FAST_FOLDS, FAST_COMPARED, FAST_COMPARED_TREES, FAST_TREES)
+        boosted = ("boosting",) if min(n_rows, MOST_COMPARED) >= LEAST_BOOSTED else ()
+        smooths = ("ridge", "svm", *boosted)
+        return cls(("extra", "forest"), smooths, MOST_FOLDS, MOST_COMPARED, N_COMPARED_TREES, N_TREES)
 
 
 class TargetScale:
@@ -113,13 +146,22 @@ class Ensemble:
         targets: (R, K).
         groups: (R,) rows of one group are left out together.
         seed: of the trees and the folds.
+        kind: "thorough", or "fast" for extra trees and ridge regression alone, compared on few rows.
     """
 
-    def __init__(self, inputs: np.ndarray, targets: np.ndarray, groups: Sequence[str], seed: int) -> None:
+    def __init__(
+        self,
+        inputs: np.ndarray,
+        targets: np.ndarray,
+        groups: Sequence[str],
+        seed: int,
+        kind: TeacherKind = "thorough",
+    ) -> None:
         self._scales = [TargetScale(y) for y in targets.T]
         z = np.stack([scale(y) for scale, y in zip(self._scales, targets.T, strict=True)], axis=1)
-        self.choice, self.crps, self._errors = _choose(inputs, z, np.asarray(groups), seed)
-        self._trees = _fit_trees(self.choice.trees, N_TREES, seed, inputs, z)
+        effort = Effort.of(kind, len(z))
+        self.choice, self.crps, self._errors = _choose(inputs, z, np.asarray(groups), seed, effort)
+        self._trees = _fit_trees(self.choice.trees, effort.trees, seed, inputs, z)
         self._smooth = _make_smooth(self.choice.smooth, seed).fit(inputs, z) if self.choice.weight else None
 
     def __str__(self) -> str:
@@ -171,33 +213,34 @@ class Ensemble:
         return np.stack([scale.inverse(column) for scale, column in zip(self._scales, z.T, strict=True)], axis=1)
 
 
-def _choose(inputs: np.ndarray, z: np.ndarray, groups: np.ndarray, seed: int) -> tuple[Choice, float, Errors | None]:
+def _choose(
+    inputs: np.ndarray, z: np.ndarray, groups: np.ndarray, seed: int, effort: Effort
+) -> tuple[Choice, float, Errors | None]:
     """The ensemble with the smallest CRPS on rows left out, that CRPS in standard deviations of the targets, and its
     errors on these rows; None where no rows can be left out."""
     from sklearn.model_selection import GroupKFold
 
     random = np.random.default_rng(derive(seed, "folds"))
-    if len(z) > MOST_COMPARED:
-        used = np.sort(random.permutation(len(z))[:MOST_COMPARED])
+    if len(z) > effort.rows:
+        used = np.sort(random.permutation(len(z))[: effort.rows])
         inputs, z, groups = inputs[used], z[used], groups[used]
     _, group = np.unique(groups, return_inverse=True)
-    n_folds = min(MOST_FOLDS, group.max() + 1)
+    n_folds = min(effort.folds, group.max() + 1)
     if n_folds < 2:
         return Choice("extra", "ridge", 0.0), float("nan"), None
     # Predictions for every row by models that were fitted without it: of each tree (R, K, T), and smooth ones (R, K).
-    kinds = ("extra", "forest")
-    smooths = ("ridge", "svm", "boosting") if len(z) >= LEAST_BOOSTED else ("ridge", "svm")
-    by_tree = {kind: np.empty((*z.shape, N_COMPARED_TREES)) for kind in kinds}
-    by_smooth = {smooth: np.empty_like(z) for smooth in smooths}
+    by_tree = {kind: np.empty((*z.shape, effort.compared_trees)) for kind in effort.kinds}
+    by_smooth = {smooth: np.empty_like(z) for smooth in effort.smooths}
     for fit, left_out in GroupKFold(n_folds, shuffle=True, random_state=_state(seed)).split(z, groups=group):
-        for kind in kinds:
-            trees = _fit_trees(kind, N_COMPARED_TREES, seed, inputs[fit], z[fit])
+        for kind in effort.kinds:
+            trees = _fit_trees(kind, effort.compared_trees, seed, inputs[fit], z[fit])
             by_tree[kind][left_out] = _predict_by_tree(trees, inputs[left_out], z.shape[1])
-        for smooth in smooths:
+        for smooth in effort.smooths:
             model = _make_smooth(smooth, seed).fit(inputs[fit], z[fit])
             by_smooth[smooth][left_out] = model.predict(inputs[left_out]).reshape(-1, z.shape[1])
-    half = N_COMPARED_TREES // 2
-    by_tree["both"] = np.concatenate([by_tree[kind][..., :half] for kind in kinds], axis=2)
+    if len(effort.kinds) > 1:
+        half = effort.compared_trees // 2
+        by_tree["both"] = np.concatenate([by_tree[kind][..., :half] for kind in effort.kinds], axis=2)
     best, best_crps = Choice("extra", "ridge", 0.0), np.inf
     for kind, samples in by_tree.items():
         mean = samples.mean(axis=2)

@@ -5,16 +5,13 @@ Nothing is imported anew, so a test takes a second or two; no launcher ends the 
 
 import os
 import signal
-import socket
-import sys
 import time
-import traceback
-from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
-from zoo.__main__ import main
+from benchmarks.commands import fork_command, free_port
 
 
 class Ended(NamedTuple):
@@ -24,12 +21,6 @@ class Ended(NamedTuple):
     out: str
     err: list[str]  # the lines that are not empty
     after_first: float  # seconds after the end of the first rank
-
-
-def free_port():
-    with socket.socket() as own:
-        own.bind(("127.0.0.1", 0))
-        return own.getsockname()[1]
 
 
 def wait_for(pids, limit):
@@ -67,9 +58,8 @@ def run_ranks(folder, *commands, prepare=lambda rank: None, environment=None, li
                      "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test",
                      "OMP_NUM_THREADS": 1, "ZOO_END_WITH_PARENT": 1}  # fmt: skip
         variables = (variables if size > 1 else {"OMP_NUM_THREADS": 1}) | (environment or {})
-        if not (pid := os.fork()):
-            _run(folder, rank, argv, {name: str(value) for name, value in variables.items()}, prepare)
-        pids.append(pid)
+        words = {name: str(value) for name, value in variables.items()}
+        pids.append(fork_command(argv, folder, f"rank{rank}", partial(_prepare, rank, words, prepare)))
     codes, times = wait_for(pids, limit)
     first = min(times)
     texts = [[(folder / f"rank{rank}.{kind}").read_text() for kind in ("out", "err")] for rank in range(size)]
@@ -79,24 +69,7 @@ def run_ranks(folder, *commands, prepare=lambda rank: None, environment=None, li
     ]
 
 
-def _run(folder, rank, argv, variables, prepare):
-    code = 1
-    try:
-        for number, kind in ((1, "out"), (2, "err")):
-            file = os.open(folder / f"rank{rank}.{kind}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-            os.dup2(file, number)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-        os.environ.update(variables)
-        torch.set_num_threads(1)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        prepare(rank)
-        code = main([str(word) for word in argv])
-    except SystemExit as stop:
-        code = stop.code
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with suppress(BaseException):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 1)
+def _prepare(rank, variables, prepare):
+    os.environ.update(variables)
+    torch.set_num_threads(1)
+    prepare(rank)

@@ -203,6 +203,17 @@ def test_a_storage_that_cannot_be_used(storage, message, scores, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_trials_without_a_validation_are_refused(monkeypatch, tmp_path):
+    def trial(words, callbacks):
+        trainer = SimpleNamespace(checkpoint_callback=Checkpoint(), callback_metrics={}, global_step=30)
+        return SimpleNamespace(trainer=trainer)
+
+    monkeypatch.setattr("zoo.search.study.TrialCLI", trial)
+    monkeypatch.setattr("zoo.search.study.read_monitor", lambda words: ("val_loss", "minimize"))
+    with pytest.raises(UserError, match="ended after 30 steps without a validation"):
+        search([], ["model.lr=1:2"], 3, tmp_path)
+
+
 def test_a_search_is_no_rank(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr("sys.argv", ["search", "--space", "model.lr=1:2"])
@@ -247,7 +258,11 @@ def test_a_maximised_metric_has_the_largest_value_first(scores, tmp_path):
             search(other, ["model.lr=1e-4:1e-3"], 1, tmp_path)
 
 
-def test_direction_is_that_of_the_config():
+def test_direction_is_that_of_the_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / "tiny-llama_classifier"  # the config's output folder, which trials do not use
+    run.mkdir(parents=True)
+    (run / "last.ckpt").touch()
     assert read_monitor(["--config=tiny/llama_classifier"]) == ("val_accuracy", "maximize")
     assert read_monitor(["--config=tiny/regress_lm"]) == ("val_loss", "minimize")
 

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.commands import exit_code
 from benchmarks.fault_kinds import samples
 from benchmarks.fault_kinds.cases import Kind, Outcome, failure, outcome_of, wanted
 from benchmarks.fault_kinds.mutations import flip_bit
-from benchmarks.fault_kinds.processes import exit_code
 from benchmarks.fault_kinds.runs import start, unequal
 from zoo.datamodules import TextLM, TextRegression
 from zoo.files.checkpoints import read_checkpoint

@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
+from benchmarks.commands import exit_code
 from benchmarks.fault_kinds import samples
 from benchmarks.fault_kinds.cases import Kind, Outcome, failure, wanted
 from benchmarks.fault_kinds.hostile_files import (
@@ -35,7 +36,6 @@ from benchmarks.fault_kinds.hostile_files import (
     write_module,
     zip_bomb,
 )
-from benchmarks.fault_kinds.processes import exit_code
 from benchmarks.fault_kinds.runs import QUIET, start
 
 FIT = ["fit", "--config=tiny/llama", "--data_dir=fox.txt", "--output_dir=out", "--trainer.max_steps=1", *QUIET,

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.commands import exit_code
 from benchmarks.fault_kinds.cases import Kind, Outcome, failure, wanted
-from benchmarks.fault_kinds.processes import exit_code
 from benchmarks.fault_kinds.runs import (
     Watch,
     difference,

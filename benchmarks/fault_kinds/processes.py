@@ -4,15 +4,14 @@ import multiprocessing
 import os
 import resource
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
 
+from benchmarks.commands import redirect_output
 from benchmarks.fault_kinds.cases import Kind, Outcome, failure
 
 CASES_PER_PROCESS = 200  # then a new process follows, so that leaks do not add up to the memory limit
@@ -95,7 +94,7 @@ def run_cases(kind: Kind, seed: int, indices: Iterable[int], folder: Path, jobs:
 def _work(kind: Kind, seed: int, folder: Path, connection: Connection) -> None:
     """Answer case numbers with outcomes until the connection closes."""
     os.setsid()  # a group of processes, so that all of them can be ended
-    _redirect_output(os.devnull)
+    redirect_output(os.devnull)
     limit_memory(kind.gigabytes)
     with suppress(EOFError):
         while True:
@@ -119,54 +118,3 @@ def limit_memory(gigabytes: float) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     size = pages * resource.getpagesize() + int(gigabytes * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
-
-
-def _redirect_output(path: str | Path, errors: str | Path | None = None) -> None:
-    """Send standard output, and standard error with it or elsewhere, to files."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    for number, target in ((1, path), (2, errors or path)):
-        opened = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.dup2(opened, number)
-        os.close(opened)
-
-
-def fork_command(argv: list[str], folder: Path, name: str, prepare: Any = None) -> int:
-    """Start `zoo` with these words in a forked process, without the seconds of imports, and return its number.
-
-    Args:
-        argv: the words after `zoo`.
-        folder: its working directory; its output goes to NAME.out and NAME.err there.
-        name: of its output files.
-        prepare: called in the new process before the command.
-    """
-    pid = os.fork()
-    if pid:
-        return pid
-    code: Any = 1
-    try:
-        from zoo.__main__ import main
-
-        _redirect_output(folder / f"{name}.out", folder / f"{name}.err")
-        os.chdir(folder)
-        sys.argv = ["zoo", *argv]
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # also where the benchmark itself ignores them
-            signal.signal(signum, signal.SIG_DFL)
-        if prepare:
-            prepare()
-        code = main(argv)
-    except SystemExit as stop:
-        code = stop.code
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with suppress(BaseException):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else int(code is not None))
-
-
-def exit_code(pid: int) -> int:
-    """Wait for a process; minus the signal's number if one ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

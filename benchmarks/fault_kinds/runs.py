@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock
 from lightning.pytorch import Callback
 
-from benchmarks.fault_kinds.processes import exit_code, fork_command
+from benchmarks.commands import exit_code, fork_command
 
 QUIET = [
     "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu",

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 
+from benchmarks.commands import exit_code
 from benchmarks.fault_kinds.cases import Kind, Outcome, failure, wanted
 from benchmarks.fault_kinds.kills import wait_for_training
-from benchmarks.fault_kinds.processes import exit_code
 from benchmarks.fault_kinds.runs import (
     Watch,
     difference,

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from zoo.callbacks import budget
-from zoo.callbacks.budget import Budget, parse_duration
+from zoo.callbacks.budget import Budget, parse_duration, seconds_left
 from zoo.errors import UserError
 
 
@@ -79,10 +79,35 @@ def test_a_long_time_changes_nothing(monkeypatch):
     assert len(validations) == 6
 
 
-def test_a_time_that_is_over_stops_after_a_step(monkeypatch):
+def test_a_time_that_ends_within_the_first_steps_stops_with_a_warning(monkeypatch, capsys):
     with pytest.warns(UserWarning, match=r"was over after 1 of 300 steps, .* began after 5 s; raise --budget"):
-        *_, validations, _ = run(monkeypatch, 1, lambda now: 0.1, 1.0, 300)
+        *_, validations, _ = run(monkeypatch, 6, lambda now: 0.1, 1.0, 300)
     assert validations == [1]
+
+
+def test_a_time_that_is_over_before_the_first_step_is_refused(monkeypatch):
+    with pytest.raises(UserError, match="--budget of 4 s is too short: 5 s had passed before the first step"):
+        run(monkeypatch, 4, lambda now: 0.1, 1.0, 300)
+
+
+def test_the_plan_is_printed_once(monkeypatch, capsys):
+    run(monkeypatch, 100, lambda now: 0.1, 2.0, 10_000)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("zoo: --budget: the training began after 5 s; ")
+    assert line.endswith(" of 10,000 steps fit into the time")
+
+
+def test_seconds_left(monkeypatch):
+    monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: 100.0))
+    assert seconds_left("1min", 90.0) == 50
+    assert seconds_left(None, 0.0) is None
+    with pytest.raises(UserError, match="--budget 9s is too short: the start of the command alone took 10 s; raise it"):
+        seconds_left("9s", 90.0)
+
+
+def test_several_processes_are_refused_at_the_start():
+    with pytest.raises(UserError, match="--budget works on one process only"):
+        Budget(10, 0.0, 6, print).setup(SimpleNamespace(world_size=2), SimpleNamespace(), "fit")
 
 
 def test_a_schedule_that_cannot_be_planned_is_refused():

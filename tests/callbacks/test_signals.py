@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-from tests.callbacks.test_callbacks import Plane, Points, trainer
+from tests.callbacks.plane import Plane, Points, trainer
 from zoo.callbacks import Checkpoint
 from zoo.console.exit_codes import run_command
 from zoo.console.signals import Terminated

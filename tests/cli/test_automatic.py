@@ -9,6 +9,7 @@ import yaml
 
 from tests.commands import ROOT, complaint
 from zoo.cli.command_line import ZooCLI
+from zoo.cli.run_lock import locked_folder
 
 QUIET = [
     *("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
@@ -37,6 +38,8 @@ def test_choices_are_printed_recorded_and_repeated(table, tmp_path, capsys):
     cli = fit(table, tmp_path / "run", CONFIG, *SMALL, SCRATCH)
     lines = capsys.readouterr().err.splitlines()
     start = next(i for i, line in enumerate(lines) if "settings chosen from the data" in line)
+    sizes = "48 for training, 6 for validation, 6 for tests; cut off at random (--data.val_fraction)"
+    assert f"zoo: rows of {table}: {sizes}" in lines
     printed = dict(line.split()[:2] for line in lines[start + 1 :] if line.startswith("  --"))
     # Options that are typed are not chosen.
     assert not {option.partition("=")[0] for option in [*SMALL, SCRATCH]} & printed.keys()
@@ -67,7 +70,7 @@ def test_resume_uses_the_recorded_settings(table, tmp_path, capsys, monkeypatch)
         assert cli.trainer.global_step == 6
 
 
-def test_budget_plans_the_schedule_and_records_it(table, tmp_path, monkeypatch):
+def test_budget_plans_the_schedule_and_records_it(table, tmp_path, monkeypatch, capsys):
     from zoo.callbacks import budget
 
     clock = iter(range(10**6))
@@ -82,6 +85,10 @@ def test_budget_plans_the_schedule_and_records_it(table, tmp_path, monkeypatch):
     assert cli.model.total_steps == steps
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert (saved["budget"], saved["trainer"]["max_steps"]) == (None, steps)
+    plan = (tmp_path / "run" / "config.yaml").read_text().splitlines()[0]
+    assert plan.startswith("# planned for --budget 90s: the training began after ")
+    assert plan.endswith(f"; {steps} of 1,000 steps fit into the time")
+    assert "s have passed; at most about" in capsys.readouterr().err
     assert saved["model"]["init_args"]["warmup_steps"] == round(steps / 20)
     last = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
     assert last["global_step"] == steps
@@ -117,6 +124,24 @@ def test_refusals(table, tmp_path, capsys):
     assert said == "zoo: --automatic: LlamaLM has no rules for its settings: drop it"
     said = complaint(capsys, 1, "fit", CONFIG, *data, *options, "--budget=soon")
     assert "--budget must be a time such as 90s" in said
+    said = complaint(capsys, 1, "fit", CONFIG, *data, *options, "--budget=0.001s")
+    assert said.startswith("zoo: --budget 0.001s is too short: the start of the command alone took ")
     said = complaint(capsys, 1, "fit", CONFIG, *data[:1], *options)
     assert "set --data.target_columns" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_a_run_is_refused_before_any_work_on_the_data(table, tmp_path, capsys, monkeypatch):
+    monkeypatch.delattr("zoo.regress_lm.module.RegressLMModule.choose_settings")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.ckpt").touch()
+    options = [f"--data_dir={table}", "--data.target_columns=y", f"--output_dir={tmp_path / 'run'}"]
+    said = complaint(capsys, 1, "fit", CONFIG, *options, *QUIET)
+    assert said.startswith(f"zoo: {tmp_path / 'run'} already holds a run (last.ckpt): add --ckpt_path last")
+    (tmp_path / "run" / "last.ckpt").unlink()
+    with locked_folder(tmp_path / "run"):
+        said = complaint(capsys, 1, "fit", CONFIG, *options, *QUIET)
+        assert said.startswith(f"zoo: another run writes into {tmp_path / 'run'}")
+    # A folder that is free is not refused.
+    said = complaint(capsys, 1, "fit", CONFIG, *options, *QUIET)
+    assert "has no rules for its settings" in said

@@ -4,7 +4,7 @@ import numpy as np
 from jsonargparse import Namespace
 
 from zoo.cli.equal_ranks import comparable_settings, first_difference
-from zoo.datamodules.row_text import TextRows
+from zoo.datamodules.rows import TextRows
 
 
 def settings(step=None, **values):

@@ -186,6 +186,12 @@ def test_prompts_are_read(tmp_path):
     empty = {"x_context": [], "y_context": [], "x_query": [[1, 1, 1]]}
     path.write_text(f"{json.dumps(GOOD)}\n\n{json.dumps(empty | {'note': 'other keys are ignored'})}\n")
     first, second = read_queries(str(path), Task(D=3, K=5))
+    # Processes of a run compare the files; drawn prompts follow from the settings.
+    tasks = data(data=str(path))
+    before = tasks.fingerprint("predict")
+    assert tasks.fingerprint("val") == {}
+    path.write_text(path.read_text() + "\n")
+    assert tasks.fingerprint("predict") != before
     assert (first.index, second.index) == (0, 1)
     assert torch.equal(first.x_query, torch.tensor([[3.0, 2, 1], [0, 0, 0]]))
     assert torch.equal(first.y_context, torch.tensor([0.5]))

@@ -14,7 +14,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from zoo.datamodules import Reviews, SyntheticConfigs, TextRegression
-from zoo.datamodules.row_data import RowReader, RowSettings
+from zoo.datamodules.row_data import RowReader
+from zoo.datamodules.row_settings import RowSettings
 from zoo.datamodules.row_text import RowLayout, parse_columns
 from zoo.datamodules.sources.tables import BadRows, Table, read_table
 from zoo.errors import UserError

@@ -2,15 +2,19 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.cards import run_example
+from tests.commands import ROOT
 from zoo.cli.checkpoint_info import read_checkpoint_info
 from zoo.cli.command_line import ZooCLI
 from zoo.datamodules import TextRegression, teacher_models
 from zoo.errors import UserError
 from zoo.regress_lm import ExampleInput, RegressLM
+from zoo.regress_lm.from_data import train_on_data
 from zoo.training.random_streams import derive, global_seed
 
 SMALL = {"dim": 16, "num_samples": 8, "val_samples": 4}
@@ -44,6 +48,38 @@ def test_model_of_a_table_has_the_chosen_settings_and_repeats(table, tmp_path):
     assert np.array_equal(train().quantiles(inputs, 16, seed=0), quantiles)
     model.save(tmp_path / "model.ckpt")
     assert np.array_equal(RegressLM.load(tmp_path / "model.ckpt").quantiles(inputs, 16, seed=0), quantiles)
+
+
+def test_arguments_given_as_nothing_are_kept(table):
+    data = TextRegression(table, target_columns="y", synthetic_rows=0, augment_copies=0, power_tokens=False)
+    _, used = train_on_data(RegressLM, data, 0, 1, False, {**SMALL, "residual_dropout": 0.0})
+    assert (used.hparams["synthetic_rows"], used.hparams["augment_copies"]) == (0, 0)
+    assert used.hparams["power_tokens"] is False
+    assert used.hparams["round_digits"] is not None  # chosen
+    assert len(used.dataset("train")) == 64
+
+
+def test_example_of_the_card(table, monkeypatch):
+    folder = Path(table).parent
+    rows = [(rooms, city, 1000 * rooms) for rooms in range(1, 11) for city in ("Bonn", "Kyiv", "Lima")]
+    with open(table, "w", newline="") as file:
+        csv.writer(file).writerows([("rooms", "city", "price"), *rows])
+    monkeypatch.setattr("zoo.regress_lm.defaults.SYNTHETIC_ROWS", 200)
+    original = RegressLM.from_data
+    small = {"max_steps": 4, "progress": False, **SMALL}
+    monkeypatch.setattr(RegressLM, "from_data", lambda data: original(data, **small))
+    names = run_example(ROOT / "zoo" / "regress_lm" / "README.md", folder, "### Tables in Python")
+    assert names["text"] == "rooms: 3, city: Bonn"
+    assert names["low"] <= names["median"] <= names["high"]
+
+
+def test_row_text_is_the_text_that_a_model_reads(table):
+    data = TextRegression(table, target_columns="y")
+    assert data.row_text({"y": 1, "b": 5.5, "a": 40, "c": 1}) == "a: 40, b: 5.5"
+    assert data.row_text({"a": 40, "b": None}) == data.row_text({"a": "40"}) == "a: 40"
+    assert data.row_text({"a": 1, "b": 1.5}) in data.texts("train") + data.texts("val") + data.texts("test")
+    with pytest.raises(UserError, match="all of a, b are empty in it"):
+        data.row_text({"c": 1})
 
 
 def test_saved_model_predicts_rows_as_it_was_trained(table, tmp_path):
@@ -92,7 +128,7 @@ def test_options_that_change_the_texts_of_a_trained_model(table, tmp_path):
 
 def test_data_with_copies_uses_the_best_weights(table):
     data = TextRegression(table, target_columns="y", synthetic_rows=0, augment_copies=2, target_jitter=0.1)
-    model = RegressLM.from_data(data, max_steps=12, progress=False, seed=1, **SMALL)
+    model = RegressLM.from_data(data, max_steps=12, progress=False, seed=1, number_digits=3, **SMALL)
     assert model.temperatures is not None
     assert len(model.sample([ExampleInput("a: 40, b: 5.5")], 3)[0]) == 3
 

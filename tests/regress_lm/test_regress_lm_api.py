@@ -36,7 +36,17 @@ def test_readme_example_learns_two_examples(small):
     assert samples1.dtype == np.float64
     assert np.median(samples1) == 0.3
     assert np.median(samples2) == -0.3
-    assert RegressLM.from_default(max_input_len=8).model.config.max_input_len == 8
+
+
+def test_default_weights_warn_once_before_they_are_fine_tuned():
+    pretrained = RegressLM.from_default(max_input_len=8)
+    assert pretrained.model.config.max_input_len == 8
+    with pytest.warns(UserWarning, match=r"the weights of from_default\(\) know random tables only"):
+        first = pretrained.sample([ExampleInput(x="a: 1")], 4, seed=0)
+    assert np.array_equal(pretrained.sample([ExampleInput(x="a: 1")], 4, seed=0), first)  # warnings are errors here
+    tuned = RegressLM.from_default(max_input_len=8)
+    tuned.fine_tune([Example(x="a: 1", y=1.0), Example(x="a: 2", y=2.0)], max_epochs=1, progress=False)
+    tuned.quantiles([ExampleInput(x="a: 1")], 4, seed=0)
 
 
 def test_unknown_arguments_are_refused(small):

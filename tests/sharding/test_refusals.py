@@ -36,5 +36,11 @@ def test_the_number_of_processes_must_fit():
         FullySharded(shard_size=0)
 
 
+def test_processes_with_other_sizes_are_refused():
+    FullySharded().check_sizes([2, 2, 2])
+    with pytest.raises(UserError, match="shard_size is 2 on rank 0 and not set on rank 1: start all processes with"):
+        FullySharded(shard_size=2).check_sizes([2, None])
+
+
 def test_the_short_name_is_registered():
     assert isinstance(StrategyRegistry.get("fsdp2"), FullySharded)

@@ -10,14 +10,15 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from zoo.callbacks.budget import parse_duration
 from zoo.errors import UserError
 from zoo.training.choices import Choice
 
 GROUPS = ("model", "data")  # keys whose settings are constructor arguments of a class
 
 
-def choose(config: Any, keys: Iterable[tuple[str, str]], model: Any, data: Any) -> list[Choice]:
+def choose(
+    config: Any, keys: Iterable[tuple[str, str]], model: Any, data: Any, seconds: float | None = None
+) -> list[Choice]:
     """Choose the settings that were not given, and write them into the command's settings.
 
     Args:
@@ -25,6 +26,7 @@ def choose(config: Any, keys: Iterable[tuple[str, str]], model: Any, data: Any) 
         keys: (dotted key, its source) of all settings that were given.
         model: the model class.
         data: the data class.
+        seconds: that are left of --budget; None without a limit.
 
     Raises:
         UserError: the model has no rules, or its data cannot be read.
@@ -33,8 +35,9 @@ def choose(config: Any, keys: Iterable[tuple[str, str]], model: Any, data: Any) 
     if rules is None:
         raise UserError(f"--automatic: {model.__name__} has no rules for its settings: drop it")
     given = {key: value for key in _options(keys) if (value := _read(config, key)) is not _UNKNOWN}
-    if config.get("budget") is not None:
-        given["budget"] = parse_duration(config.budget)
+    given.pop("budget", None)
+    if seconds is not None:
+        given["budget"] = seconds
     arguments = config.data.get("init_args") or {}
     choices = [choice for choice in rules(data(**arguments), given) if choice.option not in given]
     for choice in choices:

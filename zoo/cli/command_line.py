@@ -12,16 +12,16 @@ user names in the same command, are accepted from it.
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo import callbacks
-from zoo.callbacks.budget import Budget, count_validations, parse_duration
+from zoo.callbacks.budget import ONE_PROCESS, seconds_left
 from zoo.callbacks.progress import Progress
 from zoo.cli.arguments import read_arguments
 from zoo.cli.automatic import choose, print_choices
@@ -51,7 +51,8 @@ from zoo.cli.run_folder import (
     find_checkpoint,
     refuse_other_run,
 )
-from zoo.cli.run_lock import locked_and_watched
+from zoo.cli.run_lock import locked_and_watched, refuse_locked
+from zoo.cli.time_limit import limit_time, print_shares
 from zoo.cli.trainer import ZooTrainer
 from zoo.cli.trainer_options import check_trainer, suits
 from zoo.console.exit_codes import is_out_of_memory, user_error_behind
@@ -234,10 +235,17 @@ class ZooCLI(OpenLightningCLI):
             refuse_changed_settings(info.path, config)
         elif info:
             self._check_texts(info, config)
+        config.output_dir = self._output_dir(config)
+        if self.verb == "fit" and self.runs_verb:  # before any work on the data
+            self._refuse_folder(refuse_locked if self.ranks.world is None or self.ranks.world.rank == 0 else None)
+        left = seconds_left(config.budget, self.started) if self.verb == "fit" else None
+        if left is not None and self.ranks.world is not None:
+            raise UserError(ONE_PROCESS)
         if config.automatic and self.verb == "fit":
             config.automatic = False  # for the saved config, which has the settings chosen
-            print_choices(choose(config, self.arguments.keys, self.classes["model"], self.classes["data"]))
-        config.output_dir = self._output_dir(config)
+            if left is not None:
+                print_shares(config.budget, left)
+            print_choices(choose(config, self.arguments.keys, self.classes["model"], self.classes["data"], left))
 
     def _check_texts(self, info: CheckpointInfo, config: Any) -> None:
         """Refuse texts that are written in another way than those of the training; warn of other columns."""
@@ -346,10 +354,7 @@ class ZooCLI(OpenLightningCLI):
             more.append(Progress())
         if self.verb == "fit":
             more.append(ClosingMessage(self.checkpoint_info.step if self.checkpoint_info else None))
-        if self.verb == "fit" and (budget := self.config.fit.budget) is not None:
-            self.config.fit.budget = None  # for the saved config, which has the steps that the time allowed
-            validations = count_validations(self.config.fit.trainer)
-            more.append(Budget(parse_duration(budget), self.started, validations, self._record_plan))
+            more += limit_time(self, self.started)
         config = self.config[self.verb]
         files = [config.predictions.path, config.predictions.text_path] if self.verb == "predict" else []
         folders = [Path(file).parent for file in files if file]
@@ -359,19 +364,6 @@ class ZooCLI(OpenLightningCLI):
 
     def keep_callback(self, callback: Callback, trainer_config: dict[str, Any]) -> bool:
         return suits(callback, trainer_config)
-
-    def _record_plan(self, settings: dict[str, Any]) -> None:
-        """Write the numbers of steps that --budget allows into the run's config.yaml."""
-        config, trainer = self.config.fit, cast(Any, self.trainer)
-        if "total_steps" in settings:  # not those of a pretraining only
-            config.trainer.max_steps = settings.pop("total_steps")
-            config.trainer.max_epochs = None
-            config.trainer.val_check_interval = settings.pop("val_check_interval")
-        for name, value in settings.items():
-            config.model.init_args[name] = value
-        for callback in trainer.callbacks:
-            if isinstance(callback, SaveConfig):
-                callback.save_config(trainer, self.model, "fit")
 
     def more_arguments(self, verb: str) -> dict[str, Any]:
         # Predictions are in the file; those of a long input would fill the memory.
@@ -389,8 +381,13 @@ class ZooCLI(OpenLightningCLI):
         return locked_and_watched(folder, self.ranks, self.trainer)
 
     def before_fit(self) -> None:
+        if self.trainer.is_global_zero:  # the others may have another {time}, and write nothing
+            self._refuse_folder(check_writable)
+
+    def _refuse_folder(self, check: Callable[[Path], None] | None) -> None:
+        """Refuse a folder that holds another run, or that fails a further check."""
         config = self.config.fit
         folder = Path(config.checkpoint.dirpath or config.output_dir)
-        if self.trainer.is_global_zero:  # the others may have another {time}, and write nothing
-            refuse_other_run(folder, config.ckpt_path)
-            check_writable(folder)
+        refuse_other_run(folder, config.ckpt_path)
+        if check is not None:
+            check(folder)

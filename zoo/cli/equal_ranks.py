@@ -14,7 +14,7 @@ from zoo.errors import UserError
 
 # Settings that may differ: folders, and what only one process uses or what does not change a result.
 OF_ONE_PROCESS = (
-    "config", "output_dir", "ckpt_path", "allow_other_data", "budget", "checkpoint.dirpath", "predictions", "plots",
+    "config", "output_dir", "ckpt_path", "allow_other_data", "checkpoint.dirpath", "predictions", "plots",
     "data.init_args.cache_dir", "data.init_args.num_workers", "trainer.callbacks", "trainer.default_root_dir",
     "trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.logger", "trainer.plugins",
     "trainer.profiler",

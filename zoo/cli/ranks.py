@@ -25,7 +25,15 @@ from torch.distributed import PrefixStore, Store, TCPStore
 from torch.multiprocessing import ProcessExitedException
 
 from zoo.console.exit_codes import BAD_INPUT, USAGE, UsageError, exception_chain, print_error, run_command
-from zoo.console.signals import PARENT_VARIABLE, Terminated, signal_name
+from zoo.console.signals import (
+    LOST_RANK,
+    LOST_RANK_REMEDY,
+    PARENT_VARIABLE,
+    REPORTS,
+    Terminated,
+    needs_parent,
+    signal_name,
+)
 from zoo.errors import UserError
 from zoo.private_apis.lightning_launchers import only_starts_ranks, run_ranks_through, stop_observing_ranks
 from zoo.private_apis.lightning_trainer import SIGTERMException, cluster_environment
@@ -33,7 +41,6 @@ from zoo.private_apis.lightning_trainer import SIGTERMException, cluster_environ
 SECONDS_TO_REPORT = 4.0  # in which a failed rank tries to reach the others
 SECONDS_TO_END = 2.0  # in which the main thread may end after another rank has failed, or after a signal
 POLL = 0.5
-LOST_RANK_REMEDY = "to continue, resume from last.ckpt"
 # What torch says, in a RuntimeError, when the process at the other end of a connection has ended.
 LOST_CONNECTION = (
     r"Connection (closed|reset) by peer|Broken pipe|Socket closed|Connection refused|NCCL.*(remote|system error)|"
@@ -124,7 +131,7 @@ class Ranks:
             if self._other_has_failed(SECONDS_TO_END):
                 return
             seconds, seconds_seen = POLL, 3 * POLL  # the store may have ended with that process, which sees nothing
-            error = UserError(f"another process of the run has ended (killed, or out of memory): {LOST_RANK_REMEDY}")
+            error = UserError(LOST_RANK)
         with contextlib.suppress(RuntimeError):  # the process that keeps the store has ended
             if (store := self._open(time.monotonic() + seconds)) is not None:
                 name = f"{socket.gethostname()} {os.getpid()}"
@@ -235,6 +242,7 @@ class Ranks:
                     store = store or self._open(time.monotonic() + POLL / 2, keep=False)
                     if store is None or not store.check(["failed"]):
                         continue
+                    needs_parent.clear()  # the failed rank prints the message
                     store.add("seen", 1)
                 except RuntimeError:  # the process that keeps the store has ended
                     store = None
@@ -255,11 +263,16 @@ class FailureReport(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.ranks.started()
+        needs_parent.set()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        needs_parent.clear()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         stop_observing_ranks(trainer)
         if not is_stop(exception):
             self.ranks.report(exception)
+        needs_parent.clear()
 
 
 def connect(ranks: Ranks, trainer: Any, prepare: Callable[[], None]) -> None:
@@ -302,7 +315,7 @@ def run_rank(
         arguments: of `run`; the first is the Trainer.
     """
     ranks, trainer = Ranks(None if world is None else world._replace(rank=rank)), arguments[0]
-    os.environ[PARENT_VARIABLE] = "1"
+    os.environ[PARENT_VARIABLE] = REPORTS if rank == 0 else "1"
     for callback in trainer.callbacks:
         if isinstance(callback, FailureReport):
             callback.ranks = ranks

@@ -158,6 +158,7 @@ class SaveConfig(SaveConfigCallback):
     """
 
     text: str | None = None  # the settings, in a process of ddp_spawn
+    comment: str | None = None  # first line of the file
 
     def __getstate__(self) -> dict[str, Any]:
         # ddp_spawn sends the callback to other processes, and a parser cannot be sent.
@@ -195,6 +196,8 @@ class SaveConfig(SaveConfigCallback):
                 self.parser.save(self._saved_settings(), partial, format="yaml", skip_none=False, overwrite=True)
             else:
                 partial.write_text(self.text, encoding="utf-8")
+            if self.comment is not None:
+                partial.write_text(f"# {self.comment}\n{partial.read_text(encoding='utf-8')}", encoding="utf-8")
 
     def _saved_settings(self) -> Any:
         config = self.config.clone()

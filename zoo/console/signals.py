@@ -19,6 +19,10 @@ from zoo.console.slurm import is_job_step, requeue_job
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 SAVE_SIGNAL: int | None = getattr(signal, "SIGUSR1", None)  # Windows has neither SIGHUP nor SIGUSR1
 PARENT_VARIABLE = "ZOO_END_WITH_PARENT"  # set for a process that ends with the one that started it
+REPORTS = "reports"  # its value for the one process that prints why
+LOST_RANK_REMEDY = "to continue, resume from last.ckpt"
+LOST_RANK = f"another process of the run has ended (killed, or out of memory): {LOST_RANK_REMEDY}"
+needs_parent = threading.Event()  # set while a model trains: the end of the process that started this one is a failure
 
 
 class Terminated(SystemExit):
@@ -136,7 +140,8 @@ def _replace_lost(descriptor: int) -> None:
 def end_with_parent() -> None:
     """In a rank that another process started: end as soon as that process is gone, also after `kill -9`.
 
-    A rank that waits for the others in a collective operation would otherwise wait for half an hour.
+    A rank that waits for the others in a collective operation would otherwise wait for half an hour. During training
+    the first of these ranks prints what has happened.
     """
     if os.environ.get("LOCAL_RANK", "0") == "0" and PARENT_VARIABLE not in os.environ:
         return
@@ -145,6 +150,10 @@ def end_with_parent() -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
+        is_first = os.environ.get("LOCAL_RANK") == "1" or os.environ.get(PARENT_VARIABLE) == REPORTS
+        if is_first and needs_parent.is_set():
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                os.write(sys.stderr.fileno(), f"zoo: {LOST_RANK}\n".encode())
         os._exit(1)  # a thread cannot raise in the main thread, and that may wait inside torch
 
     threading.Thread(target=watch, name="end with parent", daemon=True).start()

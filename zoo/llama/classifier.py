@@ -25,7 +25,7 @@ from zoo.llama.text_classifier import required_label_names
 from zoo.private_apis.lightning_api import is_fitting
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import IGNORED, TextBatch, check_text_batch
-from zoo.training.choices import Choice, by_group
+from zoo.training.choices import Choice, by_group, given_arguments
 from zoo.training.fixed_arguments import check_fixed, field_names
 from zoo.training.language_model import required_vocab_size
 from zoo.training.loss_weights import Counts, Loss
@@ -187,13 +187,14 @@ class LlamaClassifier(BowClassifier):
         """A new classifier with the settings that `choose_settings` chooses.
 
         Args:
-            data: a data module as for `choose_settings`, with the arguments of its constructor in `hparams`.
+            data: a data module as for `choose_settings`, with the arguments of its constructor in `hparams`; those that
+                were given to it are kept.
             given: settings that are decided already, by option: {"model.dim": 128, "trainer.max_steps": 500}.
 
         Returns:
             The classifier, the data module to train it with, and arguments for `lightning.Trainer`.
         """
-        given = dict(given or {})
+        given = {f"data.{name}": value for name, value in given_arguments(data).items()} | dict(given or {})
         groups = by_group(given | {choice.option: choice.value for choice in cls.choose_settings(data, given)})
         data = type(data)(**{**data.hparams, **groups["data"]})
         model = cls(**{name: getattr(data, name) for name in cls.data_arguments}, **groups["model"])

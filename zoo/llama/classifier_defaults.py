@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from zoo.training.choices import Choice, choose_width
+from zoo.training.choices import PREPARATION_SHARE, Choice, choose_width
 from zoo.training.text_statistics import TextStatistics
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ def bow_trials(texts: Sequence[str], targets: np.ndarray, n_classes: int, given:
         texts: N training texts.
         targets: their classes, (N,).
         n_classes: number of classes C.
-        given: the settings that are already decided, by option; "budget" is the time of the run in seconds, of which
-            at most half is for the bag of words: a quarter for the choice, and a quarter for the fit.
+        given: the settings that are already decided, by option; "budget" is the time that is left in seconds, of which
+            about a quarter is for the bag of words: an eighth for the choice, and as much for the fit.
     """
     kind = given.get("model.bow_features")
     if ("model.bow_features" in given and kind is None) or len(texts) < LEAST_ROWS:
@@ -40,7 +40,8 @@ def bow_trials(texts: Sequence[str], targets: np.ndarray, n_classes: int, given:
 
     n_rows = min(len(texts), MOST_ROWS)
     rank_zero_only(print)(f"zoo: comparing bags of words on {n_rows:,} training rows", file=sys.stderr)
-    return compare_bow(texts, targets, n_classes, [kind] if kind else None, seconds=given.get("budget", math.inf) / 4)
+    seconds = given.get("budget", math.inf) * PREPARATION_SHARE / 2
+    return compare_bow(texts, targets, n_classes, [kind] if kind else None, seconds=seconds)
 
 
 def choose_settings(statistics: TextStatistics, trials: "Sequence[BowTrial]", given: Mapping[str, Any]) -> list[Choice]:

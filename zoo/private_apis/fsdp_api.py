@@ -1,12 +1,14 @@
 """Private APIs of torch's fully_shard and of Lightning's strategy for it. Written for torch 2.13 and lightning 2.6.
 
 Private members used: `FSDPModule._get_fsdp_state` and its method `_lazy_init`; `_data_parallel_size`,
-`_tensor_parallel_size` of Lightning's ModelParallelStrategy.
+`_tensor_parallel_size` and `_setup_distributed` of Lightning's ModelParallelStrategy.
 tests/private_apis/test_fsdp_api.py and tests/sharding/test_sharded_tensors.py fail when one of them changes.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 
@@ -37,5 +39,19 @@ class OpenModelParallelStrategy(ModelParallelStrategy):
         self._data_parallel_size = processes // self._tensor_parallel_size
         super().setup_environment()
 
+    def _setup_distributed(self) -> None:
+        super()._setup_distributed()
+        # Processes that disagree would wait for each other while they make the mesh.
+        sizes: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(sizes, self.shard_size)
+        self.check_sizes(sizes)
+
     def check_processes(self, processes: int) -> None:
         """Raise an error where the number of processes does not fit. Override this."""
+
+    def check_sizes(self, sizes: Sequence[Any]) -> None:
+        """Raise an error where the processes have different `shard_size`s. Override this.
+
+        Args:
+            sizes: that of each process.
+        """

@@ -5,6 +5,7 @@ regress_lm.fine_tune([Example(x="hello", y=0.3), Example(x="world", y=-0.3)])
 samples1, samples2 = regress_lm.sample([ExampleInput(x="hi"), ExampleInput(x="bye")], num_samples=128)
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -26,12 +27,10 @@ from zoo.regress_lm.example import Example, ExampleInput, as_examples
 from zoo.regress_lm.from_data import data_settings, train_on_data
 from zoo.regress_lm.initial_weights import SIZES
 from zoo.regress_lm.module import RegressLMModule
-from zoo.regress_lm.word_transfer import transfer_embedding
+from zoo.regress_lm.word_transfer import add_words
 from zoo.tokenizers import Tokenizer, from_state, load_tokenizer
 from zoo.tokenizers.encoder_tokenizer import PREFIX
-from zoo.tokenizers.hugging_face import HuggingFaceTokenizer
 from zoo.tokenizers.numerals import rounded
-from zoo.tokenizers.word_pieces import with_words
 from zoo.training.batches import Row, TextBatch, collate
 from zoo.training.random_streams import derive
 from zoo.weights import find_weights
@@ -55,6 +54,7 @@ class RegressLM(RegressLMModule):
 
     stored_data_settings: dict[str, Any] | None = None
     """Settings of the `TextRegression` of the training, for `save`: they say how a table's rows become texts."""
+    is_adapted = True  # to the user's data; False after `from_default`
 
     # ---- create, save and load
 
@@ -92,7 +92,8 @@ class RegressLM(RegressLMModule):
         """A model pretrained on random tables, to be fine-tuned on rows of a table; on the GPU if there is one.
 
         Texts are `name: value, name: value`, as `zoo fit` makes them of a table's rows, with rounded numbers. Its
-        tokenizer has a token for each rounded number; `fine_tune` adds the words that occur in several examples.
+        tokenizer has a token for each rounded number; `fine_tune` adds the words that occur in several examples. Before
+        fine-tuning, predictions mean nothing; the first one warns.
 
         Args:
             max_input_len: longest text in tokens.
@@ -108,7 +109,9 @@ class RegressLM(RegressLMModule):
             for name in (*SIZES, "number_digits", "round_digits", "power_tokens")
         }
         changed: dict[str, Any] = {"weights": DEFAULT_WEIGHTS} | stored | settings
-        return cls.from_scratch(max_input_len, tokenizer=from_state(checkpoint["tokenizer"]), seed=seed, **changed)
+        model = cls.from_scratch(max_input_len, tokenizer=from_state(checkpoint["tokenizer"]), seed=seed, **changed)
+        model.is_adapted = False
+        return model
 
     @classmethod
     def from_data(
@@ -171,6 +174,10 @@ class RegressLM(RegressLMModule):
         }
         self.on_save_checkpoint(checkpoint)
         write_checkpoint(checkpoint, path)
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.is_adapted = True
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
@@ -239,7 +246,8 @@ class RegressLM(RegressLMModule):
                 diverges.
         """
         given = as_examples("examples", examples, need_numbers=True)
-        self._add_words([example.x for example in given], seed or 0)
+        self.is_adapted = True
+        add_words(self, self.rounded_texts([example.x for example in given]), seed or 0)
         rows = self.rows(given)
         held_out = None
         if validation_examples is not None:
@@ -347,6 +355,9 @@ class RegressLM(RegressLMModule):
     def batches(self, examples: Sequence[ExampleInput], batch_size: int) -> list[TextBatch]:
         """Batches of `examples` in their order, on the model's device, with number tokens where numbers are given."""
         check_counts(batch_size=batch_size)
+        if not self.is_adapted:
+            warnings.warn("the weights of from_default() know random tables only: call fine_tune() first", stacklevel=3)
+            self.is_adapted = True  # one warning
         rows = self.rows(examples)
         batches = [collate(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
         batches = [self.with_number_tokens(batch) for batch in batches]
@@ -381,15 +392,3 @@ class RegressLM(RegressLMModule):
             absent = (float("nan"),) * (k - len(targets))
             rows.append(Row(ids, targets + absent, i, example.x))
         return rows
-
-    def _add_words(self, texts: list[str], seed: int) -> None:
-        """Give words that occur twice or more in `texts` a token each, if the tokenizer is one of words and parts."""
-        own = self.tokenizer
-        tokenizer = with_words(own, self.rounded_texts(texts))
-        if tokenizer is None or not isinstance(own, HuggingFaceTokenizer):
-            return
-        old = self.model.encoder.embedding
-        weight, _ = transfer_embedding(old.weight.detach(), own.tokens, tokenizer.tokens, seed)
-        self.model.encoder.embedding = torch.nn.Embedding.from_pretrained(weight, freeze=not old.weight.requires_grad)
-        self.tokenizer = tokenizer
-        self.model.config.vocab_size = self.hparams["vocab_size"] = tokenizer.vocab_size

@@ -228,7 +228,9 @@ def _augmentation(statistics: TextStatistics, kind: Kind, settings: Mapping[str,
     if synthetic and (kind == "language" or s.n_rows < MANY_ROWS):
         return
     changes = list(_changes(s, kind, settings))
-    if not changes and not any(settings.get(f"data.{name}") for name in AUGMENTATIONS):
+    # A setting that is given replaces a change, also to turn it off.
+    given = {option: settings[option] for name in AUGMENTATIONS if (option := f"data.{name}") in settings}
+    if not any({**{change.option: change.value for change in changes}, **given}.values()):
         return
     # As many copies as a run reads, within bounds.
     reads = max(settings.get("trainer.max_steps", 0) * settings["data.batch_size"] / s.n_rows, 2)

@@ -12,7 +12,7 @@ from zoo.console.messages import did_you_mean, quiet_lightning
 from zoo.errors import UserError, check_counts, refuse_renamed
 from zoo.private_apis.jsonargparse_api import constructor_types
 from zoo.regress_lm.module import RegressLMModule
-from zoo.training.choices import by_group
+from zoo.training.choices import by_group, given_arguments
 from zoo.training.random_streams import derive
 
 Model = TypeVar("Model", bound=RegressLMModule)
@@ -26,7 +26,7 @@ def train_on_data(
 
     Args:
         cls: the class of the model.
-        data: a `TextRegression`. Its arguments that differ from their defaults are kept, the others may be chosen.
+        data: a `TextRegression`. Arguments that were given to it are kept, the others may be chosen.
         seed: of the initial weights, of the order of rows and of dropout.
         max_steps: optimizer steps; None for as many as the rules choose.
         progress: show a progress bar.
@@ -39,7 +39,7 @@ def train_on_data(
         check_counts(max_steps=max_steps)
     _check_names(cls, settings)
     given: dict[str, Any] = {f"model.{name}": value for name, value in settings.items()}
-    given |= {f"data.{name}": value for name, value in _changed_arguments(data).items()}
+    given |= {f"data.{name}": value for name, value in given_arguments(data).items()}
     given |= {} if max_steps is None else {"trainer.max_steps": max_steps}
     chosen = by_group(given | {choice.option: choice.value for choice in cls.choose_settings(data, given)})
     # The data as the choices want it, with the seed of this run.
@@ -91,11 +91,3 @@ def _check_names(cls: type[RegressLMModule], settings: Mapping[str, Any]) -> Non
         if name not in known:
             names = [other for other in known if other not in cls.data_arguments]
             raise UserError(f"{cls.__name__} has no argument {name!r}{did_you_mean(name, names, ': drop it')}")
-
-
-def _changed_arguments(data: Any) -> dict[str, Any]:
-    """The arguments of a data module that differ from those of one that is given its data only."""
-    if not hasattr(data, "statistics"):  # the rules refuse it
-        return {}
-    defaults = type(data)(data.hparams["data"]).hparams
-    return {name: value for name, value in data.hparams.items() if value != defaults[name]}

@@ -16,9 +16,9 @@ from zoo.layers.token_nll import token_nll
 from zoo.layers.widen import widen
 from zoo.optim import OptimizerConfig
 from zoo.regress_lm import decoding, estimates
-from zoo.regress_lm.defaults import choose_settings
 from zoo.regress_lm.encoder_pretraining import EncoderPretrainer
 from zoo.regress_lm.initial_weights import settings_of_weights
+from zoo.regress_lm.limited_time import choose_within_budget
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
 from zoo.regress_lm.number_formats import NumberFormat, finer_format, number_tokenizer
 from zoo.regress_lm.number_sampler import Calibration
@@ -209,7 +209,7 @@ class RegressLMModule(EncoderPretrainer):
             )
         of_weights = settings_of_weights(given)
         decided = dict(given) | {choice.option: choice.value for choice in of_weights}
-        return [*of_weights, *choose_settings(data.statistics(), decided)]
+        return [*of_weights, *choose_within_budget(data, decided)]
 
     def check_data(self, data: Any) -> None:
         """The data must hold texts with numbers, none longer than the model's max_input_len."""

@@ -3,10 +3,13 @@
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from zoo.tokenizers.hugging_face import HuggingFaceTokenizer
+from zoo.tokenizers.word_pieces import with_words
 from zoo.training.random_streams import stream
 
 _KINDS = {
@@ -54,3 +57,22 @@ def transfer_embedding(
         mean, spread = means[kind_of(word)]
         transferred[row] = embedding[old[word]] if word in old else mean + spread * transferred[row]
     return transferred, len(old.keys() & new.keys())
+
+
+def add_words(model: Any, texts: list[str], seed: int) -> None:
+    """Give words that occur twice or more a token each, if the model's tokenizer is one of words and parts.
+
+    Args:
+        model: a `RegressLMModule`, whose tokenizer and embedding are replaced.
+        texts: as the tokenizer reads them.
+        seed: of the new rows of the embedding.
+    """
+    own = model.tokenizer
+    tokenizer = with_words(own, texts)
+    if tokenizer is None or not isinstance(own, HuggingFaceTokenizer):
+        return
+    old = model.model.encoder.embedding
+    weight, _ = transfer_embedding(old.weight.detach(), own.tokens, tokenizer.tokens, seed)
+    model.model.encoder.embedding = nn.Embedding.from_pretrained(weight, freeze=not old.weight.requires_grad)
+    model.tokenizer = tokenizer
+    model.model.config.vocab_size = model.hparams["vocab_size"] = tokenizer.vocab_size

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ from zoo.errors import UserError
 
 JOURNAL = "journal:"  # a storage that is one file, also on the shared file system of a cluster
 SECONDS_BETWEEN_SIGNS = 30  # of life of a process that works on a trial in a database
+# Seconds between attempts to open a new database, in which another process makes the same tables at the same time.
+WAITS = (0.25, 0.5, 1.0, 2.0, 4.0, 0.0)
+ALREADY_MADE = re.compile("already exists|duplicate key|unique constraint|duplicate entry", re.IGNORECASE)
 LONGEST_LINE = 2**16  # bytes that are read of a journal to see that it is one
 
 
@@ -33,15 +37,23 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     """
     if url is not None and url.startswith(JOURNAL):
         return _open_journal(url)
-    try:
-        if url is None:
-            return RDBStorage(f"sqlite:///{folder / 'study.db'}")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            # Signs of life: another process fails the trials of one that was killed.
-            return RDBStorage(url, heartbeat_interval=SECONDS_BETWEEN_SIGNS, grace_period=4 * SECONDS_BETWEEN_SIGNS)
-    except Exception as error:  # of SQLAlchemy, of the database's package, or of Optuna
-        raise UserError(_cannot_be_used(url, folder, error)) from error
+    for seconds in WAITS:
+        try:
+            return _open_database(url, folder)
+        except Exception as error:  # of SQLAlchemy, of the database's package, or of Optuna
+            if not (seconds and ALREADY_MADE.search(str(error))):
+                raise UserError(_cannot_be_used(url, folder, error)) from error
+        time.sleep(seconds)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _open_database(url: str | None, folder: Path) -> BaseStorage:
+    if url is None:
+        return RDBStorage(f"sqlite:///{folder / 'study.db'}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        # Signs of life: another process fails the trials of one that was killed.
+        return RDBStorage(url, heartbeat_interval=SECONDS_BETWEEN_SIGNS, grace_period=4 * SECONDS_BETWEEN_SIGNS)
 
 
 def _open_journal(url: str) -> BaseStorage:

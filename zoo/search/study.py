@@ -154,6 +154,11 @@ def _optimize(
         checkpoint = cli.trainer.checkpoint_callback
         assert isinstance(checkpoint, Checkpoint)
         if checkpoint.best_score is None:
+            if checkpoint.monitor not in cli.trainer.callback_metrics and not any(map(has_result, study.trials)):
+                raise UserError(
+                    f"the trial ended after {cli.trainer.global_step} steps without a validation, so that it has no "
+                    "score: set --trainer.val_check_interval to at most as many steps"
+                )
             raise optuna.TrialPruned("no validation had a finite result")
         return checkpoint.best_score
 

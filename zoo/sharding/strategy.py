@@ -7,7 +7,7 @@ numbers of batches, and generation and decoding work as in one process.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,15 @@ class FullySharded(OpenModelParallelStrategy):
                 f"--trainer.strategy.shard_size {self.shard_size} does not divide the {processes} processes: set it to "
                 "a divisor, or leave it out"
             )
+
+    def check_sizes(self, sizes: Sequence[Any]) -> None:
+        for rank, size in enumerate(sizes):
+            if size != sizes[0]:
+                values = ["not set" if value is None else value for value in (sizes[0], size)]
+                raise UserError(
+                    f"--trainer.strategy.shard_size is {values[0]} on rank 0 and {values[1]} on rank {rank}: start all "
+                    "processes with the same command"
+                )
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from zoo.errors import UserError
 
 GROUPS = ("model", "data", "trainer")
+PREPARATION_SHARE = 0.25  # of the time of a run with a time limit: teachers, synthetic rows, bags of words
 
 
 class Choice(NamedTuple):
@@ -49,3 +50,8 @@ def by_group(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             raise UserError(f"{option!r} is no setting of model, data or trainer: name it as in 'model.dim'")
         groups[group][name] = value
     return groups
+
+
+def given_arguments(data: Any) -> dict[str, Any]:
+    """The arguments that were given to the constructor of a data module, with their values."""
+    return {name: data.hparams[name] for name in getattr(data, "given_arguments", ()) if name in data.hparams}

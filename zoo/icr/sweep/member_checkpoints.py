@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.callbacks.checkpoint import AtomicCheckpointIO
+from zoo.callbacks.checkpoint_io import AtomicCheckpointIO
 from zoo.errors import UserError
 from zoo.files.checkpoints import read_checkpoint
 from zoo.icr.module import ICRTransformer

@@ -1,0 +1,79 @@
+"""Rows of results/ as Markdown tables: what the tables of several benchmarks share."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+Row = dict[str, Any]
+
+
+def rows(name: str) -> list[Row]:
+    path = ROOT / "results" / name
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def markdown(header: list[str], lines: list[list[str]]) -> str:
+    body = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in body)
+
+
+def figure(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def on(device: str, name: str) -> list[Row]:
+    """Rows measured on the "cpu" or on a "gpu"."""
+    return [r for r in rows(name) if ("gpu" in r) == (device == "gpu")]
+
+
+def about(row: Row) -> str:
+    """Hardware, torch and commit of a row."""
+    hardware = row["gpu"] if "gpu" in row else f"{row['cpu']}, {row['threads']} thread"
+    return f"{hardware}, torch {row['torch']}, commit {row['commit']}"
+
+
+def speed(name: str, device: str = "cpu") -> str:
+    """Our speed and the peer's, a line per benchmark row."""
+    measured = on(device, name)
+    if not measured:
+        return ""
+    lines = []
+    for r in measured:
+        floor = f"{r['share_of_floor']:.0%} of {figure(r['floor'])}" if "floor" in r else ""
+        unit = r["unit"]
+        lines.append(
+            [r["benchmark"], f"{figure(r['ours'])} {unit}", f"{figure(r['peer'])} {unit}", f"{r['ratio']:.2f}", floor]
+        )
+    facts = measured[0]
+    machines = "; ".join(dict.fromkeys(about(r) for r in measured))
+    header = ["benchmark", "ours", "peer", "ratio"] + ["of the memory floor"] * any(line[-1] for line in lines)
+    table = markdown(header, [line[: len(header)] for line in lines])
+    how = f"median of {facts['repeats']} rounds in turn" + "; on a CPU it is the ratios that count" * (device == "cpu")
+    return f"`{facts['command']}` ({machines}; {how})\n\n{table}"
+
+
+def faster(name: str, device: str = "cpu") -> str:
+    """Our time and the peer's, a line per benchmark row, with their ratio."""
+    measured = on(device, name)
+    if not measured:
+        return ""
+    lines = []
+    for r in measured:
+        sides = [f"{figure(r[side])} {r['unit']}" for side in ("ours", "peer")]
+        share = f"{r['attention_share']:.0%}" if "attention_share" in r else ""
+        gain = r["ours"] / r["peer"] if "/" in r["unit"] else r["peer"] / r["ours"]  # the time that a rate implies
+        rounds = f" ({r['repeats']} round)" if r["repeats"] != measured[0]["repeats"] else ""
+        lines.append([r["benchmark"] + rounds, *sides, f"{figure(gain)}x", share])
+    facts = measured[0]
+    header = ["benchmark", "ours", "peer", "times less"] + ["of ours in attention"] * any(line[-1] for line in lines)
+    table = markdown(header, [line[: len(header)] for line in lines])
+    return f"{commands(measured)} ({about(facts)}; median of {facts['repeats']} rounds in turn)\n\n{table}"
+
+
+def commands(measured: list[Row]) -> str:
+    """The commands that produced the rows; of more than five only their script."""
+    distinct = list(dict.fromkeys(r["command"] for r in measured))
+    if len(distinct) > 5:
+        return f"`{' '.join(distinct[0].split()[:2])}` with the arguments that each row in results/ names"
+    return ", ".join(f"`{command}`" for command in distinct)

@@ -1,0 +1,57 @@
+"""Default settings of RegressLM for a run of limited time: those of `defaults`, with data that is prepared in time."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from zoo.regress_lm.defaults import choose_settings
+from zoo.training.choices import PREPARATION_SHARE, Choice
+
+CHANGES = ("synonyms", "background", "number_formats", "jitter")
+
+
+def choose_within_budget(data: Any, given: Mapping[str, Any]) -> list[Choice]:
+    """The settings of `choose_settings` for the data, with as many synthetic rows and copies as there is time for.
+
+    Args:
+        data: a data module with `statistics()` and, where it can limit its preparation, `plan_synthetic_rows()` and
+            `plan_copies()`.
+        given: the settings that are already decided, by option; "budget" is the time that is left in seconds, of which
+            a quarter is for the preparation of the data. Without it, time does not matter.
+    """
+    statistics = data.statistics()
+    choices = choose_settings(statistics, given)
+    if "budget" not in given or not hasattr(data, "plan_synthetic_rows"):
+        return choices
+    seconds = given["budget"] * PREPARATION_SHARE
+    planned: list[Choice] = []
+    reason = f"{seconds:.0f} s are for preparing the data"
+
+    def settings() -> dict[str, Any]:
+        return {choice.option: choice.value for choice in choices} | dict(given)
+
+    def plan(option: str, value: Any, needed: Any) -> None:
+        if option not in given and value != needed:
+            planned.append(Choice(option, value, reason))
+
+    rows = settings().get("data.synthetic_rows")
+    if rows and not {"data.synthetic_rows", "data.teacher"} <= given.keys():
+        teacher = data.plan_synthetic_rows(rows, seconds)
+        plan("data.synthetic_rows", _rounded_down(teacher.rows), rows)
+        if teacher.rows:
+            plan("data.teacher", teacher.kind, "thorough")
+        choices = choose_settings(statistics, {**given, **{choice.option: choice.value for choice in planned}})
+    if copies := settings().get("data.augment_copies"):
+        changes = {name: settings()[f"data.{name}"] for name in CHANGES if f"data.{name}" in settings()}
+        # Without copies there is nothing to change.
+        n_copies = data.plan_copies(changes, copies, seconds)
+        plan("data.augment_copies", n_copies, copies)
+        if not n_copies and "data.augment_copies" not in given:
+            choices = choose_settings(statistics, {**given, **{choice.option: choice.value for choice in planned}})
+    options = {choice.option for choice in planned}
+    return [*planned, *(choice for choice in choices if choice.option not in options)]
+
+
+def _rounded_down(rows: int) -> int:
+    """Two significant digits."""
+    unit = 10 ** max(0, len(str(rows)) - 2)
+    return rows // unit * unit
