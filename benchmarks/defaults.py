@@ -17,14 +17,16 @@ import argparse
 import bz2
 import contextlib
 import csv
+import functools
 import importlib.util
 import io
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -45,6 +47,7 @@ from benchmarks.text_regression import (  # noqa: E402
     write,
 )
 from zoo.cli.command_line import ZooCLI  # noqa: E402
+from zoo.datamodules.teacher import Teacher  # noqa: E402
 from zoo.text_formats.json_text import dump_json  # noqa: E402
 from zoo.training.random_streams import derive  # noqa: E402
 
@@ -171,6 +174,20 @@ def trained(folder: Path, words: list[str], data: Path) -> Row:
     return {**logged, **took, "steps": cli.trainer.global_step}
 
 
+def shared_teacher() -> Callable[..., Teacher]:
+    """`Teacher`, made once for equal arguments: the trials of a search differ in what they learn from it."""
+    made: dict[str, Teacher] = {}
+
+    def make(cells: Any, names: Any, targets: np.ndarray, groups: Any, seed: int) -> Teacher:
+        key = repr((list(cells), list(names), targets.tolist(), list(groups), seed))
+        if key not in made:
+            made[key] = Teacher(cells, names, targets, groups, seed)
+            made[key].draw = functools.cache(made[key].draw)  # type: ignore[method-assign]
+        return made[key]
+
+    return make
+
+
 def searched(args: argparse.Namespace, folder: Path, words: list[str], name: str) -> tuple[list[str], Row]:
     """Options of the best trial, and facts about the search; trials of an earlier call count."""
     from zoo.search.study import search
@@ -180,7 +197,8 @@ def searched(args: argparse.Namespace, folder: Path, words: list[str], name: str
     done = len(list((folder / "search").glob("trial-*")))
     steps = [f"--trainer.max_steps={args.trial_steps}", f"--trainer.val_check_interval={args.trial_steps // 2}"]
     options = ["--config=regress_lm", *words, *QUIET, *steps]
-    rows = search(options, space, max(0, args.trials - done), folder / "search", args.seeds[0])
+    with patch("zoo.datamodules.regression_rows.Teacher", shared_teacher()):
+        rows = search(options, space, max(0, args.trials - done), folder / "search", args.seeds[0])
     best = [f"--{key}={rows[0][key]}" for key in (s.partition("=")[0] for s in space)]
     # The time of trials of an earlier call is unknown.
     took = {} if done else {"search_cpu_seconds": time.process_time() - start}
