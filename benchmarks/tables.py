@@ -143,6 +143,29 @@ def small_tables_ranks() -> str:
     return markdown(header, sorted(lines, key=lambda line: float(line[1])))
 
 
+def defaults_ratios() -> str:
+    """For each table the MAE of the settings from the rules, divided by those of the search and of the best baseline.
+
+    Mean over the seeds that the rules and the search have both been measured with.
+    """
+    groups: dict[str, dict[str, list[Row]]] = {}
+    for r in rows("regress_lm_defaults.json"):
+        groups.setdefault(r["table"], {}).setdefault(r["model"], []).append(r)
+    lines = []
+    for name, of in groups.items():
+        rules, search = of.pop("RegressLM, rules", []), of.pop("RegressLM, search", [])
+        seeds = {r["seed"] for r in rules} & {r["seed"] for r in search}
+        if not seeds:
+            continue
+        mae, searched = (statistics.mean(r["mae"] for r in part if r["seed"] in seeds) for part in (rules, search))
+        baseline, best = min(((model, r["mae"]) for model, part in of.items() for r in part), key=lambda pair: pair[1])
+        counts = [f"{rules[0]['rows']:,}", f"{rules[0]['test_rows']:,}", str(len(seeds))]
+        ratios = [f"{mae / other:.2f}" for other in (searched, best)]
+        lines.append([name, *counts, f"{mae:.4g}", f"{searched:.4g}", ratios[0], f"{baseline}: {best:.4g}", ratios[1]])
+    header = ["table", "training rows", "test rows", "seeds", "MAE, rules", "MAE, search", "rules / search"]
+    return markdown([*header, "best baseline", "rules / baseline"], lines) if lines else ""
+
+
 def revdeq(line: str, forms: dict[str, str], device: str = "cpu") -> str:
     """Rows of the parts in `forms` at each N: a line per value of the field `line`, cells formatted by `forms`."""
     measured = [r for r in on(device, "revdeq.json") if r["part"] in forms]
@@ -258,6 +281,7 @@ STUDIES = {
 TABLES = {
     **{name.replace("_", "-", 2): (lambda name=name: study(name, *STUDIES[name])) for name in STUDIES},
     "regress-lm-small_tables-ranks": small_tables_ranks,
+    "regress-lm-defaults-ratios": defaults_ratios,
     "regress-lm-speed": lambda: faster("regress_lm.json"),
     "regress-lm-gpu": lambda: faster("regress_lm.json", "gpu"),
     "faults": faults,

@@ -48,6 +48,10 @@ def test_small_tables_and_few_texts_are_learned_from_synthetic_rows():
     settings = chosen(TABLE._replace(columns=10))
     assert settings["data.synthetic_rows"] > 10_000
     assert "data.augment_copies" not in settings
+    # A wide model with one encoder layer follows the ensemble that labels them.
+    assert (settings["model.dim"], settings["model.n_encoder_layers"]) == (128, 1)
+    assert chosen(TABLE._replace(columns=10), data__synthetic_rows=0)["model.dim"] == 64
+    assert chosen(TABLE._replace(columns=10), model__dim=-1)["trainer.max_steps"] > 0  # refused by the model
     # Few validation rows select no weights.
     assert settings["trainer.val_check_interval"] == settings["trainer.max_steps"]
     for other in (TABLE, TABLE._replace(columns=10, n_rows=20_000), TABLE._replace(columns=10, n_rows=9), INTEGERS):

@@ -21,6 +21,8 @@ Kind = Literal["numbers", "digits", "language"]
 
 SECONDS = 200  # that the default number of steps takes on one core of OPERATIONS per second
 OPERATIONS = 2e10
+WIDE = 128  # from this width on, products of matrices are faster
+WIDE_OPERATIONS = 3e10
 LEAST_STEPS = 200
 N_VALIDATIONS = 6
 TAUGHT_TABLES = range(10, 10_000)  # training rows of tables that are learned from synthetic rows as well
@@ -89,8 +91,10 @@ def _synthetic(statistics: TextStatistics, kind: Kind) -> Iterator[Choice]:
 def _sizes(statistics: TextStatistics, kind: Kind, given: Mapping[str, Any], is_synthetic: bool) -> Iterator[Choice]:
     rows = statistics.n_rows
     reason = f"{rows:,} training rows"
-    yield from choose_width(rows, given)
-    yield Choice("model.n_encoder_layers", 2, reason)
+    # The labels of synthetic rows are a function that a wide model learns in fewer steps, and that one layer can read.
+    is_taught = kind == "numbers" and is_synthetic
+    yield from choose_width(rows, given, least=WIDE if is_taught else 64)
+    yield Choice("model.n_encoder_layers", 1 if is_taught else 2, "synthetic rows" if is_taught else reason)
     yield Choice("model.n_decoder_layers", 1 if kind != "digits" else 2, reason)
     few = "synthetic rows" if is_synthetic else "few rows" if rows < 20_000 else reason
     residual = {"numbers": 0.1, "digits": 0.0, "language": 0.1 if is_synthetic else 0.2}[kind]
@@ -213,7 +217,8 @@ def _steps(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any]) 
     layers = settings["model.n_encoder_layers"] + settings["model.n_decoder_layers"]
     weights = layers * 12 * settings["model.dim"] ** 2
     # The model and the data refuse sizes below 1.
-    affordable = SECONDS * OPERATIONS / max(6 * weights * tokens * settings["data.batch_size"], 1)
+    operations = WIDE_OPERATIONS if settings["model.dim"] >= WIDE else OPERATIONS
+    affordable = SECONDS * operations / max(6 * weights * tokens * settings["data.batch_size"], 1)
     if needed <= affordable:
         return _round(needed), f"{s.n_rows:,} training rows"
     return _round(max(affordable, LEAST_STEPS)), f"a few minutes on two cores, texts of about {tokens:.0f} tokens"

@@ -23,14 +23,15 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose_width(n_rows: int, given: Mapping[str, Any]) -> Iterator[Choice]:
+def choose_width(n_rows: int, given: Mapping[str, Any], least: int = 64) -> Iterator[Choice]:
     """Width of a transformer by the number of training rows, and heads of about 16 dimensions each.
 
     Args:
         n_rows: number of training rows.
         given: the settings that are already decided, by option.
+        least: smallest width that is chosen.
     """
-    dim = 64 if n_rows < 20_000 else 128 if n_rows < 200_000 else 256
+    dim = max(least, 64 if n_rows < 20_000 else 128 if n_rows < 200_000 else 256)
     yield Choice("model.dim", dim, f"{n_rows:,} training rows")
     used = given.get("model.dim", dim)
     heads = next((n for n in range(used // 16, 1, -1) if used % (2 * n) == 0), 1)  # a head has an even size
