@@ -10,7 +10,7 @@ from zoo.console.exit_codes import UsageError
 from zoo.console.messages import did_you_mean, nearest
 from zoo.errors import UserError
 from zoo.private_apis import jsonargparse_api as api
-from zoo.registry import DATA_MODULES, MODELS, load_all
+from zoo.registry import DATA_MODULES, MODELS, load_all, load_class
 
 LONGEST = 1000  # characters of a message
 
@@ -38,9 +38,13 @@ class ZooParser(LightningArgumentParser):
             group = f"--{api.key_of(message) or ''}".removesuffix(".init_args")
             names = [name.removeprefix(group).lstrip(".-") for name in self._option_names() if name.startswith(group)]
             prefix = f"{group[2:]}." if group[2:] else ""
+            if group[2:] in ("model", "data") and (owners := self._owners(group[2:], setting)):
+                return f"there is no setting {prefix + setting!r} here: it is one of {', '.join(owners)}"
             near = nearest(setting, names)
             hint = f"; did you mean {prefix}{near}?" if near else ""
             return f"there is no setting {prefix + setting!r}{hint}"
+        if problem := api.ambiguous_class(message):
+            return f"there are several classes {problem[0]}: write {' or '.join(sorted(problem[1], reverse=True))}"
         if name := api.unknown_class(message):
             return f"there is no model or data class {name!r}{did_you_mean(name, [*MODELS, *DATA_MODULES])}"
         if problem := api.failed_import(message):
@@ -59,6 +63,11 @@ class ZooParser(LightningArgumentParser):
         for name, cls in load_all().items():
             group = "model" if name in MODELS else "data"
             yield from (option.name.replace("--", f"--{group}.", 1) for option in api.class_options(cls))
+
+    def _owners(self, group: str, setting: str) -> list[str]:
+        """The registered models or data modules that have a setting."""
+        names = MODELS if group == "model" else DATA_MODULES
+        return [name for name in names if f"--{setting}" in {o.name for o in api.class_options(load_class(name))}]
 
 
 def refuse(sentence: str) -> NoReturn:

@@ -150,6 +150,12 @@ def remove_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
 
 
+def start_logger(trainer: Any, with_hparams: bool = True) -> None:
+    """Let the zoo's logger, if the Trainer has it, create its files; `with_hparams` also writes hparams.yaml."""
+    if trainer.is_global_zero and isinstance(trainer.logger, DeferredTensorBoardLogger):
+        trainer.logger.start(with_hparams)
+
+
 class SaveConfig(SaveConfigCallback):
     """Write the run's settings into its folder, so that `--config FOLDER/config.yaml` repeats the run.
 
@@ -176,6 +182,14 @@ class SaveConfig(SaveConfigCallback):
     def on_validation_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:  # before training only in a resumed run
             self.save_once(trainer, pl_module)
+        elif trainer.state.fn == "validate":
+            start_logger(trainer, with_hparams=False)
+
+    def on_test_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        start_logger(trainer, with_hparams=False)
+
+    def on_predict_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        start_logger(trainer, with_hparams=False)
 
     def save_once(self, trainer: Any, pl_module: Any) -> None:
         """Save the settings, and start the logger, unless that was done."""
@@ -184,8 +198,7 @@ class SaveConfig(SaveConfigCallback):
         self.already_saved = True
         if trainer.is_global_zero:
             self.save_config(trainer, pl_module, "fit")
-            if isinstance(trainer.logger, DeferredTensorBoardLogger):
-                trainer.logger.start()
+            start_logger(trainer)
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
         path = Path(trainer.default_root_dir) / "config.yaml"
