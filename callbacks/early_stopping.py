@@ -15,7 +15,7 @@ class EarlyStopping(LightningEarlyStopping):
     Args:
         monitor: name of the logged metric to watch.
         patience: number of validations without improvement before training stops, at least 1. Default: never stop.
-        min_delta: smallest change that counts as an improvement, in the metric's unit.
+        min_delta: smallest change that counts as an improvement, in the metric's unit; at least 0.
         mode: "min" where a lower metric is better, "max" where a higher one is.
     """
 

@@ -20,7 +20,12 @@ from zoo.text_formats.json_text import shorten
 from zoo.text_formats.text_file import read_text
 from zoo.text_formats.yaml_text import describe_yaml_error
 
-FLAGS = ("--compile", "--allow_other_data", "--automatic", "--overwrite")  # alone they mean true; jsonargparse wants the word
+FLAGS = (
+    "--compile",
+    "--allow_other_data",
+    "--automatic",
+    "--overwrite",
+)  # alone they mean true; jsonargparse wants the word
 READ = ("ckpt_path", "output_dir")
 GROUPS = (  # keys whose value may be the path of a file with the settings of that group
     "model", "data", "trainer", "checkpoint", "early_stopping", "mixed_precision", "non_finite", "throughput",

@@ -42,7 +42,7 @@ from zoo.cli.parsed_settings import (
 from zoo.cli.parser import ZooParser, refuse
 from zoo.cli.ranks import FailureReport, Ranks, connect
 from zoo.cli.renamed_arguments import find_renamed
-from zoo.cli.resume import refuse_overridden_checkpoint, saved_run, with_chosen_settings
+from zoo.cli.resume import copy_remote_config, refuse_overridden_checkpoint, saved_run, with_chosen_settings
 from zoo.cli.run_folder import (
     CommonFolder,
     EmptyFolders,
@@ -61,6 +61,7 @@ from zoo.console.slurm import was_requeued
 from zoo.datamodules import ZooDataModule
 from zoo.datamodules.row_data import RowViews
 from zoo.errors import UserError
+from zoo.files.remote_files import is_url
 from zoo.private_apis.jsonargparse_api import original_error
 from zoo.private_apis.lightning_cli import OpenLightningCLI, repeated_callback
 from zoo.private_apis.lightning_logger import DeferredTensorBoardLogger
@@ -144,6 +145,8 @@ class ZooCLI(OpenLightningCLI):
             raise UserError(
                 f"{ckpt_path} is no run that can be resumed: start from its weights with --model.weights {ckpt_path}"
             )
+        if self.verb == "fit" and ckpt_path is not None and is_url(ckpt_path):
+            copy_remote_config(ckpt_path)
         return find_checkpoint(ckpt_path, given.get("output_dir"))
 
     def _read_checkpoint(self, ckpt_path: str | None) -> CheckpointInfo | None:
@@ -169,6 +172,12 @@ class ZooCLI(OpenLightningCLI):
         return {self.verb: NOT_OPTIONS | ({"return_predictions"} if self.verb == "predict" else set())}
 
     def add_arguments_to_parser(self, parser: Any) -> None:
+        parser.usage = f"zoo {self.verb} [--config NAME_OR_FILE ...] [--ckpt_path FILE] [options]"
+        parser.described = self.classes
+        if not any(self.classes.values()):
+            parser.epilog = (
+                f"`zoo {self.verb} --config NAME --help` also shows the options of the config's model and data."
+            )
         add_shared_options(parser)
         # A model class declares which constructor arguments come from attributes of the data module.
         for name in linked_arguments(self.classes["model"]):

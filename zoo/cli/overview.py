@@ -18,6 +18,7 @@ VERBS = {
     "generate": "continue a prompt with a language model",
     "consolidate": "write the checkpoint of a sharded run, a folder, as one file",
     "list": "show every config: model, data, size, what it needs",
+    "completion": "print a script for bash, zsh or tcsh that completes verbs, options and configs",
 }
 OTHER_NAMES = {  # what other programs call a verb
     "train": "fit", "resume": "fit", "finetune": "fit", "eval": "validate", "evaluate": "test", "sample": "generate",

@@ -18,6 +18,7 @@ from zoo.cli.run_folder import fill_in, refuse_other_run
 from zoo.cli.run_lock import locked_folder
 from zoo.datamodules.sources.corpus import data_label
 from zoo.errors import UserError
+from zoo.files.remote_files import is_copy
 from zoo.private_apis.jsonargparse_api import wrong_null, wrong_null_argument
 from zoo.training.module import ZooModule
 from zoo.weights import FOLDER as project_weights_folder
@@ -149,7 +150,8 @@ def compare_with_checkpoint(info: CheckpointInfo, config: Any, verb: str, data: 
 def output_dir(config: Any) -> str:
     """The run's folder: as typed or configured, else the checkpoint's, else one named after the model."""
     pattern = config.output_dir
-    is_run = config.ckpt_path and Path(config.ckpt_path).parent != project_weights_folder
+    path = config.ckpt_path
+    is_run = path and Path(path).parent != project_weights_folder and not is_copy(path)
     if is_run and (pattern is None or "{time}" in pattern):
         return str(Path(config.ckpt_path).parent)
     if pattern is None:

@@ -1,18 +1,25 @@
 """An argument parser whose errors are one sentence, with the nearest name where a name is unknown."""
 
 import os
+import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from zoo.cli.linked_arguments import linked_arguments
 from zoo.console.exit_codes import UsageError
 from zoo.console.messages import did_you_mean, nearest
 from zoo.errors import UserError
 from zoo.private_apis import jsonargparse_api as api
 from zoo.registry import DATA_MODULES, MODELS, load_all, load_class
 
+CKPT_PATH = (
+    "a checkpoint: a file, a sharded run's folder, a URL or zoo:NAME; last and best are those in --output_dir, and with "
+    "fit auto is last if it exists. Its settings of model and data are the defaults; fit resumes from it"
+)
 LONGEST = 1000  # characters of a message
+PUBLIC = re.compile(r"zoo\.callbacks\.[A-Z]\w+|zoo\.sharding\..*")  # classes of the zoo that users name, except models
 
 
 class ZooParser(LightningArgumentParser):
@@ -20,6 +27,19 @@ class ZooParser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    described: dict[str, type | None] = {}  # noqa: RUF012 - replaced, not changed; group -> class, at the end of the help
+
+    def format_help(self) -> str:
+        """The help text, with the options of the model and the data that the command names."""
+        api.hide_classes(self, is_internal)
+        api.describe(self, "ckpt_path", CKPT_PATH)
+        text = super().format_help()
+        for group, cls in self.described.items():
+            if cls is not None:
+                skip = {*linked_arguments(cls), *getattr(cls, "internal_arguments", ())}
+                text += f"\n{cls.__name__}, the {group} of this command:\n" + api.class_help(cls, group, skip)
+        return text
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # the parser of one class, inside that of the command, which then reports
@@ -68,6 +88,12 @@ class ZooParser(LightningArgumentParser):
         """The registered models or data modules that have a setting."""
         names = MODELS if group == "model" else DATA_MODULES
         return [name for name in names if f"--{setting}" in {o.name for o in api.class_options(load_class(name))}]
+
+
+def is_internal(path: str) -> bool:
+    """Whether a class is one that only the zoo itself uses, by its import path."""
+    name = path.rpartition(".")[2]
+    return path.startswith("zoo.") and name not in MODELS and name not in DATA_MODULES and not PUBLIC.fullmatch(path)
 
 
 def refuse(sentence: str) -> NoReturn:

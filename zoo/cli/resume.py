@@ -4,12 +4,14 @@ Without a config in the command it gives the settings. Otherwise settings that a
 checkpoint does not contain, are compared with it.
 """
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from zoo.cli.arguments import Arguments, load_config
 from zoo.errors import UserError
+from zoo.files.remote_files import is_copy, local_copy
 from zoo.registry import DATA_MODULES, MODELS
 from zoo.training.fixed_arguments import check_fixed
 
@@ -27,7 +29,7 @@ def saved_run(ckpt_path: str | None, arguments: Arguments) -> list[str]:
         arguments: what the command says.
 
     Returns:
-        `--config RUN/config.yaml --output_dir RUN`; nothing where the command gives a config, a model or data itself,
+        `--config RUN/config.yaml --output_dir RUN`, the latter not for a remote run; nothing where the command gives a config, a model or data itself,
         or where there is no config.yaml next to the checkpoint.
 
     Raises:
@@ -37,7 +39,14 @@ def saved_run(ckpt_path: str | None, arguments: Arguments) -> list[str]:
     if ckpt_path is None or is_named or not (path := Path(ckpt_path).parent / "config.yaml").is_file():
         return []
     _check_classes(path)
-    return [f"--config={path}", f"--output_dir={path.parent}"]
+    # The folder of a copied remote run is in the cache: the run continues in the folder that its config names.
+    return [f"--config={path}"] if is_copy(path) else [f"--config={path}", f"--output_dir={path.parent}"]
+
+
+def copy_remote_config(url: str) -> None:
+    """Copy the config.yaml next to a remote checkpoint, if there is one, to the copy of the checkpoint."""
+    with contextlib.suppress(FileNotFoundError):
+        local_copy(f"{url.partition('?')[0].rpartition('/')[0]}/config.yaml")
 
 
 def with_chosen_settings(ckpt_path: str | None, arguments: Arguments) -> list[str]:

@@ -19,6 +19,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from zoo.errors import UserError
 from zoo.files.atomic import OLD, complete_path, replacing
 from zoo.files.checkpoint_folders import META, check_complete, is_checkpoint_folder
+from zoo.files.remote_files import is_url, local_copy
 from zoo.private_apis.lightning_logger import DeferredTensorBoardLogger
 from zoo.private_apis.lightning_trainer import set_default_root_dir
 from zoo.weights import find_weights, is_project_weights
@@ -27,7 +28,8 @@ from zoo.weights import find_weights, is_project_weights
 def find_checkpoint(ckpt_path: str | None, output_dir: str | None) -> str | None:
     """The file that `--ckpt_path` means.
 
-    `last` and `best` are those in the output folder, `auto` is `last` if it exists, `zoo:NAME` one of the zoo.
+    `last` and `best` are those in the output folder, `auto` is `last` if it exists, `zoo:NAME` one of the zoo, and a URL
+    is copied into the cache.
 
     Raises:
         UserError: `last`, `best` or `auto` without a known folder; the folder of a run; a broken symbolic link; or a
@@ -38,6 +40,8 @@ def find_checkpoint(ckpt_path: str | None, output_dir: str | None) -> str | None
         raise UserError("--ckpt_path is empty: name a checkpoint, or drop it")
     if is_project_weights(ckpt_path):
         return find_weights(str(ckpt_path))
+    if ckpt_path is not None and is_url(ckpt_path):
+        return str(local_copy(ckpt_path))
     if ckpt_path and os.path.basename(ckpt_path) == META and is_checkpoint_folder(os.path.dirname(ckpt_path)):
         raise UserError(
             f"{ckpt_path} is one file of a checkpoint folder: give --ckpt_path {os.path.dirname(ckpt_path)}"

@@ -49,7 +49,7 @@ class MiniRLM(Regressor):
         loss: loss on that scale, "huber" or "mse".
         huber_delta: absolute error, on that scale, at which Huber's loss changes from quadratic to linear; positive.
         n_objectives: K, the number of targets of each text; on the command line that of the data.
-        n_classes: 0 for regression; otherwise the only target is one of the classes 0 ... n_classes - 1.
+        n_classes: 0 for regression; otherwise, from 2 on, the only target is one of the classes 0 ... n_classes - 1.
         n_features: F, how many numbers each text contains, for encoder=mlp; on the command line that of the data, which
             is 0 without --data.features true.
         embeddings: .pt or .safetensors file with the initial token embeddings, a matrix (vocab_size, dim). Default:

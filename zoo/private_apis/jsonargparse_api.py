@@ -1,7 +1,7 @@
 """What the zoo reads from inside jsonargparse. Written for jsonargparse 4.53.
 
-Private members used: `_actions`, their method `extra_help`, `_option_string_actions`, `_subcommands_action`, `_check_type` and `_typehint` of an
-action, `_loaders_dumpers.yaml_load`, and the wording of error messages.
+Private members used: `_actions`, `_option_string_actions`, `_subcommands_action`, of an action its `extra_help`,
+`_check_type` and `_typehint`, `_loaders_dumpers.yaml_load`, and the wording of error messages.
 tests/private_apis/test_jsonargparse_api.py fails when one of them changes.
 """
 
@@ -29,7 +29,7 @@ class Option(NamedTuple):
 def options(parser: ArgumentParser) -> list[Option]:
     """The options of a parser and of its subcommands, without those of subclasses (`class_options`)."""
     return [
-        Option(name, action.help or "")
+        Option(name, action.help or "", getattr(action, "_typehint", None), action.default)
         for one in (parser, *_subparsers(parser))
         for name, action in one._option_string_actions.items()
     ]
@@ -53,6 +53,13 @@ def class_help(cls: type, group: str, skip: Container[str] = ()) -> str:
     names = [option.name.removeprefix("--") for option in class_options(cls)]
     parser.add_class_arguments(cls, group, fail_untyped=False, skip={name for name in names if name in skip})
     return parser.format_help()
+
+
+def describe(parser: ArgumentParser, name: str, text: str) -> None:
+    """Replace the description of an option, if the parser has it."""
+    for action in parser._actions:
+        if action.dest == name:
+            action.help = text
 
 
 def hide_classes(parser: ArgumentParser, is_hidden: Callable[[str], bool]) -> None:

@@ -54,9 +54,8 @@ class RegressLMModule(EncoderPretrainer):
     Args:
         number_format: tokens of a number: "ieee" (sign, exponent, mantissa), "p10" (sign, mantissa, a token for the
             power of ten) or "normalized" (digits of a target in [0, 1]).
-        number_digits: significant digits of a number. Default: 4, and 3 for "normalized".
-        number_exponent: for "ieee" the number of exponent digits (default 1), for "p10" the largest power of ten
-            (default 10).
+        number_digits: significant digits of a number, at least 1. Default: 4, and 3 for "normalized".
+        number_exponent: for "ieee" the exponent's digits (default 1), for "p10" the largest power (10); at least 1.
         special_values: targets may be NaN, infinite or "invalid" in the Python API; data modules refuse such rows.
         n_objectives: K, the number of targets of each text; on the command line that of the data.
         z_loss: weight of log(Z)^2 in the loss, at least 0, which keeps the softmax's normaliser Z near 1; 0 turns it
@@ -74,9 +73,9 @@ class RegressLMModule(EncoderPretrainer):
             validation rows of other data "conformal" is "temperature".
         unseen_exponents: whether samples may have signs and exponents that no training target has, and be outside the
             range of the training targets by more than 10% of it; without effect on number_format=normalized.
-        lora_rank: train low-rank updates of this rank only; 0 trains all weights. With encoder_mode=lora the rank of
-            the updates of the encoder, while all weights of the decoder are trained.
-        lora_alpha: the update is multiplied by lora_alpha / lora_rank.
+        lora_rank: train low-rank updates of this rank only, at least 0; 0 trains all weights. With encoder_mode=lora
+            the rank of the updates of the encoder, while all weights of the decoder are trained.
+        lora_alpha: the update is multiplied by lora_alpha / lora_rank; any finite number.
         encoder: a pretrained encoder that transformers' AutoModel loads (a folder, or a name on the hub), with its own
             tokenizer, in place of an encoder with random weights; of an encoder-decoder such as T5 the encoder only.
             n_encoder_layers is then not used, and max_input_len is at most the encoder's. The decoder reads the
@@ -88,7 +87,7 @@ class RegressLMModule(EncoderPretrainer):
         encoder_cache: whether training stores the states of a frozen encoder on disk, in $ZOO_CACHE or ~/.cache/zoo.
         encoder_config: configuration of the encoder in checkpoints with encoder_mode=full, which store it; not to be
             given.
-        pretrain_steps: steps of span denoising on the unlabelled texts of the data, where it has any, before training.
+        pretrain_steps: steps, at least 1, of span denoising on the data's unlabelled texts, if any, before training.
         weights: checkpoint with initial weights, of the zoo or of upstream, or "zoo:regress-lm", pretrained on random
             tables. Embeddings of words are transferred by word. Default: random weights.
         round_digits: significant digits to which the numbers in texts are rounded before the tokenizer, None for no
@@ -101,6 +100,7 @@ class RegressLMModule(EncoderPretrainer):
         **settings: the other fields of `RegressLMConfig`, and those of `OptimizerConfig`.
     """
 
+    internal_arguments: ClassVar[tuple[str, ...]] = ("encoder_config",)
     data_arguments: ClassVar[tuple[str, ...]] = (
         "vocab_size",
         "tokenizer",
