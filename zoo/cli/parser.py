@@ -15,8 +15,8 @@ from zoo.private_apis import jsonargparse_api as api
 from zoo.registry import DATA_MODULES, MODELS, load_all, load_class
 
 CKPT_PATH = (
-    "a checkpoint: a file, a sharded run's folder, a URL or zoo:NAME; last and best are those in --output_dir, and with "
-    "fit auto is last if it exists. Its settings of model and data are the defaults; fit resumes from it"
+    "a checkpoint: a file, a sharded run's folder, a URL or zoo:NAME; last and best are those in --output_dir, and for "
+    "fit auto is last if it exists. Its settings of model and data are the defaults. A fit resumes from it"
 )
 LONGEST = 1000  # characters of a message
 PUBLIC = re.compile(r"zoo\.callbacks\.[A-Z]\w+|zoo\.sharding\..*")  # classes of the zoo that users name, except models

@@ -28,8 +28,8 @@ from zoo.weights import find_weights, is_project_weights
 def find_checkpoint(ckpt_path: str | None, output_dir: str | None) -> str | None:
     """The file that `--ckpt_path` means.
 
-    `last` and `best` are those in the output folder, `auto` is `last` if it exists, `zoo:NAME` one of the zoo, and a URL
-    is copied into the cache.
+    `last` and `best` are those in the output folder, `auto` is `last` if it exists, `zoo:NAME` one of the zoo. The
+    file at a URL is copied into the cache.
 
     Raises:
         UserError: `last`, `best` or `auto` without a known folder; the folder of a run; a broken symbolic link; or a

@@ -73,7 +73,7 @@ def _info(files: Any, path: str, url: str, option: str) -> dict[str, Any]:
     try:
         return files.info(path)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{option} {url}: there is no such file") from error
+        raise FileNotFoundError(f"{option} {url}: there is no such file, or no connection") from error
     except Exception as error:  # each protocol has exceptions of its own
         raise OSError(f"{option} {url} cannot be read ({type(error).__name__}: {error})") from error
 
