@@ -145,8 +145,8 @@ class RowLayout(NamedTuple):
         """Raises UserError where the header lacks a column: then the option is wrong, not a row."""
         # The options that name columns, with the columns that they name.
         options = {"text_column" if self.row_format == "text" else "columns": self.columns}
+        target = "target_columns" if self.classes is None else "label_column"
         if need_targets:
-            target = "target_columns" if self.classes is None else "label_column"
             options |= {target: self.targets, "group_column": [] if self.group is None else [self.group]}
         if need_targets and not self.targets:
             raise UserError(
@@ -164,6 +164,11 @@ class RowLayout(NamedTuple):
                         raise UserError(
                             f"{start}, which the model was trained with: add it to the file, with empty cells where "
                             "the value is unknown"
+                        )
+                    if self.is_stored and option == target:  # validate or test
+                        raise UserError(
+                            f"{start}, which holds what the model predicts: add it to the file, name the column that "
+                            f"holds it with --data.{option}, or use `zoo predict`, which needs no such column"
                         )
                     raise UserError(
                         f"{start}: set --data.{option} to columns that it has, {list_columns(table.columns)}"

@@ -15,7 +15,7 @@ from zoo.tokenizers import train_bpe
         (["fit", "tiny/llama"], 2, "'tiny/llama' belongs to no option: did you mean --config tiny/llama?"),
         (["fit", "--config", TINY, "model.lr=1"], 2, "did you mean --model.lr=1?"),
         (["fit", "--config", TINY, "-trainer.max_steps", "3"], 2, "did you mean --trainer.max_steps?"),
-        (["fit", "--config", TINY, "--model.readout_dim=3"], 2, "no setting 'model.readout_dim' here: it is one of Mini"),
+        (["fit", "--config", TINY, "--model.readout_dim=3"], 2, "no setting 'model.readout_dim' here: it is one of"),
         (["fit", "--config", TINY, "--model.optimizer=sgd"], 2, "must be 'adamw', 'adafactor' or 'muon', not 'sgd'"),
         (["fit", "--config", TINY, "--trainer.default_root_dir=x"], 1, "set the run's folder with --output_dir x"),
         (["fit", "--config", TINY, "--overwrite"], 1, "--overwrite is for the files of predict: drop it for fit"),

@@ -25,7 +25,7 @@ def test_bash_completes(script):
              ["generate", "--precision", "b"], ["completion", "z"]]  # fmt: skip
     code = f". {script}\n" + "".join(
         f"COMP_WORDS=(zoo {' '.join(words)}); COMP_CWORD={len(words)}; COMPREPLY=(); "
-        f"_shtab_zoo zoo '{words[-1]}' '{(['zoo'] + words)[-2]}'; echo ${{COMPREPLY[@]}}\n"
+        f"_shtab_zoo zoo '{words[-1]}' '{['zoo', *words][-2]}'; echo ${{COMPREPLY[@]}}\n"
         for words in lines
     )
     shown = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()

@@ -11,7 +11,10 @@ from zoo.cli.parser import is_internal
 from zoo.private_apis.jsonargparse_api import class_options
 from zoo.registry import DATA_MODULES, MODELS, load_class
 
-RANGE = r"at least|at most|\bfrom (-?\d|1 to)|above|below|positive|in [\[(]|divisor|divide|multiple|any finite|seed|probability"
+RANGE = (
+    r"at least|at most|\bfrom (-?\d|1 to)|above|below|positive|in [\[(]|divisor|divide|multiple|any finite|seed|"
+    "probability"
+)
 NULL = r"[Dd]efault|null|None|otherwise|without|turns"  # what a null default means
 
 

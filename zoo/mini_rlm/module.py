@@ -18,7 +18,7 @@ from zoo.mini_rlm.scales import Scale, ScaleKind
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import TextBatch, check_targets, targets_and_features
-from zoo.training.distinct_targets import best_setting, find_merged
+from zoo.training.distinct_targets import best_setting, find_merged, warn_of_constant
 from zoo.training.fixed_arguments import field_names
 from zoo.training.language_model import required_vocab_size
 from zoo.training.regressor import Regressor, target_fields
@@ -136,6 +136,7 @@ class MiniRLM(Regressor):
         if self.hparams["encoder"] == "mlp" and features is not None and not np.isfinite(features).all():
             row = int(np.flatnonzero(~np.isfinite(features).all(1))[0])
             raise UserError(f"row {row}: a number in the text is NaN or infinite, which encoder=mlp cannot read")
+        warn_of_constant(targets)
         if not self.has_scales:
             self.fit_scales(targets, features)
         is_fp64 = next(self.model.parameters()).dtype == torch.float64

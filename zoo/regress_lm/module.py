@@ -28,7 +28,7 @@ from zoo.regress_lm.vocabulary import NumberVocabulary
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import TextBatch, targets_and_features
 from zoo.training.choices import Choice
-from zoo.training.distinct_targets import find_merged
+from zoo.training.distinct_targets import find_merged, warn_of_constant
 from zoo.training.fixed_arguments import field_names
 from zoo.training.language_model import required_vocab_size
 from zoo.training.random_streams import derive
@@ -85,8 +85,7 @@ class RegressLMModule(EncoderPretrainer):
             all weights with "full", and otherwise need the same encoder at the same place.
         encoder_lr: peak learning rate of the encoder's trained weights, at least 0.
         encoder_cache: whether training stores the states of a frozen encoder on disk, in $ZOO_CACHE or ~/.cache/zoo.
-        encoder_config: configuration of the encoder in checkpoints with encoder_mode=full, which store it; not to be
-            given.
+        encoder_config: configuration of the encoder, which checkpoints with encoder_mode=full store; not to be given.
         pretrain_steps: steps, at least 1, of span denoising on the data's unlabelled texts, if any, before training.
         weights: checkpoint with initial weights, of the zoo or of upstream, or "zoo:regress-lm", pretrained on random
             tables. Embeddings of words are transferred by word. Default: random weights.
@@ -235,6 +234,7 @@ class RegressLMModule(EncoderPretrainer):
             return
         self.check_objectives(targets.shape[1])
         self.check_targets(torch.from_numpy(targets), range(len(targets)))
+        warn_of_constant(targets)
         # An absent number has the first target of its column in its place, which adds no sign or exponent.
         is_absent = self._is_absent(targets)
         first = [

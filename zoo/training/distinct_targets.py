@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
@@ -52,6 +53,18 @@ def find_merged(targets: Floats, represented: Floats) -> list[Merged]:
         if len(np.unique(seen[chosen])) < ENOUGH * len(chosen):
             merged.append(Merged(k, values[chosen], len(values), len(np.unique(seen))))
     return merged
+
+
+def warn_of_constant(targets: Floats) -> None:
+    """Warn where all training targets (N, K) of an objective are equal. Targets that are NaN do not count."""
+    for k in range(targets.shape[1]):
+        column = targets[~np.isnan(targets[:, k]), k]
+        if len(column) > 1 and (column == column[0]).all():
+            which = f" of objective {k + 1}" if targets.shape[1] > 1 else ""
+            rank_zero_warn(
+                f"all {len(column)} training targets{which} are {column[0]:g}: the model can learn nothing but this "
+                "number; choose another column of targets, or other rows"
+            )
 
 
 def best_setting(quantiles: Floats, settings: Iterable[tuple[str, Represent]]) -> str | None:
