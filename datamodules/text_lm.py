@@ -141,6 +141,12 @@ class TextLM(TextData):
             options["test_fraction"] = 0.0
         return open_corpus(**options, cache_dir=self.cache / "datasets")
 
+    @property
+    def predicted_split(self) -> str:
+        """The split that `predict` reads; "train" where it is the complete text."""
+        split = self._split_name("predict")
+        return "train" if split == "predict" else split
+
     def _split_name(self, split: str) -> str:
         """The name of a split in the corpus, which differs only for "predict"."""
         return next(s for s in ("predict", "test", "val") if s in self._corpus.splits) if split == "predict" else split

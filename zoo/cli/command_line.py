@@ -40,6 +40,7 @@ from zoo.cli.parsed_settings import (
     set_log_folder,
 )
 from zoo.cli.parser import ZooParser, refuse
+from zoo.cli.predicted_rows import PredictedRows, names_data
 from zoo.cli.ranks import FailureReport, Ranks, connect
 from zoo.cli.renamed_arguments import find_renamed
 from zoo.cli.resume import copy_remote_config, refuse_overridden_checkpoint, saved_run, with_chosen_settings
@@ -275,6 +276,8 @@ class ZooCLI(OpenLightningCLI):
             more.append(LearningRateMonitor())
         if shows_own_bar(trainer_config) and self.verb != "generate":
             more.append(Progress())
+        if self.verb == "predict" and not names_data(self.arguments.keys):
+            more.append(PredictedRows())
         if self.verb == "fit":
             more.append(ClosingMessage(self.checkpoint_info.step if self.checkpoint_info else None))
         if self.verb == "fit" and (budget := self.config.fit.budget) is not None:
