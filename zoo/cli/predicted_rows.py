@@ -18,9 +18,10 @@ class PredictedRows(Callback):
             return
         split = data.predicted_split
         which = _SPLITS.get(split, "all rows, those of the training included")
+        n = len(data.dataset("predict"))
         print(
-            f"zoo: predicts {which} of {data.hparams['data']}, the data of the training ({len(data.dataset('predict'))} "
-            "in all); --data_dir names other data",
+            f"zoo: predicts {which}, {n} in all, of {data.hparams['data']}, on which the model was trained: add "
+            "--data_dir for other data",
             file=sys.stderr,
         )
 

@@ -79,7 +79,7 @@ class RegressLMModule(EncoderPretrainer):
         encoder: a pretrained encoder that transformers' AutoModel loads (a folder, or a name on the hub), with its own
             tokenizer, in place of an encoder with random weights; of an encoder-decoder such as T5 the encoder only.
             n_encoder_layers is then not used, and max_input_len is at most the encoder's. The decoder reads the
-            encoder's states through a norm, dropout (`residual_dropout`) and a linear map to dim.
+            encoder's states through a norm, dropout (`residual_dropout`) and a linear map to dim. Default: none.
         encoder_mode: "frozen" (the encoder's states do not change, and each text is encoded once), "lora" (low-rank
             updates of the encoder's matrices are trained) or "full" (all its weights are trained). Checkpoints hold
             all weights with "full", and otherwise need the same encoder at the same place.
