@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 
@@ -22,7 +23,7 @@ def own(tmp_path_factory, text_file):
     out = tmp_path_factory.mktemp("own") / "fox"
     argv = ["fit", f"--config={TINY}", *BARS, f"--data_dir={text_file}", f"--output_dir={out}"]
     callbacks = ["--trainer.callbacks+=RichProgressBar", "--trainer.callbacks+=zoo.callbacks.EarlyStopping",
-                 "--trainer.callbacks.monitor=val_perplexity", "--trainer.callbacks.patience=9"]  # fmt: skip
+                 "--trainer.callbacks.monitor=val_ppl", "--trainer.callbacks.patience=9"]  # fmt: skip
     more = ["--trainer.logger=CSVLogger", "--trainer.profiler.class_path=SimpleProfiler",
             f"--trainer.profiler.dirpath={out}", "--trainer.profiler.filename=profile",
             "--trainer.max_time=00:01:00:00", "--trainer.max_steps=4"]  # fmt: skip
@@ -79,6 +80,8 @@ def test_predictions_are_overwritten_only_where_that_is_wanted(run, tmp_path, ca
     )
     assert path.read_text() == "of the user"
     assert main([*argv, "--overwrite"]) == 0
+    shown = capsys.readouterr().err
+    assert re.search(r"zoo: predicts all rows, those of the training included, \d+ in all, of \S+fox.txt", shown)
     assert "index" in json.loads(path.read_text().splitlines()[0])
 
 

@@ -115,6 +115,14 @@ def test_keys_of_nested_mappings_are_named_with_dots(tmp_path):
         TextRegression(str(tmp_path), text_column="article.titel", target_columns="quote.change").setup("fit")
 
 
+def test_a_table_to_test_without_the_target_is_refused_with_the_remedy(tmp_path):
+    (tmp_path / "new.csv").write_text("title,price\na,1\nb,2\n")
+    data = TextRegression(str(tmp_path / "new.csv"), target_columns="cost", test_fraction=1.0, val_fraction=0.0)
+    data.reader.has_stored_columns = True  # as with --ckpt_path
+    with pytest.raises(UserError, match=r"no column 'cost'.*: add it to the file, name the column that holds it with"):
+        data.setup("test")
+
+
 def test_words_that_the_training_has_not_are_counted(tmp_path, capsys):
     write_table(tmp_path / "train.csv", [("red" if i % 2 else "blue", i) for i in range(20)])
     write_table(tmp_path / "valid.csv", [("red", 1)])

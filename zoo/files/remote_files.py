@@ -33,6 +33,9 @@ def local_copy(url: str, option: str = "--ckpt_path") -> Path:
         UserError: the protocol is unknown or its package is missing, or it is a folder.
         OSError: the file cannot be read or the copy not be written.
     """
+    parent, _, name = url.partition("?")[0].rpartition("/")
+    if name in ("", ".", ".."):
+        raise UserError(f"{option} {url} names no file")
     try:
         files, path = fsspec.url_to_fs(url)
     except (ImportError, ValueError) as error:  # the package is missing, or the protocol unknown
@@ -42,9 +45,6 @@ def local_copy(url: str, option: str = "--ckpt_path") -> Path:
         raise UserError(f"{option} {url} is a folder: copy it here, and give the copy")
     version = [str(info[name]) for name in VERSION_FIELDS if name in info]
     # Two files of one remote folder, such as a checkpoint and the config next to it, have copies in one folder.
-    parent, _, name = url.partition("?")[0].rpartition("/")
-    if name in ("", ".", ".."):
-        raise UserError(f"{option} {url} names no file")
     folder = _copies() / _digest(parent)
     copy, stamp = folder / name, folder / f".{name}.version"
     if not (copy.is_file() and stamp.is_file() and stamp.read_text() == _digest(url, *version)):
