@@ -37,5 +37,7 @@ class EarlyStopping(LightningEarlyStopping):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.enabled:
-            require_logged(trainer, "--early_stopping.monitor", self.monitor)
+            n = sum(isinstance(callback, LightningEarlyStopping) for callback in trainer.callbacks)
+            setting = "--early_stopping.monitor" if n == 1 else "the monitor of an EarlyStopping callback"
+            require_logged(trainer, setting, self.monitor)
             super().on_validation_end(trainer, pl_module)

@@ -91,12 +91,10 @@ def test_mini_rlm_warns_at_the_start_of_a_fit(tmp_path):
 
 
 def test_a_constant_target_is_named():
-    targets = np.array([[3.0, 1.0], [3.0, 2.0], [np.nan, 2.0]])
-    with pytest.warns(
-        UserWarning, match=r"all 2 training targets of objective 1 are 3: the model can learn nothing but"
-    ):
+    targets = np.array([[3.0, 1.0]] * 9 + [[3.0, 2.0], [np.nan, 2.0]])
+    with pytest.warns(UserWarning, match=r"all 10 training targets of objective 1 are 3: the model can learn nothing"):
         warn_of_constant(targets)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_constant(targets[:, 1:])
-        warn_of_constant(targets[:1])  # a single row is no constant
+        warn_of_constant(targets[:9])  # too few rows

@@ -10,8 +10,11 @@ import fsspec
 from zoo.errors import UserError
 from zoo.files.atomic import replacing
 
-# What a file system says about the version of a file; a copy is used as long as these stay the same.
-VERSION_FIELDS = ("size", "ETag", "etag", "mtime", "LastModified", "last_modified", "created", "Content-MD5", "md5Hash")
+# What a file system says about the version of a file. A copy is used as long as these stay the same; without any of
+# them the file is copied each time, because a new checkpoint often has the size of the old one.
+VERSION_FIELDS = (
+    "ETag", "etag", "mtime", "LastModified", "Last-Modified", "last_modified", "created", "Content-MD5", "md5Hash",
+)  # fmt: skip
 
 
 def is_url(path: str | None) -> bool:
@@ -43,11 +46,12 @@ def local_copy(url: str, option: str = "--ckpt_path") -> Path:
     info = _info(files, path, url, option)
     if info.get("type") == "directory":
         raise UserError(f"{option} {url} is a folder: copy it here, and give the copy")
-    version = [str(info[name]) for name in VERSION_FIELDS if name in info]
+    version = [str(info[name]) for name in VERSION_FIELDS if info.get(name) is not None]
     # Two files of one remote folder, such as a checkpoint and the config next to it, have copies in one folder.
     folder = _copies() / _digest(parent)
     copy, stamp = folder / name, folder / f".{name}.version"
-    if not (copy.is_file() and stamp.is_file() and stamp.read_text() == _digest(url, *version)):
+    is_current = copy.is_file() and stamp.is_file() and stamp.read_text() == _digest(url, *version)
+    if not is_current or not version:
         folder.mkdir(parents=True, exist_ok=True)
         stamp.unlink(missing_ok=True)
         with replacing(copy) as partial:

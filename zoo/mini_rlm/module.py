@@ -136,7 +136,8 @@ class MiniRLM(Regressor):
         if self.hparams["encoder"] == "mlp" and features is not None and not np.isfinite(features).all():
             row = int(np.flatnonzero(~np.isfinite(features).all(1))[0])
             raise UserError(f"row {row}: a number in the text is NaN or infinite, which encoder=mlp cannot read")
-        warn_of_constant(targets)
+        if self.trainer.is_global_zero:
+            warn_of_constant(targets)
         if not self.has_scales:
             self.fit_scales(targets, features)
         is_fp64 = next(self.model.parameters()).dtype == torch.float64

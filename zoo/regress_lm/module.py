@@ -234,7 +234,6 @@ class RegressLMModule(EncoderPretrainer):
             return
         self.check_objectives(targets.shape[1])
         self.check_targets(torch.from_numpy(targets), range(len(targets)))
-        warn_of_constant(targets)
         # An absent number has the first target of its column in its place, which adds no sign or exponent.
         is_absent = self._is_absent(targets)
         first = [
@@ -244,6 +243,7 @@ class RegressLMModule(EncoderPretrainer):
         tokens = self.vocabulary.encode(np.where(is_absent, first, targets))
         self.set_magnitudes(tokens)
         if self.trainer.is_global_zero:
+            warn_of_constant(targets)
             for merged in find_merged(targets, self.vocabulary.decode(tokens)):
                 h: Any = self.hparams
                 better = finer_format(merged.quantiles, h["number_format"], h["number_digits"], h["number_exponent"])

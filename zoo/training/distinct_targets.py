@@ -1,16 +1,17 @@
 """Whether a model can tell its training targets apart: distinct values before and after they are represented in it."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
 Represent = Callable[[Floats], Floats]  # targets (N, K) to what the model sees of them, (N, K)
 
 QUANTILES = 100  # a model should tell so many quantiles of the distinct targets apart
+MANY = 10  # equal targets are no accident
 ENOUGH = 0.8  # share of the quantiles that must stay distinct
 
 
@@ -56,14 +57,15 @@ def find_merged(targets: Floats, represented: Floats) -> list[Merged]:
 
 
 def warn_of_constant(targets: Floats) -> None:
-    """Warn where all training targets (N, K) of an objective are equal. Targets that are NaN do not count."""
+    """Warn where all training targets (N, K) of an objective, at least 10, are equal. NaN does not count."""
     for k in range(targets.shape[1]):
         column = targets[~np.isnan(targets[:, k]), k]
-        if len(column) > 1 and (column == column[0]).all():
+        if len(column) >= MANY and (column == column[0]).all():
             which = f" of objective {k + 1}" if targets.shape[1] > 1 else ""
-            rank_zero_warn(
+            warnings.warn(
                 f"all {len(column)} training targets{which} are {column[0]:g}: the model can learn nothing but this "
-                "number; choose another column of targets, or other rows"
+                "number; choose another column of targets, or other rows",
+                stacklevel=3,
             )
 
 
