@@ -7,6 +7,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo.text_formats.json_text import shorten
 from zoo.tokenizers import Tokenizer
+from zoo.tokenizers.hugging_face import HuggingFaceTokenizer
 
 UNKNOWN = "<unk>"
 
@@ -20,7 +21,7 @@ def warn_of_unknown_words(split: str, texts: Sequence[str], ids: Sequence[Sequen
         ids: (N,) their tokens.
         tokenizer: of the tokens; only one with a token for all unknown words loses any.
     """
-    unknown = getattr(tokenizer, "tokens", {}).get(UNKNOWN)
+    unknown = tokenizer.tokens.get(UNKNOWN) if isinstance(tokenizer, HuggingFaceTokenizer) else None
     rows = [i for i, row in enumerate(ids) if unknown in row] if unknown is not None and split != "train" else []
     if not rows:
         return

@@ -8,6 +8,7 @@ import pytest
 
 from tests.commands import MICRO, TINY, complaint, fit
 from zoo.__main__ import main
+from zoo.callbacks import Checkpoint
 from zoo.cli.arguments import read_arguments
 
 BARS = [option for option in MICRO if "progress_bar" not in option]
@@ -59,6 +60,15 @@ def test_resume_says_which_limit_was_reached(text_file, tmp_path, capsys):
     state = tmp_path / "run" / "last.ckpt"
     assert main(["fit", f"--ckpt_path={state}", "--trainer.max_time=00:00:00:00", "--trainer.max_steps=4"]) == 0
     assert "nothing was left to do: raise --trainer.max_time to go on" in capsys.readouterr().err
+
+
+def test_a_stopped_run_prints_the_command_that_resumes_it(tmp_path):
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    checkpoint = Checkpoint(dirpath=str(folder))
+    assert checkpoint.how_to_resume() == f"to continue, add --ckpt_path {folder / 'last.ckpt'}"  # run from Python
+    (folder / "config.yaml").touch()
+    assert checkpoint.how_to_resume() == f"to continue: zoo fit --ckpt_path '{folder / 'last.ckpt'}'"
 
 
 def test_the_report_of_a_profiler_is_shown(text_file, tmp_path, caplog):
