@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -303,7 +304,10 @@ class Checkpoint(LightningCheckpoint):
 
     def how_to_resume(self) -> str:
         """The end of the sentence after a signal."""
-        return f"to continue, add --ckpt_path {Path(self.dirpath or '.') / 'last.ckpt'}"
+        path = Path(self.dirpath or ".") / "last.ckpt"
+        if path.with_name("config.yaml").is_file():  # of the command line, which then needs no further option
+            return f"to continue: zoo fit --ckpt_path {shlex.quote(str(path))}"
+        return f"to continue, add --ckpt_path {path}"
 
 
 def require_logged(trainer: Trainer, setting: str, metric: str) -> None:

@@ -15,7 +15,7 @@ class EarlyStopping(LightningEarlyStopping):
     Args:
         monitor: name of the logged metric to watch.
         patience: number of validations without improvement before training stops, at least 1. Default: never stop.
-        min_delta: smallest change that counts as an improvement, in the metric's unit.
+        min_delta: smallest change that counts as an improvement, in the metric's unit; at least 0.
         mode: "min" where a lower metric is better, "max" where a higher one is.
     """
 
@@ -37,5 +37,8 @@ class EarlyStopping(LightningEarlyStopping):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.enabled:
-            require_logged(trainer, "--early_stopping.monitor", self.monitor)
+            attached = trainer.callbacks  # type: ignore[attr-defined]
+            n = sum(isinstance(callback, LightningEarlyStopping) for callback in attached)
+            setting = "--early_stopping.monitor" if n == 1 else "the monitor of an EarlyStopping callback"
+            require_logged(trainer, setting, self.monitor)
             super().on_validation_end(trainer, pl_module)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from zoo.callbacks import regression_figures
 from zoo.callbacks.ranking import Best
@@ -75,6 +76,9 @@ class Plots(Callback):
     def _write(self, trainer: Trainer, model: Any) -> None:
         assert trainer.state.fn is not None
         folder = Path(trainer.default_root_dir)
+        for name in ("ranking", "intervals"):
+            if self.enabled and getattr(self, name) and not self._columns:
+                rank_zero_warn(f"--plots.{name} draws nothing: no row has both a target and a predicted number")
         for name, figure in self._figures(model).items():
             if trainer.is_global_zero:
                 folder.mkdir(parents=True, exist_ok=True)  # missing where only an evaluation was run

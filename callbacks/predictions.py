@@ -32,10 +32,11 @@ class Predictions(Callback):
         path: file of the predictions. Default: `predictions.jsonl` in the run's folder.
         text_path: second file, of lines `label ||| text` in the format of CMU's minllama course, for models that
             predict a "label". Default: none.
+        overwrite: replace existing files when the new ones are complete; also `--overwrite`. Default: refuse.
     """
 
-    def __init__(self, path: str | None = None, text_path: str | None = None) -> None:
-        self.path, self.text_path = path, text_path
+    def __init__(self, path: str | None = None, text_path: str | None = None, overwrite: bool = False) -> None:
+        self.path, self.text_path, self.overwrite = path, text_path, overwrite
         self.files: dict[Path, TextIO] = {}
         self._temporary: dict[Path, Path] = {}
         self._locks = contextlib.ExitStack()
@@ -58,8 +59,8 @@ class Predictions(Callback):
                 raise UserError(f"--{option} {name!r} is {what}: give the path of a file")
             if path in self.files:
                 raise UserError(f"{path} cannot hold both kinds of lines: give another --predictions.text_path")
-            if path.exists():
-                raise UserError(f"{path} exists already: move it away, or give another --{option}")
+            if path.exists() and not self.overwrite:
+                raise UserError(f"{path} exists already: add --overwrite to replace it, or give another --{option}")
             with _named(path, f": give another --{option}"):
                 if path.parent.exists() and not path.parent.is_dir():
                     raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))

@@ -13,8 +13,8 @@ class Samples(Callback):
 
     Args:
         prompt: text that the model continues; the empty default starts a new text.
-        max_new_tokens: length of a sample in tokens; 0 turns samples off.
-        temperature: divides the logits; 0 takes the most likely token each time.
+        max_new_tokens: length of a sample in tokens, at least 0; 0 turns samples off.
+        temperature: divides the logits, at least 0; 0 takes the most likely token each time.
         every_n_validations: number of validations from one sample to the next, at least 1.
     """
 

@@ -46,7 +46,7 @@ class LinearRegressionTasks(ZooDataModule):
         K: number of pairs (x, y) in each prompt, at least 2.
         sigma2: variance of the noise in y, positive.
         M: number of tasks in the pool, from 1 to max_M, or "inf" for a new task in every prompt.
-        max_M: largest M accepted, a guard against typing errors.
+        max_M: largest M accepted, at least 1; a guard against typing errors.
         task_seed: seed of the pool and of the evaluation prompts; runs with the same value share them.
         data: "drawn" to draw the prompts; for `predict` a file of prompts.
         batch_size: prompts of a training batch on each process, at least 1.

@@ -23,6 +23,7 @@ from zoo.datamodules.rows import TextRows
 from zoo.datamodules.sources import tables
 from zoo.datamodules.sources.tables import BadRows, Cells, Table, read_table
 from zoo.datamodules.teacher import Teacher
+from zoo.datamodules.unknown_words import warn_of_unknown_words
 from zoo.datamodules.unlabelled import UnlabelledViews, read_unlabelled
 from zoo.errors import UserError
 from zoo.tokenizers import Tokenizer
@@ -79,7 +80,8 @@ class RegressionRows:
         """The dataset of a split; the training split is followed by its augmented copies and by synthetic rows."""
         # Tokens and features of all rows, of which only usable rows stay.
         rows, limit = self.reader.rows(split), self.settings.max_input_len
-        ids = tokenizer.encode_batch(self.rounded_texts(rows.texts))
+        ids = tokenizer.encode_batch(read := self.rounded_texts(rows.texts))
+        warn_of_unknown_words(split, read, ids, tokenizer)
         features = [numbers_in(text) for text in rows.texts] if self.settings.features else None
         numbers: Sequence[list[float] | None] = features or [None] * len(ids)
         used = [i for i in range(len(ids)) if self._is_usable(rows.places[i], ids[i], numbers[i])]

@@ -22,13 +22,13 @@ class RegressionSettings(RowSettings):
             but target_columns and group_column.
         row_format: rendering of these columns: "key_value" (`lr: 0.1, layers: 2`), "json", "values" (`0.1 2`), or
             "text", one column unchanged; default: "text" for one column, else "key_value".
-        round_digits: significant digits to which numbers in texts are rounded, 1 to 17; default: no rounding.
+        round_digits: significant digits to which numbers in texts are rounded, from 1 to 17; default: no rounding.
         power_tokens: with round_digits, write a number as two words, mantissa and power of ten: 0.00041 as 4.1 e-4.
         column_names: names of the columns of a CSV or TSV file without a header, a list or separated by commas;
             default: the first row is the header.
         group_column: rows with equal values in this column are cut into the same split; default: rows are independent.
         features: give models the numbers in each text as well; all texts must have equally many.
-        augment_copies: number of changed copies of every training row, placed after all rows; 0 for none.
+        augment_copies: number of changed copies of every training row, placed after all rows, at least 0; 0 for none.
         synonyms: replace words in copies by synonyms: a YAML file of words, each with a list of synonyms, or "english"
             for the list included here; default: off.
         background: add a sentence before or after each copy, from this text file with one sentence per line; default:

@@ -18,6 +18,7 @@ from zoo.datamodules.rows import TextRows
 from zoo.datamodules.sources.labels import Labels, label_text, labels_of_rows, read_labels
 from zoo.datamodules.sources.tables import BadRows, Table, read_labelled, read_table
 from zoo.datamodules.text_data import SPLITS, TextData
+from zoo.datamodules.unknown_words import warn_of_unknown_words
 from zoo.errors import UserError
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import collate
@@ -236,7 +237,8 @@ class Reviews(RowViews, TextData):
         rows, limit = self.reader.rows(split), self.max_input_len
         bos = self.tokenizer.leading_ids
         # Empty texts stay empty, without BOS, so that the next step refuses them.
-        encoded = self.tokenizer.encode_batch(self._prompted_texts(rows.texts))
+        encoded = self.tokenizer.encode_batch(read := self._prompted_texts(rows.texts))
+        warn_of_unknown_words(split, read, encoded, self.tokenizer)
         ids = [[*bos, *tokens] if tokens else [] for tokens in encoded]
         used = [i for i in range(len(ids)) if self.reader.has_valid_length(rows.places[i], len(ids[i]))]
         if not used:

@@ -187,15 +187,18 @@ class RowReader:
                 given.setdefault("predict" if is_question else split, []).append(table)
         return given
 
+    @property
+    def predicted_split(self) -> str:
+        """What is predicted: the rows without targets, else the data if it has no splits, else a split that it has."""
+        unsplit = () if {"val", "test"} & self.tables.keys() else ("train",)
+        return next(split for split in ("predict", *unsplit, "test", "val") if split in self.tables)
+
     # ---- private
 
     def _read(self, split: str) -> Rows:
-        # Prediction uses the rows without targets, or else the first of several splits that the data has.
         given = self.tables
         if split == "predict":
-            # Data without splits is predicted as a whole.
-            unsplit = () if {"val", "test"} & given.keys() else ("train",)
-            return self._read_given(next(s for s in ("predict", *unsplit, "test", "val") if s in given), False)
+            return self._read_given(self.predicted_split, False)
         # A split that the data has is read as it is; a missing one is cut from the training rows.
         if "train" not in given and split not in given:
             raise UserError(f"{self.settings.data} has no row with a target: it can only be predicted")
@@ -251,6 +254,11 @@ class RowViews:
     def skipped(self) -> int:
         """Number of rows left out so far because they cannot be used."""
         return self.reader.skipped
+
+    @property
+    def predicted_split(self) -> str:
+        """The split that `predict` reads; "train" where it is all rows of data without splits."""
+        return self.reader.predicted_split
 
     def texts(self, split: str) -> list[str]:
         """(N,) the texts."""

@@ -31,7 +31,7 @@ class RowSettings:
             "skip" it and count it.
         long_rows: what to do with a text of more than max_input_len tokens: "stop" with an error, "skip" it and count
             it, or "truncate" it.
-        num_workers: loader processes per rank; 0 loads in the training process.
+        num_workers: loader processes per rank, at least 0; 0 loads in the training process.
         cache_dir: folder for hub data sets; default: the folder in $ZOO_CACHE, else ~/.cache/zoo.
         seed: seed of the order of training rows and of augmentation; default: the run's seed.
         separator: of the columns of CSV and TSV files: "comma", "semicolon", "tab", "blank" or "bar" (|); default: that

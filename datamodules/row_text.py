@@ -64,7 +64,9 @@ class RowLayout(NamedTuple):
                 try:
                     # The row's text, its targets, and its group (its place, if rows are independent).
                     text, numbers = self.text(cells), [self.target(cells, name, need_targets) for name in self.targets]
-                    group = _cell(cells, self.group) if self.group is not None and need_targets else place
+                    group = (
+                        _cell(cells, self.group, "group_column") if self.group is not None and need_targets else place
+                    )
                 except UserError as error:
                     bad.refuse(place, str(error))
                     continue
@@ -86,8 +88,8 @@ class RowLayout(NamedTuple):
         """Raises UserError where the header lacks a column: then the option is wrong, not a row."""
         # The options that name columns, with the columns that they name.
         options = {"text_column" if self.row_format == "text" else "columns": self.columns}
+        target = "target_columns" if self.classes is None else "label_column"
         if need_targets:
-            target = "target_columns" if self.classes is None else "label_column"
             options |= {target: self.targets, "group_column": [] if self.group is None else [self.group]}
         if need_targets and not self.targets:
             raise UserError(
@@ -106,6 +108,11 @@ class RowLayout(NamedTuple):
                             f"{start}, which the model was trained with: add it to the file, with empty cells where "
                             "the value is unknown"
                         )
+                    if self.is_stored and option == target:  # validate or test
+                        raise UserError(
+                            f"{start}, which holds what the model predicts: add it to the file, name the column that "
+                            f"holds it with --data.{option}, or use `zoo predict`, which needs no such column"
+                        )
                     raise UserError(
                         f"{start}: set --data.{option} to columns that it has, {list_columns(table.columns)}"
                     )
@@ -122,7 +129,7 @@ class RowLayout(NamedTuple):
         for group in (single, *([table] for table in headless if len(table.rows) > 1)):
             known = dict.fromkeys(name for table in group for name in table.names)
             for name in self.columns if known else []:
-                if name not in known:
+                if name not in known and not any(name in cells for table in group for _, cells in table.rows):
                     if self.is_stored:
                         raise UserError(
                             f"{group[0].name} has {name!r} in no row{_nearest(name, known)}, but the model was trained "
@@ -153,7 +160,8 @@ class RowLayout(NamedTuple):
             UserError: the cell is needed and missing, not a finite number, or the label of no class.
         """
         try:
-            return self._parse_target(_cell(cells, name), name)
+            option = "target_columns" if self.classes is None else "label_column"
+            return self._parse_target(_cell(cells, name, option), name)
         except UserError:
             if needed:
                 raise
@@ -192,7 +200,7 @@ class RowLayout(NamedTuple):
         """
         # A text column is used unchanged.
         if self.row_format == "text":
-            cell = _cell(cells, self.columns[0])
+            cell = _cell(cells, self.columns[0], "text_column")
             if isinstance(cell, list | dict):
                 raise UserError(f"its {self.columns[0]!r} is {shorten(cell)}, not a text")
             text = "" if cell is None else str(cell)
@@ -250,10 +258,12 @@ def numbers_in(text: str) -> list[float]:
     return [float(number) for number in NUMBER.findall(text)]
 
 
-def _cell(cells: Cells, name: str) -> Any:
+def _cell(cells: Cells, name: str, option: str) -> Any:
+    """The cell `name` of a row. Raises UserError where the row has none, which names the option for the column."""
     if name not in cells:
         first = list_columns([*map(str, cells)][:8]) or "nothing"
-        raise UserError(f"it has no {name!r}, only {first}{' and more' if len(cells) > 8 else ''}")
+        more = " and more" if len(cells) > 8 else ""
+        raise UserError(f"it has no {name!r}, only {first}{more} (the option --data.{option})")
     return cells[name]
 
 

@@ -43,11 +43,11 @@ class SyntheticTables(TextData):
             category; or a path that `load_tokenizer` takes.
         n_tables: number of tables, at least 1.
         max_columns: largest number of columns of a table, from 2 to 64.
-        tables_seed: of the tables, not of the order of their rows; runs with the same value share them.
-        round_digits: significant digits of the numbers in texts, 1 to 3.
+        tables_seed: seed of the tables, not of the order of their rows; runs with the same value share them.
+        round_digits: significant digits of the numbers in texts, from 1 to 3.
         n_val: validation rows of each table, a multiple of 8 up to 64.
         batch_size: rows of a training batch on each process, at least 1.
-        num_workers: loader processes; each generates the rows of its batches.
+        num_workers: loader processes, at least 0; each generates the rows of its batches.
         seed: seed of the training rows and their order; by default the run's.
     """
 

@@ -40,13 +40,15 @@ class TextLM(TextData):
         val_fraction: share of the text, from its end, used for validation if no validation split is given; above 0.
             With 1.0 `zoo validate` scores the complete text, and test_fraction does not count. A split consists of
             complete rows (lines, or rows of a table); only if one would be empty, the text is cut within rows.
-        test_fraction: share of the text used for testing if neither a validation nor a test split is given; 0 for none.
+        test_fraction: share of the text, at least 0 and below 1, used for testing if neither a validation nor a test
+            split is given; 0 for none.
         eval_stride: tokens from one evaluation window to the next, from 1 to seq_len; null means seq_len. Smaller
             values are slower, and score each token with a longer context.
         join_rows: treat the rows of a table as lines of one document; false treats each row as a document.
         text_column: name of the table column that contains the text.
-        num_workers: loader processes per rank; 0 loads in the main process.
-        packing_processes: processes that pack a text of more than 128 MiB; null starts one for every CPU core.
+        num_workers: loader processes per rank, at least 0; 0 loads in the main process.
+        packing_processes: processes that pack a text of more than 128 MiB, at least 1; null starts one for every
+            CPU core.
         cache_dir: folder of packed tokens, trained tokenizers and downloads; null means $ZOO_CACHE, or ~/.cache/zoo if
             that is not set.
         seed: seed of the training order; null uses `seed_everything`.
@@ -138,6 +140,12 @@ class TextLM(TextData):
         if options["val_fraction"] == 1:
             options["test_fraction"] = 0.0
         return open_corpus(**options, cache_dir=self.cache / "datasets")
+
+    @property
+    def predicted_split(self) -> str:
+        """The split that `predict` reads; "train" where it is the complete text."""
+        split = self._split_name("predict")
+        return "train" if split == "predict" else split
 
     def _split_name(self, split: str) -> str:
         """The name of a split in the corpus, which differs only for "predict"."""

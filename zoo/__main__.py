@@ -7,7 +7,7 @@ import time
 from zoo import __version__
 from zoo.cli import overview
 from zoo.console.exit_codes import USAGE, run_command
-from zoo.console.messages import nearest, refuse_non_utf8
+from zoo.console.messages import refuse_non_utf8
 from zoo.console.signals import imports_that_end_on_signals
 from zoo.console.table import table
 
@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     if verb == "list":
         return run_command(lambda: print(table(overview.configs())))
     if verb not in overview.VERBS:
-        near = nearest(verb, overview.VERBS, cutoff=0.6)
+        near = overview.nearest_verb(verb)
         hint = f"did you mean {near!r}?" if near else f"the verbs are {', '.join(overview.VERBS)}"
         print(f"zoo: there is no verb {verb!r}; {hint}", file=sys.stderr)
         return USAGE
@@ -43,6 +43,11 @@ def _run_verb(argv: list[str]) -> None:
 
     if argv[0] == "consolidate":
         consolidate(argv[1:])
+        return
+    if argv[0] == "completion":
+        from zoo.cli.completion import print_completion
+
+        print_completion(argv[1:])
         return
     ranks = Ranks(World.from_environment())
     with ranks.failures_reported():

@@ -16,6 +16,7 @@ import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo.datamodules.sources.corpus import first_line
+from zoo.datamodules.sources.nested_cells import NestedCells
 from zoo.errors import UserError
 from zoo.files import regular_file
 from zoo.text_formats.json_text import describe_json_error, dump_json, parse_json, shorten
@@ -286,7 +287,7 @@ def _mappings(rows: Iterable[tuple[str, Any]], bad: BadRows) -> Iterator[tuple[s
         elif reason := _not_utf8(*cells, *map(_text_of, cells.values())):
             bad.refuse(place, reason)
         else:
-            yield place, cells
+            yield place, NestedCells(cells) if any(isinstance(cell, dict) for cell in cells.values()) else cells
 
 
 def _text_of(cell: Any) -> str:

@@ -1,6 +1,7 @@
 """Ranking scores and the figures of regression: correct values, ties, rows without targets."""
 
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -108,3 +109,16 @@ def test_outputs_of_batches_and_of_rows_give_the_same_columns():
         columns.append({name: np.concatenate(parts).tolist() for name, parts in plots._columns.items()})
     assert columns[0] == columns[1]
     assert columns[0]["low"] == [[1.0, 6.0], [11.0, 16.0]]
+
+
+def test_figures_of_rows_without_targets_are_named(tmp_path):
+    plots = Plots(ranking="min")
+    trainer = SimpleNamespace(
+        state=SimpleNamespace(fn=SimpleNamespace(value="predict")), default_root_dir=tmp_path, is_global_zero=True
+    )
+    plots.on_predict_batch_end(trainer, None, [{"prediction": 1.0}])
+    with pytest.warns(
+        UserWarning, match=r"--plots.ranking draws nothing: no row has both a target and a predicted number"
+    ):
+        plots.on_predict_end(trainer, None)
+    assert not list(tmp_path.iterdir())

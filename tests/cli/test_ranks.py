@@ -276,5 +276,5 @@ def test_a_signal_to_ddp_fork_saves_and_stops(text_file, tmp_path):
     at_step_3 = failing(0, LlamaLM, "training_step", stop, lambda module: module.global_step == 3)
     [end] = run_ranks(tmp_path, command, prepare=at_step_3)
     assert end.code == 143, end
-    assert any("which is saved; to continue, add --ckpt_path" in line for line in end.err)
+    assert any("which is saved; to continue: zoo fit --ckpt_path" in line for line in end.err)
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] >= 3

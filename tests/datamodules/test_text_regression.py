@@ -88,13 +88,52 @@ def test_folder_without_targets_can_only_be_predicted(tmp_path):
 def test_yaml_file_without_a_key_is_named_or_skipped(news):
     (news / "21.yml").write_text("news: no number\n")
     with pytest.raises(
-        UserError, match=r"21\.yml: it has no 'change_rate', only news; fix it, or set --data\.bad_rows"
+        UserError,
+        match=r"21\.yml: it has no 'change_rate', only news \(the option --data\.target_columns\); fix it",
     ):
         TextRegression(str(news)).setup("fit")
     (news / "22.yml").write_text("headline: no text\nchange_rate: 1\n")
     data = TextRegression(str(news), bad_rows="skip")
     data.setup("fit")
     assert data.skipped == 2
+
+
+def test_keys_of_nested_mappings_are_named_with_dots(tmp_path):
+    for i in range(20):
+        (tmp_path / f"{i:02}.yml").write_text(
+            f"article: {{head: {{title: up {i}}}, length: {i}}}\nquote: {{change: {i}.5}}\n"
+        )
+    data = TextRegression(str(tmp_path), text_column="article.head.title", target_columns="quote.change")
+    texts = list(chain(*(data.texts(split) for split in SPLITS)))
+    targets = np.concatenate([data.targets(split) for split in SPLITS])[:, 0]
+    assert dict(zip(texts, targets, strict=True)) == {f"up {i}": i + 0.5 for i in range(20)}
+    rows = TextRegression(str(tmp_path), columns="article.head.title,article.length", target_columns="quote.change")
+    assert "article.head.title: up 3, article.length: 3" in chain(*(rows.texts(split) for split in SPLITS))
+    with pytest.raises(
+        UserError, match=r"it has no 'article.titel', only article, quote \(the option --data.text_column"
+    ):
+        TextRegression(str(tmp_path), text_column="article.titel", target_columns="quote.change").setup("fit")
+
+
+def test_a_table_to_test_without_the_target_is_refused_with_the_remedy(tmp_path):
+    (tmp_path / "new.csv").write_text("title,price\na,1\nb,2\n")
+    data = TextRegression(str(tmp_path / "new.csv"), target_columns="cost", test_fraction=1.0, val_fraction=0.0)
+    data.reader.has_stored_columns = True  # as with --ckpt_path
+    with pytest.raises(UserError, match=r"no column 'cost'.*: add it to the file, name the column that holds it with"):
+        data.setup("test")
+
+
+def test_words_that_the_training_has_not_are_counted(tmp_path, capsys):
+    write_table(tmp_path / "train.csv", [("red" if i % 2 else "blue", i) for i in range(20)])
+    write_table(tmp_path / "valid.csv", [("red", 1)])
+    write_table(tmp_path / "test.csv", [("red", 1), ("purple", 2)])
+    data = TextRegression(str(tmp_path), target_columns="y", tokenizer="words")
+    data.texts("train"), data.texts("val")
+    assert capsys.readouterr().err == ""
+    data.texts("test")
+    assert "words that no training text has are in 1 of the 2 texts of the test split, such as 'purple'" in (
+        capsys.readouterr().err
+    )
 
 
 def test_file_names_give_the_splits(tmp_path):

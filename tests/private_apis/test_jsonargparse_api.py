@@ -68,14 +68,17 @@ def message(parser, *words):
 def test_options(parser):
     verbs = ArgumentParser()
     verbs.add_subcommands().add_subcommand("fit", parser)
-    described = dict(api.options(verbs))
+    described = {option.name: option.help for option in api.options(verbs)}
     assert described["--steps"] == "number of steps"
     assert "--config" in described
 
 
 def test_class_options_include_those_behind_settings():
-    assert dict(api.class_options(Sub)) == {"--name": "", "--width": "number of columns."}
-    assert dict(api.class_options(Base)) == {"--depth": "number of rows.", "--kind": "letter."}
+    assert api.class_options(Sub) == [
+        ("--name", "", str, "x"),
+        ("--width", "number of columns.", int, 3),
+    ]
+    assert [option[:2] for option in api.class_options(Base)] == [("--depth", "number of rows."), ("--kind", "letter.")]
 
 
 def test_messages(parser):

@@ -261,8 +261,9 @@ def test_a_run_that_is_stopped_in_both_phases_is_bitwise_the_same(data, tmp_path
 
     run = tmp_path / "stopped"
     stop_in(monkeypatch, Denoising, "train_step", 4, lambda: fit(data, run))
-    assert f"stopped by SIGTERM in the pretraining, of which step 4 is saved; to continue, add --ckpt_path {run}" in (
-        capsys.readouterr().err
+    assert (
+        f"stopped by SIGTERM in the pretraining, of which step 4 is saved; to continue: zoo fit --ckpt_path {run}"
+        in (capsys.readouterr().err)
     )
     assert progress(run) == (4, 0)
     stop_in(monkeypatch, RegressLM, "training_step", 3, lambda: resume(run))

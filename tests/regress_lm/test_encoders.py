@@ -302,6 +302,8 @@ def test_contradictory_settings_are_refused(bert):
         new(bert, "full", lora_rank=2)
     with pytest.raises(UserError, match="muon"):
         new(bert, "full", optimizer="muon")
+    with pytest.raises(UserError, match=r"encoder_mode lora needs a pretrained encoder: add --model.encoder, or drop"):
+        RegressLM(vocab_size=257, encoder_mode="lora", lora_rank=2)
     with pytest.raises(UserError, match="encoder_mode must be one of"):
         new(bert, "half")
     with pytest.raises(UserError, match="lora_rank would adapt the pretrained encoder"):

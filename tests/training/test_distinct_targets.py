@@ -12,7 +12,7 @@ from zoo.regress_lm import RegressLM
 from zoo.regress_lm.number_formats import finer_format, number_tokenizer
 from zoo.tokenizers import load_tokenizer
 from zoo.training.batches import Row, collate
-from zoo.training.distinct_targets import find_merged
+from zoo.training.distinct_targets import find_merged, warn_of_constant
 
 TINY, TIMES = np.linspace(1e-14, 4e-13, 400), 1.7e9 + np.arange(400.0)
 
@@ -88,3 +88,13 @@ def test_mini_rlm_warns_at_the_start_of_a_fit(tmp_path):
         "the 400 distinct training targets become 4 distinct values (1 %) with target_scale raw in fp32, so that the "
         "model cannot tell them apart: set --model.target_scale asinh"
     ]
+
+
+def test_a_constant_target_is_named():
+    targets = np.array([[3.0, 1.0]] * 9 + [[3.0, 2.0], [np.nan, 2.0]])
+    with pytest.warns(UserWarning, match=r"all 10 training targets of objective 1 are 3: the model can learn nothing"):
+        warn_of_constant(targets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_constant(targets[:, 1:])
+        warn_of_constant(targets[:9])  # too few rows

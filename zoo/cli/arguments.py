@@ -13,19 +13,29 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from zoo.cli.config_names import find_config
+from zoo.cli.config_names import UnknownWordError, describe_stray_word, find_config
 from zoo.errors import UserError
 from zoo.private_apis.jsonargparse_api import load_yaml
 from zoo.text_formats.json_text import shorten
 from zoo.text_formats.text_file import read_text
 from zoo.text_formats.yaml_text import describe_yaml_error
 
-FLAGS = ("--compile", "--allow_other_data", "--automatic")  # alone they mean true; jsonargparse wants the word
+FLAGS = (
+    "--compile",
+    "--allow_other_data",
+    "--automatic",
+    "--overwrite",
+)  # alone they mean true; jsonargparse wants the word
 READ = ("ckpt_path", "output_dir")
 GROUPS = (  # keys whose value may be the path of a file with the settings of that group
     "model", "data", "trainer", "checkpoint", "early_stopping", "mixed_precision", "non_finite", "throughput",
     "samples", "predictions", "plots",
 )  # fmt: skip
+LOGGER = "--trainer.logger"
+LOGGERS = {  # those that cannot be built without a folder
+    f"{package}{name}" for name in ("CSVLogger", "TensorBoardLogger") for package in ("", "lightning.pytorch.loggers.")
+}
+RUN_FOLDER = "{output_dir}"  # as the folder of a logger: that of the run
 STRATEGY = "--trainer.strategy"
 SHARDED = ("fsdp2", "FullySharded")  # short names of zoo.sharding.strategy.FullySharded
 MAX_CONFIG_BYTES = 1 << 20
@@ -57,7 +67,8 @@ def read_arguments(words: list[str]) -> Arguments:
     """Read the words after the verb.
 
     Raises:
-        UserError: a config does not exist, is not valid YAML, or holds no settings.
+        UnknownWordError: a config does not exist, or a word is neither an option nor the value of one.
+        UserError: a config is not valid YAML, or holds no settings.
     """
     arguments = Arguments()
     for word in words:
@@ -76,6 +87,7 @@ def read_arguments(words: list[str]) -> Arguments:
                 value = rest.pop(0) if rest else ""
             path, settings = load_config(value)
             complete = _with_group_files(settings, os.path.dirname(path) if os.path.isfile(path) else "")
+            complete = _with_log_folder(complete)
             arguments.words.append(f"--config={path if complete == settings else _inline(complete)}")
             _add_settings(arguments, complete, source=path)
             if "automatic" in complete:
@@ -92,6 +104,8 @@ def read_arguments(words: list[str]) -> Arguments:
                 _add_settings(arguments, settings, source=path)
                 rest = rest[0 if equals else 1 :]
                 continue
+            if (value if equals else path) in LOGGERS and option in (LOGGER, f"{LOGGER}+"):
+                rest.insert(0 if equals else 1, f"{LOGGER}.save_dir={RUN_FOLDER}")
             # A flag without value means true.
             if option in FLAGS and not equals and not follows:
                 word = f"{option}=true"
@@ -104,8 +118,13 @@ def read_arguments(words: list[str]) -> Arguments:
             if option == "--automatic":
                 is_true = (value or "true").lower() == "true"
                 arguments.automatic_from = len(arguments.words) if is_true else None
-        else:
+        elif word == "-h":
             arguments.words.append(word)
+        elif word.startswith("-"):  # a mistyped option, which the parser reports
+            arguments.words += [word, *rest]
+            break
+        else:
+            raise UnknownWordError(describe_stray_word(word))
     _name_strategy_class(arguments)
     return arguments
 
@@ -160,6 +179,24 @@ def _with_group_files(settings: dict[str, Any], folder: str) -> dict[str, Any]:
     paths = {name: os.path.join(folder, value) for name, value in settings.items() if isinstance(value, str)}
     files = {name: path for name, path in paths.items() if name in GROUPS and os.path.exists(path)}
     return settings | {name: _read_group(path, name) for name, path in files.items() if not os.path.isdir(path)}
+
+
+def _with_log_folder(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a config, whose loggers without a `save_dir` write into the run's folder."""
+
+    def complete(logger: Any) -> Any:
+        spec = {"class_path": logger} if isinstance(logger, str) else logger
+        arguments = spec.get("init_args") or {} if isinstance(spec, dict) else None
+        if not isinstance(arguments, dict) or spec.get("class_path") not in LOGGERS:
+            return logger
+        return {**spec, "init_args": {"save_dir": RUN_FOLDER, **arguments}}
+
+    trainer = settings.get("trainer")
+    if not isinstance(trainer, dict) or not trainer.get("logger"):
+        return settings
+    logger = trainer["logger"]
+    completed = [complete(one) for one in logger] if isinstance(logger, list) else complete(logger)
+    return settings if completed == logger else {**settings, "trainer": {**trainer, "logger": completed}}
 
 
 def _read_group(path: str, name: str) -> dict[str, Any]:

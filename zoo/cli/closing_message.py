@@ -4,6 +4,7 @@ import sys
 from typing import Any
 
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import Timer
 
 from zoo.callbacks import Checkpoint
 
@@ -32,5 +33,14 @@ class ClosingMessage(Callback):
         elif isinstance(checkpoint, Checkpoint) and checkpoint.best_model_path and checkpoint.best_score is not None:
             line += f", best {checkpoint.monitor} {checkpoint.best_score:.4g}"
         if self.resumed_step == step:
-            line += "; nothing was left to do: raise --trainer.max_steps to go on"
+            line += f"; nothing was left to do: raise {_limit(trainer)} to go on"
         print(line, file=sys.stderr)
+
+
+def _limit(trainer: Any) -> str:
+    """The option whose limit a run has reached that took no step."""
+    seconds_left = [c.time_remaining() for c in trainer.callbacks if isinstance(c, Timer)]
+    if any(seconds is not None and seconds <= 0 for seconds in seconds_left):
+        return "--trainer.max_time"  # it counts the time before the run was resumed too
+    is_in_epochs = trainer.max_steps == -1 and trainer.max_epochs is not None
+    return "--trainer.max_epochs" if is_in_epochs else "--trainer.max_steps"

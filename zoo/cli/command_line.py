@@ -10,77 +10,66 @@ Python program may import it. A checkpoint is a file from elsewhere: only names 
 user names in the same command, are accepted from it.
 """
 
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from zoo import callbacks
-from zoo.callbacks.budget import ONE_PROCESS, seconds_left
+from zoo.callbacks.budget import seconds_left
 from zoo.callbacks.progress import Progress
 from zoo.cli.arguments import read_arguments
 from zoo.cli.automatic import choose, print_choices
 from zoo.cli.checkpoint_info import CheckpointInfo, read_checkpoint_info
 from zoo.cli.class_names import ClassNames
 from zoo.cli.closing_message import ClosingMessage
-from zoo.cli.config_names import UnknownConfigError
+from zoo.cli.config_names import UnknownWordError
 from zoo.cli.equal_ranks import EqualRanks, comparable_settings
 from zoo.cli.linked_arguments import find_linked, find_missing, given_options, linked_arguments
-from zoo.cli.parsed_settings import check_settings, move_data_dir
+from zoo.cli.options import CALLBACKS, NOT_OPTIONS, add_shared_options
+from zoo.cli.parsed_settings import (
+    check_fit,
+    check_settings,
+    compare_with_checkpoint,
+    fill_data_settings,
+    find_null,
+    move_data_dir,
+    output_dir,
+    set_log_folder,
+)
 from zoo.cli.parser import ZooParser, refuse
+from zoo.cli.predicted_rows import PredictedRows, names_data
 from zoo.cli.ranks import FailureReport, Ranks, connect
 from zoo.cli.renamed_arguments import find_renamed
-from zoo.cli.resume import (
-    refuse_changed_settings,
-    refuse_overridden_checkpoint,
-    saved_run,
-    with_chosen_settings,
-)
+from zoo.cli.resume import copy_remote_config, refuse_overridden_checkpoint, saved_run, with_chosen_settings
 from zoo.cli.run_folder import (
     CommonFolder,
     EmptyFolders,
     SaveConfig,
     check_pattern,
     check_writable,
-    fill_in,
     find_checkpoint,
     refuse_other_run,
 )
-from zoo.cli.run_lock import locked_and_watched, refuse_locked
+from zoo.cli.run_lock import locked_and_watched
 from zoo.cli.time_limit import limit_time, print_shares
 from zoo.cli.trainer import ZooTrainer
-from zoo.cli.trainer_options import check_trainer, suits
+from zoo.cli.trainer_options import check_trainer, shows_own_bar, suits
 from zoo.console.exit_codes import is_out_of_memory, user_error_behind
 from zoo.console.messages import silence_lightning
 from zoo.console.slurm import was_requeued
 from zoo.datamodules import ZooDataModule
 from zoo.datamodules.row_data import RowViews
-from zoo.datamodules.sources.corpus import data_label
 from zoo.errors import UserError
-from zoo.private_apis.jsonargparse_api import original_error, wrong_null, wrong_null_argument
+from zoo.files.remote_files import is_url
+from zoo.private_apis.jsonargparse_api import original_error
 from zoo.private_apis.lightning_cli import OpenLightningCLI, repeated_callback
 from zoo.private_apis.lightning_logger import DeferredTensorBoardLogger
 from zoo.private_apis.lightning_trainer import keep_signal_handlers
 from zoo.training.module import ZooModule
-from zoo.weights import FOLDER as project_weights_folder
 from zoo.weights import is_project_weights
-
-CALLBACKS: dict[str, type[Callback]] = {  # top-level key -> class
-    "checkpoint": callbacks.Checkpoint,
-    "early_stopping": callbacks.EarlyStopping,
-    "mixed_precision": callbacks.MixedPrecision,
-    "non_finite": callbacks.NonFinite,
-    "throughput": callbacks.Throughput,
-    "samples": callbacks.Samples,
-    "predictions": callbacks.Predictions,
-    "plots": callbacks.Plots,
-}
-NOT_OPTIONS = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule", "weights_only"}
 
 
 class ZooCLI(OpenLightningCLI):
@@ -108,7 +97,7 @@ class ZooCLI(OpenLightningCLI):
         # The checkpoint and the classes decide which options exist, so they are read first.
         try:
             self.arguments = read_arguments(argv[1:])
-        except UnknownConfigError as error:
+        except UnknownWordError as error:
             refuse(str(error))
         ckpt_path = self._checkpoint_path()
         # A checkpoint alone resumes its run: fit then reads the config next to it first.
@@ -158,6 +147,8 @@ class ZooCLI(OpenLightningCLI):
             raise UserError(
                 f"{ckpt_path} is no run that can be resumed: start from its weights with --model.weights {ckpt_path}"
             )
+        if self.verb == "fit" and ckpt_path is not None and is_url(ckpt_path):
+            copy_remote_config(ckpt_path)
         return find_checkpoint(ckpt_path, given.get("output_dir"))
 
     def _read_checkpoint(self, ckpt_path: str | None) -> CheckpointInfo | None:
@@ -183,34 +174,13 @@ class ZooCLI(OpenLightningCLI):
         return {self.verb: NOT_OPTIONS | ({"return_predictions"} if self.verb == "predict" else set())}
 
     def add_arguments_to_parser(self, parser: Any) -> None:
-        parser.add_argument("--data_dir", type=str | None, help="your data, instead of the config's: a file or folder")
-        parser.add_argument(
-            "--output_dir",
-            type=str | None,
-            help="folder of the run; {data} is replaced by the data's label, {time} by the start time. Default: "
-            "the checkpoint's folder, else runs/<model>",
-        )
-        parser.add_argument(
-            "--allow_other_data",
-            type=bool,
-            default=False,
-            help="let fit --ckpt_path continue with data of another label than the checkpoint's",
-        )
-        parser.add_argument(
-            "--automatic",
-            type=bool,
-            default=False,
-            help="let fit choose the settings that neither a config nor an option gives from the data, by the rules of "
-            "the model; they are printed and saved in the run's config.yaml",
-        )
-        parser.add_argument(
-            "--budget",
-            type=str | None,
-            help="time limit of fit, such as 90s, 5min or 1.5h: the learning-rate schedule is planned to end with it",
-        )
-        # Every callback's settings are options under its key.
-        for key, cls in CALLBACKS.items():
-            parser.add_lightning_class_args(cls, key)
+        parser.usage = f"zoo {self.verb} [--config NAME_OR_FILE ...] [--ckpt_path FILE] [options]"
+        parser.described = self.classes
+        if not any(self.classes.values()):
+            parser.epilog = (
+                f"`zoo {self.verb} --config NAME --help` also shows the options of the config's model and data."
+            )
+        add_shared_options(parser)
         # A model class declares which constructor arguments come from attributes of the data module.
         for name in linked_arguments(self.classes["model"]):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
@@ -220,79 +190,36 @@ class ZooCLI(OpenLightningCLI):
         info = self.checkpoint_info
         if info and self.verb != "fit":
             self.verb_parser(self.verb).set_defaults(info.defaults())
-        # Parse; Lightning loads the checkpoint that was found, and the model itself weights of another project.
         self.config = parser.parse_args(args)
         config = self.config[self.verb]
-        self._refuse_null(config)
+        if message := find_null(self.verb_parser(self.verb), config, self.classes):
+            parser.error(message)
         check_settings(config, self.verb, info)
+        # Lightning loads the checkpoint that was found, and the model itself weights of another project.
         config.ckpt_path = None if info is None or info.is_external else info.path
         move_data_dir(config)
         if self.verb == "fit" or not info:
-            self._fill_data_settings(config)
-        if info and self.verb == "fit":  # a resumed run
-            if not config.allow_other_data:
-                info.check_label(config.data.init_args.get("data"))
-            refuse_changed_settings(info.path, config)
-        elif info:
-            self._check_texts(info, config)
-        config.output_dir = self._output_dir(config)
-        if self.verb == "fit" and self.runs_verb:  # before any work on the data
-            self._refuse_folder(refuse_locked if self.ranks.world is None or self.ranks.world.rank == 0 else None)
-        left = seconds_left(config.budget, self.started) if self.verb == "fit" else None
-        if left is not None and self.ranks.world is not None:
-            raise UserError(ONE_PROCESS)
+            fill_data_settings(config, self.classes["model"], self.arguments.keys)
+        if info:
+            compare_with_checkpoint(info, config, self.verb, self.classes["data"])
+        config.output_dir = output_dir(config)
+        check_trainer(config.trainer, self.verb)
+        set_log_folder(config.trainer, config.output_dir)
+        if self.verb == "fit" and self.runs_verb:
+            check_fit(config, self.classes["model"], self.ranks)
+        left = seconds_left(config.budget, self.started)
+        # Everything that can be refused without reading the data has been refused: choose settings by the data.
         if config.automatic and self.verb == "fit":
             config.automatic = False  # for the saved config, which has the settings chosen
             if left is not None:
                 print_shares(config.budget, left)
             print_choices(choose(config, self.arguments.keys, self.classes["model"], self.classes["data"], left))
 
-    def _check_texts(self, info: CheckpointInfo, config: Any) -> None:
-        """Refuse texts that are written in another way than those of the training; warn of other columns."""
-        if warning := info.check_texts(self.classes["data"], config.data.get("init_args") or {}):
-            rank_zero_only(print)(f"zoo: {warning}", file=sys.stderr)
-
-    def _fill_data_settings(self, config: Any) -> None:
-        """Set options of the data that follow from the model's and were not given, as the tokenizer of an encoder."""
-        model = self.classes["model"]
-        if model is None or not issubclass(model, ZooModule):
-            return
-        given = given_options(self.arguments.keys, "data")
-        settings = config.model.get("init_args") or {}  # a class may have no arguments
-        for name, value in model.data_settings(settings).items():
-            if name in config.data.init_args and name not in given:
-                config.data.init_args[name] = value
-
-    def _refuse_null(self, config: Any) -> None:
-        """Refuse null for an option whose type excludes it."""
-        parser: Any = self.verb_parser(self.verb)
-        message = wrong_null(parser, config)
-        for group, cls in self.classes.items():
-            if message is None and cls is not None:
-                skip = linked_arguments(cls)
-                message = wrong_null_argument(cls, config[group].get("init_args", {}), skip)
-                message = message and message.replace('Parser key "', f'Parser key "{group}.', 1)
-        if message:
-            parser.error(message)
-
-    def _output_dir(self, config: Any) -> str:
-        """The run's folder: as typed or configured, else the checkpoint's, else one named after the model."""
-        pattern = config.output_dir
-        is_run = config.ckpt_path and Path(config.ckpt_path).parent != project_weights_folder
-        if is_run and (pattern is None or "{time}" in pattern):
-            return str(Path(config.ckpt_path).parent)
-        if pattern is None:
-            return f"runs/{config.model.class_path.rsplit('.', 1)[-1].lower()}"
-        # Fill the data's label and the time into the pattern.
-        label = data_label(config.data.init_args.get("data") or config.data.class_path.rsplit(".", 1)[-1].lower())
-        return fill_in(pattern, label)
-
     # ---- building
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.verb]
         trainer = config.trainer
-        check_trainer(trainer, self.verb)
         if trainer.barebones:
             self.save_config_callback = None
         if trainer.precision is not None:
@@ -329,7 +256,9 @@ class ZooCLI(OpenLightningCLI):
         kwargs["default_root_dir"] = config.output_dir
         if config.trainer.logger in (None, True) and not config.trainer.barebones:
             # Empty name and version: one run, one folder, and the curves of a resumed run continue where they stopped.
-            kwargs["logger"] = self.verb == "fit" and DeferredTensorBoardLogger(
+            # Verbs other than fit log only where the user wants it.
+            is_on = self.verb == "fit" or config.trainer.logger is True
+            kwargs["logger"] = is_on and DeferredTensorBoardLogger(
                 config.output_dir, name="", version="", default_hp_metric=False
             )
         try:
@@ -349,9 +278,10 @@ class ZooCLI(OpenLightningCLI):
         more: list[Callback] = []
         if trainer_config["logger"]:
             more.append(LearningRateMonitor())
-        shows_progress = trainer_config["enable_progress_bar"] is not False and not trainer_config["barebones"]
-        if shows_progress and self.verb != "generate":
+        if shows_own_bar(trainer_config) and self.verb != "generate":
             more.append(Progress())
+        if self.verb == "predict" and not names_data(self.arguments.keys):
+            more.append(PredictedRows())
         if self.verb == "fit":
             more.append(ClosingMessage(self.checkpoint_info.step if self.checkpoint_info else None))
             more += limit_time(self, self.started)
@@ -381,13 +311,8 @@ class ZooCLI(OpenLightningCLI):
         return locked_and_watched(folder, self.ranks, self.trainer)
 
     def before_fit(self) -> None:
-        if self.trainer.is_global_zero:  # the others may have another {time}, and write nothing
-            self._refuse_folder(check_writable)
-
-    def _refuse_folder(self, check: Callable[[Path], None] | None) -> None:
-        """Refuse a folder that holds another run, or that fails a further check."""
         config = self.config.fit
         folder = Path(config.checkpoint.dirpath or config.output_dir)
-        refuse_other_run(folder, config.ckpt_path)
-        if check is not None:
-            check(folder)
+        if self.trainer.is_global_zero:  # the others may have another {time}, and write nothing
+            refuse_other_run(folder, config.ckpt_path)
+            check_writable(folder)

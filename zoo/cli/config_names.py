@@ -3,14 +3,18 @@
 import os
 from pathlib import Path
 
-from zoo.console.messages import did_you_mean
+from zoo.console.messages import did_you_mean, nearest
 from zoo.errors import UserError
 from zoo.files import regular_file
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-class UnknownConfigError(UserError):
+class UnknownWordError(UserError):
+    """A word of the command means nothing. The command ends with the exit code of a usage error."""
+
+
+class UnknownConfigError(UnknownWordError):
     """`--config` names neither a config of the zoo nor a file."""
 
 
@@ -41,3 +45,21 @@ def find_config(name: str) -> Path:
         raise UnknownConfigError(f"there is no config file {name}{did_you_mean(name, here)}")
     bare = name.removeprefix("configs/").removesuffix(".yaml")
     raise UnknownConfigError(f"there is no config {name}{did_you_mean(bare, files, '; `zoo list` shows the names')}")
+
+
+def describe_stray_word(word: str) -> str:
+    """A sentence about a word that is neither an option nor the value of one, with the option that it needs."""
+    config = word.removeprefix("configs/").removesuffix(".yaml")
+    if (near := config if config in (files := config_files()) else nearest(config, files)) and "=" not in word:
+        option = f"--config {near}"
+    elif "=" in word:  # as in Hydra
+        option = f"--{word}"
+    elif word in ("last", "best", "auto") or word.endswith(".ckpt"):
+        option = f"--ckpt_path {word}"
+    elif word.endswith((".yaml", ".yml")):
+        option = f"--config {word}"
+    elif os.path.exists(word):
+        option = f"--data_dir {word}"
+    else:
+        return f"{word!r} belongs to no option: options begin with --, and a value that contains blanks needs quotes"
+    return f"{word!r} belongs to no option: did you mean {option}?"

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from zoo.cli.config_names import CONFIGS, config_files
+from zoo.console.messages import nearest
 from zoo.registry import MODELS
 
 PACKAGE = Path(__file__).parents[1]
@@ -17,7 +18,18 @@ VERBS = {
     "generate": "continue a prompt with a language model",
     "consolidate": "write the checkpoint of a sharded run, a folder, as one file",
     "list": "show every config: model, data, size, what it needs",
+    "completion": "print a script for bash, zsh or tcsh that completes verbs, options and configs",
 }
+OTHER_NAMES = {  # what other programs call a verb
+    "train": "fit", "resume": "fit", "finetune": "fit", "eval": "validate", "evaluate": "test", "sample": "generate",
+    "complete": "generate", "chat": "generate", "infer": "predict", "configs": "list", "models": "list",
+}  # fmt: skip
+
+
+def nearest_verb(word: str) -> str | None:
+    """The verb that a mistyped one, or its name in another program, most likely means; None where none is similar."""
+    near = nearest(word, [*VERBS, *OTHER_NAMES], cutoff=0.6) if word not in OTHER_NAMES else word
+    return OTHER_NAMES.get(near, near) if near else None
 
 
 def models() -> dict[str, str]:
@@ -75,4 +87,4 @@ def configs() -> list[dict[str, str]]:
     return rows
 
 
-__all__ = ["CONFIGS", "VERBS", "configs", "models", "usage"]
+__all__ = ["CONFIGS", "VERBS", "configs", "models", "nearest_verb", "usage"]

@@ -1,10 +1,43 @@
-"""Checks and changes of a verb's settings after they are parsed and before anything is built."""
+"""Checks and changes of a verb's settings after they are parsed and before anything is built or read."""
 
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from zoo.callbacks.budget import parse_duration
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from zoo.callbacks.budget import ONE_PROCESS, parse_duration
+from zoo.cli.arguments import RUN_FOLDER
 from zoo.cli.checkpoint_info import CheckpointInfo
+from zoo.cli.linked_arguments import given_options, linked_arguments
+from zoo.cli.ranks import Ranks
+from zoo.cli.resume import refuse_changed_settings
+from zoo.cli.run_folder import fill_in, refuse_other_run
+from zoo.cli.run_lock import locked_folder
+from zoo.datamodules.sources.corpus import data_label
 from zoo.errors import UserError
+from zoo.files.remote_files import is_copy
+from zoo.private_apis.jsonargparse_api import wrong_null, wrong_null_argument
+from zoo.training.module import ZooModule
+from zoo.weights import FOLDER as project_weights_folder
+
+
+def find_null(parser: Any, config: Any, classes: Mapping[str, type | None]) -> str | None:
+    """jsonargparse's message about the first option that is null although its type excludes it; None if there is none.
+
+    Args:
+        parser: of the verb.
+        config: the settings of the verb.
+        classes: the classes of "model" and "data".
+    """
+    message = wrong_null(parser, config)
+    for group, cls in classes.items():
+        if message is None and cls is not None:
+            skip = linked_arguments(cls)
+            message = wrong_null_argument(cls, config[group].get("init_args", {}), skip)
+            message = message and message.replace('Parser key "', f'Parser key "{group}.', 1)
+    return message
 
 
 def check_settings(config: Any, verb: str, info: CheckpointInfo | None) -> None:
@@ -16,17 +49,46 @@ def check_settings(config: Any, verb: str, info: CheckpointInfo | None) -> None:
         info: the checkpoint that was named, if any.
 
     Raises:
-        UserError: the seed is out of range, a verb other than fit has no trained model or a time limit, or the time
-            limit is no duration.
+        UserError: the seed is out of range, a verb other than fit has no trained model or a time limit, the time
+            limit is no duration, or --overwrite is given to another verb than predict.
     """
     if isinstance(seed := config.seed_everything, int) and not 0 <= seed < 2**32:
         raise UserError(f"--seed_everything must be from 0 to {2**32 - 1}, not {seed}")
     if verb != "fit" and not info and not config.model.init_args.get("weights"):
         raise UserError(f"zoo {verb} needs a trained model: add --ckpt_path FILE")
+    if config.overwrite:
+        if verb != "predict":
+            raise UserError(f"--overwrite is for the files of predict: drop it for {verb}, which overwrites nothing")
+        config.predictions.overwrite = True
     if config.budget is not None:
         if verb != "fit":
             raise UserError(f"--budget is a time limit of fit: drop it for {verb}")
         parse_duration(config.budget)
+
+
+def check_fit(config: Any, model: type | None, ranks: Ranks) -> None:
+    """Refuse a `fit` for what is known before its data is read: its time limit and its folder.
+
+    Args:
+        config: the settings of the verb.
+        model: the class of the model.
+        ranks: the processes of the run; only the first looks at the folder.
+
+    Raises:
+        UserError: the schedule cannot be planned for a time limit, or the folder holds another run.
+        OSError: nothing can be written into the folder.
+    """
+    if config.budget is not None:
+        if model is not None and not hasattr(model, "plan_steps"):
+            raise UserError(f"--budget: {model.__name__} has a schedule that cannot be planned; drop it")
+        trainer = config.trainer
+        has_devices = str(trainer.devices).isdecimal() and int(trainer.devices) > 1
+        if trainer.num_nodes > 1 or has_devices or ranks.world is not None:
+            raise UserError(ONE_PROCESS)
+    if ranks.world is None or ranks.world.rank == 0:
+        folder = Path(config.checkpoint.dirpath or config.output_dir)
+        with locked_folder(folder):
+            refuse_other_run(folder, config.ckpt_path)
 
 
 def move_data_dir(config: Any) -> None:
@@ -41,3 +103,68 @@ def move_data_dir(config: Any) -> None:
         config.data.init_args.data, config.data_dir = config.data_dir, None
     if isinstance(data := config.data.init_args.get("data"), str) and not data.strip():
         raise UserError("--data_dir is empty: give a file, a folder or the name of a data set")
+
+
+def fill_data_settings(config: Any, model: type | None, keys: Iterable[tuple[str, str]]) -> None:
+    """Set options of the data that follow from the model's and were not given, as the tokenizer of an encoder.
+
+    Args:
+        config: the settings of the verb.
+        model: the class of the model.
+        keys: (dotted key, its source) of all settings that were given.
+    """
+    if model is None or not issubclass(model, ZooModule):
+        return
+    given = given_options(keys, "data")
+    settings = config.model.get("init_args") or {}  # a class may have no arguments
+    for name, value in model.data_settings(settings).items():
+        if name in config.data.init_args and name not in given:
+            config.data.init_args[name] = value
+
+
+def compare_with_checkpoint(info: CheckpointInfo, config: Any, verb: str, data: type | None) -> None:
+    """Compare the settings with those of the training, and print a warning where texts come from other columns.
+
+    Args:
+        info: the checkpoint.
+        config: the settings of the verb.
+        verb: the verb; `fit` resumes.
+        data: the class of the data.
+
+    Raises:
+        UserError: a resumed run has other data or settings that it cannot change, or texts are written in another way.
+    """
+    if verb == "fit":
+        if not config.allow_other_data:
+            info.check_label(config.data.init_args.get("data"))
+        refuse_changed_settings(info.path, config)
+    elif warning := info.check_texts(data, config.data.get("init_args") or {}):
+        rank_zero_only(print)(f"zoo: {warning}", file=sys.stderr)
+
+
+def output_dir(config: Any) -> str:
+    """The run's folder: as typed or configured, else the checkpoint's, else one named after the model."""
+    pattern = config.output_dir
+    path = config.ckpt_path
+    is_run = path and Path(path).parent != project_weights_folder and not is_copy(path)
+    if is_run and (pattern is None or "{time}" in pattern):
+        return str(Path(config.ckpt_path).parent)
+    if pattern is None:
+        return f"runs/{config.model.class_path.rsplit('.', 1)[-1].lower()}"
+    # Fill the data's label and the time into the pattern.
+    label = data_label(config.data.init_args.get("data") or config.data.class_path.rsplit(".", 1)[-1].lower())
+    return fill_in(pattern, label)
+
+
+def set_log_folder(trainer: Any, folder: str) -> None:
+    """Replace `{output_dir}`, which a logger without a folder is given, by the run's folder.
+
+    Args:
+        trainer: the Trainer's options.
+        folder: of the run.
+    """
+    loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+    for logger in loggers:
+        arguments = getattr(logger, "init_args", None)
+        if arguments is not None and arguments.get("save_dir") == RUN_FOLDER:
+            arguments.save_dir = folder

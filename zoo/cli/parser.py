@@ -1,18 +1,25 @@
 """An argument parser whose errors are one sentence, with the nearest name where a name is unknown."""
 
 import os
+import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from zoo.cli.linked_arguments import linked_arguments
 from zoo.console.exit_codes import UsageError
 from zoo.console.messages import did_you_mean, nearest
 from zoo.errors import UserError
 from zoo.private_apis import jsonargparse_api as api
-from zoo.registry import DATA_MODULES, MODELS, load_all
+from zoo.registry import DATA_MODULES, MODELS, load_all, load_class
 
+CKPT_PATH = (
+    "a checkpoint: a file, a sharded run's folder, a URL or zoo:NAME; last and best are those in --output_dir, and for "
+    "fit auto is last if it exists. Its settings of model and data are the defaults. A fit resumes from it"
+)
 LONGEST = 1000  # characters of a message
+PUBLIC = re.compile(r"zoo\.callbacks\.[A-Z]\w+|zoo\.sharding\..*")  # classes of the zoo that users name, except models
 
 
 class ZooParser(LightningArgumentParser):
@@ -20,6 +27,19 @@ class ZooParser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    described: dict[str, type | None] = {}  # noqa: RUF012 - replaced, not changed; group -> class, at the end of the help
+
+    def format_help(self, formatter: Any = None) -> str:
+        """The help text, with the options of the model and the data that the command names."""
+        api.hide_classes(self, is_internal)
+        api.describe(self, "ckpt_path", CKPT_PATH)
+        text = super().format_help(formatter)
+        for group, cls in self.described.items():
+            if cls is not None:
+                skip = {*linked_arguments(cls), *getattr(cls, "internal_arguments", ())}
+                text += f"\n{cls.__name__}, the {group} of this command:\n" + api.class_help(cls, group, skip)
+        return text
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # the parser of one class, inside that of the command, which then reports
@@ -38,13 +58,17 @@ class ZooParser(LightningArgumentParser):
             group = f"--{api.key_of(message) or ''}".removesuffix(".init_args")
             names = [name.removeprefix(group).lstrip(".-") for name in self._option_names() if name.startswith(group)]
             prefix = f"{group[2:]}." if group[2:] else ""
+            if group[2:] in ("model", "data") and (owners := self._owners(group[2:], setting)):
+                return f"there is no setting {prefix + setting!r} here: it is one of {', '.join(owners)}"
             near = nearest(setting, names)
             hint = f"; did you mean {prefix}{near}?" if near else ""
             return f"there is no setting {prefix + setting!r}{hint}"
+        if problem := api.ambiguous_class(message):
+            return f"there are several classes {problem[0]}: write {' or '.join(sorted(problem[1], reverse=True))}"
         if name := api.unknown_class(message):
             return f"there is no model or data class {name!r}{did_you_mean(name, [*MODELS, *DATA_MODULES])}"
-        if problem := api.failed_import(message):
-            return f"there is no model or data class {problem[0]!r}: {problem[1]}"
+        if failed := api.failed_import(message):
+            return f"there is no model or data class {failed[0]!r}: {failed[1]}"
         # Missing files and missing arguments.
         if path := api.missing_file(message):
             return f"there is no file {os.path.relpath(path)}"
@@ -59,6 +83,17 @@ class ZooParser(LightningArgumentParser):
         for name, cls in load_all().items():
             group = "model" if name in MODELS else "data"
             yield from (option.name.replace("--", f"--{group}.", 1) for option in api.class_options(cls))
+
+    def _owners(self, group: str, setting: str) -> list[str]:
+        """The registered models or data modules that have a setting."""
+        names = MODELS if group == "model" else DATA_MODULES
+        return [name for name in names if f"--{setting}" in {o.name for o in api.class_options(load_class(name))}]
+
+
+def is_internal(path: str) -> bool:
+    """Whether a class is one that only the zoo itself uses, by its import path."""
+    name = path.rpartition(".")[2]
+    return path.startswith("zoo.") and name not in MODELS and name not in DATA_MODULES and not PUBLIC.fullmatch(path)
 
 
 def refuse(sentence: str) -> NoReturn:

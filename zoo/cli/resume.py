@@ -4,12 +4,15 @@ Without a config in the command it gives the settings. Otherwise settings that a
 checkpoint does not contain, are compared with it.
 """
 
+import contextlib
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from zoo.cli.arguments import Arguments, load_config
 from zoo.errors import UserError
+from zoo.files.remote_files import is_copy, local_copy
 from zoo.registry import DATA_MODULES, MODELS
 from zoo.training.fixed_arguments import check_fixed
 
@@ -27,8 +30,8 @@ def saved_run(ckpt_path: str | None, arguments: Arguments) -> list[str]:
         arguments: what the command says.
 
     Returns:
-        `--config RUN/config.yaml --output_dir RUN`; nothing where the command gives a config, a model or data itself,
-        or where there is no config.yaml next to the checkpoint.
+        `--config RUN/config.yaml --output_dir RUN`, of a remote run only the config; nothing where the command gives a
+        config, a model or data itself, or where there is no config.yaml next to the checkpoint.
 
     Raises:
         UserError: the config names a class outside the zoo and Lightning, which only the user can decide to trust.
@@ -37,7 +40,14 @@ def saved_run(ckpt_path: str | None, arguments: Arguments) -> list[str]:
     if ckpt_path is None or is_named or not (path := Path(ckpt_path).parent / "config.yaml").is_file():
         return []
     _check_classes(path)
-    return [f"--config={path}", f"--output_dir={path.parent}"]
+    # The folder of a copied remote run is in the cache: the run continues in the folder that its config names.
+    return [f"--config={path}"] if is_copy(path) else [f"--config={path}", f"--output_dir={path.parent}"]
+
+
+def copy_remote_config(url: str) -> None:
+    """Copy the config.yaml next to a remote checkpoint, if there is one, to the copy of the checkpoint."""
+    with contextlib.suppress(FileNotFoundError):
+        local_copy(f"{url.partition('?')[0].rpartition('/')[0]}/config.yaml")
 
 
 def with_chosen_settings(ckpt_path: str | None, arguments: Arguments) -> list[str]:
@@ -94,7 +104,7 @@ def refuse_changed_settings(ckpt_path: str, config: Any) -> None:
 
 
 def _class_paths(settings: Any, is_trainer: bool = False) -> Iterator[str]:
-    """Every class that a config may name: `class_path` entries, and texts with a dot among the Trainer's settings."""
+    """Every class that a config may name: `class_path` entries, and import paths among the Trainer's settings."""
     if isinstance(settings, dict):
         for key, value in settings.items():
             if key == "class_path":
@@ -104,5 +114,11 @@ def _class_paths(settings: Any, is_trainer: bool = False) -> Iterator[str]:
     elif isinstance(settings, list):
         for value in settings:
             yield from _class_paths(value, is_trainer)
-    elif is_trainer and isinstance(settings, str) and "." in settings:
+    elif is_trainer and isinstance(settings, str) and _is_import_path(settings):
         yield settings
+
+
+def _is_import_path(text: str) -> bool:
+    """Whether a text such as "package.Class" names something in an installed package, unlike "prof.txt" and ".3f"."""
+    is_dotted = "." in text and all(part.isidentifier() for part in text.split("."))
+    return is_dotted and importlib.util.find_spec(text.split(".")[0]) is not None

@@ -19,6 +19,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from zoo.errors import UserError
 from zoo.files.atomic import OLD, complete_path, replacing
 from zoo.files.checkpoint_folders import META, check_complete, is_checkpoint_folder
+from zoo.files.remote_files import is_url, local_copy
 from zoo.private_apis.lightning_logger import DeferredTensorBoardLogger
 from zoo.private_apis.lightning_trainer import set_default_root_dir
 from zoo.weights import find_weights, is_project_weights
@@ -27,7 +28,8 @@ from zoo.weights import find_weights, is_project_weights
 def find_checkpoint(ckpt_path: str | None, output_dir: str | None) -> str | None:
     """The file that `--ckpt_path` means.
 
-    `last` and `best` are those in the output folder, `auto` is `last` if it exists, `zoo:NAME` one of the zoo.
+    `last` and `best` are those in the output folder, `auto` is `last` if it exists, `zoo:NAME` one of the zoo. The
+    file at a URL is copied into the cache.
 
     Raises:
         UserError: `last`, `best` or `auto` without a known folder; the folder of a run; a broken symbolic link; or a
@@ -38,6 +40,8 @@ def find_checkpoint(ckpt_path: str | None, output_dir: str | None) -> str | None
         raise UserError("--ckpt_path is empty: name a checkpoint, or drop it")
     if is_project_weights(ckpt_path):
         return find_weights(str(ckpt_path))
+    if ckpt_path is not None and is_url(ckpt_path):
+        return str(local_copy(ckpt_path))
     if ckpt_path and os.path.basename(ckpt_path) == META and is_checkpoint_folder(os.path.dirname(ckpt_path)):
         raise UserError(
             f"{ckpt_path} is one file of a checkpoint folder: give --ckpt_path {os.path.dirname(ckpt_path)}"
@@ -150,6 +154,12 @@ def remove_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
 
 
+def start_logger(trainer: Any, with_hparams: bool = True) -> None:
+    """Let the zoo's logger, if the Trainer has it, create its files; `with_hparams` also writes hparams.yaml."""
+    if trainer.is_global_zero and isinstance(trainer.logger, DeferredTensorBoardLogger):
+        trainer.logger.start(with_hparams)
+
+
 class SaveConfig(SaveConfigCallback):
     """Write the run's settings into its folder, so that `--config FOLDER/config.yaml` repeats the run.
 
@@ -177,6 +187,14 @@ class SaveConfig(SaveConfigCallback):
     def on_validation_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:  # before training only in a resumed run
             self.save_once(trainer, pl_module)
+        elif trainer.state.fn == "validate":
+            start_logger(trainer, with_hparams=False)
+
+    def on_test_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        start_logger(trainer, with_hparams=False)
+
+    def on_predict_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        start_logger(trainer, with_hparams=False)
 
     def save_once(self, trainer: Any, pl_module: Any) -> None:
         """Save the settings, and start the logger, unless that was done."""
@@ -185,8 +203,7 @@ class SaveConfig(SaveConfigCallback):
         self.already_saved = True
         if trainer.is_global_zero:
             self.save_config(trainer, pl_module, "fit")
-            if isinstance(trainer.logger, DeferredTensorBoardLogger):
-                trainer.logger.start()
+            start_logger(trainer)
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
         path = Path(trainer.default_root_dir) / "config.yaml"

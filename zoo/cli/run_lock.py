@@ -31,13 +31,6 @@ def locked_folder(folder: Path) -> Iterator[None]:
         yield
 
 
-def refuse_locked(folder: Path) -> None:
-    """Raises UserError where another process trains in this folder. Nothing is written there."""
-    if (folder / LOCK_NAME).exists():
-        with locked_folder(folder):
-            pass
-
-
 @contextlib.contextmanager
 def locked_and_watched(folder: Path | None, ranks: Ranks, trainer: Any) -> Iterator[None]:
     """Hold the lock of a folder, if one is given, and end this process if another rank fails, without leaving traces.

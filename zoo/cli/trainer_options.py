@@ -4,7 +4,7 @@ import warnings
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
 
 from zoo.callbacks import Checkpoint, EarlyStopping, Samples
@@ -18,6 +18,7 @@ OFF_IN_BAREBONES = (  # options that `barebones` turns off, also where a config 
     "num_sanity_val_steps",
 )  # fmt: skip
 LIMITS = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}
+UNUSED_STATE = "Be aware that when using .ckpt_path., callbacks used to create"  # the beginning of Lightning's warning
 NOT_IN_BAREBONES = ("fast_dev_run", "detect_anomaly", "profiler")
 
 
@@ -40,6 +41,11 @@ def check_trainer(trainer: Any, verb: str) -> None:
         raise UserError(
             f"--trainer.accelerator {trainer.accelerator}: torch finds no CUDA GPU here; drop it, or set it to cpu"
         )
+    if trainer.default_root_dir is not None:
+        raise UserError(
+            f"--trainer.default_root_dir has no effect here: set the run's folder with --output_dir "
+            f"{trainer.default_root_dir}"
+        )
     check_counts(**{"--trainer.num_nodes": trainer.num_nodes})
     if isinstance(trainer.strategy, str):
         trainer.strategy = strategy_name(trainer.strategy, trainer.accelerator)
@@ -49,6 +55,21 @@ def check_trainer(trainer: Any, verb: str) -> None:
     if trainer.accumulate_grad_batches < 1:
         raise UserError(f"--trainer.accumulate_grad_batches must be at least 1, not {trainer.accumulate_grad_batches}")
     apply_barebones(trainer)
+    if verb != "fit":  # other verbs need no callback of the training, such as the timer of --trainer.max_time
+        warnings.filterwarnings("ignore", message=UNUSED_STATE)
+
+
+def shows_own_bar(trainer: dict[str, Any]) -> bool:
+    """Whether the zoo's progress bar is shown: unless bars are turned off, or the user's callbacks include one.
+
+    Args:
+        trainer: the Trainer's arguments, with its callbacks.
+    """
+    is_on = trainer["enable_progress_bar"] is not False and not trainer["barebones"]
+    callbacks = trainer.get("callbacks") or []
+    return is_on and not any(
+        isinstance(c, ProgressBar) for c in (callbacks if isinstance(callbacks, list) else [callbacks])
+    )
 
 
 def strategy_name(name: str, accelerator: Any) -> str:
@@ -82,7 +103,7 @@ def apply_barebones(trainer: Any) -> None:
         UserError: an option is set that barebones cannot override.
     """
     if not saves_checkpoints(trainer):
-        warnings.filterwarnings("ignore", message="Be aware that when using .ckpt_path., callbacks used to create")
+        warnings.filterwarnings("ignore", message=UNUSED_STATE)
     if not trainer.barebones:
         return
     for name in NOT_IN_BAREBONES:

@@ -10,9 +10,18 @@ from zoo.errors import UserError
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.7) -> str | None:
-    """The known name most similar to `name`, or else one that it abbreviates or whose last dotted part is similar."""
-    names = sorted(set(known))
-    if close := get_close_matches(name, names, n=1, cutoff=cutoff):
+    """The known name most similar to `name`, or else one that it abbreviates or whose last dotted part is similar.
+
+    Neither `name` itself nor, of an option, its group, as "--trainer" is the group of "--trainer.steps".
+    """
+    names = sorted(c for c in set(known) if c != name and not (c.startswith("--") and name.startswith(f"{c}.")))
+    # Among the options of the same group only their last parts are compared: the group makes all of them similar.
+    group, _, last = name.rpartition(".")
+    same_group = {c.rpartition(".")[2]: c for c in names if group and c.rpartition(".")[0] == group}
+    if close := get_close_matches(last, same_group, n=1, cutoff=cutoff):
+        return same_group[close[0]]
+    others = [candidate for candidate in names if candidate not in same_group.values()]
+    if close := get_close_matches(name, others, n=1, cutoff=cutoff):
         return close[0]
     if extended := [candidate for candidate in names if candidate.startswith(name)]:
         return min(extended, key=len)
@@ -47,6 +56,7 @@ def silence_lightning() -> None:
     """Drop Lightning's informational messages: `generate` prints only text, and an error is one sentence."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # the report that the user wants
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Precision .* is not supported by the model summary")
     warnings.filterwarnings("ignore", message="You have overridden `on_before_batch_transfer`")  # on purpose

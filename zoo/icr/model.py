@@ -29,9 +29,9 @@ class ICRegConfig(Task):
 
     Args:
         d_model: width of the residual stream, a multiple of n_heads.
-        d_mlp: width of the hidden layer in each MLP.
+        d_mlp: width of the hidden layer in each MLP, at least 1.
         n_heads: number of attention heads, a divisor of d_model.
-        n_layers: number of blocks.
+        n_layers: number of blocks, at least 1.
         use_prenorm: LayerNorm before each branch and once at the end, as in GPT-2; false: after each branch.
         init_std: standard deviation of the initial weights, positive. GPT-2's 0.02 suits long runs; a narrow network
             that should learn within a thousand steps starts better from about 0.1.

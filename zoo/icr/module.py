@@ -50,6 +50,7 @@ class ICRTransformer(ZooModule):
         **settings: the fields of `ICRegConfig` and `ICRSettings`.
     """
 
+    internal_arguments: ClassVar[tuple[str, ...]] = ("config",)
     data_arguments: ClassVar[tuple[str, ...]] = tuple(field.name for field in fields(Task))
     fixed_arguments: ClassVar[tuple[str, ...]] = (*ZooModule.fixed_arguments, *field_names(ICRegConfig))
     item = "prompts"  # unit of the Throughput callback

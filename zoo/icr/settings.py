@@ -17,12 +17,12 @@ class ICRSettings(OptimizerConfig, ICRegConfig):
     """The fields of `ICRegConfig`, and the optimizer: Adam with eps 1e-8 and weight decay on all parameters.
 
     Args:
-        warmup_steps: optimizer steps over which the learning rate rises linearly to its peak; after them it falls
-            linearly and ends at the last step of the run. None: the rate is constant.
+        warmup_steps: optimizer steps, at least 0, over which the learning rate rises linearly to its peak; after them
+            it falls linearly and ends at the last step of the run. None: the rate is constant.
         min_lr_ratio: the falling rate ends at this share of the peak, from 0 to 1; unused with a constant rate.
         beta1: Adam's decay rate of the first moment, in [0, 1).
         beta2: Adam's decay rate of the second moment, in [0, 1).
-        weight_decay: decoupled weight decay of all parameters; 0 turns it off.
+        weight_decay: decoupled weight decay of all parameters, at least 0; 0 turns it off.
         grad_clip: largest norm of the gradient of all parameters, positive; longer gradients are scaled down to it.
             None: gradients are not clipped.
     """

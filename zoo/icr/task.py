@@ -81,7 +81,7 @@ class Task:
         K: number of pairs (x, y) in each prompt, at least 2.
         sigma2: variance of the noise in y, positive.
         M: number of tasks in the pool, from 1 to max_M, or "inf" for a new task in every prompt.
-        max_M: largest M accepted, a guard against typing errors.
+        max_M: largest M accepted, at least 1; a guard against typing errors.
         task_seed: seed of the pool and of the evaluation prompts; runs with the same value share them.
 
     Raises:

@@ -55,7 +55,7 @@ class LlamaClassifier(BowClassifier):
             over tokens; "attention", a mean weighted by the softmax of products with a trained vector.
         head_dropout: dropout probability of the pooled vector, in [0, 1).
         lora_rank: rank of the updates, at least 1; used with method=lora only.
-        lora_alpha: the update is multiplied by lora_alpha / lora_rank.
+        lora_alpha: the update is multiplied by lora_alpha / lora_rank; any finite number.
         lora_targets: names of the adapted matrices, separated by commas: wqkv, wo, w13, w2, and output where the
             embeddings are not tied.
         lm_weight: weight of the next-token loss on the same texts, which is added to the classification loss, at least

@@ -34,12 +34,12 @@ class LlamaConfig:
     Args:
         vocab_size: number of token ids.
         dim: width of the hidden states; a multiple of 2 n_heads.
-        n_layers: number of layers.
-        n_heads: number of query heads.
+        n_layers: number of layers, at least 1.
+        n_heads: number of query heads, at least 1.
         n_kv_heads: number of key-value heads, a divisor of n_heads; null means n_heads.
         hidden_dim: width of the feed-forward layer; null means 8/3 dim, rounded up to a multiple of multiple_of.
-        multiple_of: unit of the default hidden_dim; not used if hidden_dim is given.
-        max_seq_len: longest context in tokens.
+        multiple_of: unit of the default hidden_dim, at least 1; not used if hidden_dim is given.
+        max_seq_len: longest context in tokens, at least 1.
         norm_eps: constant added to the mean square in RMSNorm; positive.
         rope_theta: base of the rotary wavelengths; positive.
         rope_scaling: Llama 3.1's scaling of the rotary frequencies, a mapping with Hugging Face's keys factor,

@@ -34,15 +34,15 @@ class MiniRLMConfig:
         vocab_size: number of token ids.
         n_features: F, how many numbers a text contains, for encoder=mlp.
         outputs: number of outputs.
-        dim: width of the embedding and of the transformer, or of the hidden layers of the mlp.
-        hidden_dim: width of each direction of the LSTM.
-        readout_dim: width of the hidden layer between the pooled text and the outputs; 0 for none.
-        n_layers: layers of the encoder.
+        dim: width of the embedding and of the transformer, or of the hidden layers of the mlp; at least 1.
+        hidden_dim: width of each direction of the LSTM, at least 1.
+        readout_dim: width of the hidden layer between the pooled text and the outputs, at least 0; 0 for none.
+        n_layers: layers of the encoder, at least 1.
         n_heads: attention heads of the transformer; they divide dim into even parts.
         bidirectional: whether the LSTM also runs from the end of the text to its start.
         dropout: probability, from 0 to below 1, between the LSTM's layers, on the transformer's residual branches and
             on the pooled text. Embeddings have no dropout because they carry the digits of numbers.
-        max_seq_len: longest text in tokens that the transformer accepts, the cls vector included.
+        max_seq_len: longest text in tokens that the transformer accepts, the cls vector included; at least 1.
         rope_theta: base of the transformer's rotary frequencies; positive.
     """
 

@@ -18,7 +18,7 @@ from zoo.mini_rlm.scales import Scale, ScaleKind
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import TextBatch, check_targets, targets_and_features
-from zoo.training.distinct_targets import best_setting, find_merged
+from zoo.training.distinct_targets import best_setting, find_merged, warn_of_constant
 from zoo.training.fixed_arguments import field_names
 from zoo.training.language_model import required_vocab_size
 from zoo.training.regressor import Regressor, target_fields
@@ -49,7 +49,7 @@ class MiniRLM(Regressor):
         loss: loss on that scale, "huber" or "mse".
         huber_delta: absolute error, on that scale, at which Huber's loss changes from quadratic to linear; positive.
         n_objectives: K, the number of targets of each text; on the command line that of the data.
-        n_classes: 0 for regression; otherwise the only target is one of the classes 0 ... n_classes - 1.
+        n_classes: 0 for regression; otherwise, from 2 on, the only target is one of the classes 0 ... n_classes - 1.
         n_features: F, how many numbers each text contains, for encoder=mlp; on the command line that of the data, which
             is 0 without --data.features true.
         embeddings: .pt or .safetensors file with the initial token embeddings, a matrix (vocab_size, dim). Default:
@@ -136,6 +136,8 @@ class MiniRLM(Regressor):
         if self.hparams["encoder"] == "mlp" and features is not None and not np.isfinite(features).all():
             row = int(np.flatnonzero(~np.isfinite(features).all(1))[0])
             raise UserError(f"row {row}: a number in the text is NaN or infinite, which encoder=mlp cannot read")
+        if self.trainer.is_global_zero:
+            warn_of_constant(targets)
         if not self.has_scales:
             self.fit_scales(targets, features)
         is_fp64 = next(self.model.parameters()).dtype == torch.float64

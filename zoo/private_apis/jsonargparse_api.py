@@ -1,12 +1,14 @@
 """What the zoo reads from inside jsonargparse. Written for jsonargparse 4.53.
 
-Private members used: `_actions`, `_option_string_actions`, `_subcommands_action`, `_check_type` and `_typehint` of an
-action, `_loaders_dumpers.yaml_load`, and the wording of error messages.
+Private members used: `_actions`, `_option_string_actions`, `_subcommands_action`, of an action its `extra_help`,
+`_check_type` and `_typehint`, `_loaders_dumpers.yaml_load`, and the wording of error messages.
 tests/private_apis/test_jsonargparse_api.py fails when one of them changes.
 """
 
 import re
-from collections.abc import Container, Iterator
+from argparse import SUPPRESS
+from collections.abc import Callable, Container, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import yaml
@@ -20,12 +22,14 @@ class Option(NamedTuple):
 
     name: str  # "--trainer.max_steps"
     help: str  # its description, "" where it has none
+    type: Any = None  # its type annotation
+    default: Any = None
 
 
 def options(parser: ArgumentParser) -> list[Option]:
     """The options of a parser and of its subcommands, without those of subclasses (`class_options`)."""
     return [
-        Option(name, action.help or "")
+        Option(name, action.help or "", getattr(action, "_typehint", None), action.default)
         for one in (parser, *_subparsers(parser))
         for name, action in one._option_string_actions.items()
     ]
@@ -36,7 +40,44 @@ def class_options(cls: type) -> list[Option]:
     parser = ArgumentParser()
     own = set(parser._option_string_actions)
     parser.add_class_arguments(cls, fail_untyped=False)
-    return [Option(n, a.help or "") for n, a in parser._option_string_actions.items() if n not in own]
+    return [
+        Option(name, action.help or "", getattr(action, "_typehint", None), action.default)
+        for name, action in parser._option_string_actions.items()
+        if name not in own
+    ]
+
+
+def class_help(cls: type, group: str, skip: Container[str] = ()) -> str:
+    """The help text of the constructor arguments of a class, as options `--group.name`, without those in `skip`."""
+    parser = ArgumentParser(usage=SUPPRESS, add_help=False)
+    names = [option.name.removeprefix("--") for option in class_options(cls)]
+    parser.add_class_arguments(cls, group, fail_untyped=False, skip={name for name in names if name in skip})
+    return parser.format_help()
+
+
+def describe(parser: ArgumentParser, name: str, text: str) -> None:
+    """Replace the description of an option, if the parser has it."""
+    for action in parser._actions:
+        if action.dest == name:
+            action.help = text
+
+
+def hide_classes(parser: ArgumentParser, is_hidden: Callable[[str], bool]) -> None:
+    """Leave classes out of the lists "known subclasses" in the help text of a parser.
+
+    Args:
+        parser: the parser.
+        is_hidden: whether the class with this import path is left out.
+    """
+    for action in parser._actions:
+        if hasattr(action, "extra_help"):
+            action.extra_help = partial(_shortened_list, action.extra_help, is_hidden)
+
+
+def _shortened_list(extra_help: Callable[[], str], is_hidden: Callable[[str], bool]) -> str:
+    """What a method `extra_help` returns, ", known subclasses: A, B", without the hidden classes."""
+    start, colon, names = extra_help().partition("subclasses: ")
+    return start + colon + ", ".join(name for name in names.split(", ") if not is_hidden(name))
 
 
 def wrong_null(parser: ArgumentParser, config: Any) -> str | None:
@@ -108,6 +149,14 @@ def unknown_class(message: str) -> str | None:
     return found[1] if found else None
 
 
+def ambiguous_class(message: str) -> tuple[str, list[str]] | None:
+    """A class name that several known classes have, and their import paths."""
+    found = re.search(
+        r"Multiple subclasses with name (\w+)\. Give the full class path [^:]*: ([\w., ]+?)\.?$", message, re.M
+    )
+    return (found[1], found[2].split(", ")) if found else None
+
+
 def missing_file(message: str) -> str | None:
     """The path of a config file that does not exist."""
     found = re.search(r"File does not exist: '([^']+)'", message)
@@ -160,7 +209,11 @@ def one_sentence(message: str) -> str:
 def _kind(name: str) -> str:
     """A type as the user writes its values."""
     inside = re.match(r"typing\.Literal\[(.+)\]$|<class '(\w+)'>$", name)
-    return (inside[1] or inside[2]).replace("NoneType", "null") if inside else name
+    if not inside:
+        return name
+    if inside[2]:
+        return inside[2].replace("NoneType", "null")
+    return " or ".join(inside[1].rsplit(", ", 1))
 
 
 # ---- YAML

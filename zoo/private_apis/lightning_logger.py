@@ -42,14 +42,15 @@ class DeferredTensorBoardLogger(TensorBoardLogger):
         return super().experiment if self._waiting is None else DummyExperiment()
 
     @rank_zero_only
-    def start(self) -> None:
-        """Create the files and write the values that were logged so far."""
+    def start(self, with_hparams: bool = True) -> None:
+        """Create the files and write the values that were logged so far; `hparams.yaml` only `with_hparams`."""
         if self._waiting is None:
             return
         waiting, self._waiting = self._waiting, None
         open_event_file_once(self.experiment)
         self.save()
-        save_hparams_to_yaml(f"{self.log_dir}/{self.NAME_HPARAMS_FILE}", self.hparams)
+        if with_hparams:
+            save_hparams_to_yaml(f"{self.log_dir}/{self.NAME_HPARAMS_FILE}", self.hparams)
         for metrics, step in waiting:
             self.log_metrics(metrics, step)
 

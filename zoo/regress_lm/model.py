@@ -41,16 +41,16 @@ class RegressLMConfig:
         vocab_size: number of token ids of the texts.
         number_vocab_size: number of token ids of the numbers.
         number_len: tokens of all numbers of a text together.
-        dim: width of all layers.
-        n_encoder_layers: layers of the encoder.
-        n_decoder_layers: layers of the decoder.
+        dim: width of all layers, a multiple of n_heads.
+        n_encoder_layers: layers of the encoder, at least 1.
+        n_decoder_layers: layers of the decoder, at least 1.
         n_heads: attention heads; they divide dim into parts, which are even in the encoder.
-        n_encoder_heads: attention heads of the encoder, if their number differs; None for n_heads.
+        n_encoder_heads: attention heads of the encoder, if their number differs, a divisor of dim; None for n_heads.
         gradient_checkpointing: recompute each layer of the encoder in the backward pass: less memory, more time.
-        hidden_dim: width of the hidden layer of each feed-forward block; None for 4 dim.
+        hidden_dim: width of the hidden layer of each feed-forward block, at least 1; None for 4 dim.
         dropout: dropout probability inside the feed-forward blocks, from 0 to below 1.
         residual_dropout: dropout probability of the output of each attention and feed-forward block, from 0 to below 1.
-        max_input_len: longest text in tokens. Short texts cost no more with a larger value.
+        max_input_len: longest text in tokens, at least 1. Short texts cost no more with a larger value.
     """
 
     vocab_size: int

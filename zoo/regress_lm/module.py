@@ -28,7 +28,7 @@ from zoo.regress_lm.vocabulary import NumberVocabulary
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import TextBatch, targets_and_features
 from zoo.training.choices import Choice
-from zoo.training.distinct_targets import find_merged
+from zoo.training.distinct_targets import find_merged, warn_of_constant
 from zoo.training.fixed_arguments import field_names
 from zoo.training.language_model import required_vocab_size
 from zoo.training.random_streams import derive
@@ -54,9 +54,8 @@ class RegressLMModule(EncoderPretrainer):
     Args:
         number_format: tokens of a number: "ieee" (sign, exponent, mantissa), "p10" (sign, mantissa, a token for the
             power of ten) or "normalized" (digits of a target in [0, 1]).
-        number_digits: significant digits of a number. Default: 4, and 3 for "normalized".
-        number_exponent: for "ieee" the number of exponent digits (default 1), for "p10" the largest power of ten
-            (default 10).
+        number_digits: significant digits of a number, at least 1. Default: 4, and 3 for "normalized".
+        number_exponent: for "ieee" the exponent's digits (default 1), for "p10" the largest power (10); at least 1.
         special_values: targets may be NaN, infinite or "invalid" in the Python API; data modules refuse such rows.
         n_objectives: K, the number of targets of each text; on the command line that of the data.
         z_loss: weight of log(Z)^2 in the loss, at least 0, which keeps the softmax's normaliser Z near 1; 0 turns it
@@ -74,21 +73,20 @@ class RegressLMModule(EncoderPretrainer):
             validation rows of other data "conformal" is "temperature".
         unseen_exponents: whether samples may have signs and exponents that no training target has, and be outside the
             range of the training targets by more than 10% of it; without effect on number_format=normalized.
-        lora_rank: train low-rank updates of this rank only; 0 trains all weights. With encoder_mode=lora the rank of
-            the updates of the encoder, while all weights of the decoder are trained.
-        lora_alpha: the update is multiplied by lora_alpha / lora_rank.
+        lora_rank: train low-rank updates of this rank only, at least 0; 0 trains all weights. With encoder_mode=lora
+            the rank of the updates of the encoder, while all weights of the decoder are trained.
+        lora_alpha: the update is multiplied by lora_alpha / lora_rank; any finite number.
         encoder: a pretrained encoder that transformers' AutoModel loads (a folder, or a name on the hub), with its own
             tokenizer, in place of an encoder with random weights; of an encoder-decoder such as T5 the encoder only.
             n_encoder_layers is then not used, and max_input_len is at most the encoder's. The decoder reads the
-            encoder's states through a norm, dropout (`residual_dropout`) and a linear map to dim.
+            encoder's states through a norm, dropout (`residual_dropout`) and a linear map to dim. Default: none.
         encoder_mode: "frozen" (the encoder's states do not change, and each text is encoded once), "lora" (low-rank
             updates of the encoder's matrices are trained) or "full" (all its weights are trained). Checkpoints hold
             all weights with "full", and otherwise need the same encoder at the same place.
         encoder_lr: peak learning rate of the encoder's trained weights, at least 0.
         encoder_cache: whether training stores the states of a frozen encoder on disk, in $ZOO_CACHE or ~/.cache/zoo.
-        encoder_config: configuration of the encoder in checkpoints with encoder_mode=full, which store it; not to be
-            given.
-        pretrain_steps: steps of span denoising on the unlabelled texts of the data, where it has any, before training.
+        encoder_config: configuration of the encoder, which checkpoints with encoder_mode=full store; not to be given.
+        pretrain_steps: steps, at least 1, of span denoising on the data's unlabelled texts, if any, before training.
         weights: checkpoint with initial weights, of the zoo or of upstream, or "zoo:regress-lm", pretrained on random
             tables. Embeddings of words are transferred by word. Default: random weights.
         round_digits: significant digits to which the numbers in texts are rounded before the tokenizer, None for no
@@ -101,6 +99,7 @@ class RegressLMModule(EncoderPretrainer):
         **settings: the other fields of `RegressLMConfig`, and those of `OptimizerConfig`.
     """
 
+    internal_arguments: ClassVar[tuple[str, ...]] = ("encoder_config",)
     data_arguments: ClassVar[tuple[str, ...]] = (
         "vocab_size",
         "tokenizer",
@@ -244,6 +243,7 @@ class RegressLMModule(EncoderPretrainer):
         tokens = self.vocabulary.encode(np.where(is_absent, first, targets))
         self.set_magnitudes(tokens)
         if self.trainer.is_global_zero:
+            warn_of_constant(targets)
             for merged in find_merged(targets, self.vocabulary.decode(tokens)):
                 h: Any = self.hparams
                 better = finer_format(merged.quantiles, h["number_format"], h["number_digits"], h["number_exponent"])

@@ -180,6 +180,10 @@ def pretrained_encoder(
         UserError: the encoder cannot be loaded, or contradicts other settings.
     """
     if not name and not description:
+        if mode != "frozen":
+            raise UserError(
+                f"encoder_mode {mode} needs a pretrained encoder: add --model.encoder, or drop --model.encoder_mode"
+            )
         return None
     # Settings that contradict the mode.
     if mode == "lora" and not lora_rank:

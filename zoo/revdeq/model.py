@@ -39,12 +39,12 @@ class RevDEQConfig:
 
     Args:
         vocab_size: number of token ids.
-        hidden_size: width of the state.
+        hidden_size: width of the state, a multiple of num_heads.
         num_heads: attention heads, a divisor of hidden_size.
-        intermediate_size: width inside each MLP.
-        mlp_layers: number of hidden layers inside each MLP, each of width intermediate_size.
-        num_layers: number of blocks in one evaluation of f.
-        max_position_embeddings: longest context in tokens.
+        intermediate_size: width inside each MLP, at least 1.
+        mlp_layers: number of hidden layers inside each MLP, at least 1, each of width intermediate_size.
+        num_layers: number of blocks in one evaluation of f, at least 1.
+        max_position_embeddings: longest context in tokens, at least 1.
         positions: "learned" position embeddings, added to the tokens, or "rotary" embedding in attention.
         block: "paper", a pre-norm block whose iteration does not converge and is truncated after N steps; or
             "post_norm", which normalizes after each branch and converges with more steps (measured, not proven).

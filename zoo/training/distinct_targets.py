@@ -1,5 +1,6 @@
 """Whether a model can tell its training targets apart: distinct values before and after they are represented in it."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ Floats = NDArray[np.floating[Any]]
 Represent = Callable[[Floats], Floats]  # targets (N, K) to what the model sees of them, (N, K)
 
 QUANTILES = 100  # a model should tell so many quantiles of the distinct targets apart
+MANY = 10  # equal targets are no accident
 ENOUGH = 0.8  # share of the quantiles that must stay distinct
 
 
@@ -52,6 +54,19 @@ def find_merged(targets: Floats, represented: Floats) -> list[Merged]:
         if len(np.unique(seen[chosen])) < ENOUGH * len(chosen):
             merged.append(Merged(k, values[chosen], len(values), len(np.unique(seen))))
     return merged
+
+
+def warn_of_constant(targets: Floats) -> None:
+    """Warn where all training targets (N, K) of an objective, at least 10, are equal. NaN does not count."""
+    for k in range(targets.shape[1]):
+        column = targets[~np.isnan(targets[:, k]), k]
+        if len(column) >= MANY and (column == column[0]).all():
+            which = f" of objective {k + 1}" if targets.shape[1] > 1 else ""
+            warnings.warn(
+                f"all {len(column)} training targets{which} are {column[0]:g}: the model can learn nothing but this "
+                "number; choose another column of targets, or other rows",
+                stacklevel=3,
+            )
 
 
 def best_setting(quantiles: Floats, settings: Iterable[tuple[str, Represent]]) -> str | None:

@@ -40,6 +40,9 @@ class ZooModule(WeightedLosses):
     data_arguments: ClassVar[tuple[str, ...]] = ()
     """Constructor arguments that the command line takes from the data module's attributes of the same names."""
 
+    internal_arguments: ClassVar[tuple[str, ...]] = ()
+    """Constructor arguments that the help of the command line leaves out: for Python, or set by checkpoints."""
+
     renamed_arguments: ClassVar[dict[str, str]] = {}
     """Old name of a constructor argument -> its new name, or a sentence where the argument no longer exists."""
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from zoo.console.messages import did_you_mean
 from zoo.errors import UserError
+from zoo.files.remote_files import is_url, local_copy
 
 FOLDER = Path(__file__).parent
 PREFIX = "zoo:"
@@ -40,11 +41,13 @@ WEIGHTS: dict[str, ProjectWeights] = {
 
 
 def find_weights(path: str) -> str:
-    """The path of a file or folder of weights, where `zoo:NAME` is a checkpoint of the project.
+    """The path of a file or folder of weights, where `zoo:NAME` is a checkpoint of the project, and a URL is copied.
 
     Raises:
         UserError: the project has no weights of that name, or its file is missing or damaged.
     """
+    if is_url(path):
+        return str(local_copy(path, "--model.weights"))
     if not is_project_weights(path):
         return path
     name = path.removeprefix(PREFIX)

@@ -1,0 +1,109 @@
+"""Loggers, progress bars, profilers and stopping rules of the user's, and checkpoints of runs that had them."""
+
+import csv
+import json
+import re
+
+import pytest
+
+from tests.commands import MICRO, TINY, complaint, fit
+from zoo.__main__ import main
+from zoo.callbacks import Checkpoint
+from zoo.cli.arguments import read_arguments
+
+BARS = [option for option in MICRO if "progress_bar" not in option]
+
+
+def events(folder):
+    return sorted(folder.glob("events*"))
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory, text_file):
+    """A run with a CSV logger, a Rich progress bar, a profiler, a second stopping rule and a limit of time."""
+    out = tmp_path_factory.mktemp("own") / "fox"
+    argv = ["fit", f"--config={TINY}", *BARS, f"--data_dir={text_file}", f"--output_dir={out}"]
+    callbacks = ["--trainer.callbacks+=RichProgressBar", "--trainer.callbacks+=zoo.callbacks.EarlyStopping",
+                 "--trainer.callbacks.monitor=val_ppl", "--trainer.callbacks.patience=9"]  # fmt: skip
+    more = ["--trainer.logger=CSVLogger", "--trainer.profiler.class_path=SimpleProfiler",
+            f"--trainer.profiler.dirpath={out}", "--trainer.profiler.filename=profile",
+            "--trainer.max_time=00:01:00:00", "--trainer.max_steps=4"]  # fmt: skip
+    assert main([*argv, *callbacks, *more]) == 0
+    return out
+
+
+def test_a_logger_without_a_folder_writes_into_that_of_the_run(own):
+    with open(own / "lightning_logs" / "version_0" / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert max(int(row["step"]) for row in rows) >= 3
+    assert not events(own)
+    assert "Profiler Report" in (own / "fit-profile.txt").read_text()
+
+
+def test_other_verbs_need_no_callback_of_the_training(own, recwarn, capsys):
+    assert main(["test", f"--ckpt_path={own / 'last.ckpt'}", "--trainer.limit_test_batches=1"]) == 0
+    assert not [str(warning.message) for warning in recwarn if "Timer" in str(warning.message)]
+    assert not events(own)
+
+
+def test_verbs_log_where_it_is_wanted(own, recwarn):
+    argv = [f"--ckpt_path={own / 'last.ckpt'}", "--trainer.logger=true", "--trainer.enable_progress_bar=false"]
+    for verb in ("validate", "test"):
+        before = len(events(own))
+        assert main([verb, *argv, f"--trainer.limit_{verb[:3] if verb != 'test' else 'test'}_batches=1"]) == 0
+        assert len(events(own)) == before + 1
+    assert not (own / "hparams.yaml").exists()  # that of the training, if there was one, is kept
+
+
+def test_resume_says_which_limit_was_reached(text_file, tmp_path, capsys):
+    assert fit(tmp_path / "run", text_file, "--trainer.max_time=00:00:00:01", max_steps=2) == 0
+    state = tmp_path / "run" / "last.ckpt"
+    assert main(["fit", f"--ckpt_path={state}", "--trainer.max_time=00:00:00:00", "--trainer.max_steps=4"]) == 0
+    assert "nothing was left to do: raise --trainer.max_time to go on" in capsys.readouterr().err
+
+
+def test_a_stopped_run_prints_the_command_that_resumes_it(tmp_path):
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    checkpoint = Checkpoint(dirpath=str(folder))
+    assert checkpoint.how_to_resume() == f"to continue, add --ckpt_path {folder / 'last.ckpt'}"  # run from Python
+    (folder / "config.yaml").touch()
+    assert checkpoint.how_to_resume() == f"to continue: zoo fit --ckpt_path '{folder / 'last.ckpt'}'"
+
+
+def test_the_report_of_a_profiler_is_shown(text_file, tmp_path, caplog):
+    assert fit(tmp_path / "run", text_file, "--trainer.profiler=simple", max_steps=1) == 0
+    assert any("FIT Profiler Report" in record.getMessage() for record in caplog.records)
+
+
+def test_predictions_are_overwritten_only_where_that_is_wanted(run, tmp_path, capsys):
+    argv = [
+        "predict",
+        f"--ckpt_path={run / 'last.ckpt'}",
+        f"--output_dir={tmp_path}",
+        "--trainer.limit_predict_batches=1",
+    ]
+    path = tmp_path / "predictions.jsonl"
+    path.write_text("of the user")
+    assert "exists already: add --overwrite to replace it" in complaint(
+        capsys, 1, *argv, "--trainer.enable_progress_bar=false"
+    )
+    assert path.read_text() == "of the user"
+    assert main([*argv, "--overwrite"]) == 0
+    shown = capsys.readouterr().err
+    assert re.search(r"zoo: predicts all rows, those of the training included, \d+ in all, of \S+fox.txt", shown)
+    assert "index" in json.loads(path.read_text().splitlines()[0])
+
+
+def test_loggers_in_configs_get_the_folder_of_the_run():
+    for logger, expected in [
+        ("{class_path: CSVLogger}", {"class_path": "CSVLogger", "init_args": {"save_dir": "{output_dir}"}}),
+        ("CSVLogger", {"class_path": "CSVLogger", "init_args": {"save_dir": "{output_dir}"}}),
+        ("[{class_path: CSVLogger, init_args: {save_dir: x}}, WandbLogger]",
+         [{"class_path": "CSVLogger", "init_args": {"save_dir": "x"}}, "WandbLogger"]),
+        ("false", False),
+    ]:  # fmt: skip
+        import yaml
+
+        (word,) = read_arguments(["--config", f"trainer: {{logger: {logger}}}"]).words
+        assert yaml.safe_load(word.removeprefix("--config="))["trainer"]["logger"] == expected

@@ -1,0 +1,67 @@
+"""Checkpoints at a URL: copied into the cache, read with the checks of a local file, resumed into a local folder."""
+
+import io
+
+import fsspec
+import pytest
+import torch
+
+from tests.commands import complaint
+from zoo.__main__ import main
+from zoo.files import remote_files
+from zoo.files.remote_files import is_copy, local_copy
+
+
+@pytest.fixture
+def remote(run):
+    """The URL of a copy of the run in memory."""
+    files = fsspec.filesystem("memory")
+    for name in ("last.ckpt", "config.yaml"):
+        files.pipe(f"/bucket/fox/{name}", (run / name).read_bytes())
+    yield "memory://bucket/fox"
+    files.rm("/bucket", recursive=True)
+
+
+def test_a_remote_run_is_validated_and_resumed(remote, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["validate", f"--ckpt_path={remote}/last.ckpt", "--trainer.limit_val_batches=1"]) == 0
+    out = tmp_path / "here"
+    assert main(["fit", f"--ckpt_path={remote}/last.ckpt", "--trainer.max_steps=6", f"--output_dir={out}"]) == 0
+    assert torch.load(out / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert not is_copy(out)
+
+
+def test_a_copy_is_used_until_the_file_changes(tmp_path, monkeypatch):
+    files = fsspec.filesystem("memory")
+    files.pipe("/bucket/a.ckpt", b"one")
+    copies = []
+    read = remote_files._read
+    monkeypatch.setattr(remote_files, "_read", lambda *arguments: (copies.append(arguments), read(*arguments)))
+    assert local_copy("memory://bucket/a.ckpt").read_bytes() == b"one"
+    path = local_copy("memory://bucket/a.ckpt")
+    assert len(copies) == 1
+    assert is_copy(path)
+    files.pipe("/bucket/a.ckpt", b"other")
+    assert local_copy("memory://bucket/a.ckpt") == path
+    assert path.read_bytes() == b"other"
+
+
+class Code:
+    def __reduce__(self):
+        return exec, ("raise SystemError('code of a file was run')",)
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("memory://bucket/none.ckpt", "there is no such file"),
+        ("memory://bucket/code.ckpt", "which could run code"),
+        ("foo://bucket/x.ckpt", "Protocol not known: foo"),
+        ("memory://bucket", "is a folder: copy it here"),
+        ("memory://bucket/..", "names no file"),
+    ],
+)
+def test_refusals(url, sentence, capsys):
+    torch.save({"zoo": Code()}, content := io.BytesIO())
+    fsspec.filesystem("memory").pipe("/bucket/code.ckpt", content.getvalue())
+    assert sentence in complaint(capsys, 1, "validate", f"--ckpt_path={url}")
