@@ -30,7 +30,7 @@ from zoo.cli.class_names import ClassNames
 from zoo.cli.closing_message import ClosingMessage
 from zoo.cli.config_names import UnknownConfigError
 from zoo.cli.equal_ranks import EqualRanks, comparable_settings
-from zoo.cli.linked_arguments import find_linked, find_missing, given_options, linked_arguments
+from zoo.cli.linked_arguments import find_linked, find_missing, follows_model, given_options, linked_arguments
 from zoo.cli.parsed_settings import check_settings, move_data_dir
 from zoo.cli.parser import ZooParser, refuse
 from zoo.cli.ranks import FailureReport, Ranks, connect
@@ -66,7 +66,6 @@ from zoo.private_apis.lightning_cli import OpenLightningCLI, repeated_callback
 from zoo.private_apis.lightning_logger import DeferredTensorBoardLogger
 from zoo.private_apis.lightning_trainer import keep_signal_handlers
 from zoo.training.module import ZooModule
-from zoo.weights import FOLDER as project_weights_folder
 from zoo.weights import is_project_weights
 
 CALLBACKS: dict[str, type[Callback]] = {  # top-level key -> class
@@ -151,12 +150,16 @@ class ZooCLI(OpenLightningCLI):
         ckpt_path = given.get("ckpt_path")
         if ckpt_path is None and self.verb == "fit" and was_requeued():
             ckpt_path = "auto"
+        if ckpt_path is None and self.verb != "fit":
+            ckpt_path = self.arguments.weights_alone()
         if ckpt_path == "auto" and self.verb != "fit":
             raise UserError(f"--ckpt_path auto is for fit: give last, best or a file to {self.verb}")
         if self.verb == "fit" and is_project_weights(ckpt_path):
             raise UserError(
-                f"{ckpt_path} is no run that can be resumed: start from its weights with --model.weights {ckpt_path}"
+                f"{ckpt_path} is no run that can be resumed: start from its weights with --config NAME --model.weights "
+                f"{ckpt_path}"
             )
+        self.is_project_weights = is_project_weights(ckpt_path)
         return find_checkpoint(ckpt_path, given.get("output_dir"))
 
     def _read_checkpoint(self, ckpt_path: str | None) -> CheckpointInfo | None:
@@ -249,10 +252,9 @@ class ZooCLI(OpenLightningCLI):
         model = self.classes["model"]
         if model is None or not issubclass(model, ZooModule):
             return
-        given = given_options(self.arguments.keys, "data")
         settings = config.model.get("init_args") or {}  # a class may have no arguments
         for name, value in model.data_settings(settings).items():
-            if name in config.data.init_args and name not in given:
+            if name in config.data.init_args and follows_model(self.arguments.keys, name):
                 config.data.init_args[name] = value
 
     def _refuse_null(self, config: Any) -> None:
@@ -270,8 +272,7 @@ class ZooCLI(OpenLightningCLI):
     def _output_dir(self, config: Any) -> str:
         """The run's folder: as typed or configured, else the checkpoint's, else one named after the model."""
         pattern = config.output_dir
-        is_run = config.ckpt_path and Path(config.ckpt_path).parent != project_weights_folder
-        if is_run and (pattern is None or "{time}" in pattern):
+        if config.ckpt_path and not self.is_project_weights and (pattern is None or "{time}" in pattern):
             return str(Path(config.ckpt_path).parent)
         if pattern is None:
             return f"runs/{config.model.class_path.rsplit('.', 1)[-1].lower()}"
