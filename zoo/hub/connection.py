@@ -2,8 +2,10 @@
 
 import os
 import socket
+import sys
 import urllib.parse
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 
@@ -29,6 +31,36 @@ def hub_api() -> Any:
     from huggingface_hub import HfApi
 
     return HfApi(endpoint=endpoint())
+
+
+def download(repository: str, name: str, commit: str, part: Path, size: int) -> None:
+    """Download a file of the hub into `part`, which holds its first bytes where an earlier download was interrupted."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    # `hf_hub_download` of the library's newer versions starts an interrupted file over.
+    if part.exists() and part.stat().st_size > size:
+        part.unlink()
+    url = hf_hub_url(repository, name, revision=commit, endpoint=endpoint())
+    with part.open("ab") as file:
+        http_get(
+            url,
+            file,
+            resume_size=file.tell(),
+            headers=build_hf_headers(),
+            expected_size=size,
+            displayed_filename=name,
+        )
+
+
+def show_progress(message: str) -> None:
+    """On a terminal let the hub's library show a bar for each file; elsewhere print one line instead."""
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+
+    (enable_progress_bars if sys.stderr.isatty() else disable_progress_bars)()
+    if not sys.stderr.isatty():
+        print(message, file=sys.stderr, flush=True)
 
 
 def describe_hub_error(error: Exception, repository: str, revision: str | None = None) -> str:

@@ -11,14 +11,13 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo.errors import UserError
 from zoo.files.atomic import replace_path
 from zoo.files.locks import owned_lock
-from zoo.hub.connection import describe_hub_error, hub_api, online
+from zoo.hub.connection import describe_hub_error, download, hub_api, online, show_progress
 from zoo.weights.downloads import LIST, is_repository, read_list, weights_cache
 from zoo.weights.table import LLAMA2_TOKENIZER, PUBLIC, WEIGHTS
 
@@ -81,6 +80,7 @@ def pull(name: str, revision: str | None = None, check_config: Callable[[Path], 
     parent.mkdir(parents=True, exist_ok=True)
     partial = parent / name.replace("/", "--")
     with owned_lock(partial.with_name(f"{partial.name}.lock"), f"{name} is being downloaded by another command"):
+        partial.mkdir(exist_ok=True)
         snapshot, wanted, entry = _plan(name, revision)
         commits = {one.repository: one.commit for one, _ in wanted}
         listed = read_list(folder)
@@ -96,7 +96,6 @@ def pull(name: str, revision: str | None = None, check_config: Callable[[Path], 
                 check_config(partial / file.name)
         about = {"repository": snapshot.repository, "commits": commits, "entry": entry, "files": digests}
         (partial / LIST).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        shutil.rmtree(partial / ".cache", ignore_errors=True)  # what the hub's library has noted for resuming
         folder.parent.mkdir(parents=True, exist_ok=True)
         replace_path(partial, folder)
     return folder
@@ -178,11 +177,13 @@ def _download(snapshot: Snapshot, file: HubFile, folder: Path) -> str:
     path = folder / file.name
     if path.is_file() and (sha256 := _matching_sha256(path, file)):
         return sha256
-    with _progress(file):
-        try:
-            hub_api().hf_hub_download(snapshot.repository, file.name, revision=snapshot.commit, local_dir=folder)
-        except Exception as error:  # as above
-            raise UserError(describe_hub_error(error, snapshot.repository, snapshot.commit)) from error
+    part = path.with_name(f"{path.name}.part")
+    show_progress(f"downloading {file.name}, {file.size / 1e6:.1f} MB")
+    try:
+        download(snapshot.repository, file.name, snapshot.commit, part, file.size)
+    except Exception as error:  # as above
+        raise UserError(describe_hub_error(error, snapshot.repository, snapshot.commit)) from error
+    os.replace(part, path)
     if (sha256 := _matching_sha256(path, file)) is None:
         path.unlink(missing_ok=True)
         raise UserError(
@@ -190,16 +191,6 @@ def _download(snapshot: Snapshot, file: HubFile, folder: Path) -> str:
             "again"
         )
     return sha256
-
-
-def _progress(file: HubFile) -> AbstractContextManager[None]:
-    """On a terminal the library shows a bar; elsewhere one line names the file, and bars are off."""
-    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
-
-    (enable_progress_bars if sys.stderr.isatty() else disable_progress_bars)()
-    if not sys.stderr.isatty():
-        print(f"downloading {file.name}, {file.size / 1e6:.1f} MB", file=sys.stderr, flush=True)
-    return nullcontext()
 
 
 def _matching_sha256(path: Path, file: HubFile) -> str | None:

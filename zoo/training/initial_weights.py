@@ -44,7 +44,8 @@ class InitialWeights:
         content = read_checkpoint(find_weights(path), required=("state_dict", "zoo", "hyper_parameters"))
         kind = content["zoo"]["model"].rpartition(".")[2]
         if kind != model:
-            raise UserError(f"--model.weights {path} holds a {kind}, not a {model}: give the weights of a {model}")
+            article = "an" if model[0] in "AEIOU" else "a"
+            raise UserError(f"--model.weights {path} holds a {kind}, not {article} {model}: give weights of {model}")
         self.stored = content["hyper_parameters"]
         self.settings = {name: self.stored[name] for name in architecture if name in self.stored}
         self._state = content["state_dict"]
