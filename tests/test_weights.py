@@ -1,25 +1,60 @@
-"""Weights that come with the zoo: their names, their file, what they reach, and models that start from them."""
+"""Weights by name: their files, what they reach, every verb with `zoo:NAME`, and training that starts from them."""
 
 import hashlib
 
 import numpy as np
 import pytest
+import torch
 
 from tests.commands import complaint
 from zoo import weights
+from zoo.__main__ import main
 from zoo.cli.command_line import ZooCLI
 from zoo.errors import UserError
+from zoo.registry import MODELS
 from zoo.regress_lm import Example, ExampleInput, RegressLM
-from zoo.weights import FOLDER, WEIGHTS, ProjectWeights, find_weights
+from zoo.tokenizers import load_tokenizer
+from zoo.weights import FOLDER, WEIGHTS, ProjectWeights, find_weights, weights_rows
 
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+GENERATED = [name for name, entry in WEIGHTS.items() if "WikiText" not in entry.data]
+ON_WIKITEXT = [name for name, entry in WEIGHTS.items() if "WikiText" in entry.data]
+FIRST_BATCHES = {"llama-wikitext2": 0.0, "revdeq-wikitext2": 0.0}  # val_loss of the first ten batches of WikiText-2
 
 
-def test_files_are_those_that_were_published_and_small():
+def test_files_are_small_and_those_that_were_published():
+    sizes = []
     for entry in WEIGHTS.values():
-        assert hashlib.sha256((FOLDER / entry.file).read_bytes()).hexdigest() == entry.sha256
-        assert (FOLDER / entry.file).stat().st_size < 10e6
+        content = (FOLDER / entry.file).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == entry.sha256
+        sizes.append(len(content))
         assert entry.command.startswith("zoo fit --config")
+    assert max(sizes) <= 5e6
+    assert sum(sizes) <= 25e6
+
+
+def test_every_model_that_is_trained_has_weights():
+    assert {entry.model for entry in WEIGHTS.values()} == MODELS.keys() - {"LlamaZeroShot"}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_files_hold_neither_training_state_nor_paths(name):
+    content = torch.load(FOLDER / WEIGHTS[name].file, weights_only=True)
+    assert content["zoo"]["model"].rpartition(".")[2] == WEIGHTS[name].model
+    assert not {"optimizer_states", "lr_schedulers", "loops", "callbacks"} & content.keys()
+    settings = [*content["hyper_parameters"].values(), *content["datamodule_hyper_parameters"].values()]
+    assert not [value for value in settings if isinstance(value, str) and value.startswith("/")]
+
+
+def test_the_list_names_size_metric_baseline_and_licence(capsys):
+    assert main(["list", "--weights"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, entry in WEIGHTS.items():
+        (line,) = [line for line in lines if line.startswith(f"zoo:{name} ")]
+        for cell in (entry.model, entry.metric[0], entry.baseline, entry.licence):
+            assert cell in line
+    assert len(lines) == 2 + len(weights_rows())
+    assert "--wights" in complaint(capsys, 2, "list", "--wights")
 
 
 def test_a_path_is_unchanged_and_an_unknown_name_is_refused():
@@ -32,7 +67,8 @@ def test_a_damaged_file_is_refused(monkeypatch, tmp_path):
     (tmp_path / "a.ckpt").write_bytes(b"weights")
     monkeypatch.setattr(weights, "FOLDER", tmp_path)
     digest = hashlib.sha256(b"weights").hexdigest()
-    monkeypatch.setitem(WEIGHTS, "a", ProjectWeights("a.ckpt", digest, "zoo fit --config a", ("val_loss", 1.0)))
+    entry = ProjectWeights("a.ckpt", digest, "zoo fit --config a", ("val_loss", 1.0), "LlamaLM", "a", "b")
+    monkeypatch.setitem(WEIGHTS, "a", entry)
     assert find_weights("zoo:a") == str(tmp_path / "a.ckpt")
     (tmp_path / "a.ckpt").write_bytes(b"weight")
     with pytest.raises(UserError, match="is missing or not as it was published"):
@@ -41,18 +77,106 @@ def test_a_damaged_file_is_refused(monkeypatch, tmp_path):
 
 def test_resuming_from_weights_is_refused(capsys):
     said = complaint(capsys, 1, "fit", "--ckpt_path=zoo:regress-lm")
-    assert "start from its weights with --model.weights zoo:regress-lm" in said
+    assert "start from its weights with --config NAME --model.weights zoo:regress-lm" in said
     said = complaint(capsys, 1, "validate", "--ckpt_path=zoo:llama")
     assert "the zoo has no weights zoo:llama" in said
 
 
-def test_validate_reproduces_the_metric(tmp_path, monkeypatch):
+# ---- what they reach
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_validate_reproduces_the_metric(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    name, value = WEIGHTS["regress-lm"].metric
-    cli = ZooCLI(["validate", "--ckpt_path=zoo:regress-lm", "--model.num_samples=1", *QUIET])
-    assert cli.trainer.callback_metrics[name].item() == pytest.approx(value, abs=1e-3)
+    metric, value = WEIGHTS[name].metric
+    options = ["--model.num_samples=1"] if name == "regress-lm" else []
+    cli = ZooCLI(["validate", f"--ckpt_path=zoo:{name}", *options, *QUIET])
+    assert cli.trainer.callback_metrics[metric].item() == pytest.approx(value, rel=1e-3)
     assert list(tmp_path.rglob("*.ckpt")) == []
-    assert cli.trainer.default_root_dir == "runs/regresslm"
+    assert cli.trainer.default_root_dir.startswith("runs/")
+
+
+@pytest.mark.parametrize("name", ON_WIKITEXT)
+def test_validate_reproduces_the_loss_of_the_first_batches_of_wikitext(name, zoo_data, tmp_path):
+    data = f"--data_dir={zoo_data / 'wikitext-2'}"
+    argv = ["validate", f"--ckpt_path=zoo:{name}", data, "--trainer.limit_val_batches=10", f"--output_dir={tmp_path}"]
+    assert ZooCLI([*argv, *QUIET]).trainer.callback_metrics["val_loss"].item() == pytest.approx(
+        FIRST_BATCHES[name], abs=1e-3
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ON_WIKITEXT)
+def test_validate_reproduces_the_metric_on_wikitext(name, zoo_data, tmp_path):
+    metric, value = WEIGHTS[name].metric
+    data = f"--data_dir={zoo_data / 'wikitext-2'}"
+    cli = ZooCLI(["validate", f"--ckpt_path=zoo:{name}", data, f"--output_dir={tmp_path}", *QUIET])
+    assert cli.trainer.callback_metrics[metric].item() == pytest.approx(value, rel=1e-3)
+
+
+# ---- verbs
+
+
+@pytest.mark.parametrize("option", ["--ckpt_path", "--model.weights"])
+def test_generate_writes_text_at_once(option, capsys):
+    argv = ["--prompt=The film was", "--max_new_tokens=12", "--temperature=0", "--trainer.accelerator=cpu"]
+    assert main(["generate", f"{option}=zoo:llama-wikitext2", *argv]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("The film was ")
+    assert len(text.split()) > 6
+    assert "\ufffd" not in text
+
+
+def test_predict_writes_no_file_next_to_the_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.csv").write_text("text,label\nthe film was good,positive\n")
+    argv = ["predict", "--ckpt_path=zoo:llama-opinions", "--data_dir=rows.csv", *QUIET]
+    assert main(argv) == 0
+    assert len(list(tmp_path.glob("runs/*/*.jsonl"))) == 1
+    assert sorted(path.suffix for path in FOLDER.iterdir() if path.is_file()) == [".ckpt"] * len(WEIGHTS) + [".py"] * 4
+
+
+STARTS = {
+    "mini-rlm": ["--config=tiny/mini_rlm"],
+    "icr-linear": ["--config=tiny/icr_pool"],
+    "llama-wikitext2": ["--config=tiny/llama"],
+    "revdeq-wikitext2": ["--config=tiny/revdeq"],
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * n.startswith("revdeq")) for n in STARTS])
+def test_fit_starts_from_the_weights_with_their_sizes_and_tokenizer(name, tmp_path, capsys):
+    """The learning rate is 0, so that the checkpoint after a step has the weights it started from."""
+    argv = [*STARTS[name], f"--model.weights=zoo:{name}", f"--output_dir={tmp_path / 'run'}", "--trainer.max_steps=1"]
+    argv += ["--trainer.val_check_interval=1", "--trainer.limit_val_batches=1", "--model.lr=0", *QUIET]
+    assert main(["fit", *argv]) == 0
+    before, after = (
+        torch.load(path, weights_only=True) for path in (FOLDER / WEIGHTS[name].file, tmp_path / "run" / "last.ckpt")
+    )
+    network = {key: tensor for key, tensor in before["state_dict"].items() if key.startswith("model.")}
+    assert network
+    for key, tensor in network.items():
+        assert torch.equal(after["state_dict"][key], tensor.float()), key
+    assert after["hyper_parameters"]["weights"] is None
+    assert after.get("tokenizer") == before.get("tokenizer")
+
+
+def test_weights_of_another_model_or_tokenizer_are_refused(capsys):
+    for config, name, said in (
+        ("tiny/mini_rlm", "regress-lm", "holds a RegressLM, not a MiniRLM"),
+        ("tiny/icr", "mini-rlm", "holds a MiniRLM, not an ICRTransformer"),
+    ):
+        assert said in complaint(capsys, 1, "fit", f"--config={config}", f"--model.weights=zoo:{name}")
+    argv = ["fit", "--config=tiny/llama", "--model.weights=zoo:llama-wikitext2", "--data.tokenizer=bytes"]
+    assert "--data.tokenizer" in complaint(capsys, 1, *argv)
+    argv = ["fit", "--config=tiny/icr", "--model.weights=zoo:icr-linear", "--data.D=5"]
+    assert "the weights in zoo:icr-linear have D 4, but the data 5" in complaint(capsys, 1, *argv)
+
+
+def test_a_tokenizer_is_found_by_the_name_of_its_weights():
+    tokenizer = load_tokenizer("zoo:llama-wikitext2")
+    assert tokenizer.vocab_size == 2048
+    assert tokenizer.decode(tokenizer.encode("The film was released in 1999 .")) == "The film was released in 1999 ."
 
 
 def test_fine_tuning_learns_a_new_table_in_a_few_epochs():

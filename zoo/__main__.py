@@ -1,4 +1,4 @@
-"""The `zoo` command: answers help, version and list without importing torch; `zoo.cli` runs every other verb."""
+"""The `zoo` command: answers help, version, list and pull without importing torch; `zoo.cli` runs every other verb."""
 
 import os
 import sys
@@ -6,6 +6,7 @@ import time
 
 from zoo import __version__
 from zoo.cli import overview
+from zoo.cli.pull import run_pull
 from zoo.console.exit_codes import USAGE, run_command
 from zoo.console.messages import refuse_non_utf8
 from zoo.console.signals import imports_that_end_on_signals
@@ -21,7 +22,9 @@ def main(argv: list[str] | None = None) -> int:
     if verb == "--version":
         return run_command(lambda: print(f"zoo {__version__}"))
     if verb == "list":
-        return run_command(lambda: print(table(overview.configs())))
+        return run_command(lambda: print(table(overview.listed(argv[1:]))))
+    if verb == "pull":
+        return run_command(lambda: run_pull(argv[1:]))
     if verb not in overview.VERBS:
         near = overview.nearest_verb(verb)
         hint = f"did you mean {near!r}?" if near else f"the verbs are {', '.join(overview.VERBS)}"
@@ -39,10 +42,11 @@ def _run_verb(argv: list[str]) -> None:
         # Imported here, so that help and list need not import torch.
         from zoo.cli.command_line import ZooCLI
         from zoo.cli.consolidate import consolidate
+        from zoo.cli.push import run_push
         from zoo.cli.ranks import Ranks, World
 
-    if argv[0] == "consolidate":
-        consolidate(argv[1:])
+    if argv[0] in ("consolidate", "push"):
+        (consolidate if argv[0] == "consolidate" else run_push)(argv[1:])
         return
     if argv[0] == "completion":
         from zoo.cli.completion import print_completion

@@ -19,14 +19,10 @@ from zoo.private_apis.jsonargparse_api import load_yaml
 from zoo.text_formats.json_text import shorten
 from zoo.text_formats.text_file import read_text
 from zoo.text_formats.yaml_text import describe_yaml_error
+from zoo.weights import is_project_weights
 
-FLAGS = (
-    "--compile",
-    "--allow_other_data",
-    "--automatic",
-    "--overwrite",
-)  # alone they mean true; jsonargparse wants the word
-READ = ("ckpt_path", "output_dir")
+FLAGS = ("--compile", "--allow_other_data", "--automatic", "--overwrite")  # alone they mean true for jsonargparse
+READ = ("ckpt_path", "output_dir")  # also "model.weights" on the command line
 GROUPS = (  # keys whose value may be the path of a file with the settings of that group
     "model", "data", "trainer", "checkpoint", "early_stopping", "mixed_precision", "non_finite", "throughput",
     "samples", "predictions", "plots",
@@ -48,7 +44,7 @@ class Arguments:
 
     Args:
         words: the words after the verb, with each config's name replaced by its file.
-        values: those of `ckpt_path` and `output_dir`, where given.
+        values: those of `ckpt_path` and `output_dir`, where given, and of `model.weights` on the command line.
         class_paths: all class names given for model and data, in order; the last one is used.
         keys: (dotted key, where it was given: a config's path, or "" for the command line).
         strategy: name of the Trainer's strategy, where given as a text; the last one is used.
@@ -61,6 +57,11 @@ class Arguments:
     keys: list[tuple[str, str]] = field(default_factory=list)
     strategy: str | None = None
     automatic_from: int | None = None
+
+    def weights_alone(self) -> str | None:
+        """`--model.weights zoo:NAME` without a config or class: then the settings are those of the weights."""
+        weights = self.values.get("model.weights")
+        return weights if is_project_weights(weights) and not any(self.class_paths.values()) else None
 
 
 def read_arguments(words: list[str]) -> Arguments:
@@ -254,7 +255,7 @@ def _check_group(value: Any, name: str) -> None:
 
 
 def _add_option(arguments: Arguments, key: str, value: str) -> None:
-    if key in READ:
+    if key in (*READ, "model.weights"):
         arguments.values[key] = _text_or_none(value)
     if key.split(".")[0] in arguments.class_paths and value.startswith("{"):  # --model '{"class_path": ...}'
         settings = _load_mapping(value)

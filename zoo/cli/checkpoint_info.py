@@ -15,7 +15,7 @@ from zoo.files.checkpoint_folders import is_checkpoint_folder, read_meta
 from zoo.files.checkpoints import read_checkpoint
 from zoo.files.memory_limit import file_bytes, memory_limit, tensor_sizes
 from zoo.registry import DATA_MODULES, MODELS
-from zoo.tokenizers import has_tokenizer
+from zoo.tokenizers.load import adjacent_tokenizer
 
 # Settings that concern the process that trained, not the model.
 _NOT_RESTORED = {"_class_path", "_instantiator", "weights", "compile"}
@@ -205,12 +205,3 @@ def _external(path: str) -> CheckpointInfo:
     if tokenizer := adjacent_tokenizer(Path(path)):
         data["init_args"]["tokenizer"] = str(tokenizer)
     return CheckpointInfo(path, {"class_path": "LlamaLM", "init_args": {"weights": path}}, data, is_external=True)
-
-
-def adjacent_tokenizer(path: Path) -> Path | None:
-    """The only tokenizer in a Hugging Face folder or next to a llama2.c file; None where there is none or several."""
-    if path.is_dir():
-        tokenizers = [path] if has_tokenizer(path) else []
-    else:
-        tokenizers = [*path.parent.glob("tok*.bin"), *path.parent.glob("*.model")]
-    return tokenizers[0] if len(tokenizers) == 1 else None

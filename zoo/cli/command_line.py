@@ -141,14 +141,18 @@ class ZooCLI(OpenLightningCLI):
         ckpt_path = given.get("ckpt_path")
         if ckpt_path is None and self.verb == "fit" and was_requeued():
             ckpt_path = "auto"
+        if ckpt_path is None and self.verb != "fit":
+            ckpt_path = self.arguments.weights_alone()
         if ckpt_path == "auto" and self.verb != "fit":
             raise UserError(f"--ckpt_path auto is for fit: give last, best or a file to {self.verb}")
         if self.verb == "fit" and is_project_weights(ckpt_path):
             raise UserError(
-                f"{ckpt_path} is no run that can be resumed: start from its weights with --model.weights {ckpt_path}"
+                f"{ckpt_path} is no run that can be resumed: start from its weights with --config NAME --model.weights "
+                f"{ckpt_path}"
             )
         if self.verb == "fit" and ckpt_path is not None and is_url(ckpt_path):
             copy_remote_config(ckpt_path)
+        self.is_project_weights = is_project_weights(ckpt_path)
         return find_checkpoint(ckpt_path, given.get("output_dir"))
 
     def _read_checkpoint(self, ckpt_path: str | None) -> CheckpointInfo | None:
@@ -202,7 +206,7 @@ class ZooCLI(OpenLightningCLI):
             fill_data_settings(config, self.classes["model"], self.arguments.keys)
         if info:
             compare_with_checkpoint(info, config, self.verb, self.classes["data"])
-        config.output_dir = output_dir(config)
+        config.output_dir = output_dir(config, self.is_project_weights)
         check_trainer(config.trainer, self.verb)
         set_log_folder(config.trainer, config.output_dir)
         if self.verb == "fit" and self.runs_verb:

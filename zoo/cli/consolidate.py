@@ -3,21 +3,14 @@
 The file is an ordinary checkpoint: every verb reads it, also `fit`, which resumes in one or several processes.
 """
 
-import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
-from zoo.cli.parser import refuse
+from zoo.cli.plain_parser import PlainParser
 from zoo.cli.run_folder import find_checkpoint
 from zoo.errors import UserError
 from zoo.files.checkpoint_folders import is_checkpoint_folder
 from zoo.files.checkpoints import read_checkpoint, write_checkpoint
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        refuse(message)
 
 
 def consolidate(argv: list[str]) -> None:
@@ -30,10 +23,9 @@ def consolidate(argv: list[str]) -> None:
         FileNotFoundError: the folder does not exist.
         UserError: it is no sharded checkpoint or is damaged, or the output exists.
     """
-    parser = _Parser(
+    parser = PlainParser(
         prog="zoo consolidate",
         description="Write the checkpoint folder of a sharded run as one file. Needs as much memory as the folder has.",
-        allow_abbrev=False,
     )
     parser.add_argument("--ckpt_path", required=True, help="the folder, such as runs/mine/best.ckpt")
     parser.add_argument("--output", help="the file; default: next to the folder, as best-full.ckpt for best.ckpt")

@@ -32,6 +32,21 @@ def given_options(keys: Iterable[tuple[str, str]], group: str) -> dict[str, str]
     return given
 
 
+def follows_model(keys: Iterable[tuple[str, str]], name: str) -> bool:
+    """Whether a setting of the data may be set to what follows from the model's: it was not given.
+
+    The tokenizer of weights that are named on the command line also replaces that of a config.
+
+    Args:
+        keys: (dotted key, its source: a file, or "" for the command line).
+        name: of the setting.
+    """
+    keys = list(keys)
+    given = given_options(keys, "data")
+    names_weights = given_options(keys, "model").get("weights") == ""
+    return name not in given or (name == "tokenizer" and names_weights and given[name] != "")
+
+
 def find_linked(keys: Iterable[tuple[str, str]], model: type | None, data: type | None) -> str | None:
     """A sentence about the first linked argument that was given by hand; None where there is none.
 

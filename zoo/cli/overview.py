@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 from zoo.cli.config_names import CONFIGS, config_files
+from zoo.cli.plain_parser import PlainParser
 from zoo.console.messages import nearest
 from zoo.registry import MODELS
+from zoo.weights import weights_rows
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -17,8 +19,10 @@ VERBS = {
     "predict": "write a checkpoint's predictions as JSON lines",
     "generate": "continue a prompt with a language model",
     "consolidate": "write the checkpoint of a sharded run, a folder, as one file",
-    "list": "show every config: model, data, size, what it needs",
     "completion": "print a script for bash, zsh or tcsh that completes verbs, options and configs",
+    "pull": "download weights from the Hugging Face hub",
+    "push": "upload a folder to the Hugging Face hub, with a model card",
+    "list": "show every config: model, data, size, what it needs; --weights: every zoo:NAME",
 }
 OTHER_NAMES = {  # what other programs call a verb
     "train": "fit", "resume": "fit", "finetune": "fit", "eval": "validate", "evaluate": "test", "sample": "generate",
@@ -59,14 +63,26 @@ def usage() -> str:
         "  --data_dir PATH    your data, instead of the config's",
         "  --output_dir DIR   folder of the run (default: the config's, else runs/<model>)",
         "  --ckpt_path FILE   a checkpoint; `last` and `best` are those in --output_dir, and `auto`",
-        "                     is `last` if it exists: fit then continues, or starts a run",
+        "                     is `last` if it exists: fit then continues, or starts a run; zoo:NAME is one",
+        "                     that `zoo list --weights` shows",
         "",
         "  zoo fit --config tiny/llama",
-        "  zoo generate --ckpt_path runs/tiny-llama/best.ckpt --prompt 'The '",
+        "  zoo generate --ckpt_path zoo:llama-wikitext2 --prompt 'The '",
         "",
         "`zoo VERB --help` shows all options of a verb. ZOO_DEBUG=1 shows the traceback behind an error.",
     ]
     return "\n".join(lines)
+
+
+def listed(options: list[str]) -> list[dict[str, str]]:
+    """The rows that `zoo list` prints: every config, or with --weights every `zoo:NAME`.
+
+    Raises:
+        UsageError: another option is given.
+    """
+    parser = PlainParser(prog="zoo list", description="Show every config of the zoo.")
+    parser.add_argument("--weights", action="store_true", help="show trained weights instead, for --ckpt_path zoo:NAME")
+    return weights_rows() if parser.parse_args(options).weights else configs()
 
 
 def configs() -> list[dict[str, str]]:

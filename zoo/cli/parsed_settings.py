@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from zoo.callbacks.budget import ONE_PROCESS, parse_duration
 from zoo.cli.arguments import RUN_FOLDER
 from zoo.cli.checkpoint_info import CheckpointInfo
-from zoo.cli.linked_arguments import given_options, linked_arguments
+from zoo.cli.linked_arguments import follows_model, linked_arguments
 from zoo.cli.ranks import Ranks
 from zoo.cli.resume import refuse_changed_settings
 from zoo.cli.run_folder import fill_in, refuse_other_run
@@ -20,7 +20,6 @@ from zoo.errors import UserError
 from zoo.files.remote_files import is_copy
 from zoo.private_apis.jsonargparse_api import wrong_null, wrong_null_argument
 from zoo.training.module import ZooModule
-from zoo.weights import FOLDER as project_weights_folder
 
 
 def find_null(parser: Any, config: Any, classes: Mapping[str, type | None]) -> str | None:
@@ -115,10 +114,9 @@ def fill_data_settings(config: Any, model: type | None, keys: Iterable[tuple[str
     """
     if model is None or not issubclass(model, ZooModule):
         return
-    given = given_options(keys, "data")
     settings = config.model.get("init_args") or {}  # a class may have no arguments
     for name, value in model.data_settings(settings).items():
-        if name in config.data.init_args and name not in given:
+        if name in config.data.init_args and follows_model(keys, name):
             config.data.init_args[name] = value
 
 
@@ -142,12 +140,16 @@ def compare_with_checkpoint(info: CheckpointInfo, config: Any, verb: str, data: 
         rank_zero_only(print)(f"zoo: {warning}", file=sys.stderr)
 
 
-def output_dir(config: Any) -> str:
-    """The run's folder: as typed or configured, else the checkpoint's, else one named after the model."""
+def output_dir(config: Any, is_project_weights: bool) -> str:
+    """The run's folder: as typed or configured, else the checkpoint's, else one named after the model.
+
+    Args:
+        config: the settings of the verb.
+        is_project_weights: whether the checkpoint is named as zoo:NAME.
+    """
     pattern = config.output_dir
     path = config.ckpt_path
-    is_run = path and Path(path).parent != project_weights_folder and not is_copy(path)
-    if is_run and (pattern is None or "{time}" in pattern):
+    if path and not is_project_weights and not is_copy(path) and (pattern is None or "{time}" in pattern):
         return str(Path(config.ckpt_path).parent)
     if pattern is None:
         return f"runs/{config.model.class_path.rsplit('.', 1)[-1].lower()}"

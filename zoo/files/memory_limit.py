@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from zoo.errors import UserError
 from zoo.files.digest import SKIP, is_skipped
+from zoo.weights import find_weights
 
 TABLES = 2**28  # bytes for tensors that no file stores, such as tables of rotary angles
 COPIES = 4  # a model's tensors may be created several times: empty, initialized, and in another dtype
@@ -102,6 +103,7 @@ def tensor_sizes(state: Mapping[str, Any]) -> tuple[int, int]:
 
 def file_bytes(path: str | Path | None) -> int:
     """Bytes of a file, or of all files in a folder; 0 where there is none."""
+    path = None if path is None else find_weights(str(path))
     if path is None or not Path(path).exists():
         return 0
     folder = Path(path)

@@ -20,6 +20,7 @@ from zoo.icr.settings import ICRSettings
 from zoo.icr.task import Prompts, Task, as_floats, as_prompts
 from zoo.private_apis.lightning_api import total_training_steps
 from zoo.training.fixed_arguments import field_names
+from zoo.training.initial_weights import InitialWeights
 from zoo.training.loss_weights import Counts, Loss
 from zoo.training.metrics import reset_metrics
 from zoo.training.module import ZooModule
@@ -30,6 +31,7 @@ from zoo.training.settings import part
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NETWORK = field_names(ICRegConfig, *(field.name for field in fields(Task)))  # sizes that the data does not give
 DIVERGED = "after {step} steps: lower lr, or set grad_clip"
 
 
@@ -46,6 +48,8 @@ class ICRTransformer(ZooModule):
 
     Args:
         config: sizes of task and network, instead of the fields of `ICRegConfig` as keywords. Python only.
+        weights: checkpoint of an ICRTransformer, also as zoo:NAME, from whose weights training starts. Its network's
+            sizes replace the settings given here; D and K of the data must be equal. Default: random weights.
         compile: train and evaluate through `torch.compile`; on a GPU with CUDA graphs.
         **settings: the fields of `ICRegConfig` and `ICRSettings`.
     """
@@ -55,24 +59,40 @@ class ICRTransformer(ZooModule):
     fixed_arguments: ClassVar[tuple[str, ...]] = (*ZooModule.fixed_arguments, *field_names(ICRegConfig))
     item = "prompts"  # unit of the Throughput callback
 
-    def __init__(self, config: ICRegConfig | None = None, compile: bool = False, **settings: Any) -> None:
+    def __init__(
+        self,
+        config: ICRegConfig | None = None,
+        compile: bool = False,
+        weights: str | None = None,
+        **settings: Any,
+    ) -> None:
         if config is not None:
             sizes = {field.name: getattr(config, field.name) for field in fields(ICRegConfig)}
             if repeated := [name for name in settings if name in sizes]:
                 raise UserError(f"give a config or {', '.join(repeated)}, not both")
             settings |= sizes
+        start = InitialWeights(weights, "ICRTransformer", NETWORK)
+        settings |= start.settings
         self.settings = ICRSettings(**settings)
         super().__init__(self.settings)
         self.config = part(self.settings, ICRegConfig)
         self.compiles = compile
         self.save_hyperparameters(ignore=["config"])
-        self.hparams.update(asdict(self.settings))  # so that a checkpoint does not depend on the defaults
-        self.model = self.build_network()
-        self.model.initialize(stream(global_seed(), "weights"))
+        # So that a checkpoint depends neither on the defaults nor on the file it started from.
+        self.hparams.update(asdict(self.settings) | {"weights": None})
+        given = {name: (getattr(self.config, name), f"give the data the {name} of the weights") for name in ("D", "K")}
+        start.check_data(None, **given)
+        self.model = start.build(self.new_network)
         self.errors = self.build_metrics()
         self._graphed: GraphedNetwork | None = None  # set for training on a GPU
         self.split = ""  # of the last evaluation
         self.reached: ErrorsByKind = {}  # in the last evaluation
+
+    def new_network(self) -> Network:
+        """The network with random weights."""
+        network = self.build_network()
+        network.initialize(stream(global_seed(), "weights"))
+        return network
 
     def build_network(self) -> Network:
         return Network(self.config)

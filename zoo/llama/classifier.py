@@ -27,9 +27,11 @@ from zoo.tokenizers import Tokenizer
 from zoo.training.batches import IGNORED, TextBatch, check_text_batch
 from zoo.training.choices import Choice, by_group, given_arguments
 from zoo.training.fixed_arguments import check_fixed, field_names
+from zoo.training.initial_weights import check_tokenizer
 from zoo.training.language_model import required_vocab_size
 from zoo.training.loss_weights import Counts, Loss
 from zoo.training.settings import part
+from zoo.weights import find_weights, is_project_weights
 
 METHODS = ("full", "head", "lora")
 
@@ -47,8 +49,8 @@ class LlamaClassifier(BowClassifier):
         method: what is trained: "full", all weights; "head", a linear map of the hidden states; "lora", the linear map
             and low-rank updates of the matrices in `lora_targets`. The last two need pretrained weights.
         weights: file or folder of pretrained weights to start from: a llama2.c `.bin` or `.pt`, a Hugging Face folder
-            or a checkpoint of the zoo. Its architecture replaces the settings here, except dropout and
-            gradient_checkpointing. Default: random weights.
+            or a checkpoint of the zoo, also as zoo:NAME. Its architecture replaces the settings here, except dropout
+            and gradient_checkpointing. Default: random weights.
         base: path of the pretrained weights of a checkpoint by "head" or "lora", where they have moved since training.
             Default: the path stored in the checkpoint.
         pooling: how the hidden states of a text become one vector: "last", the last token's state; "mean", the mean
@@ -136,12 +138,14 @@ class LlamaClassifier(BowClassifier):
         config = LlamaSettings(vocab_size=LlamaConfig.vocab_size if size is None else size, **settings)
         if layer_decay < 1 and config.optimizer == "muon":
             raise UserError("layer_decay has no effect on matrices under optimizer=muon: set layer_decay to 1")
+        check_tokenizer(source, tokenizer)
         model = new_or_loaded(part(config, LlamaConfig), source, size)
         super().__init__(model, names, label_spellings, config, tokenizer)
         self.save_hyperparameters(ignore=["tokenizer"])
         self.hparams["vocab_size"] = model.config.vocab_size  # it may have come from the tokenizer
         if source:  # a checkpoint of this module must not need the file that it started from, except an adapter's
-            stored_base = {"base": os.path.abspath(source)} if stores_adapter_only else {}
+            path = source if is_project_weights(source) else os.path.abspath(source)
+            stored_base = {"base": path} if stores_adapter_only else {}
             self.hparams.update(asdict(model.config) | {"weights": None} | stored_base)
 
         # Choose what is trained.
@@ -292,7 +296,7 @@ def _pretrained_weights(method: str, weights: str | None, base: str | None) -> s
     source = weights or base
     if not source:
         raise UserError(f"method={method} needs pretrained weights: give their path with --model.weights")
-    if not weights and not os.path.exists(source):
+    if not weights and not os.path.exists(find_weights(source)):
         raise UserError(
             f"the pretrained weights of this checkpoint are not at {source}: give their path with --model.base"
         )

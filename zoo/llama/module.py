@@ -11,6 +11,7 @@ from zoo.llama.model import LlamaConfig
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
 from zoo.training.fixed_arguments import field_names
+from zoo.training.initial_weights import check_tokenizer
 from zoo.training.language_model import LanguageModel, required_vocab_size
 from zoo.training.settings import part
 
@@ -27,8 +28,8 @@ class LlamaLM(LanguageModel):
         vocab_size: number of token ids; by default the tokenizer's, or that of the file `weights`. The command line
             sets it to that of the data.
         weights: file or folder of pretrained weights to start from: a llama2.c `.bin` or `.pt`, a Hugging Face folder
-            or a checkpoint of the zoo. Its architecture replaces the settings given here, except dropout and
-            gradient_checkpointing. The default, null, starts from random weights.
+            or a checkpoint of the zoo, also as zoo:NAME. Its architecture replaces the settings given here, except
+            dropout and gradient_checkpointing. The default, null, starts from random weights.
         tokenizer: the tokenizer of the data, stored in checkpoints; the command line sets it to that of the data.
         compile: run training steps through `torch.compile`; the default, false, runs them eagerly.
         **settings: the fields of `LlamaConfig` and `OptimizerConfig`.
@@ -52,6 +53,7 @@ class LlamaLM(LanguageModel):
         size_from_file = weights and vocab_size is None and tokenizer is None
         size = None if size_from_file else required_vocab_size(vocab_size, tokenizer, "LlamaLM")
         config = LlamaSettings(vocab_size=LlamaConfig.vocab_size if size is None else size, **settings)
+        check_tokenizer(weights, tokenizer)
         network = new_or_loaded(part(config, LlamaConfig), weights, size)
         super().__init__(network, config, tokenizer, compile)
         self.save_hyperparameters(ignore=["tokenizer"])

@@ -15,6 +15,7 @@ from zoo.llama.text_classifier import TextClassifier, required_label_names
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import TextBatch
+from zoo.training.initial_weights import check_tokenizer
 from zoo.training.language_model import required_vocab_size
 
 
@@ -27,7 +28,7 @@ class LlamaZeroShot(TextClassifier):
     Args:
         label_names: names of the classes, which are scored after the prompt; on the command line those of the data.
         weights: file or folder of pretrained weights: a llama2.c `.bin` or `.pt`, a Hugging Face folder or a checkpoint
-            of the zoo. Its architecture replaces the settings here. Default: random weights.
+            of the zoo, also as zoo:NAME. Its architecture replaces the settings here. Default: random weights.
         prompt_parts: the prompt before the text and after it; on the command line those of `--data.prompt`.
         normalize: score the mean over the tokens of a name instead of their sum.
         calibrate: subtract the scores of the names after the prompt without a text.
@@ -68,6 +69,7 @@ class LlamaZeroShot(TextClassifier):
         is_size_given = vocab_size is not None or tokenizer is not None
         size = required_vocab_size(vocab_size, tokenizer, "LlamaZeroShot") if is_size_given or not weights else None
         config = LlamaConfig(vocab_size=LlamaConfig.vocab_size if size is None else size, **architecture)
+        check_tokenizer(weights, tokenizer)
         model = new_or_loaded(config, weights, size)
         super().__init__(model, names, label_spellings, OptimizerConfig(), tokenizer)
         self.save_hyperparameters(ignore=["tokenizer"])

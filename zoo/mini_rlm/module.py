@@ -20,6 +20,7 @@ from zoo.tokenizers import Tokenizer
 from zoo.training.batches import TextBatch, check_targets, targets_and_features
 from zoo.training.distinct_targets import best_setting, find_merged, warn_of_constant
 from zoo.training.fixed_arguments import field_names
+from zoo.training.initial_weights import InitialWeights
 from zoo.training.language_model import required_vocab_size
 from zoo.training.regressor import Regressor, target_fields
 from zoo.training.settings import part, refuse_derived
@@ -55,6 +56,8 @@ class MiniRLM(Regressor):
         embeddings: .pt or .safetensors file with the initial token embeddings, a matrix (vocab_size, dim). Default:
             random embeddings.
         freeze_embeddings: keep the token embeddings fixed during training.
+        weights: checkpoint of a MiniRLM, also as zoo:NAME, from whose weights training starts. Its encoder, pooling and
+            sizes replace the settings given here, except dropout; scales are fitted anew. Default: random weights.
         vocab_size: number of token ids; on the command line that of the data's tokenizer. Not needed for encoder=mlp.
         tokenizer: the tokenizer of the data, stored in checkpoints; on the command line the data's.
         **settings: the other fields of `MiniRLMConfig`, and those of `OptimizerConfig`.
@@ -86,6 +89,7 @@ class MiniRLM(Regressor):
         n_features: int = 0,
         embeddings: str | None = None,
         freeze_embeddings: bool = False,
+        weights: str | None = None,
         vocab_size: int | None = None,
         tokenizer: Tokenizer | None = None,
         **settings: Any,
@@ -97,10 +101,20 @@ class MiniRLM(Regressor):
         check_positive("huber_delta", huber_delta)
         if n_classes and n_objectives != 1:
             raise UserError(f"n_classes needs one target column, not {n_objectives}: set n_objectives to 1")
+        kinds = ("encoder", "pooling", "target_scale")
+        sizes = field_names(MiniRLMConfig, "encoder", "pooling", "vocab_size", "n_features", "outputs", "dropout")
+        start = InitialWeights(weights, "MiniRLM", (*kinds, *sizes))
+        encoder, pooling, target_scale = (
+            start.settings.get(name, value) for name, value in zip(kinds, (encoder, pooling, target_scale), strict=True)
+        )
+        settings |= {name: value for name, value in start.settings.items() if name in sizes}
         if encoder == "mlp" and (embeddings or freeze_embeddings):
             raise UserError("encoder mlp reads no tokens: drop embeddings and freeze_embeddings")
         if encoder != "mlp":
             vocab_size = required_vocab_size(vocab_size, tokenizer, "MiniRLM")
+            start.check_data(tokenizer, vocab_size=(vocab_size, f"set --data.tokenizer {weights}"))
+        columns = f"give data with the columns of the weights in {weights}"
+        start.check_data(n_objectives=(n_objectives, columns), n_features=(n_features, columns))
         config = MiniRLMSettings(
             encoder=encoder,
             pooling=pooling,
@@ -109,10 +123,14 @@ class MiniRLM(Regressor):
             outputs=n_classes or n_objectives,
             **settings,
         )
-        super().__init__(MiniRLMNetwork(part(config, MiniRLMConfig)), config, n_objectives, tokenizer)
+        network = start.build(lambda: MiniRLMNetwork(part(config, MiniRLMConfig)))
+        super().__init__(network, config, n_objectives, tokenizer)
         self.save_hyperparameters(ignore=["tokenizer"])
+        self.hparams.update(start.settings | {"weights": None})  # a checkpoint must not need the file it started from
         self.target_scale = Scale(n_objectives, "raw" if n_classes else target_scale)
         self.feature_scale = Scale(n_features)
+        start.restore(self.target_scale, "target_scale")
+        start.restore(self.feature_scale, "feature_scale")
         self.has_scales = self.target_scale.kind == "raw" and encoder != "mlp"  # then there is nothing to fit
         if embeddings:
             self.model.embedding.weight.data.copy_(read_embeddings(embeddings, (config.vocab_size, config.dim)))

@@ -13,6 +13,7 @@ from zoo.sharding.tensors import is_sharded
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import as_token_batch
 from zoo.training.fixed_arguments import field_names
+from zoo.training.initial_weights import InitialWeights
 from zoo.training.language_model import LanguageModel, required_vocab_size
 from zoo.training.loss_weights import Loss
 from zoo.training.settings import part
@@ -44,6 +45,8 @@ class RevDEQLM(LanguageModel):
 
     Args:
         vocab_size: number of token ids; on the command line that of the data's tokenizer.
+        weights: checkpoint of a RevDEQLM, also as zoo:NAME, from whose weights training starts. Its sizes replace the
+            settings given here; those of the iteration and dropout remain. Default: random weights.
         tokenizer: the tokenizer of the data, stored in checkpoints; on the command line the data's.
         compile: run the iterated block through `torch.compile`.
         **settings: the fields of `RevDEQConfig` and `OptimizerConfig`.
@@ -60,15 +63,21 @@ class RevDEQLM(LanguageModel):
     def __init__(
         self,
         vocab_size: int | None = None,
+        weights: str | None = None,
         tokenizer: Tokenizer | None = None,
         compile: bool = False,
         **settings: Any,
     ) -> None:
+        start = InitialWeights(weights, "RevDEQLM", field_names(RevDEQConfig, "vocab_size", "dropout", *ITERATION))
         vocab_size = required_vocab_size(vocab_size, tokenizer, "RevDEQLM")
+        start.check_data(tokenizer, vocab_size=(vocab_size, f"set --data.tokenizer {weights}"))
+        settings |= start.settings
         config = RevDEQSettings(vocab_size=vocab_size, **settings)
-        super().__init__(RevDEQ(part(config, RevDEQConfig)), config, tokenizer, compile)
+        network = start.build(lambda: RevDEQ(part(config, RevDEQConfig)))
+        super().__init__(network, config, tokenizer, compile)
         self._failures: list[Tensor] = []  # of the backward passes on a GPU that have not been checked yet
         self.save_hyperparameters(ignore=["tokenizer"])
+        self.hparams.update(start.settings | {"weights": None})  # a checkpoint must not need the file it started from
 
     def compile_network(self) -> None:
         # The block alone: forward and backward pass must run the same kernels.

@@ -21,6 +21,7 @@ from zoo.tokenizers.hugging_face import (
 )
 from zoo.tokenizers.llama2c import Llama2cTokenizer
 from zoo.tokenizers.sentence_piece import SentencePieceTokenizer
+from zoo.weights import find_weights, is_project_weights
 
 # File names of GPT-2's vocabulary and merges, by OpenAI and by Hugging Face; both may have the same prefix.
 _PARTNERS = {"encoder.json": "vocab.bpe", "vocab.json": "merges.txt"}
@@ -39,8 +40,9 @@ def load_tokenizer(path_or_name: str | Path) -> Tokenizer:
     Args:
         path_or_name: "bytes" or "characters"; a file: a SentencePiece `.model`, llama2.c's `tok*.bin`, either of
             GPT-2's two files (the other must be in the same folder), a `tokenizer.json`, or a checkpoint of the zoo
-            that contains its tokenizer; a Hugging Face folder, of which `tokenizer.json`, `tokenizer.model` or
-            vocabulary and merges are read, in this order; the name of a model on the hub, "gpt2" or "owner/name"; or
+            that contains its tokenizer, also as zoo:NAME; a Hugging Face folder, of which `tokenizer.json`,
+            `tokenizer.model` or vocabulary and merges are read, in this order; the name of a model on the hub, "gpt2"
+            or "owner/name"; or
             "transformers:" and a folder or name on the hub, for the tokenizer of a pretrained encoder, which adds the
             encoder's special tokens to every text.
 
@@ -49,13 +51,17 @@ def load_tokenizer(path_or_name: str | Path) -> Tokenizer:
         UserError: the file or folder does not contain a tokenizer, or is damaged.
     """
     # A built-in name comes first, then a file or folder, then a model on the hub.
-    if str(path_or_name) in _NAMED:
-        return _NAMED[str(path_or_name)]()
-    if str(path_or_name).startswith(PREFIX):
-        return load_encoder_tokenizer(str(path_or_name).removeprefix(PREFIX))
+    if is_project_weights(str(path_or_name)):  # the tokenizer in the checkpoint, or next to the weights
+        weights = Path(find_weights(str(path_or_name)))
+        path_or_name = weights if weights.suffix == ".ckpt" else adjacent_tokenizer(weights) or weights
+    path_or_name = str(path_or_name)
+    if path_or_name in _NAMED:
+        return _NAMED[path_or_name]()
+    if path_or_name.startswith(PREFIX):
+        return load_encoder_tokenizer(path_or_name.removeprefix(PREFIX))
     path = Path(path_or_name)
     if not path.exists():
-        path = _from_hub(str(path_or_name))
+        path = _from_hub(path_or_name)
     try:
         if not path.is_dir() and not path.is_file():
             raise UserError("it is neither a file nor a folder, but a device or a pipe")
@@ -73,6 +79,15 @@ def load_tokenizer(path_or_name: str | Path) -> Tokenizer:
 def has_tokenizer(folder: Path) -> bool:
     """Whether `load_tokenizer` finds a tokenizer's file in a folder."""
     return any((folder / name).is_file() for name in _FOLDER_FILES)
+
+
+def adjacent_tokenizer(path: Path) -> Path | None:
+    """The only tokenizer in a Hugging Face folder or next to a llama2.c file; None where there is none or several."""
+    if path.is_dir():
+        tokenizers = [path] if has_tokenizer(path) else []
+    else:
+        tokenizers = [*path.parent.glob("tok*.bin"), *path.parent.glob("*.model")]
+    return tokenizers[0] if len(tokenizers) == 1 else None
 
 
 def from_state(state: State) -> Tokenizer:

@@ -19,6 +19,7 @@ from zoo.sharding.strategy import shard_module
 from zoo.sharding.tensors import are_finite, total_norm
 from zoo.tokenizers import Tokenizer, from_state
 from zoo.training.fixed_arguments import check_fixed
+from zoo.training.initial_weights import tokenizer_of_weights
 from zoo.training.loss_weights import WeightedLosses
 from zoo.training.precision import ignore_skipped_first_step, use_precision
 from zoo.training.random_streams import derive, global_seed
@@ -80,7 +81,8 @@ class ZooModule(WeightedLosses):
         Args:
             settings: the module's arguments.
         """
-        return {}
+        tokenizer = tokenizer_of_weights(settings.get("weights")) if "tokenizer" in cls.data_arguments else None
+        return {"tokenizer": tokenizer} if tokenizer else {}
 
     def check_data(self, data: Any) -> None:
         """Compare the module with a data module before a run. The command line calls this; override to add checks.

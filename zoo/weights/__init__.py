@@ -1,50 +1,28 @@
-"""Weights that come with the zoo: `zoo:NAME` in place of a file, for --ckpt_path and --model.weights."""
+"""Weights by name: `zoo:NAME` in place of a file, for --ckpt_path, --model.weights and --data.tokenizer.
+
+NAME is one of the checkpoints that come with the zoo, or weights that `zoo pull` has downloaded.
+"""
 
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
 
 from zoo.console.messages import did_you_mean
 from zoo.errors import UserError
 from zoo.files.remote_files import is_url, local_copy
+from zoo.weights.downloads import downloaded, downloads, is_repository
+from zoo.weights.table import PUBLIC, WEIGHTS, ProjectWeights
 
 FOLDER = Path(__file__).parent
 PREFIX = "zoo:"
 
-
-class ProjectWeights(NamedTuple):
-    """A checkpoint of the project.
-
-    Args:
-        file: its name in this folder.
-        sha256: of the file, 64 hex digits.
-        command: that trained it.
-        metric: name and value of what `zoo validate --ckpt_path zoo:NAME` logs.
-        licence: of the weights.
-    """
-
-    file: str
-    sha256: str
-    command: str
-    metric: tuple[str, float]
-    licence: str = "Apache-2.0"
-
-
-WEIGHTS: dict[str, ProjectWeights] = {
-    "regress-lm": ProjectWeights(
-        "regress-lm.ckpt",
-        "7a9ea1082bf1f4c6f83f0bf2367af1aa5e568148b63da77fffbf436773f6268e",
-        "zoo fit --config regress_lm_pretrain --budget 30min",
-        ("val_loss", 0.9131),
-    ),
-}
+__all__ = ["FOLDER", "PREFIX", "WEIGHTS", "ProjectWeights", "find_weights", "is_project_weights", "weights_rows"]
 
 
 def find_weights(path: str) -> str:
-    """The path of a file or folder of weights, where `zoo:NAME` is a checkpoint of the project, and a URL is copied.
+    """The path of a file or folder of weights: `zoo:NAME` is one of the project or a download; a URL is copied.
 
     Raises:
-        UserError: the project has no weights of that name, or its file is missing or damaged.
+        UserError: the project has no weights of that name, or they are not downloaded, or a file is missing or damaged.
     """
     if is_url(path):
         return str(local_copy(path, "--model.weights"))
@@ -52,7 +30,11 @@ def find_weights(path: str) -> str:
         return path
     name = path.removeprefix(PREFIX)
     if name not in WEIGHTS:
-        known = [PREFIX + other for other in WEIGHTS]
+        if (entry := downloaded(name)) is not None:
+            return str(entry)
+        if name in PUBLIC or is_repository(name):
+            raise UserError(f"{path} is not downloaded: run `zoo pull {name}` first")
+        known = [PREFIX + other for other in (*WEIGHTS, *PUBLIC)]
         near = did_you_mean(path, known, f": its weights are {', '.join(known)}, or give a file")
         raise UserError(f"the zoo has no weights {path}{near}")
     file = FOLDER / WEIGHTS[name].file
@@ -64,3 +46,37 @@ def find_weights(path: str) -> str:
 def is_project_weights(path: str | None) -> bool:
     """Whether a path is `zoo:NAME`."""
     return path is not None and path.startswith(PREFIX)
+
+
+def weights_rows() -> list[dict[str, str]]:
+    """One row for each `zoo:NAME`: those that come with the zoo, public ones, and other downloads."""
+    rows = []
+    for name, entry in WEIGHTS.items():
+        rows.append(
+            {
+                "name": PREFIX + name,
+                "model": entry.model,
+                "MB": f"{(FOLDER / entry.file).stat().st_size / 1e6:.1f}",
+                "trained on": entry.data,
+                "validation metric": f"{entry.metric[0]} {entry.metric[1]:.4g}",
+                "baseline": entry.baseline,
+                "licence": entry.licence,
+            }
+        )
+    others = {name: f"{public.megabytes:.1f}" for name, public in PUBLIC.items()}
+    others |= {name: f"{n_bytes / 1e6:.1f}" for name, n_bytes in downloads().items()}
+    for name, megabytes in others.items():
+        about = PUBLIC.get(name)
+        is_here = name in downloads()
+        rows.append(
+            {
+                "name": PREFIX + name,
+                "model": "LlamaLM" if about else "",
+                "MB": megabytes,
+                "trained on": about.data if about else "",
+                "validation metric": "downloaded" if is_here else f"needs: zoo pull {name}",
+                "baseline": "",
+                "licence": about.licence if about else "",
+            }
+        )
+    return rows

@@ -1,0 +1,96 @@
+"""`zoo push` to a stand-in of the hub: what is uploaded, the model card, refusals, and pulling it back."""
+
+import re
+
+import pytest
+import torch
+import yaml
+
+from tests.commands import complaint
+from zoo.__main__ import main
+from zoo.hub.model_card import model_card
+from zoo.weights import find_weights
+
+REPOSITORY = "someone/fox"
+
+
+def push(*options):
+    return main(["push", *map(str, options), "--licence=cc0-1.0"])
+
+
+def test_a_run_is_pushed_without_training_state_and_pulled_back(hub, run, capsys):
+    assert push(run, REPOSITORY) == 0
+    assert capsys.readouterr().out == f"{hub.address}/{REPOSITORY}\n"
+    files = hub.repositories[REPOSITORY]
+    assert sorted(files) == ["README.md", "best.ckpt"]
+    assert len(files["best.ckpt"]) < (run / "best.ckpt").stat().st_size / 2
+    # The card's metadata, scores and config.
+    metadata, card = re.fullmatch(r"---\n(.*?)---\n(.*)", files["README.md"].decode(), re.DOTALL).groups()
+    assert yaml.safe_load(metadata) == {
+        "license": "cc0-1.0", "library_name": "zoo", "tags": ["LlamaLM"], "pipeline_tag": "text-generation",
+    }  # fmt: skip
+    best = torch.load(run / "best.ckpt", weights_only=True)
+    (state,) = [state for state in best["callbacks"].values() if "best_model_path" in state]
+    for row in (f"| optimizer steps | {best['global_step']} |", f"| best val_loss | {state['best_score']:.6g} |",
+                "| dim | 16 |", "| data | fox.txt |"):  # fmt: skip
+        assert row in card
+    config = yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL)[1])
+    assert config["model"]["init_args"]["dim"] == 16
+    assert str(run.parent) not in card
+    # No path of this machine is in the checkpoint either.
+    assert main(["pull", REPOSITORY]) == 0
+    pulled = torch.load(find_weights(f"zoo:{REPOSITORY}"), weights_only=True)
+    assert pulled["datamodule_hyper_parameters"]["data"] == "fox.txt"
+    assert "optimizer_states" not in pulled
+    for name, tensor in best["state_dict"].items():
+        assert torch.equal(pulled["state_dict"][name], tensor)
+    capsys.readouterr()
+    assert main(["generate", f"--ckpt_path=zoo:{REPOSITORY}", "--prompt=The", "--max_new_tokens=4"]) == 0
+    assert capsys.readouterr().out.startswith("The")
+
+
+def test_an_exported_folder_is_pushed_as_it_is(hub, run, tmp_path, capsys):
+    folder = tmp_path / "exported"
+    (folder / "sub").mkdir(parents=True)
+    contents = {"config.json": b"{}", "sub/a.txt": b"a", ".hidden": b"h"}
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    assert push(folder, REPOSITORY, f"--ckpt_path={run / 'best.ckpt'}") == 0
+    files = hub.repositories[REPOSITORY]
+    assert sorted(files) == ["README.md", "config.json", "sub/a.txt"]
+    assert files["sub/a.txt"] == b"a"
+    assert b"| dim | 16 |" in files["README.md"]
+    # The user's own card is kept.
+    (folder / "README.md").write_bytes(b"# mine")
+    assert push(folder, REPOSITORY) == 0
+    assert hub.repositories[REPOSITORY]["README.md"] == b"# mine"
+    assert sorted(file.name for file in folder.iterdir()) == [".hidden", "README.md", "config.json", "sub"]
+
+
+def test_a_dry_run_uploads_nothing(hub, run, capsys):
+    assert push(run, REPOSITORY, "--dry_run") == 0
+    assert "files: README.md, best.ckpt" in capsys.readouterr().out
+    assert hub.repositories == {}
+
+
+def test_wrong_commands_are_refused_in_one_sentence(hub, run, tmp_path, capsys, monkeypatch):
+    licence = "--licence=mit"
+    assert "--licence" in complaint(capsys, 2, "push", run, REPOSITORY)
+    assert "give OWNER/NAME" in complaint(capsys, 1, "push", run, "fox", licence)
+    assert "is no folder" in complaint(capsys, 1, "push", tmp_path / "none", REPOSITORY, licence)
+    assert "has no files to upload" in complaint(capsys, 1, "push", tmp_path, "a/b", licence)
+    assert "no checkpoint" in complaint(capsys, 1, "push", run, "a/b", licence, "--ckpt_path=x.ckpt")
+    hub.token = "secret"
+    said = complaint(capsys, 1, "push", run, "a/b", licence)
+    assert "log in with `hf auth login`" in said.splitlines()[-1]
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert "the hub cannot be reached" in complaint(capsys, 1, "push", run, "a/b", licence)
+
+
+@pytest.mark.parametrize("value", ["a|b", "a\nb", "/home/me/data.csv", ["/home/me/x"], "x" * 10_000])
+def test_any_setting_is_one_cell_of_the_cards_table(value):
+    checkpoint = {"zoo": {"model": "LlamaLM"}, "state_dict": {}, "hyper_parameters": {"name": value}}
+    (row,) = [line for line in model_card("a/b", "mit", checkpoint).splitlines() if line.startswith("| name")]
+    assert len(re.findall(r"(?<!\\)\|", row)) == 3
+    assert "/home/me" not in row
+    assert len(row) < 300

@@ -1,0 +1,145 @@
+"""Initial weights of a module from a checkpoint of the zoo: `--model.weights FILE` or `zoo:NAME`."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+from zipfile import is_zipfile
+
+from torch import Tensor, nn
+
+from zoo.errors import UserError
+from zoo.files import regular_file
+from zoo.files.checkpoint_folders import is_checkpoint_folder
+from zoo.files.checkpoints import read_checkpoint
+from zoo.files.finite import check_finite
+from zoo.files.memory_limit import memory_limit, tensor_sizes
+from zoo.tokenizers import Tokenizer, from_state
+from zoo.tokenizers.load import adjacent_tokenizer
+from zoo.weights import find_weights
+
+Network = TypeVar("Network", bound=nn.Module)
+PREFIX = "model."  # of the network's tensors in a module's state
+PROBE = "The quick brown fox jumps over the lazy dog: 0.5 < 1,234 and {x}, naïve 日本.\n"  # text to compare tokenizers
+
+
+class InitialWeights:
+    """The network in a checkpoint of the zoo, from which another training starts. Without a path it does nothing.
+
+    Args:
+        path: the checkpoint, also as zoo:NAME; None starts from random weights.
+        model: name of the class that must have written it.
+        architecture: names of the settings that are those of the checkpoint.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        UserError: it is damaged, not a checkpoint of this model, or a tensor is not finite.
+    """
+
+    def __init__(self, path: str | None, model: str, architecture: Iterable[str]) -> None:
+        self.path = path
+        self.stored: dict[str, Any] = {}
+        self.settings: dict[str, Any] = {}
+        if path is None:
+            return
+        content = read_checkpoint(find_weights(path), required=("state_dict", "zoo", "hyper_parameters"))
+        kind = content["zoo"]["model"].rpartition(".")[2]
+        if kind != model:
+            article = "an" if model[0] in "AEIOU" else "a"
+            raise UserError(f"--model.weights {path} holds a {kind}, not {article} {model}: give weights of {model}")
+        self.stored = content["hyper_parameters"]
+        self.settings = {name: self.stored[name] for name in architecture if name in self.stored}
+        self._state = content["state_dict"]
+        self._tensors = self._part(PREFIX)
+        check_finite(path, self._tensors)
+        self._tokenizer = content.get("tokenizer")
+
+    def _part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names start with a prefix, without it."""
+        return {name.removeprefix(prefix): self._state[name] for name in self._state if name.startswith(prefix)}
+
+    def restore(self, module: nn.Module, name: str) -> None:
+        """Load the state of another part of the module, such as a scale; one that the checkpoint lacks is left.
+
+        Raises:
+            UserError: the names or shapes of the tensors differ.
+        """
+        if self.path is not None and (state := self._part(f"{name}.")):
+            self._load(module, state)
+
+    def _load(self, module: nn.Module, state: Mapping[str, Tensor]) -> None:
+        own = module.state_dict()
+        for name in [*own, *state]:
+            shapes = [tuple(tensors[name].shape) if name in tensors else "missing" for tensors in (own, state)]
+            if shapes[0] != shapes[1]:
+                raise UserError(
+                    f"the weights in {self.path} do not fit: {name} is {shapes[1]} in the file and {shapes[0]} in the "
+                    "model; give other weights"
+                )
+        module.load_state_dict(state)
+
+    def check_data(self, tokenizer: Tokenizer | None = None, **sizes: tuple[Any, str]) -> None:
+        """Compare what follows from the data with the checkpoint.
+
+        Args:
+            tokenizer: of the data, where it has one.
+            **sizes: name of a setting -> its value, and what to do where the checkpoint has another.
+
+        Raises:
+            UserError: a size or the tokenizer differs.
+        """
+        if self.path is None:
+            return
+        if tokenizer is not None and self._tokenizer is not None:
+            refuse_other_tokenizer(self.path, tokenizer, self._tokenizer)
+        for name, (value, remedy) in sizes.items():
+            if name in self.stored and self.stored[name] != value:
+                raise UserError(
+                    f"the weights in {self.path} have {name} {self.stored[name]}, but the data {value}: {remedy}"
+                )
+
+    def build(self, make: Callable[[], Network]) -> Network:
+        """The network that `make` returns, with the checkpoint's weights.
+
+        Raises:
+            UserError: the names or shapes of the tensors differ, or the settings declare a far larger network.
+        """
+        if self.path is None:
+            return make()
+        with memory_limit(self.path, *tensor_sizes(self._tensors)):
+            network = make()
+        self._load(network, self._tensors)
+        return network
+
+
+def tokenizer_of_weights(path: str | None) -> str | None:
+    """Where the tokenizer of initial weights is, for `--data.tokenizer`; None where it is not known.
+
+    A checkpoint of the zoo holds it; that of a Hugging Face folder or llama2.c file is in the same folder.
+    """
+    if not path:
+        return None
+    file = Path(find_weights(path))
+    if not file.exists() or is_checkpoint_folder(file):
+        return None
+    if file.is_file() and is_zipfile(regular_file(file)):
+        content = read_checkpoint(file)
+        return path if "tokenizer" in content else None
+    return str(tokenizer) if (tokenizer := adjacent_tokenizer(file)) else None
+
+
+def check_tokenizer(path: str | None, tokenizer: Tokenizer | None) -> None:
+    """Raises UserError where initial weights were trained with another tokenizer, which their checkpoint stores."""
+    if tokenizer is None or not path:
+        return
+    file = Path(find_weights(path))
+    if file.is_file() and is_zipfile(file) and "tokenizer" in (content := read_checkpoint(file)):
+        refuse_other_tokenizer(path, tokenizer, content["tokenizer"])
+
+
+def refuse_other_tokenizer(path: str, tokenizer: Tokenizer, stored: dict[str, Any]) -> None:
+    """Raises UserError where a tokenizer gives other ids than the one that a checkpoint stores."""
+    if tokenizer.encode_batch([PROBE]) != from_state(stored).encode_batch([PROBE]):
+        raise UserError(
+            f"the tokenizer of the data ({tokenizer.source}) is not that of the weights in {path}, so that their ids "
+            f"mean other words: set --data.tokenizer {path}"
+        )
