@@ -44,6 +44,11 @@ def _run_verb(argv: list[str]) -> None:
     if argv[0] == "consolidate":
         consolidate(argv[1:])
         return
+    if argv[0] == "export":
+        from zoo.cli.export import export
+
+        export(argv[1:])
+        return
     ranks = Ranks(World.from_environment())
     with ranks.failures_reported():
         ZooCLI(argv, ranks=ranks, started=started)

@@ -16,6 +16,7 @@ VERBS = {
     "predict": "write a checkpoint's predictions as JSON lines",
     "generate": "continue a prompt with a language model",
     "consolidate": "write the checkpoint of a sharded run, a folder, as one file",
+    "export": "write a checkpoint for other programs: Hugging Face, llama2.c, GGUF, ONNX, safetensors",
     "list": "show every config: model, data, size, what it needs",
 }
 
