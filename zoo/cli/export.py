@@ -46,6 +46,7 @@ def export(argv: list[str]) -> None:
         required=True,
         help="a checkpoint of the zoo, zoo:NAME, llama2.c's .bin or .pt, or a Hugging Face folder of a Llama",
     )
+    parser.add_argument("--output_dir", help="folder of the run, for --ckpt_path best and last")
     parser.add_argument("--format", required=True, help=f"one of {', '.join(FORMATS)}")
     parser.add_argument(
         "--data.tokenizer",
@@ -70,7 +71,8 @@ def export(argv: list[str]) -> None:
     if not options.destination.strip() or "\0" in options.destination:
         raise UserError("the destination is empty: name a folder or file that does not exist")
     check_absent(Path(options.destination))
-    module, checkpoint = load_module(options.ckpt_path, options.tokenizer, options.base, options.model)
+    path = find_checkpoint(options.ckpt_path, options.output_dir) or ""
+    module, checkpoint = load_module(path, options.tokenizer, options.base, options.model)
     for path, note in export_module(module, options.format, options.destination, checkpoint).items():
         size = Path(path).stat().st_size / 2**20
         print(f"{path}: {size:.1f} MiB{note and ', '}{note}", file=sys.stderr)
@@ -85,7 +87,7 @@ def export(argv: list[str]) -> None:
 def load_module(
     ckpt_path: str, tokenizer: str | None = None, base: str | None = None, model: str | None = None
 ) -> tuple[Any, dict[str, Any]]:
-    """The module of a checkpoint with its tokenizer, on the CPU in fp32, and the checkpoint's entries.
+    """The module of a checkpoint with its tokenizer, on the CPU, and the checkpoint's entries.
 
     Args:
         ckpt_path: a checkpoint of the zoo, or a Llama of another project.
@@ -97,7 +99,7 @@ def load_module(
         FileNotFoundError: a file does not exist.
         UserError: a file is damaged, or the tokenizer is not that of the model.
     """
-    path = find_checkpoint(ckpt_path, None) or ""
+    path = find_checkpoint(ckpt_path, None) or ""  # of zoo:NAME, that of its file
     names = ClassNames({"model": [model] if model else [], "data": []})
     info = read_checkpoint_info(path, names.own)
     given = None if tokenizer in (None, NO_TOKENIZER) else load_tokenizer(str(tokenizer))
@@ -113,7 +115,7 @@ def load_module(
     changes = {} if base is None else {"base": base}
     if base is not None and "base" not in info.model["init_args"]:
         raise UserError(f"{ckpt_path} is no checkpoint of a LlamaClassifier: drop --model.base")
-    module = cls.load_from_checkpoint(path, map_location="cpu", **changes).float().eval()
+    module = cls.load_from_checkpoint(path, map_location="cpu", **changes).eval()
     checkpoint = read_checkpoint(path, required=("state_dict",))
     if tokenizer is not None:
         _replace_tokenizer(module, given, ckpt_path)

@@ -159,7 +159,8 @@ def _byte_level(tokenizer: Tokenizer) -> dict[str, Any]:
         "token_list": names,
         "token_types": [CONTROL if i in special else NORMAL for i in range(len(names))],
     }
-    return entries | ({"token_merges": merges} if merges else {})
+    # A list in a GGUF file has at least one entry. Without merges transformers reads scores, which then imply none.
+    return entries | ({"token_merges": merges} if merges else {"token_scores": [0.0] * len(names)})
 
 
 def _words(pre_tokenizer: Any) -> str | None:

@@ -1,7 +1,7 @@
 """ONNX files of a model: exported by torch, compared with the model in onnxruntime, with settings as metadata.
 
-Metadata of each file: `zoo.model`, the class; `zoo.settings`, its settings as JSON; and `zoo.number_tokens`, the tokens
-of RegressLM's numbers by id as JSON.
+Metadata of each file: `zoo.model`, the class; `zoo.settings`, its settings as JSON; `zoo.tokenizer`, the text of the
+tokenizer.json; and `zoo.number_tokens`, the tokens of RegressLM's numbers by id as JSON.
 """
 
 import logging
@@ -20,13 +20,16 @@ from zoo.text_formats.json_text import dump_json
 TOLERANCE = 1e-5  # largest difference between onnxruntime and torch, relative to values above 1
 
 
-def write_onnx(module: Any, folder: Path, file_name: str | None = None) -> dict[str, float]:
+def write_onnx(
+    module: Any, folder: Path, file_name: str | None = None, tokenizer_json: str | None = None
+) -> dict[str, float]:
     """Write one file per graph into a folder.
 
     Args:
         module: a LightningModule of the zoo in evaluation mode, on the CPU and in fp32.
         folder: an existing folder.
         file_name: name of the file, for a model of one graph; None: the graph's name with the suffix `.onnx`.
+        tokenizer_json: the tokenizer as the text of a tokenizer.json, for the metadata.
 
     Returns:
         For each file the largest difference between onnxruntime and torch on example inputs.
@@ -43,6 +46,8 @@ def write_onnx(module: Any, folder: Path, file_name: str | None = None) -> dict[
     metadata = {"zoo.model": registered_name(module), "zoo.settings": dump_json(dict(module.hparams), default=str)}
     if (vocabulary := getattr(module, "vocabulary", None)) is not None:
         metadata["zoo.number_tokens"] = dump_json(vocabulary.tokens)
+    if tokenizer_json is not None:
+        metadata["zoo.tokenizer"] = tokenizer_json
     differences = {}
     for graph in graphs:
         file = folder / (file_name or f"{graph.name}.onnx")
@@ -66,8 +71,10 @@ def _libraries() -> Any:
 
 def _export(graph: Graph, file: Path, metadata: dict[str, str]) -> None:
     longest = graph.longest
-    limits = {"length": {"max": longest} if longest else {}}
-    dims = {name: torch.export.Dim(name, **limits.get(name, {})) for axes in graph.axes for name in axes.values()}
+    names = {name for axes in graph.axes for name in axes.values()}
+    dims: dict[str, Any] = {name: torch.export.Dim(name) for name in names}
+    if longest is not None:  # a length of at most 1 is a constant
+        dims["length"] = torch.export.Dim("length", max=longest) if longest > 1 else torch.export.Dim.STATIC
     shapes = tuple({axis: dims[name] for axis, name in axes.items()} for axes in graph.axes)
     # Sizes of 0 and 1 would become constants.
     inputs = graph.inputs(3, min(longest or 4, 4))

@@ -149,7 +149,7 @@ def _mini_rlm(module: Any) -> list[Graph]:
         return in_targets_unit(network(tokens, padding_mask))
 
     call = Call(nn.ModuleList([network, module.target_scale]), from_tokens)
-    longest = config.max_seq_len - (config.pooling == "cls")
+    longest = config.max_seq_len - (config.pooling == "cls") if config.encoder == "transformer" else None
     return [Graph("model", call, texts(config.vocab_size), TEXT, ("tokens", "padding_mask"), output, longest)]
 
 

@@ -14,6 +14,7 @@ from zoo.files.atomic import flush_folder, temporary_path
 from zoo.files.safetensors_checkpoints import write_safetensors_checkpoint
 from zoo.tokenizers import Tokenizer
 
+FILE_SUFFIXES = {*SUFFIXES.values(), ".safetensors", ".pt", ".ckpt", ".zip", ".json"}
 # Entries of a checkpoint that only a resumed training needs.
 NOT_EXPORTED = ("optimizer_states", "lr_schedulers", "base_digest", "loops", "callbacks")
 
@@ -40,7 +41,10 @@ def export_module(
     """
     check_format(module, format)
     target = Path(destination)
-    is_file = target.suffix.lower() == SUFFIXES.get(format, "no suffix")
+    is_file = target.suffix.lower() == SUFFIXES.get(format)
+    if not is_file and target.suffix.lower() in FILE_SUFFIXES:
+        own = f", or a file with the suffix {SUFFIXES[format]}" if format in SUFFIXES else ""
+        raise UserError(f"{target} is the name of a file, but --format {format} writes a folder{own}: name another one")
     check_absent(target)
     merge_updates(module.eval())
     notes: dict[str, str] = {}
@@ -92,9 +96,9 @@ def _write(module: Any, format: str, folder: Path, name: str | None, checkpoint:
         from zoo.export.onnx_files import write_onnx
         from zoo.export.tokenizer_json import tokenizer_files
 
-        files = {} if tokenizer is None or name is not None else tokenizer_files(tokenizer)
-        differences = write_onnx(module, folder, name)
-        for file, text in files.items():
+        files = {} if tokenizer is None else tokenizer_files(tokenizer)
+        differences = write_onnx(module, folder, name, files.get("tokenizer.json"))
+        for file, text in files.items() if name is None else ():
             (folder / file).write_text(text, encoding="utf-8")
         return {file: f"at most {value:.0e} from the model" for file, value in differences.items()}
     else:
@@ -104,7 +108,10 @@ def _write(module: Any, format: str, folder: Path, name: str | None, checkpoint:
 
 def _checkpoint_of(module: Any, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a checkpoint of the module as it is now, and those of the one that it was loaded from."""
-    content: dict[str, Any] = {"state_dict": dict(module.state_dict()), "hyper_parameters": dict(module.hparams)}
+    state, stored = dict(module.state_dict()), checkpoint.get("state_dict", {})
+    # Where nothing was merged, the tensors keep the type in which they were stored.
+    state = dict(stored) if stored.keys() == state.keys() else state
+    content: dict[str, Any] = {"state_dict": state, "hyper_parameters": dict(module.hparams)}
     module.on_save_checkpoint(content)
     kept = {name: value for name, value in checkpoint.items() if name not in (*NOT_EXPORTED, *content)}
     content["zoo"] = {**checkpoint.get("zoo", {}), **content["zoo"], **_seed(checkpoint)}
