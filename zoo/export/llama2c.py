@@ -51,7 +51,7 @@ def _tokenizer_bytes(tokenizer: Tokenizer) -> bytes:
     if pieces is None or not pieces.has_llama_layout or not pieces.is_plain:
         raise UserError(
             "llama2.c's tokenizer.bin holds only SentencePiece models with the rules of Llama 2, not "
-            f"{tokenizer.source} (of the kind {tokenizer.kind}): use --format hf, or --data.tokenizer none to write the "
-            "weights alone"
+            f"{tokenizer.source} (of the kind {tokenizer.kind}): use --format hf, or --data.tokenizer none to write "
+            "the weights alone"
         )
     return llama2c_bytes(pieces)

@@ -156,7 +156,7 @@ class FeedForward(nn.Module):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """x (N, L, dim) -> (N, L, dim); on a CPU in chunks, as a long text's hidden layer dominates the memory."""
-        if x.shape[:2].numel() > CPU_CHUNK and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and x.device.type == "cpu" and x.shape[:2].numel() > CPU_CHUNK:
             return torch.cat([self._feed_forward(chunk) for chunk in x.flatten(0, 1).split(CPU_CHUNK)]).view_as(x)
         return self._feed_forward(x)
 
