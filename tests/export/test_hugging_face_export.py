@@ -1,5 +1,6 @@
 """`zoo export --format hf` and gguf: transformers gives the same tokens and logits, for each kind of tokenizer."""
 
+import io
 import json
 
 import pytest
@@ -21,16 +22,15 @@ LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "origi
 
 def sentence_piece(**options):
     """A SentencePiece model of TEXT with bytes, by default with the rules of Llama 2."""
-    import io
-
     import sentencepiece
 
-    rules = {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    rules = {
+        "model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False, "vocab_size": 300, "hard_vocab_limit": False, "minloglevel": 2,
+    }  # fmt: skip
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([TEXT.strip()] * 4), model_writer=model, vocab_size=300, model_type="bpe",
-        hard_vocab_limit=False, minloglevel=2, **rules | options,
-    )  # fmt: skip
+    texts = iter([TEXT.strip()] * 4)
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=texts, model_writer=model, **rules | options)
     return SentencePieceTokenizer(model.getvalue())
 
 

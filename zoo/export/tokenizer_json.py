@@ -203,7 +203,7 @@ def _with_rules(backend: Any, pieces: Pieces) -> Any:
     normalizers, decoders = library.normalizers, library.decoders
     steps: list[Any] = [normalizers.Precompiled(pieces.charsmap)] if pieces.charsmap else []
     if pieces.removes_spaces:
-        steps += [normalizers.Strip(), normalizers.Replace(library.Regex(" {2,}"), " ")]
+        steps += [normalizers.Replace(library.Regex(rule), kept) for rule, kept in ((r"\A +| +\z", ""), (" {2,}", " "))]
     if pieces.adds_space:
         steps.append(normalizers.Prepend(pieces.space))
     decoding: list[Any] = [decoders.ByteFallback(), decoders.Fuse()]
