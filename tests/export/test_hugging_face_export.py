@@ -34,6 +34,12 @@ def sentence_piece(**options):
     return SentencePieceTokenizer(model.getvalue())
 
 
+def unigram():
+    """A SentencePiece model with the default rules: Unicode normalization, spaces removed, unknown characters."""
+    rules = {"byte_fallback": False, "normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True}
+    return sentence_piece(model_type="unigram", **rules)
+
+
 def llama2c():
     from zoo.export.pieces import llama2c_bytes, pieces_of
 
@@ -46,7 +52,7 @@ KINDS = {
     "bpe": lambda: train_bpe([TEXT], 300),
     "words": lambda: train_words([TEXT]),
     "sentencepiece": sentence_piece,
-    "unigram": lambda: sentence_piece(model_type="unigram", byte_fallback=False, normalization_rule_name="nmt_nfkc"),
+    "unigram": unigram,
     "spaces removed": lambda: sentence_piece(remove_extra_whitespaces=True, add_dummy_prefix=False),
     "llama2c": llama2c,
 }

@@ -209,8 +209,10 @@ def _with_rules(backend: Any, pieces: Pieces) -> Any:
     decoding: list[Any] = [decoders.ByteFallback(), decoders.Fuse()]
     if pieces.space == SPACE:  # of SentencePiece, whose text for an unknown character is U+2047 between spaces
         steps.append(normalizers.Replace(" ", SPACE))
+        if pieces.removes_spaces:
+            steps.append(normalizers.Replace(library.Regex(f"{SPACE}+\\z"), ""))
         decoding = [decoders.Replace(SPACE, " "), decoders.Replace(_unknown(pieces), " \u2047 "), *decoding]
-    if pieces.adds_space:
+    if pieces.adds_space or pieces.removes_spaces:
         decoding.append(decoders.Strip(" ", 1, 0))
     backend.normalizer, backend.decoder = normalizers.Sequence(steps), decoders.Sequence(decoding)
     special = [library.AddedToken(text, normalized=False) for text in pieces.named(CONTROL)]
