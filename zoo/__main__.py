@@ -53,6 +53,11 @@ def _run_verb(argv: list[str]) -> None:
 
         print_completion(argv[1:])
         return
+    if argv[0] == "export":
+        from zoo.cli.export import export
+
+        export(argv[1:])
+        return
     ranks = Ranks(World.from_environment())
     with ranks.failures_reported():
         ZooCLI(argv, ranks=ranks, started=started)

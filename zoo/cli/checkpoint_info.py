@@ -14,6 +14,7 @@ from zoo.files import regular_file
 from zoo.files.checkpoint_folders import is_checkpoint_folder, read_meta
 from zoo.files.checkpoints import read_checkpoint
 from zoo.files.memory_limit import file_bytes, memory_limit, tensor_sizes
+from zoo.files.safetensors_checkpoints import is_safetensors_checkpoint
 from zoo.registry import DATA_MODULES, MODELS
 from zoo.tokenizers.load import adjacent_tokenizer
 
@@ -153,6 +154,8 @@ def read_checkpoint_info(path: str, own_classes: Mapping[str, str] | None = None
     """
     if is_checkpoint_folder(path):
         return _own(path, read_meta(path), own_classes or {})
+    if is_safetensors_checkpoint(path):
+        return _own(path, read_checkpoint(path, required=("zoo", "state_dict")), own_classes or {})
     if Path(path).is_dir():
         return _external(path)
     # Checkpoints by torch.save are zip files; those of the zoo have an entry "zoo".

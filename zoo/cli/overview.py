@@ -19,10 +19,11 @@ VERBS = {
     "predict": "write a checkpoint's predictions as JSON lines",
     "generate": "continue a prompt with a language model",
     "consolidate": "write the checkpoint of a sharded run, a folder, as one file",
-    "completion": "print a script for bash, zsh or tcsh that completes verbs, options and configs",
+    "export": "write a checkpoint for other programs: Hugging Face, llama2.c, GGUF, ONNX, safetensors",
     "pull": "download weights from the Hugging Face hub",
     "push": "upload a folder to the Hugging Face hub, with a model card",
     "list": "show every config: model, data, size, what it needs; --weights: every zoo:NAME",
+    "completion": "print a script for bash, zsh or tcsh that completes verbs, options and configs",
 }
 OTHER_NAMES = {  # what other programs call a verb
     "train": "fit", "resume": "fit", "finetune": "fit", "eval": "validate", "evaluate": "test", "sample": "generate",

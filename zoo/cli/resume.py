@@ -13,6 +13,7 @@ from typing import Any
 from zoo.cli.arguments import Arguments, load_config
 from zoo.errors import UserError
 from zoo.files.remote_files import is_copy, local_copy
+from zoo.files.safetensors_checkpoints import is_safetensors_checkpoint
 from zoo.registry import DATA_MODULES, MODELS
 from zoo.training.fixed_arguments import check_fixed
 
@@ -34,8 +35,14 @@ def saved_run(ckpt_path: str | None, arguments: Arguments) -> list[str]:
         config, a model or data itself, or where there is no config.yaml next to the checkpoint.
 
     Raises:
-        UserError: the config names a class outside the zoo and Lightning, which only the user can decide to trust.
+        UserError: the config names a class outside the zoo and Lightning, which only the user can decide to trust; or
+            the checkpoint is an export, which holds no state of an optimizer.
     """
+    if is_safetensors_checkpoint(ckpt_path):
+        raise UserError(
+            f"cannot resume from {ckpt_path}: an export holds no state of the optimizer. To start from its weights, "
+            f"use --model.weights {ckpt_path}"
+        )
     is_named = any(word.startswith("--config=") for word in arguments.words) or any(arguments.class_paths.values())
     if ckpt_path is None or is_named or not (path := Path(ckpt_path).parent / "config.yaml").is_file():
         return []

@@ -12,6 +12,7 @@ from zoo.errors import UserError
 from zoo.files.atomic import replacing
 from zoo.files.checkpoint_folders import has_shards, is_checkpoint_folder, read_folder, write_folder
 from zoo.files.digest import add_digest
+from zoo.files.safetensors_checkpoints import is_safetensors_checkpoint, read_safetensors_checkpoint
 from zoo.files.torch_files import read_torch_file
 
 
@@ -26,7 +27,8 @@ def read_checkpoint(
     """The dictionary in a file by torch.save. The entries that Lightning and the zoo write have the right types.
 
     Args:
-        path: the file, or the folder that a sharded run wrote, whose tensors are put together in memory.
+        path: the file; or the folder that a sharded run wrote, whose tensors are put together in memory; or the
+            folder that `zoo export --format safetensors` wrote.
         required: entries that the checkpoint must have.
         mmap: leave the tensors on the disk until they are used.
         verify: compare the content with the digest in it. Default: unless the environment variable ZOO_VERIFY is 0.
@@ -38,6 +40,8 @@ def read_checkpoint(
     """
     if is_checkpoint_folder(path):
         checkpoint = read_folder(path, verify)
+    elif is_safetensors_checkpoint(path):
+        checkpoint = read_safetensors_checkpoint(path, verify)
     else:
         checkpoint = read_torch_file(path, mmap=mmap, verify=verify, map_location=map_location)
     check_structure(checkpoint, path, required)

@@ -46,7 +46,7 @@ class ClassifierHead(nn.Module):
         if self.pooling == "last":
             if padding_mask is None:
                 return hidden[:, -1]
-            return hidden[torch.arange(len(hidden), device=hidden.device), padding_mask.sum(1) - 1]
+            return hidden[torch.arange(hidden.shape[0], device=hidden.device), padding_mask.sum(1) - 1]
         # Equal weights give the mean.
         weights = hidden @ self.query if self.pooling == "attention" else hidden.new_zeros(hidden.shape[:2])  # (B, T)
         if padding_mask is not None:

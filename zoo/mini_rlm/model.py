@@ -123,7 +123,7 @@ class MiniRLMNetwork(nn.Module):
         x = self.embedding(tokens)  # (B, T, dim)
         # The cls vector becomes one more position in front of the text.
         if self.config.pooling == "cls":
-            x = torch.cat([self.cls.expand(len(x), 1, -1), x], dim=1)  # (B, 1 + T, dim)
+            x = torch.cat([self.cls.expand(x.shape[0], 1, -1), x], dim=1)  # (B, 1 + T, dim)
             padding_mask = None if padding_mask is None else nn.functional.pad(padding_mask, (1, 0), value=True)
         # Encode all positions, pool the states at tokens, and map the pooled state to the outputs.
         lengths = tokens.new_full((len(x),), x.shape[1]) if padding_mask is None else padding_mask.sum(1)  # (B,)
@@ -140,7 +140,7 @@ class MiniRLMNetwork(nn.Module):
             # The mean over tokens: padding counts neither in the sum nor in the length.
             masked = states if padding_mask is None else states * padding_mask[..., None]
             return masked.sum(1) / lengths[:, None]
-        last = states[torch.arange(len(states), device=states.device), lengths - 1]  # (B, width)
+        last = states[torch.arange(states.shape[0], device=states.device), lengths - 1]  # (B, width)
         # The LSTM's backward direction ends at the first token.
         if self.config.encoder == "lstm" and self.config.bidirectional:
             forward, backward = last.chunk(2, dim=-1)[0], states[:, 0].chunk(2, dim=-1)[1]

@@ -156,7 +156,7 @@ class FeedForward(nn.Module):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """x (N, L, dim) -> (N, L, dim); on a CPU in chunks, as a long text's hidden layer dominates the memory."""
-        if x.shape[:2].numel() > CPU_CHUNK and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and x.device.type == "cpu" and x.shape[:2].numel() > CPU_CHUNK:
             return torch.cat([self._feed_forward(chunk) for chunk in x.flatten(0, 1).split(CPU_CHUNK)]).view_as(x)
         return self._feed_forward(x)
 
@@ -216,8 +216,9 @@ class Encoder(nn.Module):
         layers: Any = self.layers
 
         def run(number: int, x: Tensor) -> Tensor:
-            # The first layer's projections depend on the token id only: project whichever is fewer, ids or tokens.
-            if number == 0 and tokens.numel() > len(table):
+            # The first layer's projections depend on the token id only: project whichever is fewer, ids or tokens. An
+            # exported graph, whose number of tokens is not known, projects the tokens.
+            if number == 0 and not torch.compiler.is_exporting() and tokens.numel() > len(table):
                 projected = F.embedding(tokens, layers[0].project(table))  # (B, T, 3 dim)
             else:
                 projected = layers[number].project(x)  # (B, T, 3 dim)
@@ -260,9 +261,10 @@ class DecoderLayer(FeedForward):
         # Self-attention to the number tokens so far.
         query, *present = self.self_attn.project(self.norm1(x), slice(0, 3))  # (N, H, L, hd) each
         keys, values = present if past is None else (torch.cat(pair, 2) for pair in zip(past, present, strict=True))
-        x = x + self.residual(self.self_attn(query, keys, values, causal=past is None and x.shape[1] > 1))
+        is_causal = past is None and (torch.compiler.is_exporting() or x.shape[1] > 1)  # an exported L has any value
+        x = x + self.residual(self.self_attn(query, keys, values, causal=is_causal))
         # Cross-attention: the M rows of a text are M L queries of its memory.
-        batch = len(text if isinstance(text, Tensor) else text[0])
+        batch = (text if isinstance(text, Tensor) else text[0]).shape[0]
         queries = self.norm2(x).view(batch, -1, x.shape[-1])  # (B, M L, dim)
         (query,) = self.multihead_attn.project(queries, slice(0, 1))  # (B, H, M L, hd)
         if isinstance(text, Tensor):

@@ -48,9 +48,11 @@ class HuggingFaceTokenizer(Tokenizer):
     """
 
     kind = "huggingface"
+    description: str
+    """The text of the `tokenizer.json`."""
 
     def __init__(self, description: str, bos_id: int | None, eos_id: int | None, adds_bos: bool = True) -> None:
-        self._description, self.bos_id, self.eos_id, self.adds_bos = description, bos_id, eos_id, adds_bos
+        self.description, self.bos_id, self.eos_id, self.adds_bos = description, bos_id, eos_id, adds_bos
         content = parse(description)
         ids = token_ids(content)
         control = control_tokens(content, bos_id, eos_id)
@@ -81,7 +83,7 @@ class HuggingFaceTokenizer(Tokenizer):
                 raise UserError(f"the id {i} of its {key} is outside its vocabulary of {self.vocab_size} tokens")
 
     def state(self) -> State:
-        state: State = {"kind": self.kind, "model": self._description, "bos_id": self.bos_id, "eos_id": self.eos_id}
+        state: State = {"kind": self.kind, "model": self.description, "bos_id": self.bos_id, "eos_id": self.eos_id}
         return state if self.adds_bos else state | {"adds_bos": 0}
 
     def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:

@@ -37,24 +37,30 @@ class Llama2cTokenizer(Tokenizer):
     kind = "llama2c"
     bos_id = 1
     eos_id = 2
+    pieces: list[bytes]
+    """The text of each token, (vocab_size,)."""
+    scores: list[float]
+    """The score of each token, (vocab_size,): of two possible merges the one into the higher score comes first."""
+    data: bytes
+    """The content of the file."""
 
     def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._pieces, self._scores = _parse(data)
-        self.vocab_size = len(self._pieces)
+        self.data = data
+        self.pieces, self.scores = _parse(data)
+        self.vocab_size = len(self.pieces)
         # Where a piece occurs twice, its first id is used.
-        self._ids = {piece: i for i, piece in reversed(list(enumerate(self._pieces)))}
-        self._texts = list(self._pieces)  # what each piece decodes to
+        self._ids = {piece: i for i, piece in reversed(list(enumerate(self.pieces)))}
+        self._texts = list(self.pieces)  # what each piece decodes to
         self._texts[_FIRST_BYTE : _FIRST_BYTE + 256] = [bytes([byte]) for byte in range(256)]
         self._texts[self.bos_id] = self._texts[self.eos_id] = b""
-        pieces = [piece.decode(errors="surrogateescape") for piece in self._pieces]
+        pieces = [piece.decode(errors="surrogateescape") for piece in self.pieces]
         self._neighbours = {a + b for piece in pieces for a, b in pairwise(piece)}
         # If the written form of a byte is part of another piece, bytes can take part in merges: then nothing is cut.
-        self._divisible = not any(len(p) > 6 and _BYTE_PIECE.search(p) for p in self._pieces)
+        self._divisible = not any(len(p) > 6 and _BYTE_PIECE.search(p) for p in self.pieces)
         self._merge_cached = lru_cache(maxsize=1 << 16)(self._merge)
 
     def state(self) -> State:
-        return {"kind": self.kind, "model": base64.b64encode(self._data).decode()}
+        return {"kind": self.kind, "model": base64.b64encode(self.data).decode()}
 
     def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [[i for part in self._parts(" " + text) for i in part] if text else [] for text in texts]
@@ -84,9 +90,9 @@ class Llama2cTokenizer(Tokenizer):
             """Put the pair that starts at i on the heap, if it forms a piece."""
             j = right[i]
             if j < end:
-                merged = self._ids.get(self._pieces[tokens[i]] + self._pieces[tokens[j]])
+                merged = self._ids.get(self.pieces[tokens[i]] + self.pieces[tokens[j]])
                 if merged is not None:
-                    heapq.heappush(heap, (-self._scores[merged], i, tokens[i], tokens[j], merged))
+                    heapq.heappush(heap, (-self.scores[merged], i, tokens[i], tokens[j], merged))
 
         for i in range(end):
             offer(i)

@@ -28,8 +28,9 @@ _PARTNERS = {"encoder.json": "vocab.bpe", "vocab.json": "merges.txt"}
 _FOLDER_FILES = ("tokenizer.json", "tokenizer.model", *_PARTNERS)  # of a Hugging Face folder, by precedence
 _NAMED: dict[str, type[Tokenizer]] = {kind.kind: kind for kind in (ByteTokenizer, CharacterTokenizer)}
 _KINDS = "'bytes', 'characters', a SentencePiece model, llama2.c's tok*.bin, GPT-2's vocabulary, a Hugging Face folder"
+_EXPORTED = "zoo.json"  # file of a checkpoint in safetensors format that holds the tokenizer
+_IN_CHECKPOINTS = ("meta.pt", _EXPORTED)  # files with the tokenizer of checkpoints that are folders; the first: sharded
 # Suffixes of files; a name with one of them is not looked up on the hub.
-_SHARDED = "meta.pt"  # file of a sharded checkpoint, which is a folder, that holds the tokenizer
 _SUFFIXES = {".model", ".bin", ".json", ".bpe", ".txt", ".ckpt", ".pt"}
 _UNKNOWN = f"it is truncated, or not a tokenizer of a known kind; give {_KINDS}"
 
@@ -65,8 +66,7 @@ def load_tokenizer(path_or_name: str | Path) -> Tokenizer:
     try:
         if not path.is_dir() and not path.is_file():
             raise UserError("it is neither a file nor a folder, but a device or a pipe")
-        if (path / _SHARDED).is_file():
-            path /= _SHARDED
+        path = next((path / name for name in _IN_CHECKPOINTS if (path / name).is_file()), path)
         tokenizer = _load_folder(path) if path.is_dir() else _load_file(path)
     except ValueError as error:
         # JSON's and Unicode's errors describe positions in the file; they only mean that the kind is unknown.
@@ -170,7 +170,7 @@ def _load_file(file: Path) -> Tokenizer:
     """The tokenizer in a file, whose kind is recognised by its content."""
     # A zip archive is a checkpoint by torch.save.
     with file.open("rb") as content:
-        if content.read(4) == b"PK\3\4":
+        if content.read(4) == b"PK\3\4" or file.name == _EXPORTED:
             return _from_checkpoint(file)
     data = file.read_bytes()
     if not data:
@@ -222,9 +222,11 @@ def _load_gpt2(file: Path, is_vocabulary: bool) -> Tokenizer:
 
 def _from_checkpoint(file: Path) -> Tokenizer:
     """The tokenizer stored in a checkpoint of the zoo."""
-    from zoo.files.torch_files import read_torch_file  # imports torch
+    # Imported here, because both modules import torch.
+    from zoo.files.safetensors_checkpoints import read_content
+    from zoo.files.torch_files import read_torch_file
 
-    checkpoint = read_torch_file(file, mmap=True)
+    checkpoint = read_content(file.parent) if file.name == _EXPORTED else read_torch_file(file, mmap=True)
     state = checkpoint.get("tokenizer") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict):
         raise UserError("it is a checkpoint without a tokenizer; give the tokenizer's file")

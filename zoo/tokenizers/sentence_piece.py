@@ -20,6 +20,8 @@ class SentencePieceTokenizer(Tokenizer):
     """
 
     kind = "sentencepiece"
+    proto: bytes
+    """The content of the `.model` file."""
 
     def __init__(self, proto: bytes, adds_bos: bool = True) -> None:
         from sentencepiece import SentencePieceProcessor
@@ -33,12 +35,12 @@ class SentencePieceTokenizer(Tokenizer):
             raise UserError("it is an empty SentencePiece model")
         if not all(map(math.isfinite, self._model.GetScore(list(range(self.vocab_size))))):
             raise UserError("it is a damaged SentencePiece model: a score in it is not finite")
-        self._proto, self.adds_bos = proto, adds_bos
+        self.proto, self.adds_bos = proto, adds_bos
         bos, eos = self._model.bos_id(), self._model.eos_id()  # -1 if the vocabulary lacks it
         self.bos_id, self.eos_id = (None if bos < 0 else bos), (None if eos < 0 else eos)
 
     def state(self) -> State:
-        state: State = {"kind": self.kind, "model": base64.b64encode(self._proto).decode()}
+        state: State = {"kind": self.kind, "model": base64.b64encode(self.proto).decode()}
         return state if self.adds_bos else state | {"adds_bos": 0}
 
     def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:

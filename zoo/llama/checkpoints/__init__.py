@@ -2,7 +2,8 @@
 
 Read, recognised by content and not by name:
 - llama2.c's `.bin` (llama2c.py);
-- llama2.c's `.pt`, also with the names of CMU's minllama course, and checkpoints of the zoo (torch_files.py);
+- llama2.c's `.pt`, also with the names of CMU's minllama course, and checkpoints of the zoo, as a file or as a folder
+  in safetensors format (torch_files.py);
 - Hugging Face folders (hugging_face.py).
 Written: llama2.c's `.bin` and Hugging Face folders. No code from a file is run.
 """
@@ -19,6 +20,7 @@ from zoo.errors import UserError
 from zoo.files import regular_file
 from zoo.files.checkpoint_folders import check_complete, is_checkpoint_folder
 from zoo.files.finite import check_finite
+from zoo.files.safetensors_checkpoints import is_safetensors_checkpoint
 from zoo.llama.checkpoints.hugging_face import read_folder, write_folder
 from zoo.llama.checkpoints.llama2c import check_bin_can_express, read_bin, write_bin
 from zoo.llama.checkpoints.names import Weights, check_layers, fuse_projections, llama2c_shapes, split_projections
@@ -46,7 +48,9 @@ def load_checkpoint(path: str | os.PathLike) -> Llama:
         raise FileNotFoundError(f"there is no checkpoint at {path}: check the path")
     if is_checkpoint_folder(path):
         raise UserError(f"{path} is the folder of a sharded run: write it as one file with zoo consolidate")
-    if path.is_dir():
+    if is_safetensors_checkpoint(path):
+        config, weights = read_torch_file(path)
+    elif path.is_dir():
         check_complete(path)
         config, weights = read_folder(path)
         # The embedding matrix may have more rows than the tokenizer has tokens.

@@ -1,7 +1,7 @@
 """Llama checkpoints written by torch.save: llama2.c's and the minllama course's `.pt`, and the zoo's own `.ckpt`.
 
-A `.pt` holds {"model_args", "model"}, a `.ckpt` {"hyper_parameters", "state_dict"}. Files are read with
-torch.load(weights_only=True), which runs no code from them.
+A `.pt` holds {"model_args", "model"}, a `.ckpt` {"hyper_parameters", "state_dict"}, as does a checkpoint of the zoo in
+safetensors format. Files are read with torch.load(weights_only=True), which runs no code from them.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import UserError
+from zoo.files.safetensors_checkpoints import is_safetensors_checkpoint, read_safetensors_checkpoint
 from zoo.files.torch_files import read_torch_file as read
 from zoo.llama.checkpoints.names import FORMATS, Weights, check_layers, split_projections, strip_prefixes
 from zoo.llama.model import LlamaConfig
@@ -22,12 +23,12 @@ LONGEST_SETTING = 1000  # characters
 
 
 def read_torch_file(path: Path) -> tuple[LlamaConfig, Weights]:
-    """Settings and weights of a `.pt` or `.ckpt` file.
+    """Settings and weights of a `.pt` or `.ckpt` file, or of a folder by `zoo export --format safetensors`.
 
     Raises:
         UserError: the file is damaged, holds other Python objects than tensors and plain values, or no complete Llama.
     """
-    content = read(path)
+    content = read_safetensors_checkpoint(path) if is_safetensors_checkpoint(path) else read(path)
     keys = content.keys() if isinstance(content, dict) else set()
     if {"model_args", "model"} <= keys:
         _check_kinds(path, content, "model_args", "model")
