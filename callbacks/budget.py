@@ -57,6 +57,7 @@ class Budget(Callback):
         self.since, self.end = since, since + seconds
         self.n_validations, self._record = n_validations, record
         self.validation_seconds = VALIDATION * seconds
+        self.planned_steps: int | None = None  # steps of the run, after the first plan
         self._limit = 0  # steps of the run without a limit of time
         self._pretraining_start: tuple[int, float] | None = None  # step and time
 
@@ -131,5 +132,6 @@ class Budget(Callback):
         self._restart(trainer)
 
     def _set_steps(self, trainer: Trainer, module: Any, total: int) -> None:
+        self.planned_steps = total
         trainer.val_check_batch = max(1, -(-total // self.n_validations))
         self._record({"total_steps": total, "val_check_interval": trainer.val_check_batch, **module.plan_steps(total)})

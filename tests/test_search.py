@@ -27,7 +27,7 @@ def scores(monkeypatch):
     """Replaces trials by a list: the scores of the next ones, None for one that diverges. Yields the list."""
     left = []
 
-    def trial(words, callbacks):
+    def trial(words, callbacks, label):
         if (score := left.pop(0)) is None:
             raise Diverged("training has diverged")
         if isinstance(score, BaseException):
@@ -165,7 +165,7 @@ def test_two_processes_on_one_journal_draw_different_points(scores, tmp_path, mo
     """The numbers of trials are unique in a storage, and each trial draws with the seed of its number."""
     points = []
 
-    def cli(words, callbacks):
+    def cli(words, callbacks, label):
         points.append([word for word in words if word.startswith("--model.lr=")])
         raise Diverged("training has diverged")
 

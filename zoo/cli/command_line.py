@@ -343,7 +343,7 @@ class ZooCLI(OpenLightningCLI):
             more.append(LearningRateMonitor())
         shows_progress = trainer_config["enable_progress_bar"] is not False and not trainer_config["barebones"]
         if shows_progress and self.verb != "generate":
-            more.append(Progress())
+            more.append(self.build_progress())
         if self.verb == "fit":
             more.append(ClosingMessage(self.checkpoint_info.step if self.checkpoint_info else None))
         if self.verb == "fit" and (budget := self.config.fit.budget) is not None:
@@ -356,6 +356,10 @@ class ZooCLI(OpenLightningCLI):
         equal = EqualRanks(comparable_settings(config, self.checkpoint_info.step if self.checkpoint_info else None))
         own = [equal, CommonFolder(), FailureReport(self.ranks), EmptyFolders([Path(config.output_dir), *folders])]
         return [*more, *self.callbacks, *own]
+
+    def build_progress(self) -> Progress:
+        """The progress line of the run."""
+        return Progress()
 
     def keep_callback(self, callback: Callback, trainer_config: dict[str, Any]) -> bool:
         return suits(callback, trainer_config)
