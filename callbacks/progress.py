@@ -144,11 +144,11 @@ class Progress(ProgressBar):
 
     # ---- the line
 
-    def line_label(self, left: float | None) -> str:
+    def line_label(self, share: float | None) -> str:
         """The label of the next line; override it for one that changes.
 
         Args:
-            left: seconds that the run still takes; None where they are not known.
+            share: share of the run that is done, from 0 to 1; None where its end is not known.
         """
         return self.label
 
@@ -197,10 +197,12 @@ class Progress(ProgressBar):
             batches = sum(trainer.num_val_batches)
             activity = f"validation, batch {self._batches_done:,}"
             activity += f" of {int(batches):,}" if math.isfinite(batches) else ""
-        return progress_text.Progress(
-            self._clock.done, total, self._unit, self.line_label(left), activity, self._clock.rate(), left, share,
+        state = progress_text.Progress(
+            self._clock.done, total, self._unit, "", activity, self._clock.rate(), left, share,
             self._values(trainer) if is_training else {},
         )  # fmt: skip
+        state.label = self.line_label(state.done_share)
+        return state
 
     def _share(self, total: int | None, seconds: float) -> float:
         """Share of a run with a limit of time that is done: of its steps or of its time, whichever is nearer."""
