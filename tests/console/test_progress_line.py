@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.commands import ROOT
 from zoo.console import progress_display
 from zoo.console.progress_display import LogLines, TerminalLine, counting, open_display
 from zoo.console.progress_text import Clock, Progress, full_line, line_with_bar
@@ -145,6 +146,28 @@ def test_a_terminal_that_cannot_redraw_gets_lines(name, value, monkeypatch):
     pretend_terminal(monkeypatch)
     monkeypatch.setenv(name, value)
     assert isinstance(open_display(), LogLines)
+
+
+CELL = """
+import time
+from zoo.console.progress_display import counting
+with counting(300, "text", "sampling") as add:
+    for _ in range(300):
+        time.sleep(0.003)
+        add(1)
+"""
+
+
+def test_a_notebook_shows_one_output_that_is_replaced(tmp_path, monkeypatch):
+    nbformat = pytest.importorskip("nbformat", reason="the notebook packages are in the extra dev")
+    nbclient = pytest.importorskip("nbclient", reason="the notebook packages are in the extra dev")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, kernel_name="python3", timeout=120, resources=resources).execute()
+    [output] = notebook.cells[0].outputs
+    assert output.output_type == "display_data"
+    assert re.match(rf"sampling: text 300/300 100 % \|{'█' * 30}\| \d+/s, 00:00 left$", output.data["text/plain"])
 
 
 def test_counting_a_loop(capsys):
