@@ -7,10 +7,11 @@ from zoo.callbacks.mixed_precision import MixedPrecision
 from zoo.callbacks.non_finite import NonFinite
 from zoo.callbacks.plots import Plots
 from zoo.callbacks.predictions import Predictions
+from zoo.callbacks.progress import Progress
 from zoo.callbacks.samples import Samples
 from zoo.callbacks.throughput import Throughput
 
 __all__ = [
-    "Budget", "Checkpoint", "EarlyStopping", "MixedPrecision", "NonFinite", "Plots", "Predictions", "Samples",
-    "Throughput",
+    "Budget", "Checkpoint", "EarlyStopping", "MixedPrecision", "NonFinite", "Plots", "Predictions", "Progress",
+    "Samples", "Throughput",
 ]  # fmt: skip

@@ -77,6 +77,7 @@ class Budget(Callback):
         self.since, self.end = since, since + seconds
         self.n_validations, self._record = n_validations, record
         self.validation_seconds = VALIDATION * seconds
+        self.planned_steps: int | None = None  # steps of the run, after the first plan
         self._limit = 0  # steps of the run without a limit of time
         self._begin: float | None = None  # of the first step
         self.summary = ""  # the plan in words
@@ -167,5 +168,6 @@ class Budget(Callback):
         if not self.summary:
             print(f"zoo: --budget: {plan}", file=sys.stderr)
         self.summary = plan
+        self.planned_steps = total
         trainer.val_check_batch = max(1, -(-total // self.n_validations))
         self._record({"total_steps": total, "val_check_interval": trainer.val_check_batch, **module.plan_steps(total)})

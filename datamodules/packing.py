@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from tqdm import tqdm
 
+from zoo.console.progress_display import counting
 from zoo.datamodules.checksums import checksums, find_damage
 from zoo.datamodules.sources.spans import Part, Row
 from zoo.files.atomic import replacing
@@ -121,14 +121,12 @@ def _write_shards(parts: list[Part], tokenizer: Tokenizer, file: Path, counts: P
     )
     total = dict.fromkeys(COUNTS, 0)
     tokens = [0] * len(parts)
-    bar = tqdm(
-        total=sum(part.size for part in parts), unit="B", unit_scale=True, disable=None, desc=f"packing {file.stem}"
-    )
-    with bar, joblib.parallel_config(backend="loky", inner_max_num_threads=1):
+    shown = counting(len(parts), "shard", f"packing the {file.stem} split", is_shown=len(parts) > 1)
+    with shown as add, joblib.parallel_config(backend="loky", inner_max_num_threads=1):
         for i, stats in joblib.Parallel(n_jobs=workers, return_as="generator_unordered")(jobs):
             tokens[i] = stats["tokens"]
             total = {name: total[name] + stats[name] for name in COUNTS}
-            bar.update(parts[i].size)
+            add(1)
     shards = [[shard.name, n] for shard, n in zip(files, tokens, strict=True)]
     counts.write_text(dump_json(total | {"itemsize": token_dtype(tokenizer.vocab_size)(0).itemsize, "shards": shards}))
 

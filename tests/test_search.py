@@ -27,7 +27,7 @@ def scores(monkeypatch):
     """Replaces trials by a list: the scores of the next ones, None for one that diverges. Yields the list."""
     left = []
 
-    def trial(words, callbacks):
+    def trial(words, callbacks, label):
         if (score := left.pop(0)) is None:
             raise Diverged("training has diverged")
         if isinstance(score, BaseException):
@@ -87,6 +87,7 @@ def test_a_second_call_adds_trials_to_the_study(text_file, tmp_path, capsys, mon
     assert row["state"] == "complete"
     assert 1e-4 <= float(row["model.lr"]) <= 1e-2
     argv = [*fit, "--space", "model.lr=log:1e-4:1e-2", "--trials", "1", "--output_dir", str(tmp_path)]
+    argv.append("--trainer.enable_progress_bar=true")
     monkeypatch.setattr("sys.argv", ["search", *argv])
     main()
     with (tmp_path / "trials.csv").open(newline="") as file:
@@ -95,7 +96,10 @@ def test_a_second_call_adds_trials_to_the_study(text_file, tmp_path, capsys, mon
     assert float(rows[0]["best"]) <= float(rows[1]["best"])
     assert rows[0]["model.lr"] != rows[1]["model.lr"]
     assert (tmp_path / "trial-001" / "best.ckpt").exists()
-    assert "model.lr" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "model.lr" in out
+    assert "\nzoo: trial 1 of 1, trial-001: model.lr=" in err
+    assert "\ntrial 1 of 1: step 2 of 2, 100 %, " in err
 
 
 def test_a_bad_trial_is_pruned(text_file, tmp_path):
@@ -165,7 +169,7 @@ def test_two_processes_on_one_journal_draw_different_points(scores, tmp_path, mo
     """The numbers of trials are unique in a storage, and each trial draws with the seed of its number."""
     points = []
 
-    def cli(words, callbacks):
+    def cli(words, callbacks, label):
         points.append([word for word in words if word.startswith("--model.lr=")])
         raise Diverged("training has diverged")
 
@@ -247,9 +251,19 @@ def test_a_trial_that_failed_early_has_empty_cells(scores, tmp_path):
     assert [(row["model.lr"], row["best"], row["state"]) for row in rows] == [("1", "2", "complete"), ("", "", "fail")]
 
 
-def test_a_maximised_metric_has_the_largest_value_first(scores, tmp_path):
+def test_a_maximised_metric_has_the_largest_value_first(scores, tmp_path, capsys):
     scores += [0.5, 0.9, None, 0.7]
     rows = search(["val_accuracy", "maximize"], ["model.lr=1e-4:1e-3"], 4, tmp_path)
+    begun = [f"zoo: trial {i + 1} of 4, trial-00{i}: model.lr=" for i in range(4)]
+    ended = [
+        "zoo: trial 1 of 4: val_accuracy 0.5; the best so far is 0.5, of trial-000",
+        "zoo: trial 2 of 4: val_accuracy 0.9; the best so far is 0.9, of trial-001",
+        "zoo: trial 3 of 4: training has diverged",
+        "zoo: trial 4 of 4: val_accuracy 0.7; the best so far is 0.9, of trial-001",
+    ]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1::2] == ended
+    assert all(line.startswith(start) for line, start in zip(lines[::2], begun, strict=True))
     assert [row["best"] for row in rows] == ["0.9", "0.7", "0.5", ""]
     study = optuna.load_study(study_name="zoo", storage=f"sqlite:///{tmp_path / 'study.db'}")
     assert study.best_value == 0.9

@@ -153,7 +153,16 @@ def test_finished_members_are_not_retrained_and_members_can_be_added(tmp_path, c
     reached = sweep(tmp_path, tasks="2,4")
     assert (tmp_path / "checkpoints_M2" / "last.ckpt").stat().st_mtime_ns == before
     assert list(reached) == ["2", "4"]
-    assert "true_to_ridge" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "true_to_ridge" in out
+    assert re.search(r"^member 1 of 1, M 4: step 60 of 60, 100 %, .*, train_loss \S+, val_loss \S+$", err, re.MULTILINE)
+
+
+def test_the_progress_line_names_the_members():
+    assert training.stack_label([8], 2, 10) == "member 3 of 10, M 8"
+    assert training.stack_label([2, 8, "inf"], 0, 3) == "members 1 to 3 of 3, M 2, 8, inf"
+    powers = [2**power for power in range(1, 11)]
+    assert training.stack_label(powers, 0, 10) == "members 1 to 10 of 10, M 2, 4, 8, ..., 1024"
 
 
 def test_member_with_nan_loss_is_reported_and_the_others_continue(tmp_path, monkeypatch, capsys):

@@ -283,7 +283,7 @@ class ZooCLI(OpenLightningCLI):
         if trainer_config["logger"]:
             more.append(LearningRateMonitor())
         if shows_own_bar(trainer_config) and self.verb != "generate":
-            more.append(Progress())
+            more.append(self.build_progress())
         if self.verb == "predict" and not names_data(self.arguments.keys):
             more.append(PredictedRows())
         if self.verb == "fit":
@@ -295,6 +295,10 @@ class ZooCLI(OpenLightningCLI):
         equal = EqualRanks(comparable_settings(config, self.checkpoint_info.step if self.checkpoint_info else None))
         own = [equal, CommonFolder(), FailureReport(self.ranks), EmptyFolders([Path(config.output_dir), *folders])]
         return [*more, *self.callbacks, *own]
+
+    def build_progress(self) -> Progress:
+        """The progress line of the run."""
+        return Progress()
 
     def keep_callback(self, callback: Callback, trainer_config: dict[str, Any]) -> bool:
         return suits(callback, trainer_config)

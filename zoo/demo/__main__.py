@@ -7,34 +7,65 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from zoo.cli.config_names import config_files, find_config
 from zoo.console.exit_codes import run_command
 from zoo.console.table import table
 
+if TYPE_CHECKING:
+    from zoo.demo.time_left import TimeLeft
 
-def run(config: str, output_dir: Path) -> dict[str, str]:
+
+def run(config: str, output_dir: Path, place: int, n_configs: int, time_left: "TimeLeft") -> dict[str, str]:
     """Train one config, evaluate its best checkpoint on the validation split, and describe the result.
 
     Args:
         config: name or file, as for `--config`.
         output_dir: the run is in a folder below it, named after the config.
+        place: of the config in the demo, from 0 on.
+        n_configs: number of configs of the demo.
+        time_left: that of the demo.
+
+    Returns:
+        The row of the table, and a sentence "note" where the result is below a baseline.
     """
     from zoo.cli.command_line import ZooCLI
     from zoo.demo.result_rows import result_row
+    from zoo.demo.time_left import DemoProgress
 
-    print(f"\n{config}", file=sys.stderr)
+    class DemoCLI(ZooCLI):
+        def build_progress(self) -> DemoProgress:
+            return DemoProgress(label, place, time_left)
+
+        def more_arguments(self, verb: str) -> dict[str, Any]:
+            return {"verbose": False} if verb == "validate" else {}  # the row has the metrics
+
+    label = f"model {place + 1} of {n_configs}"
+    left = time_left.seconds(place, 0.0)
+    left_text = "" if left is None else f"; about {left / 60:.0f} min left for all"
+    print(f"\n{label}: {config}{left_text}", file=sys.stderr, flush=True)
     start = time.perf_counter()
     folder = output_dir / find_config(config).stem
-    ZooCLI(["fit", f"--config={config}", f"--output_dir={folder}"])
+    quiet = "--trainer.enable_model_summary=false"
+    fit = DemoCLI(["fit", f"--config={config}", f"--output_dir={folder}", quiet])
     seconds = time.perf_counter() - start
-    cli = ZooCLI(["validate", f"--ckpt_path={folder / 'best.ckpt'}", "--trainer.enable_progress_bar=false"])
-    return {
+    cli = DemoCLI(["validate", f"--ckpt_path={folder / 'best.ckpt'}", "--trainer.enable_progress_bar=false"])
+    row = {
         "model": type(cli.model).__name__,
         "parameters": f"{sum(p.numel() for p in cli.model.parameters()):,}",
-        **result_row(cli.model, cli.datamodule, cli.trainer.callback_metrics),
+        **result_row(cli.model, cli.datamodule, cli.trainer.callback_metrics, fit.trainer.global_step),
         "seconds": f"{seconds:.0f}",
     }
+    print(describe(label, row), flush=True)
+    return row
+
+
+def describe(label: str, row: dict[str, str]) -> str:
+    """A row of the table as lines that can be printed before the other rows are known."""
+    lines = [f"{label}: {row['model']}, {row['parameters']} parameters, trained in {row['seconds']} s", row["metric"]]
+    lines += [f"baseline: {row['baseline']}"] if row["baseline"] else []
+    return "\n  ".join(lines + ([row["note"]] if "note" in row else []))
 
 
 def main() -> None:
@@ -52,8 +83,12 @@ def main() -> None:
         help="folder of the runs (default: runs/demo-<time>)",
     )
     args = parser.parse_args()
-    rows = [run(config, args.output_dir) for config in args.configs]
-    print("\n" + table(rows))
+    from zoo.demo.time_left import TimeLeft  # imports Lightning: after --help
+
+    time_left = TimeLeft(args.configs, time.monotonic)
+    rows = [run(config, args.output_dir, i, len(args.configs), time_left) for i, config in enumerate(args.configs)]
+    notes = [f"{row['model']}: {note}" for row in rows if (note := row.pop("note", None))]
+    print("\n" + "\n\n".join([table(rows), *notes]))
     print(f"\nThe runs are in {args.output_dir}; `make tensorboard` shows them.")
     for plot in sorted(args.output_dir.glob("*/*.png")):
         print(f"A plot: {plot}")

@@ -14,8 +14,8 @@ import lightning
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from zoo.console.progress_display import counting
 from zoo.errors import UserError, check_counts
 from zoo.files.checkpoints import read_checkpoint, write_checkpoint
 from zoo.generation.options import check_sampling
@@ -39,11 +39,11 @@ DEFAULT_WEIGHTS = "zoo:regress-lm"
 
 
 def _shown(batches: list[TextBatch], progress: bool) -> Iterator[TextBatch]:
-    """The batches, with a progress bar on stderr that counts their texts."""
-    with tqdm(total=sum(len(batch.texts) for batch in batches), unit="text", disable=not progress) as bar:
+    """The batches, with a progress line on standard error that counts their texts."""
+    with counting(sum(len(batch.texts) for batch in batches), "text", "sampling", progress) as add:
         for batch in batches:
             yield batch
-            bar.update(len(batch.texts))
+            add(len(batch.texts))
 
 
 class RegressLM(RegressLMModule):
@@ -124,7 +124,7 @@ class RegressLM(RegressLMModule):
                 `TextRegression("table.csv", target_columns="y")`. Arguments that are given to it are kept.
             seed: of the initial weights, of the order of rows and of dropout.
             max_steps: optimizer steps, at least 1. Default: as many as the rules choose, a few minutes on two cores.
-            progress: show a progress bar.
+            progress: show a progress line.
             **settings: arguments of `RegressLM`, which are then not chosen.
 
         Returns:
@@ -208,7 +208,7 @@ class RegressLM(RegressLMModule):
             corrupted_share: share of a text's tokens that are corrupted, between 0 and 1.
             mean_span: mean number of tokens of a corrupted span, at least 1.
             seed: of the order, the corruption, and the weights of the decoder that is used here only.
-            progress: show a progress bar.
+            progress: show a progress line.
 
         Returns:
             The loss of each step, in nats per token of the spans and their sentinels.
@@ -277,7 +277,7 @@ class RegressLM(RegressLMModule):
             top_k: draw among the k most likely tokens at each position; None for all.
             seed: of the draws; None draws a seed from torch's global generator.
             batch_size: texts that are processed together.
-            progress: show a progress bar that counts the texts.
+            progress: show a progress line that counts the texts.
 
         Returns:
             For each input float64 (num_samples,), or (num_samples, K) for K > 1 objectives.

@@ -8,8 +8,8 @@ from typing import Any
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
-from tqdm import tqdm
 
+from zoo.console.progress_display import counting
 from zoo.errors import UserError
 from zoo.optim import OptimizerConfig
 from zoo.regress_lm.denoising import Denoising, DenoisingConfig, check_state
@@ -56,14 +56,18 @@ class EncoderPretrainer(EncoderUser):
         Args:
             texts: token ids of each text.
             config: settings.
-            progress: show a progress bar.
+            progress: show a progress line.
 
         Returns:
             The loss of each step: nats per token of the spans and sentinels.
         """
         self._check_pretrainable("pretraining")
         denoising = self._new_denoising(texts, config)
-        losses = [denoising.train_step() for _ in tqdm(range(config.steps), unit="step", disable=not progress)]
+        losses = []
+        with counting(config.steps, "step", "pretraining", progress) as add:
+            for _ in range(config.steps):
+                losses.append(denoising.train_step())
+                add(1)
         self.zero_grad()
         return losses
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from zoo.callbacks.best_weights import BestWeights
 from zoo.callbacks.early_stopping import EarlyStopping
 from zoo.callbacks.non_finite import NonFinite
+from zoo.callbacks.progress import Progress
 from zoo.console.messages import quiet_lightning
 from zoo.errors import UserError, check_counts, check_number, check_positive
 from zoo.layers.lora import add_lora, merge_lora
@@ -59,7 +60,7 @@ def fine_tune(
         clip: largest Euclidean norm of the gradient of all weights; longer gradients are scaled down.
         lora_rank: train low-rank updates of this rank, merged into the weights at the end; 0 trains all weights.
         lora_alpha: the update is multiplied by lora_alpha / lora_rank.
-        progress: show a progress bar.
+        progress: show a progress line.
 
     Returns:
         The validation loss (nats per number token) after each epoch.
@@ -99,7 +100,12 @@ def fine_tune(
             precision=mixed_precision_of(device) if device.type == "cuda" else "32-true",
             max_epochs=max_epochs,
             gradient_clip_val=clip,
-            callbacks=[NonFinite(), EarlyStopping("val_loss", patience=patience), best],
+            callbacks=[
+                NonFinite(),
+                EarlyStopping("val_loss", patience=patience),
+                best,
+                *([Progress()] if progress else []),
+            ],
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,

@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 
 from zoo.callbacks.best_weights import BestWeights
 from zoo.callbacks.non_finite import NonFinite
+from zoo.callbacks.progress import Progress
 from zoo.console.messages import did_you_mean, quiet_lightning
 from zoo.errors import UserError, check_counts, refuse_renamed
 from zoo.private_apis.jsonargparse_api import constructor_types
@@ -29,7 +30,7 @@ def train_on_data(
         data: a `TextRegression`. Arguments that were given to it are kept, the others may be chosen.
         seed: of the initial weights, of the order of rows and of dropout.
         max_steps: optimizer steps; None for as many as the rules choose.
-        progress: show a progress bar.
+        progress: show a progress line.
         settings: arguments of the model, which are then not chosen.
 
     Raises:
@@ -56,7 +57,7 @@ def train_on_data(
             **chosen["trainer"],
             devices=1,
             gradient_clip_val=1.0,
-            callbacks=[NonFinite(), best],
+            callbacks=[NonFinite(), best, *([Progress()] if progress else [])],
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,

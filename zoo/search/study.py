@@ -6,6 +6,7 @@ with the seed and the trial's number, which the study's storage gives to one pro
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 from zoo.callbacks import Checkpoint
@@ -63,6 +64,7 @@ def search(
     is_new = not database.exists()
     folder.mkdir(parents=True, exist_ok=True)
     verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # the search itself reports its trials
     try:
         with storage_failures(storage, folder):
             study = _open_study(study_name, storage, folder, direction)
@@ -99,17 +101,13 @@ def _open_study(name: str, url: str | None, folder: Path, direction: str) -> opt
     number = len(optuna.load_study(study_name=name, storage=storage).trials) if is_known else 0
     if trials and max(trials) >= number:
         raise UserError(f"{folder} holds trials of another study than {name!r}: give another --output_dir")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # does not print that a study was created
-    try:
-        return optuna.create_study(
-            study_name=name,
-            storage=storage,
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
-            direction=optuna.study.StudyDirection[direction.upper()],
-            load_if_exists=True,
-        )
-    finally:
-        optuna.logging.set_verbosity(optuna.logging.INFO)
+    return optuna.create_study(
+        study_name=name,
+        storage=storage,
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
+        direction=optuna.study.StudyDirection[direction.upper()],
+        load_if_exists=True,
+    )
 
 
 def _check_study(study: optuna.Study, spaces: list[Space], monitor: str, direction: str) -> None:
@@ -130,6 +128,8 @@ def _optimize(
 ) -> None:
     """Run `trials` more trials, in this process."""
 
+    labels: dict[int, str] = {}  # by number of the trial in the study
+
     def objective(trial: optuna.Trial) -> float:
         # Other processes may work on trials at the moment: TPE takes their results to be bad, and looks elsewhere.
         study.sampler = optuna.samplers.TPESampler(seed=derive(seed, "trial", trial.number) % 2**32, constant_liar=True)
@@ -137,11 +137,14 @@ def _optimize(
         run = folder / f"trial-{trial.number:03d}"
         is_new = not run.exists()
         try:
+            label = labels[trial.number] = f"trial {len(labels) + 1} of {trials}"
             settings = [space.suggest(trial) for space in spaces]
-            cli = TrialCLI(["fit", *fit, *settings, f"--output_dir={run}"], callbacks=[Prune(trial)])
+            _report(f"{label}, {run.name}: {', '.join(setting.removeprefix('--') for setting in settings)}")
+            cli = TrialCLI(["fit", *fit, *settings, f"--output_dir={run}"], [Prune(trial)], label)
         except optuna.TrialPruned:
             raise
         except Diverged as error:
+            _report(f"{label}: {error}")
             raise optuna.TrialPruned(str(error)) from error
         except BaseException as error:
             # The error ends the search, and is reported by the command: Optuna need not print its traceback.
@@ -162,13 +165,28 @@ def _optimize(
             raise optuna.TrialPruned("no validation had a finite result")
         return checkpoint.best_score
 
+    def report_end(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        if trial.state == optuna.trial.TrialState.COMPLETE:
+            best = study.best_trial
+            _report(
+                f"{labels[trial.number]}: {monitor} {trial.value:.5g}; the best so far is {best.value:.5g}, of "
+                f"trial-{best.number:03d}"
+            )
+        elif trial.last_step is not None:  # pruned after a validation
+            value = trial.intermediate_values[trial.last_step]
+            _report(f"{labels[trial.number]}: stopped at step {trial.last_step} with {monitor} {value:.5g}")
+
     stopped: BaseException | None = None
     try:
-        study.optimize(objective, n_trials=trials)
+        study.optimize(objective, n_trials=trials, callbacks=[report_end])
     except _Stopped as error:
         stopped = error.__cause__
     if stopped is not None:
         raise stopped
+
+
+def _report(message: str) -> None:
+    print(f"zoo: {message}", file=sys.stderr, flush=True)
 
 
 class _Stopped(Exception):

@@ -1,11 +1,12 @@
 """One trial of a search: a `zoo fit` that reports each validation's score, and is stopped where it is pruned."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
 from lightning.pytorch import Callback, Trainer
 
-from zoo.callbacks import Checkpoint
+from zoo.callbacks import Checkpoint, Progress
 from zoo.callbacks.checkpoint import require_logged
 from zoo.cli.command_line import ZooCLI
 from zoo.errors import UserError
@@ -33,7 +34,20 @@ class Prune(Callback):
 
 
 class TrialCLI(ZooCLI):
-    """A `zoo fit` that is refused, before it starts other processes, where it cannot be a trial."""
+    """A `zoo fit` that is refused, before it starts other processes, where it cannot be a trial.
+
+    Args:
+        argv: as for `ZooCLI`.
+        callbacks: as for `ZooCLI`.
+        label: name of the trial in the progress line.
+    """
+
+    def __init__(self, argv: list[str], callbacks: Sequence[Callback], label: str) -> None:
+        self.label = label
+        super().__init__(argv, callbacks)
+
+    def build_progress(self) -> Progress:
+        return Progress(self.label)
 
     def after_instantiate_classes(self) -> None:
         super().after_instantiate_classes()

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+from zoo.console.progress_display import PLAIN_VARIABLE
 from zoo.console.signals import PARENT_VARIABLE
 
 
@@ -17,7 +18,8 @@ def run_in_processes(argv: list[str], processes: int) -> None:
     command = [sys.executable, "-m", "zoo.icr.sweep", *argv, "--processes=1"]
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
     shares = [f"--share={i}/{processes}" for i in range(1, processes + 1)]
-    environment = threads | os.environ | {PARENT_VARIABLE: "1"}
+    # The processes share the terminal, in which only one line can be redrawn.
+    environment = threads | os.environ | {PARENT_VARIABLE: "1", PLAIN_VARIABLE: "1"}
     children = [subprocess.Popen([*command, share], env=environment) for share in shares]
     try:
         for child in children:

@@ -13,6 +13,7 @@ from zoo.icr.model import Network
 from zoo.icr.module import ICRTransformer
 from zoo.icr.sweep.stacked_data import select, select_prompts
 from zoo.icr.task import Diversity, as_prompts
+from zoo.private_apis.lightning_logger import show_in_progress_bar
 
 
 class StackedICR(ICRTransformer):
@@ -49,6 +50,8 @@ class StackedICR(ICRTransformer):
             prompts = select_prompts(prompts, self.places)
         losses = self.losses(prompts)  # (S,)
         self.last_losses = losses.detach()
+        if self.logs_this_step:
+            show_in_progress_bar(self.trainer, "train_loss", self.last_losses.mean())
         return losses.sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -85,6 +88,8 @@ class StackedICR(ICRTransformer):
         # `errors` has an entry for each member along its first axis.
         for place, M in enumerate(self.members):
             self.member_errors[M] = {k: {name: e[place] for name, e in of.items()} for k, of in errors.items()}
+        if self.members:  # for the progress line: the mean over members
+            self.log("val_loss", errors["pretrain"]["mse"].mean())
 
     # ---- members
 

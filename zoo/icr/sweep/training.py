@@ -23,16 +23,22 @@ from zoo.icr.sweep.stacked_data import StackedTasks
 from zoo.icr.sweep.stacked_model import StackedICR
 from zoo.icr.task import Diversity, Task
 
+LONGEST_LIST = 5  # members whose names the progress line has
+
 
 def train_members(members: list[Diversity], args: argparse.Namespace, metadata: Metadata) -> None:
     """Train the members to their end. A stack that fails does not stop the next one."""
     with ExitStack() as locks:
-        for step, together in unfinished_members(members, args, metadata, locks).items():
+        unfinished, begun = unfinished_members(members, args, metadata, locks), 0
+        n_unfinished = sum(map(len, unfinished.values()))
+        for step, together in unfinished.items():
             # Members at the same step train together, at most `stack` at a time.
             size = args.stack or len(together)
             for stack in (together[i : i + size] for i in range(0, len(together), size)):
+                label = stack_label(stack, begun, n_unfinished)
+                begun += len(stack)
                 try:
-                    train_stack(stack, step, args, metadata.report)
+                    train_stack(stack, step, args, metadata.report, label)
                 except Exception as error:
                     if os.environ.get("ZOO_DEBUG"):
                         raise
@@ -55,8 +61,32 @@ def build_stack(members: list[Diversity], args: argparse.Namespace) -> tuple[Sta
     return stack, data
 
 
-def train_stack(members: list[Diversity], step: int, args: argparse.Namespace, report: Callable[..., None]) -> None:
-    """Train some members, all of which have finished `step` steps, as one stacked model to their end."""
+def stack_label(members: list[Diversity], before: int, total: int) -> str:
+    """What the progress line calls some members: "members 3 to 5 of 10, M 8, 16, 32".
+
+    Args:
+        members: that are trained together.
+        before: number of members that this process has trained before them.
+        total: number of all members that this process trains.
+    """
+    names = [str(M) for M in members]
+    shown = names if len(names) <= LONGEST_LIST else [*names[: LONGEST_LIST - 2], "...", names[-1]]
+    first, last = before + 1, before + len(members)
+    return f"{f'member {first}' if first == last else f'members {first} to {last}'} of {total}, M {', '.join(shown)}"
+
+
+def train_stack(
+    members: list[Diversity], step: int, args: argparse.Namespace, report: Callable[..., None], label: str = ""
+) -> None:
+    """Train some members, all of which have finished `step` steps, as one stacked model to their end.
+
+    Args:
+        members: to be trained.
+        step: number of steps that they have finished.
+        args: options of the sweep.
+        report: called as report(M, status, **values) when a member's status changes.
+        label: name of the members in the progress line.
+    """
     seed_everything(args.seed, verbose=False)
     # By default there are 20 evaluations.
     eval_every = min(args.eval_every or max(1, args.num_steps // 20), args.num_steps)
@@ -72,7 +102,7 @@ def train_stack(members: list[Diversity], step: int, args: argparse.Namespace, r
     gpus = torch.cuda.device_count() if args.accelerator in ("auto", "gpu", "cuda") else 0
     # Validation every eval_every steps; a share of a sweep on several GPUs uses the GPU of its number.
     trainer = Trainer(
-        max_steps=args.num_steps, accelerator=args.accelerator, callbacks=[tracking, Progress()],
+        max_steps=args.num_steps, accelerator=args.accelerator, callbacks=[tracking, Progress(label)],
         devices=[(args.share[0] - 1 if args.share else 0) % gpus] if gpus else 1,
         val_check_interval=eval_every, check_val_every_n_epoch=None, num_sanity_val_steps=0, logger=False,
         enable_model_summary=False, use_distributed_sampler=False, default_root_dir=args.output_dir,
