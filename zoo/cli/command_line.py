@@ -17,10 +17,11 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo import callbacks
+from zoo.baselines.of_data import baselines_of
 from zoo.callbacks.budget import Budget, count_validations, parse_duration
 from zoo.callbacks.progress import Progress
 from zoo.cli.arguments import read_arguments
@@ -340,7 +341,7 @@ class ZooCLI(OpenLightningCLI):
     def more_callbacks(self, trainer_config: dict[str, Any]) -> list[Callback]:
         more: list[Callback] = []
         if trainer_config["logger"]:
-            more.append(LearningRateMonitor())
+            more.append(callbacks.Charts(baselines_of))
         shows_progress = trainer_config["enable_progress_bar"] is not False and not trainer_config["barebones"]
         if shows_progress and self.verb != "generate":
             more.append(Progress())
