@@ -50,7 +50,8 @@ def _regression(trainer: Any, data: Any) -> Mapping[str, float]:
     train, val = data.targets("train"), data.targets("val")
     if not len(train) or not len(val):
         return {}
-    return {"mae_median": float(np.abs(val - np.median(train, axis=0)).mean())}
+    with np.errstate(over="ignore", invalid="ignore"):  # such an error is not shown
+        return {"mae_median": float(np.abs(val - np.median(train, axis=0)).mean())}
 
 
 def _classification(trainer: Any, data: Any) -> Mapping[str, float]:
