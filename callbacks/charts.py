@@ -109,6 +109,7 @@ class Charts(Callback):
         settings = {
             name: value if isinstance(value, bool | int | float) else str(value)[:LONGEST_HPARAM]
             for name, value in logger.hparams.items()
+            if not name.startswith("_")  # Lightning's own
         }
         return hparams(settings, {chart_name(name): 0.0 for name in getattr(model, "hparam_metrics", ("val_loss",))})
 
