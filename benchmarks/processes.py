@@ -48,7 +48,7 @@ def run(config: str, folder: Path, processes: int, options: list[str]) -> tuple[
     subprocess.run(argv, cwd=ROOT, check=True)
     events = EventAccumulator(str(folder))
     events.Reload()
-    losses = [event.value for event in events.Scalars("train_loss")]
+    losses = [event.value for event in events.Scalars("train/loss")]
     assert len(losses) == STEPS
     return losses, read_checkpoint(folder / "last.ckpt")["state_dict"]
 

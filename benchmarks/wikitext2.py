@@ -85,7 +85,7 @@ def plot(folders: list[Path], data: TextLM, path: Path) -> None:
     scored = settings["trainer"]["limit_val_batches"] * data.batch_size * data.seq_len
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for folder in folders:
-        points = EventAccumulator(str(folder)).Reload().Scalars("val_ppl")
+        points = EventAccumulator(str(folder)).Reload().Scalars("val/ppl")
         axes.plot([p.step for p in points], [p.value for p in points], "o-", label=f"Llama, {folder.name}")
     for shade, order in (("0.75", 2), ("0.5", 3), ("0.25", 5)):
         level = math.exp(NGram(data.tokens("train"), data.vocab_size, order).nll(data.tokens("val")[: scored + 1]))

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from zoo.callbacks import regression_figures
+from zoo.callbacks.loggers import log_figure
 from zoo.callbacks.ranking import Best
 from zoo.errors import check_choice
 
@@ -21,7 +21,9 @@ class Plots(Callback):
     """Draw predictions over targets, the calibration of predicted distributions, and the model's `figures()`.
 
     Validate, test and predict write `test-scatter.png`, `test-calibration.png` and so on into the run's folder; each
-    validation during fit writes its figures to TensorBoard. `pl_module.figures() -> {name: Figure}` is optional.
+    validation during fit writes its figures to the loggers: images in TensorBoard and W&B, artifacts in MLflow, and
+    with CSVLogger files in the folder `figures` next to metrics.csv. `pl_module.figures() -> {name: Figure}` is
+    optional.
     The data are what a step returns: "prediction" and "target"; for the calibration "pit", the predicted distribution
     function at the target; and for intervals "quantiles" at 5, 25, 50, 75 and 95% (B, K, 5), or by level. They are
     tensors (B, K), or in a list of rows. Rows without a target are left out. With several processes only the rows of
@@ -89,9 +91,11 @@ class Plots(Callback):
             return self._write(trainer, pl_module)
         # Drawn by every rank and also for the sanity check, which clears the collected values.
         figures = self._figures(pl_module)
-        if not trainer.sanity_checking and trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
             for name, figure in figures.items():
-                trainer.logger.experiment.add_figure(name, figure, trainer.global_step)
+                log_figure(logger, name, figure, trainer.global_step)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer, pl_module)

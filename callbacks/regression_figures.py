@@ -22,11 +22,29 @@ MOST_POINTS = 200  # values of k at which the curves of a ranking are drawn
 
 
 def scatter(predictions: Floats, targets: Floats) -> "Figure":
-    """Predictions (N,) over targets (N,), with the diagonal on which both are equal."""
+    """Predictions (N,) over targets (N,), with the diagonal on which both are equal, on two equal axes.
+
+    The targets set the limits of both axes; predictions outside them are drawn at the edge and counted in the title.
+    """
     figure, ((axes,),) = _panels(1, 1)
-    axes.scatter(targets, predictions, s=6, alpha=0.4, linewidths=0)
-    axes.axline((0, 0), slope=1, color="black", linewidth=0.8)
-    axes.set(xlabel="target", ylabel="prediction", title=f"{len(targets):,} predictions")
+    known = np.isfinite(targets) & ~np.isnan(predictions)
+    true, predicted = targets[known], predictions[known]
+    title = f"{len(true):,} predictions"
+    if len(true):
+        low, high = true.min() / 2, true.max() / 2  # halves: the difference of two large numbers remains finite
+        margin = 0.1 * (high - low) or max(abs(high), 0.5)
+        low, high = np.nan_to_num(2 * (low - margin)), np.nan_to_num(2 * (high + margin))
+        is_outside = (predicted < low) | (predicted > high)
+        axes.scatter(true[~is_outside], predicted[~is_outside], s=8, alpha=0.4, linewidths=0, label="prediction")
+        if is_outside.any():
+            title += f", {is_outside.sum():,} outside the range shown"
+            edge = predicted[is_outside].clip(low, high)
+            axes.scatter(true[is_outside], edge, s=16, marker="x", color="tab:red", clip_on=False, label="outside")
+        axes.plot([low, high], [low, high], color="black", linewidth=0.8, label="equal")
+        axes.set(xlim=(low, high), ylim=(low, high))
+        axes.legend(loc="upper left")
+    axes.set_aspect("equal")
+    axes.set(xlabel="target", ylabel="prediction", title=title)
     return figure
 
 
@@ -34,8 +52,10 @@ def calibration(pit: Floats) -> "Figure":
     """Share of targets below each predicted quantile, from the distribution functions at the targets, pit (N,)."""
     figure, ((axes,),) = _panels(1, 1)
     levels = np.linspace(0, 1, 101)
-    axes.plot(levels, [(pit <= level).mean() for level in levels])
-    axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
+    axes.plot(levels, [(pit <= level).mean() for level in levels], label="model")
+    axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, label="calibrated")
+    axes.set_aspect("equal")
+    axes.legend(loc="upper left")
     axes.set(xlabel="predicted quantile", ylabel="share of targets below it", title="calibration")
     return figure
 
@@ -70,6 +90,7 @@ def ranking(predictions: Floats, targets: Floats, best: Best = "min") -> "Figure
         right.plot(tried, best_found(predicted, true, best)[at], label="predictions")
         right.plot(tried, best_found_at_random(true, best, tried.tolist()), "--", label="random order")
         right.axhline(true[ranked(true, best)[0]], color="black", linewidth=0.8, label="oracle")
+        left.legend(loc="lower right")
         right.legend()
     return figure
 

@@ -101,8 +101,9 @@ def test_tensorboard_shows_the_training(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     tags = EventAccumulator(str(run)).Reload().Tags()
-    wanted = {"train_loss", "val_loss", "val_ppl", "val_word_ppl", "grad_norm", "lr-AdamW/pg1", "tokens_per_second"}
+    wanted = {"train/loss", "val/loss", "val/ppl", "val/word_ppl", "train/grad_norm", "speed/tokens_per_second"}
     assert wanted <= set(tags["scalars"])
+    assert [tag for tag in tags["scalars"] if "lr" in tag] == ["train/lr"]
     assert "sample/text_summary" in tags["tensors"]
 
 

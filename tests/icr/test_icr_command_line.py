@@ -33,18 +33,21 @@ def test_fit_fills_the_folder(trained):
     assert {"best.ckpt", "last.ckpt", "config.yaml"} <= {path.name for path in trained.iterdir()}
     events = EventAccumulator(str(trained)).Reload()
     tags = events.Tags()
-    places = {tag for tag in tags["scalars"] if re.search(r"pretrain_mse.*/", tag)}
-    assert len(places) == 5  # one for each position
+    positions = {tag for tag in tags["scalars"] if re.fullmatch(r"by_position/val_pretrain_mse/\d+", tag)}
+    assert len(positions) == 5
     assert any("true" in tag and "noise_free" in tag for tag in tags["scalars"])
-    names = {f"val_{kind}_{m}" for kind in ("pretrain", "true") for m in ("mse", "noise_free", "to_ridge", "to_dmmse")}
-    assert names | {"train_loss", "val_loss"} <= set(tags["scalars"])
-    assert len(tags["images"]) >= 1
-    assert [event.step for event in events.Scalars("val_loss")] == [10, 20]  # the number of finished steps
-    assert [event.step for event in events.Scalars(min(places))] == [10, 20]
-    rates = events.Scalars(next(tag for tag in tags["scalars"] if tag.startswith("lr")))
-    assert [event.step for event in rates] == [event.step for event in events.Scalars("train_loss")] == [9, 19]
-    assert len({event.value for event in rates}) == 2
-    assert "grad_norm" in tags["scalars"]
+    names = {f"val/{kind}_{m}" for kind in ("pretrain", "true") for m in ("mse", "noise_free", "to_ridge", "to_dmmse")}
+    assert names | {"train/loss", "val/loss"} <= set(tags["scalars"])
+    # The number of finished steps, for scalars and figures.
+    assert [event.step for event in events.Scalars("val/loss")] == [10, 20]
+    assert [event.step for event in events.Scalars(min(positions))] == [10, 20]
+    assert [event.step for event in events.Images("figures/errors")] == [10, 20]
+    assert [event.step for event in events.Scalars("train/loss")] == [9, 19]
+    # The learning rate of every step.
+    rates = events.Scalars("train/lr")
+    assert [event.step for event in rates] == list(range(20))
+    assert len({event.value for event in rates}) > 10
+    assert "train/grad_norm" in tags["scalars"]
 
 
 def test_checkpoint_alone_validates_tests_and_predicts(trained, tmp_path, capfd):

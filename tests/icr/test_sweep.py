@@ -206,7 +206,7 @@ def test_early_stopping_acts_on_single_members(finished, tmp_path):
     """A min_delta between the members' decreases in error stops the slowest and does not change the others."""
     losses = {}
     for M in ("2", "8", "inf"):
-        events = EventAccumulator(str(finished / f"checkpoints_M{M}")).Reload().Scalars("val_loss")
+        events = EventAccumulator(str(finished / f"checkpoints_M{M}")).Reload().Scalars("val/loss")
         losses[M] = [event.value for event in events]
         assert [event.step for event in events] == [20, 40, 60]
     falls = {M: first - second for M, (first, second, _) in losses.items()}

@@ -164,8 +164,8 @@ def test_figures_are_written_to_tensorboard(news, tmp_path):
 
     fit(news, tmp_path / "run", "--trainer.val_check_interval=2")
     tags = EventAccumulator(str(tmp_path / "run")).Reload().Tags()
-    assert {"scatter", "calibration"} <= set(tags["images"])
-    assert "val_mae" in tags["scalars"]
+    assert {"figures/scatter", "figures/calibration"} <= set(tags["images"])
+    assert {"val/mae", "baseline/mae_median"} <= set(tags["scalars"])
 
 
 def test_weights_initialise_from_another_run(news, tmp_path):

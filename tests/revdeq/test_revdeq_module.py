@@ -140,10 +140,10 @@ def run(tmp_path_factory):
 def test_tensorboard_has_residual_evaluations_and_reconstruction_error(run):
     events = EventAccumulator(str(run)).Reload()
     scalars = events.Tags()["scalars"]
-    assert {"train_loss", "val_loss", "val_ppl", "val_word_ppl", "residual", "reconstruction_error"} <= set(scalars)
-    assert [point.value for point in events.Scalars("evaluations")] == [8.0] * 4
-    assert all(0 < point.value < 1 for point in events.Scalars("residual"))
-    assert all(0 <= point.value < 1e-6 for point in events.Scalars("reconstruction_error"))
+    assert {"train/loss", "val/loss", "val/ppl", "val/word_ppl"} <= set(scalars)
+    assert [point.value for point in events.Scalars("train/evaluations")] == [8.0] * 4
+    assert all(0 < point.value < 1 for point in events.Scalars("train/residual"))
+    assert all(0 <= point.value < 1e-6 for point in events.Scalars("train/reconstruction_error"))
     assert any("sample" in tag for tag in events.Tags()["tensors"])
 
 

@@ -16,8 +16,10 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.callbacks import Callback
 
+from zoo.baselines.of_data import baselines_of
+from zoo.callbacks import Charts
 from zoo.callbacks.budget import seconds_left
 from zoo.callbacks.progress import Progress
 from zoo.cli.arguments import read_arguments
@@ -281,7 +283,7 @@ class ZooCLI(OpenLightningCLI):
     def more_callbacks(self, trainer_config: dict[str, Any]) -> list[Callback]:
         more: list[Callback] = []
         if trainer_config["logger"]:
-            more.append(LearningRateMonitor())
+            more.append(Charts(baselines_of))
         if shows_own_bar(trainer_config) and self.verb != "generate":
             more.append(self.build_progress())
         if self.verb == "predict" and not names_data(self.arguments.keys):

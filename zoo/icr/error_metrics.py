@@ -57,9 +57,9 @@ def error_curves(errors: ErrorsByKind) -> dict[str, dict[str, list[float]]]:
 
 
 def errors_by_position(split: str, errors: ErrorsByKind) -> dict[str, float]:
-    """The errors at each position, with the names under which TensorBoard shows them."""
+    """The errors at each position, with the names under which loggers show them."""
     return {
-        f"{split}_{kind}_{name}_by_place/{k:02d}": error
+        f"by_position/{split}_{kind}_{name}/{k:02d}": error
         for kind, of in errors.items()
         for name in ("mse", "noise_free")
         for k, error in enumerate(of[name].tolist(), 1)

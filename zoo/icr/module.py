@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -57,6 +58,12 @@ class ICRTransformer(ZooModule):
     internal_arguments: ClassVar[tuple[str, ...]] = ("config",)
     data_arguments: ClassVar[tuple[str, ...]] = tuple(field.name for field in fields(Task))
     fixed_arguments: ClassVar[tuple[str, ...]] = (*ZooModule.fixed_arguments, *field_names(ICRegConfig))
+    charts: ClassVar[Mapping[str, Sequence[str]]] = {
+        "squared error, tasks of the pool": ("train/loss", "val/pretrain_mse", "baseline/pretrain_mse_.*"),
+        "squared error, new tasks": ("val/true_mse", "baseline/true_mse_.*"),
+        "distance to the exact estimators": ("val/.*_to_.*",),
+    }
+    hparam_metrics: ClassVar[tuple[str, ...]] = ("val_loss", "val_true_mse", "val_true_to_ridge")
     item = "prompts"  # unit of the Throughput callback
 
     def __init__(
@@ -258,9 +265,8 @@ class ICRTransformer(ZooModule):
             raise Diverged(f"the errors are not finite {DIVERGED.format(step=self.global_step)}")
         self.log_dict(mean_errors(split, self.reached), sync_dist=True)
         if self.trainer.state.fn == "fit":
-            self.log("step", float(self.global_step), sync_dist=True)  # Lightning would log the step before
-            if self.logger and not self.trainer.sanity_checking:
-                self.logger.log_metrics(errors_by_position(split, self.reached), self.global_step)
+            for logger in [] if self.trainer.sanity_checking else self.loggers:
+                logger.log_metrics(errors_by_position(split, self.reached), self.global_step)
 
     def figures(self) -> "dict[str, Figure]":
         """The last evaluation's errors by position and those of the exact estimators, for the Plots callback."""

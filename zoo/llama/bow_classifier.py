@@ -128,6 +128,7 @@ class BowClassifier(TextClassifier):
         self._held_out_of_text = dict(zip(map(_digest, others), logits[len(texts) :], strict=True))
 
     def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
         self._validation_parts.clear()  # those of a validation that was interrupted
 
     def validation_step(self, batch: TextBatch, batch_idx: int) -> None:

@@ -1,8 +1,8 @@
 """TextClassifier: base LightningModule of text classifiers with metrics, confusion matrix and prediction rows."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,6 +40,12 @@ class TextClassifier(ZooModule):
         tokenizer: turns text into the network's ids.
     """
 
+    charts: ClassVar[Mapping[str, Sequence[str]]] = {
+        "loss in nats per text": ("train/loss", "val/loss"),
+        "accuracy": ("val/accuracy", "baseline/accuracy_.*"),
+        "macro F1": ("val/macro_f1",),
+    }
+    hparam_metrics: ClassVar[tuple[str, ...]] = ("val_loss", "val_accuracy")
     losses: Any
     scores: Any
     confusion_matrices: Any

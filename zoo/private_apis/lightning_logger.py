@@ -37,6 +37,11 @@ class DeferredTensorBoardLogger(TensorBoardLogger):
         self._waiting: list[tuple[dict[str, Any], int | None]] | None = []  # None after the start
 
     @property
+    def is_started(self) -> bool:
+        """Whether the files exist."""
+        return self._waiting is None
+
+    @property
     def experiment(self) -> Any:
         """TensorBoard's writer; before the start an object that ignores every call."""
         return super().experiment if self._waiting is None else DummyExperiment()

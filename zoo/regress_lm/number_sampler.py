@@ -3,8 +3,8 @@ extended range, and calibrated on validation rows."""
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -55,6 +55,12 @@ class NumberSampler(Regressor):
         temperatures: (num_tokens,) those that were fitted; None before.
         offsets: conformal offsets; None where they were not fitted.
     """
+
+    charts: ClassVar[Mapping[str, Sequence[str]]] = {
+        **Regressor.charts,
+        "distribution": ("val/nll", "val/crps"),
+        "coverage of predicted intervals": ("val/coverage_.*",),
+    }
 
     def __init__(
         self,
@@ -108,6 +114,7 @@ class NumberSampler(Regressor):
 
     def on_validation_epoch_start(self) -> None:
         """Calibrate the weights that this validation scores, so that their checkpoint has their calibration."""
+        super().on_validation_epoch_start()
         if self.trainer.state.fn == "fit" and self.calibrates_in_fit and not self.trainer.sanity_checking:
             self.calibrate(self._calibration_batches())
 

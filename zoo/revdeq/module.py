@@ -1,5 +1,6 @@
 """LightningModule of the reversible deep equilibrium language model: RevDEQLM."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -56,6 +57,13 @@ class RevDEQLM(LanguageModel):
         *LanguageModel.fixed_arguments,
         *field_names(RevDEQConfig, "dropout", *ITERATION),
     )
+
+    charts: ClassVar[Mapping[str, Sequence[str]]] = {
+        **LanguageModel.charts,
+        "residual of the iteration": ("train/residual",),
+        "evaluations of the block": ("train/evaluations",),
+        "reconstruction error": ("train/reconstruction_error",),
+    }
 
     # The backward pass evaluates the block many times, so the network is collected at once and remains so until then.
     sharded_methods: ClassVar[tuple[str, ...] | None] = ("solution_and_loss",)

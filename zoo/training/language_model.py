@@ -8,7 +8,7 @@ Example: `windows` is a dataset of pairs (tokens, targets), both (T,) int64.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -49,6 +49,12 @@ class LanguageModel(ZooModule):
     """
 
     data_arguments: ClassVar[tuple[str, ...]] = ("vocab_size", "tokenizer")
+    charts: ClassVar[Mapping[str, Sequence[str]]] = {
+        "loss in nats per token": ("train/loss", "val/loss", "baseline/loss_.*"),
+        "perplexity": ("val/ppl", "baseline/ppl_.*"),
+        "perplexity per word": ("val/word_ppl",),
+    }
+    hparam_metrics: ClassVar[tuple[str, ...]] = ("val_loss", "val_ppl")
     item = "tokens"  # unit of the Throughput callback
     model: Any
 

@@ -53,6 +53,12 @@ class ZooModule(WeightedLosses):
     fixed_arguments: ClassVar[tuple[str, ...]] = ("optimizer",)
     """Constructor arguments that a resumed run cannot change; all others take effect from the step of the stop on."""
 
+    charts: ClassVar[Mapping[str, Sequence[str]]] = {"loss": ("train/loss", "val/loss", "baseline/loss_.*")}
+    """TensorBoard's charts of the model: title -> regular expressions of the names of their lines."""
+
+    hparam_metrics: ClassVar[tuple[str, ...]] = ("val_loss",)
+    """Metrics in TensorBoard's table of hyperparameters."""
+
     allow_tf32: bool = True
     """Whether fp32 matrix products on a CUDA GPU use TF32, with 10 bits of mantissa instead of 23."""
 
@@ -121,6 +127,11 @@ class ZooModule(WeightedLosses):
             loss = self.trainer.callback_metrics.get("train_loss")
             if loss is not None and loss.device.type != "cpu":
                 show_in_progress_bar(self.trainer, "train_loss", loss)
+
+    def on_validation_epoch_start(self) -> None:
+        """Let the loggers count the steps before a validation; Lightning's own number is smaller by one."""
+        if self.trainer.state.fn == "fit":
+            self.log("step", float(self.global_step), reduce_fx="max", sync_dist=True)
 
     def lr_scale(self, name: str) -> float:
         """Factor on the learning rate of the parameter `name`."""

@@ -1,7 +1,7 @@
 """Base LightningModule of regression models: loss, scores and predictions for any network that reads texts."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -35,6 +35,12 @@ class Regressor(ZooModule):
     """
 
     data_arguments: ClassVar[tuple[str, ...]] = ("vocab_size", "tokenizer", "n_objectives")
+    charts: ClassVar[Mapping[str, Sequence[str]]] = {
+        "loss": ("train/loss", "val/loss", "pretrain/loss"),
+        "mean absolute error": ("val/mae", "baseline/mae_.*"),
+        "correlation": ("val/spearman", "val/pearson"),
+    }
+    hparam_metrics: ClassVar[tuple[str, ...]] = ("val_loss", "val_mae", "val_spearman")
     item = "samples"  # unit of the Throughput callback
     output_fields: tuple[str, ...] = ("loss", "prediction", "target")  # names of the tensors that `evaluate` returns
     model: Any

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from zoo.callbacks import Checkpoint
+from zoo.callbacks.loggers import group_names, log_figure
 from zoo.icr.error_metrics import error_curves, errors_by_position, mean_errors
 from zoo.icr.figures import plot_error_curves
 from zoo.icr.sweep.member_checkpoints import MemberCheckpointIO
@@ -146,9 +147,10 @@ class MemberTracking(Checkpoint):
         """Write a member's errors and their figure to its TensorBoard events."""
         if M not in self._loggers:
             self._loggers[M] = TensorBoardLogger(str(member_folder(self.folder, M)), name="", version="")
+            group_names(self._loggers[M])
         # Mean errors, errors by position, and the curve of the latter.
         logger, step, errors = self._loggers[M], trainer.global_step, stack.member_errors[M]
         logger.log_metrics(mean_errors("val", errors) | errors_by_position("val", errors), step)
         figure = plot_error_curves(error_curves(errors), f"M = {M}, {step:,} steps")
-        logger.experiment.add_figure("errors", figure, step)
+        log_figure(logger, "errors", figure, step)
         logger.save()

@@ -1,0 +1,130 @@
+"""What a run's loggers show in addition to metrics: learning rates, baselines, TensorBoard's layout and HParams."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+from zoo.callbacks.loggers import chart_name, group_names
+
+CHARTS: dict[str, Sequence[str]] = {  # of every model, after its own
+    "learning rate": ("train/lr.*",),
+    "gradient norm": ("train/grad_norm",),
+    "speed": ("speed/.*_per_second",),
+}
+LONGEST_HPARAM = 200  # characters of a text in TensorBoard's table of hyperparameters
+
+
+class Charts(Callback):
+    """Group the names of metrics in the loggers, and add what belongs next to them.
+
+    - names: `train_loss`, `val_loss` and `tokens_per_second` are `train/loss`, `val/loss` and `speed/tokens_per_second`
+      in every logger; `monitor` and `trainer.callback_metrics` have the names of the modules.
+    - `train/lr`, the learning rate of each optimizer step: TensorBoard has every step, other loggers every
+      `log_every_n_steps`-th. Parameter groups with other peaks have `train/lr_2` and so on, from the largest group on.
+    - `baseline/<metric>_<baseline>`: a horizontal line from the first step to the last validation.
+    - TensorBoard's tab Custom Scalars has the charts `pl_module.charts`, title -> regular expressions of names, and the
+      tab HParams the settings of the run with the metrics `pl_module.hparam_metrics`. Both attributes are optional.
+
+    Args:
+        baselines: called after the first validation as `baselines(trainer, pl_module)`, in the first process only;
+            returns the scores of models without a network, `<metric>_<baseline>` -> score on the validation data.
+    """
+
+    def __init__(self, baselines: Callable[[Trainer, Any], Mapping[str, float]] | None = None) -> None:
+        self.baselines = baselines
+        self._scores: dict[str, float] | None = None
+        self._first_step = 0
+        self._described: list[Logger] = []  # TensorBoard's loggers that have layout and hyperparameters
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for logger in trainer.loggers:
+            group_names(logger)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._first_step = trainer.global_step
+
+    # ---- learning rates
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        is_logged = every > 0 and (step + 1) % every == 0
+        rates: dict[str, float] = {}
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) or is_logged:
+                rates = rates or learning_rates(trainer.optimizers)
+                logger.log_metrics(rates, step)
+        if is_logged:
+            self._describe(trainer, pl_module)
+
+    # ---- baselines
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not trainer.is_global_zero or not trainer.loggers:
+            return
+        self._describe(trainer, pl_module)
+        steps = [trainer.global_step]
+        if self._scores is None:
+            scores = {} if self.baselines is None else self.baselines(trainer, pl_module)
+            self._scores = {f"baseline/{name}": score for name, score in scores.items()}
+            steps.insert(0, self._first_step)
+        for logger in trainer.loggers if self._scores else []:
+            # Loggers other than TensorBoard's require ascending steps.
+            for step in steps if isinstance(logger, TensorBoardLogger) else steps[-1:]:
+                logger.log_metrics(self._scores, step)
+
+    # ---- TensorBoard's layout and hyperparameters
+
+    def _describe(self, trainer: Trainer, model: Any) -> None:
+        """Write the layout of the charts and the hyperparameters, once per logger that has created its file."""
+        for logger in trainer.loggers:
+            if not isinstance(logger, TensorBoardLogger) or not getattr(logger, "is_started", True):
+                continue
+            if any(logger is other for other in self._described):
+                continue
+            self._described.append(logger)
+            charts = {**getattr(model, "charts", {}), **CHARTS}
+            lines = {title: ["Multiline", [f"{name}$" for name in names]] for title, names in charts.items()}
+            logger.experiment.add_custom_scalars({type(model).__name__: lines})
+            experiment, start, _ = self._hparams(logger, model)
+            for summary in (experiment, start):
+                logger.experiment.file_writer.add_summary(summary)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._describe(trainer, pl_module)
+            for logger in self._described:
+                *_, end = self._hparams(logger, pl_module)
+                logger.experiment.file_writer.add_summary(end)  # type: ignore[attr-defined]
+
+    @staticmethod
+    def _hparams(logger: Any, model: Any) -> tuple[Any, Any, Any]:
+        """TensorBoard's summaries: the columns of its table, the hyperparameters of this run, and its end."""
+        from torch.utils.tensorboard.summary import hparams
+
+        settings = {
+            name: value if isinstance(value, bool | int | float) else str(value)[:LONGEST_HPARAM]
+            for name, value in logger.hparams.items()
+            if not name.startswith("_")  # Lightning's own
+        }
+        return hparams(settings, {chart_name(name): 0.0 for name in getattr(model, "hparam_metrics", ("val_loss",))})
+
+
+def learning_rates(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, float]:
+    """The learning rates of parameter groups: `train/lr` of the largest group, then `train/lr_2` and so on.
+
+    Groups with the same peak are one, because the schedule multiplies all rates by the same factor.
+    """
+    sizes: dict[Any, int] = {}
+    rates: dict[Any, float] = {}
+    for number, optimizer in enumerate(optimizers):
+        for group in optimizer.param_groups:
+            key = number, float(group.get("initial_lr", group["lr"]))
+            sizes[key] = sizes.get(key, 0) + sum(p.numel() for p in group["params"])
+            rates[key] = float(group["lr"])
+    keys = sorted((key for key in sizes if sizes[key]), key=lambda key: -sizes[key])
+    return {f"train/lr_{i}" if i > 1 else "train/lr": rates[key] for i, key in enumerate(keys, 1)}

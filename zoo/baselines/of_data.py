@@ -1,0 +1,106 @@
+"""Scores of simple models on a run's validation data, which the loggers show next to the scores of the network."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zoo.baselines.ngram import NGram
+
+MOST_TOKENS = 2_000_000  # of a training text from which n-grams are counted
+MOST_TEXTS = 10_000  # training texts of the bag of words
+
+
+def baselines_of(trainer: Any, model: Any) -> dict[str, float]:
+    """Scores on the validation data of a fit, `<metric>_<baseline>` -> score; empty for unknown models and data.
+
+    Language models: `loss` and `ppl` of the unigram model and, up to 2M training tokens, of the Kneser-Ney trigram, on
+    the tokens that a validation scores. Regression: `mae` of the training targets' median. Classifiers: `accuracy` of
+    the most frequent class, and of naive Bayes on words and pairs of words, fitted to at most 10,000 texts. ICR:
+    `pretrain_mse` and `true_mse` of the exact estimators and of the prediction 0.
+
+    Args:
+        trainer: the Trainer, whose data module is one of the zoo's.
+        model: the LightningModule.
+    """
+    data = trainer.datamodule
+    for cls in type(model).__mro__:
+        function, needed = FUNCTIONS.get(cls.__name__, (None, ()))
+        if function is not None and all(callable(getattr(data, name, None)) for name in needed):
+            return {name: float(score) for name, score in function(trainer, data).items() if math.isfinite(score)}
+    return {}
+
+
+def _language_model(trainer: Any, data: Any) -> Mapping[str, float]:
+    train, val = data.tokens("train"), data.tokens("val")
+    n_batches = sum(trainer.num_val_batches) * trainer.world_size
+    val = val[: n_batches * data.batch_size * data.seq_len + 1]
+    orders = {"unigram": 1, "trigram": 3} if len(train) <= MOST_TOKENS else {"unigram": 1}
+    scores: dict[str, float] = {}
+    for name, order in orders.items():
+        if len(val) > 1 and order * math.log2(data.vocab_size) <= 62:
+            nll = NGram(train[:MOST_TOKENS], data.vocab_size, order).nll(val)
+            scores |= {f"loss_{name}": nll, f"ppl_{name}": math.exp(nll)}
+    return scores
+
+
+def _regression(trainer: Any, data: Any) -> Mapping[str, float]:
+    train, val = data.targets("train"), data.targets("val")
+    if not len(train) or not len(val):
+        return {}
+    with np.errstate(over="ignore", invalid="ignore"):  # such an error is not shown
+        return {"mae_median": float(np.abs(val - np.median(train, axis=0)).mean())}
+
+
+def _classification(trainer: Any, data: Any) -> Mapping[str, float]:
+    (texts, classes), (val_texts, val_classes) = (
+        (data.texts(split), data.targets(split)[:, 0].astype(int)) for split in ("train", "val")
+    )
+    if not texts or not val_texts:
+        return {}
+    most_frequent = float((val_classes == np.bincount(classes).argmax()).mean())
+    chosen = np.linspace(0, len(texts) - 1, min(len(texts), MOST_TEXTS)).astype(int)
+    bag = naive_bayes_accuracy([texts[i] for i in chosen], classes[chosen], val_texts, val_classes)
+    return {"accuracy_most_frequent": most_frequent, "accuracy_bag_of_words": bag}
+
+
+def naive_bayes_accuracy(
+    texts: list[str], classes: NDArray[np.int_], val_texts: list[str], val_classes: NDArray[np.int_]
+) -> float:
+    """Accuracy of naive Bayes on the words and pairs of words that a text contains.
+
+    Args:
+        texts: N training texts.
+        classes: their classes, (N,).
+        val_texts: M texts to classify.
+        val_classes: their classes, (M,).
+    """
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.naive_bayes import MultinomialNB
+
+    # One-character tokens count too, so that no vocabulary of texts with a letter or digit is empty.
+    words = CountVectorizer(binary=True, ngram_range=(1, 2), token_pattern=r"\S+")
+    if not any(text.split() for text in texts):
+        return math.nan
+    model = MultinomialNB().fit(words.fit_transform(texts), classes)
+    return float(model.score(words.transform(val_texts), val_classes))
+
+
+def _in_context(trainer: Any, data: Any) -> Mapping[str, float]:
+    scores: dict[str, float] = {}
+    for kind, evaluation in data.evaluation("val")._asdict().items():
+        errors = {name: error.mean() for name, error in evaluation.reference_errors().items()}
+        errors["zero"] = evaluation.prompts.y.square().mean()
+        # Least squares is unbounded where there are as many examples as dimensions.
+        scores |= {f"{kind}_mse_{name}": error.item() for name, error in errors.items() if name != "least_squares"}
+    return scores
+
+
+FUNCTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {  # base class -> function, and the data's methods that it calls
+    "LanguageModel": (_language_model, ("tokens",)),
+    "Regressor": (_regression, ("targets",)),
+    "TextClassifier": (_classification, ("texts", "targets")),
+    "ICRTransformer": (_in_context, ("evaluation",)),
+}
