@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name about; do \
-		printf 'make %-12s %s\n' "$$name" "$$about"; done
+		printf 'make %-14s %s\n' "$$name" "$$about"; done
 
 setup: .venv/ready  ## create .venv and install the pinned versions; does nothing if that is done
 
@@ -49,6 +49,17 @@ test-newest: .venv-newest/ready  ## run the test suite with the newest versions 
 lint: setup  ## run ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# ZOO_DATA: the folder of real data; UPSTREAM: regress-lm's checkout; ENCODER: a pretrained encoder. Without them studies are left out.
+ZOO_DATA ?= ../shared/data
+RESULTS := $(BIN)/python benchmarks/all_results.py --data_dir $(ZOO_DATA) \
+	$(if $(UPSTREAM),--upstream $(UPSTREAM)) $(if $(ENCODER),--encoder $(ENCODER))
+
+results: setup  ## measure every study again and generate all tables and figures (days on two cores)
+	$(RESULTS)
+
+results-quick: setup  ## run small versions of the studies in a clone below runs/ (at most 15 minutes)
+	$(RESULTS) --quick
 
 docs: .venv/docs  ## build the documentation site in site/; a warning or a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
