@@ -56,7 +56,8 @@ STUDIES = (
     # Language models
     Study(
         "wikitext2.py --data_dir {data}/wikitext-2",
-        "--data_dir {data}/wikitext-2 --seeds 0 1 -- --trainer.max_steps=4 --trainer.val_check_interval=2",
+        "--data_dir {data}/wikitext-2 --seeds 0 1 -- --trainer.max_steps=2 --trainer.val_check_interval=2 "
+        "--trainer.limit_val_batches=1",
         ("wikitext-2",),
     ),
     Study("llama.py", "--only adamw --repeats 1"),
