@@ -21,6 +21,15 @@ CODE_BLOCK = re.compile(r"^( *)```.*?^\1```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^()\s#]+)")
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """The guides of docs/ that the navigation does not name follow those that it names."""
+    guides = next(entry["Guides"] for entry in config.nav if "Guides" in entry)
+    named = {path for entry in guides for path in entry.values()}
+    paths = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
+    guides.extend(path for path in paths if path not in named)
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """All files of the site: the theme's, the pages, and the files that pages link to."""
     site = Files([file for file in files if not file.abs_src_path or not _is_below(file.abs_src_path, ROOT / "docs")])
