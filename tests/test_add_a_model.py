@@ -1,4 +1,4 @@
-"""The README's recipe "Add a model", followed to the letter in a copy of the repository."""
+"""The recipe of docs/add_a_model.md, followed to the letter in a copy of the repository."""
 
 import re
 import shutil
@@ -14,10 +14,10 @@ COPIED = ("zoo", "datamodules", "callbacks", "configs", "tests", "setup.cfg", "p
 
 
 def recipe() -> tuple[dict[str, str], str]:
-    """The files that the README's section gives, by path, and the line for the registry."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Add a model\n")[1].split("\n## ")[0]
+    """The files that the guide gives, by path, and the line for the registry."""
+    text = (ROOT / "docs" / "add_a_model.md").read_text(encoding="utf-8")
     files, line = {}, ""
-    for block in re.findall(r"^```(?:python|yaml)\n(.*?)^```$", section, re.DOTALL | re.MULTILINE):
+    for block in re.findall(r"^```(?:python|yaml)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
         first, _, rest = block.partition("\n")
         if path := re.fullmatch(r"# ([\w/]+\.(?:py|yaml))", first):
             files[path[1]] = rest
@@ -28,7 +28,7 @@ def recipe() -> tuple[dict[str, str], str]:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory) -> Path:
-    """A copy of the repository with the GRU of the README added."""
+    """A copy of the repository with the GRU of the guide added."""
     copy = tmp_path_factory.mktemp("repository")
     for name in COPIED:
         if (ROOT / name).is_dir():
