@@ -192,7 +192,7 @@ class Progress(ProgressBar):
             share = self._share(total, seconds)
         activity = ""
         if not is_fit:
-            activity = VERBS[str(trainer.state.fn.value)]
+            activity = VERBS[str(trainer.state.fn)]
         elif self._is_validating:
             batches = sum(trainer.num_val_batches)
             activity = f"validation, batch {self._batches_done:,}"

@@ -1,13 +1,12 @@
 """`zoo export`: writes a checkpoint in a format of other programs."""
 
-import argparse
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from zoo.cli.checkpoint_info import adjacent_tokenizer, read_checkpoint_info
 from zoo.cli.class_names import ClassNames
-from zoo.cli.parser import refuse
+from zoo.cli.plain_parser import PlainParser
 from zoo.cli.run_folder import find_checkpoint
 from zoo.errors import UserError
 from zoo.export.formats import FORMATS
@@ -20,11 +19,6 @@ NO_TOKENIZER = "none"
 _EXTERNAL: dict[str, Any] = {"zoo": {"data": "TextLM"}, "datamodule_hyper_parameters": {}}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        refuse(message)
-
-
 def export(argv: list[str]) -> None:
     """Run the verb.
 
@@ -35,7 +29,7 @@ def export(argv: list[str]) -> None:
         FileNotFoundError: there is no such checkpoint or tokenizer.
         UserError: the checkpoint is damaged, the format cannot hold the model, or the destination exists.
     """
-    parser = _Parser(
+    parser = PlainParser(
         prog="zoo export",
         description="Write a checkpoint in a format of other programs. Nothing is overwritten.",
         epilog="formats: " + "; ".join(f"{name}: {text}" for name, text in FORMATS.items()),
@@ -76,11 +70,7 @@ def export(argv: list[str]) -> None:
     for path, note in export_module(module, options.format, options.destination, checkpoint).items():
         size = Path(path).stat().st_size / 2**20
         print(f"{path}: {size:.1f} MiB{note and ', '}{note}", file=sys.stderr)
-    if (
-        module.tokenizer is None
-        and getattr(type(module), "data_arguments", ())
-        and "tokenizer" in module.data_arguments
-    ):
+    if module.tokenizer is None and "tokenizer" in module.data_arguments:
         print("zoo: the export has no tokenizer: give one with --data.tokenizer", file=sys.stderr)
 
 

@@ -6,6 +6,7 @@ within a text encoded like any other text.
 
 import json
 import re
+from functools import partial
 from typing import Any
 
 from zoo.errors import UserError
@@ -53,7 +54,7 @@ def tokenizer_files(tokenizer: Tokenizer, max_len: int | None = None) -> dict[st
     bos, eos = (None if i is None else names[i] for i in (tokenizer.bos_id, tokenizer.eos_id))
     adds_bos = bool(tokenizer.leading_ids)
     content |= {"truncation": None, "padding": None, "post_processor": _template(bos, ids) if adds_bos else None}
-    config = {
+    config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": bos,
         "eos_token": eos,
@@ -106,7 +107,7 @@ def _compare(tokenizer: Tokenizer, content: dict[str, Any]) -> None:
     backend = tokenizers_library().Tokenizer.from_str(json.dumps(content))
     backend.encode_special_tokens = True
     for text in SAMPLES:
-        if guarded(lambda text=text: backend.encode(text).ids, "it cannot encode a text") != tokenizer.encode(text):
+        if guarded(partial(backend.encode, text), "it cannot encode a text").ids != tokenizer.encode(text):
             raise UserError(
                 f"tokenizer.json cannot express the rules of {tokenizer.source}, as for the text {text!r}: {REMEDY}"
             )
