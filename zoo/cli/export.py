@@ -61,7 +61,7 @@ def export(argv: list[str]) -> None:
     )
     options = parser.parse_args(argv)
     if options.format not in FORMATS:
-        refuse(f"--format must be one of {', '.join(FORMATS)}, not {options.format!r}")
+        parser.error(f"--format must be one of {', '.join(FORMATS)}, not {options.format!r}")
     if not options.destination.strip() or "\0" in options.destination:
         raise UserError("the destination is empty: name a folder or file that does not exist")
     check_absent(Path(options.destination))

@@ -183,8 +183,9 @@ class MaskedLSTM(nn.Module):
         place = torch.arange(x.shape[1])
         opposite = lengths[:, None] - 1 - place  # (B, T)
         order = torch.where(opposite >= 0, opposite, place)[..., None]  # (B, T, 1)
-        for layer in self.layers:
-            directions = list(layer)  # type: ignore[arg-type]
+        layers: Any = self.layers
+        for layer in layers:
+            directions = list(layer)
             states = [directions[0](x)[0]]
             for lstm in directions[1:]:
                 reversed_states = lstm(x.gather(1, order.expand(-1, -1, x.shape[2])))[0]
