@@ -63,8 +63,8 @@ class ZooParser(LightningArgumentParser):
             near = nearest(setting, names)
             hint = f"; did you mean {prefix}{near}?" if near else ""
             return f"there is no setting {prefix + setting!r}{hint}"
-        if problem := api.ambiguous_class(message):
-            return f"there are several classes {problem[0]}: write {' or '.join(sorted(problem[1], reverse=True))}"
+        if ambiguous := api.ambiguous_class(message):
+            return f"there are several classes {ambiguous[0]}: write {' or '.join(sorted(ambiguous[1], reverse=True))}"
         if name := api.unknown_class(message):
             return f"there is no model or data class {name!r}{did_you_mean(name, [*MODELS, *DATA_MODULES])}"
         if failed := api.failed_import(message):
