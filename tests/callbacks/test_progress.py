@@ -109,6 +109,7 @@ def test_steps_of_a_run_that_is_limited_by_epochs(limits, total, displays):
     assert display.shown[-1].done == run.global_step == total
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_resumed_run_starts_at_its_step(displays, tmp_path):
     def run(folder, **limits):
         save = ModelCheckpoint(tmp_path / folder, "saved", every_n_train_steps=7)
