@@ -112,15 +112,15 @@ def loader(samples):
 def run(tmp_path_factory):
     """A trainer, its TensorBoard events, and the folder of its CSVLogger."""
     folder = tmp_path_factory.mktemp("charts")
-    asked = []
+    calls = []
 
     def baselines(trainer, module):
-        asked.append((trainer.global_step, type(module)))
+        calls.append((trainer.global_step, type(module)))
         return {"loss_zero": 2.5}
 
     loggers = TensorBoardLogger(folder / "board", "", "", default_hp_metric=False), CSVLogger(folder / "csv", "", "")
     trainer = fit(folder, *loggers, baselines=baselines)
-    assert asked == [(3, Line)]  # once
+    assert calls == [(3, Line)]  # once
     return trainer, EventAccumulator(str(folder / "board")).Reload(), folder / "csv"
 
 
