@@ -28,7 +28,7 @@ def read_torch_file(path: Path) -> tuple[LlamaConfig, Weights]:
     Raises:
         UserError: the file is damaged, holds other Python objects than tensors and plain values, or no complete Llama.
     """
-    content = read_safetensors_checkpoint(path) if is_safetensors_checkpoint(path) else read(path)
+    content: Any = read_safetensors_checkpoint(path) if is_safetensors_checkpoint(path) else read(path)
     keys = content.keys() if isinstance(content, dict) else set()
     if {"model_args", "model"} <= keys:
         _check_kinds(path, content, "model_args", "model")
