@@ -29,11 +29,7 @@ def read_torch_file(path: Path) -> tuple[LlamaConfig, Weights]:
         UserError: the file is damaged, holds other Python objects than tensors and plain values, or no complete Llama.
     """
     content: Any = read_safetensors_checkpoint(path) if is_safetensors_checkpoint(path) else read(path)
-<<<<<<< HEAD
     keys = set(content) if isinstance(content, dict) else set()
-=======
-    keys = content.keys() if isinstance(content, dict) else set()
->>>>>>> refs/heads/export
     if {"model_args", "model"} <= keys:
         _check_kinds(path, content, "model_args", "model")
         settings, weights = dict(content["model_args"]), strip_prefixes(content["model"], "")
