@@ -29,11 +29,11 @@ class Charts(Callback):
       tab HParams the settings of the run with the metrics `pl_module.hparam_metrics`. Both attributes are optional.
 
     Args:
-        baselines: called after the first validation as `baselines(trainer, pl_module)`, in the first process only;
-            returns the scores of models without a network, `<metric>_<baseline>` -> score on the validation data.
+        baselines: called after the first validation as `baselines(trainer, pl_module, datamodule)`, in the first
+            process only; returns the scores of models without a network, `<metric>_<baseline>` -> score on the validation data.
     """
 
-    def __init__(self, baselines: Callable[[Trainer, Any], Mapping[str, float]] | None = None) -> None:
+    def __init__(self, baselines: Callable[[Trainer, Any, Any], Mapping[str, float]] | None = None) -> None:
         self.baselines = baselines
         self._scores: dict[str, float] | None = None
         self._first_step = 0
@@ -69,7 +69,8 @@ class Charts(Callback):
         self._describe(trainer, pl_module)
         steps = [trainer.global_step]
         if self._scores is None:
-            scores = {} if self.baselines is None else self.baselines(trainer, pl_module)
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            scores = {} if self.baselines is None else self.baselines(trainer, pl_module, data)
             self._scores = {f"baseline/{name}": score for name, score in scores.items()}
             steps.insert(0, self._first_step)
         for logger in trainer.loggers if self._scores else []:

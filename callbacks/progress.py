@@ -192,7 +192,8 @@ class Progress(ProgressBar):
             share = self._share(total, seconds)
         activity = ""
         if not is_fit:
-            activity = VERBS[str(trainer.state.fn)]
+            verb: Any = trainer.state.fn
+            activity = VERBS[verb.value]
         elif self._is_validating:
             batches = sum(trainer.num_val_batches)
             activity = f"validation, batch {self._batches_done:,}"

@@ -208,7 +208,7 @@ def test_a_storage_that_cannot_be_used(storage, message, scores, tmp_path):
 
 
 def test_trials_without_a_validation_are_refused(monkeypatch, tmp_path):
-    def trial(words, callbacks):
+    def trial(words, callbacks, label):
         trainer = SimpleNamespace(checkpoint_callback=Checkpoint(), callback_metrics={}, global_step=30)
         return SimpleNamespace(trainer=trainer)
 

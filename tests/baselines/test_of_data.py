@@ -8,9 +8,7 @@ import pytest
 from zoo.baselines import of_data
 from zoo.baselines.of_data import baselines_of, naive_bayes_accuracy
 
-
-def trainer(**data):
-    return SimpleNamespace(datamodule=SimpleNamespace(**data), num_val_batches=[1], world_size=1)
+TRAINER = SimpleNamespace(num_val_batches=[1], world_size=1)
 
 
 def model(name):
@@ -19,15 +17,15 @@ def model(name):
 
 def test_regression_has_the_error_of_the_training_median():
     targets = {"train": np.array([[1.0], [2.0], [9.0]]), "val": np.array([[0.0], [3.0]])}
-    assert baselines_of(trainer(targets=targets.get), model("Regressor")) == {"mae_median": 1.5}
+    assert baselines_of(TRAINER, model("Regressor"), SimpleNamespace(targets=targets.get)) == {"mae_median": 1.5}
     huge = {"train": np.array([[1e308]]), "val": np.array([[-1e308]])}
-    assert baselines_of(trainer(targets=huge.get), model("Regressor")) == {}
+    assert baselines_of(TRAINER, model("Regressor"), SimpleNamespace(targets=huge.get)) == {}
 
 
 def test_classifier_has_the_most_frequent_class_of_the_training_texts():
     texts = {"train": ["good", "good film", "bad"], "val": ["a good one", "bad film", "bad"]}
     targets = {"train": np.array([[1.0], [1.0], [0.0]]), "val": np.array([[1.0], [0.0], [0.0]])}
-    scores = baselines_of(trainer(texts=texts.get, targets=targets.get), model("TextClassifier"))
+    scores = baselines_of(TRAINER, model("TextClassifier"), SimpleNamespace(texts=texts.get, targets=targets.get))
     assert scores == {"accuracy_most_frequent": pytest.approx(1 / 3), "accuracy_bag_of_words": 1.0}
 
 
@@ -38,16 +36,16 @@ def test_texts_without_words_have_no_bag_of_words():
 def test_language_model_has_n_grams_of_the_scored_tokens_only(monkeypatch):
     tokens = {"train": np.array([0, 0, 0, 1]), "val": np.array([1, 0, 0, 1, 1, 1])}
     text = {"tokens": tokens.get, "vocab_size": 2, "batch_size": 1, "seq_len": 2}
-    scores = baselines_of(trainer(**text), model("LanguageModel"))
+    scores = baselines_of(TRAINER, model("LanguageModel"), SimpleNamespace(**text))
     assert scores["loss_unigram"] == pytest.approx(-np.log(4 / 6))  # of the tokens 0, 0
     assert scores["ppl_unigram"] == pytest.approx(6 / 4)
     assert {"loss_trigram", "ppl_trigram"} <= scores.keys()
     monkeypatch.setattr(of_data, "MOST_TOKENS", 3)  # the unigram model of 0, 0, 0, with one added to each count
-    scores = baselines_of(trainer(**text), model("LanguageModel"))
+    scores = baselines_of(TRAINER, model("LanguageModel"), SimpleNamespace(**text))
     assert scores == {"loss_unigram": pytest.approx(-np.log(4 / 5)), "ppl_unigram": pytest.approx(5 / 4)}
 
 
 @pytest.mark.parametrize("data", [{}, {"tokens": 3}])
 def test_other_models_and_data_have_no_baselines(data):
-    assert baselines_of(trainer(**data), model("LanguageModel")) == {}
-    assert baselines_of(trainer(**data), model("LightningModule")) == {}
+    assert baselines_of(TRAINER, model("LanguageModel"), SimpleNamespace(**data)) == {}
+    assert baselines_of(TRAINER, model("LightningModule"), SimpleNamespace(**data)) == {}

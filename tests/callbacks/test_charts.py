@@ -114,7 +114,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("charts")
     calls = []
 
-    def baselines(trainer, module):
+    def baselines(trainer, module, data):
         calls.append((trainer.global_step, type(module)))
         return {"loss_zero": 2.5}
 

@@ -56,7 +56,9 @@ def test_a_config_or_class_in_the_command_wins(run):
         "data: {class_path: TextLM, init_args: {more: {class_path: evil.Data}}}",
     ],
 )
-def test_the_config_next_to_a_checkpoint_names_no_foreign_class(settings, tmp_path):
+def test_the_config_next_to_a_checkpoint_names_no_foreign_class(settings, tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text("raise SystemExit")
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "config.yaml").write_text(settings)
     with pytest.raises(UserError, match=r"config\.yaml names evil\.\w+, which is not a class of the zoo: add --config"):
         saved_run(str(tmp_path / "last.ckpt"), read_arguments([]))

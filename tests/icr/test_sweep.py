@@ -223,7 +223,7 @@ def test_early_stopping_acts_on_single_members(finished, tmp_path):
 def test_metadata_is_written_before_training(tmp_path, monkeypatch):
     seen = {}
 
-    def look(members, step, args, report):
+    def look(members, step, args, report, label):
         seen.update(json.loads((tmp_path / "experiment_metadata.json").read_text()))
         for M in members:
             report(M, "done", step=60)

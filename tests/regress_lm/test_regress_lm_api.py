@@ -156,6 +156,7 @@ def test_examples_with_fewer_numbers_are_scored_on_those_they_have(number_format
     assert not batch.numbers[0, each:].any()
 
 
+@pytest.mark.filterwarnings("ignore:all 10 training targets of objective 2 are 0.7")
 def test_fine_tuning_learns_from_examples_with_fewer_numbers():
     model = RegressLM.from_scratch(64, n_objectives=2, number_format="normalized", number_digits=1, **SMALL)
     examples = [Example("a", [0.2, 0.7]), Example("b", [0.4])] * 10

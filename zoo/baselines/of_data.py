@@ -13,7 +13,7 @@ MOST_TOKENS = 2_000_000  # of a training text from which n-grams are counted
 MOST_TEXTS = 10_000  # training texts of the bag of words
 
 
-def baselines_of(trainer: Any, model: Any) -> dict[str, float]:
+def baselines_of(trainer: Any, model: Any, data: Any) -> dict[str, float]:
     """Scores on the validation data of a fit, `<metric>_<baseline>` -> score; empty for unknown models and data.
 
     Language models: `loss` and `ppl` of the unigram model and, up to 2M training tokens, of the Kneser-Ney trigram, on
@@ -22,10 +22,10 @@ def baselines_of(trainer: Any, model: Any) -> dict[str, float]:
     `pretrain_mse` and `true_mse` of the exact estimators and of the prediction 0.
 
     Args:
-        trainer: the Trainer, whose data module is one of the zoo's.
+        trainer: the Trainer.
         model: the LightningModule.
+        data: its data module.
     """
-    data = trainer.datamodule
     for cls in type(model).__mro__:
         function, needed = FUNCTIONS.get(cls.__name__, (None, ()))
         if function is not None and all(callable(getattr(data, name, None)) for name in needed):

@@ -6,6 +6,7 @@ checkpoint does not contain, are compared with it.
 
 import contextlib
 import importlib.util
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,5 +128,6 @@ def _class_paths(settings: Any, is_trainer: bool = False) -> Iterator[str]:
 
 def _is_import_path(text: str) -> bool:
     """Whether a text such as "package.Class" names something in an installed package, unlike "prof.txt" and ".3f"."""
-    is_dotted = "." in text and all(part.isidentifier() for part in text.split("."))
-    return is_dotted and importlib.util.find_spec(text.split(".")[0]) is not None
+    package, *names = text.split(".")
+    is_dotted = bool(names) and all(part.isidentifier() for part in (package, *names))
+    return is_dotted and (package in sys.modules or importlib.util.find_spec(package) is not None)
