@@ -30,7 +30,8 @@ class Charts(Callback):
 
     Args:
         baselines: called after the first validation as `baselines(trainer, pl_module, datamodule)`, in the first
-            process only; returns the scores of models without a network, `<metric>_<baseline>` -> score on the validation data.
+            process only; returns the scores of models without a network, `<metric>_<baseline>` -> score on the
+            validation data.
     """
 
     def __init__(self, baselines: Callable[[Trainer, Any, Any], Mapping[str, float]] | None = None) -> None:
