@@ -76,11 +76,7 @@ def export(argv: list[str]) -> None:
     for path, note in export_module(module, options.format, options.destination, checkpoint).items():
         size = Path(path).stat().st_size / 2**20
         print(f"{path}: {size:.1f} MiB{note and ', '}{note}", file=sys.stderr)
-    if (
-        module.tokenizer is None
-        and getattr(type(module), "data_arguments", ())
-        and "tokenizer" in module.data_arguments
-    ):
+    if module.tokenizer is None and "tokenizer" in module.data_arguments:
         print("zoo: the export has no tokenizer: give one with --data.tokenizer", file=sys.stderr)
 
 

@@ -184,9 +184,9 @@ class MaskedLSTM(nn.Module):
         opposite = lengths[:, None] - 1 - place  # (B, T)
         order = torch.where(opposite >= 0, opposite, place)[..., None]  # (B, T, 1)
         for layer in self.layers:
-            forward, *backward = layer  # type: ignore[misc]
-            states = [forward(x)[0]]
-            for lstm in backward:
+            directions: Any = list(layer)  # type: ignore[call-overload]
+            states = [directions[0](x)[0]]
+            for lstm in directions[1:]:
                 reversed_states = lstm(x.gather(1, order.expand(-1, -1, x.shape[2])))[0]
                 states.append(reversed_states.gather(1, order.expand(-1, -1, reversed_states.shape[2])))
             x = torch.cat(states, -1)  # (B, T, width)

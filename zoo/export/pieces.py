@@ -2,7 +2,7 @@
 
 import struct
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from zoo.errors import UserError
 from zoo.tokenizers import Tokenizer
@@ -97,7 +97,8 @@ def _of_llama2c(tokenizer: Llama2cTokenizer) -> Pieces:
 def _of_sentencepiece(tokenizer: SentencePieceTokenizer) -> Pieces:
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.proto)
+    library: Any = sentencepiece_model_pb2  # its classes are made when it is imported
+    proto = library.ModelProto.FromString(tokenizer.proto)
     rules = proto.normalizer_spec
     if proto.trainer_spec.treat_whitespace_as_suffix or not rules.escape_whitespaces:
         raise UserError(

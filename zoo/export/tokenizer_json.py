@@ -53,7 +53,7 @@ def tokenizer_files(tokenizer: Tokenizer, max_len: int | None = None) -> dict[st
     bos, eos = (None if i is None else names[i] for i in (tokenizer.bos_id, tokenizer.eos_id))
     adds_bos = bool(tokenizer.leading_ids)
     content |= {"truncation": None, "padding": None, "post_processor": _template(bos, ids) if adds_bos else None}
-    config = {
+    config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": bos,
         "eos_token": eos,
@@ -105,8 +105,9 @@ def _compare(tokenizer: Tokenizer, content: dict[str, Any]) -> None:
     """Raises UserError where the tokenizer in a tokenizer.json gives other ids than `tokenizer` for one of SAMPLES."""
     backend = tokenizers_library().Tokenizer.from_str(json.dumps(content))
     backend.encode_special_tokens = True
-    for text in SAMPLES:
-        if guarded(lambda text=text: backend.encode(text).ids, "it cannot encode a text") != tokenizer.encode(text):
+    encodings = guarded(lambda: backend.encode_batch(list(SAMPLES)), f"{tokenizer.source} cannot encode a text")
+    for text, encoding in zip(SAMPLES, encodings, strict=True):
+        if encoding.ids != tokenizer.encode(text):
             raise UserError(
                 f"tokenizer.json cannot express the rules of {tokenizer.source}, as for the text {text!r}: {REMEDY}"
             )
