@@ -72,9 +72,9 @@ def _libraries() -> Any:
 def _export(graph: Graph, file: Path, metadata: dict[str, str]) -> None:
     longest = graph.longest
     names = {name for axes in graph.axes for name in axes.values()}
-    dims: dict[str, Any] = {name: torch.export.Dim(name) for name in names}
+    dims: dict[str, Any] = {name: torch.export.Dim(name, min=1) for name in names}
     if longest is not None:  # a length of at most 1 is a constant
-        dims["length"] = torch.export.Dim("length", max=longest) if longest > 1 else torch.export.Dim.STATIC
+        dims["length"] = torch.export.Dim("length", min=1, max=longest) if longest > 1 else torch.export.Dim.STATIC
     shapes = tuple({axis: dims[name] for axis, name in axes.items()} for axes in graph.axes)
     # Sizes of 0 and 1 would become constants.
     inputs = graph.inputs(3, min(longest or 4, 4))

@@ -6,7 +6,6 @@ within a text encoded like any other text.
 
 import json
 import re
-from functools import partial
 from typing import Any
 
 from zoo.errors import UserError
@@ -106,8 +105,9 @@ def _compare(tokenizer: Tokenizer, content: dict[str, Any]) -> None:
     """Raises UserError where the tokenizer in a tokenizer.json gives other ids than `tokenizer` for one of SAMPLES."""
     backend = tokenizers_library().Tokenizer.from_str(json.dumps(content))
     backend.encode_special_tokens = True
-    for text in SAMPLES:
-        if guarded(partial(backend.encode, text), "it cannot encode a text").ids != tokenizer.encode(text):
+    encodings = guarded(lambda: backend.encode_batch(list(SAMPLES)), f"{tokenizer.source} cannot encode a text")
+    for text, encoding in zip(SAMPLES, encodings, strict=True):
+        if encoding.ids != tokenizer.encode(text):
             raise UserError(
                 f"tokenizer.json cannot express the rules of {tokenizer.source}, as for the text {text!r}: {REMEDY}"
             )
