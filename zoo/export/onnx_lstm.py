@@ -29,7 +29,9 @@ def _(x: Tensor, input_weight: Tensor, state_weight: Tensor, input_bias: Tensor,
 
 def translations() -> dict[Any, Any]:
     """The table for torch.onnx.export: the operator -> a function that writes its ONNX nodes."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
+
+    op: Any = opset18
 
     def in_onnx_order(matrix: Any) -> Any:
         # ONNX has the gates input, output, forget, cell.
