@@ -10,6 +10,7 @@ import torch
 
 from tests.commands import MICRO, TINY, start
 from tests.ranks import free_port, run_ranks
+from zoo.cli import command_line
 from zoo.cli.command_line import ZooCLI
 from zoo.cli.ranks import Ranks, World
 from zoo.datamodules.text_lm import TextLM
@@ -111,7 +112,7 @@ def test_ranks_share_the_folder_of_the_start_time(text_file, tmp_path):
     """Each rank would choose another name: their clocks differ."""
 
     def prepare(rank):
-        ZooCLI._output_dir = lambda self, config: str(tmp_path / f"{rank}")
+        command_line.output_dir = lambda config, is_project_weights: str(tmp_path / f"{rank}")
 
     ends = run_ranks(tmp_path, *[fit(tmp_path / "{time}", text_file)] * 2, prepare=prepare)
     assert [end.code for end in ends] == [0, 0], ends

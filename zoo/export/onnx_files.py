@@ -14,6 +14,7 @@ import torch
 
 from zoo.errors import UserError
 from zoo.export.onnx_graphs import Graph, graphs_of
+from zoo.export.onnx_lstm import translations
 from zoo.registry import registered_name
 from zoo.text_formats.json_text import dump_json
 
@@ -86,6 +87,7 @@ def _export(graph: Graph, file: Path, metadata: dict[str, str]) -> None:
             program = torch.onnx.export(
                 graph.module.eval(), inputs, dynamo=True, dynamic_shapes=(shapes,) if _takes_all(graph) else shapes,
                 input_names=list(graph.input_names), output_names=[graph.output_name], verbose=False,
+                custom_translation_table=translations(),
             )  # fmt: skip
     finally:
         logging.getLogger("torch.onnx").setLevel(level)

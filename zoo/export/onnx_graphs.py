@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import UserError
+from zoo.export import onnx_lstm
 from zoo.training.language_model import LanguageModel
 
 
@@ -160,6 +161,9 @@ def _unscaled(scale: Any, z: Tensor) -> Tensor:
     return x * scale.spread + scale.centre
 
 
+_KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
 class MaskedLSTM(nn.Module):
     """An LSTM over rows padded on the right, as x (B, T, dim) -> (B, T, width), without packed sequences.
 
@@ -173,16 +177,16 @@ class MaskedLSTM(nn.Module):
         super().__init__()
         directions = ("", "_reverse") if lstm.bidirectional else ("",)
         self.width = lstm.hidden_size * len(directions)
-        self.layers = nn.ModuleList(
-            nn.ModuleList(_one_layer(lstm, number, suffix) for suffix in directions)
-            for number in range(lstm.num_layers)
-        )
+        self.layers = [[f"_l{number}{suffix}" for suffix in directions] for number in range(lstm.num_layers)]
+        for name, weight in lstm.named_parameters():
+            self.register_buffer(name, weight.detach())
 
     def forward(self, x: Tensor, padding_mask: Tensor, lengths: Tensor, host_lengths: Any = None) -> Tensor:
         # Position t of a row of n tokens is exchanged with n - 1 - t; padding stays where it is.
         place = torch.arange(x.shape[1])
         opposite = lengths[:, None] - 1 - place  # (B, T)
         order = torch.where(opposite >= 0, opposite, place)[..., None]  # (B, T, 1)
+<<<<<<< HEAD
         layers: Any = self.layers
         for layer in layers:
             directions = list(layer)
@@ -190,17 +194,17 @@ class MaskedLSTM(nn.Module):
             for lstm in directions[1:]:
                 reversed_states = lstm(x.gather(1, order.expand(-1, -1, x.shape[2])))[0]
                 states.append(reversed_states.gather(1, order.expand(-1, -1, reversed_states.shape[2])))
+=======
+        for layer in self.layers:
+            states = []
+            for is_backward, suffix in enumerate(layer):
+                own = [getattr(self, f"{kind}{suffix}") for kind in _KINDS]
+                inputs = x.gather(1, order.expand(-1, -1, x.shape[2])) if is_backward else x
+                output = onnx_lstm.lstm(inputs, *own)
+                states.append(output.gather(1, order.expand(-1, -1, output.shape[2])) if is_backward else output)
+>>>>>>> refs/heads/export
             x = torch.cat(states, -1)  # (B, T, width)
         return x * padding_mask[..., None]
-
-
-def _one_layer(lstm: nn.LSTM, number: int, suffix: str) -> nn.LSTM:
-    """One layer and direction of an LSTM."""
-    names = [f"{kind}_l{number}{suffix}" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-    weights = [getattr(lstm, name).detach() for name in names]
-    layer = nn.LSTM(weights[0].shape[1], lstm.hidden_size, batch_first=True)
-    layer.load_state_dict(dict(zip(("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"), weights, strict=True)))
-    return layer
 
 
 def _regress_lm(module: Any) -> list[Graph]:
