@@ -11,7 +11,7 @@ from zoo.callbacks.budget import ONE_PROCESS, parse_duration
 from zoo.cli.arguments import RUN_FOLDER
 from zoo.cli.checkpoint_info import CheckpointInfo
 from zoo.cli.linked_arguments import follows_model, linked_arguments
-from zoo.cli.ranks import Ranks
+from zoo.cli.ranks import Ranks, World
 from zoo.cli.resume import refuse_changed_settings
 from zoo.cli.run_folder import fill_in, refuse_other_run
 from zoo.cli.run_lock import locked_folder
@@ -77,14 +77,15 @@ def check_fit(config: Any, model: type | None, ranks: Ranks) -> None:
         UserError: the schedule cannot be planned for a time limit, or the folder holds another run.
         OSError: nothing can be written into the folder.
     """
+    world = ranks.world or World.from_environment()
     if config.budget is not None:
         if model is not None and not hasattr(model, "plan_steps"):
             raise UserError(f"--budget: {model.__name__} has a schedule that cannot be planned; drop it")
         trainer = config.trainer
         has_devices = str(trainer.devices).isdecimal() and int(trainer.devices) > 1
-        if trainer.num_nodes > 1 or has_devices or ranks.world is not None:
+        if trainer.num_nodes > 1 or has_devices or world is not None:
             raise UserError(ONE_PROCESS)
-    if ranks.world is None or ranks.world.rank == 0:
+    if world is None or world.rank == 0:
         folder = Path(config.checkpoint.dirpath or config.output_dir)
         with locked_folder(folder):
             refuse_other_run(folder, config.ckpt_path)

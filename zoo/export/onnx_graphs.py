@@ -186,15 +186,6 @@ class MaskedLSTM(nn.Module):
         place = torch.arange(x.shape[1])
         opposite = lengths[:, None] - 1 - place  # (B, T)
         order = torch.where(opposite >= 0, opposite, place)[..., None]  # (B, T, 1)
-<<<<<<< HEAD
-        layers: Any = self.layers
-        for layer in layers:
-            directions = list(layer)
-            states = [directions[0](x)[0]]
-            for lstm in directions[1:]:
-                reversed_states = lstm(x.gather(1, order.expand(-1, -1, x.shape[2])))[0]
-                states.append(reversed_states.gather(1, order.expand(-1, -1, reversed_states.shape[2])))
-=======
         for layer in self.layers:
             states = []
             for is_backward, suffix in enumerate(layer):
@@ -202,7 +193,6 @@ class MaskedLSTM(nn.Module):
                 inputs = x.gather(1, order.expand(-1, -1, x.shape[2])) if is_backward else x
                 output = onnx_lstm.lstm(inputs, *own)
                 states.append(output.gather(1, order.expand(-1, -1, output.shape[2])) if is_backward else output)
->>>>>>> refs/heads/export
             x = torch.cat(states, -1)  # (B, T, width)
         return x * padding_mask[..., None]
 
