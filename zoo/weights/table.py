@@ -85,11 +85,9 @@ WEIGHTS: dict[str, ProjectWeights] = {
     ),
     "llama-wikitext2": ProjectWeights(
         "llama-wikitext2.ckpt",
-        "0fd90a263f32eb206d0b469635fdd9cc1724cdc122d70bc12c1ad05fbe6052b9",
-        "zoo fit --config wikitext2/llama_small --data_dir wikitext-2, stopped after step 852; "
-        "then fit --ckpt_path last.ckpt with --trainer.max_steps 1600 --trainer.val_check_interval 400, stopped after "
-        "step 1005; then with --trainer.max_steps 1160 --trainer.val_check_interval 580",
-        ("val_loss", 4.049),
+        "2946b1f67dd3768b49da6087df5e7d19c43405882c80c7bef2d3833c48c6899b",
+        "zoo fit --config wikitext2/llama_small --data_dir wikitext-2",
+        ("val_loss", 3.689),
         "LlamaLM",
         "WikiText-2",
         "Kneser-Ney bigram 4.037, trigram 3.389",
