@@ -30,6 +30,7 @@ from zoo.cli.closing_message import ClosingMessage
 from zoo.cli.config_names import UnknownWordError
 from zoo.cli.equal_ranks import EqualRanks, comparable_settings
 from zoo.cli.linked_arguments import find_linked, find_missing, given_options, linked_arguments
+from zoo.cli.opening_message import OpeningMessage
 from zoo.cli.options import CALLBACKS, NOT_OPTIONS, add_shared_options
 from zoo.cli.parsed_settings import (
     check_fit,
@@ -260,6 +261,8 @@ class ZooCLI(OpenLightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         config = self.config[self.verb]
         kwargs["default_root_dir"] = config.output_dir
+        if config.trainer.enable_model_summary is None:
+            kwargs["enable_model_summary"] = False  # one line takes its place
         if config.trainer.logger in (None, True) and not config.trainer.barebones:
             # Empty name and version: one run, one folder, and the curves of a resumed run continue where they stopped.
             # Verbs other than fit log only where the user wants it.
@@ -289,6 +292,8 @@ class ZooCLI(OpenLightningCLI):
         if self.verb == "predict" and not names_data(self.arguments.keys):
             more.append(PredictedRows())
         if self.verb == "fit":
+            if trainer_config["enable_model_summary"] is False and self.config.fit.trainer.enable_model_summary is None:
+                more.append(OpeningMessage())
             more.append(ClosingMessage(self.checkpoint_info.step if self.checkpoint_info else None))
             more += limit_time(self, self.started)
         config = self.config[self.verb]

@@ -95,11 +95,9 @@ WEIGHTS: dict[str, ProjectWeights] = {
     ),
     "revdeq-wikitext2": ProjectWeights(
         "revdeq-wikitext2.ckpt",
-        "67c6512452e28c4e813a6c44dee0b7570c822a90b27378f390d46ce3104f9713",
-        "zoo fit --config wikitext2/revdeq_small --data_dir wikitext-2, stopped after step 184; "
-        "then fit --ckpt_path last.ckpt with --trainer.max_steps 600, stopped after step 396; "
-        "then with --trainer.max_steps 480 --trainer.val_check_interval 480",
-        ("val_loss", 4.358),
+        "2fa1a95ea1ed52591c4182f0ee129253fa44a69b6f5e1bb1b71cda46c057ff76",
+        "zoo fit --config wikitext2/revdeq_small --data_dir wikitext-2",
+        ("val_loss", 3.950),
         "RevDEQLM",
         "WikiText-2",
         "Kneser-Ney bigram 4.037, trigram 3.389",
