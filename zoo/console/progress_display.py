@@ -9,6 +9,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from zoo.console.progress_text import Clock, Progress, full_line, line_with_bar
@@ -59,12 +60,13 @@ class LogLines(Display):
     def __init__(self, seconds: float = LOG_SECONDS, event_seconds: float = LOG_EVENT_SECONDS) -> None:
         super().__init__(seconds, event_seconds)
         self._next = time.monotonic() + self._seconds  # a short run needs no line before its end
-        self._last = ""
+        self._last: Progress | None = None
 
     def _draw(self, progress: Progress) -> None:
-        if (line := full_line(progress)) != self._last:
-            print(line, file=sys.stderr, flush=True)
-            self._last = line
+        # A line that differs from the one before in its speed only, as at the end of a run, is not printed.
+        if self._last is None or replace(progress, rate=None, left=None) != self._last:
+            print(full_line(progress), file=sys.stderr, flush=True)
+            self._last = replace(progress, rate=None, left=None)
 
 
 class NotebookOutput(Display):
