@@ -267,9 +267,9 @@ def _planned_steps(trainer: Trainer) -> int | None:
 def _required_steps(trainer: Trainer) -> int:
     """Steps that a run takes whatever its limit of time: those of min_steps and min_epochs, at most all steps."""
     required = trainer.min_steps or 0
-    is_in_epochs = trainer.current_epoch < (trainer.min_epochs or 0)
-    if is_in_epochs and math.isfinite(trainer.num_training_batches):
-        required = max(required, _steps_until(trainer, trainer.min_epochs))
+    epochs = trainer.min_epochs or 0
+    if trainer.current_epoch < epochs and math.isfinite(trainer.num_training_batches):
+        required = max(required, _steps_until(trainer, epochs))
     all_steps = total_steps(trainer)
     return required if all_steps is None else min(required, all_steps)
 
