@@ -41,6 +41,7 @@ class Progress(ProgressBar):
         self._total: int | None = None  # batches of an evaluation, or steps of a pretraining
         self._unit, self._batches_done = "step", 0
         self._is_validating = False  # within training
+        self._has_ended = False  # the training
         self._evaluated: dict[str, float] = {}  # metrics of the last validation
 
     def __getstate__(self) -> dict[str, Any]:
@@ -84,6 +85,7 @@ class Progress(ProgressBar):
         self._show(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._has_ended = True
         self._close(trainer)
 
     # ---- validation, within training or alone
@@ -156,7 +158,7 @@ class Progress(ProgressBar):
         self._close()
         self._unit, self._total, self._since = unit, total, time.monotonic()
         self._clock.restart(done)
-        self._is_validating = False
+        self._is_validating = self._has_ended = False
         if self._enabled:
             self._display = open_display()
 
@@ -187,9 +189,22 @@ class Progress(ProgressBar):
         is_training = is_fit and self._unit == "step"
         total, share = _planned_steps(trainer) if is_training else self._total, None
         left = self._clock.left(total)
-        if is_training and (seconds := _seconds_left(trainer)) is not None:
-            left = seconds if left is None else min(seconds, left)
-            share = self._share(total, seconds)
+        if is_training and (limits := self._time_limits(trainer)):
+            seconds = min(left for _, left in limits)
+            share = max(spent / max(spent + left, 1e-9) for spent, left in limits)
+            if self._has_ended:  # early stopping ends a run before its limits
+                total = total if total is not None else total_steps(trainer)
+                is_over = seconds <= 0 or (total is not None and self._clock.done >= total)
+                left, share = (0.0, 1.0) if is_over else (None, share)
+            elif (required := _required_steps(trainer)) > self._clock.done:
+                # Lightning goes on after the limit of time, until these steps are done.
+                rest = self._clock.left(required)
+                left = None if rest is None else min(max(seconds, rest), math.inf if left is None else left)
+                share = min(share, self._clock.done / required)
+            else:
+                left = seconds if left is None else min(seconds, left)
+            if total:
+                share = max(share, self._clock.done / total)
         activity = ""
         if not is_fit:
             verb: Any = trainer.state.fn
@@ -205,11 +220,15 @@ class Progress(ProgressBar):
         state.label = self.line_label(state.done_share)
         return state
 
-    def _share(self, total: int | None, seconds: float) -> float:
-        """Share of a run with a limit of time that is done: of its steps or of its time, whichever is nearer."""
-        spent = time.monotonic() - self._since
-        by_time = spent / max(spent + seconds, 1e-9)
-        return by_time if not total else max(by_time, self._clock.done / total)
+    def _time_limits(self, trainer: Trainer) -> list[tuple[float, float]]:
+        """Seconds that are spent and that are left of each limit of time of a run."""
+        limits = []
+        if (budget := _find(trainer, Budget)) is not None:
+            now = time.monotonic()
+            limits.append((now - self._since, max(budget.end - now, 0.0)))
+        if (timer := _find(trainer, Timer)) is not None and (left := timer.time_remaining()) is not None:
+            limits.append((timer.time_elapsed(), max(left, 0.0)))  # the parts before the run was resumed included
+        return limits
 
     def _values(self, trainer: Trainer) -> dict[str, float]:
         """Training loss, metrics of the last validation, then all else that is logged for the progress bar."""
@@ -222,14 +241,21 @@ class Progress(ProgressBar):
 def total_steps(trainer: Any) -> int | None:
     """Optimizer steps of a whole run, as its limits of steps and epochs say; None where only a time limits it."""
     limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
-    batches = trainer.num_training_batches
-    if trainer.max_epochs is not None and trainer.max_epochs >= 0 and math.isfinite(batches):
-        # Those that are done, those of the rest of this epoch, and those of the epochs after it.
-        window, done = trainer.accumulate_grad_batches, batches_done_in_epoch(trainer)
-        per_epoch = -(-int(batches) // window)
-        rest = per_epoch - done // window if done < batches else 0
-        limits.append(trainer.global_step + rest + max(trainer.max_epochs - trainer.current_epoch - 1, 0) * per_epoch)
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0 and math.isfinite(trainer.num_training_batches):
+        limits.append(_steps_until(trainer, trainer.max_epochs))
     return min(limits, default=None)
+
+
+def _steps_until(trainer: Any, epochs: int) -> int:
+    """Steps that are done, those of the rest of this epoch, and those of the epochs after it up to a number of epochs.
+
+    After that number of epochs it is the step at the end of the current epoch.
+    """
+    batches = int(trainer.num_training_batches)
+    window, done = trainer.accumulate_grad_batches, batches_done_in_epoch(trainer)
+    per_epoch = -(-batches // window)
+    rest = per_epoch - done // window if done < batches else 0
+    return trainer.global_step + rest + max(epochs - trainer.current_epoch - 1, 0) * per_epoch
 
 
 def _planned_steps(trainer: Trainer) -> int | None:
@@ -238,14 +264,14 @@ def _planned_steps(trainer: Trainer) -> int | None:
     return total_steps(trainer) if budget is None else budget.planned_steps
 
 
-def _seconds_left(trainer: Trainer) -> float | None:
-    """Seconds until the first limit of time of a run; None without one."""
-    limits = []
-    if (budget := _find(trainer, Budget)) is not None:
-        limits.append(budget.end - time.monotonic())
-    if (timer := _find(trainer, Timer)) is not None and (remaining := timer.time_remaining()) is not None:
-        limits.append(remaining)
-    return max(min(limits), 0.0) if limits else None
+def _required_steps(trainer: Trainer) -> int:
+    """Steps that a run takes whatever its limit of time: those of min_steps and min_epochs, at most all steps."""
+    required = trainer.min_steps or 0
+    epochs = trainer.min_epochs or 0
+    if trainer.current_epoch < epochs and math.isfinite(trainer.num_training_batches):
+        required = max(required, _steps_until(trainer, epochs))
+    all_steps = total_steps(trainer)
+    return required if all_steps is None else min(required, all_steps)
 
 
 def _find(trainer: Any, kind: type) -> Any:

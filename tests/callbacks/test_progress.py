@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -135,6 +135,36 @@ def test_a_run_with_a_limit_of_time_shows_its_end(displays):
     shares = [p.done_share for p in shown]
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1.0, abs=0.05)
+
+
+def test_the_share_of_a_resumed_run_includes_the_time_before(displays):
+    run = trainer(
+        max_time=timedelta(seconds=1000), max_steps=-1, limit_train_batches=2, max_epochs=5, limit_val_batches=0
+    )
+    timer = next(c for c in run.callbacks if isinstance(c, Timer))
+    timer.load_state_dict({"time_elapsed": {"train": 830.0}})
+    run.fit(Model(), ROWS)
+    assert displays[0].shown[0].done_share == pytest.approx(0.83, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "limits", [{"min_steps": 12, "max_steps": 100}, {"min_steps": 12}, {"min_epochs": 4, "limit_train_batches": 3}]
+)
+def test_a_run_whose_time_is_over_shows_the_steps_that_it_has_to_take(limits, displays):
+    run = trainer(max_time=timedelta(microseconds=1), limit_val_batches=0, **{"max_steps": -1} | limits)
+    run.fit(Model(), ROWS)
+    *shown, last = displays[0].shown
+    assert run.global_step == last.done == 12
+    assert [(p.done, p.done_share) for p in shown[:12]] == [(step, pytest.approx(step / 12)) for step in range(12)]
+    assert all(p.left is None or p.left > 0 for p in shown[:12])
+    assert (last.done_share, last.left) == (1.0, 0.0)
+
+
+def test_a_fast_run_with_a_budget_shows_its_end(displays):
+    budget = Budget(1000.0, time.monotonic(), n_validations=2, record=lambda settings: None)
+    trainer(budget, fast_dev_run=True).fit(Model(), ROWS)
+    last = displays[0].shown[-1]
+    assert (last.done, last.total, last.done_share, last.left) == (1, 1, 1.0, 0.0)
 
 
 def test_a_budget_shows_the_steps_that_it_has_planned(displays):

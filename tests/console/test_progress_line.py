@@ -55,6 +55,7 @@ def pretend_terminal(monkeypatch):
         (Progress(3, 2), "step 3 of 3, 100 %"),
         (Progress(5, None, share=0.256, rate=0.2, left=3725.4), "step 5, 25 %, 5 s/step, 1:02:05 left"),
         (Progress(1, 3, "batch", "trial 2 of 5", "test"), "trial 2 of 5: batch 1 of 3, 33 %, test"),
+        (Progress(1, 3, "batch", rate=2.68), "batch 1 of 3, 33 %, 2.68 batches/s"),
         (Progress(1999, 2000), "step 1,999 of 2,000, 99 %"),
     ],
 )

@@ -42,5 +42,6 @@ def _limit(trainer: Any) -> str:
     seconds_left = [c.time_remaining() for c in trainer.callbacks if isinstance(c, Timer)]
     if any(seconds is not None and seconds <= 0 for seconds in seconds_left):
         return "--trainer.max_time"  # it counts the time before the run was resumed too
-    is_in_epochs = trainer.max_steps == -1 and trainer.max_epochs is not None
-    return "--trainer.max_epochs" if is_in_epochs else "--trainer.max_steps"
+    is_at_last_step = 0 <= trainer.max_steps <= trainer.global_step
+    has_max_epochs = trainer.max_epochs is not None and trainer.max_epochs >= 0
+    return "--trainer.max_epochs" if has_max_epochs and not is_at_last_step else "--trainer.max_steps"

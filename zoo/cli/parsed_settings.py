@@ -99,7 +99,8 @@ def move_data_dir(config: Any) -> None:
     """
     if config.data_dir is not None:
         if "data" not in config.data.init_args:
-            raise UserError(f"{config.data.class_path} draws its own data and reads none: drop --data_dir")
+            name = config.data.class_path.rpartition(".")[2]
+            raise UserError(f"{name} draws its own data and reads none: drop --data_dir")
         config.data.init_args.data, config.data_dir = config.data_dir, None
     if isinstance(data := config.data.init_args.get("data"), str) and not data.strip():
         raise UserError("--data_dir is empty: give a file, a folder or the name of a data set")

@@ -52,7 +52,7 @@ def full_line(progress: Progress) -> str:
     """
     of_total = "" if progress.total is None else f" of {max(progress.total, progress.done):,}"
     share = [] if progress.done_share is None else [f"{int(100 * progress.done_share)} %"]
-    return ", ".join([_start(progress) + of_total, *share, *_details(progress, f" {progress.unit}s")])
+    return ", ".join([_start(progress) + of_total, *share, *_details(progress, f" {plural(progress.unit)}")])
 
 
 def line_with_bar(progress: Progress, columns: int, fill: str = "█") -> str:
@@ -70,6 +70,15 @@ def line_with_bar(progress: Progress, columns: int, fill: str = "█") -> str:
         if share is not None and width >= NARROWEST_BAR:
             return f"{start} |{(fill * int(share * width)).ljust(width)}| {tail}".rstrip()
     return start[:columns]
+
+
+def plural(unit: str) -> str:
+    """The plural of a unit.
+
+    >>> plural("step"), plural("batch")
+    ('steps', 'batches')
+    """
+    return f"{unit}es" if unit.endswith("ch") else f"{unit}s"
 
 
 def _start(progress: Progress) -> str:
