@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from zoo.callbacks import regression_figures
 from zoo.callbacks.loggers import log_figure
+from zoo.callbacks.predictions import Predictions
 from zoo.callbacks.ranking import Best
 from zoo.errors import check_choice
 
@@ -20,8 +21,9 @@ if TYPE_CHECKING:  # imported when something is drawn: it takes half a second
 class Plots(Callback):
     """Draw predictions over targets, the calibration of predicted distributions, and the model's `figures()`.
 
-    Validate, test and predict write `test-scatter.png`, `test-calibration.png` and so on into the run's folder; each
-    validation during fit writes its figures to the loggers: images in TensorBoard and W&B, artifacts in MLflow, and
+    Validate and test write `test-scatter.png`, `test-calibration.png` and so on into the run's folder. Predict writes
+    `predictions-scatter.png` and so on next to the file of predictions and named after it; an existing figure is
+    replaced only with `--overwrite`. Each validation during fit writes its figures to the loggers: images in TensorBoard and W&B, artifacts in MLflow, and
     with CSVLogger files in the folder `figures` next to metrics.csv. `pl_module.figures() -> {name: Figure}` is
     optional.
     The data are what a step returns: "prediction" and "target"; for the calibration "pit", the predicted distribution
@@ -77,14 +79,28 @@ class Plots(Callback):
 
     def _write(self, trainer: Trainer, model: Any) -> None:
         assert trainer.state.fn is not None
-        folder = Path(trainer.default_root_dir)
+        start, is_kept = self._name(trainer)
         for name in ("ranking", "intervals"):
             if self.enabled and getattr(self, name) and not self._columns:
                 rank_zero_warn(f"--plots.{name} draws nothing: no row has both a target and a predicted number")
         for name, figure in self._figures(model).items():
             if trainer.is_global_zero:
-                folder.mkdir(parents=True, exist_ok=True)  # missing where only an evaluation was run
-                figure.savefig(folder / f"{trainer.state.fn.value}-{name}.png", dpi=120)
+                path = start.with_name(f"{start.name}-{name}.png")
+                if path.exists() and is_kept:
+                    rank_zero_warn(f"{path} exists already and is not drawn again: add --overwrite to replace it")
+                    continue
+                path.parent.mkdir(parents=True, exist_ok=True)  # missing where only an evaluation was run
+                figure.savefig(path, dpi=120)
+
+    @staticmethod
+    def _name(trainer: Trainer) -> tuple[Path, bool]:
+        """Start of the names of the figures, and whether existing figures are kept."""
+        assert trainer.state.fn is not None
+        written = next((callback for callback in trainer.callbacks if isinstance(callback, Predictions)), None)  # type: ignore[attr-defined]
+        if trainer.state.fn != "predict" or written is None:
+            return Path(trainer.default_root_dir, trainer.state.fn.value), False
+        path = Path(written.main_path(trainer))
+        return path.with_name(path.stem), not written.overwrite
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":

@@ -32,7 +32,8 @@ class Predictions(Callback):
         path: file of the predictions. Default: `predictions.jsonl` in the run's folder.
         text_path: second file, of lines `label ||| text` in the format of CMU's minllama course, for models that
             predict a "label". Default: none.
-        overwrite: replace existing files when the new ones are complete; also `--overwrite`. Default: refuse.
+        overwrite: replace existing files when the new ones are complete; also `--overwrite`. Only empty files and
+            earlier predictions are replaced, and no file that the prediction reads. Default: refuse.
     """
 
     def __init__(self, path: str | None = None, text_path: str | None = None, overwrite: bool = False) -> None:
@@ -41,6 +42,10 @@ class Predictions(Callback):
         self._temporary: dict[Path, Path] = {}
         self._locks = contextlib.ExitStack()
 
+    def main_path(self, trainer: Trainer) -> str:
+        """The file of JSON lines."""
+        return f"{trainer.default_root_dir}/predictions.jsonl" if self.path is None else self.path
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "predict":
             predict_on_every_rank(trainer)  # all take part in the merge
@@ -48,8 +53,7 @@ class Predictions(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.files, self._temporary = {}, {}
         # Open all files before the first batch, so that a path that cannot be written is an error at once.
-        names = [f"{trainer.default_root_dir}/predictions.jsonl" if self.path is None else self.path, self.text_path]
-        for name in names:
+        for name in (self.main_path(trainer), self.text_path):
             if name is None:
                 continue
             option = "predictions.text_path" if self.files else "predictions.path"
@@ -57,8 +61,10 @@ class Predictions(Callback):
             if not name.strip() or "\0" in name or path.is_dir():
                 what = "a folder" if path.is_dir() and name.strip() else "no name of a file"
                 raise UserError(f"--{option} {name!r} is {what}: give the path of a file")
-            if path in self.files:
+            if any(path.resolve() == other.resolve() for other in self.files):
                 raise UserError(f"{path} cannot hold both kinds of lines: give another --predictions.text_path")
+            if path.exists() and (reason := _why_not_replaced(path, bool(self.files), trainer, pl_module)):
+                raise UserError(f"{path} {reason}: give another --{option}")
             if path.exists() and not self.overwrite:
                 raise UserError(f"{path} exists already: add --overwrite to replace it, or give another --{option}")
             with _named(path, f": give another --{option}"):
@@ -141,6 +147,42 @@ def merge_parts(targets: list[Path], parts: list[list[str]]) -> None:
         for row in rows:
             for output, line in zip(outputs, row, strict=True):
                 output.write(line)
+
+
+def _why_not_replaced(path: Path, is_text: bool, trainer: Trainer, module: LightningModule) -> str | None:
+    """Why an existing file is never replaced, also with overwrite=True; None for an empty file or old predictions.
+
+    Args:
+        path: the file.
+        is_text: whether lines `label ||| text` are to replace it, and not JSON lines.
+        trainer: its checkpoint and data are inputs.
+        module: files that its arguments name are inputs.
+    """
+    data = getattr(trainer, "datamodule", None)
+    settings = [getattr(part, "hparams", {}) for part in (data, module)]
+    inputs = [trainer.ckpt_path, *(value for part in settings for value in part.values())]
+    for name in inputs:
+        given = Path(os.path.expanduser(name)) if isinstance(name, str | Path) and "\0" not in str(name) else None
+        with contextlib.suppress(OSError):  # texts that cannot be the name of a file
+            if given and given.exists() and given.samefile(path):
+                return "is an input of this prediction"
+    folder = Path(os.path.expanduser(str(settings[0].get("data", ""))))
+    if settings[0].get("data") and folder.is_dir() and folder.samefile(path.resolve().parent):
+        return "is in the folder of the data"
+    return None if path.is_file() and _is_replaceable(path, is_text) else "is no file of earlier predictions"
+
+
+def _is_replaceable(path: Path, is_text: bool) -> bool:
+    """Whether a file is empty, or its first line is one of predictions."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        line = file.readline()
+    if not line or is_text:
+        return not line or " ||| " in line
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and (isinstance(row.get("index"), int) or {"tokens", "loss"} <= row.keys())
 
 
 def _index(lines: tuple[str, ...]) -> int:

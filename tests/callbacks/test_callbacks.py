@@ -10,7 +10,8 @@ from lightning.pytorch.plugins import MixedPrecision as MixedPrecisionPlugin
 from torch import nn
 
 from tests.callbacks.plane import Plane, Points, trainer
-from zoo.callbacks import Checkpoint, EarlyStopping, MixedPrecision, Predictions, Samples, Throughput
+from zoo.callbacks import Checkpoint, EarlyStopping, MixedPrecision, Plots, Predictions, Samples, Throughput
+from zoo.errors import UserError
 
 # ---- mixed precision
 
@@ -122,6 +123,61 @@ def test_predictions_are_json_lines_in_input_order(tmp_path):
     assert [line["index"] for line in lines] == list(range(7))
     with pytest.raises(ValueError, match=r"predictions\.jsonl exists already"):
         trainer(tmp_path, Predictions()).predict(Plane(), Points(7), return_predictions=False)
+
+
+def test_only_empty_files_and_earlier_predictions_are_overwritten(tmp_path):
+    def predict(path, text_path=None, data=None):
+        module, points = Plane(), Points(7)
+        points.save_hyperparameters({"data": str(data)})
+        trainer(tmp_path, Predictions(str(path), text_path and str(text_path), overwrite=True)).predict(module, points)
+
+    old, data, link = tmp_path / "old.jsonl", tmp_path / "data.jsonl", tmp_path / "link.jsonl"
+    for content in ("", '{"index": 0, "y": 1}\n'):
+        old.write_text(content)
+        predict(old)
+        assert len(old.read_text().splitlines()) == 7
+    # Earlier predictions that are the input now, also by another name, and in a folder of data.
+    content = old.read_bytes()
+    link.symlink_to(old)
+    for path in (old, link):
+        with pytest.raises(UserError, match=r"is an input of this prediction: give another --predictions\.path"):
+            predict(path, data=old)
+    with pytest.raises(UserError, match="is in the folder of the data"):
+        predict(old, data=tmp_path)
+    # Files that are no predictions.
+    for wrong in (b"PK\x03\x04\xff", b'{"x": 1, "label": 2}\n', b"[1]\n", b"model: 1\n", b"\n", b'{"index": "a"}'):
+        data.write_bytes(wrong)
+        with pytest.raises(UserError, match=r"is no file of earlier predictions: give another --predictions\.path"):
+            predict(data)
+        assert data.read_bytes() == wrong
+    data.write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"is no file of earlier predictions: give another --predictions\.text_path"):
+        predict(tmp_path / "new.jsonl", data)
+    assert (old.read_bytes(), data.read_bytes()) == (content, b"mine")
+
+
+def test_figures_of_predictions_are_next_to_them_and_kept(tmp_path):
+    class Scored(Plane):
+        def predict_step(self, batch, batch_idx):
+            return [row | {"prediction": row["y"], "target": 1.0} for row in super().predict_step(batch, batch_idx)]
+
+    def predict(name, overwrite=False):
+        run, path = tmp_path / "run", str(tmp_path / "out" / name)
+        trainer(run, Predictions(path, overwrite=overwrite), Plots()).predict(Scored(), Points(4))
+
+    predict("y.v1.jsonl")
+    predict("z.jsonl")
+    figure = tmp_path / "out" / "y.v1-scatter.png"
+    names = ["y.v1-scatter.png", "y.v1.jsonl", "z-scatter.png", "z.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert not list((tmp_path / "run").glob("*"))
+    figure.write_bytes(b"mine")
+    (tmp_path / "out" / "y.v1.jsonl").unlink()
+    with pytest.warns(UserWarning, match=r"y\.v1-scatter\.png exists already and is not drawn again: add --overwrite"):
+        predict("y.v1.jsonl")
+    assert figure.read_bytes() == b"mine"
+    predict("y.v1.jsonl", overwrite=True)
+    assert figure.read_bytes()[:4] == b"\x89PNG"
 
 
 def test_two_processes_share_the_predictions(tmp_path):

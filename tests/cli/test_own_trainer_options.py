@@ -85,10 +85,15 @@ def test_predictions_are_overwritten_only_where_that_is_wanted(run, tmp_path, ca
     ]
     path = tmp_path / "predictions.jsonl"
     path.write_text("of the user")
+    assert "is no file of earlier predictions: give another --predictions.path" in complaint(
+        capsys, 1, *argv, "--trainer.enable_progress_bar=false", "--overwrite"
+    )
+    assert path.read_text() == "of the user"
+    path.write_text('{"index": 0}\n')
     assert "exists already: add --overwrite to replace it" in complaint(
         capsys, 1, *argv, "--trainer.enable_progress_bar=false"
     )
-    assert path.read_text() == "of the user"
+    assert path.read_text() == '{"index": 0}\n'
     assert main([*argv, "--overwrite"]) == 0
     shown = capsys.readouterr().err
     assert re.search(r"zoo: predicts all rows, those of the training included, \d+ in all, of \S+fox.txt", shown)

@@ -201,7 +201,7 @@ def test_fit_then_predict_and_test_from_the_checkpoint_alone(tmp_path, capfd):
     assert main(argv) == 0, capfd.readouterr().err
     alone = [f"--ckpt_path={out / 'best.ckpt'}", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
     assert main(["predict", *alone, "--plots.ranking=max", "--plots.intervals=true"]) == 0, capfd.readouterr().err
-    assert {"predict-ranking.png", "predict-intervals.png"} <= {file.name for file in out.iterdir()}
+    assert {"predictions-ranking.png", "predictions-intervals.png"} <= {file.name for file in out.iterdir()}
     rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert [row["index"] for row in rows] == list(range(20))
     assert rows[0].keys() == {"index", "input", "prediction", "target"}

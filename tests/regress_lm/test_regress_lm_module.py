@@ -156,7 +156,7 @@ def test_ranking_and_intervals_are_drawn_by_option(news, tmp_path, monkeypatch):
     assert low[:, 0] == pytest.approx([row["quantiles"]["0.25"] for row in written])
     assert high[:, 0] == pytest.approx([row["quantiles"]["0.75"] for row in written])
     assert drawn["ranking"][0] == pytest.approx(in_test["ranking"][0])
-    assert (run / "predict-intervals.png").stat().st_size > 5000
+    assert (tmp_path / "p-intervals.png").stat().st_size > 5000
 
 
 def test_figures_are_written_to_tensorboard(news, tmp_path):
