@@ -23,9 +23,9 @@ class Plots(Callback):
 
     Validate and test write `test-scatter.png`, `test-calibration.png` and so on into the run's folder. Predict writes
     `predictions-scatter.png` and so on next to the file of predictions and named after it; an existing figure is
-    replaced only with `--overwrite`. Each validation during fit writes its figures to the loggers: images in TensorBoard and W&B, artifacts in MLflow, and
-    with CSVLogger files in the folder `figures` next to metrics.csv. `pl_module.figures() -> {name: Figure}` is
-    optional.
+    replaced only with `--overwrite`. Each validation during fit writes its figures to the loggers: images in
+    TensorBoard and W&B, artifacts in MLflow, and with CSVLogger files in the folder `figures` next to metrics.csv.
+    `pl_module.figures() -> {name: Figure}` is optional.
     The data are what a step returns: "prediction" and "target"; for the calibration "pit", the predicted distribution
     function at the target; and for intervals "quantiles" at 5, 25, 50, 75 and 95% (B, K, 5), or by level. They are
     tensors (B, K), or in a list of rows. Rows without a target are left out. With several processes only the rows of
