@@ -74,9 +74,11 @@ def check_fit(config: Any, model: type | None, ranks: Ranks) -> None:
         ranks: the processes of the run; only the first looks at the folder.
 
     Raises:
-        UserError: the schedule cannot be planned for a time limit, or the folder holds another run.
+        UserError: the schedule cannot be planned for a time limit, a minimum of steps excludes the limit, or the folder
+            holds another run.
         OSError: nothing can be written into the folder.
     """
+    check_time_limit(config)
     world = ranks.world or World.from_environment()
     if config.budget is not None:
         if model is not None and not hasattr(model, "plan_steps"):
@@ -89,6 +91,18 @@ def check_fit(config: Any, model: type | None, ranks: Ranks) -> None:
         folder = Path(config.checkpoint.dirpath or config.output_dir)
         with locked_folder(folder):
             refuse_other_run(folder, config.ckpt_path)
+
+
+def check_time_limit(config: Any) -> None:
+    """Raises UserError where a run has a time limit and a minimum of steps or epochs, below which it does not stop."""
+    trainer = config.trainer
+    limit = "--budget" if config.budget is not None else "--trainer.max_time" if trainer.max_time is not None else None
+    callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+    if limit is None and any(str(getattr(c, "class_path", "")).rpartition(".")[2] == "Timer" for c in callbacks):
+        limit = "the time limit of the callback Timer"
+    for name in ("min_steps", "min_epochs"):
+        if limit is not None and trainer[name]:
+            raise UserError(f"--trainer.{name} {trainer[name]} excludes {limit}, which could not end the run: drop one")
 
 
 def move_data_dir(config: Any) -> None:

@@ -1,5 +1,6 @@
 """The Trainer's options: what Lightning would report less clearly or refuse, as `barebones` and no checkpoints."""
 
+import re
 import warnings
 from typing import Any
 
@@ -9,7 +10,7 @@ from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
 
 from zoo.callbacks import Checkpoint, EarlyStopping, Samples
 from zoo.console.messages import did_you_mean
-from zoo.errors import UserError, check_counts
+from zoo.errors import UserError, check_counts, check_number
 from zoo.sharding.strategy import NAME as fsdp2
 from zoo.sharding.strategy import FullySharded
 
@@ -17,8 +18,12 @@ OFF_IN_BAREBONES = (  # options that `barebones` turns off, also where a config 
     "enable_checkpointing", "logger", "enable_progress_bar", "log_every_n_steps", "enable_model_summary",
     "num_sanity_val_steps",
 )  # fmt: skip
-LIMITS = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}
+LIMITS = {
+    "fit": "limit_train_batches", "validate": "limit_val_batches", "test": "limit_test_batches",
+    "predict": "limit_predict_batches",
+}  # fmt: skip
 UNUSED_STATE = "Be aware that when using .ckpt_path., callbacks used to create"  # the beginning of Lightning's warning
+PROFILERS = ("simple", "advanced", "pytorch", "xla")
 NOT_IN_BAREBONES = ("fast_dev_run", "detect_anomaly", "profiler")
 
 
@@ -52,11 +57,54 @@ def check_trainer(trainer: Any, verb: str) -> None:
     elif (arguments := getattr(trainer.strategy, "init_args", None)) and arguments.get("shard_size") is not None:
         # jsonargparse would report what the constructor raises as a wrong type.
         check_counts(**{"--trainer.strategy.shard_size": arguments.shard_size})
-    if trainer.accumulate_grad_batches < 1:
-        raise UserError(f"--trainer.accumulate_grad_batches must be at least 1, not {trainer.accumulate_grad_batches}")
+    check_numbers(trainer, verb)
+    check_names(trainer)
     apply_barebones(trainer)
     if verb != "fit":  # other verbs need no callback of the training, such as the timer of --trainer.max_time
         warnings.filterwarnings("ignore", message=UNUSED_STATE)
+
+
+def check_numbers(trainer: Any, verb: str) -> None:
+    """Raises UserError where a number among the Trainer's options is outside its range."""
+    if verb == "fit":
+        for name in ("max_steps", "max_epochs"):
+            if trainer[name] is not None:
+                check_number(
+                    f"--trainer.{name}", trainer[name], "at least 1, or -1 for no limit", lambda n: n >= 1 or n == -1,
+                    whole=True,
+                )  # fmt: skip
+    counts = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "log_every_n_steps": 0}
+    for name, minimum in counts.items():
+        if trainer[name] is not None:
+            check_counts(minimum, **{f"--trainer.{name}": trainer[name]})
+    if trainer.gradient_clip_val is not None:
+        check_number("--trainer.gradient_clip_val", trainer.gradient_clip_val, "at least 0", lambda value: value >= 0)
+    if isinstance(interval := trainer.val_check_interval, int):
+        check_counts(**{"--trainer.val_check_interval": interval})
+    elif isinstance(interval, float):
+        check_number(
+            "--trainer.val_check_interval", interval, "a number of batches, or a share of the epoch in (0, 1]",
+            lambda share: 0 < share <= 1,
+        )  # fmt: skip
+
+
+def check_names(trainer: Any) -> None:
+    """Raises UserError where a text among the Trainer's options, a duration, devices or a profiler, means nothing."""
+    for name in ("max_time", "val_check_interval"):
+        text = trainer[name]
+        if isinstance(text, str) and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", text.strip()):
+            raise UserError(f"--trainer.{name} must be days:hours:minutes:seconds, such as 00:01:30:00, not {text!r}")
+    devices = trainer.devices
+    on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.cuda.is_available())
+    is_count = isinstance(devices, int) or (isinstance(devices, str) and re.fullmatch(r"\s*-?\d+\s*", devices))
+    if (is_count and (int(devices) == 0 or int(devices) < (1 if on_cpu else -1))) or devices in ("", []):
+        raise UserError(f"--trainer.devices must be a number of processes from 1, or auto, not {devices!r}")
+    if isinstance(trainer.profiler, str) and trainer.profiler.lower() not in PROFILERS:
+        hint = did_you_mean(trainer.profiler, PROFILERS)
+        raise UserError(
+            f"--trainer.profiler: there is no profiler {trainer.profiler!r}{hint}; set it to one of "
+            f"{', '.join(PROFILERS)}"
+        )
 
 
 def shows_own_bar(trainer: dict[str, Any]) -> bool:

@@ -1,0 +1,33 @@
+"""Options of the Trainer that are out of range, exclude each other or mean nothing are refused in one sentence."""
+
+import pytest
+
+from tests.commands import TINY, complaint
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["budget=15s", "trainer.min_steps=9"], "--trainer.min_steps 9 excludes --budget, which could not end the run"),
+        (
+            ["trainer.max_time=00:00:00:09", "trainer.min_epochs=2"],
+            "--trainer.min_epochs 2 excludes --trainer.max_time",
+        ),
+        (["trainer.val_check_interval=0"], "--trainer.val_check_interval must be at least 1, not 0"),
+        (["trainer.val_check_interval=1.5"], "a share of the epoch in (0, 1], not 1.5"),
+        (["trainer.check_val_every_n_epoch=0"], "--trainer.check_val_every_n_epoch must be at least 1, not 0"),
+        (["trainer.limit_train_batches=0"], "--trainer.limit_train_batches 0 leaves nothing to fit"),
+        (["trainer.max_steps=0"], "--trainer.max_steps must be at least 1, or -1 for no limit, not 0"),
+        (["trainer.max_epochs=0"], "--trainer.max_epochs must be at least 1, or -1 for no limit, not 0"),
+        (["trainer.gradient_clip_val=-1"], "--trainer.gradient_clip_val must be at least 0, not -1"),
+        (["trainer.max_time=8"], "--trainer.max_time must be days:hours:minutes:seconds, such as 00:01:30:00, not '8'"),
+        (["trainer.devices=0"], "--trainer.devices must be a number of processes from 1, or auto, not '0'"),
+        (["trainer.profiler=simpel"], "there is no profiler 'simpel'; did you mean simple?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_trainer_options_are_refused(options, sentence, text_file, tmp_path, capsys):
+    out = tmp_path / "run"
+    argv = ["fit", f"--config={TINY}", f"--data_dir={text_file}", f"--output_dir={out}"]
+    assert sentence in complaint(capsys, 1, *argv, *(f"--{option}" for option in options))
+    assert not out.exists()
