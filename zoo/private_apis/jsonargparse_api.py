@@ -8,6 +8,7 @@ tests/private_apis/test_jsonargparse_api.py fails when one of them changes.
 import re
 from argparse import SUPPRESS
 from collections.abc import Callable, Container, Iterator
+from enum import Enum
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -238,3 +239,5 @@ def load_yaml(text: str) -> Any:
 # For every parser of the process: for configs and options, and for single values, which do not use the public hook.
 set_loader("yaml", load_yaml, (yaml.YAMLError,))
 _loaders_dumpers.yaml_load = load_yaml
+# A saved config has the value of an Enum, such as the default interval of Lightning's Timer.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
