@@ -57,7 +57,7 @@ class Predictions(Callback):
             if not name.strip() or "\0" in name or path.is_dir():
                 what = "a folder" if path.is_dir() and name.strip() else "no name of a file"
                 raise UserError(f"--{option} {name!r} is {what}: give the path of a file")
-            if path in self.files:
+            if path.resolve() in [other.resolve() for other in self.files]:
                 raise UserError(f"{path} cannot hold both kinds of lines: give another --predictions.text_path")
             if path.exists() and not self.overwrite:
                 raise UserError(f"{path} exists already: add --overwrite to replace it, or give another --{option}")
