@@ -32,6 +32,7 @@ from zoo.tokenizers import train_bpe
         (["fit", "--config={seed}"], 1, "--seed_everything must be from 0 to 4294967295, not 4294967296"),
         (["validate", "--ckpt_path={loop}"], 1, "loop.ckpt is a symbolic link to nothing"),
         (["validate", "--ckpt_path={folder}"], 1, "is the folder of a run: give --ckpt_path {folder}/best.ckpt"),
+        (["fit", "--ckpt_path={folder}"], 1, "is the folder of a run: give --ckpt_path {folder}/last.ckpt"),
         (["fit", "--model=LlamaLM"], 2, "no data is named: add --config NAME"),
         (["fit", "--data=TextLM"], 2, "no model is named: add --config NAME"),
         (["fit", "--config", TINY, "--trainer.max_step=3"], 2, "did you mean --trainer.max_steps?"),

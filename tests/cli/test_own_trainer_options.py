@@ -100,6 +100,15 @@ def test_predictions_are_overwritten_only_where_that_is_wanted(run, tmp_path, ca
     assert "index" in json.loads(path.read_text().splitlines()[0])
 
 
+def test_both_files_of_predictions_must_differ(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = ["predict", f"--ckpt_path={run / 'last.ckpt'}", "--predictions.path=p.jsonl", "--trainer.logger=false"]
+    argv += ["--trainer.enable_progress_bar=false", f"--predictions.text_path={tmp_path / 'p.jsonl'}"]
+    assert main(argv) == 1
+    assert "p.jsonl cannot hold both kinds of lines: give another --predictions.text_path" in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
 def test_loggers_in_configs_get_the_folder_of_the_run():
     for logger, expected in [
         ("{class_path: CSVLogger}", {"class_path": "CSVLogger", "init_args": {"save_dir": "{output_dir}"}}),

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pytest
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser
+from lightning.pytorch.callbacks import Timer
 
 from zoo.private_apis import jsonargparse_api as api
 
@@ -132,3 +134,10 @@ def test_every_parser_uses_the_bounded_yaml_loader(parser, tmp_path):
 def test_words_that_look_like_empty_mappings_are_texts(text, value):
     assert api.load_yaml(text) == value
     assert api.load_yaml("{a: null, b: 1}") == {"a": None, "b": 1}
+
+
+def test_saved_settings_have_the_values_of_enums():
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(Timer, "timer")
+    config = parser.parse_args(["--timer=Timer", "--timer.duration=00:00:01:00"])
+    assert yaml.safe_load(parser.dump(config))["timer"]["init_args"]["interval"] == "step"

@@ -156,7 +156,7 @@ class ZooCLI(OpenLightningCLI):
         if self.verb == "fit" and ckpt_path is not None and is_url(ckpt_path):
             copy_remote_config(ckpt_path)
         self.is_project_weights = is_project_weights(ckpt_path)
-        return find_checkpoint(ckpt_path, given.get("output_dir"))
+        return find_checkpoint(ckpt_path, given.get("output_dir"), self.verb)
 
     def _read_checkpoint(self, ckpt_path: str | None) -> CheckpointInfo | None:
         info = read_checkpoint_info(ckpt_path, self.class_names.own) if ckpt_path else None

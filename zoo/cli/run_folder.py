@@ -25,11 +25,16 @@ from zoo.private_apis.lightning_trainer import set_default_root_dir
 from zoo.weights import find_weights, is_project_weights
 
 
-def find_checkpoint(ckpt_path: str | None, output_dir: str | None) -> str | None:
+def find_checkpoint(ckpt_path: str | None, output_dir: str | None, verb: str = "") -> str | None:
     """The file that `--ckpt_path` means.
 
     `last` and `best` are those in the output folder, `auto` is `last` if it exists, `zoo:NAME` one of the zoo. The
     file at a URL is copied into the cache.
+
+    Args:
+        ckpt_path: the option.
+        output_dir: the option, or a pattern with placeholders.
+        verb: of the command, for the message about a folder.
 
     Raises:
         UserError: `last`, `best` or `auto` without a known folder; the folder of a run; a broken symbolic link; or a
@@ -59,7 +64,8 @@ def find_checkpoint(ckpt_path: str | None, output_dir: str | None) -> str | None
     if ckpt_path and os.path.islink(ckpt_path) and not Path(ckpt_path).exists():
         raise UserError(f"the checkpoint {ckpt_path} is a symbolic link to nothing: name the file that it stood for")
     if ckpt_path and Path(ckpt_path).is_dir() and (files := [*map(str, Path(ckpt_path).glob("*.ckpt"))]):
-        preferred = [file for name in ("best", "last") for file in files if Path(file).stem == name]
+        names = ("last", "best") if verb == "fit" else ("best", "last")  # a fit resumes from the last state
+        preferred = [file for name in names for file in files if Path(file).stem == name]
         raise UserError(f"{ckpt_path} is the folder of a run: give --ckpt_path {(preferred or sorted(files))[0]}")
     if ckpt_path and not Path(ckpt_path).exists():
         others = sorted(str(p) for p in Path(ckpt_path).parent.glob("*.ckpt"))

@@ -100,9 +100,10 @@ def check_names(trainer: Any) -> None:
     if (is_count and (int(devices) == 0 or int(devices) < (1 if on_cpu else -1))) or devices in ("", []):
         raise UserError(f"--trainer.devices must be a number of processes from 1, or auto, not {devices!r}")
     if isinstance(trainer.profiler, str) and trainer.profiler.lower() not in PROFILERS:
+        hint = did_you_mean(trainer.profiler, PROFILERS)
         raise UserError(
-            f"--trainer.profiler: there is no profiler {trainer.profiler!r}"
-            f"{did_you_mean(trainer.profiler, PROFILERS)}; set it to one of {', '.join(PROFILERS)}"
+            f"--trainer.profiler: there is no profiler {trainer.profiler!r}{hint}; set it to one of "
+            f"{', '.join(PROFILERS)}"
         )
 
 
