@@ -182,3 +182,17 @@ def test_a_damaged_list_of_a_download_counts_as_none(listed, hub, tmp_path):
     with pytest.raises(UserError, match="run `zoo pull a/b` first"):
         find_weights("zoo:a/b")
     assert "zoo:a/b" not in [row["name"] for row in weights_rows()]
+
+
+def test_a_pull_after_an_interrupted_one_of_another_state_has_its_files_only(hub, llama_folder, capsys, tmp_path):
+    publish(hub, llama_folder)
+    hub.repositories[REPOSITORY]["tokenizer.json"] = b"{}"
+    hub.cut_after = 16384
+    complaint_of_pull(capsys)
+    hub.cut_after = None
+    del hub.repositories[REPOSITORY]["tokenizer.json"]
+    assert main(["pull", REPOSITORY]) == 0
+    (listed,) = (tmp_path / "cache" / "weights").glob("*/*/zoo_pull.json")
+    names = {path.name for path in listed.parent.iterdir()}
+    assert names == {*json.loads(listed.read_bytes())["files"], "zoo_pull.json"}
+    assert "tokenizer.json" not in names

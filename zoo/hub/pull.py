@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from zoo.errors import UserError
 from zoo.files.atomic import replace_path
 from zoo.files.locks import owned_lock
+from zoo.files.safetensors_checkpoints import CONTENT, TENSORS
 from zoo.hub.connection import describe_hub_error, download, hub_api, online, show_progress
 from zoo.weights.downloads import LIST, is_repository, read_list, weights_cache
 from zoo.weights.table import LLAMA2_TOKENIZER, PUBLIC, WEIGHTS
@@ -27,6 +28,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 CONFIG_FILES = ("config.json", "generation_config.json")
 WEIGHT_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+WANTED = "zoo_wanted.json"  # in the folder of an unfinished download: the files that it consists of
 INDEX = "model.safetensors.index.json"
 CHECKPOINTS = ("best.ckpt", "last.ckpt")  # of the zoo, in the order of preference
 
@@ -89,16 +91,31 @@ def pull(name: str, revision: str | None = None, check_config: Callable[[Path], 
             return folder
         _check_space(parent, sum(file.size for _, file in wanted))
         # Small files first: the config shows whether the model is supported.
+        _remove_stale(partial, [file for _, file in wanted])
         digests = {}
         for one, file in sorted(wanted, key=lambda pair: pair[1].name != "config.json"):
             digests[file.name] = [file.size, _download(one, file, partial)]
             if file.name == "config.json" and entry == ".":
                 check_config(partial / file.name)
+        (partial / WANTED).unlink()
         about = {"repository": snapshot.repository, "commits": commits, "entry": entry, "files": digests}
         (partial / LIST).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         folder.parent.mkdir(parents=True, exist_ok=True)
         replace_path(partial, folder)
     return folder
+
+
+def _remove_stale(partial: Path, wanted: list[HubFile]) -> None:
+    """Remove files of an interrupted download that the present one does not have, or has with another content."""
+    stamp, state = partial / WANTED, json.dumps(sorted(wanted))
+    is_same = stamp.is_file() and stamp.read_text(encoding="utf-8") == state
+    kept = {partial / file.name for file in wanted}  # `_download` compares them with their digests
+    if is_same:
+        kept |= {partial / f"{file.name}.part" for file in wanted}
+    for path in partial.rglob("*"):
+        if path not in kept and not path.is_dir():
+            path.unlink()
+    stamp.write_text(state, encoding="utf-8")
 
 
 def _plan(name: str, revision: str | None) -> tuple[Snapshot, list[tuple[Snapshot, HubFile]], str]:
@@ -126,6 +143,8 @@ def choose_files(snapshot: Snapshot) -> tuple[list[str], str]:
     files = snapshot.files
     if checkpoint := next((name for name in CHECKPOINTS if name in files), None):
         return [checkpoint], checkpoint
+    if {CONTENT, TENSORS} <= set(files):
+        return [CONTENT, TENSORS], "."
     weights = [name for name in files if WEIGHT_FILES.fullmatch(name)]
     if "model.safetensors" in weights:
         weights = ["model.safetensors"]
@@ -142,8 +161,8 @@ def choose_files(snapshot: Snapshot) -> tuple[list[str], str]:
     has_pickles = any(name.endswith((".pt", ".pth")) or "pytorch_model" in name for name in files)
     reason = "; it has pickled weights, which are not downloaded because they could run code" if has_pickles else ""
     raise UserError(
-        f"{snapshot.repository} has no weights that the zoo reads (config.json with model.safetensors, one .bin of "
-        f"llama2.c, or best.ckpt){reason}"
+        f"{snapshot.repository} has no weights that the zoo reads (config.json or zoo.json with model.safetensors, "
+        f"one .bin of llama2.c, or best.ckpt){reason}"
     )
 
 
