@@ -1,5 +1,7 @@
 """`zoo push` to a stand-in of the hub: what is uploaded, the model card, refusals, and pulling it back."""
 
+import io
+import json
 import re
 
 import pytest
@@ -8,6 +10,8 @@ import yaml
 
 from tests.commands import complaint
 from zoo.__main__ import main
+from zoo.files.checkpoints import write_checkpoint
+from zoo.files.safetensors_checkpoints import write_safetensors_checkpoint
 from zoo.hub.model_card import model_card
 from zoo.weights import find_weights
 
@@ -94,3 +98,68 @@ def test_any_setting_is_one_cell_of_the_cards_table(value):
     assert len(re.findall(r"(?<!\\)\|", row)) == 3
     assert "/home/me" not in row
     assert len(row) < 300
+
+
+def texts_in(value):
+    """All strings in nested values."""
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        return [text for item in value for text in texts_in(item)]
+    return [value] if isinstance(value, str) else []
+
+
+@pytest.mark.parametrize("kind", ["run", "safetensors", "one checkpoint"])
+def test_no_upload_holds_a_local_path(kind, hub, run, tmp_path):
+    """Every text of every uploaded file is compared, also those in the state of the data module."""
+    checkpoint = torch.load(run / "best.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"] |= {"base": "/secret/base.bin", "more": ["~/secret/a.csv", ("../secret/b", 1)]}
+    checkpoint["datamodule_hyper_parameters"]["data"] = "C:\\secret\\fox.txt"
+    checkpoint["SomeData"] = {"fixed": {"tokenizer": "transformers:/secret/encoder", "table": "file:///secret/t.csv"}}
+    checkpoint["tokenizer"] = {**checkpoint["tokenizer"], "model": "/secret"}  # stands for base64, which stays
+    folder = tmp_path / "local"
+    folder.mkdir()
+    if kind == "safetensors":
+        write_safetensors_checkpoint(checkpoint, folder)
+    else:
+        write_checkpoint(checkpoint, folder / ("best.ckpt" if kind == "run" else "some.ckpt"))
+    (folder / "config.json").write_text('{"_name_or_path": "/secret/llama", "dim": 3}')
+    assert push(folder, REPOSITORY) == 0
+    files = hub.repositories[REPOSITORY]
+    for name, content in files.items():
+        if name.endswith(".ckpt"):
+            uploaded = torch.load(io.BytesIO(content), weights_only=True)
+        elif name == "zoo.json":
+            uploaded = json.loads(content)["checkpoint"]
+        else:
+            assert b"secret" not in content
+            continue
+        assert uploaded.pop("tokenizer")["model"] == "/secret"
+        texts = texts_in(uploaded)
+        assert not [text for text in texts if "secret" in text]
+        assert {"base.bin", "a.csv", "b", "fox.txt", "transformers:encoder", "t.csv"} <= set(texts)
+
+
+def test_an_export_in_safetensors_is_pushed_and_pulled(hub, run, tmp_path, capsys):
+    assert main(["export", f"--ckpt_path={run / 'best.ckpt'}", "--format=safetensors", str(tmp_path / "st")]) == 0
+    assert push(tmp_path / "st", REPOSITORY) == 0
+    card = hub.repositories[REPOSITORY]["README.md"].decode()
+    assert "tags:\n- LlamaLM" in card
+    assert "| dim | 16 |" in card
+    assert main(["pull", REPOSITORY]) == 0
+    prompt = ("--prompt=The", "--max_new_tokens=4", "--temperature=0")
+    capsys.readouterr()
+    assert main(["generate", f"--ckpt_path=zoo:{REPOSITORY}", *prompt]) == 0
+    pulled = capsys.readouterr().out
+    assert main(["generate", f"--ckpt_path={run / 'best.ckpt'}", *prompt]) == 0
+    assert capsys.readouterr().out == pulled
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "gguf"])
+def test_the_card_of_files_for_other_programs_has_no_commands_of_the_zoo(suffix, hub, tmp_path):
+    (tmp_path / f"model.{suffix}").write_bytes(b"x")
+    assert push(tmp_path, REPOSITORY) == 0
+    card = hub.repositories[REPOSITORY]["README.md"].decode()
+    assert f"tags:\n- {suffix}" in card
+    assert "zoo pull" not in card
+    assert f"programs that read {suffix}" in card

@@ -1,11 +1,12 @@
 """The model card of an upload, README.md: what the checkpoint stores of settings, data, steps and the best score."""
 
-import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
+
+from zoo.weights.strip import without_paths
 
 LANGUAGE_MODELS = ("LlamaLM", "RevDEQLM")
 HIDDEN = ("_class_path", "_instantiator", "weights", "compile", "cache_dir")
@@ -13,7 +14,11 @@ LONGEST = 200  # characters of a setting
 
 
 def model_card(
-    repository: str, licence: str, checkpoint: Mapping[str, Any], config: Mapping[str, Any] | None = None
+    repository: str,
+    licence: str,
+    checkpoint: Mapping[str, Any],
+    config: Mapping[str, Any] | None = None,
+    other_format: str | None = None,
 ) -> str:
     """Markdown with the hub's metadata in front.
 
@@ -23,9 +28,11 @@ def model_card(
         checkpoint: the content of a checkpoint of the zoo; empty where none is known, and then the card has only the
             metadata and the commands.
         config: the run's config.yaml, with which `zoo fit` repeats the run.
+        other_format: the format of files that the zoo writes but does not read, such as "onnx": the card has no
+            commands of the zoo then.
     """
     model = str(checkpoint.get("zoo", {}).get("model", "")).rpartition(".")[2]
-    metadata: dict[str, Any] = {"license": licence, "library_name": "zoo", "tags": [model or "llama"]}
+    metadata: dict[str, Any] = {"license": licence, "library_name": "zoo", "tags": [model or other_format or "llama"]}
     if model in LANGUAGE_MODELS:
         metadata["pipeline_tag"] = "text-generation"
     lines = ["---", yaml.safe_dump(metadata, sort_keys=False).strip(), "---", "", f"# {repository}", ""]
@@ -38,7 +45,7 @@ def model_card(
         lines += _table("Settings of the model", checkpoint.get("hyper_parameters", {}))
         lines += _table("Settings of the data", data)
     if config:
-        text = yaml.safe_dump(_without_paths(config), sort_keys=False, allow_unicode=True).strip()
+        text = yaml.safe_dump(without_paths(config), sort_keys=False, allow_unicode=True).strip()
         lines += [
             "## Command",
             "",
@@ -49,10 +56,20 @@ def model_card(
             "```",
             "",
         ]
-    verb = "generate" if model in (*LANGUAGE_MODELS, "") else "predict"
-    lines += ["## Use", "", "```sh", f"zoo pull {repository}", f"zoo {verb} --ckpt_path zoo:{repository}", "```", ""]
+    if other_format:
+        lines += ["## Use", "", f"The files are for programs that read {other_format}; the zoo does not read them.", ""]
+    else:
+        commands = [f"zoo pull {repository}", f"zoo {_verb(model)} --ckpt_path zoo:{repository}"]
+        lines += ["## Use", "", "```sh", *commands, "```", ""]
     lines += ["## Licence", "", licence, ""]
     return "\n".join(lines)
+
+
+def _verb(model: str) -> str:
+    """The verb that applies a model; without a name it is a Llama of another project."""
+    if model in (*LANGUAGE_MODELS, ""):
+        return "generate"
+    return "validate" if model == "ICRTransformer" else "predict"
 
 
 def _scores(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,7 +80,7 @@ def _scores(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 def _table(title: str, values: Mapping[str, Any]) -> list[str]:
     """A section with a table of names and plain values; none without values."""
-    shown = {name: _without_paths(value) for name, value in values.items() if name not in HIDDEN and value is not None}
+    shown = {name: without_paths(value) for name, value in values.items() if name not in HIDDEN and value is not None}
     if not shown:
         return []
     rows = [f"| {name} | {_cell(value)} |" for name, value in shown.items()]
@@ -75,13 +92,3 @@ def _cell(value: Any) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     text = re.sub(r"\s+", " ", text).replace("|", "\\|")
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
-
-
-def _without_paths(value: Any) -> Any:
-    """Nested settings in which an absolute path is replaced by its last part."""
-    if isinstance(value, Mapping):
-        return {name: _without_paths(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_paths(item) for item in value]
-    is_path = isinstance(value, str) and os.path.isabs(value)
-    return os.path.basename(os.path.normpath(value)) if is_path else value

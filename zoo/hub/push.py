@@ -1,5 +1,6 @@
 """Uploads of a folder to the Hugging Face hub, with a model card."""
 
+import json
 import shutil
 import sys
 import tempfile
@@ -9,13 +10,20 @@ from typing import Any
 
 from zoo.errors import UserError
 from zoo.files.checkpoints import read_checkpoint, write_checkpoint
+from zoo.files.safetensors_checkpoints import (
+    is_safetensors_checkpoint,
+    read_safetensors_checkpoint,
+    write_safetensors_checkpoint,
+)
 from zoo.hub.connection import describe_hub_error, endpoint, hub_api, online
 from zoo.hub.model_card import model_card
 from zoo.hub.pull import CHECKPOINTS
+from zoo.text_formats.json_text import describe_json_error, parse_object
 from zoo.weights.downloads import is_repository
-from zoo.weights.strip import without_training_state
+from zoo.weights.strip import without_paths, without_training_state
 
 CARD = "README.md"
+SETTINGS = ("config.json", "tokenizer_config.json", "adapter_config.json")  # may hold the path they were loaded from
 
 
 def push(
@@ -29,9 +37,9 @@ def push(
 ) -> str:
     """Upload a folder as one commit to a repository of the hub, which is created where it does not exist.
 
-    Of the folder of a run the best checkpoint is uploaded, without the state of its training, and the paths of local
-    data in it are replaced by the names of the files; of any other folder, such as one that `zoo export` has written,
-    all files. A README.md in the folder is uploaded as it is; otherwise one is generated from the checkpoint.
+    Of the folder of a run the best checkpoint is uploaded, without the state of its training; of any other folder, such
+    as one that `zoo export` has written, all files. Local paths in a checkpoint are replaced by the names of the files.
+    A README.md in the folder is uploaded as it is; otherwise one is generated from the checkpoint.
 
     Args:
         folder: the folder.
@@ -57,25 +65,66 @@ def push(
     with tempfile.TemporaryDirectory(prefix="zoo-push-") as temporary:
         staged = Path(temporary)
         if own is not None:
-            content = without_training_state(read_checkpoint(own, required=("state_dict", "zoo"), mmap=False))
-            write_checkpoint(content, staged / CHECKPOINTS[0])
+            _publish(own, staged / CHECKPOINTS[0])
+        elif is_safetensors_checkpoint(folder):
+            content = without_training_state(read_safetensors_checkpoint(folder))
+            write_safetensors_checkpoint(content, staged)
+            described = checkpoint or folder
         else:
-            for file in _visible_files(folder):
-                target = staged / file.relative_to(folder)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.symlink_to(file.resolve())
+            _stage(folder, staged)
         if not any(staged.iterdir()):
             raise UserError(f"{folder} has no files to upload: give the folder of a run, or one that was exported")
         if (folder / CARD).is_file():
             shutil.copyfile(folder / CARD, _replaced(staged / CARD))
         else:
             about = read_checkpoint(described, required=("state_dict", "zoo")) if described else {}
-            (staged / CARD).write_text(model_card(repository, licence, about, config), encoding="utf-8")
+            card = model_card(repository, licence, about, config, _other_format(staged))
+            (staged / CARD).write_text(card, encoding="utf-8")
         if dry:
             print((staged / CARD).read_text(encoding="utf-8"))
             print("files: " + ", ".join(sorted(p.relative_to(staged).as_posix() for p in _visible_files(staged))))
             return f"{endpoint()}/{repository}"
         return _upload(staged, repository, private)
+
+
+def _publish(checkpoint: Path, target: Path) -> None:
+    """Write a checkpoint without the state of its training and without local paths."""
+    content = without_training_state(read_checkpoint(checkpoint, required=("state_dict", "zoo"), mmap=False))
+    write_checkpoint(content, target)
+
+
+def _stage(folder: Path, staged: Path) -> None:
+    """Link the files of a folder into another; checkpoints and configs are written there without local paths.
+
+    Raises:
+        UserError: it is the folder of a run without a checkpoint, or a file of settings is damaged.
+    """
+    if (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} is a run without {' or '.join(CHECKPOINTS)}: there is nothing to upload")
+    for file in _visible_files(folder):
+        target = staged / file.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == ".ckpt":
+            _publish(file, target)
+        elif file.name in SETTINGS:
+            try:
+                settings = parse_object(file.read_bytes())
+            except ValueError as error:
+                raise UserError(f"{file} is damaged ({describe_json_error(error)}): export or copy it again") from None
+            changed = {
+                name: without_paths(value) if name.endswith(("path", "file")) else value
+                for name, value in settings.items()
+            }
+            if changed != settings:
+                target.write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
+        if not target.exists():
+            target.symlink_to(file.resolve())
+
+
+def _other_format(folder: Path) -> str | None:
+    """The format of an export that the zoo does not read; None for any other folder."""
+    formats = {file.suffix.lower() for file in folder.rglob("*")} & {".onnx", ".gguf"}
+    return min(formats).removeprefix(".") if formats else None
 
 
 def _replaced(path: Path) -> Path:
