@@ -114,8 +114,9 @@ def test_outputs_of_batches_and_of_rows_give_the_same_columns():
 def test_figures_of_rows_without_targets_are_named(tmp_path):
     plots = Plots(ranking="min")
     trainer = SimpleNamespace(
-        state=SimpleNamespace(fn=SimpleNamespace(value="predict")), default_root_dir=tmp_path, is_global_zero=True
-    )
+        state=SimpleNamespace(fn=SimpleNamespace(value="predict")), default_root_dir=tmp_path, is_global_zero=True,
+        callbacks=[],
+    )  # fmt: skip
     plots.on_predict_batch_end(trainer, None, [{"prediction": 1.0}])
     with pytest.warns(
         UserWarning, match=r"--plots.ranking draws nothing: no row has both a target and a predicted number"
