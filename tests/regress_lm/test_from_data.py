@@ -138,6 +138,10 @@ def test_refusals(table):
     for settings, message in (
         ({"max_steps": 0}, "max_steps must be at least 1"),
         ({"dim": -1}, "dim"),
+        ({"dim": "64"}, "dim must be a whole number, such as 64, not '64'"),
+        ({"dim": None}, "dim must be"),
+        ({"n_decoder_layers": 1.5}, "n_decoder_layers must be"),
+        ({"lr": "0.1"}, "lr must be a number, not '0.1'"),
         ({"dimm": 3}, "has no argument 'dimm'; did you mean dim"),
         ({"digits": 3}, "number_digits"),
         ({"round_digits": 3}, "round_digits follows from the data"),

@@ -10,7 +10,7 @@ from zoo.callbacks.best_weights import BestWeights
 from zoo.callbacks.non_finite import NonFinite
 from zoo.callbacks.progress import Progress
 from zoo.console.messages import did_you_mean, quiet_lightning
-from zoo.errors import UserError, check_counts, refuse_renamed
+from zoo.errors import UserError, check_counts, check_number, refuse_renamed
 from zoo.private_apis.jsonargparse_api import constructor_types
 from zoo.regress_lm.module import RegressLMModule
 from zoo.training.choices import by_group, given_arguments
@@ -39,6 +39,7 @@ def train_on_data(
     if max_steps is not None:
         check_counts(max_steps=max_steps)
     _check_names(cls, settings)
+    _check_numbers(cls, settings)
     given: dict[str, Any] = {f"model.{name}": value for name, value in settings.items()}
     given |= {f"data.{name}": value for name, value in given_arguments(data).items()}
     given |= {} if max_steps is None else {"trainer.max_steps": max_steps}
@@ -92,3 +93,13 @@ def _check_names(cls: type[RegressLMModule], settings: Mapping[str, Any]) -> Non
         if name not in known:
             names = [other for other in known if other not in cls.data_arguments]
             raise UserError(f"{cls.__name__} has no argument {name!r}{did_you_mean(name, names, ': drop it')}")
+
+
+def _check_numbers(cls: type[RegressLMModule], settings: Mapping[str, Any]) -> None:
+    """Raises UserError where an argument is no number although its type is one; rules compute with these numbers."""
+    types = constructor_types(cls)
+    for name, value in settings.items():
+        kind = types[name][0]
+        if kind in (int, float):
+            is_whole = kind is int
+            check_number(name, value, "such as 64" if is_whole else "a number", lambda _: True, is_whole)
