@@ -119,7 +119,7 @@ def write_vocabulary(path: Path, size: int) -> None:
             file.write(struct.pack("fi", 0.0, len(text)) + text)
 
 
-def precision(repeats: int, n: int = 250) -> list[Row]:
+def precision(n: int = 250) -> list[Row]:
     """Nats per token of texts that stories260K draws in fp32, in fewer bits (ours) and in fp32 (peer)."""
     model = load_checkpoint(STORIES).eval()
     text = model.generate(torch.full((16, 1), 1), n, temperature=1.0, seed=0, stop=())
@@ -304,7 +304,7 @@ def main() -> None:
     parts = {
         "decode-260K": lambda: decode("260K", args.repeats, args.compile, args.llama2c),
         "decode-15M": lambda: decode("15M", args.repeats, args.compile, args.llama2c),
-        "precision": lambda: precision(args.repeats),
+        "precision": precision,
         "train": lambda: train(args.repeats),
         "memory": lambda: memory(args.repeats),
         "adamw": lambda: adamw(args.repeats),

@@ -33,6 +33,17 @@ def about(row: Row) -> str:
     return f"{hardware}, torch {row['torch']}, commit {row['commit']}"
 
 
+def sides(row: Row) -> list[str]:
+    """The row's two values, ours and the peer's, with their unit."""
+    return [f"{figure(row[side])} {row['unit']}" for side in ("ours", "peer")]
+
+
+def without_empty_column(header: list[str], lines: list[list[str]]) -> str:
+    """A table, without its last column where that is empty in every line."""
+    width = len(header) - (not any(line[-1] for line in lines))
+    return markdown(header[:width], [line[:width] for line in lines])
+
+
 def speed(name: str, device: str = "cpu") -> str:
     """Our speed and the peer's, a line per benchmark row."""
     measured = on(device, name)
@@ -41,14 +52,10 @@ def speed(name: str, device: str = "cpu") -> str:
     lines = []
     for r in measured:
         floor = f"{r['share_of_floor']:.0%} of {figure(r['floor'])}" if "floor" in r else ""
-        unit = r["unit"]
-        lines.append(
-            [r["benchmark"], f"{figure(r['ours'])} {unit}", f"{figure(r['peer'])} {unit}", f"{r['ratio']:.2f}", floor]
-        )
+        lines.append([r["benchmark"], *sides(r), f"{r['ratio']:.2f}", floor])
     facts = measured[0]
     machines = "; ".join(dict.fromkeys(about(r) for r in measured))
-    header = ["benchmark", "ours", "peer", "ratio"] + ["of the memory floor"] * any(line[-1] for line in lines)
-    table = markdown(header, [line[: len(header)] for line in lines])
+    table = without_empty_column(["benchmark", "ours", "peer", "ratio", "of the memory floor"], lines)
     how = f"median of {facts['repeats']} rounds in turn" + "; on a CPU it is the ratios that count" * (device == "cpu")
     return f"`{facts['command']}` ({machines}; {how})\n\n{table}"
 
@@ -60,14 +67,12 @@ def faster(name: str, device: str = "cpu") -> str:
         return ""
     lines = []
     for r in measured:
-        sides = [f"{figure(r[side])} {r['unit']}" for side in ("ours", "peer")]
         share = f"{r['attention_share']:.0%}" if "attention_share" in r else ""
         gain = r["ours"] / r["peer"] if "/" in r["unit"] else r["peer"] / r["ours"]  # the time that a rate implies
         rounds = f" ({r['repeats']} round)" if r["repeats"] != measured[0]["repeats"] else ""
-        lines.append([r["benchmark"] + rounds, *sides, f"{figure(gain)}x", share])
+        lines.append([r["benchmark"] + rounds, *sides(r), f"{figure(gain)}x", share])
     facts = measured[0]
-    header = ["benchmark", "ours", "peer", "times less"] + ["of ours in attention"] * any(line[-1] for line in lines)
-    table = markdown(header, [line[: len(header)] for line in lines])
+    table = without_empty_column(["benchmark", "ours", "peer", "times less", "of ours in attention"], lines)
     return f"{commands(measured)} ({about(facts)}; median of {facts['repeats']} rounds in turn)\n\n{table}"
 
 
