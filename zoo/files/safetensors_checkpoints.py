@@ -17,9 +17,9 @@ from zoo.errors import UserError
 from zoo.files.digest import KEY, add_digest, verify_digest
 from zoo.files.regular_files import regular_file
 from zoo.files.safetensors_files import read_safetensors
+from zoo.files.safetensors_names import CONTENT, TENSORS
 from zoo.text_formats.json_text import describe_json_error, parse_object
 
-CONTENT, TENSORS = "zoo.json", "model.safetensors"
 LARGEST_CONTENT = 2**28  # bytes; a tokenizer of a million tokens has 2**26
 _VERSION = 1  # of the folder's format
 _STATE = "state_dict"

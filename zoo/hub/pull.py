@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from zoo.errors import UserError
 from zoo.files.atomic import replace_path
 from zoo.files.locks import owned_lock
+from zoo.files.safetensors_names import CONTENT, TENSORS
 from zoo.hub.connection import describe_hub_error, download, hub_api, online, show_progress
 from zoo.weights.downloads import LIST, is_repository, read_list, weights_cache
 from zoo.weights.table import LLAMA2_TOKENIZER, PUBLIC, WEIGHTS
@@ -27,7 +28,6 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 CONFIG_FILES = ("config.json", "generation_config.json")
 WEIGHT_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
-EXPORT = ("zoo.json", "model.safetensors")  # of zoo.files.safetensors_checkpoints, whose import would load torch
 WANTED = "zoo_wanted.json"  # in the folder of an unfinished download: the files that it consists of
 INDEX = "model.safetensors.index.json"
 CHECKPOINTS = ("best.ckpt", "last.ckpt")  # of the zoo, in the order of preference
@@ -143,8 +143,8 @@ def choose_files(snapshot: Snapshot) -> tuple[list[str], str]:
     files = snapshot.files
     if checkpoint := next((name for name in CHECKPOINTS if name in files), None):
         return [checkpoint], checkpoint
-    if set(EXPORT) <= set(files):
-        return [*EXPORT], "."
+    if {CONTENT, TENSORS} <= set(files):
+        return [CONTENT, TENSORS], "."
     weights = [name for name in files if WEIGHT_FILES.fullmatch(name)]
     if "model.safetensors" in weights:
         weights = ["model.safetensors"]
