@@ -270,7 +270,7 @@ def test_a_refusal_in_ddp_fork_is_one_sentence(text_file, tmp_path):
 
 
 def test_a_signal_to_ddp_fork_saves_and_stops(text_file, tmp_path):
-    def stop():
+    def stop():  # in both ranks: the second signal must not disturb the end after the first
         os.kill(os.getppid(), signal.SIGTERM)
 
     command = fit(tmp_path / "run", text_file, "--trainer.strategy=ddp_fork", "--trainer.max_steps=100000")

@@ -135,6 +135,22 @@ def test_ctrl_c_during_imports_is_silent():
     assert (done.returncode, done.stderr) == (130, "")
 
 
+@pytest.mark.parametrize(("first", "second"), [(signal.SIGTERM, signal.SIGTERM), (signal.SIGHUP, signal.SIGTERM)])
+def test_a_second_signal_does_not_interrupt_the_cleaning_up(first, second):
+    done = []
+
+    def action():
+        try:
+            os.kill(os.getpid(), first)
+        finally:
+            os.kill(os.getpid(), second)
+            done.append("cleaned up")
+
+    assert run_command(action) == 128 + first
+    assert done == ["cleaned up"]
+    assert signal.getsignal(second) is signal.SIG_DFL
+
+
 @pytest.mark.parametrize("error", [None, RecursionError(), ImportError()], ids=repr)
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_that_an_import_caught_ends_the_command(signum, code, error, capsys):

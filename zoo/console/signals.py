@@ -53,7 +53,7 @@ def is_main_thread() -> bool:
 
 @contextlib.contextmanager
 def raised_stop_signals() -> Iterator[None]:
-    """Raise `Terminated` after SIGTERM or SIGHUP in the block, and ignore SIGUSR1.
+    """Raise `Terminated` after the first SIGTERM or SIGHUP in the block, and ignore SIGUSR1.
 
     A signal that is ignored, as SIGHUP under nohup, or handled already stays so. Under SLURM, SIGUSR1 announces the end
     of the job's time: before training there is nothing to save, and the job is requeued.
@@ -104,6 +104,10 @@ def imports_that_end_on_signals() -> Iterator[None]:
 
 
 def _raise(signum: int, frame: FrameType | None) -> None:
+    # A second signal, as each of several processes may send one, must not interrupt the cleaning up after the first.
+    for other in STOP_SIGNALS:
+        if other != signal.SIGINT and signal.getsignal(other) is _raise:
+            signal.signal(other, _ignore)
     leave_lost_terminal(signum)
     raise stop_exception(signum)
 
