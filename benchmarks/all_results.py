@@ -5,7 +5,7 @@
     python benchmarks/all_results.py --list                                 # commands, and what each needs
 
 --quick runs small versions of the studies in a clone of the last commit below runs/, whose tables and figures then hold
-these rows only: it shows that the programs work, and its numbers are not those of the documents. It starts no study
+these rows only: it shows that the programs work, and its numbers are not the published ones. It starts no study
 after 12 CPU minutes. A study whose data or packages are missing is left out, with the reason. A summary at the end
 gives the CPU seconds of each study, its children included.
 """

@@ -82,7 +82,7 @@ def scores(truth: np.ndarray, predicted: np.ndarray) -> Row:
 
 
 def classifier(folder: Path, data: Path, test: list[TextRow], seed: int, options: list[str]) -> Iterator[Row]:
-    """The metrics of `zoo test` after `zoo fit` with nothing but the data, and those of its bag of words alone."""
+    """Metrics of `zoo test` after `zoo fit` with nothing but the data, and of the bag of words alone."""
     start = time.process_time()
     words = [f"--data_dir={data}", f"--output_dir={folder}", f"--seed_everything={seed}"]
     cli = ZooCLI(["fit", "--config=llama_classifier", *words, *QUIET, *options])

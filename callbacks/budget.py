@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from zoo.errors import UserError
 
-FIRST_STEPS = 10  # after so many steps the first plan is made; their slow first is not measured
+FIRST_STEPS = 10  # steps before the first plan; the first of them is slow and not measured
 SHARE = 0.97  # of the time that is planned for; the rest is for the last checkpoint
 VALIDATION = 0.05  # of the time of the run, for a validation before one has been measured
 ONE_PROCESS = "--budget works on one process only: drop it, or set --trainer.max_steps"
@@ -50,7 +50,7 @@ def seconds_left(budget: str | None, since: float) -> float | None:
 
 
 def count_validations(settings: Any) -> int:
-    """Validations of a run with a time limit: those of the run without it, if the Trainer's settings say how many."""
+    """Number of validations of a run with a time limit: as without the limit, if the Trainer's settings define it."""
     steps, interval = settings.max_steps, settings.val_check_interval
     is_planned = isinstance(interval, int) and settings.check_val_every_n_epoch is None
     return max(1, steps // interval) if is_planned and 0 < interval <= steps else N_VALIDATIONS

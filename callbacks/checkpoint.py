@@ -34,7 +34,7 @@ class Checkpoint(LightningCheckpoint):
     job, once. A signal is recorded, and all ranks
     exchange it after an optimizer step and before a validation batch: they save and stop together, so that none waits
     for another. On several GPUs the exchange takes effect one step later, so that no step waits for it. One process
-    alone interrupts a validation at once. A checkpoint saved inside a validation is that of the moment before it. A
+    alone interrupts a validation immediately. A checkpoint saved during a validation holds the state before it. A
     second Ctrl-C stops without waiting for the end of the step and without saving; a save that has begun is always
     completed. Weights that are not finite are never saved: training then stops with an error.
 
@@ -68,7 +68,7 @@ class Checkpoint(LightningCheckpoint):
         self._exchange = SignalExchange()
         self._step = self._saved_step = -1
         self._pretraining_step: int | None = None  # of a pretraining, where it was saved last
-        self._folder: FolderIdentity | None = None  # that of the start of training, or of the first save
+        self._folder: FolderIdentity | None = None  # as identified at the start of training, or at the first save
         self._validation_counters: dict[str, Any] | None = None  # before the validation
         self._is_requeued = False
         self._common_batches = 0.0  # number of validation batches that every rank has
@@ -156,7 +156,7 @@ class Checkpoint(LightningCheckpoint):
         if self._saved_step != trainer.global_step:  # otherwise best.ckpt of this step was checked a moment ago
             self.refuse_non_finite(trainer, name)
         state = self._folder.state() if self._folder else "same"
-        if state == "replaced":  # the new folder may be that of another run: write next to it
+        if state == "replaced":  # the new folder may belong to another run: write next to it
             folder = Path(path).absolute().parent
             path = str(folder.with_name(f"{folder.name}-{os.getpid()}") / name)
         # A signal that comes now is obeyed when the checkpoint is complete.

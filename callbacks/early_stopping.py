@@ -10,7 +10,7 @@ from zoo.errors import UserError
 
 
 class EarlyStopping(LightningEarlyStopping):
-    """Stop when `monitor`, measured on the fixed validation set, has not improved for `patience` validations.
+    """Stop after `patience` validations without an improvement of `monitor` on the fixed validation set.
 
     Args:
         monitor: name of the logged metric to watch.

@@ -52,14 +52,14 @@ class Predictions(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.files, self._temporary = {}, {}
-        # Open all files before the first batch, so that a path that cannot be written is an error at once.
+        # Open all files before the first batch, so that a path that cannot be written is an error before any work.
         for name in (self.main_path(trainer), self.text_path):
             if name is None:
                 continue
             option = "predictions.text_path" if self.files else "predictions.path"
             path = Path(name)
             if not name.strip() or "\0" in name or path.is_dir():
-                what = "a folder" if path.is_dir() and name.strip() else "no name of a file"
+                what = "a folder" if path.is_dir() and name.strip() else "not a name of a file"
                 raise UserError(f"--{option} {name!r} is {what}: give the path of a file")
             if any(path.resolve() == other.resolve() for other in self.files):
                 raise UserError(f"{path} cannot hold both kinds of lines: give another --predictions.text_path")
@@ -169,7 +169,7 @@ def _why_not_replaced(path: Path, is_text: bool, trainer: Trainer, module: Light
     folder = Path(os.path.expanduser(str(settings[0].get("data", ""))))
     if settings[0].get("data") and folder.is_dir() and folder.samefile(path.resolve().parent):
         return "is in the folder of the data"
-    return None if path.is_file() and _is_replaceable(path, is_text) else "is no file of earlier predictions"
+    return None if path.is_file() and _is_replaceable(path, is_text) else "is not a file of earlier predictions"
 
 
 def _is_replaceable(path: Path, is_text: bool) -> bool:

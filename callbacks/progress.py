@@ -265,7 +265,7 @@ def _planned_steps(trainer: Trainer) -> int | None:
 
 
 def _required_steps(trainer: Trainer) -> int:
-    """Steps that a run takes whatever its limit of time: those of min_steps and min_epochs, at most all steps."""
+    """Steps that a run takes even beyond its time limit: the larger of min_steps and min_epochs, at most all steps."""
     required = trainer.min_steps or 0
     epochs = trainer.min_epochs or 0
     if trainer.current_epoch < epochs and math.isfinite(trainer.num_training_batches):

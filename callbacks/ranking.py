@@ -32,7 +32,7 @@ def top_k_recall(predictions: Floats, targets: Floats, best: Best = "min") -> Fl
         best: whether the smallest ("min") or the largest ("max") numbers are the best.
 
     Raises:
-        UserError: there are no numbers, a number is NaN, or the lengths differ.
+        UserError: the arrays are empty, a number is NaN, or the lengths differ.
     """
     _check(predictions, targets, best)
     losses = _losses(targets, best)
@@ -69,7 +69,7 @@ def best_found_at_random(targets: Floats, best: Best = "min", tried: Sequence[in
         One number for each k.
 
     Raises:
-        UserError: there are no numbers, a number is NaN, or a k is out of range.
+        UserError: the arrays are empty, a number is NaN, or a k is out of range.
     """
     _check(targets, targets, best)
     n = len(targets)

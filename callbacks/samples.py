@@ -11,7 +11,7 @@ class Samples(Callback):
 
     TensorBoard shows it in its text tab, W&B in a table; MLflow gets an artifact, and CSVLogger a file in the folder
     `samples` next to metrics.csv. The text is what
-    `pl_module.sample_text(prompt, max_new_tokens, temperature)` returns; a model without that method has no samples.
+    `pl_module.sample_text(prompt, max_new_tokens, temperature)` returns; without that method nothing is written.
 
     Args:
         prompt: text that the model continues; the empty default starts a new text.

@@ -10,7 +10,7 @@ from torch import Tensor
 class SignalExchange:
     """For each of a few numbers the largest over all ranks; all ranks call this at the same points of the run.
 
-    On CPUs the result is that of the numbers given. On GPUs it is that of the call before, 0 at the first call: its
+    On CPUs the result belongs to the numbers given; on GPUs to the call before, 0 at the first call: its
     result has reached the host when the step after it ends, so the host does not wait for the present step.
     """
 

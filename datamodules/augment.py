@@ -86,7 +86,7 @@ def _rewrite_numbers(text: str, random: Random) -> str:
         before, after = text[max(start - 2, 0) : start], text[end : end + 2]
         if re.fullmatch(r"\d,", before) or re.fullmatch(r",\d", after):
             return number[0]  # part of 1,000 or of a list
-        forms = number_forms(number[0], thousands=not text.startswith(("{", "[")))  # JSON numbers have no commas
+        forms = number_forms(number[0], thousands=not text.startswith(("{", "[")))  # not in JSON
         return random.choice(forms) if forms else number[0]
 
     return NUMBER.sub(rewrite, text)
@@ -131,7 +131,7 @@ def _read_background(name: str) -> list[str]:
         line.strip() for line in _read(Path(os.path.expanduser(name)), "background").splitlines() if line.strip()
     ]
     if not sentences:
-        raise UserError(f"{name} has no background: it must have one sentence per line")
+        raise UserError(f"{name} is empty: it must have one sentence per line")
     return sentences
 
 

@@ -9,7 +9,7 @@ from zoo.datamodules.rows import TextRows
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import Row
 
-ENOUGH_ROWS = 300  # the standard deviation of a share of .5 of so many validation rows is .03
+ENOUGH_ROWS = 300  # validation rows; a share of .5 of 300 rows has a standard deviation of .03
 
 
 def calibration_rows(source: RegressionRows, dataset: TextRows, tokenizer: Tokenizer, seed: int) -> list[Row]:
@@ -25,7 +25,7 @@ def calibration_rows(source: RegressionRows, dataset: TextRows, tokenizer: Token
         seed: of the teacher.
 
     Returns:
-        No rows where the data has no synthetic rows, or enough validation rows.
+        No rows if the data is without synthetic rows, or if the validation rows suffice.
     """
     if not source.settings.synthetic_rows or len(dataset) >= ENOUGH_ROWS:
         return []
@@ -37,7 +37,7 @@ def calibration_rows(source: RegressionRows, dataset: TextRows, tokenizer: Token
     texts, ids, used, numbers = source.encode_texts([reader.layout.text(row) for row in synthetic], tokenizer)
     features = np.array(numbers, dtype=np.float32) if source.settings.features else None
     others = TextRows(texts, ids, np.empty((len(used), 0)), features)
-    # Half of the targets are those of validation rows.
+    # Half of the targets come from validation rows.
     drawn: list[Row] = []
     for part, part_cells, first_index in (
         (dataset, [by_text[text] for text in dataset.texts], 0),

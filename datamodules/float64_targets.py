@@ -4,7 +4,7 @@ import warnings
 from decimal import Decimal
 from typing import Any
 
-_EXACT_DIGITS = 15  # numbers of at most so many digits differ in float64 if they differ in the file
+_EXACT_DIGITS = 15  # decimal digits that float64 represents exactly: different numbers remain different
 _ENOUGH = 0.8  # share of the distinct numbers that must stay distinct
 
 

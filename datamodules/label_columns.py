@@ -36,7 +36,7 @@ def find_columns(tables: Mapping[str, list[Table]], text: str | None, label: str
         label = _with_fewer_values(table, names)
     if text is None:
         text = _other(names, label) if label else None
-    if label is None:  # a table of texts alone has no labels: the name is then that of other files
+    if label is None:  # a table of texts alone: the label column is named by other files
         label = _other(names, text) or (LABEL if len(names) == 1 else None)
     if text is None or label is None:
         unknown = [(TEXT, "texts")] * (text is None) + [(LABEL, "labels")] * (label is None)

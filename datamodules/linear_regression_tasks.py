@@ -265,7 +265,7 @@ def _read_prompt(line: str) -> list[Tensor]:
     """x_context, y_context and x_query of a line of JSON.
 
     Raises:
-        UserError: it is no JSON object with these three lists of numbers.
+        UserError: it is not a JSON object with these three lists of numbers.
     """
     row: Any = None
     reason = None

@@ -27,7 +27,7 @@ def write_once(file: Path, write: Callable[[Path], None], damage: Callable[[], s
     """Create `file` unless it exists undamaged: `write(temporary)` writes a temporary file, which is then renamed.
 
     If several processes call this, one writes the file and the others wait. A damaged file is written again, and
-    standard error says so.
+    a message on standard error reports it.
 
     Args:
         file: the file.

@@ -55,7 +55,7 @@ class TeacherPlan(NamedTuple):
 
     Args:
         kind: the teacher that labels them.
-        rows: their number; 0 where there is no time for enough of them.
+        rows: their number; 0 where the time does not suffice for enough of them.
     """
 
     kind: TeacherKind

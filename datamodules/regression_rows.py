@@ -88,7 +88,7 @@ class RegressionRows:
         if not used:
             raise UserError(f"no row of the {split} split is left{self.reader.bad_rows.first()}")
         texts, ids = [rows.texts[i] for i in used], [tokenizer.truncated(ids[i], limit) for i in used]
-        # Copies of texts and targets are changed; features are those of the original texts.
+        # Copies of texts and targets are changed; features come from the original texts.
         copies = self.settings.augment_copies if split == "train" else 0
         all_texts, all_ids = self._add_copies(texts, ids, copies, tokenizer, seed)
         targets = self._add_target_copies(rows.targets[used], copies, seed)
@@ -290,7 +290,7 @@ class RegressionViews(UnlabelledViews):
         if self.source.n_numbers is None:
             try:
                 self.dataset("train")
-            except UserError:  # rows that are only to be predicted have no targets; `setup` reports any other fault
+            except UserError:  # the data may be rows to predict, without targets; `setup` reports any other fault
                 self.dataset("predict")
         return self.source.n_numbers or 0
 
@@ -337,7 +337,7 @@ class RegressionViews(UnlabelledViews):
         """The tokenized rows of a split, made when first requested.
 
         Raises:
-            UserError: the data has no such split, or a row in it cannot be used.
+            UserError: the split does not exist, or a row in it cannot be used.
         """
         if split not in self._datasets:
             self._datasets[split] = self.source.encode(split, self.tokenizer, self.seed)

@@ -11,7 +11,7 @@ accumulation window are not stored in checkpoints; a run that stops within a win
 batch.
 
 If samples differ in length, a step holds samples of similar length: `bucketed` rearranges the permutation for the size
-of a step. The order of an epoch is that of the step size with which the epoch started.
+of a step. The order of an epoch depends on the step size with which the epoch started.
 
 A run may be resumed with another batch size, number of ranks or accumulation. The rest of the epoch is then divided
 into steps of the new size, and a last, smaller step holds what is left over, so that no sample is repeated or left out.
@@ -58,9 +58,9 @@ class ZooDataModule(LightningDataModule):
     changeable_arguments: ClassVar[tuple[str, ...]] = ("batch_size", "num_workers", "cache_dir")
     """Constructor arguments that a resumed run can change. Others change the training samples or their order."""
     text_arguments: ClassVar[tuple[str, ...]] = ()
-    """Constructor arguments that decide how texts are written: a trained model needs those of its training."""
+    """Constructor arguments that decide how texts are written: a trained model needs the same ones as in training."""
     column_arguments: ClassVar[tuple[str, ...]] = ()
-    """Constructor arguments that name the columns of which texts are made; those of other data may have other names."""
+    """Constructor arguments that name the columns of which texts are made; other data may name them differently."""
     renamed_arguments: ClassVar[dict[str, str]] = {}
     """Old name of a constructor argument -> its new name, or a sentence where the argument no longer exists."""
 
@@ -109,7 +109,7 @@ class ZooDataModule(LightningDataModule):
     # ---- loaders
 
     def train_dataloader(self) -> "TrainLoader":
-        # The order is that of the whole data set; each rank takes its part of every step.
+        # The order covers the complete data set; each rank takes its part of every step.
         dataset = self.dataset("train")
         rank, ranks = self.rank_and_ranks()
         return TrainLoader(

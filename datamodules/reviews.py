@@ -217,7 +217,7 @@ class Reviews(RowViews, TextData):
         """The tokenized rows of a split, made when first requested.
 
         Raises:
-            UserError: the data has no such split, or a row in it cannot be used.
+            UserError: the split does not exist, or a row in it cannot be used.
         """
         if split not in self._datasets:
             self._datasets[split] = self._encode(split)

@@ -69,7 +69,7 @@ class RowReader:
         self._choose_layout, self._read_file, self._target_columns = choose_layout, read_file, target_columns
         self._cache_dir, self._generated, self._unlabelled = cache_dir, generated or {}, unlabelled
         self._is_stratified = is_stratified
-        self.has_stored_columns = False  # whether the columns are those of a trained model, which needs them all
+        self.has_stored_columns = False  # whether the columns come from a trained model, which needs them all
         self._rows: dict[str, Rows] = {}
 
     # ---- public
@@ -88,7 +88,7 @@ class RowReader:
         """The rows of a split, at least one.
 
         Raises:
-            UserError: the data has no such split, the split is empty, or a row in it cannot be used.
+            UserError: the split does not exist or is empty, or a row in it cannot be used.
         """
         # Read the split when first requested; an empty one is an error.
         if split not in self._rows:
@@ -189,7 +189,7 @@ class RowReader:
 
     @property
     def predicted_split(self) -> str:
-        """What is predicted: the rows without targets, else the data if it has no splits, else a split that it has."""
+        """The split to predict: the rows without targets; else all rows of unsplit data; else one of the splits."""
         unsplit = () if {"val", "test"} & self.tables.keys() else ("train",)
         return next(split for split in ("predict", *unsplit, "test", "val") if split in self.tables)
 

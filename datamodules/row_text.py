@@ -32,7 +32,7 @@ class RowLayout(NamedTuple):
         row_format: how `columns` become a text.
         group: column whose equal values keep rows in one split; None for no groups.
         classes: label -> number of the class; None where targets are numbers.
-        is_stored: whether the columns are those of a trained model, which needs all of them.
+        is_stored: whether the columns come from a trained model, which needs all of them.
     """
 
     columns: list[str]

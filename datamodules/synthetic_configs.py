@@ -106,7 +106,7 @@ class SyntheticRows:
 
 @dataclass
 class SyntheticSettings(RegressionSettings):
-    """Settings of `SyntheticConfigs`: those of `TextRegression` with other defaults."""
+    """Settings of `SyntheticConfigs`: the same as of `TextRegression`, with other defaults."""
 
     data: str = SYNTHETIC
     tokenizer: str = "characters"
@@ -118,7 +118,7 @@ class SyntheticSettings(RegressionSettings):
 class SyntheticConfigs(RegressionViews, TextData):
     """Configurations as JSON, each with its score; no download.
 
-    `--data_dir` replaces them by configurations of your own: a table with the columns lr, batch_size, layers, dropout
+    `--data_dir` replaces them by your configurations: a table with the columns lr, batch_size, layers, dropout
     and, except for predictions, score; or any other table that `TextRegression` reads.
 
     Args:

@@ -39,7 +39,7 @@ class NumberColumn:
         self._decimals = count_decimals([cell for cell in cells if not is_missing(cell)])
 
     def encode(self, cells: Sequence[Any]) -> np.ndarray:
-        """(N, 1) the cells as numbers, NaN for those that are no numbers."""
+        """(N, 1) the cells as numbers, NaN for a cell that is not a number."""
         values = np.array([float(cell) if is_number(cell) else math.nan for cell in cells])
         if self._has_log_scale:
             values = np.log(np.maximum(values, np.finfo(np.float64).tiny))

@@ -64,7 +64,7 @@ class Teacher:
             count_decimals([f"{y!r}".removesuffix(".0") for y in column.tolist()]) for column in targets.T
         ]
         start = time.monotonic()
-        # Scores of texts for the training rows are those of models that were fitted to other rows.
+        # Scores of texts for the training rows come from models that were fitted to other rows.
         z = np.stack([TargetScale(y)(y) for y in targets.T], axis=1)
         inputs = [
             column.fit(z, np.asarray(groups), derive(seed, "texts", name))
@@ -98,7 +98,7 @@ class Teacher:
         return rows, self._rounded(self.ensemble.sample(self._encode(rows), random, noise))
 
     def draw_other(self, n_rows: int) -> list[Cells]:
-        """At most `n_rows` rows as those of `draw`, but other ones, without labels."""
+        """At most `n_rows` rows drawn as in `draw`, but different ones, without labels."""
         return self._mix_cells(n_rows, np.random.default_rng(derive(self._seed, "other synthetic rows")))
 
     def draw_targets(self, cells: Sequence[Cells], n_draws: int) -> np.ndarray | None:

@@ -42,7 +42,7 @@ class Effort(NamedTuple):
 
     @classmethod
     def of(cls, kind: TeacherKind, n_rows: int) -> "Effort":
-        """That of a kind of teacher, for a table of so many rows."""
+        """The effort of a kind of teacher for a table of `n_rows` rows."""
         if kind == "fast":
             return cls(("extra",), ("ridge",), FAST_FOLDS, FAST_COMPARED, FAST_COMPARED_TREES, FAST_TREES)
         boosted = ("boosting",) if min(n_rows, MOST_COMPARED) >= LEAST_BOOSTED else ()

@@ -92,7 +92,7 @@ class TextLM(TextData):
         """Counts of "tokens", "words" and "bytes" of a split. Words are counted as on WikiText, line ends included.
 
         Raises:
-            UserError: the data has no such split.
+            UserError: the split does not exist.
         """
         splits = self._corpus.splits
         if split not in splits:

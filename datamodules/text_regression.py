@@ -36,7 +36,7 @@ class TextRegression(RegressionViews, TextData):
         data: "integers", the identity on [-3000, 3000] (no download); a CSV, TSV, JSON-lines, Parquet or YAML file; a
             folder of such files; or a hub data set, "name" or "name:config". Splits are given by the names of a
             folder's files (train, valid, test) or by the hub; a missing one is cut from the training rows at random.
-            A `.txt` file is a TSV in which quotes have no special meaning.
+            A `.txt` file is a TSV in which quotes are ordinary characters.
         tokenizer: "bytes"; "characters"; "bpe" or "words" (split at white space), trained on the training texts; or a
             path that `load_tokenizer` takes.
         **settings: the fields of `RegressionSettings`.

@@ -26,7 +26,7 @@ def unlabelled_files(data: str) -> list[Path] | None:
         data: a file; a folder, of which all files with a known suffix are used; or the name of a hub data set.
 
     Raises:
-        UserError: a folder has no such file, or a file has another suffix.
+        UserError: a folder is without such files, or a file has another suffix.
     """
     if not data.strip():
         raise UserError("--data.unlabelled is empty: give a file, a folder or the name of a data set")
@@ -55,7 +55,7 @@ def read_unlabelled(
         data: as for `unlabelled_files`.
         layout: returns the columns of tables that are the text; their targets are not read.
         read_file: returns the table in a file.
-        bad: what to do with a row that has no text.
+        bad: what to do with a row without text.
         cache_dir: folder for hub data sets.
 
     Raises:

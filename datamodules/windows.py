@@ -60,7 +60,7 @@ class PackedTokens:
                 for file in {self._shards[shard], self._file}:
                     file.with_suffix(".json").unlink(missing_ok=True)
                 raise UserError(
-                    f"{self._shards[shard]} in the cache is damaged: start again, which packs the text anew"
+                    f"{self._shards[shard]} in the cache is damaged: start again, which packs the text again"
                 )
             pieces.append(tokens[first:end])
             start, shard = self._starts[shard] + end, shard + 1
@@ -79,7 +79,7 @@ class Windows(Dataset):
     """Windows of a packed file as `TokenBatch` items: tokens (T,), targets (T,) one token ahead, index, words.
 
     Without `stride`, for training: complete windows that do not overlap. With it, for evaluation: a window starts
-    `stride` tokens after the previous one and scores only the targets that the previous one has not scored, so that
+    `stride` tokens after the previous one and scores only targets not yet scored by the previous one, so that
     each token of the split except the first is scored exactly once; the last window is padded with zeros.
 
     Args:

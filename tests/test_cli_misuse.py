@@ -74,7 +74,7 @@ from zoo.tokenizers import train_bpe
         (["fit", "--config", TINY, "--data_dir= "], 1, "--data_dir is empty"),
         (["fit", "--config="], 2, "--config is empty"),
         (["fit", "--config", TINY, "--output_dir=runs/na\udcffme"], 1, r"na\xffme contains bytes that are not UTF"),
-        (["predict", "--ckpt_path={run}", "--predictions.path="], 1, "--predictions.path '' is no name of a file"),
+        (["predict", "--ckpt_path={run}", "--predictions.path="], 1, "--predictions.path '' is not a name of a file"),
         (["predict", "--ckpt_path={run}", "--predictions.path=/"], 1, "is a folder: give the path of a file"),
         (["predict", "--ckpt_path={run}", "--predictions.path={notes}/x"], 1, "notes.yaml/x (Not a directory): give"),
         (["fit", "--config", TINY, "--output_dir=runs/{{x}}"], 1, "the unknown placeholder {x}"),

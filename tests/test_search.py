@@ -294,7 +294,7 @@ def test_two_studies_in_one_folder_are_refused(scores, tmp_path):
 def test_a_file_of_another_kind_is_no_journal_and_stays_as_it_is(content, scores, tmp_path):
     file = tmp_path / "notes.txt"
     file.write_text(content)
-    with pytest.raises(UserError, match="is no journal of Optuna: give another file"):
+    with pytest.raises(UserError, match="is not a journal of Optuna: give another file"):
         search([], ["model.lr=1:2"], 1, tmp_path / "new", storage=f"journal:{file}")
     assert file.read_text() == content
     assert list(tmp_path.iterdir()) == [file]

@@ -24,7 +24,7 @@ def check_number(name: str, value: Any, range: str, is_inside: Callable[[Any], b
         whole: whether the number must be an integer.
 
     Raises:
-        UserError: the value is no number, or outside the range; the message names the setting, its range and the value.
+        UserError: the value is not a number or outside the range; the message names setting, range and value.
     """
     is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
     if not is_number or not (whole or _fits_a_double(value)):

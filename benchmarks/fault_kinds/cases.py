@@ -75,12 +75,12 @@ def outcome_of(call: Callable[[], Any], names: Sequence[str] = ()) -> Outcome:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             call()
-    except BaseException as error:  # a panic of a Rust library is no Exception
+    except BaseException as error:  # a panic of a Rust library is a BaseException
         if not is_user_error(error) or is_out_of_memory(error):
             return failure(f"raised {type(error).__name__}: {' '.join(str(error).split())[:200]}")
         sentence = describe(error)
         if len(sentence) < 10:
-            return failure(f"the message of {type(error).__name__} is no sentence: {sentence!r}")
+            return failure(f"the message of {type(error).__name__} is not a sentence: {sentence!r}")
         if names and not any(name in sentence for name in names):
             return failure(f"the message names none of {', '.join(names)}: {sentence[:200]}")
         return wanted("refused")

@@ -90,7 +90,7 @@ TARGETS: dict[str, Target] = {
     "safetensors": Target(samples.write_hugging_face, "model.safetensors", lambda f: load_checkpoint(f).state_dict()),
     "shards and index": Target(samples.write_shards, "model*", lambda f: load_checkpoint(f).state_dict()),
     "text cache": Target(_write_packed, "cache/tokens/*/*.*", _packed_tokens, True),
-    # The format has no number of tokens: a file cut between two tokens is a smaller vocabulary, which a model refuses.
+    # The format does not store the number of tokens: a file cut between two tokens is a valid, smaller vocabulary.
     "tok*.bin": Target(
         samples.write_llama2c_tokenizer, "tok263.bin", lambda f: _encode(f / "tok263.bin"), must_be_complete=False
     ),

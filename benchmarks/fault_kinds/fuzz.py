@@ -58,7 +58,7 @@ def _write_json(content: Any, rng: Random, file: Path) -> None:
 
 
 def _nothing() -> None:
-    """Stands for a mutated input that could not be written."""
+    """The call for a mutated input that could not be written: it does nothing."""
 
 
 # ---- files of weights

@@ -189,7 +189,7 @@ def _cases() -> list[Hostile]:
         Hostile("zip bomb as a checkpoint", zip_bomb, by_checkpoint),
         Hostile("gzip bomb as rows", gzip_bomb, [*REGRESS, "--data_dir=rows.csv"]),
     ]  # fmt: skip
-    # Paths that are no ordinary files.
+    # Paths that are not regular files.
     options = {
         "checkpoint": lambda path: [*GENERATE, f"--ckpt_path={path}"],
         "resumed checkpoint": lambda path: [*FIT, f"--ckpt_path={path}"],

@@ -116,7 +116,7 @@ def uninterrupted(of: Scenario, shared: Path) -> Path:
 
 
 def resume(of: Scenario, folder: Path) -> str:
-    """Resume the run in `folder` to its end, or start it again if it has no checkpoint; "" or what went wrong."""
+    """Resume the run in `folder` to its end, or restart it if no checkpoint was saved; "" or what went wrong."""
     code = exit_code(start(resume_argv(of, folder), folder, "resume"))
     return "" if code == 0 else f"resuming ended with {code}: {last_line(folder / 'resume.err')}"
 

@@ -117,13 +117,13 @@ def try_signal(index: int, rng: Random, folder: Path) -> Outcome:
 def _wrong_step(folder: Path, name: str, moment: str) -> list[str]:
     """What is wrong with the step that was saved because of a signal."""
     sent = int((folder / "sent").read_text())
-    if name == "SIGINT twice":  # stops at once: nothing more needs to be saved
+    if name == "SIGINT twice":  # stops immediately: nothing more needs to be saved
         return []
     if name == "SIGUSR1":
         saved = int((folder / "saved").read_text()) if (folder / "saved").exists() else -1
         return [] if saved >= sent or not (folder / "saved").exists() else [f"after step {sent} step {saved} is saved"]
     saved = saved_step(folder)
-    # A step is completed first; SIGTERM and SIGHUP leave a validation at once.
+    # A step is completed first; SIGTERM and SIGHUP interrupt a validation.
     leaves_validation = moment == "a validation" and name != "SIGINT"
     right = {sent + 1} if moment == "a step" else {sent} if leaves_validation else {sent, sent + 1}
     return [] if saved in right else [f"the signal came at step {sent}, but step {saved} is saved"]

@@ -120,7 +120,7 @@ def _pydoc() -> list[str]:
 
 
 def data_label(data: str) -> str:
-    """A short name of the data for file names: that of its folder, of its file or of the hub data set."""
+    """A short name of the data for file names: the name of its folder, its file or the hub data set."""
     path = Path(os.path.abspath(Path(os.path.expanduser(data))))
     if path.exists():
         return path.name if path.is_dir() else path.stem
@@ -147,7 +147,7 @@ def split_files(path: Path, suffixes: Set[str]) -> dict[str, list[Path]]:
         suffixes: suffixes of the files to use, in lower case; others are ignored.
 
     Raises:
-        UserError: there are no such files.
+        UserError: the files do not exist.
     """
     if path.is_file():
         return {"train": [path]}
@@ -232,7 +232,7 @@ def hub_tables(data: str, suffixes: Set[str], embedded: str, cache_dir: Path) ->
 
     Raises:
         FileNotFoundError: neither a file nor a data set on the hub has this name.
-        UserError: the data set has no split for training.
+        UserError: the data set lacks a training split.
     """
     path = Path(os.path.expanduser(data))
     # Say which file was perhaps meant.

@@ -6,7 +6,7 @@ from typing import Any
 class NestedCells(dict[str, Any]):
     """The cells of a row by name, and those of nested mappings by their path with dots.
 
-    A name with dots that the row itself has comes first. Iteration and length are those of the row.
+    A name with dots that the row itself has comes first. Iteration and length refer to the row.
     """
 
     def __contains__(self, name: object) -> bool:

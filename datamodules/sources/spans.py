@@ -24,7 +24,7 @@ Row = tuple[bool, str]  # whether the row starts a document, and its text
 Place = Literal["row", "chunk", "character"]
 
 LONGEST_LINE = 1 << 20  # characters; a longer line is read in several rows, and can be cut anywhere
-BLOCK_ROWS = 1000  # rows of a table that are read at once
+BLOCK_ROWS = 1000  # rows of a table per read
 
 
 class Source(Protocol):
@@ -179,7 +179,7 @@ class Table(Documents):
         name: what messages call the table.
 
     Raises:
-        UserError: the table has no such column.
+        UserError: the column does not exist.
     """
 
     texts: Any

@@ -66,7 +66,7 @@ class BadRows:
 
 
 class Table(NamedTuple):
-    """Rows, each with its place ("FILE, line 3"). `columns` are those of every row; None where rows have their own."""
+    """Rows, each with its place ("FILE, line 3"). `columns` are shared by all rows; None where they differ."""
 
     name: str
     columns: list[str] | None
@@ -83,7 +83,7 @@ class Table(NamedTuple):
 def read_table(file: Path, column_names: list[str] | None, bad: BadRows, separator: str | None = None) -> Table:
     """The table in `file`; the suffix of its name gives the format.
 
-    A `.txt` file is a TSV in which quotes have no special meaning.
+    A `.txt` file is a TSV in which quotes are ordinary characters.
 
     Args:
         file: the file to read.
@@ -279,7 +279,7 @@ def _read_yaml(file: Path, bad: BadRows) -> Iterator[tuple[str, Cells]]:
 
 
 def _mappings(rows: Iterable[tuple[str, Any]], bad: BadRows) -> Iterator[tuple[str, Cells]]:
-    """Those of the rows that are mappings and UTF-8 text."""
+    """The rows that are mappings and UTF-8 text."""
     for place, cells in rows:
         # Each row must map names to values, and its texts must be UTF-8.
         if not isinstance(cells, dict):

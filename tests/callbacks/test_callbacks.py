@@ -144,14 +144,14 @@ def test_only_empty_files_and_earlier_predictions_are_overwritten(tmp_path):
             predict(path, data=old)
     with pytest.raises(UserError, match="is in the folder of the data"):
         predict(old, data=tmp_path)
-    # Files that are no predictions.
+    # Files that are not predictions.
     for wrong in (b"PK\x03\x04\xff", b'{"x": 1, "label": 2}\n', b"[1]\n", b"model: 1\n", b"\n", b'{"index": "a"}'):
         data.write_bytes(wrong)
-        with pytest.raises(UserError, match=r"is no file of earlier predictions: give another --predictions\.path"):
+        with pytest.raises(UserError, match=r"is not a file of earlier predictions: give another --predictions\.path"):
             predict(data)
         assert data.read_bytes() == wrong
     data.write_bytes(b"mine")
-    with pytest.raises(UserError, match=r"is no file of earlier predictions: give another --predictions\.text_path"):
+    with pytest.raises(UserError, match=r"is not a file of earlier predictions: give another --predictions\.text_path"):
         predict(tmp_path / "new.jsonl", data)
     assert (old.read_bytes(), data.read_bytes()) == (content, b"mine")
 

@@ -85,7 +85,7 @@ def test_predictions_are_overwritten_only_where_that_is_wanted(run, tmp_path, ca
     ]
     path = tmp_path / "predictions.jsonl"
     path.write_text("of the user")
-    assert "is no file of earlier predictions: give another --predictions.path" in complaint(
+    assert "is not a file of earlier predictions: give another --predictions.path" in complaint(
         capsys, 1, *argv, "--trainer.enable_progress_bar=false", "--overwrite"
     )
     assert path.read_text() == "of the user"

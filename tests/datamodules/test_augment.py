@@ -95,7 +95,7 @@ BAD = {
     "no mapping": ("synonyms", b"- good\n", "has no synonyms: it must map each word"),
     "no YAML": ("synonyms", b"good: [fine\n", "is not valid YAML"),
     "no UTF-8": ("background", b"caf\xe9\n", "is not UTF-8 text: byte 0xe9 at offset 3"),
-    "empty": ("background", b"\n", "has no background"),
+    "empty": ("background", b"\n", "is empty: it must have one sentence"),
     "missing": ("background", None, "there is no file .*words: set --data.background to an existing file"),
 }
 

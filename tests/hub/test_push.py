@@ -81,7 +81,7 @@ def test_wrong_commands_are_refused_in_one_sentence(hub, run, tmp_path, capsys, 
     licence = "--licence=mit"
     assert "--licence" in complaint(capsys, 2, "push", run, REPOSITORY)
     assert "give OWNER/NAME" in complaint(capsys, 1, "push", run, "fox", licence)
-    assert "is no folder" in complaint(capsys, 1, "push", tmp_path / "none", REPOSITORY, licence)
+    assert "is not a folder" in complaint(capsys, 1, "push", tmp_path / "none", REPOSITORY, licence)
     assert "has no files to upload" in complaint(capsys, 1, "push", tmp_path, "a/b", licence)
     assert "no checkpoint" in complaint(capsys, 1, "push", run, "a/b", licence, "--ckpt_path=x.ckpt")
     hub.token = "secret"

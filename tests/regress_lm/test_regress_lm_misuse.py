@@ -56,7 +56,7 @@ def test_generators_texts_and_numpy_scalars_are_accepted(model):
         (lambda m: m.sample(pandas.DataFrame({"x": ["one"]}), 3), "not a DataFrame: give a column of texts"),
         (lambda m: m.fine_tune(pandas.DataFrame({"x": ["one"]})), "not a DataFrame: give pairs of its columns"),
         (lambda m: m.sample({"one", "two"}, 3), "inputs must be a list of ExampleInput, not a set"),
-        (lambda m: RegressLM.load(3), "3 is no path"),
+        (lambda m: RegressLM.load(3), "3 is not a path"),
         (lambda m: m.sample(None, 3), "inputs must be a list of ExampleInput, not a NoneType"),
         (lambda m: m.sample([""], 3), "example 0 has no text"),
         (lambda m: m.sample(INPUTS, 0), "num_samples must be at least 1, not 0"),

@@ -16,7 +16,7 @@ from zoo.training.random_streams import stream
 FIRST_C = 10.0  # inverse penalty that the kinds are compared with
 LARGER_C, SMALLER_C = (30.0, 100.0, 300.0, 1000.0), (3.0, 1.0)  # tried for the best kind, each list until it gets worse
 N_FOLDS, ITERATIONS = 3, 100
-MOST_ROWS = 2500  # of more rows, so many drawn at random are used
+MOST_ROWS = 2500  # a larger data set is subsampled at random to this many rows
 BY_COST: tuple[BowKind, ...] = ("naive_bayes", "tfidf", "chars", "words_and_chars")
 MOST_WORK = {"naive_bayes": np.inf, "tfidf": 2e8}  # characters times classes that a kind is fitted to in a minute
 MOST_WORK_OF_CHARS = 5e6
@@ -104,7 +104,7 @@ def compare_bow(
 
 
 def affordable_kinds(n_characters: int, n_classes: int) -> list[BowKind]:
-    """The kinds that can be fitted to texts of so many characters within a minute or two, the fastest one first."""
+    """The kinds that can be fitted to `n_characters` of text within a minute or two, the fastest one first."""
     work = n_characters * (n_classes if n_classes > 2 else 1)  # two classes have one set of weights
     return [kind for kind in BY_COST if work <= MOST_WORK.get(kind, MOST_WORK_OF_CHARS)]
 

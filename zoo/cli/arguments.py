@@ -31,7 +31,7 @@ LOGGER = "--trainer.logger"
 LOGGERS = {  # those that cannot be built without a folder
     f"{package}{name}" for name in ("CSVLogger", "TensorBoardLogger") for package in ("", "lightning.pytorch.loggers.")
 }
-RUN_FOLDER = "{output_dir}"  # as the folder of a logger: that of the run
+RUN_FOLDER = "{output_dir}"  # as the folder of a logger: the folder of the run
 STRATEGY = "--trainer.strategy"
 SHARDED = ("fsdp2", "FullySharded")  # short names of zoo.sharding.strategy.FullySharded
 MAX_CONFIG_BYTES = 1 << 20
@@ -59,7 +59,7 @@ class Arguments:
     automatic_from: int | None = None
 
     def weights_alone(self) -> str | None:
-        """`--model.weights zoo:NAME` without a config or class: then the settings are those of the weights."""
+        """`--model.weights zoo:NAME` without a config or class: the settings are then read from the weights."""
         weights = self.values.get("model.weights")
         return weights if is_project_weights(weights) and not any(self.class_paths.values()) else None
 
@@ -73,7 +73,7 @@ def read_arguments(words: list[str]) -> Arguments:
     """
     arguments = Arguments()
     for word in words:
-        if any("\udc80" <= character <= "\udcff" for character in word):  # Python's stand-ins for such bytes
+        if any("\udc80" <= character <= "\udcff" for character in word):  # Python's surrogate escapes
             raise UserError(f"the argument {shorten(word)} is not UTF-8 text: rename the file, or write it in UTF-8")
     rest = list(words)
     while rest:
@@ -147,7 +147,7 @@ def load_config(value: str) -> tuple[str, dict[str, Any]]:
     """The path and the settings of a config given by name, as a file, or as YAML text.
 
     Raises:
-        UnknownConfigError: there is no such config.
+        UnknownConfigError: the config does not exist.
         UserError: the file is not a regular file, is larger than 1 MiB or not UTF-8; or it is not valid YAML.
     """
     # A config's name contains none of these signs of YAML; a file's name may.

@@ -1,4 +1,4 @@
-"""Settings that follow from the data: those of a command that neither a config nor an option gives.
+"""Settings that follow from the data, where neither a config nor an option gives them.
 
 `automatic: true` in a config, or `--automatic` on the command line, lets the rules of the model's class choose them.
 The values are printed with their reasons, and saved in the run's config.yaml, so that resuming needs no rules.
@@ -29,7 +29,7 @@ def choose(
         seconds: that are left of --budget; None without a limit.
 
     Raises:
-        UserError: the model has no rules, or its data cannot be read.
+        UserError: the model does not define rules, or its data cannot be read.
     """
     rules = getattr(model, "choose_settings", None)
     if rules is None:

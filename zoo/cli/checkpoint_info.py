@@ -61,7 +61,7 @@ class CheckpointInfo:
             classes: the classes of "model" and "data".
         """
         for group, spec in self.defaults().items():
-            # An argument that was removed has no new name.
+            # A removed argument is not renamed.
             for name, new_name in renamed_arguments(classes.get(group)).items():
                 if not new_name:
                     spec["init_args"].pop(name, None)
@@ -98,7 +98,7 @@ class CheckpointInfo:
             A warning where the texts are made of other columns, which may be the names that other data uses.
 
         Raises:
-            UserError: texts would be written in another way than those of the training.
+            UserError: texts would be written in another way than in training.
         """
         stored = (self.data or {}).get("init_args", {})
         if cls is None or (self.data or {}).get("class_path", "").rpartition(".")[2] != cls.__name__:

@@ -150,7 +150,7 @@ class ZooCLI(OpenLightningCLI):
             raise UserError(f"--ckpt_path auto is for fit: give last, best or a file to {self.verb}")
         if self.verb == "fit" and is_project_weights(ckpt_path):
             raise UserError(
-                f"{ckpt_path} is no run that can be resumed: start from its weights with --config NAME --model.weights "
+                f"{ckpt_path} is not a resumable run: start from its weights with --config NAME --model.weights "
                 f"{ckpt_path}"
             )
         if self.verb == "fit" and ckpt_path is not None and is_url(ckpt_path):

@@ -21,7 +21,7 @@ def consolidate(argv: list[str]) -> None:
 
     Raises:
         FileNotFoundError: the folder does not exist.
-        UserError: it is no sharded checkpoint or is damaged, or the output exists.
+        UserError: it is not a sharded checkpoint or is damaged, or the output exists.
     """
     parser = PlainParser(
         prog="zoo consolidate",

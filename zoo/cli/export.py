@@ -26,7 +26,7 @@ def export(argv: list[str]) -> None:
         argv: the options.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint or tokenizer.
+        FileNotFoundError: the checkpoint or the tokenizer does not exist.
         UserError: the checkpoint is damaged, the format cannot hold the model, or the destination exists.
     """
     parser = PlainParser(
@@ -87,7 +87,7 @@ def load_module(
 
     Raises:
         FileNotFoundError: a file does not exist.
-        UserError: a file is damaged, or the tokenizer is not that of the model.
+        UserError: a file is damaged, or the tokenizer does not belong to the model.
     """
     path = find_checkpoint(ckpt_path, None) or ""  # of zoo:NAME, that of its file
     names = ClassNames({"model": [model] if model else [], "data": []})
@@ -95,7 +95,7 @@ def load_module(
     given = None if tokenizer in (None, NO_TOKENIZER) else load_tokenizer(str(tokenizer))
     if info.is_external:
         if base:
-            raise UserError(f"{ckpt_path} is no checkpoint of a LlamaClassifier: drop --model.base")
+            raise UserError(f"{ckpt_path} is not a checkpoint of a LlamaClassifier: drop --model.base")
         if tokenizer is None and (adjacent := adjacent_tokenizer(Path(path))) is not None:
             given = load_tokenizer(adjacent)
         return LlamaLM(weights=path, tokenizer=given).eval(), _EXTERNAL
@@ -104,7 +104,7 @@ def load_module(
     info.check_model(model, cls)
     changes = {} if base is None else {"base": base}
     if base is not None and "base" not in info.model["init_args"]:
-        raise UserError(f"{ckpt_path} is no checkpoint of a LlamaClassifier: drop --model.base")
+        raise UserError(f"{ckpt_path} is not a checkpoint of a LlamaClassifier: drop --model.base")
     module = cls.load_from_checkpoint(path, map_location="cpu", **changes).eval()
     checkpoint = read_checkpoint(path, required=("state_dict",))
     if tokenizer is not None:

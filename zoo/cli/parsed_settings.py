@@ -48,8 +48,8 @@ def check_settings(config: Any, verb: str, info: CheckpointInfo | None) -> None:
         info: the checkpoint that was named, if any.
 
     Raises:
-        UserError: the seed is out of range, a verb other than fit has no trained model or a time limit, the time
-            limit is no duration, or --overwrite is given to another verb than predict.
+        UserError: the seed is out of range, a verb other than fit lacks a trained model or has a time limit, the time
+            limit is not a duration, or --overwrite is given to another verb than predict.
     """
     if isinstance(seed := config.seed_everything, int) and not 0 <= seed < 2**32:
         raise UserError(f"--seed_everything must be from 0 to {2**32 - 1}, not {seed}")
@@ -130,7 +130,7 @@ def fill_data_settings(config: Any, model: type | None, keys: Iterable[tuple[str
     """
     if model is None or not issubclass(model, ZooModule):
         return
-    settings = config.model.get("init_args") or {}  # a class may have no arguments
+    settings = config.model.get("init_args") or {}  # absent for a class without arguments
     for name, value in model.data_settings(settings).items():
         if name in config.data.init_args and follows_model(keys, name):
             config.data.init_args[name] = value

@@ -1,6 +1,6 @@
 """The processes (ranks) of one run end together: a failure of one ends all within seconds, with one message.
 
-A rank that fails says so in the key-value store of torch.distributed, which every rank can reach at MASTER_ADDR and
+A rank that fails writes this to the key-value store of torch.distributed, which every rank can reach at MASTER_ADDR and
 MASTER_PORT: torchrun keeps it, or rank 0 does once it has started. Each rank has a thread that looks into the store,
 and ends the process where the main thread does not: it may wait for the failed rank inside torch, which no Python
 signal handler interrupts. The first rank to fail prints its message; the others are silent.
@@ -169,7 +169,7 @@ class Ranks:
 
         Args:
             deadline: as `time.monotonic` measures it.
-            keep: rank 0 may keep the store itself where nobody else does yet.
+            keep: rank 0 may host the store itself if it does not run yet.
         """
         assert self.world is not None
         host, port = self.world.host, self.world.port
@@ -252,7 +252,7 @@ class Ranks:
 
 
 class FailureReport(Callback):
-    """Tells the other ranks of an exception at once, before anything waits for them.
+    """Reports an exception to the other ranks immediately, before anything waits for them.
 
     Args:
         ranks: those of the run.

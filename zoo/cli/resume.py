@@ -33,7 +33,7 @@ def saved_run(ckpt_path: str | None, arguments: Arguments) -> list[str]:
 
     Returns:
         `--config RUN/config.yaml --output_dir RUN`, of a remote run only the config; nothing where the command gives a
-        config, a model or data itself, or where there is no config.yaml next to the checkpoint.
+        config, a model or data itself, or where config.yaml is missing next to the checkpoint.
 
     Raises:
         UserError: the config names a class outside the zoo and Lightning, which only the user can decide to trust; or

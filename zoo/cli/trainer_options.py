@@ -35,7 +35,7 @@ def check_trainer(trainer: Any, verb: str) -> None:
         verb: of the command.
 
     Raises:
-        UserError: there is no GPU as requested, or an option is outside its range, excluded by another or without
+        UserError: a requested GPU is not available, or an option is outside its range, excluded by another or without
             effect on the verb.
     """
     if verb == "generate" and trainer.precision is not None:
@@ -124,7 +124,7 @@ def strategy_name(name: str, accelerator: Any) -> str:
     """The name under which Lightning knows a strategy; "FullySharded", the class, is called "fsdp2".
 
     Raises:
-        UserError: there is no strategy of that name, or it does not run on a CPU.
+        UserError: the strategy is unknown, or it does not run on a CPU.
     """
     own = fsdp2 if name.lower() == FullySharded.__name__.lower() else name.lower()
     if own != "auto" and own not in StrategyRegistry.available_strategies():

@@ -94,7 +94,7 @@ class TerminalLine(Display):
         self._terminal, self._progress = sys.stderr, Progress(0)
         self._is_drawn, self._is_line_start = False, True
         self._fill = "█" if "utf" in (getattr(sys.stderr, "encoding", "") or "").lower() else "#"
-        # Whatever is printed to the terminal during the run is printed above the line.
+        # Other output to the terminal during the run is printed above the line.
         self._proxies = {name: _Above(getattr(sys, name), self) for name in ("stdout", "stderr")}
         for name, proxy in self._proxies.items():
             if _is_terminal(proxy.stream):

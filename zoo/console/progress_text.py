@@ -121,7 +121,7 @@ class Clock:
         self.restart(0)
 
     def restart(self, done: int) -> None:
-        """Start at a number of units, as that of a resumed run."""
+        """Start at a number of units, for instance when a run is resumed."""
         self.done = self._first = done
         self._begin: float | None = None  # the end of the first unit
         self._paused = 0.0

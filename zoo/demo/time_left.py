@@ -45,7 +45,7 @@ class DemoProgress(Progress):
     Args:
         label: name of the model, such as "model 2 of 7".
         place: of the model, from 0 on.
-        time_left: that of the demo.
+        time_left: the estimate for the demo.
     """
 
     def __init__(self, label: str, place: int, time_left: TimeLeft) -> None:

@@ -9,7 +9,7 @@ from zoo.tokenizers import Tokenizer
 from zoo.tokenizers.llama2c import Llama2cTokenizer
 from zoo.tokenizers.sentence_piece import SentencePieceTokenizer
 
-SPACE = "\u2581"  # stands for a space in pieces
+SPACE = "\u2581"  # replaces a space in pieces
 # Types of pieces, by SentencePiece's and GGUF's numbers.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 _FIRST_BYTE = 3  # id of the byte 0 in Llama's vocabularies
@@ -27,7 +27,7 @@ class Pieces(NamedTuple):
         adds_space: whether a space is added before a text.
         removes_spaces: whether spaces at both ends and repeated spaces are removed.
         charsmap: compiled rules of Unicode normalization; empty for none.
-        space: what stands for a space in `texts`.
+        space: the character that replaces a space in `texts`.
     """
 
     texts: list[str]

@@ -228,7 +228,7 @@ def _unknown(pieces: Pieces) -> str:
 def byte_characters() -> list[str]:
     """The characters by which byte-level tokenizers write the bytes 0 to 255, as GPT-2 does.
 
-    Visible characters of Latin-1 stand for themselves, and the others for the code points from 256 on, in their order.
+    A byte that is a visible character of Latin-1 maps to it; the others map to the code points from 256 on, in order.
     """
     others = iter(range(256, 512))
     return [chr(byte) if re.match(r"[!-~¡-¬®-ÿ]", chr(byte)) else chr(next(others)) for byte in range(256)]

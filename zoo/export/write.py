@@ -60,7 +60,7 @@ def export_module(
 def check_absent(path: Path) -> None:
     """Raises UserError where a path exists, also as a broken symbolic link."""
     if not path.name:
-        raise UserError(f"{path} is no name of a file or folder: name one that does not exist")
+        raise UserError(f"{path} is not a name of a file or folder: name one that does not exist")
     if os.path.lexists(path):
         raise UserError(f"{path} exists already: give another destination, or remove it first")
     parents = (parent for parent in path.parents if os.path.lexists(parent))

@@ -48,7 +48,7 @@ def replacing(path: Path, durable: bool = False, replaces_folder: bool = False) 
 def replace_path(new: Path, path: Path) -> None:
     """Rename a file or folder to `path`, in place of the file or folder there, and wait until this is on the disk.
 
-    A folder cannot be replaced at once: for a moment only `path` with the suffix `.old` exists.
+    A folder cannot be replaced in one operation: for a moment only `path` with the suffix `.old` exists.
     """
     old, is_new = path.with_name(f"{path.name}{OLD}"), not os.path.lexists(path)
     if is_new or not (new.is_dir() or path.is_dir()):

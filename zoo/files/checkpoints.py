@@ -35,7 +35,7 @@ def read_checkpoint(
         map_location: device of the tensors, as in torch.load.
 
     Raises:
-        FileNotFoundError: there is no file `path`.
+        FileNotFoundError: `path` does not exist.
         UserError: it is not a checkpoint, is damaged, or holds more than tensors and plain values.
     """
     if is_checkpoint_folder(path):
@@ -122,7 +122,7 @@ def _is_count(value: Any) -> bool:
 def _is_optimizer(value: Any) -> bool:
     """State of a torch optimizer: {"state": {number: {name: value}}, "param_groups": [{"params": [number], ...}]}.
 
-    That of Muon with AdamW is {"parts": [state, state]}.
+    For Muon with AdamW it is {"parts": [state, state]}.
     """
     if _is_dict(value) and "parts" in value:
         return _is_list(value["parts"], _is_optimizer)

@@ -22,11 +22,11 @@ def regular_file(path: str | os.PathLike, option: str = "", max_bytes: int | Non
 
     Raises:
         FileNotFoundError: the file does not exist.
-        UserError: it is a folder, a pipe, a device or a socket, it is empty or too large, or the path is no path.
+        UserError: it is a folder, a pipe, a device or a socket, it is empty or too large, or `path` is not a path.
     """
     prefix = f"{option} " if option else ""
     if not isinstance(path, str | bytes | os.PathLike):  # os.stat also takes the number of an open file
-        raise UserError(f"{prefix}{path!r:.100} is no path: give the path of a file")
+        raise UserError(f"{prefix}{path!r:.100} is not a path: give the path of a file")
     try:
         status = os.stat(path)
     except FileNotFoundError:

@@ -32,7 +32,7 @@ def local_copy(url: str, option: str = "--ckpt_path") -> Path:
         option: that names the file, for messages.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         UserError: the protocol is unknown or its package is missing, or it is a folder.
         OSError: the file cannot be read or the copy not be written.
     """
@@ -78,12 +78,12 @@ def _info(files: Any, path: str, url: str, option: str) -> dict[str, Any]:
         return files.info(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{option} {url}: there is no such file, or no connection") from error
-    except Exception as error:  # each protocol has exceptions of its own
+    except Exception as error:  # each protocol raises its own exceptions
         raise OSError(f"{option} {url} cannot be read ({type(error).__name__}: {error})") from error
 
 
 def _read(files: Any, path: str, target: Path, name: str) -> None:
     try:
         files.get_file(path, str(target))
-    except Exception as error:  # each protocol has exceptions of its own
+    except Exception as error:  # each protocol raises its own exceptions
         raise OSError(f"{name} cannot be copied ({type(error).__name__}: {error})") from error

@@ -1,7 +1,7 @@
 """Checkpoints as a folder of two files: `model.safetensors` with the tensors and `zoo.json` with everything else.
 
-No pickle is involved, so that other programs and languages can read both files. JSON has no tuples, no NaN and no keys
-that are not texts: objects with one of the keys in `_TAGS` stand for them, and for tensors outside the state dict.
+No pickle is involved, so that other programs and languages can read both files. JSON lacks tuples, NaN and keys
+that are not texts: objects with one of the keys in `_TAGS` encode them, and tensors outside the state dict.
 """
 
 import json

@@ -27,7 +27,7 @@ def make_decoder(
         compile: compile the decoding step.
 
     Raises:
-        UserError: `precision` is unknown; or the network has no method `decoder`, and `precision` or `compile` is not
+        UserError: `precision` is unknown; or the network lacks a method `decoder`, and `precision` or `compile` is not
             the default.
     """
     dtype_of(precision)  # checks it

@@ -70,7 +70,7 @@ def pull(name: str, revision: str | None = None, check_config: Callable[[Path], 
         The folder with the files.
 
     Raises:
-        UserError: there is no such repository, or the hub cannot be reached; it has no weights that the zoo reads; the
+        UserError: the repository does not exist or holds no weights that the zoo reads; the hub cannot be reached; the
             disk is too small; or a file differs from its digest.
     """
     if name in WEIGHTS:
@@ -138,7 +138,7 @@ def choose_files(snapshot: Snapshot) -> tuple[list[str], str]:
     """The names of a repository's files to download, and which of them to load, "." for all as a folder.
 
     Raises:
-        UserError: the repository has no weights that the zoo reads.
+        UserError: the repository holds no weights that the zoo reads.
     """
     files = snapshot.files
     if checkpoint := next((name for name in CHECKPOINTS if name in files), None):

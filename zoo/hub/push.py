@@ -59,7 +59,7 @@ def push(
     if not is_repository(repository):
         raise UserError(f"{repository} is not the name of a repository on the hub: give OWNER/NAME")
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder: give the folder of a run, or one that was exported")
+        raise UserError(f"{folder} is not a folder: give the folder of a run, or one that was exported")
     own = next((folder / name for name in CHECKPOINTS if (folder / name).is_file()), None)
     described = checkpoint or own
     with tempfile.TemporaryDirectory(prefix="zoo-push-") as temporary:

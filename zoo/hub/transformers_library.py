@@ -35,7 +35,7 @@ def load_pretrained(kind: str, name: str, **options: Any) -> Any:
         **options: other arguments of `from_pretrained`.
 
     Raises:
-        FileNotFoundError: there is no such folder, and no such model on the hub.
+        FileNotFoundError: neither a folder nor a model on the hub has this name.
         UserError: the folder or model cannot be loaded, or transformers is not installed.
     """
     library = transformers_library()

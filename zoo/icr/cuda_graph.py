@@ -26,7 +26,7 @@ class GraphedNetwork:
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         if self._graphed is None:
-            # A module of its own, because recording replaces the method `forward` of the module.
+            # A separate module, because recording replaces the method `forward` of the module.
             examples = x.clone(), y.clone()
             self._graphed = torch.cuda.make_graphed_callables(_Call(self.network), examples, num_warmup_iters=WARM_UP)
             self._shapes = x.shape, y.shape

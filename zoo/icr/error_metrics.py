@@ -16,7 +16,7 @@ class PositionErrors(Metric):
     """Squared errors (..., B, K) averaged over prompts, for the model and the exact estimators: (NAMES, ..., K).
 
     Args:
-        shape: the axes of an error without that of the prompts: (K,), or (S, K) with S stacked models.
+        shape: the axes of an error except the prompts: (K,), or (S, K) with S stacked models.
     """
 
     sums: Tensor

@@ -19,8 +19,8 @@ LABELS = {"dmmse": "dMMSE", "least_squares": "least squares"}
 def plot_error_curves(curves: dict[str, dict[str, list[float]]], title: str) -> "Figure":
     """Squared error against the number of examples seen, one line per predictor (K values), one panel per kind.
 
-    A predictor that is not defined, such as dMMSE for an infinite pool, has no line and no entry in the legend. The
-    dashes of the estimators differ, so that equal curves can be told apart.
+    A predictor that is not defined, such as dMMSE for an infinite pool, is left out of the lines and the legend. The
+    dashes of the estimators differ, so that equal curves can be distinguished.
     """
     from matplotlib.figure import Figure
 

@@ -2,7 +2,7 @@
 
 Raventós et al. 2023, https://arxiv.org/abs/2306.15063: GPT-2 (Radford et al. 2019) over tokens of D + 1 numbers,
 x_k as [0, x_k] and y_k as [y_k, 0]. The prediction of y_k is the output at the token of x_k. Positions are learned; the
-input and output projections have no bias. Departures, none of which changes a prediction:
+input and output projections are without bias. Departures, none of which changes a prediction:
 - the last token, y_K, is not computed, because no prediction depends on it;
 - at y positions the last layer computes only keys and values.
 
@@ -166,7 +166,7 @@ class Network(nn.Module):
             )
         if not 1 <= x.shape[-2] <= self.config.K:
             raise UserError(f"a prompt has 1 to K = {self.config.K} places in this model, not {x.shape[-2]}")
-        # On a CPU one member uses the whole processor, and oneDNN has no batched products: compute them one by one.
+        # On a CPU one member uses the whole processor, and oneDNN lacks batched products: compute them one by one.
         if self._single and by_onednn(x):
             names, weights = zip(*self.named_parameters(), strict=True)
             each = zip(y, *(weight.unbind() for weight in weights), strict=True)

@@ -174,7 +174,7 @@ class ICRTransformer(ZooModule):
             self.hparams.update(asdict(task))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """The network has no dropout, so there is no generator to seed."""
+        """Nothing to seed: without dropout a training step draws no random numbers."""
 
     def predictions(self, prompts: Prompts) -> Tensor:
         """The network's predictions (..., B, K) of y, computed in the dtype of its weights."""

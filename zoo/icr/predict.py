@@ -60,7 +60,7 @@ def predict_from_prompt(model: Predictor, x_context: Any, y_context: Any, x_quer
         (q,) on the device of the queries.
 
     Raises:
-        UserError: shapes do not fit, there are too many examples, or something is no finite number.
+        UserError: shapes do not fit, there are too many examples, or a number is NaN or infinite.
 
     Warns:
         UserWarning: the numbers are so large that a prediction is not finite.
@@ -101,7 +101,7 @@ def ridge_answers(model: Predictor, x_context: Any, y_context: Any, x_query: Any
 
 @torch.no_grad()
 def evaluate_ood_score(model: Predictor, n_samples: int = 10000, seed: int = 0) -> float:
-    """Mean squared error on new tasks from N(0, I), noise included, over all positions. The lowest is that of ridge.
+    """Mean squared error on new tasks from N(0, I), noise included, over all positions. Ridge's is the lowest.
 
     Args:
         model: the model.

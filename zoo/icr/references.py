@@ -135,7 +135,7 @@ def _sums_before(terms: Tensor) -> Tensor:
 
 
 def _check_shapes(x: Tensor, y: Tensor) -> None:
-    """Raises UserError where x and y are no floating-point tensors (B, K, D) and (B, K)."""
+    """Raises UserError unless x and y are floating-point tensors of shapes (B, K, D) and (B, K)."""
     for name, part in (("x", x), ("y", y)):
         if not isinstance(part, Tensor) or not part.is_floating_point():
             given = part.dtype if isinstance(part, Tensor) else type(part).__name__

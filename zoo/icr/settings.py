@@ -34,7 +34,7 @@ class ICRSettings(OptimizerConfig, ICRegConfig):
     grad_clip: float | None = 1.0
 
     def check(self) -> None:
-        """As that of `OptimizerConfig`; warmup_steps and grad_clip may be None."""
+        """As in `OptimizerConfig`, but warmup_steps and grad_clip may be None."""
         OptimizerConfig.check(self if self.warmup_steps is not None else replace(self, warmup_steps=0))
         if self.grad_clip is not None:
             check_number("grad_clip", self.grad_clip, "positive, or null for no clipping", lambda norm: norm > 0)
@@ -42,7 +42,7 @@ class ICRSettings(OptimizerConfig, ICRegConfig):
     def build(
         self, parameters: Iterable[tuple[str, nn.Parameter]], lr_scale: Callable[[str], float] = lambda name: 1.0
     ) -> torch.optim.Optimizer:
-        """The optimizer of the named parameters; "adafactor" and "muon" are those of `OptimizerConfig`."""
+        """The optimizer of the named parameters; "adafactor" and "muon" are built by `OptimizerConfig`."""
         if self.optimizer != "adamw":
             return super().build(parameters, lr_scale)
         trained: list[Any] = [p for _, p in parameters if p.requires_grad]

@@ -49,7 +49,7 @@ def as_prompts(batch: Any, task: "Task") -> Prompts:
 
     Raises:
         TypeError: the batch is something else.
-        UserError: its D or K is not that of the task.
+        UserError: its D or K differs from the task's.
     """
     # A plain tuple or list is accepted if it holds the two or three tensors.
     if isinstance(batch, tuple | list) and not isinstance(batch, Prompts):
@@ -180,10 +180,10 @@ def as_floats(name: str, values: Any, device: str | torch.device | None = None) 
     Args:
         name: of the argument, for the message.
         values: numbers of any depth.
-        device: of the result; None: that of the tensor, or the CPU.
+        device: of the result; None: the tensor's device, or the CPU.
 
     Raises:
-        UserError: they are no numbers, or rows of different lengths.
+        UserError: they are not numbers, or the rows differ in length.
     """
     if not isinstance(values, Tensor):
         try:
@@ -210,7 +210,7 @@ def check_prompt(task: Task, x_context: Tensor, y_context: Tensor, x_query: Tens
     for name, x in (("x_context", x_context), ("x_query", x_query)):
         if not x.ndim or (x.shape[1:] != (task.D,) and len(x)):
             raise UserError(f"{name} has shape {tuple(x.shape)}, and must be rows of D = {task.D} numbers")
-    # One y for each example, and room for the query within K pairs.
+    # One y for each example; the examples and the query are at most K pairs.
     if y_context.shape != x_context.shape[:1]:
         raise UserError(f"y_context has shape {tuple(y_context.shape)}, and must have a number for each x_context")
     if len(x_context) >= task.K:

@@ -5,7 +5,7 @@
 Logits (N, V) of a language model are its largest tensor. Here the logits of one chunk of positions at a time are
 computed, reduced to the loss and, in place, turned into its gradient softmax(W h) - onehot(t), which is multiplied out
 to the gradients of h and W. So the forward pass computes the gradients too, and holds one chunk (chunk, V) instead of
-(N, V). The arithmetic is that of the plain form. Wijmans et al. 2024, https://arxiv.org/abs/2411.09009, also split V.
+(N, V). The arithmetic equals the plain form's. Wijmans et al. 2024, https://arxiv.org/abs/2411.09009, also split V.
 The gradient of W is a sum over all positions. It is accumulated in fp32: with 131,072 positions of a small vocabulary
 it exceeds fp16's largest number, 65504, and loses digits in bf16.
 torch 2.13's F.linear_cross_entropy is similar, but cannot be compiled.

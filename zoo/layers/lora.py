@@ -75,7 +75,7 @@ def add_lora(model: nn.Module, rank: int, alpha: float, targets: Collection[str]
 
 def _register(module: nn.Module, name: str, update: LowRank) -> None:
     parametrize.register_parametrization(module, name, update)
-    # torch has given the module a class of its own, which pickle, as used by ddp_spawn, cannot import.
+    # torch has replaced the module's class by a new one, which pickle, as used by ddp_spawn, cannot import.
     type(module).__reduce__ = _reduce  # type: ignore[assignment]
 
 

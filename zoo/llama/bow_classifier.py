@@ -211,7 +211,7 @@ def _rows_of(
         remedy: how to do without them, for the error message.
 
     Raises:
-        UserError: the loader has no map-style dataset, or two rows have the same index.
+        UserError: the loader's dataset is not map-style, or two rows have the same index.
     """
     dataset: Any = getattr(loader, "dataset", None)
     is_iterable = isinstance(dataset, IterableDataset)

@@ -45,7 +45,7 @@ class LlamaClassifier(BowClassifier):
     a checkpoint that needs no other file.
 
     Args:
-        label_names: names of the classes, at least two different ones; on the command line those of the data.
+        label_names: names of the classes, at least two different ones; the command line takes them from the data.
         method: what is trained: "full", all weights; "head", a linear map of the hidden states; "lora", the linear map
             and low-rank updates of the matrices in `lora_targets`. The last two need pretrained weights.
         weights: file or folder of pretrained weights to start from: a llama2.c `.bin` or `.pt`, a Hugging Face folder
@@ -72,7 +72,7 @@ class LlamaClassifier(BowClassifier):
             and use them in evaluation and prediction.
         layer_decay: the learning rate of each layer is this share of the next layer's, in (0, 1]; 1 gives all layers
             the rate `lr`.
-        vocab_size: number of token ids; on the command line that of the data's tokenizer.
+        vocab_size: number of token ids; the command line sets it from the data's tokenizer.
         tokenizer: the tokenizer of the data, stored in checkpoints; on the command line the data's.
         label_spellings: how files write each class, in the order of `label_names`, for predictions; on the command
             line those of the data. Default: label_names.
@@ -174,7 +174,7 @@ class LlamaClassifier(BowClassifier):
             given: the settings that are already decided, by option.
 
         Raises:
-            UserError: the data has no texts with labels.
+            UserError: the data does not consist of texts with labels.
         """
         if not hasattr(data, "training_rows"):
             raise UserError(f"{type(data).__name__} has no texts with labels for {cls.__name__}: give --data=Reviews")
@@ -264,7 +264,7 @@ class LlamaClassifier(BowClassifier):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        # An output matrix of its own is trained with lm_weight only, so the optimizer's state depends on that.
+        # An output matrix that is not tied is trained with lm_weight only, so the optimizer's state depends on that.
         stored = checkpoint.get("hyper_parameters", {})
         is_added = bool(stored.get("lm_weight", self.lm_weight)) != bool(self.lm_weight)
         if is_fitting(self) and is_added and not self.model.config.tie_embeddings:

@@ -26,7 +26,7 @@ def fit_scales(head: Tensor, bag: Tensor, targets: Tensor) -> list[float]:
         targets: (N,) classes.
 
     Returns:
-        The two factors. That of the head is 0 where it does not raise the log-likelihood by more than `LEAST_GAIN`.
+        The two factors. The head's factor is 0 unless it raises the log-likelihood by more than `LEAST_GAIN`.
     """
     with torch.inference_mode(False):
         # Copies: tensors of inference mode cannot be saved for a gradient.

@@ -25,12 +25,12 @@ class LlamaLM(LanguageModel):
     """Llama from scratch as a language model: rotary positions, RMSNorm, grouped-query attention, SwiGLU.
 
     Args:
-        vocab_size: number of token ids; by default the tokenizer's, or that of the file `weights`. The command line
-            sets it to that of the data.
+        vocab_size: number of token ids; by default taken from the tokenizer or the file `weights`. The command line
+            takes it from the data.
         weights: file or folder of pretrained weights to start from: a llama2.c `.bin` or `.pt`, a Hugging Face folder
             or a checkpoint of the zoo, also as zoo:NAME. Its architecture replaces the settings given here, except
             dropout and gradient_checkpointing. The default, null, starts from random weights.
-        tokenizer: the tokenizer of the data, stored in checkpoints; the command line sets it to that of the data.
+        tokenizer: the tokenizer of the data, stored in checkpoints; the command line takes it from the data.
         compile: run training steps through `torch.compile`; the default, false, runs them eagerly.
         **settings: the fields of `LlamaConfig` and `OptimizerConfig`.
     """

@@ -26,15 +26,15 @@ class LlamaZeroShot(TextClassifier):
     contains the text. Logged for val and test: `<split>_loss`, `<split>_accuracy`, `<split>_macro_f1`.
 
     Args:
-        label_names: names of the classes, which are scored after the prompt; on the command line those of the data.
+        label_names: names of the classes, which are scored after the prompt; the command line takes them from the data.
         weights: file or folder of pretrained weights: a llama2.c `.bin` or `.pt`, a Hugging Face folder or a checkpoint
             of the zoo, also as zoo:NAME. Its architecture replaces the settings here. Default: random weights.
-        prompt_parts: the prompt before the text and after it; on the command line those of `--data.prompt`.
+        prompt_parts: the prompt before the text and after it; the command line takes them from `--data.prompt`.
         normalize: score the mean over the tokens of a name instead of their sum.
         calibrate: subtract the scores of the names after the prompt without a text.
         course_scoring: score as CMU's minllama course does: sum the log-probabilities of a name's tokens at the last
             column, padding included. The prompt must end with a space; results depend on the batch size.
-        vocab_size: number of token ids; on the command line that of the data's tokenizer.
+        vocab_size: number of token ids; the command line sets it from the data's tokenizer.
         tokenizer: turns class names and prompts into ids; on the command line the data's.
         label_spellings: how files write each class, in the order of `label_names`, for predictions; on the command
             line those of the data. Default: label_names.

@@ -41,7 +41,7 @@ class MiniRLMConfig:
         n_heads: attention heads of the transformer; they divide dim into even parts.
         bidirectional: whether the LSTM also runs from the end of the text to its start.
         dropout: probability, from 0 to below 1, between the LSTM's layers, on the transformer's residual branches and
-            on the pooled text. Embeddings have no dropout because they carry the digits of numbers.
+            on the pooled text. Not on embeddings, because they carry the digits of numbers.
         max_seq_len: longest text in tokens that the transformer accepts, the cls vector included; at least 1.
         rope_theta: base of the transformer's rotary frequencies; positive.
     """

@@ -49,16 +49,16 @@ class MiniRLM(Regressor):
             median, logarithmic for outliers), "standard" (mean 0, standard deviation 1) or "raw" (unchanged).
         loss: loss on that scale, "huber" or "mse".
         huber_delta: absolute error, on that scale, at which Huber's loss changes from quadratic to linear; positive.
-        n_objectives: K, the number of targets of each text; on the command line that of the data.
+        n_objectives: K, the number of targets of each text; the command line takes it from the data.
         n_classes: 0 for regression; otherwise, from 2 on, the only target is one of the classes 0 ... n_classes - 1.
-        n_features: F, how many numbers each text contains, for encoder=mlp; on the command line that of the data, which
-            is 0 without --data.features true.
+        n_features: F, how many numbers each text contains, for encoder=mlp; the command line takes it from the data:
+            0 unless --data.features is true.
         embeddings: .pt or .safetensors file with the initial token embeddings, a matrix (vocab_size, dim). Default:
             random embeddings.
         freeze_embeddings: keep the token embeddings fixed during training.
         weights: checkpoint of a MiniRLM, also as zoo:NAME, from whose weights training starts. Its encoder, pooling and
-            sizes replace the settings given here, except dropout; scales are fitted anew. Default: random weights.
-        vocab_size: number of token ids; on the command line that of the data's tokenizer. Not needed for encoder=mlp.
+            sizes replace the settings given here, except dropout; scales are fitted again. Default: random weights.
+        vocab_size: number of token ids; the command line takes it from the data's tokenizer. Unused by encoder=mlp.
         tokenizer: the tokenizer of the data, stored in checkpoints; on the command line the data's.
         **settings: the other fields of `MiniRLMConfig`, and those of `OptimizerConfig`.
     """

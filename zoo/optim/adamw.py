@@ -39,7 +39,7 @@ class AdamW(Optimizer):
             formula; None: by the kernel where it exists.
 
     Raises:
-        UserError: a setting is outside its range, a gradient is sparse, or fused=True has no kernel for a parameter.
+        UserError: a setting is outside its range, a gradient is sparse, or fused=True does not support a parameter.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ class ShardableMuon(Muon):
             mean = local(self.state[p]["momentum_buffer"]).lerp_(gradient, 1 - momentum)
             ahead = gradient.lerp(mean, momentum) if group["nesterov"] else mean
             direction = DTensor.from_local(ahead, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
-            # The direction and its step size are those of the full matrix.
+            # The direction and its step size are computed from the full matrix.
             update, step_size = muon_update(full(direction), group)
             local(p).mul_(1 - group["lr"] * group["weight_decay"])
             local(p).add_(local(shard_like(update, direction)), alpha=-step_size)

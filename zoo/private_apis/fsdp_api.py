@@ -25,7 +25,7 @@ class OpenModelParallelStrategy(ModelParallelStrategy):
 
     Args:
         shard_size: number of processes that share a copy; None: all.
-        **options: those of ModelParallelStrategy.
+        **options: arguments of ModelParallelStrategy.
     """
 
     def __init__(self, shard_size: int | None = None, **options: Any) -> None:

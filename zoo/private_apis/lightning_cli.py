@@ -72,7 +72,7 @@ class OpenLightningCLI(LightningCLI):
         self.parser.add_instantiator(build, self._datamodule_class, subclasses=self.subclass_mode_data)
 
     def _parse_ckpt_path(self) -> None:
-        # Lightning would replace what the user typed by the checkpoint's settings, without saying so. ZooCLI makes the
+        # Lightning would silently replace what the user typed by the checkpoint's settings. ZooCLI makes the
         # stored settings defaults instead.
         pass
 

@@ -29,7 +29,7 @@ def show_in_progress_bar(trainer: Trainer, name: str, value: torch.Tensor) -> No
 class DeferredTensorBoardLogger(TensorBoardLogger):
     """Keeps values until `start` is called, so that a run that fails before its first step leaves no files.
 
-    `hparams.yaml` is written at the start, also over that of an earlier part of a resumed run.
+    `hparams.yaml` is written at the start, also over the file of an earlier part of a resumed run.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -68,6 +68,6 @@ class DeferredTensorBoardLogger(TensorBoardLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what was logged. Only `start` writes `hparams.yaml`: the folder may be that of another run now."""
+        """Write what was logged. Only `start` writes `hparams.yaml`: the folder may belong to another run by now."""
         if self._waiting is None:
             self.experiment.flush()

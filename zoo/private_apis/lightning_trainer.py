@@ -62,7 +62,7 @@ class _LoopOfEveryRank(_PredictionLoop):
 
 
 def predict_on_every_rank(trainer: Trainer) -> None:
-    """Run the hooks of `predict` in every process; Lightning leaves them out where a process has no batch."""
+    """Run the hooks of `predict` in every process; Lightning leaves them out in a process without batches."""
     if type(trainer.predict_loop) is _PredictionLoop:  # a user's own loop stays
         trainer.predict_loop.__class__ = _LoopOfEveryRank
 

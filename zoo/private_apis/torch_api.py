@@ -102,7 +102,7 @@ class FixedBuffers(nn.Module):
 def version(tensor: Tensor) -> int:
     """Number of in-place changes of a tensor's storage so far, which autograd compares before it uses a saved tensor.
 
-    Reads `Tensor._version`. Tensors made in `torch.inference_mode` have no counter: 0.
+    Reads `Tensor._version`. 0 for a tensor made in `torch.inference_mode`, which lacks the counter.
     """
     return 0 if tensor.is_inference() else tensor._version
 

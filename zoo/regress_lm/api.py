@@ -158,7 +158,7 @@ class RegressLM(RegressLMModule):
         if Path(path).is_dir() or not Path(path).parent.is_dir():
             raise UserError(f"{path} cannot be written: give the path of a file in a folder that exists")
         k, h = self.n_objectives, self.hparams
-        # Rows to predict need no target columns, but their number must be that of the model.
+        # Rows to predict need no target columns, but their number must match the model.
         unknown = {"target_columns": ",".join(f"target{i}" for i in range(1, k + 1)) if k > 1 else None}
         data = (self.stored_data_settings or unknown) | {
             "max_input_len": self.model.config.max_input_len,
@@ -214,7 +214,7 @@ class RegressLM(RegressLMModule):
             The loss of each step, in nats per token of the spans and their sentinels.
 
         Raises:
-            UserError: a text is no text, there is none to use, an option is out of range, training diverges, or the
+            UserError: a text is not a str, no text is usable, an option is out of range, training diverges, or the
                 model's encoder is a pretrained one.
         """
         assert self.tokenizer is not None
@@ -242,7 +242,7 @@ class RegressLM(RegressLMModule):
             The validation loss (nats per number token) after each epoch.
 
         Raises:
-            UserError: there are no examples, one of them cannot be learned, an option is out of range, or training
+            UserError: `examples` is empty, one of them cannot be learned, an option is out of range, or training
                 diverges.
         """
         given = as_examples("examples", examples, need_numbers=True)
@@ -283,7 +283,7 @@ class RegressLM(RegressLMModule):
             For each input float64 (num_samples,), or (num_samples, K) for K > 1 objectives.
 
         Raises:
-            UserError: an input is no text, is empty or too long, or an option is out of range.
+            UserError: an input is not a str, is empty or too long, or an option is out of range.
         """
         check_sampling(temperature, top_k, seed=seed, num_samples=num_samples)
         seed = int(torch.randint(2**62, ())) if seed is None else seed
@@ -312,7 +312,7 @@ class RegressLM(RegressLMModule):
             float64 (B, 5), or (B, K, 5) for K > 1 objectives.
 
         Raises:
-            UserError: an input is no text, is empty or too long, or an option is out of range.
+            UserError: an input is not a str, is empty or too long, or an option is out of range.
         """
         check_sampling(seed=seed, num_samples=num_samples)
         seed = int(torch.randint(2**62, ())) if seed is None else seed

@@ -9,7 +9,7 @@ from torch import Tensor
 from zoo.errors import UserError
 
 ANY = -1
-"""Entry of a pattern that stands for every token."""
+"""Entry of a pattern that matches every token."""
 
 Pattern = tuple[int, ...]
 """A set of numbers: a token, or ANY, for each of a number's tokens."""

@@ -111,7 +111,7 @@ def check_stored(stored: Any, num_tokens: int, n_objectives: int, size: int) -> 
 
     Args:
         stored: {"magnitudes": K lists of patterns, "temperatures": (num_tokens,), "offsets", "floor"}, each of them
-            None where the run has not fitted it.
+            None where the run did not fit it.
         num_tokens: tokens of a number.
         n_objectives: K.
         size: of the vocabulary of number tokens.

@@ -264,7 +264,7 @@ def _most_prefixes(rank: Tensor, count: int) -> int:
 
 def _sampling_probs(log_probs: Tensor, temperature: float, top_k: int | None) -> Tensor:
     """Probabilities (..., V) after temperature and top-k, from log-probabilities (..., V)."""
-    # Temperature 0 is a top-1 truncation, after which the temperature has no effect.
+    # Temperature 0 is a top-1 truncation, after which the temperature does not matter.
     size = log_probs.shape[-1]
     best = log_probs.topk(1 if temperature == 0 else min(top_k or size, size), -1)
     truncated = torch.full_like(log_probs, -torch.inf).scatter_(-1, best.indices, best.values)

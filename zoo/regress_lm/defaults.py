@@ -26,11 +26,11 @@ WIDE_OPERATIONS = 3e10
 LEAST_STEPS = 200
 N_VALIDATIONS = 6
 TAUGHT_TABLES = range(10, 10_000)  # training rows of tables that are learned from synthetic rows as well
-TAUGHT_TEXTS = range(50, 10_000)  # training rows of texts that are learned so
+TAUGHT_TEXTS = range(50, 10_000)  # the same for training rows of texts
 SYNTHETIC_ROWS = 20_000
 CALIBRATED = 400  # training rows with which there are enough validation rows for conformal intervals
 MANY_ROWS = 2000  # with more rows than these, copies of the rows themselves are learned in addition
-FEW_NUMBERS = 50  # a column with at most so many different numbers is one of years or categories
+FEW_NUMBERS = 50  # a column with at most this many different numbers holds years or categories
 AUGMENTATIONS = ("jitter", "target_jitter", "synonyms", "background", "number_formats")
 
 
@@ -121,7 +121,7 @@ def _tokenizer(
         yield Choice("data.bpe_vocab_size", size, f"{s.n_rows:,} training rows")
     if kind == "numbers" and s.numbers:
         # A word of three digits is too rare to learn, unless all columns have few values, as years. Pieces of words
-        # have no such limit.
+        # are not limited in this way.
         is_word = given.get("data.tokenizer", tokenizer) == "words" and s.distinct_numbers > FEW_NUMBERS
         digits = s.least_digits if is_word else s.digits
         reason = "each a word to learn" if is_word else "which stay distinct"

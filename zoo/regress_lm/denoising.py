@@ -1,5 +1,5 @@
 """Pretraining of RegressLM's encoder by span denoising: the encoder reads corrupted texts, and a decoder, which is not
-used afterwards, generates the spans (see `span_corruption`). There is no dropout, as in the pretraining of T5 1.1."""
+used afterwards, generates the spans (see `span_corruption`). Without dropout, as in the pretraining of T5 1.1."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence

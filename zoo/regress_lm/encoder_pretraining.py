@@ -1,4 +1,4 @@
-"""RegressLM's pretraining of its own encoder on texts without targets, in Python or before the first step of a fit."""
+"""Pretraining of RegressLM's encoder on texts without targets, in Python or before the first step of a fit."""
 
 import sys
 from collections.abc import Sequence

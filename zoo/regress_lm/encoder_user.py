@@ -32,7 +32,7 @@ class EncoderUser(NumberSampler):
 
     @property
     def pretrained_encoder(self) -> PretrainedEncoder | None:
-        """The pretrained encoder; None for a RegressLM with an encoder of its own."""
+        """The pretrained encoder; None where RegressLM's own encoder is used."""
         encoder = self.model.encoder
         return encoder if isinstance(encoder, PretrainedEncoder) else None
 

@@ -24,7 +24,7 @@ def load_encoder(name: str) -> nn.Module:
         name: a folder, or the name of a model on the hub, "owner/name". Weights are read from safetensors files only.
 
     Raises:
-        FileNotFoundError: there is no such folder, and no such model on the hub.
+        FileNotFoundError: neither a folder nor a model on the hub has this name.
         UserError: it cannot be loaded safely, or lacks weights of the encoder.
     """
     folder = Path(name).expanduser()

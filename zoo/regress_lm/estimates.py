@@ -14,7 +14,7 @@ INTERVALS = {"50": (1, 3), "90": (0, 4)}
 def quantiles(samples: Tensor, levels: Sequence[float]) -> Tensor:
     """Quantiles (B, K, Q) of samples (B, S, K) at Q levels. NaN samples are left out.
 
-    The quantile at level q lies at rank q (n + 1) of n samples (type 6 of Hyndman and Fan 1996): a further draw from
+    The quantile at level q is at rank q (n + 1) of n samples (type 6 of Hyndman and Fan 1996): a further draw from
     the same distribution is below it with probability q for every n of at least 1 / min(q, 1 - q) - 1. With numpy's
     default, type 7, the interval from 5% to 95% of 128 samples holds 88.6% of further draws, that of 16 samples 79.4%.
     """

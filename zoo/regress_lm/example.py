@@ -16,7 +16,7 @@ class ExampleInput:
         x: the text.
 
     Raises:
-        UserError: x is no text.
+        UserError: x is not a str.
     """
 
     x: str
@@ -37,7 +37,7 @@ class Example(ExampleInput):
         y: the number or numbers: a number, a list, an array or a tensor (K,).
 
     Raises:
-        UserError: x is no text, or y no number and no list of numbers.
+        UserError: x is not a str, or y is neither a number nor a list of numbers.
     """
 
     y: float | Sequence[float]
@@ -50,7 +50,7 @@ class Example(ExampleInput):
         """The K numbers of y.
 
         Raises:
-            UserError: y is no number and no list of numbers.
+            UserError: y is neither a number nor a list of numbers.
         """
         numbers = as_numbers("y of an example", self.y)
         if numbers.ndim > 1 or not numbers.size:

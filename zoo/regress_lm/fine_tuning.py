@@ -66,7 +66,7 @@ def fine_tune(
         The validation loss (nats per number token) after each epoch.
 
     Raises:
-        UserError: there are no rows, an option is out of range, or training diverges; the model then has the best
+        UserError: `rows` is empty, an option is out of range, or training diverges; the model then has the best
             weights so far.
     """
     if lora_rank and model.pretrained_encoder is not None:

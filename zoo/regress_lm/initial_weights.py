@@ -26,7 +26,7 @@ def settings_of_weights(given: Mapping[str, Any]) -> list[Choice]:
         given: the settings that are already decided, by option.
 
     Raises:
-        UserError: the weights cannot be read, or are those of another model.
+        UserError: the weights cannot be read, or belong to another model.
     """
     if not (path := given.get("model.weights")):
         return []

@@ -3,8 +3,8 @@
 Akhauri et al. 2025, https://arxiv.org/abs/2506.21718; Song & Bahri 2025, https://arxiv.org/abs/2501.19383; sizes and
 parameter names as in https://github.com/google-deepmind/regress-lm, so that its weights load. Encoder and decoder are
 pre-norm. The encoder rotates queries and keys by their positions and ends in a norm; the decoder adds sinusoidal
-positions and has no final norm. Departures from upstream:
-- a mask marks padding, not an id; where no row is padded there is no mask;
+positions and lacks a final norm. Departures from upstream:
+- a mask marks padding, not an id; it is omitted where no row is padded;
 - each decoder layer draws its own initial weights (upstream's start as copies of one layer);
 - the decoder shifts the number tokens itself and computes no position after the last of them.
 Three shortcuts give the same results at lower cost:

@@ -57,7 +57,7 @@ class RegressLMModule(EncoderPretrainer):
         number_digits: significant digits of a number, at least 1. Default: 4, and 3 for "normalized".
         number_exponent: for "ieee" the exponent's digits (default 1), for "p10" the largest power (10); at least 1.
         special_values: targets may be NaN, infinite or "invalid" in the Python API; data modules refuse such rows.
-        n_objectives: K, the number of targets of each text; on the command line that of the data.
+        n_objectives: K, the number of targets of each text; the command line takes it from the data.
         z_loss: weight of log(Z)^2 in the loss, at least 0, which keeps the softmax's normaliser Z near 1; 0 turns it
             off.
         point: the point estimate that scores and predictions use, "median", "mean" or "mode" of the samples.
@@ -90,12 +90,12 @@ class RegressLMModule(EncoderPretrainer):
         weights: checkpoint with initial weights, of the zoo or of upstream, or "zoo:regress-lm", pretrained on random
             tables. Embeddings of words are transferred by word. Default: random weights.
         round_digits: significant digits to which the numbers in texts are rounded before the tokenizer, None for no
-            rounding; on the command line that of the data. Texts given to the Python API are rounded in the same way.
-        power_tokens: whether rounded numbers in texts are a mantissa and a power of ten; on the command line that of
+            rounding; the command line takes it from the data. Texts passed to the Python API are rounded likewise.
+        power_tokens: whether rounded numbers in texts are a mantissa and a power of ten; the command line takes it from
             the data.
-        vocab_size: number of token ids; on the command line that of the data's tokenizer.
-        tokenizer: the tokenizer of the data, stored in checkpoints; on the command line the data's.
-        unlabelled_texts: texts on which a fit pretrains the encoder; on the command line those of the data.
+        vocab_size: number of token ids; the command line takes it from the data's tokenizer.
+        tokenizer: the tokenizer of the data, stored in checkpoints; the command line takes it from the data.
+        unlabelled_texts: texts on which a fit pretrains the encoder; the command line takes them from the data.
         **settings: the other fields of `RegressLMConfig`, and those of `OptimizerConfig`.
     """
 
@@ -193,14 +193,14 @@ class RegressLMModule(EncoderPretrainer):
     def choose_settings(cls, data: Any, given: Mapping[str, Any]) -> list[Choice]:
         """Settings that follow from the data, by the rules in `zoo.regress_lm.defaults`.
 
-        The sizes of `weights` and their format of numbers are those of the file.
+        The sizes of `weights` and their format of numbers are read from the file.
 
         Args:
             data: a data module with `statistics()`.
             given: the settings that are already decided, by option.
 
         Raises:
-            UserError: the data has no texts with numbers, or the weights cannot be read.
+            UserError: the data does not consist of texts with numbers, or the weights cannot be read.
         """
         if not hasattr(data, "statistics"):
             raise UserError(
@@ -295,7 +295,7 @@ class RegressLMModule(EncoderPretrainer):
             )
 
     def with_number_tokens(self, batch: TextBatch) -> TextBatch:
-        """The batch, on the CPU, with its targets' number tokens; rows to predict may have no targets."""
+        """The batch, on the CPU, with its targets' number tokens; rows to predict may be without targets."""
         if self._has_unknown(batch.targets.cpu().numpy()):
             return batch
         return batch._replace(numbers=self.encode_targets(batch))

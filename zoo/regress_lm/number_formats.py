@@ -26,7 +26,7 @@ def number_tokenizer(
         special_values: add NaN and infinities.
 
     Raises:
-        UserError: the format is unknown, or a size is out of range or has no meaning for it.
+        UserError: the format is unknown, or a size is out of range or not used by it.
     """
     sizes: dict[str, Any] = {
         "ieee": {"digits": digits, "exponent_digits": exponent},

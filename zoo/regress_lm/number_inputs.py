@@ -17,7 +17,7 @@ def as_numbers(name: str, values: Any) -> Floats:
         values: a number, a list of numbers of any depth, an array, a tensor or a pandas column.
 
     Raises:
-        UserError: they are no numbers (text and bools are none), rows of different lengths, or an integer is beyond
+        UserError: a value is not a number (nor are text and bools), rows differ in length, or an integer is beyond
             the largest double.
     """
     given = values

@@ -156,7 +156,7 @@ class NumberSampler(Regressor):
                 numbers = self.encode_targets(batch)
                 logits = self.model(batch.tokens, numbers, batch.padding_mask)
                 log_probs = decoding.log_probs_by_temperature(logits, self.vocabulary, numbers, TEMPERATURES)
-                # Tokens after a forbidden one have no state of the automaton and do not count either.
+                # The automaton's state is undefined after a forbidden token: later tokens do not count either.
                 is_forbidden = log_probs.isneginf().cumsum(2) > 0
                 log_probs = log_probs.masked_fill(is_forbidden, 0.0)  # (B, G, L)
                 by_token = log_probs.unflatten(2, (-1, n_tokens)).sum((0, 2))  # (G, T)

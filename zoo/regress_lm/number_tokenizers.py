@@ -79,7 +79,7 @@ class NumberTokenizer(ABC):
 
     def encode(self, values: ArrayLike) -> Ints:
         """Local ids (..., num_tokens) of values (...,). Values outside the range are clamped, with one warning."""
-        # All numbers are encoded at once, with a single warning for those out of range.
+        # All numbers are encoded together, with a single warning for those out of range.
         values = as_numbers("a number to encode", values)
         ids, clamped = self.tokenize(values.ravel())
         if clamped.any():
@@ -104,7 +104,7 @@ class NumberTokenizer(ABC):
         """The tokens of a number.
 
         Raises:
-            UserError: it is no number, or one without tokens.
+            UserError: it is not a number, or cannot be represented by tokens.
         """
         ids = self.encode(value)
         if ids.ndim != 1:
@@ -195,7 +195,7 @@ class IEEEFloatTokenizer(NumberTokenizer):
             clamped = (exponent > top) | ((exponent == top) & (mantissa > most))
             minus = exponent < 0
             mantissa, exponent = np.where(clamped, most, mantissa), np.minimum(exponent, top)
-        # Digits follow the two sign tokens in the list of tokens, hence the 2.
+        # 2: the digits follow the two sign tokens in the list of tokens.
         signs = np.stack([values < 0, minus], 1)  # (N, 2)
         exponents = to_digits(np.abs(exponent), self.base, self.exponent_digits)
         return np.concatenate([signs, 2 + exponents, 2 + to_digits(mantissa, self.base, self.digits)], 1), clamped

@@ -165,7 +165,7 @@ def pretrained_encoder(
 ) -> PretrainedEncoder | None:
     """The encoder at `name`, or with the configuration `description`; it lowers `config.max_input_len` to its own.
 
-    Without either there is no pretrained encoder, and the result is None.
+    Without either, no pretrained encoder is used and the result is None.
 
     Args:
         name: a folder, or the name of a model on the hub.

@@ -96,7 +96,7 @@ def read_pairs(path: Path) -> list[dict[str, Any]]:
     """The pairs in a table whose changed_target is filled in.
 
     Raises:
-        UserError: the file is no table or lacks a column, a row is bad, or no changed_target is filled in.
+        UserError: the file is not a table or lacks a column, a row is bad, or no changed_target is filled in.
     """
     bad = BadRows("stop", has_option=False)
     given = read_table(path, None, bad)

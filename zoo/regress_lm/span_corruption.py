@@ -7,7 +7,7 @@ Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 3.1.4:
     targets  <0> for inviting <1> last
 
 Departures from T5: texts are not packed into windows of equal length; a span may start or end a text, since texts are
-complete; there is no sentinel after the last span.
+complete; no sentinel follows the last span.
 """
 
 from collections.abc import Sequence

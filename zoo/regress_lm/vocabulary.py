@@ -18,7 +18,7 @@ from zoo.regress_lm.number_wrappers import PAD
 from zoo.regress_lm.rounding import Floats, to_digits
 
 MARGIN = 0.1
-"""Share of the range of the training targets by which sampled numbers may lie outside it, on each side."""
+"""Share of the range of the training targets by which sampled numbers may exceed it, on each side."""
 
 
 class Tables(NamedTuple):

@@ -22,7 +22,7 @@ from zoo.layers.attention import causal_mask
 class Decoder:
     """Decoder of a `RevDEQ` for a fixed number of rows: first `prefill`, then `step` for each token.
 
-    Two kinds of iteration have no exact cache, and evaluate the whole text for every token: one that ends by tolerance
+    With two kinds of iteration no cache is exact and each token evaluates the whole text: one that ends by tolerance
     (without `warm_start`), because its number of evaluations changes with the text; and Anderson's and Broyden's
     methods, which mix all positions.
 
@@ -37,7 +37,7 @@ class Decoder:
         c = model.config
         check_choice("precision", precision, ("fp32", "bf16"))
         self.model, self.bf16 = model, precision == "bf16"
-        # Where no cache is exact, it has no columns and every token evaluates the whole text.
+        # Where no cache is exact, the cache stays empty and every token evaluates the whole text.
         self.uncached = not c.warm_start and (c.fixed_point_tol is not None or c.solver in ("anderson", "broyden"))
         # One slot for each evaluation of f at a token, or a single one for its converged state.
         slots = 1 if c.warm_start else c.evaluations

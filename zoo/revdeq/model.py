@@ -4,7 +4,7 @@ McCallum et al. 2025, https://arxiv.org/abs/2509.12917; JAX original: https://gi
 Token and position embeddings are the input x, the solver iterates z = f(z, x), and a norm and a linear map predict the
 next token from z. Departures from the original:
 - the norm before the output layer is applied (the original creates one and does not use it);
-- queries, keys and values come from one linear map each instead of two; attention has no biases;
+- queries, keys and values come from one linear map each instead of two; attention is without biases;
 - dropout, rotary positions and tied embeddings exist as options, the vocabulary is not padded.
 """
 
@@ -54,9 +54,9 @@ class RevDEQConfig:
         beta: share of f in every half-step, in (0, 2), not 1.
         backward: gradient method. reversible: exact, memory does not grow with N. unroll: ordinary backpropagation.
             checkpoint: the same gradients as unroll, saving only the states of each step. implicit, phantom:
-            approximate where the iteration has not converged.
+            approximate unless the iteration has converged.
         keep_every: with backward=reversible, save the state every keep_every steps, so that at most keep_every steps
-            are inverted at once; for many steps, or beta far from 0.5. null: save the start only.
+            are inverted in one go; for many steps, or beta far from 0.5. null: save the start only.
         solver: with backward=implicit or phantom: reversible, plain (damped iteration), anderson or broyden.
         warm_start: in generation, start each token from the state of the token before, and cache converged states only.
             Needs block=post_norm and fixed_point_tol, which sets the accuracy.

@@ -45,7 +45,7 @@ class RevDEQLM(LanguageModel):
     1e-3: on a CPU before the optimizer step, on a GPU, whose gradients are then NaN, at most 20 steps later.
 
     Args:
-        vocab_size: number of token ids; on the command line that of the data's tokenizer.
+        vocab_size: number of token ids; the command line takes it from the data's tokenizer.
         weights: checkpoint of a RevDEQLM, also as zoo:NAME, from whose weights training starts. Its sizes replace the
             settings given here; those of the iteration and dropout remain. Default: random weights.
         tokenizer: the tokenizer of the data, stored in checkpoints; on the command line the data's.
@@ -65,7 +65,7 @@ class RevDEQLM(LanguageModel):
         "reconstruction error": ("train/reconstruction_error",),
     }
 
-    # The backward pass evaluates the block many times, so the network is collected at once and remains so until then.
+    # The backward pass evaluates the block many times, so the parameters are collected together and kept until then.
     sharded_methods: ClassVar[tuple[str, ...] | None] = ("solution_and_loss",)
 
     def __init__(

@@ -25,7 +25,7 @@ from zoo.files.atomic import replacing
 
 
 def main() -> None:
-    """`python -m zoo.search`: options that it does not know are those of `zoo fit`."""
+    """`python -m zoo.search`: options that it does not know are passed to `zoo fit`."""
     about, *_ = (__doc__ or "").split("\n")
     parser = argparse.ArgumentParser(prog="python -m zoo.search", description=about, allow_abbrev=False)
     parser.add_argument(

@@ -74,7 +74,7 @@ def _open_journal(url: str) -> BaseStorage:
 def _check_is_journal(path: Path, url: str) -> None:
     """Raises UserError where a file has content that does not begin as a journal does."""
     if not path.is_file():
-        raise UserError(f"--storage {url} is no regular file: give another file")
+        raise UserError(f"--storage {url} is not a regular file: give another file")
     with open(path, "rb") as file:
         line = file.readline(LONGEST_LINE)
     try:
@@ -82,7 +82,7 @@ def _check_is_journal(path: Path, url: str) -> None:
     except (ValueError, TypeError, RecursionError):
         is_journal = False
     if not is_journal:
-        raise UserError(f"--storage {url} is no journal of Optuna: give another file")
+        raise UserError(f"--storage {url} is not a journal of Optuna: give another file")
 
 
 @contextmanager

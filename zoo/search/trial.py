@@ -15,7 +15,7 @@ DIRECTIONS = {"min": "minimize", "max": "maximize"}  # of a study, by the mode o
 
 
 class Prune(Callback):
-    """Report each validation's metric to the trial, and stop the run where the pruner says so.
+    """Report each validation's metric to the trial, and stop the run when the pruner decides to.
 
     Args:
         trial: the Optuna trial of the run.

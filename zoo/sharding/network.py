@@ -28,7 +28,7 @@ def shard(
     Args:
         network: the network.
         blocks: modules inside it that are collected one after the other; a block's parameters are used only inside its
-            `forward`. Without blocks the network is collected at once.
+            `forward`. Without blocks all parameters are collected together.
         methods: names of the methods of the network, in addition to `forward`, that a training step calls; none of
             them, nor `forward`, calls another one.
         mesh: the processes: (shards,) or (copies, shards).

@@ -77,7 +77,7 @@ def dump_json(value: Any, **options: Any) -> str:
 
     Args:
         value: nested dictionaries, lists, texts and numbers.
-        **options: those of `json.dumps`.
+        **options: arguments of `json.dumps`.
     """
     return json.dumps(_finite(value), allow_nan=False, **options)
 

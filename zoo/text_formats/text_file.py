@@ -24,7 +24,7 @@ def read_text(path: str | os.PathLike, option: str = "", max_bytes: int | None =
 
     Raises:
         FileNotFoundError: the file does not exist.
-        UserError: it is no regular file, it is empty or too large, or it is not UTF-8; the message names the byte.
+        UserError: it is not a regular file, it is empty or too large, or it is not UTF-8; the message names the byte.
     """
     content = regular_file(path, option, max_bytes).read_bytes()
     try:

@@ -53,7 +53,7 @@ def _parse(text: str, loader: Any) -> Any:
     try:
         _check_limits(yaml.parse(text, Loader=_PARSER))
         return yaml.load(text, loader)
-    except UnicodeEncodeError as error:  # half of a surrogate pair, which stands for a byte that is not UTF-8
+    except UnicodeEncodeError as error:  # half of a surrogate pair: Python's representation of a byte that is not UTF-8
         raise yaml.YAMLError(f"character {error.start + 1} is not valid text") from error
 
 

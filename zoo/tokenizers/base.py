@@ -83,7 +83,7 @@ class Tokenizer(ABC):
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
-            UserError: an id is no whole number, or outside the vocabulary.
+            UserError: an id is not an integer, or outside the vocabulary.
         """
         try:
             checked = [index(i) for i in ids]

@@ -70,8 +70,8 @@ def load_encoder_tokenizer(name: str) -> EncoderTokenizer:
     """The tokenizer of the encoder in a folder, or on the hub.
 
     Raises:
-        FileNotFoundError: there is no such folder, and no such model on the hub.
-        UserError: it has no tokenizer of the `tokenizers` library.
+        FileNotFoundError: neither a folder nor a model on the hub has this name.
+        UserError: it lacks a tokenizer of the `tokenizers` library.
     """
     loaded = load_pretrained("AutoTokenizer", name)
     if not getattr(loaded, "is_fast", False):

@@ -178,7 +178,7 @@ def read_tokenizer_json(file: Path) -> HuggingFaceTokenizer:
     """A tokenizer from a `tokenizer.json`, with the settings of BOS and EOS in its folder.
 
     `encode` starts a text with BOS as transformers does: if `add_bos_token` in tokenizer_config.json is true, or if
-    that is not set, if the post-processor in the file says so. A file without post-processor and without configuration
+    that is not set, if the post-processor in the file adds it. A file without post-processor and without configuration
     files starts it with BOS if the vocabulary has a usual name for it.
 
     Raises:
@@ -191,7 +191,7 @@ def read_tokenizer_json(file: Path) -> HuggingFaceTokenizer:
     ids = token_ids(content)
 
     def first_id(key: str, usual_names: tuple[str, ...]) -> int | None:
-        # A configured name of null means that there is no such token.
+        # A configured name of null means that the token does not exist.
         names = (settings[key],) if key in settings else usual_names
         return next((ids[name] for name in names if name in ids), None)
 

@@ -48,7 +48,7 @@ def load_tokenizer(path_or_name: str | Path) -> Tokenizer:
             encoder's special tokens to every text.
 
     Raises:
-        FileNotFoundError: there is no such file or folder, and no such model on the hub.
+        FileNotFoundError: neither a file, nor a folder, nor a model on the hub has this name.
         UserError: the file or folder does not contain a tokenizer, or is damaged.
     """
     # A built-in name comes first, then a file or folder, then a model on the hub.
@@ -186,7 +186,7 @@ def _load_file(file: Path) -> Tokenizer:
         return _load_gpt2(file, is_vocabulary=True)
     if data.startswith(b"#version") or file.name.endswith(tuple(_PARTNERS.values())):
         return _load_gpt2(file, is_vocabulary=False)
-    # Binary: llama2.c's format has no magic number, but fixed first tokens; otherwise the file must be SentencePiece's.
+    # Binary: llama2.c's format is recognised by its fixed first tokens; otherwise the file must be SentencePiece's.
     try:
         return Llama2cTokenizer(data)
     except ValueError as error:
@@ -198,7 +198,7 @@ def _load_file(file: Path) -> Tokenizer:
         if "damaged" in str(error):
             raise
         raise UserError(_UNKNOWN) from None
-    # The name is that of a Hugging Face folder, where a configuration file can turn BOS off.
+    # The name follows Hugging Face's folders, where a configuration file can turn BOS off.
     if file.name == "tokenizer.model":
         settings = read_settings(file.parent)
         check_added_tokens(file.parent, tokenizer.vocab_size)

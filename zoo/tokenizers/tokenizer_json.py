@@ -13,7 +13,7 @@ from typing import Any
 from zoo.errors import UserError
 from zoo.text_formats.json_text import describe_json_error, parse_object
 
-HIDDEN = "\U0010fffe"  # a code point that is no character; it starts the names of control tokens
+HIDDEN = "\U0010fffe"  # a Unicode noncharacter; it starts the names of control tokens
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
@@ -21,7 +21,7 @@ def parse(description: str) -> dict[str, Any]:
     """The object in the text of a `tokenizer.json`.
 
     Raises:
-        UserError: it is no JSON object, or its model or its added tokens are damaged.
+        UserError: it is not a JSON object, or its model or its added tokens are damaged.
     """
     try:
         content = parse_object(description)

@@ -165,7 +165,7 @@ def text_rows(
         features: (N, F) numbers, for models that read numbers instead of text.
 
     Raises:
-        UserError: a text has no token, targets or features are no numbers, or their number differs from that of the
+        UserError: a text is empty, targets or features are not numbers, or their count differs from that of the
             texts.
     """
     # Unknown targets are NaN; targets and features have one row per text.
@@ -211,7 +211,7 @@ def targets_and_features(loader: Any) -> tuple[np.ndarray, np.ndarray | None]:
     A dataset's own arrays `targets` and `features` are used where it has them; otherwise all its `Row`s are read.
 
     Raises:
-        TypeError: the loader has no map-style dataset of rows.
+        TypeError: the loader's dataset is not a map-style dataset of rows.
     """
     # Arrays of the dataset are faster than reading it row by row.
     dataset: Any = getattr(loader, "dataset", None)

@@ -48,7 +48,7 @@ def by_group(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for option, value in settings.items():
         group, _, name = option.partition(".")
         if group not in groups or not name:
-            raise UserError(f"{option!r} is no setting of model, data or trainer: name it as in 'model.dim'")
+            raise UserError(f"{option!r} is not a setting of model, data or trainer: name it as in 'model.dim'")
         groups[group][name] = value
     return groups
 

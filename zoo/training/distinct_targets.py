@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating[Any]]
 Represent = Callable[[Floats], Floats]  # targets (N, K) to what the model sees of them, (N, K)
 
-QUANTILES = 100  # a model should tell so many quantiles of the distinct targets apart
-MANY = 10  # equal targets are no accident
+QUANTILES = 100  # quantiles of the distinct targets that a model should distinguish
+MANY = 10  # rows from which on a constant target is reported
 ENOUGH = 0.8  # share of the quantiles that must stay distinct
 
 

@@ -28,7 +28,7 @@ class InitialWeights:
     Args:
         path: the checkpoint, also as zoo:NAME; None starts from random weights.
         model: name of the class that must have written it.
-        architecture: names of the settings that are those of the checkpoint.
+        architecture: names of the settings that are taken from the checkpoint.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -114,7 +114,7 @@ class InitialWeights:
 def tokenizer_of_weights(path: str | None) -> str | None:
     """Where the tokenizer of initial weights is, for `--data.tokenizer`; None where it is not known.
 
-    A checkpoint of the zoo holds it; that of a Hugging Face folder or llama2.c file is in the same folder.
+    A checkpoint of the zoo holds it; with a Hugging Face or llama2.c checkpoint it is a file in the same folder.
     """
     if not path:
         return None

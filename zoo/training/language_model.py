@@ -94,7 +94,7 @@ class LanguageModel(ZooModule):
         """Compare the windows of a data module with the network's context.
 
         Raises:
-            UserError: the data has no windows of text, or they are longer than the context.
+            UserError: the data does not consist of windows of text, or they are longer than the context.
         """
         # Only data of running text has windows.
         if not hasattr(data, "seq_len"):
@@ -205,7 +205,7 @@ class LanguageModel(ZooModule):
         Args:
             prompts: B lists of token ids.
             max_new_tokens: number of steps at most.
-            **options: those of `zoo.generation.sampling.stream_tokens`.
+            **options: arguments of `zoo.generation.sampling.stream_tokens`.
         """
         tokens, lengths = left_pad(prompts)
         return stream_tokens(self.model, tokens, max_new_tokens, lengths=lengths, **options)

@@ -16,7 +16,7 @@ def check_stored_settings(cls: type, settings: Mapping[str, Any], path: str | Pa
 
     Args:
         cls: the class that is to be built, or a base class of it.
-        settings: its arguments; names that start with an underscore are those of Lightning.
+        settings: its arguments; names that start with an underscore belong to Lightning.
         path: the checkpoint, for messages.
 
     Returns:

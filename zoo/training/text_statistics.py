@@ -10,8 +10,8 @@ import numpy as np
 from zoo.tokenizers.numerals import NUMBER, rounded
 
 _WORD = re.compile(r"[^\W\d_][^\s,:;\"{}]*")
-MOST_TEXTS = 5000  # the statistics of more texts are those of so many, evenly spaced
-QUANTILES = 20  # rounding must keep most of so many quantiles of each column of numbers distinct
+MOST_TEXTS = 5000  # of more texts, this many evenly spaced ones are used
+QUANTILES = 20  # quantiles of each column of numbers; rounding must keep most of them distinct
 TEMPLATE = 0.9  # a word in at least this share of the texts is part of their form, as the name of a column is
 LOST = 0.25  # a column that keeps at most this share of its quantiles has lost most of its values
 RARE = 2  # a word in at most this many texts is rare

@@ -22,7 +22,7 @@ def find_weights(path: str) -> str:
     """The path of a file or folder of weights: `zoo:NAME` is one of the project or a download; a URL is copied.
 
     Raises:
-        UserError: the project has no weights of that name, or they are not downloaded, or a file is missing or damaged.
+        UserError: the name is unknown, the weights are not downloaded, or a file is missing or damaged.
     """
     if is_url(path):
         return str(local_copy(path, "--model.weights"))

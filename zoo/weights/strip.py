@@ -37,7 +37,7 @@ def without_training_state(
 def without_paths(value: Any) -> Any:
     """Nested settings in which every local path (/x/y, ~/y, ../y, C:\\y) is replaced by its last part.
 
-    Texts that are no settings stay: the tokenizer, and the names of classes.
+    Texts that are not settings stay: the tokenizer, and the names of classes.
     """
     if isinstance(value, Mapping):
         return {name: item if _is_content(name, item) else without_paths(item) for name, item in value.items()}

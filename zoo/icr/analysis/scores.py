@@ -49,7 +49,7 @@ def scores(models: list[SavedModel], n_prompts: int) -> dict[str, Any]:
                 kind: summary(e.errors(predict_in_batches(model, e.prompts.x, e.prompts.y)))
                 for kind, e in evaluations.items()
             }
-            # One row per checkpoint, printed at once because each takes a while.
+            # One row per checkpoint, printed when it is ready because each takes a while.
             rows.append({"M": M, "step": saved.step} | errors)
             print(terminal_line(rows[-1], references[-1]), flush=True)
     return {"task": models[0].task, "n_prompts": n_prompts, "checkpoints": rows, "references": references}

@@ -95,7 +95,7 @@ class MemberCheckpointIO(AtomicCheckpointIO):
         stacked["state_dict"] = {name: torch.stack([one["state_dict"][name] for one in each]) for name in names}
         records = [one["callbacks"][CALLBACK]["records"] for one in each]
         stacked["callbacks"] = {CALLBACK: {"records": {M: record for of in records for M, record in of.items()}}}
-        # The optimizer's state: tensors are stacked, numbers such as the step are those of the first member.
+        # The optimizer's state: tensors are stacked, numbers such as the step are taken from the first member.
         optimizers = [one["optimizer_states"][0] for one in each]
         state = {}
         for i, first in optimizers[0]["state"].items():

@@ -15,7 +15,7 @@ class StackedTasks(LinearRegressionTasks):
 
     Args:
         members: the pool sizes M.
-        **settings: those of `LinearRegressionTasks` without M.
+        **settings: arguments of `LinearRegressionTasks` except M.
     """
 
     changeable_arguments = (*LinearRegressionTasks.changeable_arguments, "M", "members")  # a checkpoint is one member's

@@ -19,12 +19,12 @@ from zoo.private_apis.lightning_logger import show_in_progress_bar
 class StackedICR(ICRTransformer):
     """Several `ICRTransformer`s with the same initial weights, one member for each M.
 
-    Batches are those of `StackedTasks` for the same list of M. A member can be removed during training; batches keep
+    Batches come from `StackedTasks` with the same list of M. A member can be removed during training; batches keep
     the prompts of all, and `places` selects those that are still trained.
 
     Args:
         all_members: the pool sizes M of the batches, in their order.
-        **settings: those of `ICRTransformer`.
+        **settings: arguments of `ICRTransformer`.
     """
 
     def __init__(self, all_members: Sequence[Diversity], **settings: Any) -> None:

@@ -42,7 +42,7 @@ def train_members(members: list[Diversity], args: argparse.Namespace, metadata: 
                 except Exception as error:
                     if os.environ.get("ZOO_DEBUG"):
                         raise
-                    # Members of a failed stack that have not ended are marked as failed.
+                    # Unfinished members of a failed stack are marked as failed.
                     for M in stack:
                         if metadata.members()[str(M)]["status"] == "running":
                             reason = f"{type(error).__name__}: {one_sentence(str(error))}"
@@ -116,7 +116,7 @@ def train_stack(
 def unfinished_members(
     members: list[Diversity], args: argparse.Namespace, metadata: Metadata, locks: ExitStack
 ) -> dict[int, list[Diversity]]:
-    """The members that have not ended, by the step that they have reached.
+    """The unfinished members, grouped by the step that they have reached.
 
     This process holds a lock on each of them until `locks` are closed; members locked by others are left out.
     """

@@ -35,11 +35,11 @@ TORCH_MAGICS = (b"PK", b"\x80\x02")  # first bytes of files by torch.save, since
 def load_checkpoint(path: str | os.PathLike) -> Llama:
     """The model in a file or folder of any format: fp32, on the CPU, in evaluation mode.
 
-    Of a Hugging Face folder with more rows than its tokenizer has tokens, the config's vocab_size is that of the
+    Of a Hugging Face folder with more rows than its tokenizer has tokens, the config's vocab_size is taken from the
     tokenizer, so that the other ids are never generated; padded_vocab_size is the number of rows.
 
     Raises:
-        FileNotFoundError: there is no file or folder `path`.
+        FileNotFoundError: `path` does not exist.
         UserError: it is damaged, of an unknown format, or holds pickled objects; or a tensor is missing, unknown, not
             finite or of the wrong shape.
     """
@@ -128,9 +128,9 @@ def new_or_loaded(config: LlamaConfig, weights: str | None, vocab_size: int | No
 
 
 def _check_padding(weights: Path, vocab_size: int, n_rows: int, is_expected: bool) -> None:
-    """Check that a model with `n_rows` rows can be that of a tokenizer with `vocab_size` tokens.
+    """Check that a model with `n_rows` rows can belong to a tokenizer with `vocab_size` tokens.
 
-    Rows may exceed tokens in a Hugging Face folder without a tokenizer; a warning says so unless `is_expected`.
+    A Hugging Face folder without a tokenizer may have more rows than tokens; this is a warning unless `is_expected`.
 
     Raises:
         UserError: it is the model of another tokenizer.

@@ -49,7 +49,7 @@ def make_evaluate(f: Function, inputs: tuple[Tensor, ...], autocast: SavedAutoca
 
 
 class BoundModule:
-    """A module that is called with given parameters and buffers instead of its own: (z, inputs, tensors) -> f(z, x).
+    """A module called with parameters and buffers passed as arguments: (z, inputs, tensors) -> f(z, x).
 
     A backward pass that calls f again needs the tensors of the forward pass, which `torch.func.functional_call` may
     have replaced for that time only. Copies of the parameters keep the hooks on them from running at every evaluation.
@@ -129,7 +129,7 @@ class Differentiable:
         """Evaluate f with autograd: (the state as a leaf in f's dtype, f of it), the arguments of `vjp`.
 
         Raises:
-            UserError: f depends on a tensor that needs gradients and is no input, parameter or buffer of f.
+            UserError: f depends on a tensor that needs gradients and is not an input, parameter or buffer of f.
         """
         with torch.enable_grad():
             leaf = state.detach().to(self.leaves[0].dtype).requires_grad_()

@@ -1,7 +1,7 @@
 """Gradients of a fixed point by the implicit function theorem.
 
 At z = f(z, x), dL/dtheta = u df/dtheta, where u solves u = u df/dz + dL/dz, a linear fixed-point problem (Bai et al.
-2019, https://arxiv.org/abs/1909.01377). The gradients are as exact as both fixed points, whatever solver found them.
+2019, https://arxiv.org/abs/1909.01377). The gradients are as exact as both fixed points, with any solver.
 """
 
 import torch

@@ -94,12 +94,12 @@ def solve(
             Only "unroll" has second derivatives and works under torch.func.grad, vmap and jvp.
             "implicit" treats z as a fixed point; "phantom" differentiates through a few more damped steps from it (Geng
             et al. 2021, https://arxiv.org/abs/2111.05177). The last two are approximate where z is not a fixed point.
-        state_dtype: dtype of z during the iteration; fp32 where the device has no fp64.
+        state_dtype: dtype of z during the iteration; fp32 on a device without fp64.
         solver: solver for z with "implicit" and "phantom"; the other methods use the reversible iteration.
         backward_steps: steps of the backward pass: of "implicit" at most this many, until its residual is at most tol,
             or 1e-8 (default 50); of "phantom" exactly this many (default 5).
         keep_every: with "reversible", save the state every keep_every steps, so that at most keep_every steps are
-            inverted at once; for many steps, or beta far from 0.5. None: save z0 only.
+            inverted in one go; for many steps, or beta far from 0.5. None: save z0 only.
         max_reconstruction_error: beyond this error the reversible backward pass raises ReconstructionError on a CPU. On
             a GPU, where the host would have to wait for the error, all its gradients are NaN, and `failure` is the
             error.
@@ -112,7 +112,7 @@ def solve(
     check_counts(max_steps=max_steps)
     check_positive("max_reconstruction_error", max_reconstruction_error)
     inputs = check_inputs(f, x, z0, state_dtype)
-    if state_dtype == torch.float64 and inputs[0].device.type == "mps":  # which has no fp64
+    if state_dtype == torch.float64 and inputs[0].device.type == "mps":  # Metal lacks fp64
         state_dtype = torch.float32
     # The iteration starts at zero unless it is given a start, and runs in the state's dtype.
     z0 = torch.zeros_like(inputs[0], dtype=state_dtype) if z0 is None else z0.to(state_dtype)
@@ -127,7 +127,7 @@ def solve(
     autocast = SavedAutocast(z0.device.type)
     call: Function = f if isinstance(x, tuple) else lambda z, inputs: f(z, *inputs)
     evaluate = make_evaluate(call, inputs, autocast, state_dtype)
-    # Evaluations after this call use the present parameters and buffers, whatever f has then.
+    # Evaluations after this call use the present parameters and buffers, even if those of f change later.
     later = evaluate
     if bound is not None:
         later = make_evaluate(lambda z, inputs: bound(z, inputs, tensors), inputs, autocast, state_dtype)

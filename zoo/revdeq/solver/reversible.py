@@ -6,7 +6,7 @@ From the last y and z, the states before them are (McCallum et al. 2025, https:/
     y' = (y - b f(z', x)) / (1 - b)
 
 Differentiating f at y and z' along the way gives the gradients of the iteration that was run. Only x, z0 and the last y
-and z are saved, whatever the number of steps. Dividing by 1 - b amplifies rounding at every step. Therefore states are
+and z are saved, for any number of steps. Dividing by 1 - b amplifies rounding at every step. Therefore states are
 fp64 while f computes in x's dtype, and f is called the same way in both passes, so that its own rounding repeats and
 cancels. Where that is not enough, states saved every few steps restart the inversion.
 """
