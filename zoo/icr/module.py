@@ -39,6 +39,9 @@ DIVERGED = "after {step} steps: lower lr, or set grad_clip"
 class ICRTransformer(ZooModule):
     """A transformer that learns linear regression from the examples in its context.
 
+    Raventós et al. 2023, https://arxiv.org/abs/2306.15063. `model(x, y)` maps x (B, k, D) and y (B, k) to predictions
+    (B, k).
+
     Training batches are `Prompts` or plain tensors (x, y), x (B, K, D) and y (B, K). Validation and test batches are
     `EvaluationBatch`es, or the same as training batches, which then count as "pretrain" prompts.
 

@@ -107,6 +107,12 @@ def evaluate_ood_score(model: Predictor, n_samples: int = 10000, seed: int = 0) 
         model: the model.
         n_samples: number of prompts, at least 1.
         seed: seed of the prompts.
+
+    Returns:
+        The error in squared units of y.
+
+    Raises:
+        UserError: n_samples is below 1, or seed is not an integer.
     """
     check_counts(n_samples=n_samples)
     check_number("seed", seed, "", lambda seed: True, whole=True)

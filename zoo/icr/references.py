@@ -20,7 +20,19 @@ CHUNK = {"cpu": (1024, 1024), "cuda": (4096, 8192)}
 
 
 def ridge(x: Tensor, y: Tensor, sigma2: float) -> Tensor:
-    """Ridge regression, w_k = (X'X + sigma2 I)^-1 X'y: Bayes-optimal for tasks N(0, I) and noise N(0, sigma2)."""
+    """Ridge regression, w_k = (X'X + sigma2 I)^-1 X'y: Bayes-optimal for tasks N(0, I) and noise N(0, sigma2).
+
+    Args:
+        x: inputs (B, K, D), floating point.
+        y: outputs (B, K).
+        sigma2: variance of the noise in y, at least 0; 0 gives least squares.
+
+    Returns:
+        Predictions (B, K) in x's dtype: at position k of y_k, from the k - 1 pairs before it; 0 at the first.
+
+    Raises:
+        UserError: a shape or type is wrong, or sigma2 is negative.
+    """
 
     check_weight("sigma2, the variance of the noise,", sigma2)
 
@@ -41,7 +53,7 @@ def ridge(x: Tensor, y: Tensor, sigma2: float) -> Tensor:
 
 
 def least_squares(x: Tensor, y: Tensor) -> Tensor:
-    """Least squares, w_k = X^+ y: the shortest of the weights that fit best."""
+    """Least squares, w_k = X^+ y: the shortest of the weights that fit best. Arguments and result as in `ridge`."""
 
     return _linear(x, y, _least_squares_weights)
 
@@ -58,6 +70,7 @@ def gradient_step(x: Tensor, y: Tensor, sigma2: float) -> Tensor:
     """One step of gradient descent from 0, w_k = X'y / (k + D + sigma2), of the best length for tasks from N(0, I).
 
     One layer of linear attention can compute it. Its excess error is D (D + 1 + sigma2) / (k + D + sigma2).
+    Arguments, result and errors as in `ridge`.
     """
     check_weight("sigma2, the variance of the noise,", sigma2)
     _check_shapes(x, y)
@@ -74,6 +87,18 @@ def dmmse(x: Tensor, y: Tensor, tasks: Tensor, sigma2: float) -> Tensor:
     Multiplied out, the score of task i is (2 b'w_i - w_i'G w_i) / (2 sigma2) with G = X'X and b = X'y. This is
     attention whose keys are w_i and the products of its components. The pool is read in chunks with an online softmax
     (see CHUNK).
+
+    Args:
+        x: inputs (B, K, D), floating point.
+        y: outputs (B, K).
+        tasks: the pool, weights (M, D), floating point, M at least 1.
+        sigma2: variance of the noise in y, positive.
+
+    Returns:
+        Predictions (B, K) in x's dtype: at position k of y_k, from the k - 1 pairs before it.
+
+    Raises:
+        UserError: a shape or type is wrong, or sigma2 is not positive.
     """
     check_positive("sigma2, the variance of the noise,", sigma2)
     _check_shapes(x, y)

@@ -35,6 +35,7 @@ def load_model(path: str | Path, config: ICRegConfig | None = None) -> ICRTransf
         config: the config that the model must have; None accepts any.
 
     Raises:
+        FileNotFoundError: the file does not exist.
         UserError: the file is not a checkpoint of an ICRTransformer, or its config is another one, or its weights
             are not finite.
     """

@@ -73,9 +73,9 @@ class LlamaClassifier(BowClassifier):
         layer_decay: the learning rate of each layer is this share of the next layer's, in (0, 1]; 1 gives all layers
             the rate `lr`.
         vocab_size: number of token ids; the command line sets it from the data's tokenizer.
-        tokenizer: the tokenizer of the data, stored in checkpoints; on the command line the data's.
-        label_spellings: how files write each class, in the order of `label_names`, for predictions; on the command
-            line those of the data. Default: label_names.
+        tokenizer: the tokenizer of the data, stored in checkpoints; the command line takes it from the data.
+        label_spellings: how files write each class, in the order of `label_names`, for predictions; the command
+            line takes them from the data. Default: label_names.
         **settings: the fields of `LlamaConfig` and `OptimizerConfig`.
     """
 

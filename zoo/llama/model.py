@@ -145,7 +145,11 @@ class LlamaLayer(nn.Module):
 
 
 class Llama(nn.Module):
-    """The network: tokens (B, T) to logits (B, T, V) of the next token at each position."""
+    """The network: tokens (B, T) to logits (B, T, V) of the next token at each position.
+
+    Args:
+        config: sizes and constants.
+    """
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -226,7 +230,22 @@ class Llama(nn.Module):
         top_p: float | None = None,
         **options: Any,
     ) -> Tensor:
-        """Tokens (B, T) continued to at most (B, T + max_new_tokens); options as in zoo.generation.sampling."""
+        """Continue prompts by sampling.
+
+        Args:
+            tokens: prompts, ids (B, T), T at least 1.
+            max_new_tokens: number of new tokens of each row, at most.
+            temperature: divides the logits, at least 0; 0 takes the most likely token.
+            top_k: sample among the k most likely tokens only; None: all.
+            top_p: sample among the fewest most likely tokens whose total probability reaches top_p; None: all.
+            **options: the other options of `zoo.generation.sampling.stream_tokens`, such as seed and stop.
+
+        Returns:
+            The prompts with their continuations, (B, T + n), n at most max_new_tokens.
+
+        Raises:
+            UserError: an option or the shape or type of `tokens` is wrong.
+        """
         return sampling.generate(
             self, tokens, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, **options
         )

@@ -35,9 +35,9 @@ class LlamaZeroShot(TextClassifier):
         course_scoring: score as CMU's minllama course does: sum the log-probabilities of a name's tokens at the last
             column, padding included. The prompt must end with a space; results depend on the batch size.
         vocab_size: number of token ids; the command line sets it from the data's tokenizer.
-        tokenizer: turns class names and prompts into ids; on the command line the data's.
-        label_spellings: how files write each class, in the order of `label_names`, for predictions; on the command
-            line those of the data. Default: label_names.
+        tokenizer: turns class names and prompts into ids; the command line takes it from the data.
+        label_spellings: how files write each class, in the order of `label_names`, for predictions; the command
+            line takes them from the data. Default: label_names.
         **architecture: the fields of `LlamaConfig`.
     """
 

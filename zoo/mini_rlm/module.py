@@ -59,7 +59,7 @@ class MiniRLM(Regressor):
         weights: checkpoint of a MiniRLM, also as zoo:NAME, from whose weights training starts. Its encoder, pooling and
             sizes replace the settings given here, except dropout; scales are fitted again. Default: random weights.
         vocab_size: number of token ids; the command line takes it from the data's tokenizer. Unused by encoder=mlp.
-        tokenizer: the tokenizer of the data, stored in checkpoints; on the command line the data's.
+        tokenizer: the tokenizer of the data, stored in checkpoints; the command line takes it from the data.
         **settings: the other fields of `MiniRLMConfig`, and those of `OptimizerConfig`.
     """
 

@@ -49,7 +49,8 @@ def _shown(batches: list[TextBatch], progress: bool) -> Iterator[TextBatch]:
 class RegressLM(RegressLMModule):
     """Text in, distribution over numbers out: an encoder reads any text, a decoder generates the number's tokens.
 
-    A `RegressLMModule`, whose arguments it takes, with a Python API for lists of examples.
+    The model of Akhauri et al. 2025, https://arxiv.org/abs/2506.21718. A `RegressLMModule`, whose arguments it takes,
+    with a Python API for lists of examples.
     """
 
     stored_data_settings: dict[str, Any] | None = None
@@ -101,7 +102,7 @@ class RegressLM(RegressLMModule):
             **settings: the other arguments of `RegressLM`, except its sizes.
 
         Raises:
-            UserError: as `from_scratch`; or a setting contradicts the pretrained weights.
+            UserError: as `from_scratch`; or a setting contradicts the pretrained weights, or their file is missing.
         """
         checkpoint = read_checkpoint(find_weights(DEFAULT_WEIGHTS), required=("tokenizer", "hyper_parameters"))
         stored = {
@@ -141,7 +142,7 @@ class RegressLM(RegressLMModule):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """The model in a checkpoint of `save` or `zoo fit`, on the GPU if there is one."""
+        """The model in a checkpoint of `save` or `zoo fit`, on the GPU if there is one. UserError for other files."""
         model = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
@@ -329,7 +330,7 @@ class RegressLM(RegressLMModule):
 
         Args:
             examples: texts and their numbers; no examples give an empty result. Of an example with fewer than K numbers
-                it is their joint probability.
+                it is their joint probability. The result is -inf for numbers that are never sampled.
             batch_size: texts that are processed together.
 
         Raises:
@@ -341,10 +342,10 @@ class RegressLM(RegressLMModule):
 
     @torch.inference_mode()
     def exact_mean(self, inputs: Iterable[ExampleInput]) -> np.ndarray:
-        """(B, K) mean of the whole distribution, summed over all numbers that the tokens can represent.
+        """(B, K) float64 exact mean of each input's distribution, summed over all numbers that have tokens.
 
         Raises:
-            UserError: there are too many such numbers.
+            UserError: an input is not a str, is empty or too long, or there are too many such numbers.
         """
         means = [np.empty((0, self.n_objectives))]
         for batch in self.batches(as_examples("inputs", inputs), 1):

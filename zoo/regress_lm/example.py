@@ -16,7 +16,7 @@ class ExampleInput:
         x: the text.
 
     Raises:
-        UserError: x is not a str.
+        UserError: x is not a str, or contains half of a surrogate pair.
     """
 
     x: str
@@ -37,7 +37,7 @@ class Example(ExampleInput):
         y: the number or numbers: a number, a list, an array or a tensor (K,).
 
     Raises:
-        UserError: x is not a str, or y is neither a number nor a list of numbers.
+        UserError: as `ExampleInput`, or y is neither a number nor a list of numbers.
     """
 
     y: float | Sequence[float]

@@ -140,8 +140,8 @@ class IEEEFloatTokenizer(NumberTokenizer):
 
     Args:
         base: of all digits, at least 2.
-        exponent_digits: digits of the exponent.
-        digits: digits of the mantissa.
+        exponent_digits: digits of the exponent, at least 1.
+        digits: digits of the mantissa, at least 1.
         truncate: give upstream's tokens exactly, which truncate the mantissa and turn small numbers into 0.
     """
 
@@ -214,8 +214,8 @@ class P10Tokenizer(NumberTokenizer):
     A number smaller than 10...0 at the smallest power becomes that number or 0, whichever is nearer.
 
     Args:
-        digits: digits of the mantissa.
-        exponent: largest power of ten.
+        digits: digits of the mantissa, at least 1.
+        exponent: largest power of ten, at least 1.
         truncate: without effect, because upstream rounds here; accepted so that all tokenizers take it.
     """
 
@@ -276,7 +276,7 @@ class NormalizedTokenizer(NumberTokenizer):
 
     Args:
         base: of the digits, at least 2.
-        length: number of digits.
+        length: number of digits, at least 1.
         truncate: give upstream's tokens exactly, which truncate.
     """
 

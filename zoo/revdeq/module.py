@@ -39,6 +39,8 @@ ITERATION = ("num_fixed_point_iterations", "fixed_point_tol", "beta", "backward"
 class RevDEQLM(LanguageModel):
     """Reversible deep equilibrium language model: one iterated block, exact gradients, memory independent of depth.
 
+    McCallum et al. 2025, https://arxiv.org/abs/2509.12917.
+
     Logged in addition to what every language model logs: `residual`, the training batch's mean |z - f(z)| / |f(z)|
     after the iteration; `evaluations`, the number of evaluations of f; `reconstruction_error`, the distance between the
     start of the iteration and the end of the backward pass, relative to the norm of z. Training stops where it exceeds
@@ -48,7 +50,7 @@ class RevDEQLM(LanguageModel):
         vocab_size: number of token ids; the command line takes it from the data's tokenizer.
         weights: checkpoint of a RevDEQLM, also as zoo:NAME, from whose weights training starts. Its sizes replace the
             settings given here; those of the iteration and dropout remain. Default: random weights.
-        tokenizer: the tokenizer of the data, stored in checkpoints; on the command line the data's.
+        tokenizer: the tokenizer of the data, stored in checkpoints; the command line takes it from the data.
         compile: run the iterated block through `torch.compile`.
         **settings: the fields of `RevDEQConfig` and `OptimizerConfig`.
     """

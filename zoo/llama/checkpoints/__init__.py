@@ -33,7 +33,7 @@ TORCH_MAGICS = (b"PK", b"\x80\x02")  # first bytes of files by torch.save, since
 
 
 def load_checkpoint(path: str | os.PathLike) -> Llama:
-    """The model in a file or folder of any format: fp32, on the CPU, in evaluation mode.
+    """The model in a file or folder of a supported format, or zoo:NAME: fp32, on the CPU, in evaluation mode.
 
     Of a Hugging Face folder with more rows than its tokenizer has tokens, the config's vocab_size is taken from the
     tokenizer, so that the other ids are never generated; padded_vocab_size is the number of rows.

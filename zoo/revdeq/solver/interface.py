@@ -73,6 +73,8 @@ def solve(
 ) -> Solution:
     """Iterate f(z, x) from z0 towards its fixed point.
 
+    The reversible iteration and its gradients are those of McCallum et al. 2025, https://arxiv.org/abs/2509.12917.
+
     Args:
         f: a module, called f(z, x), that returns z's shape. Its parameters and x receive gradients. With "reversible",
             "checkpoint" and "implicit" the backward pass calls f again with the same parameters and buffers: f must
@@ -104,8 +106,13 @@ def solve(
             a GPU, where the host would have to wait for the error, all its gradients are NaN, and `failure` is the
             error.
 
+    Returns:
+        The last state with diagnostics, see `Solution`.
+
     Raises:
-        UserError: a setting is out of range or does not go with another one.
+        UserError: a setting is out of range or cannot be combined with another one, x or z0 has a wrong shape or type,
+            or the backward pass would compute wrong gradients of f.
+        ReconstructionError: see max_reconstruction_error; raised by the backward pass.
     """
     # Check the settings, x and z0.
     check_settings(beta, tol, backward, solver, keep_every, backward_steps)
