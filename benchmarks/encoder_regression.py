@@ -161,7 +161,7 @@ def main() -> None:
 
 
 def row_key(row: Row) -> tuple[Any, ...]:
-    """What a row is about; a new row replaces the old one that is about the same."""
+    """The key of a row; a new row replaces the old one with the same key."""
     return row["trained_on"], row["tested_on"], row["model"], row.get("seed")
 
 

@@ -1,4 +1,4 @@
-"""What happens to a run of two ranks when one of them refuses its data or is killed; real launchers, gloo, CPU.
+"""Failures of one of two ranks, which refuses its data or is killed: end of the run; real launchers, gloo, CPU.
 
 Usage:
 

@@ -73,7 +73,7 @@ class Memory(threading.Thread):
 
 
 def finish(process: subprocess.Popen) -> dict[str, Any]:
-    """What a child printed as its last line, with its peak memory in MB."""
+    """The last line that a child process printed, with its peak memory in MB."""
     from zoo.text_formats.json_text import parse_json
 
     memory = Memory(process.pid)

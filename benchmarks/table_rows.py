@@ -1,4 +1,4 @@
-"""Rows of results/ as Markdown tables: what the tables of several benchmarks share."""
+"""Rows of results/ as Markdown tables: code that the tables of several benchmarks share."""
 
 import json
 from pathlib import Path

@@ -301,7 +301,7 @@ def main() -> None:
 
 
 def row_key(row: Row) -> str:
-    """What a row is about; a new row replaces an old one that is about the same."""
+    """The key of a row; a new row replaces an old one with the same key."""
     return repr([row.get(name) for name in ("task", "rows", "trained_on", "tested_on", "model", "seed")])
 
 

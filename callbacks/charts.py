@@ -1,4 +1,4 @@
-"""What a run's loggers show in addition to metrics: learning rates, baselines, TensorBoard's layout and HParams."""
+"""Charts for a run's loggers in addition to metrics: learning rates, baselines, TensorBoard's layout and HParams."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

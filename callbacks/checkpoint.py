@@ -188,7 +188,7 @@ class Checkpoint(LightningCheckpoint):
             self._folder = None
 
     def refuse_non_finite(self, trainer: Trainer, name: str) -> None:
-        """Raises UserError where a weight is not finite. All ranks decide alike."""
+        """Raises UserError if a weight is not finite. All ranks decide alike."""
         if not all(are_finite(list(trainer.lightning_module.parameters()))):
             kept = f"; the last good checkpoint is {self.last_model_path}" if self.last_model_path else ""
             raise Diverged(
@@ -243,7 +243,7 @@ class Checkpoint(LightningCheckpoint):
         self._signals.raises_at_once = False
 
     def _agreed_signals(self, trainer: Trainer) -> tuple[bool, bool]:
-        """Whether some rank was told to stop, and whether some rank was told to save."""
+        """Whether any rank received a signal to stop, and whether any received one to save."""
         # A signal that comes during the exchange counts in the next one.
         stop, save = self._signals.stop or 0, int(self._signals.save)
         self._signals.save = False
@@ -311,7 +311,7 @@ class Checkpoint(LightningCheckpoint):
 
 
 def require_logged(trainer: Trainer, setting: str, metric: str) -> None:
-    """Raises UserError where the model does not log `metric`, the value of the option `setting`."""
+    """Raises UserError if the model does not log `metric`, the value of the option `setting`."""
     if metric not in trainer.callback_metrics:
         logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
         raise UserError(f"{setting} {metric!r} is not logged by this model, which logs {logged}")

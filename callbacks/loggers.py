@@ -1,4 +1,4 @@
-"""What the loggers of a run receive: grouped names of metrics, figures and texts, for each kind of logger."""
+"""Output to the loggers of a run: grouped names of metrics, figures and texts, for each kind of logger."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

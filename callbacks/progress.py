@@ -150,7 +150,7 @@ class Progress(ProgressBar):
         """The label of the next line; override it for one that changes.
 
         Args:
-            share: share of the run that is done, from 0 to 1; None where its end is not known.
+            share: share of the run that is done, from 0 to 1; None if its end is not known.
         """
         return self.label
 
@@ -184,7 +184,7 @@ class Progress(ProgressBar):
             display.close(None if trainer is None else self._state(trainer))
 
     def _state(self, trainer: Trainer) -> progress_text.Progress:
-        """What the line shows now."""
+        """The values that the line shows now."""
         is_fit = trainer.state.fn == "fit"
         is_training = is_fit and self._unit == "step"
         total, share = _planned_steps(trainer) if is_training else self._total, None
@@ -239,7 +239,7 @@ class Progress(ProgressBar):
 
 
 def total_steps(trainer: Any) -> int | None:
-    """Optimizer steps of a whole run, as its limits of steps and epochs say; None where only a time limits it."""
+    """Optimizer steps of a whole run, as its limits of steps and epochs say; None if only a time limits it."""
     limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
     if trainer.max_epochs is not None and trainer.max_epochs >= 0 and math.isfinite(trainer.num_training_batches):
         limits.append(_steps_until(trainer, trainer.max_epochs))

@@ -18,7 +18,7 @@ def checksums(file: Path) -> list[int]:
 
 
 def find_damage(file: Path, expected: list[int]) -> str | None:
-    """What is wrong with a file, as the end of a sentence; None where every checksum is as expected."""
+    """What is wrong with a file, as the end of a sentence; None if every checksum is as expected."""
     try:
         found = checksums(file)
     except FileNotFoundError:

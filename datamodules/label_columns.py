@@ -19,8 +19,8 @@ def find_columns(tables: Mapping[str, list[Table]], text: str | None, label: str
 
     Args:
         tables: the tables of each split; those of the training split decide.
-        text: column of the texts; None where it is not given.
-        label: column of the labels; None where it is not given.
+        text: column of the texts; None if it is not given.
+        label: column of the labels; None if it is not given.
 
     Raises:
         UserError: several columns are possible.
@@ -51,13 +51,13 @@ def _choices(names: list[str]) -> str:
 
 
 def _other(names: list[str], name: str | None) -> str | None:
-    """The other one of two columns; None where there are not two."""
+    """The other one of two columns; None if there are not two."""
     others = [other for other in names if other != name]
     return others[0] if name is not None and len(names) == 2 and len(others) == 1 else None
 
 
 def _with_fewer_values(table: Table, names: list[str]) -> str | None:
-    """The one of two columns that has fewer different values, or shorter ones; None where they are equal."""
+    """The one of two columns that has fewer different values, or shorter ones; None if they are equal."""
     values = [[str(cells.get(name)) for _, cells in table.rows] for name in names]
     keys = [(len(set(column)), sum(map(len, column))) for column in values]
     return None if keys[0] == keys[1] else names[keys.index(min(keys))]

@@ -32,7 +32,7 @@ def write_once(file: Path, write: Callable[[Path], None], damage: Callable[[], s
     Args:
         file: the file.
         write: writes its content to the path that it gets.
-        damage: what is wrong with the existing file, as the end of a sentence; None where nothing is.
+        damage: what is wrong with the existing file, as the end of a sentence; None if nothing is.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
@@ -175,7 +175,7 @@ _intact: set[tuple[Path, int, int]] = set()  # files checked by this process: pa
 
 
 def _damage(file: Path) -> str | None:
-    """What is wrong with a packed file and its counts; None where nothing is, or another process has looked."""
+    """What is wrong with a packed file and its counts; None if nothing is, or another process has looked."""
     if os.environ.get("LOCAL_RANK", "0") != "0":  # the first process of the machine checks before the others start
         return None
     if not (counts := read_counts(file)):

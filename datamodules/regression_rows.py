@@ -330,7 +330,7 @@ class RegressionViews(UnlabelledViews):
         return plan_copies(self.reader.rows("train").texts, change, most, seconds, self.source.rounded_texts)
 
     def features(self, split: str) -> np.ndarray | None:
-        """(N, F) float32, the numbers in each text; None where they are off."""
+        """(N, F) float32, the numbers in each text; None if they are off."""
         return self.dataset(split).features
 
     def dataset(self, split: str) -> TextRows:

@@ -73,7 +73,7 @@ class RowSettings:
 
 
 def check_text(name: str, value: object, is_list: bool = False) -> None:
-    """Raises UserError where a setting is not a text or, with `is_list`, a text or a list of texts."""
+    """Raises UserError if a setting is not a text or, with `is_list`, a text or a list of texts."""
     texts = value if is_list and isinstance(value, list) else [value]
     if not all(isinstance(text, str) for text in texts):
         raise UserError(f"{name} must be a text{' or a list of texts' * is_list}, not {shorten(value)}")

@@ -31,7 +31,7 @@ class RowLayout(NamedTuple):
         targets: columns of the K numbers to predict, or the one of the labels; empty where targets are not read.
         row_format: how `columns` become a text.
         group: column whose equal values keep rows in one split; None for no groups.
-        classes: label -> number of the class; None where targets are numbers.
+        classes: label -> number of the class; None if targets are numbers.
         is_stored: whether the columns come from a trained model, which needs all of them.
     """
 
@@ -85,7 +85,7 @@ class RowLayout(NamedTuple):
         return Rows(texts, np.array(targets, dtype=np.float64).reshape(-1, len(self.targets) or 1), places, groups)
 
     def _check_columns(self, table: Table, need_targets: bool) -> None:
-        """Raises UserError where the header lacks a column: then the option is wrong, not a row."""
+        """Raises UserError if the header lacks a column: then the option is wrong, not a row."""
         # The options that name columns, with the columns that they name.
         options = {"text_column" if self.row_format == "text" else "columns": self.columns}
         target = "target_columns" if self.classes is None else "label_column"
@@ -118,7 +118,7 @@ class RowLayout(NamedTuple):
                     )
 
     def _check_keys(self, tables: Sequence[Table]) -> None:
-        """Raises UserError where an input column is a key in no row of a file without a header: it is misspelt.
+        """Raises UserError if an input column is a key in no row of a file without a header: it is misspelt.
 
         A key that only some rows have is an empty cell in the others. Files of one row are checked together.
         """
@@ -141,7 +141,7 @@ class RowLayout(NamedTuple):
                     )
 
     def _check_roles(self) -> None:
-        """Raises UserError where a column is named twice, or is both an input and a target."""
+        """Raises UserError if a column is named twice, or is both an input and a target."""
         inputs = "text_column" if self.row_format == "text" else "columns"
         targets = "target_columns" if self.classes is None else "label_column"
         for option, names in ((inputs, self.columns), (targets, self.targets)):
@@ -259,7 +259,7 @@ def numbers_in(text: str) -> list[float]:
 
 
 def _cell(cells: Cells, name: str, option: str) -> Any:
-    """The cell `name` of a row. Raises UserError where the row has none, which names the option for the column."""
+    """The cell `name` of a row. Raises UserError if the row has none, which names the option for the column."""
     if name not in cells:
         first = list_columns([*map(str, cells)][:8]) or "nothing"
         more = " and more" if len(cells) > 8 else ""

@@ -152,7 +152,7 @@ def is_number(cell: Any) -> bool:
 
 
 def count_decimals(cells: Sequence[Any]) -> int | None:
-    """The largest number of decimals of the numbers; None where one has an exponent, or more than six decimals."""
+    """The largest number of decimals of the numbers; None if one has an exponent, or more than six decimals."""
     matches = [_PLAIN.fullmatch(str(cell).strip()) for cell in cells]
     decimals = max(len(match[1] or "") if match else _MOST_DECIMALS + 1 for match in matches)
     return decimals if decimals <= _MOST_DECIMALS else None

@@ -217,7 +217,7 @@ def _choose(
     inputs: np.ndarray, z: np.ndarray, groups: np.ndarray, seed: int, effort: Effort
 ) -> tuple[Choice, float, Errors | None]:
     """The ensemble with the smallest CRPS on rows left out, that CRPS in standard deviations of the targets, and its
-    errors on these rows; None where no rows can be left out."""
+    errors on these rows; None if no rows can be left out."""
     from sklearn.model_selection import GroupKFold
 
     random = np.random.default_rng(derive(seed, "folds"))

@@ -180,7 +180,7 @@ def _digest(text: str) -> str:
 
 
 def _read_state(file: Path) -> str | None:
-    """The state of a tokenizer in the cache as JSON; None where the file is damaged."""
+    """The state of a tokenizer in the cache as JSON; None if the file is damaged."""
     try:
         content = parse_json(file.read_text(encoding="utf-8"))
     except ValueError:  # not JSON, or not UTF-8

@@ -42,34 +42,34 @@ def _fits_a_double(value: Any) -> bool:
 
 
 def check_counts(minimum: int = 1, **counts: Any) -> None:
-    """Raises UserError where one of the named settings is not an integer of at least `minimum`."""
+    """Raises UserError if one of the named settings is not an integer of at least `minimum`."""
     for name, count in counts.items():
         check_number(name, count, f"at least {minimum}", lambda value: value >= minimum, whole=True)
 
 
 def check_probability(name: str, value: Any) -> None:
-    """Raises UserError where a setting is not in [0, 1)."""
+    """Raises UserError if a setting is not in [0, 1)."""
     check_number(name, value, "in [0, 1)", lambda p: 0 <= p < 1)
 
 
 def check_weight(name: str, value: Any) -> None:
-    """Raises UserError where a setting is not a finite number of at least 0."""
+    """Raises UserError if a setting is not a finite number of at least 0."""
     check_number(name, value, "a finite number of at least 0", lambda weight: 0 <= weight < float("inf"))
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Raises UserError where a setting is not a finite number above 0."""
+    """Raises UserError if a setting is not a finite number above 0."""
     check_number(name, value, "positive", lambda number: 0 < number < float("inf"))
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:
-    """Raises UserError where a setting is not one of the choices."""
+    """Raises UserError if a setting is not one of the choices."""
     if not isinstance(value, str) or value not in choices:
         raise UserError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
 def refuse_renamed(cls: type, arguments: Iterable[str]) -> None:
-    """Raises UserError where one of the names of arguments is an old name in `cls.renamed_arguments`."""
+    """Raises UserError if one of the names of arguments is an old name in `cls.renamed_arguments`."""
     for name in arguments:
         if (new := cls.renamed_arguments.get(name)) is not None:  # type: ignore[attr-defined]
             remedy = f"is now called {new}" if new.isidentifier() else f"no longer exists: {new}".removesuffix(": ")

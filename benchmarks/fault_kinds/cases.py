@@ -11,7 +11,7 @@ from zoo.console.exit_codes import describe, is_out_of_memory, is_user_error
 
 
 class Outcome(NamedTuple):
-    """What became of a case.
+    """The outcome of a case.
 
     Args:
         is_wanted: whether this is an outcome that the zoo promises.
@@ -63,7 +63,7 @@ class Kind:
 
 
 def outcome_of(call: Callable[[], Any], names: Sequence[str] = ()) -> Outcome:
-    """What became of a call with damaged input: "loaded" if it returns, "refused" if it raises the right error.
+    """The outcome of a call with damaged input: "loaded" if it returns, "refused" if it raises the right error.
 
     The right error is one that the command line shows as one sentence, and its sentence contains one of `names`.
 

@@ -47,7 +47,7 @@ def _copy_checkpoint(folder: Path) -> None:
 
 
 def _run_command(folder: Path) -> str:
-    """What `zoo generate` prints, which depends on all weights; raises with its message if it fails."""
+    """The output of `zoo generate`, which depends on all weights; raises with its message if it fails."""
     argv = ["generate", "--ckpt_path=last.ckpt", "--prompt=The ", "--max_new_tokens=12", "--temperature=1"]
     code = exit_code(start(argv, folder, "generate"))
     errors = (folder / "generate.err").read_text(errors="replace")

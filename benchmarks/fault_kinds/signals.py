@@ -115,7 +115,7 @@ def try_signal(index: int, rng: Random, folder: Path) -> Outcome:
 
 
 def _wrong_step(folder: Path, name: str, moment: str) -> list[str]:
-    """What is wrong with the step that was saved because of a signal."""
+    """The errors in the step that was saved because of a signal."""
     sent = int((folder / "sent").read_text())
     if name == "SIGINT twice":  # stops immediately: nothing more needs to be saved
         return []

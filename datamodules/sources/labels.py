@@ -21,7 +21,7 @@ class Labels(NamedTuple):
 
     @property
     def classes(self) -> dict[str, int]:
-        """What a row may contain -> number of the class: labels, names, and whole numbers without decimals."""
+        """Accepted cell of a row -> number of the class: labels, names, and integers without decimals."""
         # Labels come first, names second, and whole numbers without decimals last.
         number = {name: i for i, name in enumerate(self.names)}
         labels = {label: number[name] for label, name in self.by_label.items()}

@@ -66,7 +66,7 @@ class BadRows:
 
 
 class Table(NamedTuple):
-    """Rows, each with its place ("FILE, line 3"). `columns` are shared by all rows; None where they differ."""
+    """Rows, each with its place ("FILE, line 3"). `columns` are shared by all rows; None if they differ."""
 
     name: str
     columns: list[str] | None
@@ -87,9 +87,9 @@ def read_table(file: Path, column_names: list[str] | None, bad: BadRows, separat
 
     Args:
         file: the file to read.
-        column_names: names of the columns of a CSV or TSV without a header; None where the first row is the header.
+        column_names: names of the columns of a CSV or TSV without a header; None if the first row is the header.
         bad: what to do with rows that cannot be parsed.
-        separator: of the columns of a CSV or TSV, one of SEPARATORS; None where it is detected.
+        separator: of the columns of a CSV or TSV, one of SEPARATORS; None if it is detected.
 
     Raises:
         UserError: the file is empty, has another suffix, or has a bad row.
@@ -223,13 +223,13 @@ def _header(fields: list[str]) -> list[str]:
 
 
 def _check_unique(names: list[str]) -> None:
-    """Raises UserError where two columns have the same name."""
+    """Raises UserError if two columns have the same name."""
     if (name := repeated_name(names)) is not None:
         raise UserError(f"two columns are called {shorten(name)}")
 
 
 def repeated_name(names: Iterable[str]) -> str | None:
-    """The first name that occurs a second time; None where all differ."""
+    """The first name that occurs a second time; None if all differ."""
     seen: set[str] = set()
     return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
 

@@ -111,7 +111,7 @@ class BowFeatures(FixedBuffers):
         return torch.from_numpy(scale * held_out).float()
 
     def held_out_logits(self, texts: Sequence[str], targets: np.ndarray) -> Tensor:
-        """What `fit` returns, for a classifier that is fitted to these texts already; its buffers do not change."""
+        """The result of `fit` for a classifier that is fitted to these texts already; its buffers do not change."""
         held_out, scale = self._calibrated(self._features(texts), targets)
         return torch.from_numpy(scale * held_out).float()
 

@@ -40,7 +40,7 @@ QUOTES = "'\""
 
 @dataclass
 class Arguments:
-    """What a command says.
+    """The parts of a command line that are read before the parser runs.
 
     Args:
         words: the words after the verb, with each config's name replaced by its file.
@@ -48,7 +48,7 @@ class Arguments:
         class_paths: all class names given for model and data, in order; the last one is used.
         keys: (dotted key, where it was given: a config's path, or "" for the command line).
         strategy: name of the Trainer's strategy, where given as a text; the last one is used.
-        automatic_from: number of words up to the one that says `automatic: true`; None where none does.
+        automatic_from: number of words up to the one that says `automatic: true`; None if none does.
     """
 
     words: list[str] = field(default_factory=list)
@@ -201,7 +201,7 @@ def _with_log_folder(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_group(path: str, name: str) -> dict[str, Any]:
-    """The settings of one group in a file. Raises UserError where the file is a config with settings of all groups."""
+    """The settings of one group in a file. Raises UserError if the file is a config with settings of all groups."""
     settings = _read_config(path)
     if {"model", "trainer"} & settings.keys():
         raise UserError(f"{name} names {path}, a config with settings of all groups: give it as --config {path}")
@@ -239,7 +239,7 @@ def _add_settings(arguments: Arguments, settings: dict[str, Any], source: str) -
 
 
 def _check_group(value: Any, name: str) -> None:
-    """Raises UserError where a group of settings is neither a mapping with texts as keys, nor a class, nor null."""
+    """Raises UserError if a group of settings is neither a mapping with texts as keys, nor a class, nor null."""
     if not isinstance(value, dict | str | None):
         raise UserError(f"{name} must be a mapping of names to values, not {shorten(value)}")
     if not isinstance(value, dict):

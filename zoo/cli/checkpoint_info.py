@@ -31,7 +31,7 @@ class CheckpointInfo:
         model: {"class_path", "init_args"} of the model, or None.
         data: the same of the data module, or None.
         is_external: the file holds weights of another project, which the model itself reads (`model.weights`).
-        step: number of optimizer steps before the checkpoint was saved; None where unknown.
+        step: number of optimizer steps before the checkpoint was saved; None if unknown.
         sizes: bytes and number of its tensors.
     """
 
@@ -70,7 +70,7 @@ class CheckpointInfo:
                     raise UserError(f"{sentence}; an older version of the zoo wrote this checkpoint")
 
     def check_model(self, name: str | None, cls: type | None) -> None:
-        """Raises UserError where the command names another model than the one that wrote the checkpoint.
+        """Raises UserError if the command names another model than the one that wrote the checkpoint.
 
         Args:
             name: the model in configs and on the command line, if any.
@@ -125,7 +125,7 @@ class CheckpointInfo:
         return None
 
     def check_tokenizer(self, data: Any) -> None:
-        """Raises UserError where the data's tokenizer has another vocabulary size than the model was trained with."""
+        """Raises UserError if the data's tokenizer has another vocabulary size than the model was trained with."""
         trained = (self.model or {}).get("init_args", {}).get("vocab_size")
         given = getattr(data, "vocab_size", trained)
         if given != trained:
@@ -135,7 +135,7 @@ class CheckpointInfo:
             )
 
     def check_label(self, data: str | None) -> None:
-        """Raises UserError where the checkpoint was trained on data of another label than `data`."""
+        """Raises UserError if the checkpoint was trained on data of another label than `data`."""
         trained = (self.data or {}).get("init_args", {}).get("data")
         if trained and data and data_label(trained) != data_label(data):
             raise UserError(

@@ -43,7 +43,7 @@ class ClassNames:
 
 
 def _import(name: str) -> type | None:
-    """A class by its registered name or its import path; None where there is none, which the parser then reports."""
+    """A class by its registered name or its import path; None if there is none, which the parser then reports."""
     if name in MODELS or name in DATA_MODULES:
         return load_class(name)
     module, _, attribute = name.rpartition(".")

@@ -63,7 +63,7 @@ def comparable_settings(config: Any, step: int | None) -> dict[str, str]:
 
 
 def first_difference(of_ranks: list[dict[str, str]]) -> str | None:
-    """A clause about the first entry in which two processes differ; None where all are equal."""
+    """A clause about the first entry in which two processes differ; None if all are equal."""
     first = of_ranks[0]
     for name in dict.fromkeys(name for entries in of_ranks for name in entries):
         for rank, entries in enumerate(of_ranks):

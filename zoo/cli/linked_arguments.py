@@ -48,7 +48,7 @@ def follows_model(keys: Iterable[tuple[str, str]], name: str) -> bool:
 
 
 def find_linked(keys: Iterable[tuple[str, str]], model: type | None, data: type | None) -> str | None:
-    """A sentence about the first linked argument that was given by hand; None where there is none.
+    """A sentence about the first linked argument that was given by hand; None if there is none.
 
     Args:
         keys: (dotted key, its source: a file, or "" for the command line).

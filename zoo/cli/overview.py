@@ -32,7 +32,7 @@ OTHER_NAMES = {  # what other programs call a verb
 
 
 def nearest_verb(word: str) -> str | None:
-    """The verb that a mistyped one, or its name in another program, most likely means; None where none is similar."""
+    """The verb that a mistyped one, or its name in another program, most likely means; None if none is similar."""
     near = nearest(word, [*VERBS, *OTHER_NAMES], cutoff=0.6) if word not in OTHER_NAMES else word
     return OTHER_NAMES.get(near, near) if near else None
 

@@ -94,7 +94,7 @@ def check_fit(config: Any, model: type | None, ranks: Ranks) -> None:
 
 
 def check_time_limit(config: Any) -> None:
-    """Raises UserError where a run has a time limit and a minimum of steps or epochs, below which it does not stop."""
+    """Raises UserError if a run has a time limit and a minimum of steps or epochs, below which it does not stop."""
     trainer = config.trainer
     limit = "--budget" if config.budget is not None else "--trainer.max_time" if trainer.max_time is not None else None
     callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]

@@ -34,7 +34,7 @@ def run_pull(argv: list[str]) -> None:
 
 
 def _check_config(path: Path) -> None:
-    """Raises UserError where a config.json does not describe a Llama that the zoo can read."""
+    """Raises UserError if a config.json does not describe a Llama that the zoo can read."""
     from zoo.llama.checkpoints.hugging_face_config import read_config
 
     read_config(path)

@@ -59,7 +59,7 @@ class World(NamedTuple):
 
     @classmethod
     def from_environment(cls) -> "World | None":
-        """What the launcher of this process says in environment variables; None for a single process."""
+        """The ranks that this process's launcher sets in environment variables; None for a single process."""
         variables = os.environ
         if "SLURM_PROCID" in variables and "TORCHELASTIC_RUN_ID" not in variables and SLURMEnvironment.detect():
             slurm = SLURMEnvironment()
@@ -165,7 +165,7 @@ class Ranks:
         return False
 
     def _open(self, deadline: float, keep: bool = True) -> Store | None:
-        """A connection to the store; None where there is none before the deadline.
+        """A connection to the store; None if there is none before the deadline.
 
         Args:
             deadline: as `time.monotonic` measures it.

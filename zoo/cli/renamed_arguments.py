@@ -18,7 +18,7 @@ def renamed_arguments(cls: type | None) -> dict[str, str]:
 
 
 def find_renamed(keys: Iterable[tuple[str, str]], classes: Mapping[str, type | None]) -> str | None:
-    """A sentence about the first key that was renamed or removed; None where there is none.
+    """A sentence about the first key that was renamed or removed; None if there is none.
 
     Args:
         keys: (dotted key, its source: a file, or "" for the command line).

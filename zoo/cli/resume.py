@@ -78,7 +78,7 @@ def with_chosen_settings(ckpt_path: str | None, arguments: Arguments) -> list[st
 
 
 def _check_classes(path: Path) -> None:
-    """Raises UserError where the config next to a checkpoint names a class outside the zoo and Lightning."""
+    """Raises UserError if the config next to a checkpoint names a class outside the zoo and Lightning."""
     for name in _class_paths(load_config(str(path))[1]):
         if not name.startswith(TRUSTED) and name not in MODELS and name not in DATA_MODULES:
             raise UserError(
@@ -87,14 +87,14 @@ def _check_classes(path: Path) -> None:
 
 
 def refuse_overridden_checkpoint(arguments: Arguments) -> None:
-    """Raises UserError where `ckpt_path: null` in a config follows --ckpt_path: a new run would start unnoticed."""
+    """Raises UserError if `ckpt_path: null` in a config follows --ckpt_path: a new run would start unnoticed."""
     sources = [source for key, source in arguments.keys if key == "ckpt_path"]
     if sources and sources[-1] and "" in sources and arguments.values["ckpt_path"] is None:
         raise UserError(f"{sources[-1]} sets ckpt_path to null: give --ckpt_path after that --config")
 
 
 def refuse_changed_settings(ckpt_path: str, config: Any) -> None:
-    """Raises UserError where a setting without effect on a resumed run differs from the run's config.yaml.
+    """Raises UserError if a setting without effect on a resumed run differs from the run's config.yaml.
 
     Args:
         ckpt_path: the checkpoint to resume from.

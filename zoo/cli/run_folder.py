@@ -77,7 +77,7 @@ def find_checkpoint(ckpt_path: str | None, output_dir: str | None, verb: str = "
 
 
 def check_pattern(output_dir: str | None) -> None:
-    """Raises UserError where `--output_dir` is empty, is a file, or has placeholders other than {data} and {time}."""
+    """Raises UserError if `--output_dir` is empty, is a file, or has placeholders other than {data} and {time}."""
     if output_dir is None:
         return
     if not output_dir.strip() or "\0" in output_dir:
@@ -108,7 +108,7 @@ class CommonFolder(Callback):
 
 
 def refuse_other_run(folder: Path, ckpt_path: str | None) -> None:
-    """Raises UserError where the folder holds a run other than the one that is resumed."""
+    """Raises UserError if the folder holds a run other than the one that is resumed."""
     names = ("last.ckpt", "best.ckpt", f"last.ckpt{OLD}", f"best.ckpt{OLD}")
     runs = [name for name in names if (folder / name).exists()]
     is_resumed = ckpt_path is not None and Path(ckpt_path).resolve().parent == folder.resolve()
@@ -120,7 +120,7 @@ def refuse_other_run(folder: Path, ckpt_path: str | None) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises OSError where nothing can be written into the folder: before training rather than after it."""
+    """Raises OSError if nothing can be written into the folder: before training rather than after it."""
     missing = list(missing_folders([folder]))
     try:
         folder.mkdir(parents=True, exist_ok=True)

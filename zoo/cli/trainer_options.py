@@ -65,7 +65,7 @@ def check_trainer(trainer: Any, verb: str) -> None:
 
 
 def check_numbers(trainer: Any, verb: str) -> None:
-    """Raises UserError where a number among the Trainer's options is outside its range."""
+    """Raises UserError if a number among the Trainer's options is outside its range."""
     if verb == "fit":
         for name in ("max_steps", "max_epochs"):
             if trainer[name] is not None:

@@ -42,7 +42,7 @@ def one_sentence(message: str) -> str:
 
 
 def refuse_non_utf8(words: Iterable[str]) -> None:
-    """Raises UserError where a word of the command line contains bytes that are not UTF-8.
+    """Raises UserError if a word of the command line contains bytes that are not UTF-8.
 
     Such a path could neither be stored in a checkpoint or config nor be printed.
     """

@@ -11,16 +11,16 @@ NARROWEST_BAR = 5
 
 @dataclass
 class Progress:
-    """What a progress line shows.
+    """The values that a progress line shows.
 
     Args:
         done: number of units that are done.
-        total: number of units of the run; None where it is not known.
+        total: number of units of the run; None if it is not known.
         unit: what is counted, in the singular.
         label: name of the run among several, such as "trial 2 of 20"; "" for a single one.
         activity: what is done meanwhile, such as "validation, batch 3 of 20".
         rate: units per second; None before it is known.
-        left: seconds that are left; None where they are not known.
+        left: seconds that are left; None if they are not known.
         share: share of the run that is done, from 0 to 1, where it is not done / total.
         values: metrics by name.
     """
@@ -37,7 +37,7 @@ class Progress:
 
     @property
     def done_share(self) -> float | None:
-        """The share of the run that is done, between 0 and 1; None where its end is not known."""
+        """The share of the run that is done, between 0 and 1; None if its end is not known."""
         share = self.share
         if share is None and self.total is not None:
             share = self.done / self.total if self.total else 1.0

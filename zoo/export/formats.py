@@ -28,7 +28,7 @@ def formats_of(module: Any) -> list[str]:
 
 
 def check_format(module: Any, format: str) -> None:
-    """Raises UserError where a format is unknown or cannot hold a module; the message names those that can."""
+    """Raises UserError if a format is unknown or cannot hold a module; the message names those that can."""
     check_choice("format", format, tuple(FORMATS))
     working = formats_of(module)
     if format in working:

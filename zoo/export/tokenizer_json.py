@@ -102,7 +102,7 @@ def _template(bos: str | None, ids: dict[str, int]) -> dict[str, Any]:
 
 
 def _compare(tokenizer: Tokenizer, content: dict[str, Any]) -> None:
-    """Raises UserError where the tokenizer in a tokenizer.json gives other ids than `tokenizer` for one of SAMPLES."""
+    """Raises UserError if the tokenizer in a tokenizer.json gives other ids than `tokenizer` for one of SAMPLES."""
     backend = tokenizers_library().Tokenizer.from_str(json.dumps(content))
     backend.encode_special_tokens = True
     encodings = guarded(lambda: backend.encode_batch(list(SAMPLES)), f"{tokenizer.source} cannot encode a text")

@@ -58,7 +58,7 @@ def export_module(
 
 
 def check_absent(path: Path) -> None:
-    """Raises UserError where a path exists, also as a broken symbolic link."""
+    """Raises UserError if a path exists, also as a broken symbolic link."""
     if not path.name:
         raise UserError(f"{path} is not a name of a file or folder: name one that does not exist")
     if os.path.lexists(path):

@@ -42,7 +42,7 @@ def is_checkpoint_folder(path: str | Path) -> bool:
 
 
 def check_complete(path: str | Path) -> None:
-    """Raises UserError where a folder holds files of a sharded checkpoint without `meta.pt`, as a partial copy does."""
+    """Raises UserError if a folder holds files of a sharded checkpoint without `meta.pt`, as a partial copy does."""
     folder = Path(path)
     if not (folder / META).is_file() and any(folder.glob("shard-*.safetensors")):
         raise UserError(f"{folder} is an incomplete copy of a checkpoint folder, without {META}: copy it again")

@@ -49,7 +49,7 @@ def read_checkpoint(
 
 
 def check_structure(checkpoint: Any, path: str | Path, required: tuple[str, ...] = ()) -> None:
-    """Raises UserError where the content of a file does not have the structure of a checkpoint.
+    """Raises UserError if the content of a file does not have the structure of a checkpoint.
 
     Args:
         checkpoint: the content.

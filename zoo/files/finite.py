@@ -9,7 +9,7 @@ from zoo.errors import UserError
 
 
 def check_finite(path: str | os.PathLike, tensors: Mapping[str, Tensor]) -> None:
-    """Raises UserError where one of the tensors in the file holds NaN or infinity; the message names the tensor."""
+    """Raises UserError if one of the tensors in the file holds NaN or infinity; the message names the tensor."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise UserError(

@@ -19,7 +19,7 @@ class FolderIdentity:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY) if hasattr(os, "O_DIRECTORY") else None
 
     def state(self) -> str:
-        """What the path leads to now: "same" folder, a folder or file that "replaced" it, or nothing: "removed"."""
+        """The state of the path now: the "same" folder, "replaced" by another folder or file, or "removed"."""
         try:
             now = os.stat(self.path)
         except (FileNotFoundError, NotADirectoryError):

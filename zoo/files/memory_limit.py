@@ -56,7 +56,7 @@ class MemoryLimit(TorchFunctionMode):
             self.check(self.n_parameters >= 0)
 
     def check(self, is_inside: bool) -> None:
-        """Raises UserError where a count is beyond its limit."""
+        """Raises UserError if a count is beyond its limit."""
         if not is_inside:
             raise UserError(
                 f"{self.path} declares a model that is far larger than the tensors in the file: it is damaged, or not "

@@ -52,7 +52,7 @@ def regular_file(path: str | os.PathLike, option: str = "", max_bytes: int | Non
 
 
 def refuse_larger_than_memory(path: Path) -> None:
-    """Raises UserError where a file that is read as a whole is larger than this computer's memory."""
+    """Raises UserError if a file that is read as a whole is larger than this computer's memory."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not known on this system

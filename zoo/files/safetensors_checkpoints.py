@@ -80,7 +80,7 @@ def read_safetensors_checkpoint(folder: str | Path, verify: bool | None = None) 
 
 
 def read_content(folder: Path) -> dict[str, Any]:
-    """What `zoo.json` says about a checkpoint, without its tensors.
+    """The content of a checkpoint's `zoo.json`, without its tensors.
 
     Raises:
         UserError: the file is damaged, or was written by a newer version of the zoo.

@@ -128,7 +128,7 @@ def _names(file: BinaryIO | BytesIO) -> Iterator[str]:
 
 
 def _check_records(path: Path) -> None:
-    """Raises UserError where a record of an archive differs from its checksum."""
+    """Raises UserError if a record of an archive differs from its checksum."""
     try:
         damaged = zipfile.ZipFile(path).testzip()
     except Exception as error:  # zipfile raises many types for damaged files
@@ -141,7 +141,7 @@ def _check_records(path: Path) -> None:
 
 
 def _check_values(content: Any, path: Path, n_bytes: int) -> None:
-    """Check tensors and nesting of what a file of `n_bytes` holds. Raises UserError where they are not plain."""
+    """Check tensors and nesting of what a file of `n_bytes` holds. Raises UserError if they are not plain."""
     tensor_bytes = n_values = 0
     waiting = [(content, 0)]
     while waiting:

@@ -213,7 +213,7 @@ def _download(snapshot: Snapshot, file: HubFile, folder: Path) -> str:
 
 
 def _matching_sha256(path: Path, file: HubFile) -> str | None:
-    """The SHA-256 of a downloaded file; None where the file differs from the size or digest that the hub states."""
+    """The SHA-256 of a downloaded file; None if the file differs from the size or digest that the hub states."""
     if not path.is_file() or path.stat().st_size != file.size:
         return None
     with path.open("rb") as content:

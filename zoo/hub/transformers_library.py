@@ -27,7 +27,7 @@ def transformers_library() -> Any:
 
 
 def load_pretrained(kind: str, name: str, **options: Any) -> Any:
-    """What `transformers.<kind>.from_pretrained(name)` returns. Remote code is refused, messages are suppressed.
+    """The result of `transformers.<kind>.from_pretrained(name)`. Remote code is refused, messages are suppressed.
 
     Args:
         kind: a class of transformers, as "AutoModel".

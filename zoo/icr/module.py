@@ -208,7 +208,7 @@ class ICRTransformer(ZooModule):
             super().log_losses(losses)
 
     def check_loss(self, loss: Tensor) -> None:
-        """Raises Diverged where the loss is not finite."""
+        """Raises Diverged if the loss is not finite."""
         if not math.isfinite(value := loss.item()):
             raise Diverged(f"the loss is {value} {DIVERGED.format(step=self.global_step)}")
 

@@ -30,7 +30,7 @@ class Prompts(NamedTuple):
 
     x: Tensor  # (B, K, D)
     y: Tensor  # (..., B, K)
-    w: Tensor | None = None  # (..., B, D) the task of each prompt; None where it is unknown
+    w: Tensor | None = None  # (..., B, D) the task of each prompt; None if it is unknown
 
     def rows(self, rows: Tensor | slice) -> "Prompts":
         """The prompts at the given positions of the batch."""

@@ -80,7 +80,7 @@ def _register(module: nn.Module, name: str, update: LowRank) -> None:
 
 
 def _reduce(module: nn.Module) -> tuple[Any, ...]:
-    """What pickle stores for an adapted module: its original class, its attributes, and (name, matrix, update)."""
+    """Values that pickle stores for an adapted module: its original class, attributes, and (name, matrix, update)."""
     lists: Any = module.parametrizations
     attributes = vars(module) | {"_modules": {k: m for k, m in module._modules.items() if m is not lists}}
     return _rebuild, (type(module).__bases__[0], attributes, [(k, own.original, own[0]) for k, own in lists.items()])

@@ -59,7 +59,7 @@ def continuation_scores(
     Args:
         model: the network, in evaluation mode.
         tokens: the prompts, (B, T), padded on the right.
-        padding_mask: (B, T), True at tokens; None where no row is padded.
+        padding_mask: (B, T), True at tokens; None if no row is padded.
         names: the token ids of each name as they follow the prompt.
         normalize: divide each score by the number of the name's tokens.
     """

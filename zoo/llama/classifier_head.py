@@ -42,7 +42,7 @@ class ClassifierHead(nn.Module):
         return self.linear(self.dropout(self.pool(hidden, padding_mask)))
 
     def pool(self, hidden: Tensor, padding_mask: Tensor | None) -> Tensor:
-        """One vector (B, dim) per row; `padding_mask` (B, T) is True at tokens, or None where no row is padded."""
+        """One vector (B, dim) per row; `padding_mask` (B, T) is True at tokens, or None if no row is padded."""
         if self.pooling == "last":
             if padding_mask is None:
                 return hidden[:, -1]

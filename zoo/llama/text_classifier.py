@@ -108,7 +108,7 @@ class TextClassifier(ZooModule):
         return batch
 
     def check_targets(self, targets: Tensor, index: Sequence[int] | Tensor) -> None:
-        """Raises UserError where a target (N, 1) of the rows `index` (N,) is not the number of a class."""
+        """Raises UserError if a target (N, 1) of the rows `index` (N,) is not the number of a class."""
         check_targets(targets, index, len(self.label_names), "label_names of length")
 
     # ---- evaluation

@@ -221,7 +221,7 @@ class MiniRLM(Regressor):
             )
 
     def check_features(self, columns: int) -> None:
-        """Raises UserError where encoder=mlp gets another number of features than it has inputs."""
+        """Raises UserError if encoder=mlp gets another number of features than it has inputs."""
         expected = self.hparams["n_features"]
         if self.hparams["encoder"] == "mlp" and columns != expected:
             raise UserError(

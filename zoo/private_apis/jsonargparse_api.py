@@ -1,4 +1,4 @@
-"""What the zoo reads from inside jsonargparse. Written for jsonargparse 4.53.
+"""Private APIs of jsonargparse: its messages, options and classes. Written for jsonargparse 4.53.
 
 Private members used: `_actions`, `_option_string_actions`, `_subcommands_action`, of an action its `extra_help`,
 `_check_type` and `_typehint`, `_loaders_dumpers.yaml_load`, and the wording of error messages.
@@ -76,13 +76,13 @@ def hide_classes(parser: ArgumentParser, is_hidden: Callable[[str], bool]) -> No
 
 
 def _shortened_list(extra_help: Callable[[], str], is_hidden: Callable[[str], bool]) -> str:
-    """What a method `extra_help` returns, ", known subclasses: A, B", without the hidden classes."""
+    """The result of a method `extra_help`, ", known subclasses: A, B", without the hidden classes."""
     start, colon, names = extra_help().partition("subclasses: ")
     return start + colon + ", ".join(name for name in names.split(", ") if not is_hidden(name))
 
 
 def wrong_null(parser: ArgumentParser, config: Any) -> str | None:
-    """jsonargparse's message about the first value that is null although its type excludes null; None where all fit.
+    """jsonargparse's message about the first value that is null although its type excludes null; None if all fit.
 
     jsonargparse means "not given" by None, and therefore accepts it for every type in a config and for a class.
     """

@@ -58,7 +58,7 @@ def is_validating(module: Any) -> bool:
 
 
 def progress_state(trainer: Any) -> dict[str, Any]:
-    """What `resume_counters` needs to know, for the state of a training loader.
+    """The arguments of `resume_counters`, for the state of a training loader.
 
     "unused" is the number of finished batches whose gradients wait for the rest of their accumulation window;
     "validation_due" whether the validation after the last finished batch is not over; "metrics" are, if it is due, the

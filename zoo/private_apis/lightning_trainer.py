@@ -34,7 +34,7 @@ def set_precision(trainer: Trainer, plugin: Precision) -> None:
 
 
 def cluster_environment(trainer: Trainer) -> ClusterEnvironment | None:
-    """What knows the number of this rank and the address of the first; None for strategies of one process."""
+    """The cluster environment, with this rank's number and the first one's address; None with one process."""
     return trainer._accelerator_connector.cluster_environment
 
 

@@ -56,7 +56,7 @@ def fit_temperatures(log_probs: Tensor) -> list[float]:
 
 
 def fit_offsets(samples_quantiles: np.ndarray, spread: np.ndarray, targets: np.ndarray) -> Offsets | None:
-    """Conformal offsets from validation rows; None where an objective has fewer than `LEAST_ROWS`.
+    """Conformal offsets from validation rows; None if an objective has fewer than `LEAST_ROWS`.
 
     Args:
         samples_quantiles: (N, K, levels) quantiles of each row's samples at `LEVELS`.

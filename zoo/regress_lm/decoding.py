@@ -51,7 +51,7 @@ def sample(
         model: the network; dropout is off while it samples.
         vocabulary: the number tokens and their grammar.
         tokens: (B, T) ids of the texts.
-        padding_mask: (B, T) boolean, True at tokens; None where no text is padded.
+        padding_mask: (B, T) boolean, True at tokens; None if no text is padded.
         num_samples: S, sequences per text.
         temperature: divides the logits; 0 takes the most likely token at each position.
         top_k: draw among the k most likely tokens only; None for all.
@@ -110,7 +110,7 @@ def log_prob(
         model: the network.
         vocabulary: the number tokens and their grammar.
         tokens: (B, T) ids of the texts.
-        padding_mask: (B, T) boolean, True at tokens; None where no text is padded.
+        padding_mask: (B, T) boolean, True at tokens; None if no text is padded.
         ids: (B, L) number tokens; the last numbers of a row may be absent, which is 0 for all their tokens.
     """
     return log_prob_of_logits(model(tokens, ids, padding_mask), vocabulary, ids)
@@ -158,7 +158,7 @@ def enumerate_all(
         model: the network; dropout is off.
         vocabulary: the number tokens and their grammar; N is `vocabulary.count`.
         tokens: (B, T) ids of the texts.
-        padding_mask: (B, T) boolean, True at tokens; None where no text is padded.
+        padding_mask: (B, T) boolean, True at tokens; None if no text is padded.
         limit: largest N allowed.
         chunk: prefixes that are extended at a time, which bounds the memory.
 

@@ -245,7 +245,7 @@ def _augmentation(statistics: TextStatistics, kind: Kind, settings: Mapping[str,
 
 
 def _changes(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any]) -> Iterator[Choice]:
-    """What differs between the copies of a row."""
+    """The differences between the copies of a row."""
     s = statistics
     if kind == "language":
         yield Choice("data.synonyms", "english", f"{s.rare_share:.0%} of the words that distinguish texts are rare")

@@ -42,7 +42,7 @@ class DenoisingConfig:
     seed: int = 0
 
     def check(self) -> None:
-        """Raises UserError where a setting is outside its range."""
+        """Raises UserError if a setting is outside its range."""
         check_counts(steps=self.steps, batch_size=self.batch_size)
         check_number("corrupted_share", self.corrupted_share, "between 0 and 1", lambda share: 0 < share < 1)
         check_number("mean_span", self.mean_span, "at least 1", lambda length: 1 <= length < float("inf"))

@@ -32,7 +32,7 @@ class EncoderUser(NumberSampler):
 
     @property
     def pretrained_encoder(self) -> PretrainedEncoder | None:
-        """The pretrained encoder; None where RegressLM's own encoder is used."""
+        """The pretrained encoder; None if RegressLM's own encoder is used."""
         encoder = self.model.encoder
         return encoder if isinstance(encoder, PretrainedEncoder) else None
 
@@ -88,7 +88,7 @@ class EncoderUser(NumberSampler):
         return state
 
     def _check_encoder(self, checkpoint: Mapping[str, Any]) -> None:
-        """Raises UserError where a checkpoint was trained on another frozen encoder than the module's."""
+        """Raises UserError if a checkpoint was trained on another frozen encoder than the module's."""
         if (encoder := self.pretrained_encoder) is not None:
             check_same(checkpoint, encoder, self.hparams["encoder"])
 

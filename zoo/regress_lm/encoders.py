@@ -93,7 +93,7 @@ def digest(encoder: Any) -> str:
 
 
 def longest_input(encoder: Any) -> int | None:
-    """The largest number of tokens that the encoder reads; None where its positions are unlimited."""
+    """The largest number of tokens that the encoder reads; None if its positions are unlimited."""
     limit = getattr(encoder.config.get_text_config(), "max_position_embeddings", None)
     # RoBERTa counts positions from behind the id of its padding.
     for name, module in encoder.named_modules():

@@ -83,7 +83,7 @@ def data_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_names(cls: type[RegressLMModule], settings: Mapping[str, Any]) -> None:
-    """Raises UserError where a setting is not an argument of the class, or is one that follows from the data."""
+    """Raises UserError if a setting is not an argument of the class, or is one that follows from the data."""
     known = constructor_types(cls)
     for name in settings:
         if name in cls.renamed_arguments:
@@ -96,7 +96,7 @@ def _check_names(cls: type[RegressLMModule], settings: Mapping[str, Any]) -> Non
 
 
 def _check_numbers(cls: type[RegressLMModule], settings: Mapping[str, Any]) -> None:
-    """Raises UserError where an argument of a numeric type is not a number; rules compute with these arguments."""
+    """Raises UserError if an argument of a numeric type is not a number; rules compute with these arguments."""
     types = constructor_types(cls)
     for name, value in settings.items():
         kind = types[name][0]

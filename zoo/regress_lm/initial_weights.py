@@ -13,7 +13,7 @@ SIZES = ("dim", "n_heads", "n_encoder_heads", "n_encoder_layers", "n_decoder_lay
 
 
 def check_kind(path: str, checkpoint: Mapping[str, Any]) -> None:
-    """Raises UserError where a checkpoint of the zoo holds another of its models than a RegressLM."""
+    """Raises UserError if a checkpoint of the zoo holds another of its models than a RegressLM."""
     kind = str(checkpoint.get("zoo", {}).get("model", "")).rpartition(".")[2]
     if kind in MODELS and kind != "RegressLM":
         raise UserError(f"--model.weights {path} holds a {kind}, not a RegressLM: give the weights of a RegressLM")

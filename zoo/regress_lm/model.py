@@ -255,7 +255,7 @@ class DecoderLayer(FeedForward):
         Args:
             x: N rows of L positions; N is B or a multiple M B of it, and rows b M ... b M + M - 1 attend to text b.
             text: the memory of B texts (B, T, dim), or its keys and values.
-            mask: (B, 1, 1, T) boolean, True at tokens; None where no text is padded.
+            mask: (B, 1, 1, T) boolean, True at tokens; None if no text is padded.
             past: keys and values of earlier positions; L is then 1.
         """
         # Self-attention to the number tokens so far.
@@ -313,7 +313,7 @@ class EncoderDecoder(nn.Module):
         Args:
             tokens: (B, T) ids of the texts.
             numbers: (B, L) ids of the number tokens, or of the first L of them.
-            padding_mask: (B, T) boolean, True at tokens and False at padding; None where no row is padded.
+            padding_mask: (B, T) boolean, True at tokens and False at padding; None if no row is padded.
         """
         # Encode the text.
         memory = self.encode(tokens, padding_mask)  # (B, T, dim)
@@ -348,7 +348,7 @@ class EncoderDecoder(nn.Module):
         Args:
             inputs: number tokens (N, L); N is B or a multiple of it (see DecoderLayer).
             text: for each layer the memory, or its keys and values from `project_memory`.
-            padding_mask: (B, T) boolean, True at tokens; None where no text is padded.
+            padding_mask: (B, T) boolean, True at tokens; None if no text is padded.
             past: the keys and values that an earlier call returned; `inputs` (N, 1) then follow those positions.
         """
         # Embed the tokens with their positions, which continue those of the past.

@@ -287,7 +287,7 @@ class RegressLMModule(EncoderPretrainer):
         return self.with_number_tokens(batch)
 
     def _check_complete(self, targets: Tensor) -> None:
-        """Raises UserError where a number of the targets (B, K), on the CPU, is absent."""
+        """Raises UserError if a number of the targets (B, K), on the CPU, is absent."""
         if self._is_absent(targets.numpy()).any():
             raise UserError(
                 f"a row has fewer than {self.n_objectives} targets, but scores need all of them: set val_samples to 0 "

@@ -58,7 +58,7 @@ def finer_format(
         exponent: its exponent; None for its default.
 
     Returns:
-        The options that change, as on the command line; None where no format tells any two of the targets apart.
+        The options that change, as on the command line; None if no format tells any two of the targets apart.
     """
     return best_setting(quantiles, _finer_formats(kind, digits, exponent))
 

@@ -53,7 +53,7 @@ class NumberSampler(Regressor):
         magnitudes: for each objective the signs, exponents and first digits that the training targets admit; None
             before training.
         temperatures: (num_tokens,) those that were fitted; None before.
-        offsets: conformal offsets; None where they were not fitted.
+        offsets: conformal offsets; None if they were not fitted.
     """
 
     charts: ClassVar[Mapping[str, Sequence[str]]] = {

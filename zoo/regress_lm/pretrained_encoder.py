@@ -145,7 +145,7 @@ def cache_folder() -> Path:
 
 
 def check_same(checkpoint: Mapping[str, Any], encoder: PretrainedEncoder, name: str | None) -> None:
-    """Raises UserError where a checkpoint was trained on another encoder than this one, loaded from `name`."""
+    """Raises UserError if a checkpoint was trained on another encoder than this one, loaded from `name`."""
     stored = checkpoint.get("encoder_digest", encoder.digest)
     if stored != encoder.digest:
         raise UserError(
@@ -174,7 +174,7 @@ def pretrained_encoder(
         mode: how the encoder is trained.
         lora_rank: rank of its updates in the mode "lora", else 0.
         lora_alpha: factor of its updates.
-        tokenizer: of the texts; None where it is not known yet.
+        tokenizer: of the texts; None if it is not known yet.
 
     Raises:
         UserError: the encoder cannot be loaded, or contradicts other settings.

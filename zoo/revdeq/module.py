@@ -110,7 +110,7 @@ class RevDEQLM(LanguageModel):
                 self.check_gradients()
 
     def check_gradients(self) -> None:
-        """Raises ReconstructionError where a backward pass since the last check had a wrong gradient; waits for a GPU.
+        """Raises ReconstructionError if a backward pass since the last check had a wrong gradient; waits for a GPU.
 
         The callback `NonFinite` calls this before it reports NaN.
         """

@@ -38,7 +38,7 @@ class Space(NamedTuple):
         return f"--{self.name}={distribution.low}"
 
     def suggest(self, trial: BaseTrial) -> str:
-        """The option `--name=value` that a trial tries. Raises UserError where the study has other values of it."""
+        """The option `--name=value` that a trial tries. Raises UserError if the study has other values of it."""
         try:
             return f"--{self.name}={self._draw(trial)}"
         except ValueError as error:  # another process has begun the study with another kind of values
@@ -114,7 +114,7 @@ def read_spaces(texts: Iterable[str]) -> list[Space]:
 
 
 def check_same_spaces(spaces: Iterable[Space], earlier: Iterable[FrozenTrial], study_name: str) -> None:
-    """Raises UserError where the spaces cannot be added to the trials of a study: other names, kinds or choices.
+    """Raises UserError if the spaces cannot be added to the trials of a study: other names, kinds or choices.
 
     The ends of a range may differ.
 

@@ -72,7 +72,7 @@ def _open_journal(url: str) -> BaseStorage:
 
 
 def _check_is_journal(path: Path, url: str) -> None:
-    """Raises UserError where a file has content that does not begin as a journal does."""
+    """Raises UserError if a file has content that does not begin as a journal does."""
     if not path.is_file():
         raise UserError(f"--storage {url} is not a regular file: give another file")
     with open(path, "rb") as file:

@@ -94,7 +94,7 @@ def _rows(trials: list[optuna.trial.FrozenTrial], names: list[str], direction: s
 
 
 def _open_study(name: str, url: str | None, folder: Path, direction: str) -> optuna.Study:
-    """The study of a name in its storage. Raises UserError where the folder has trials that are not of this study."""
+    """The study of a name in its storage. Raises UserError if the folder has trials that are not of this study."""
     trials = [int(path.name[6:]) for path in folder.iterdir() if re.fullmatch(r"trial-[0-9]{3,}", path.name)]
     storage = open_storage(url, folder)
     is_known = name in optuna.get_all_study_names(storage)
@@ -111,7 +111,7 @@ def _open_study(name: str, url: str | None, folder: Path, direction: str) -> opt
 
 
 def _check_study(study: optuna.Study, spaces: list[Space], monitor: str, direction: str) -> None:
-    """Raises UserError where the study has searched other settings, or for another score."""
+    """Raises UserError if the study has searched other settings, or for another score."""
     earlier = study.trials
     scores = {trial.user_attrs.get(MONITOR, monitor) for trial in earlier if has_result(trial)}
     if scores - {monitor} or study.direction.name.lower() != direction:

@@ -67,7 +67,7 @@ class SettingsCLI(ZooCLI):
 
 
 def check_trainer(trainer: Trainer) -> None:
-    """Raises UserError where a trainer writes no checkpoints, or runs in several processes."""
+    """Raises UserError if a trainer writes no checkpoints, or runs in several processes."""
     if not isinstance(trainer.checkpoint_callback, Checkpoint):
         raise UserError("the search compares checkpoints: do not turn them off")
     if max(trainer.world_size, trainer.num_devices * trainer.num_nodes) > 1:

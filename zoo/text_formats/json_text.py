@@ -28,7 +28,7 @@ def parse_json(text: str) -> Any:
 
 
 def _check_depth(value: Any) -> None:
-    """Raises ValueError where lists and objects are more than MAX_DEPTH deep: functions that recurse would fail."""
+    """Raises ValueError if lists and objects are more than MAX_DEPTH deep: functions that recurse would fail."""
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(MAX_DEPTH):
         children = [entry.values() if isinstance(entry, dict) else entry for entry in level]

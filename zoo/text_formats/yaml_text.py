@@ -58,7 +58,7 @@ def _parse(text: str, loader: Any) -> Any:
 
 
 def _check_limits(events: Iterable[yaml.Event]) -> None:
-    """Raises YAMLError where the nesting, the entries that aliases add, or a tag is not accepted."""
+    """Raises YAMLError if the nesting, the entries that aliases add, or a tag is not accepted."""
     entries, added = 0, 0
     open_nodes: list[tuple[str | None, int]] = []  # anchor, and `entries + added` at the start
     sizes: dict[str, int] = {}  # entries below each anchor that is complete, aliases expanded
@@ -89,7 +89,7 @@ def _check_limits(events: Iterable[yaml.Event]) -> None:
 
 
 def _check_keys(root: yaml.Node) -> None:
-    """Raises YAMLError where a mapping has the same key twice."""
+    """Raises YAMLError if a mapping has the same key twice."""
     waiting, seen = [root], {id(root)}
     while waiting:
         node = waiting.pop()

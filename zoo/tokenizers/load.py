@@ -82,7 +82,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def adjacent_tokenizer(path: Path) -> Path | None:
-    """The only tokenizer in a Hugging Face folder or next to a llama2.c file; None where there is none or several."""
+    """The only tokenizer in a Hugging Face folder or next to a llama2.c file; None if there is none or several."""
     if path.is_dir():
         tokenizers = [path] if has_tokenizer(path) else []
     else:

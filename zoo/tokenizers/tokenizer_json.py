@@ -93,7 +93,7 @@ def without_control_tokens(content: Mapping[str, Any], control: set[str]) -> dic
 
 
 def leading_ids(content: Mapping[str, Any]) -> list[int] | None:
-    """The ids that the post-processor puts before a text; None where it does not concern special tokens.
+    """The ids that the post-processor puts before a text; None if it does not concern special tokens.
 
     Raises:
         UserError: the post-processor is damaged.

@@ -58,7 +58,7 @@ class TextBatch(NamedTuple):
     """A batch of texts with their targets. `padding_mask` marks padding, which is not a token id."""
 
     tokens: Tensor  # (B, T) int64, each row's ids, then zeros
-    padding_mask: Tensor | None  # (B, T) bool, True at tokens; None where no row is padded
+    padding_mask: Tensor | None  # (B, T) bool, True at tokens; None if no row is padded
     targets: Tensor  # (B, K) float64, numbers or the number of a class, NaN where unknown
     index: Tensor  # type: ignore[assignment]  # (B,) int64, the rows' places in their split
     texts: list[str]
@@ -75,7 +75,7 @@ class TextBatch(NamedTuple):
 
 
 def check_text_batch(batch: Any, model: str) -> None:
-    """Raises TypeError where the batch for the class `model` is no `TextBatch`."""
+    """Raises TypeError if the batch for the class `model` is no `TextBatch`."""
     if not isinstance(batch, TextBatch):
         raise TypeError(
             f"{model} takes a TextBatch, not a {type(batch).__name__}: make Rows with "
@@ -113,7 +113,7 @@ def check_token_ids(tokens: Tensor, vocab_size: int, targets: Tensor | None = No
     Args:
         tokens: (B, T) ids.
         vocab_size: number of ids.
-        targets: (B, T) ids too, or IGNORED; None where there are none.
+        targets: (B, T) ids too, or IGNORED; None if there are none.
 
     Raises:
         UserError: a tensor is not (B, T) integers, or an id is outside the vocabulary.
@@ -160,7 +160,7 @@ def text_rows(
 
     Args:
         texts: N texts.
-        targets: N numbers, or (N, K) for K objectives; NaN or None where unknown.
+        targets: N numbers, or (N, K) for K objectives; NaN or None if unknown.
         tokenizer: turns the texts into ids.
         features: (N, F) numbers, for models that read numbers instead of text.
 

@@ -77,7 +77,7 @@ def best_setting(quantiles: Floats, settings: Iterable[tuple[str, Represent]]) -
         settings: for each setting its name and what it makes of targets (Q, 1).
 
     Returns:
-        The setting's name; None where none keeps two values distinct.
+        The setting's name; None if none keeps two values distinct.
     """
     best, most = None, 1
     for name, represent in settings:

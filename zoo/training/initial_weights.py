@@ -112,7 +112,7 @@ class InitialWeights:
 
 
 def tokenizer_of_weights(path: str | None) -> str | None:
-    """Where the tokenizer of initial weights is, for `--data.tokenizer`; None where it is not known.
+    """Where the tokenizer of initial weights is, for `--data.tokenizer`; None if it is not known.
 
     A checkpoint of the zoo holds it; with a Hugging Face or llama2.c checkpoint it is a file in the same folder.
     """
@@ -128,7 +128,7 @@ def tokenizer_of_weights(path: str | None) -> str | None:
 
 
 def check_tokenizer(path: str | None, tokenizer: Tokenizer | None) -> None:
-    """Raises UserError where initial weights were trained with another tokenizer, which their checkpoint stores."""
+    """Raises UserError if initial weights were trained with another tokenizer, which their checkpoint stores."""
     if tokenizer is None or not path:
         return
     file = Path(find_weights(path))
@@ -137,7 +137,7 @@ def check_tokenizer(path: str | None, tokenizer: Tokenizer | None) -> None:
 
 
 def refuse_other_tokenizer(path: str, tokenizer: Tokenizer, stored: dict[str, Any]) -> None:
-    """Raises UserError where a tokenizer gives other ids than the one that a checkpoint stores."""
+    """Raises UserError if a tokenizer gives other ids than the one that a checkpoint stores."""
     if tokenizer.encode_batch([PROBE]) != from_state(stored).encode_batch([PROBE]):
         raise UserError(
             f"the tokenizer of the data ({tokenizer.source}) is not that of the weights in {path}, so that their ids "

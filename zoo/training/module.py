@@ -35,7 +35,7 @@ class ZooModule(WeightedLosses):
 
     Args:
         optimizer_config: settings of the optimizer and its schedule.
-        tokenizer: stored in checkpoints and restored from them; None where the model reads no text.
+        tokenizer: stored in checkpoints and restored from them; None if the model reads no text.
     """
 
     data_arguments: ClassVar[tuple[str, ...]] = ()

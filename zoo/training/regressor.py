@@ -85,7 +85,7 @@ class Regressor(ZooModule):
         self.check_objectives(batch.targets.shape[1])
 
     def check_targets(self, targets: Tensor, index: Sequence[int] | Tensor) -> None:
-        """Raises UserError where a target (N, K) of the rows `index` (N,) cannot be learned or scored."""
+        """Raises UserError if a target (N, K) of the rows `index` (N,) cannot be learned or scored."""
         check_targets(targets, index)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -97,7 +97,7 @@ class Regressor(ZooModule):
         return batch
 
     def check_objectives(self, columns: int) -> None:
-        """Raises UserError where the data has another number of targets than the model."""
+        """Raises UserError if the data has another number of targets than the model."""
         if columns != self.n_objectives:
             raise UserError(
                 f"the data has {columns} target columns, but the model n_objectives {self.n_objectives}: "

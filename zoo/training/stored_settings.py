@@ -38,7 +38,7 @@ def check_stored_settings(cls: type, settings: Mapping[str, Any], path: str | Pa
 
 
 def _wrong_argument(cls: type, arguments: Mapping[str, Any], skip: Collection[str]) -> str | None:
-    """What is wrong with the arguments of a class, apart from those in `skip`; None where names and types fit."""
+    """What is wrong with the arguments of a class, apart from those in `skip`; None if names and types fit."""
     types = constructor_types(cls)
     for name, value in arguments.items():
         if name not in skip and name not in types:

@@ -24,7 +24,7 @@ def is_repository(name: str) -> bool:
 
 
 def downloaded(name: str) -> Path | None:
-    """The file or folder to load of downloaded weights; None where they are not there.
+    """The file or folder to load of downloaded weights; None if they are not there.
 
     Sizes are compared always, digests once per process, unless the environment variable ZOO_VERIFY is 0.
 
@@ -54,7 +54,7 @@ def downloads() -> dict[str, int]:
 
 
 def read_list(folder: Path) -> dict[str, Any] | None:
-    """The list of a folder's files; None where there is none, or it is damaged."""
+    """The list of a folder's files; None if there is none, or it is damaged."""
     try:
         listed = json.loads((folder / LIST).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -76,7 +76,7 @@ def _is_inside(name: str) -> bool:
 
 
 def find_fault(file: Path, size: int, sha256: str) -> str | None:
-    """What is wrong with a file, as the end of a sentence; None where its size and its digest are as expected."""
+    """What is wrong with a file, as the end of a sentence; None if its size and its digest are as expected."""
     if not file.is_file():
         return "is missing"
     status = file.stat()

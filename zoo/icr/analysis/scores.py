@@ -61,7 +61,7 @@ def predict_in_batches(model: Any, x: Tensor, y: Tensor) -> Tensor:
 
 
 def summary(errors: dict[str, Tensor]) -> dict[str, Any]:
-    """For each measure of squared errors (n, K) the `mean` and the K means `by_place`; None where it is not defined."""
+    """For each measure of squared errors (n, K) the `mean` and the K means `by_place`; None if it is not defined."""
     means = {name: error.double().mean(0) for name, error in errors.items()}  # (K,)
     return {
         name: None if mean.isnan().any() else {"mean": mean.mean().item(), "by_place": mean.tolist()}

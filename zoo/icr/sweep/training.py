@@ -50,7 +50,7 @@ def train_members(members: list[Diversity], args: argparse.Namespace, metadata: 
 
 
 def build_stack(members: list[Diversity], args: argparse.Namespace) -> tuple[StackedICR, StackedTasks]:
-    """The stacked model of some members, and its data. Raises UserError where a setting is outside its range."""
+    """The stacked model of some members, and its data. Raises UserError if a setting is outside its range."""
     config = model_config(args)
     task = {field.name: getattr(config, field.name) for field in fields(Task)}
     data = StackedTasks(members, **task, batch_size=args.batch_size, n_val=args.n_val)
@@ -62,7 +62,7 @@ def build_stack(members: list[Diversity], args: argparse.Namespace) -> tuple[Sta
 
 
 def stack_label(members: list[Diversity], before: int, total: int) -> str:
-    """What the progress line calls some members: "members 3 to 5 of 10, M 8, 16, 32".
+    """The name of some members in the progress line: "members 3 to 5 of 10, M 8, 16, 32".
 
     Args:
         members: that are trained together.

@@ -150,7 +150,7 @@ def _check_padding(weights: Path, vocab_size: int, n_rows: int, is_expected: boo
 
 
 def _tokenizer_size(folder: Path) -> int | None:
-    """The number of tokens of the tokenizer in a Hugging Face folder; None where it lacks one that can be used."""
+    """The number of tokens of the tokenizer in a Hugging Face folder; None if it lacks one that can be used."""
     try:
         return load_tokenizer(folder).vocab_size if has_tokenizer(folder) else None
     except UserError:  # of no concern here: the weights can be used with another tokenizer

@@ -14,7 +14,7 @@ class Diagnostics:
         steps: number of steps: () for all samples, or (B,) one per sample.
         iterations: the largest number of steps of a sample, which the host knows without waiting for the device.
         evaluations: number of evaluations of f.
-        residual: relative residual of each sample (B,); None where the iteration did not compute it.
+        residual: relative residual of each sample (B,); None if the iteration did not compute it.
         reconstruction_error: () distance between z0 and the end of the backward pass, relative to the norm of z; NaN
             until the reversible backward pass has run.
         failure: () this error where it is larger than allowed; 0 otherwise, and until that pass has run.

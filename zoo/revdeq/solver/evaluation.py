@@ -104,7 +104,7 @@ class Differentiable:
     """f(., inputs) with vector-Jacobian products.
 
     The products with inputs, parameters and buffers are summed over all calls in `gradients`, a list with one entry for
-    each of `leaves`; None where nothing was added.
+    each of `leaves`; None if nothing was added.
 
     Args:
         f: the module.
@@ -164,7 +164,7 @@ class Differentiable:
 
 
 def refuse_other_leaves(value: Tensor, leaves: Sequence[Tensor]) -> None:
-    """Raises UserError where `value` depends on a leaf of autograd's graph that is not one of `leaves`.
+    """Raises UserError if `value` depends on a leaf of autograd's graph that is not one of `leaves`.
 
     The gradient of such a tensor would be lost, because the caller returns those of `leaves` only.
     """

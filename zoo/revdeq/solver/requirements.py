@@ -1,4 +1,4 @@
-"""What `solve` requires of f, x and z0: checks that raise UserError where gradients would be missing or wrong."""
+"""Requirements of `solve` on f, x and z0: checks that raise UserError where gradients would be missing or wrong."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -60,7 +60,7 @@ def refuse_transforms(backward: str, tensors: Sequence[Tensor]) -> None:
 
 
 def refuse_inference_tensors(tensors: Sequence[Tensor]) -> None:
-    """Raises UserError where a tensor was made in inference mode, so that autograd cannot save it."""
+    """Raises UserError if a tensor was made in inference mode, so that autograd cannot save it."""
     if any(tensor.is_inference() for tensor in tensors):
         raise UserError(
             "x, z0 or a parameter or buffer of f was made in torch.inference_mode, where no gradients are possible: "
@@ -96,7 +96,7 @@ def refuse_second_derivatives(backward: str) -> None:
 
 @contextmanager
 def refuse_changing_state(f: BoundModule | None, device: torch.device, backward: str) -> Iterator[None]:
-    """A context for the forward pass. Raises UserError where f drew random numbers in it, or changed a tensor it owns.
+    """A context for the forward pass. Raises UserError if f drew random numbers in it, or changed a tensor it owns.
 
     The backward pass evaluates f again, and would then see other values.
 
