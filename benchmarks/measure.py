@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: candidates timed in turn within one run, and the facts stored with each row."""
+"""Shared by the benchmarks: candidates timed alternately within one run, and the facts stored with each row."""
 
 import json
 import platform

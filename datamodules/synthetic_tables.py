@@ -103,7 +103,7 @@ class SyntheticTables(TextData):
 
 
 class TableRows(Dataset):
-    """Rows of all tables in turn, generated when they are read.
+    """Rows of all tables alternately, generated when they are read.
 
     Args:
         tables: random tables.

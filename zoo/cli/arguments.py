@@ -1,7 +1,7 @@
 """Read a command's words before its parser exists: configs by name, the checkpoint, the classes, every key given.
 
 The checkpoint and the classes decide how the parser is built, so they must be known first. Values follow jsonargparse:
-a later word overrides an earlier one, and so does a config that comes after an option. A file with the settings of one
+a later word overrides an earlier one, as does a config that comes after an option. A file with the settings of one
 group (`--model FILE`) becomes a config.
 """
 

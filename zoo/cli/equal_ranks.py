@@ -1,6 +1,6 @@
 """The processes of a run are compared before it starts: their settings, their data, and the step they resume from.
 
-Different ones would train without a message to a wrong result, or wait for each other for ever.
+Different ones would train without a message to a wrong result, or wait for each other indefinitely.
 """
 
 import os

@@ -90,7 +90,7 @@ class Ranks:
     """This process among the ranks of its run.
 
     Args:
-        world: the ranks; None for a single process, which is told later if it starts others.
+        world: the ranks; None for a single process, which learns of others later if it starts any.
     """
 
     def __init__(self, world: World | None = None) -> None:

@@ -151,7 +151,7 @@ def _write_next_to(target: Path, write: Callable[[Path, str | None], None]) -> l
 
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
-    """A new hidden folder next to `target`. At the end it is removed, and so are empty folders created for it."""
+    """A new hidden folder next to `target`. At the end it is removed, as are empty folders created for it."""
     missing = [parent for parent in target.parents if not parent.exists()]  # the deepest first
     folder = temporary_path(target)
     try:

@@ -93,7 +93,7 @@ def _tokens(statistics: TextStatistics, given: Mapping[str, Any]) -> Iterator[Ch
         yield Choice("data.tokenizer", "bpe", f"{s.rare_share:.0%} of the words that distinguish texts are rare")
         if tokenizer == "bpe":
             yield Choice("data.bpe_vocab_size", size, f"{s.n_rows:,} training rows")
-    # Three times the mean length; a longer text is read to there by the network, and as a whole by the bag of words.
+    # Three times the mean length: the network reads this many tokens of a longer text, the bag of words reads all.
     length = min(LONG, max(SHORT, 32 * math.ceil(3 * _mean_tokens(s, tokenizer) / 32)))
     if context := given.get("model.max_seq_len"):
         length = min(length, context)

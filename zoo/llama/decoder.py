@@ -41,7 +41,7 @@ class LlamaDecoder:
         precision: dtype of the copied weights, "fp32", "bf16" or "int8", which has a quarter of the bytes to read.
             Sums, norms and the cache stay fp32. Without `compile`, weights of 8 bits are widened to fp32 in advance.
         compile: compile the step, once per process for each model shape, batch size and cache length. If compilation
-            fails, the step runs eagerly, with a warning.
+            fails, a warning says so and the step runs eagerly.
     """
 
     def __init__(self, model: Any, batch: int, max_len: int, precision: str = "fp32", compile: bool = False) -> None:

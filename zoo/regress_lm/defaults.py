@@ -67,7 +67,7 @@ def kind_of(statistics: TextStatistics) -> Kind:
     s = statistics
     if s.content_words == 0 and 0 < s.numbers <= 2 and s.n_rows >= 1000:
         return "digits"
-    # Language has words that are rare, and more words than numbers.
+    # Texts count as language if many words are rare and words outnumber numbers.
     is_language = s.rare_share > 0.02 and s.content_words > 2 * s.numbers
     return "language" if is_language else "numbers"
 
@@ -79,7 +79,7 @@ def _synthetic(statistics: TextStatistics, kind: Kind) -> Iterator[Choice]:
     """Synthetic rows that an ensemble labels, for small tables and for few texts."""
     rows = statistics.n_rows
     is_table = kind == "numbers" and statistics.columns and rows in TAUGHT_TABLES
-    # Texts of a few words that all occur often are of the kind "numbers", although they have none.
+    # Texts of a few frequent words have the kind "numbers", even without numbers.
     are_texts = kind == "language" or (not statistics.columns and statistics.content_words > statistics.numbers)
     if not is_table and not (are_texts and rows in TAUGHT_TEXTS):
         return
@@ -112,7 +112,7 @@ def _tokenizer(
         return
     words = f"{s.rare_share:.0%} of the words that distinguish texts are rare"
     tokenizer = "bpe" if kind == "language" or (s.content_words > 0 and s.rare_share > 0.05) else "words"
-    # Two digits would erase a column, of years for example, and words of more are too rare in the other columns.
+    # Rounding to two digits would make a column constant, such as years; numbers of more digits are too rare as words.
     if kind == "numbers" and tokenizer == "words" and s.least_digits > 2 and s.distinct_numbers > FEW_NUMBERS:
         tokenizer, words = "bpe", f"a column needs {s.least_digits} digits, another has {s.distinct_numbers:,} numbers"
     yield Choice("data.tokenizer", tokenizer, words)

@@ -114,7 +114,7 @@ def find_fixed_point(solver: str, f: Evaluate, z0: Tensor, iteration: Iteration,
         residual = torch.where(is_better, new_residual, residual)
         if stops and (residual <= tol).all():  # waits for the device, which only a tolerance needs
             break
-    # z0 is not the result of a sample of which no evaluation was finite.
+    # A sample without any finite evaluation has the result NaN, not z0.
     is_known = residual.isfinite()
     best, residual = best.where(is_known[:, None], torch.nan), residual.where(is_known, torch.nan)
     diagnostics.steps, diagnostics.residual = steps, residual
