@@ -60,7 +60,7 @@ class _LinearNLL(torch.autograd.Function):
         n_padding = -n_classes % GPU_MULTIPLE if on_gpu else 0
         if n_padding:
             low_weight = F.pad(low_weight, (0, 0, 0, n_padding))
-        # On a CPU all chunks share one memory for their logits: a new one of this size costs a twentieth of the product.
+        # On a CPU all chunks share one memory for their logits: new memory costs a twentieth of the product.
         memory = None
         if is_eager_cpu_fp32(low_hidden) and not by_onednn(low_hidden):
             memory = low_hidden.new_empty(min(rows, len(hidden)), n_classes)
@@ -86,7 +86,7 @@ class _LinearNLL(torch.autograd.Function):
                     _add_product(weight_grad, logit_grad.T, h)  # (V, d)
             if weight_grad is not None:
                 # Divide by the number of targets in fp32: in 16 bits, small probabilities would become 0.
-                weight_grad = weight_grad[:n_classes].mul_(scale)
+                weight_grad = (weight_grad[:n_classes] if n_padding else weight_grad).mul_(scale)
                 ctx.save_for_backward(torch.cat(hidden_grad).mul_(scale), weight_grad)
                 ctx.dtypes = hidden.dtype, weight.dtype
         return total * scale
