@@ -44,9 +44,9 @@ def without_empty_column(header: list[str], lines: list[list[str]]) -> str:
     return markdown(header[:width], [line[:width] for line in lines])
 
 
-def speed(name: str, device: str = "cpu") -> str:
-    """Our speed and the peer's, a line per benchmark row."""
-    measured = on(device, name)
+def speed(name: str, device: str = "cpu", prefix: str = "") -> str:
+    """Our speed and the peer's, a line per benchmark row whose name begins with `prefix`."""
+    measured = [r for r in on(device, name) if r["benchmark"].startswith(prefix)]
     if not measured:
         return ""
     lines = []
