@@ -4,9 +4,9 @@
 
 Llama's step (15M, 8 x 256 tokens, fp32) compared with that of transformers' model, and RevDEQ's with that of a Llama
 with as many parameters, both as in benchmarks/revdeq_wikitext2.py. Seconds are CPU time of one thread, medians of
-`--repeats` rounds in turn. They are divided among the parts by the self times that torch's profiler measures in two more
-steps of each. Everything is measured twice: with all instructions of the CPU, and limited to AVX2, each in a separate
-process. Rows are written to results/training_step.json.
+`--repeats` rounds in turn. They are divided among the parts by the self times that torch's profiler measures in two
+more steps of each. Everything is measured twice: with all instructions of the CPU, and limited to AVX2, each in a
+separate process. Rows are written to results/training_step.json.
 """
 
 import argparse

@@ -71,13 +71,14 @@ class _LinearNLL(torch.autograd.Function):
                 logits = widen(product(h, low_weight, out=None if memory is None else memory[: len(h)]))  # (chunk, V)
                 if n_padding:
                     logits[:, n_classes:] = -torch.inf
-                parts = logits, t.clamp(min=0)[:, None], k[:, None]
+                index, k = t.clamp(min=0)[:, None], k[:, None]  # (chunk, 1)
                 if logits.device.type == "cpu" and not torch.compiler.is_compiling():
                     # A few rows at a time, which stay in the CPU's cache, and become their gradient in place.
-                    blocks = zip(*(part.split(max(1, BLOCK_BYTES // (4 * n_classes))) for part in parts), strict=True)
+                    n = max(1, BLOCK_BYTES // (4 * n_classes))
+                    blocks = zip(logits.split(n), index.split(n), k.split(n), strict=True)
                     losses, logit_grad = torch.cat([_losses(*block, grad)[0] for block in blocks]), logits
                 else:
-                    losses, logit_grad = _losses(*parts, grad)
+                    losses, logit_grad = _losses(logits, index, k, grad)
                 total += losses.sum()
                 # From the gradient by the logits those of h and W.
                 if weight_grad is not None:
