@@ -1,17 +1,18 @@
 """Where the time of a training step on a CPU goes, and how it compares with the arithmetic.
 
-    python benchmarks/training_step.py [--repeats 5]
+    python benchmarks/training_step.py [--only llama bound revdeq] [--instructions all avx2]
 
 Llama's step (15M, 8 x 256 tokens, fp32) compared with that of transformers' model, and RevDEQ's with that of a Llama
 with as many parameters, both as in benchmarks/revdeq_wikitext2.py. Seconds are CPU time of one thread, medians of
-`--repeats` rounds in turn. They are divided among the parts by the self times that torch's profiler measures in two
-more steps of each. Everything is measured twice: with all instructions of the CPU, and limited to AVX2, each in a
+`--repeats` rounds in turn. They are divided among the parts by the self times that torch's profiler measures in one
+more step of each. Everything is measured twice: with all instructions of the CPU, and limited to AVX2, each in a
 separate process. Rows are written to results/training_step.json.
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -25,13 +26,18 @@ from torch.profiler import ProfilerActivity, profile
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.llama import row, training  # noqa: E402
+from benchmarks.llama import SHAPES, row, training  # noqa: E402
 from benchmarks.measure import facts, in_turn, store  # noqa: E402
+from zoo.layers.linear import product  # noqa: E402
+from zoo.layers.linear_nll import CHUNK_BYTES  # noqa: E402
 from zoo.llama import Llama, LlamaConfig  # noqa: E402
 from zoo.optim import AdamW  # noqa: E402
 from zoo.revdeq import RevDEQ, RevDEQConfig  # noqa: E402
 
-AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+LIMITS: dict[str, dict[str, str]] = {
+    "all": {},
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+}
 BATCH, LENGTH, VOCABULARY = 8, 256, 4096
 REVDEQ: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 192, "num_heads": 4, "intermediate_size": 768, "mlp_layers": 1,
@@ -65,7 +71,7 @@ def part_of(event: Any) -> str:
     return "everything else"
 
 
-def shares(step: Step, steps: int = 2) -> dict[str, float]:
+def shares(step: Step, steps: int = 1) -> dict[str, float]:
     """Share of each part in the time of a step."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(steps):
@@ -120,21 +126,61 @@ def llama_flops(config: LlamaConfig, length: int) -> float:
     return config.n_layers * (6 * weights + 7 * length * d) + 6 * config.vocab_size * d
 
 
-def measure(repeats: int) -> list[Row]:
-    """All rows, with the instructions that this process may use."""
-    isa = torch.backends.cpu.get_cpu_capability()
-    torch.manual_seed(0)
-    rows = pair(f"Llama 15M, transformers, {isa}", training("15M", BATCH, LENGTH), repeats)
+def llama(repeats: int, isa: str) -> list[Row]:
+    """Llama's step and its parts."""
+    return pair(f"Llama 15M, transformers, {isa}", training("15M", BATCH, LENGTH), repeats)
+
+
+def bound(repeats: int, isa: str) -> list[Row]:
+    """The matrix products of Llama's step alone, compared with the peer's step: the least that the ratio could be."""
+    steps = training("15M", BATCH, LENGTH)
+    config = LlamaConfig(**SHAPES["15M"])
+    d, rows = config.dim, BATCH * LENGTH
+    # Rows and columns of each matrix, rows of x, and how often they are multiplied; logits in chunks as in linear_nll.
+    chunk = CHUNK_BYTES["cpu"] // (4 * config.vocab_size)
+    shapes = [(3 * d, d, rows, 6), (d, d, rows, 6), (2 * config.ffn_dim, d, rows, 6), (d, config.ffn_dim, rows, 6)]
+    shapes.append((config.vocab_size, d, chunk, rows / chunk))
+    assert config.n_layers == 6
+
+    def products() -> None:
+        for m, n, k, count in shapes:
+            x, weight, grad = (torch.ones(shape) for shape in ((k, n), (m, n), (k, m)))
+            y, x_grad, weight_grad = (torch.empty_like(tensor) for tensor in (grad, x, weight))
+            start = time.process_time()
+            for _ in range(4):
+                product(x, weight, out=y)
+                product(grad, weight.T, out=x_grad)
+                product(grad.T, x.T, out=weight_grad)
+            seconds.append((time.process_time() - start) / 4 * count)
+
+    peer, ours = [], []
+    for measured in (False, *[True] * repeats):
+        seconds: list[float] = []
+        products()
+        start = time.process_time()
+        steps["peer"]()
+        if measured:
+            peer.append(time.process_time() - start)
+            ours.append(sum(seconds))
+    name = f"the matrix products of Llama 15M alone, a step of transformers, {isa}"
+    return [row(name, statistics.median(ours), statistics.median(peer), "s")]
+
+
+def revdeq(repeats: int, isa: str) -> list[Row]:
+    """RevDEQ's step, reversible and unrolled, and its arithmetic; with bf16 where the CPU is not limited to AVX2."""
     methods: tuple[Any, ...] = ("reversible", "unroll")
     models = {method: RevDEQ(RevDEQConfig(**REVDEQ, backward=method)) for method in methods}
-    llama = Llama(LlamaConfig(**LLAMA))
-    flops = revdeq_flops(models["reversible"].config, LENGTH)
+    peer = Llama(LlamaConfig(**LLAMA))
+    flops, peer_flops = revdeq_flops(models["reversible"].config, LENGTH), llama_flops(peer.config, LENGTH)
     tokens = BATCH * LENGTH / 1e9
-    for method in methods:
-        peer = llama_flops(llama.config, LENGTH) * tokens
-        rows.append(row(f"RevDEQ 1.23M, {method}, Llama 1.23M: arithmetic", flops[method] * tokens, peer, "GFLOP"))
+    rows = [
+        row(f"RevDEQ 1.23M, {method}, Llama 1.23M: arithmetic", flops[method] * tokens, peer_flops * tokens, "GFLOP")
+        for method in methods
+    ]
     for dtype, kind in ((torch.float32, "fp32"), (torch.bfloat16, "bf16 autocast")):
-        peer_step = language_model_step(llama, dtype)
+        if kind != "fp32" and isa == "AVX2":
+            continue
+        peer_step = language_model_step(peer, dtype)
         for method, model in models.items():
             steps = {"ours": language_model_step(model, dtype), "peer": peer_step}
             of_pair = pair(f"RevDEQ 1.23M, {method}, Llama 1.23M, {kind}, {isa}", steps, repeats)
@@ -142,20 +188,29 @@ def measure(repeats: int) -> list[Row]:
     return rows
 
 
+STUDIES = {"llama": llama, "bound": bound, "revdeq": revdeq}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=STUDIES, default=list(STUDIES), help="parts to run (default: all)")
+    parser.add_argument("--instructions", nargs="+", choices=LIMITS, default=list(LIMITS), help="(default: both)")
     parser.add_argument("--repeats", type=int, default=5, help="measured rounds of each time (default: 5)")
-    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=STUDIES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         torch.set_num_threads(1)
-        print(json.dumps(measure(args.repeats)))
+        torch.manual_seed(0)
+        print(json.dumps(STUDIES[args.measure](args.repeats, torch.backends.cpu.get_cpu_capability())))
         return
     rows: dict[str, Row] = {}
-    for limits in ({}, AVX2):
-        command = [sys.executable, __file__, "--measure", "--repeats", str(args.repeats)]
-        result = subprocess.run(command, env=os.environ | limits, stdout=subprocess.PIPE, text=True, check=True)
-        rows = {r["benchmark"]: r for r in json.loads(result.stdout.splitlines()[-1])} | rows
+    for study in args.only:
+        for instructions in args.instructions:
+            command = [sys.executable, __file__, "--measure", study, "--repeats", str(args.repeats)]
+            environment = os.environ | LIMITS[instructions]
+            result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+            for r in json.loads(result.stdout.splitlines()[-1]):
+                rows.setdefault(r["benchmark"], r)
     for r in rows.values():
         print(f"{r['benchmark']:<80} {r['ours']:>8.4f} {r['peer']:>8.4f} {r['unit']:<6} {r['ratio']:6.3f}")
     about = {"repeats": args.repeats, "threads": 1, **facts()}
