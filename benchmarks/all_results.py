@@ -61,6 +61,7 @@ STUDIES = (
         ("wikitext-2",),
     ),
     Study("llama.py", "--only adamw --repeats 1"),
+    Study("training_step.py", "--only bound --instructions all --repeats 1"),
     Study(
         f"packing.py --data_dir {{data}}/wikitext-2 bytes bpe {TOKENIZERS}",
         "--data_dir {data}/wikitext-2 bytes {data}/stories260K/tok512.bin",

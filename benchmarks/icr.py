@@ -32,6 +32,7 @@ from zoo.icr import ICRegConfig, ICRTransformer, Task  # noqa: E402
 from zoo.icr.cuda_graph import GraphedNetwork  # noqa: E402
 from zoo.icr.model import Network  # noqa: E402
 from zoo.optim import AdamW  # noqa: E402
+from zoo.training.random_streams import stream  # noqa: E402
 
 SMALL: dict[str, Any] = {"D": 4, "K": 8, "M": 64, "d_model": 64, "d_mlp": 256, "n_heads": 2, "n_layers": 2}
 BASE: dict[str, Any] = {"D": 8, "K": 16, "M": 64, "d_model": 128, "d_mlp": 512, "n_heads": 2, "n_layers": 8}
@@ -53,13 +54,35 @@ class Items(Dataset):
         return x, x @ w + self.task.sigma2**0.5 * torch.randn(self.task.K)
 
 
+class RepeatableItems(Items):
+    """Prompts drawn one at a time, each a function of the seed and its number, as a batch of `Task.draw` is."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.randn(self.task.K, self.task.D, generator=stream(0, "x", index))
+        w = self.pool[torch.randint(len(self.pool), (), generator=stream(0, "task", index))]
+        noise = torch.randn(self.task.K, generator=stream(0, "noise", index))
+        return x, x @ w + self.task.sigma2**0.5 * noise
+
+
 def data(repeats: int) -> list[Row]:
-    """Drawing a batch of 2048 prompts of the paper's size: item by item, and as a whole."""
-    task = Task()
-    loader = DataLoader(Items(task, 2048), batch_size=2048)
-    ways = {"peer": lambda: next(iter(loader)), "ours": lambda: task.draw(2048, 0, "bench")}
-    seconds = in_turn(ways, repeats)
-    return [row("a batch of 2048 prompts at once compared with item by item", seconds["peer"], seconds["ours"])]
+    """Drawing a batch of 2048 prompts of the paper's size: at once, item by item, and only its random numbers."""
+    n, task = 2048, Task()
+    generator = torch.Generator().manual_seed(0)
+
+    def random_numbers() -> list[torch.Tensor]:
+        normal = [torch.randn(n, *shape, generator=generator) for shape in ((task.K, task.D), (task.K,))]
+        return [*normal, torch.rand(n, generator=generator, dtype=torch.float64)]
+
+    loaders = [DataLoader(items(task, n), batch_size=n) for items in (Items, RepeatableItems)]
+    ways = {
+        "ours": lambda: task.draw(n, 0, "bench"),
+        "item by item": lambda: next(iter(loaders[0])),
+        "item by item, each from streams of its number": lambda: next(iter(loaders[1])),
+        "torch.randn and torch.rand of as many numbers": random_numbers,
+    }
+    seconds = in_turn(ways, repeats, time.process_time)
+    ours = seconds.pop("ours")
+    return [row(f"a batch of {n} prompts at once compared with {name}", peer, ours) for name, peer in seconds.items()]
 
 
 def trainer(steps: int, **options: Any) -> Trainer:

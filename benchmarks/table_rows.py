@@ -44,9 +44,9 @@ def without_empty_column(header: list[str], lines: list[list[str]]) -> str:
     return markdown(header[:width], [line[:width] for line in lines])
 
 
-def speed(name: str, device: str = "cpu") -> str:
-    """Our speed and the peer's, a line per benchmark row."""
-    measured = on(device, name)
+def speed(name: str, device: str = "cpu", prefix: tuple[str, ...] = ("",)) -> str:
+    """Our speed and the peer's, a line per benchmark row whose name begins with one of `prefix`."""
+    measured = [r for r in on(device, name) if r["benchmark"].startswith(prefix)]
     if not measured:
         return ""
     lines = []
@@ -73,7 +73,8 @@ def faster(name: str, device: str = "cpu") -> str:
         lines.append([r["benchmark"] + rounds, *sides(r), f"{figure(gain)}x", share])
     facts = measured[0]
     table = without_empty_column(["benchmark", "ours", "peer", "times less", "of ours in attention"], lines)
-    return f"{commands(measured)} ({about(facts)}; median of {facts['repeats']} rounds in turn)\n\n{table}"
+    machines = "; ".join(dict.fromkeys(about(r) for r in measured))
+    return f"{commands(measured)} ({machines}; median of {facts['repeats']} rounds in turn)\n\n{table}"
 
 
 def commands(measured: list[Row]) -> str:

@@ -306,6 +306,8 @@ TABLES = {
     ),
     "startup": lambda: speed("startup.json"),
     "streaming": streaming,
+    "llama-step": lambda: speed("training_step.json", prefix=("Llama", "the matrix products of Llama")),
+    "revdeq-step": lambda: speed("training_step.json", prefix=("RevDEQ",)),
 }
 
 

@@ -10,7 +10,7 @@ from tests.pretended_cuda import pretend_cuda
 from zoo.errors import UserError
 from zoo.layers import Attention, FeedForward, KVCache, RMSNorm, RotaryEmbedding
 from zoo.layers.attention import causal_mask
-from zoo.layers.rotary import rotate
+from zoo.layers.rotary import rotate, rotate_slices
 
 
 def test_rms_norm_matches_its_equation():
@@ -126,7 +126,21 @@ def test_left_padding_does_not_change_a_row():
 def test_rotation_on_a_gpu_gives_the_same_bits(dtype):
     x = torch.randn(2, 5, 3, 8).to(dtype)
     angles = torch.randn(5, 1, 4)
-    expected = rotate(x, angles.cos(), angles.sin())
+    expected = rotate_slices(x, angles.cos(), angles.sin())
     with pretend_cuda():
         got = rotate(x.to("cuda"), angles.cos().to("cuda"), angles.sin().to("cuda"))
         assert torch.equal(got.cpu(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_complex_and_real_products_rotate_alike(dtype):
+    """Also views of larger tensors, and one whose pairs begin at odd addresses, which no complex number does."""
+    angles = torch.randn(5, 1, 4)
+    cos, sin = angles.cos(), angles.sin()
+    wide = torch.randn(2, 5, 3, 20, dtype=dtype)
+    for x in (wide[..., :8], wide[..., 7:15], wide[..., ::2][..., :8], wide[..., :8].transpose(0, 2).transpose(0, 2)):
+        x = x.detach().requires_grad_()
+        results = [f(x, cos, sin) for f in (rotate, rotate_slices)]
+        torch.testing.assert_close(*results)
+        assert results[0].dtype == dtype
+        torch.testing.assert_close(*(torch.autograd.grad(r, x, torch.ones_like(r))[0] for r in results))

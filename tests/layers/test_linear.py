@@ -1,13 +1,23 @@
-"""`linear` (by oneDNN) against F.linear, forward and backward."""
+"""`linear` (by oneDNN or MKL) against F.linear, forward and backward."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from zoo.layers import linear as module
-from zoo.layers.linear import by_onednn, linear
+from zoo.layers.linear import by_onednn, is_intel_cpu, linear, product
+from zoo.private_apis.torch_api import has_onednn_linear
 
 
+@pytest.fixture(params=[True, False], ids=["onednn", "mkl"])
+def by_either_library(request, monkeypatch):
+    """Both libraries, whatever the CPU."""
+    if request.param and not has_onednn_linear():
+        pytest.skip("torch is built without oneDNN")
+    monkeypatch.setattr(module, "ONEDNN", request.param)
+
+
+@pytest.mark.usefixtures("by_either_library")
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(7, 5), (3, 4, 5), (2, 3, 4, 5)])
 def test_equals_f_linear(shape, bias):
@@ -22,6 +32,7 @@ def test_equals_f_linear(shape, bias):
         torch.testing.assert_close(gradient, expected_gradient, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("by_either_library")
 def test_only_tensors_that_require_gradients_get_them():
     x, weight = torch.randn(3, 5), torch.randn(6, 5, requires_grad=True)
     linear(x, weight).sum().backward()
@@ -36,3 +47,18 @@ def test_other_dtypes_and_autocast_use_f_linear(monkeypatch):
         assert linear(x, weight).dtype == torch.bfloat16
     monkeypatch.setattr(module, "ONEDNN", None)
     assert torch.equal(linear(x, weight), F.linear(x, weight))
+
+
+@pytest.mark.usefixtures("by_either_library")
+def test_a_product_may_use_given_memory():
+    x, weight, memory = torch.randn(3, 5), torch.randn(6, 5), torch.empty(4, 6)
+    torch.testing.assert_close(product(x, weight, out=memory[:3]), F.linear(x, weight))
+
+
+def test_the_library_is_chosen_by_the_manufacturer_of_the_cpu(tmp_path, monkeypatch):
+    cpuinfo = tmp_path / "cpuinfo"
+    for vendor, is_intel in (("GenuineIntel", True), ("AuthenticAMD", False)):
+        cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+        assert is_intel_cpu(cpuinfo) == is_intel
+        monkeypatch.setattr("platform.processor", lambda vendor=vendor: f"x86 Family 6, {vendor}")
+        assert is_intel_cpu(tmp_path / "none") == is_intel

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from tests.pretended_cuda import pretend_cuda
 from zoo.layers import linear_nll as module
 from zoo.layers.linear_nll import linear_nll
+from zoo.private_apis.torch_api import has_onednn_linear
 
 
 @pytest.fixture
@@ -27,6 +28,27 @@ def test_equals_cross_entropy_for_any_chunk_size(problem, monkeypatch, rows):
     ours = torch.autograd.grad(3 * loss, (hidden, weight))
     theirs = torch.autograd.grad(3 * expected, (hidden, weight))
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+def test_blocks_of_rows_and_either_library_give_the_same_gradients(problem, monkeypatch, onednn):
+    expected = torch.autograd.grad(F.cross_entropy(F.linear(*problem[:2]), problem[2]), problem[:2])
+    monkeypatch.setattr("zoo.layers.linear.ONEDNN", onednn and has_onednn_linear())
+    monkeypatch.setitem(module.CHUNK_BYTES, "cpu", 8 * 4 * 50)
+    monkeypatch.setattr(module, "BLOCK_BYTES", 3 * 4 * 50)
+    torch.testing.assert_close(torch.autograd.grad(linear_nll(*problem), problem[:2]), expected)
+
+
+def test_a_second_backward_pass_adds_the_same_gradients(problem):
+    loss = linear_nll(*problem)
+    loss.backward(retain_graph=True)
+    first = [part.grad.clone() for part in problem[:2]]
+    for part in problem[:2]:
+        part.grad.zero_()  # in place: must not reach the gradients that the graph has saved
+    loss.backward(retain_graph=True)
+    loss.backward()
+    for part, gradient in zip(problem[:2], first, strict=True):
+        torch.testing.assert_close(part.grad, 2 * gradient)
 
 
 def test_no_scored_target_gives_zero_loss_and_gradients(problem):

@@ -20,7 +20,7 @@ from torch.func import functional_call
 from zoo.errors import UserError, check_counts, check_positive
 from zoo.icr.task import Task
 from zoo.layers.attention import attend
-from zoo.layers.linear import by_onednn, linear
+from zoo.layers.linear import is_eager_cpu_fp32, linear
 
 
 @dataclass
@@ -166,8 +166,8 @@ class Network(nn.Module):
             )
         if not 1 <= x.shape[-2] <= self.config.K:
             raise UserError(f"a prompt has 1 to K = {self.config.K} places in this model, not {x.shape[-2]}")
-        # On a CPU one member uses the whole processor, and oneDNN has no batched products: compute them one by one.
-        if self._single and by_onednn(x):
+        # On a CPU one member uses all of the processor, and batched products are no faster: compute them one by one.
+        if self._single and is_eager_cpu_fp32(x):
             names, weights = zip(*self.named_parameters(), strict=True)
             each = zip(y, *(weight.unbind() for weight in weights), strict=True)
             single = self._single[0]

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from zoo.layers.linear import product
+from zoo.layers.linear import by_onednn, is_eager_cpu_fp32, product
 from zoo.layers.widen import widen
 
 IGNORE = -100  # a target that is not scored: the default ignore_index of torch's cross_entropy
 CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**29}  # of fp32 logits: about a CPU's cache; enough to fill a GPU
+BLOCK_BYTES = 2**20  # of fp32 logits that are reduced at once on a CPU: half of a core's second-level cache
 GPU_MULTIPLE = 64  # of the number of logits on a GPU: its fast matrix products need rows of 16 bytes and more
 
 
@@ -59,32 +60,34 @@ class _LinearNLL(torch.autograd.Function):
         n_padding = -n_classes % GPU_MULTIPLE if on_gpu else 0
         if n_padding:
             low_weight = F.pad(low_weight, (0, 0, 0, n_padding))
+        # On a CPU all chunks share one memory for their logits: new memory costs a twentieth of the product.
+        memory = None
+        if is_eager_cpu_fp32(low_hidden) and not by_onednn(low_hidden):
+            memory = low_hidden.new_empty(min(rows, len(hidden)), n_classes)
         hidden_grad, weight_grad = [], torch.zeros_like(low_weight, dtype=wide) if grad else None
         total = torch.zeros((), dtype=wide, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             for h, t, k in zip(low_hidden.split(rows), targets.split(rows), is_scored.split(rows), strict=True):
-                # The loss: logsumexp, shifted by the largest logit, minus the target's logit.
-                logits = widen(product(h, low_weight))  # (chunk, V)
+                logits = widen(product(h, low_weight, out=None if memory is None else memory[: len(h)]))  # (chunk, V)
                 if n_padding:
                     logits[:, n_classes:] = -torch.inf
                 index, k = t.clamp(min=0)[:, None], k[:, None]  # (chunk, 1)
-                largest = logits.amax(-1, keepdim=True)  # (chunk, 1)
-                target_logit = logits.gather(1, index) - largest
-                mass = logits.sub_(largest).exp_()  # in place: one chunk of memory, one exponential
-                norm = mass.sum(-1, keepdim=True)
-                total += ((norm.log() - target_logit) * k).sum()
-                # Its gradient by the logits, in the same memory, and from it those of h and W.
+                if logits.device.type == "cpu" and not torch.compiler.is_compiling():
+                    # A few rows at a time, which stay in the CPU's cache, and become their gradient in place.
+                    n = max(1, BLOCK_BYTES // (4 * n_classes))
+                    blocks = zip(logits.split(n), index.split(n), k.split(n), strict=True)
+                    losses, logit_grad = torch.cat([_losses(*block, grad)[0] for block in blocks]), logits
+                else:
+                    losses, logit_grad = _losses(logits, index, k, grad)
+                total += losses.sum()
+                # From the gradient by the logits those of h and W.
                 if weight_grad is not None:
-                    if torch.compiler.is_compiling():  # without a scatter it is one kernel with the lines above
-                        is_target = torch.arange(mass.shape[1], device=mass.device) == index
-                        logit_grad = (mass * (k / norm) - torch.where(is_target, k.to(wide), 0)).to(dtype)
-                    else:
-                        logit_grad = mass.mul_(k / norm).scatter_add_(1, index, -k.to(wide)).to(dtype)
+                    logit_grad = logit_grad.to(dtype)
                     hidden_grad.append(widen(product(logit_grad, low_weight.T)))  # (chunk, d)
                     _add_product(weight_grad, logit_grad.T, h)  # (V, d)
             if weight_grad is not None:
                 # Divide by the number of targets in fp32: in 16 bits, small probabilities would become 0.
-                weight_grad = weight_grad[:n_classes].mul_(scale)
+                weight_grad = (weight_grad[:n_classes] if n_padding else weight_grad).mul_(scale)
                 ctx.save_for_backward(torch.cat(hidden_grad).mul_(scale), weight_grad)
                 ctx.dtypes = hidden.dtype, weight.dtype
         return total * scale
@@ -92,10 +95,37 @@ class _LinearNLL(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        # The gradients are known already: only the chain rule's factor is missing.
+        # The gradients are known already: only the chain rule's factor is missing. It is 1 where the loss itself is
+        # differentiated, which a CPU sees without waiting.
         hidden_grad, weight_grad = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
-        return (hidden_grad * grad).to(hidden_dtype), (weight_grad * grad).to(weight_dtype), None, None, None
+        if grad.device.type != "cpu" or torch.compiler.is_compiling() or grad != 1:
+            hidden_grad, weight_grad = hidden_grad * grad, weight_grad * grad
+        return hidden_grad.to(hidden_dtype), weight_grad.to(weight_dtype), None, None, None
+
+
+def _losses(logits: Tensor, index: Tensor, is_scored: Tensor, grad: bool) -> tuple[Tensor, Tensor]:
+    """Loss of each position (n, 1) and, if `grad`, its gradient by the logits (n, V).
+
+    Args:
+        logits: (n, V); their memory is used, and holds the gradient afterwards unless the code is being compiled.
+        index: target of each position (n, 1).
+        is_scored: False where the loss and its gradient are 0, (n, 1).
+        grad: whether to compute the gradient.
+    """
+    # The loss: logsumexp, shifted by the largest logit, minus the target's logit.
+    largest = logits.amax(-1, keepdim=True)  # (n, 1)
+    target_logit = logits.gather(1, index) - largest
+    mass = logits.sub_(largest).exp_()  # in place: one chunk of memory, one exponential
+    norm = mass.sum(-1, keepdim=True)
+    losses = (norm.log() - target_logit) * is_scored
+    if not grad:
+        return losses, mass
+    # Its gradient: softmax(logits) - onehot(target).
+    if torch.compiler.is_compiling():  # without a scatter it is one kernel with the lines above
+        is_target = torch.arange(mass.shape[1], device=mass.device) == index
+        return losses, mass * (is_scored / norm) - torch.where(is_target, is_scored.to(mass.dtype), 0)
+    return losses, mass.mul_(is_scored / norm).scatter_add_(1, index, -is_scored.to(mass.dtype))
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -43,15 +43,28 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Computed in fp32, or in fp64 if x is fp64: a cast to fp32 in between would make an fp64 network discontinuous.
     """
-    # The 2 x 2 rotation matrix times each pair (a, b).
     if x.device.type == "cuda":
         return _rotate_without_slices(x, cos, sin)
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or not holds_pairs(x):
+        return rotate_slices(x, cos, sin)
+    # On a CPU one complex product takes a seventh of the time of the products of slices, forward and backward.
+    pairs = torch.view_as_complex(widen(x).unflatten(-1, (-1, 2)))  # (..., hd/2)
+    return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).type_as(x)  # (..., hd)
+
+
+def rotate_slices(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rotate` by products of real numbers: the 2 x 2 rotation matrix times each pair (a, b)."""
     a, b = widen(x).unflatten(-1, (-1, 2)).unbind(-1)  # (..., hd/2) each
     return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2).type_as(x)  # (..., hd)
 
 
+def holds_pairs(x: Tensor) -> bool:
+    """Whether the adjacent pairs of x (..., hd) can be viewed as complex numbers: they begin at even addresses."""
+    return x.stride(-1) == 1 and x.storage_offset() % 2 == 0 and all(stride % 2 == 0 for stride in x.stride()[:-1])
+
+
 def _rotate_without_slices(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`rotate` for compiled kernels on a GPU, to the same bits: (a, b) cos + (b, a) (-sin, sin).
+    """`rotate_slices` for compiled kernels on a GPU, to the same bits: (a, b) cos + (b, a) (-sin, sin).
 
     The gradient of slices is a concatenation, whose kernels cost 3 % of a training step of Llama 110M on an H200.
     """
