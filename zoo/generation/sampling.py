@@ -173,11 +173,11 @@ def _cumulative(
     if top_k is None and top_p is not None and logits.shape[-1] > FEW and logits.device.type == "cpu":
         # On a CPU, sorting a large vocabulary takes longer than a decoding step, and few tokens nearly always reach
         # top_p: sort those, and all only if they do not.
-        few, ids = logits.topk(FEW)
+        few, few_ids = logits.topk(FEW)
         scaled = scale_logits(torch.cat([few, logits], 1), temperature)
         cumulative = cumulative_sum((scaled[:, :FEW] - scaled[:, FEW:].logsumexp(-1, keepdim=True)).exp(), -1)
         if (cumulative[:, -1] > top_p).all():
-            return ids, cumulative, torch.ones_like(cumulative[:, :1])
+            return few_ids, cumulative, torch.ones_like(cumulative[:, :1])
     ids = None
     if top_k is not None or top_p is not None:
         logits, ids = logits.topk(min(top_k or logits.shape[-1], logits.shape[-1]))
