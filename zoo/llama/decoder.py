@@ -36,7 +36,8 @@ class LlamaDecoder:
     """A `Decoder` for `batch` rows with a key-value cache: call `prefill` with the prompts, then `step` per token.
 
     Args:
-        model: a `zoo.llama.Llama`, which this module does not import because that imports it; its weights are copied.
+        model: a `zoo.llama.Llama`, which this module does not import because that imports it; its weights are copied,
+            except in fp32 with `compile` on a CPU.
         batch: number of rows B.
         max_len: number of columns of the cache, at least that of all tokens read; with `compile` it is rounded up to a
             power of two.

@@ -62,7 +62,7 @@ def _compiler() -> list[str]:
 
 
 def _compile(command: list[str], path: Path) -> Path:
-    """Compile step.c to the file `path`, with OpenMP's threads if the compiler has them."""
+    """Compile step.c to the file `path`, with OpenMP's threads if the compiler has them and the library loads."""
     with replacing(path) as temporary:
         for flags in ((*FLAGS, "-fopenmp"), FLAGS):
             line = [*command, *flags, str(SOURCE), "-o", str(temporary), "-lm"]
@@ -70,9 +70,14 @@ def _compile(command: list[str], path: Path) -> Path:
                 done = subprocess.run(line, capture_output=True, text=True, errors="replace", timeout=SECONDS)
             except (OSError, subprocess.TimeoutExpired) as error:
                 raise CompilerMissing(f"{command[0]} does not run: {error}") from None
+            reason = f"{command[0]} fails: {(done.stderr.strip().splitlines() or ['no message'])[0]}"
             if done.returncode == 0:
-                return path
-        raise CompilerMissing(f"{command[0]} fails: {(done.stderr.strip().splitlines() or ['no message'])[0]}")
+                try:
+                    ctypes.CDLL(str(temporary))
+                    return path
+                except OSError as error:  # for example without OpenMP's library
+                    reason = str(error)
+        raise CompilerMissing(reason)
 
 
 def _load(path: Path) -> ctypes.CDLL:

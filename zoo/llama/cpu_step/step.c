@@ -280,6 +280,7 @@ void decode_step(const Decoder *d, const int64_t *tokens, const int64_t *padding
         product(d, &layer->qkv, d->normed, d->qkv, inner + 2 * d->kv_heads * d->head_dim, dim);
         for (int64_t b = 0; b < B; b++) rotate_and_store(d, layer->past, b, column, column - padding[b]);
         int64_t threads = threads_for(d, 2 * B * inner * (column + 1));
+        (void)threads;  /* not used without OpenMP */
 #pragma omp parallel for num_threads(threads) if (threads > 1)
         for (int64_t i = 0; i < B * d->heads; i++)
             attend(d, layer->past, i / d->heads, i % d->heads, padding[i / d->heads], column + 1);
