@@ -26,7 +26,7 @@
 #endif
 #define ROWS 4       /* rows of a matrix that are multiplied at a time */
 #define AHEAD 8192   /* bytes by which weights are fetched before they are used */
-#define SHARE 65536  /* multiplications that are worth a thread */
+#define SHARE 262144 /* multiplications that are worth a thread */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vec __attribute__((vector_size(4 * LANES)));

@@ -1,6 +1,7 @@
 """CpuStep: decoding steps of a Llama by the library of step.c, with a key-value cache."""
 
 import ctypes
+import os
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, addressof, c_float, c_int64, c_void_p
 from typing import Any
@@ -40,6 +41,12 @@ class _Decoder(Structure):
     ]
 
 
+def _threads() -> int:
+    """torch's number of threads, at most one per core: more would wait for each other after every product."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(torch.get_num_threads(), cores)
+
+
 class CpuStep:
     """Decoding steps of a Llama on a CPU: `start` with the keys and values of the prompts, then a call per token.
 
@@ -73,7 +80,7 @@ class CpuStep:
         )
         counts = (
             TYPES[dtype], batch, config.dim, n_layers, config.n_heads, config.kv_heads, config.head_dim,
-            config.ffn_dim, config.n_rows, columns, torch.get_num_threads(),
+            config.ffn_dim, config.n_rows, columns, _threads(),
         )  # fmt: skip
         tables = [
             self._pointer(table.float()) for table in (model.tok_embeddings.weight, model.rotary.cos, model.rotary.sin)
