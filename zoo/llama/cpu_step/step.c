@@ -129,8 +129,8 @@ INLINE vec exponential(vec x) {
     vec limited = -maximum(-maximum(x, (vec){0} - 87), (vec){0} - 88);
     /* The conversion rounds positive numbers down. */
     int_vec k = __builtin_convertvector(limited * 1.44269504f + 200.5f, int_vec) - 200;
-    vec whole = __builtin_convertvector(k, vec);
-    vec r = (limited - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    vec exponent = __builtin_convertvector(k, vec);
+    vec r = (limited - exponent * 0.693359375f) + exponent * 2.12194440e-4f;
     vec series = 1 + r * (1 + r * (1 / 2.f + r * (1 / 6.f + r * (1 / 24.f + r * (1 / 120.f + r * (1 / 720.f))))));
     int_vec is_number = x == x;
     return (vec)((is_number & (int_vec)(series * (vec)((k + 127) << 23))) | (~is_number & (int_vec)x));
