@@ -1,7 +1,7 @@
 # The zoo with everything its tests need. `docker compose up -d` builds and starts it; see compose.yaml.
 FROM python:3.11.13-slim-bookworm
 
-# torch.compile builds its kernels with g++; benchmarks store the commit, which they read with git.
+# torch.compile builds its kernels with g++, and decoding on a CPU its step with gcc; benchmarks store the commit, which they read with git.
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ git && rm -rf /var/lib/apt/lists/*
 
 # Not root, but your own user id (`id -u`), so that files written to the mounted folder belong to you.

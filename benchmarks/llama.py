@@ -1,12 +1,13 @@
 """Speed and memory of zoo.llama compared with transformers' LlamaForCausalLM, with equal weights in the same run.
 
-Measured: decoding at batch size 1, also against llama2.c; nats per token with weights in fewer bits; a training step,
-its peak memory, and AdamW against torch's; with CUDA also a training step of the 110M shape. Each figure is the median
-of `--repeats` rounds in which the candidates alternate, so that load on the machine affects all of them; transformers
-runs with its fastest settings. Rows are written to `--output` as JSON and printed as a table.
+Measured: decoding at batch sizes 1 and 8, also against llama2.c; nats per token with weights in fewer bits; a training
+step, its peak memory, and AdamW against torch's; with CUDA also a training step of the 110M shape. Each figure is the
+median of `--repeats` rounds in which the candidates alternate, so that load on the machine affects all of them;
+transformers runs with its fastest settings. Rows are written to `--output` as JSON and printed as a table.
 """
 
 import argparse
+import functools
 import gc
 import os
 import struct
@@ -81,10 +82,7 @@ def decode(shape: str, repeats: int, compile: bool, llama2c: Path | None = None,
             candidates[f"compiled {precision}"] = zoo_run(compile=True, precision=precision)
     folder = tempfile.TemporaryDirectory()
     if llama2c:
-        weights, vocabulary = Path(folder.name) / "model.bin", Path(folder.name) / "tokenizer.bin"
-        save_checkpoint(model, weights, format="llama2c")
-        write_vocabulary(vocabulary, model.config.vocab_size)
-        command = [llama2c, weights, "-t", "0", "-n", str(n + 1), "-z", vocabulary]
+        command = llama2c_command(llama2c, model, Path(folder.name), n)
         candidates["llama2.c"] = lambda: subprocess.run(command, capture_output=True, check=True)
     assert torch.equal(zoo_run()(), peer_run()()) or shape != "260K", "the two models generate different tokens"
     matrices = LlamaDecoder(model, 1, n).matrices
@@ -108,6 +106,50 @@ def decode(shape: str, repeats: int, compile: bool, llama2c: Path | None = None,
             more = {"floor": round(floor), "share_of_floor": round(value / floor, 3), "GB_per_s": bandwidth / 1e9}
             rows.append(row(f"decode {shape}, {name}", value, best, "tokens/s", **more))
     return rows
+
+
+def decode_batch(repeats: int, llama2c: Path | None, batch: int = 8, n: int = 200) -> list[Row]:
+    """Greedy decoding of several rows of the 15M shape at once: tokens per second of all rows.
+
+    The peers are transformers, and as many processes of llama2.c as rows, on one core as the zoo's one thread.
+    """
+    model, prompts = build("15M").eval(), torch.ones(batch, 1, dtype=torch.long)
+    peer = peer_of(model).eval()
+    peer.generation_config.eos_token_id = None
+    candidates: dict[str, Callable[[], Any]] = {
+        "peer": lambda: peer.generate(prompts, max_new_tokens=n, do_sample=False, pad_token_id=0)
+    }
+    for precision in ("fp32", "bf16", "int8"):
+        options: dict[str, Any] = {"temperature": 0, "compile": True, "precision": precision}
+        candidates[precision] = functools.partial(model.generate, prompts, n, **options)
+    with tempfile.TemporaryDirectory() as folder:
+        if llama2c:
+            command, cores = llama2c_command(llama2c, model, Path(folder), n), os.sched_getaffinity(0)
+
+            def processes() -> None:
+                os.sched_setaffinity(0, {min(cores)})  # inherited by the processes
+                running = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(batch)]
+                os.sched_setaffinity(0, cores)
+                assert not any(process.wait() for process in running)
+
+            candidates["llama2.c"] = processes
+        with torch.inference_mode():
+            rate = {name: batch * n / seconds for name, seconds in in_turn(candidates, repeats).items()}
+    peers = {"": "peer", f", {batch} x llama2.c": "llama2.c"}
+    return [
+        row(f"decode 15M, {batch} rows, compiled {precision}{suffix}", rate[precision], rate[name], "tokens/s")
+        for suffix, name in peers.items()
+        if name in rate
+        for precision in ("fp32", "bf16", "int8")
+    ]
+
+
+def llama2c_command(program: Path, model: Llama, folder: Path, n: int) -> list[str | Path]:
+    """The command that decodes n tokens greedily with llama2.c, whose files are written to a folder."""
+    weights, vocabulary = folder / "model.bin", folder / "tokenizer.bin"
+    save_checkpoint(model, weights, format="llama2c")
+    write_vocabulary(vocabulary, model.config.vocab_size)
+    return [program, weights, "-t", "0", "-n", str(n + 1), "-z", vocabulary]
 
 
 def write_vocabulary(path: Path, size: int) -> None:
@@ -304,6 +346,7 @@ def main() -> None:
     parts = {
         "decode-260K": lambda: decode("260K", args.repeats, args.compile, args.llama2c),
         "decode-15M": lambda: decode("15M", args.repeats, args.compile, args.llama2c),
+        "decode-batch": lambda: decode_batch(args.repeats, args.llama2c),
         "precision": precision,
         "train": lambda: train(args.repeats),
         "memory": lambda: memory(args.repeats),

@@ -57,7 +57,7 @@ def speed(name: str, device: str = "cpu", prefix: tuple[str, ...] = ("",)) -> st
     machines = "; ".join(dict.fromkeys(about(r) for r in measured))
     table = without_empty_column(["benchmark", "ours", "peer", "ratio", "of the memory floor"], lines)
     how = f"median of {facts['repeats']} rounds in turn" + "; on a CPU it is the ratios that count" * (device == "cpu")
-    return f"`{facts['command']}` ({machines}; {how})\n\n{table}"
+    return f"{commands(measured)} ({machines}; {how})\n\n{table}"
 
 
 def faster(name: str, device: str = "cpu") -> str:

@@ -56,7 +56,8 @@ class ZooTrainer(Trainer):
             stop_tokens: ids that end a text. Default: the tokenizer's BOS and EOS, and the model's stop_tokens.
             seed: seed of the draws; the same seed gives the same text.
             precision: type of the weights while decoding: fp32, bf16 or, for a Llama, int8, faster with --compile only.
-            compile: compile the decoding step first; worth its time for long texts.
+            compile: compile the decoding step first: for a Llama on a CPU in a second, once per machine; otherwise in
+                up to a minute, worth its time for long texts.
 
         Returns:
             The texts, prompts included.

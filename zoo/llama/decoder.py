@@ -1,14 +1,17 @@
 """LlamaDecoder: generates one token at a time with a Llama, using weights laid out for speed.
 
 A decoding step does little arithmetic per weight. Its time is spent reading weights from memory and, in a small model,
-dispatching operations. Therefore the step is written as plain functions over tensors, with copies of the weights that
+dispatching operations. Therefore the step is written three times, as plain functions over tensors:
+- eagerly;
+- for a CPU, in C (`cpu_step`), where dispatching costs nothing and weights of 8 and 16 bits are widened in registers;
+- for a GPU, for torch.compile, which fuses the operations.
+They use copies of the weights (`decoder_weights`; in fp32, C uses the weights in place) that
 - include the preceding norm: the weight of RMSNorm and the factor sqrt(dim) are multiplied into the columns of the
   matrix, so that the norm reduces to x / sqrt(|x|^2 + dim eps);
 - are stored, if wanted, in 8 bits, w = s q with a factor s per row, chosen so that the row's largest |q| is 127;
 - are stored in the order of reading: transposed for the eager step, whose matrix-vector product then runs at memory
-  bandwidth (row by row, some CPUs reach half of it); not transposed for the compiled step, whose product is a reduction
-  that inductor fuses and that widens bf16 and 8 bits in registers.
-Prompts are evaluated by `Llama.hidden` with a cache; the tests compare both steps with it.
+  bandwidth (row by row, some CPUs reach half of it); not transposed for the other two.
+Prompts are evaluated by `Llama.hidden` with a cache; the tests compare all steps with it.
 """
 
 import functools
@@ -23,32 +26,40 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.generation.decoders import dtype_of, evaluating
-from zoo.layers import KVCache, RMSNorm
+from zoo.layers import KVCache
 from zoo.layers.rotary import rotate
-
-Scaled = tuple[Tensor, Tensor | None]  # matrices (m, n) or (L, m, n), and in 8 bits the factors (m,) or (L, m) of rows
-BLOCK_ROWS = 512  # of a matrix that are copied at a time
+from zoo.llama.cpu_step import CompilerMissing, CpuStep
+from zoo.llama.decoder_weights import Scaled, matrices_of, stacked, transposed
 
 
 class LlamaDecoder:
     """A `Decoder` for `batch` rows with a key-value cache: call `prefill` with the prompts, then `step` per token.
 
     Args:
-        model: a `zoo.llama.Llama`, which this module does not import because that imports it; its weights are copied.
+        model: a `zoo.llama.Llama`, which this module does not import because that imports it; its weights are copied,
+            except in fp32 with `compile` on a CPU.
         batch: number of rows B.
         max_len: number of columns of the cache, at least that of all tokens read; with `compile` it is rounded up to a
             power of two.
         precision: dtype of the copied weights, "fp32", "bf16" or "int8", which has a quarter of the bytes to read.
             Sums, norms and the cache stay fp32. Without `compile`, weights of 8 bits are widened to fp32 in advance.
-        compile: compile the step, once per process for each model shape, batch size and cache length. If compilation
-            fails, a warning says so and the step runs eagerly.
+        compile: compile the step: on a CPU from C, in a second, once per machine; on a GPU with torch.compile, once per
+            process for each model shape, batch size and cache length. If compilation fails, a warning says so and the
+            step runs eagerly.
     """
 
     def __init__(self, model: Any, batch: int, max_len: int, precision: str = "fp32", compile: bool = False) -> None:
         self.model, self.dtype = model, dtype_of(precision)
         self.embedding = model.tok_embeddings.weight.detach()  # (V, dim)
         config, device = model.config, self.embedding.device
-        if compile:
+        self.cpu_step: CpuStep | None = None
+        if compile and device.type == "cpu":
+            compile = False
+            try:
+                self.cpu_step = CpuStep(model, batch, max_len, self.dtype)
+            except CompilerMissing as error:
+                _warn_of_eager_steps(error)
+        elif compile:
             max_len = min(config.max_seq_len, max(64, 2 ** math.ceil(math.log2(max_len))))
         # One cache for all layers; `columns` are the positions that masks compare with.
         self.cache = KVCache(
@@ -58,7 +69,8 @@ class LlamaDecoder:
         # sqrt(dim eps), the constant in the reduced norm.
         self.root = torch.tensor((config.dim * config.norm_eps) ** 0.5, device=device)  # ()
         self.compile = compile
-        self._copy_weights()
+        if self.cpu_step is None:
+            self._copy_weights()
 
     def _copy_weights(self) -> None:
         """Copy the matrices (m, n) of each kind, and the output matrix, each times the norm before it.
@@ -66,25 +78,22 @@ class LlamaDecoder:
         For the eager step, there is one matrix (n, m) per layer; for the compiled one, all layers of a kind are in one
         tensor (L, m, n), because it checks each of its arguments at every call.
         """
-        # wqkv and w13 read normalized input; wo and w2 do not.
-        layers = self.model.layers
-        kinds: list[list[tuple[Tensor, RMSNorm | None]]] = [
-            [(layer.attention.wqkv.weight, layer.attention_norm) for layer in layers],
-            [(layer.attention.wo.weight, None) for layer in layers],
-            [(layer.feed_forward.w13.weight, layer.ffn_norm) for layer in layers],
-            [(layer.feed_forward.w2.weight, None) for layer in layers],
-        ]
-        output = self.model.output_weight, self.model.norm
+        *kinds, [output] = matrices_of(self.model)
         if self.compile:
-            self.stacked = [_stacked(kind, self.dtype) for kind in kinds]
-            matrices, scales = _stacked([output], self.dtype)
+            self.stacked = [stacked(kind, self.dtype) for kind in kinds]
+            matrices, scales = stacked([output], self.dtype)
             self.output: Scaled = matrices[0], None if scales is None else scales[0]
         else:
-            self.matrices = [[_transposed(weight, norm, self.dtype) for weight, norm in kind] for kind in kinds]
-            self.output = _transposed(*output, self.dtype), None
+            self.matrices = [[transposed(weight, norm, self.dtype) for weight, norm in kind] for kind in kinds]
+            self.output = transposed(*output, self.dtype), None
 
     def prefill(self, tokens: Tensor, left_padding: Tensor | None = None) -> Tensor:
         """Logits (B, V) after prompts (B, T), of which the first `left_padding` (B,) columns are padding."""
+        self.column, self.left_padding = tokens.shape[1], left_padding
+        if self.cpu_step is not None and self.dtype == torch.float32 and self.column == 1:
+            # A prompt of one token, as that of a new text, is a step without past.
+            self.cpu_step.start([], 0, left_padding)
+            return self.cpu_step(tokens[:, 0])
         # The prompt is evaluated in one forward pass, and only its last column predicts the first new token.
         # The layers of a sharded network in mixed precision are bf16, between an embedding and a norm in fp32.
         layer_dtype = next(self.model.layers.parameters()).dtype
@@ -92,20 +101,23 @@ class LlamaDecoder:
         with evaluating(self.model), torch.autocast(tokens.device.type, torch.bfloat16, enabled=is_mixed):
             hidden = self.model.hidden(tokens, self.cache, left_padding=left_padding)[:, -1]  # (B, dim)
         # The steps continue at the next column, with the cache in fp32 and in the layout that the step reads fastest.
-        self.column, self.left_padding = tokens.shape[1], left_padding
-        self.past = [layer.float() for layer in self.cache.layers]  # (B, 2, KV, S, hd) each
-        if self.compile:
-            self.past = [layer.mT.contiguous() for layer in self.past]  # (B, 2, KV, hd, S)
+        if self.cpu_step is not None:
+            self.cpu_step.start(self.cache.layers, self.column, left_padding)
+        else:
+            self.past = [layer.float() for layer in self.cache.layers]  # (B, 2, KV, S, hd) each
+            if self.compile:
+                self.past = [layer.mT.contiguous() for layer in self.past]  # (B, 2, KV, hd, S)
         return F.linear(hidden, self.model.output_weight).float()
 
     def step(self, tokens: Tensor) -> Tensor:
         """Logits (B, V) after one more token in each row, tokens (B,)."""
+        if self.cpu_step is not None:
+            return self.cpu_step(tokens)
         if self.compile:
             try:
                 logits = self._compiled_step(tokens)
             except RuntimeError as error:
-                reason = str(error).strip().splitlines()[0]
-                warnings.warn(f"torch.compile fails here, so decoding is not compiled: {reason}", stacklevel=2)
+                _warn_of_eager_steps(error)
                 # Continue eagerly, with cache and weights in the eager step's layout.
                 self.compile = False
                 self.past = [layer.mT.contiguous() for layer in self.past]
@@ -154,7 +166,7 @@ class LlamaDecoder:
         left_padding = torch.zeros_like(tokens) if self.left_padding is None else self.left_padding
         tables = self.model.rotary.cos, self.model.rotary.sin
         column = self.columns[self.column, None]  # (1,): a tensor, because an int would be compiled as a constant
-        return _compiler(tokens.device.type)(
+        return _compiler()(
             tokens, column, left_padding, self.embedding, self.stacked, self.output, self.past, tables, self.columns,
             self.root,
         )  # fmt: skip
@@ -170,54 +182,15 @@ def _mixed_mm(x: Tensor, matrix: Tensor) -> Tensor:
     return torch.mm(x.to(matrix.dtype), matrix).float()
 
 
-def _with_norm(weight: Tensor, norm: RMSNorm | None) -> Tensor:
-    """A matrix (m, n) in fp32, whose columns, one for each input, are multiplied by the factors of the norm."""
-    matrix = weight.detach().float()
-    return matrix if norm is None else matrix * (norm.weight.detach().float() * len(norm.weight) ** 0.5)
-
-
-def _in_8_bits(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Whole numbers (m, n) from -127 to 127, in fp32, and the factors (m,) by which they give the matrix."""
-    scale = matrix.abs().amax(1) / 127
-    return (matrix / scale.clamp(min=torch.finfo(matrix.dtype).tiny)[:, None]).round_(), scale
-
-
-def _transposed(weight: Tensor, norm: RMSNorm | None, dtype: torch.dtype) -> Tensor:
-    """A matrix (n, m) for the eager step; in fp32 for weights of 8 bits."""
-    matrix = _with_norm(weight, norm)
-    if dtype == torch.int8:
-        numbers, scale = _in_8_bits(matrix)
-        matrix, dtype = numbers * scale[:, None], torch.float32
-    return matrix.T.contiguous().to(dtype)
-
-
-def _stacked(kind: Sequence[tuple[Tensor, RMSNorm | None]], dtype: torch.dtype) -> Scaled:
-    """The matrices (L, m, n) of all layers, and in 8 bits the factors (L, m) of their rows, for the compiled step."""
-    shape, device = kind[0][0].shape, kind[0][0].device
-    stack = torch.empty(len(kind), *shape, dtype=dtype, device=device)
-    scales = torch.empty(len(kind), shape[0], device=device) if dtype == torch.int8 else None
-    for number, (weight, norm) in enumerate(kind):
-        # Some rows at a time, so that what is computed in between stays in a CPU's cache.
-        for start in range(0, shape[0], BLOCK_ROWS):
-            part = slice(start, start + BLOCK_ROWS)
-            matrix = _with_norm(weight[part], norm)
-            if scales is not None:
-                matrix, scales[number, part] = _in_8_bits(matrix)
-            stack[number, part] = matrix
-    return stack, scales
+def _warn_of_eager_steps(error: Exception) -> None:
+    reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+    warnings.warn(f"the decoding step cannot be compiled here, so it runs without --compile: {reason}", stacklevel=4)
 
 
 @functools.cache
-def _compiler(device: str) -> Callable[..., Tensor]:
-    """The compiled step for "cpu" or "cuda"; compilation happens at the first call with new shapes."""
-    options = {
-        # On a CPU, a small model's step is mostly inductor's Python wrapper: in C++, the step is a third faster.
-        "cpp_wrapper": device == "cpu",
-        "cpp.enable_floating_point_contract_flag": "fast",  # fused multiply-add
-    }
-    return torch.compile(  # type: ignore[call-overload]  # torch's type hints lack recompile_limit
-        _static_step, fullgraph=True, dynamic=False, recompile_limit=64, options=options
-    )
+def _compiler() -> Callable[..., Tensor]:
+    """The compiled step for a GPU; compilation happens at the first call with new shapes."""
+    return torch.compile(_static_step, fullgraph=True, dynamic=False, recompile_limit=64)  # type: ignore[call-overload]  # torch's type hints lack recompile_limit
 
 
 def _static_step(

@@ -1,0 +1,227 @@
+"""The decoding steps for a CPU, in C, and for a GPU against the network; compiling, caching and loading the library."""
+
+import os
+import subprocess
+
+import pytest
+import torch
+
+from zoo.generation.sampling import generate
+from zoo.llama import Llama, LlamaConfig
+from zoo.llama import decoder as decoder_module
+from zoo.llama.cpu_step import CompilerMissing, library
+from zoo.llama.decoder import LlamaDecoder
+
+# (dim, heads, key-value heads, hidden, vocabulary, tied, batch): sizes above, at and below the width of a vector.
+SHAPES = [
+    (32, 4, 2, 96, 50, True, 1),
+    (36, 6, 2, 50, 37, False, 3),
+    (8, 4, 1, 5, 11, True, 5),
+    (64, 1, 1, 172, 512, False, 8),
+    (6, 3, 3, 1, 3, True, 2),
+    (320, 5, 5, 700, 1031, True, 4),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _needs_a_compiler():
+    try:
+        library.load_library()
+    except CompilerMissing as error:
+        pytest.skip(f"step.c cannot be compiled: {error}")
+
+
+def build(shape, context=40):
+    dim, heads, kv_heads, hidden, vocab, tied, _ = shape
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocab, dim=dim, n_layers=2, n_heads=heads, n_kv_heads=kv_heads, hidden_dim=hidden,
+        max_seq_len=context, tie_embeddings=tied,
+    )  # fmt: skip
+    model = Llama(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 1.0 if parameter.dim() == 1 else 0.0, 0.15)
+    return model
+
+
+def decoder_of(kind, model, batch, max_len, precision, monkeypatch):
+    """A decoder with the step for "cpu", or with that for a "gpu", on a CPU and not compiled."""
+    decoder = LlamaDecoder(model, batch, max_len, precision, compile=kind == "cpu")
+    if kind == "gpu":
+        monkeypatch.setattr(decoder_module, "_compiler", lambda: decoder_module._static_step)
+        decoder.compile = True
+        decoder._copy_weights()
+    else:
+        assert decoder.cpu_step is not None
+    return decoder
+
+
+def logits_of(decoder, tokens, prompt):
+    """Logits (B, T - prompt + 1, V) after the prompt and after each further token."""
+    return torch.stack([decoder.prefill(tokens[:, :prompt]), *(decoder.step(t) for t in tokens[:, prompt:].T)], 1)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+@pytest.mark.parametrize("prompt", [1, 23, 40])
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.inference_mode()
+def test_steps_equal_the_network_up_to_the_end_of_the_context(shape, prompt, kind, monkeypatch):
+    model, batch = build(shape), shape[-1]
+    tokens = torch.randint(model.config.vocab_size, (batch, 40))
+    expected = model(tokens)[0][:, prompt - 1 :]
+    got = logits_of(decoder_of(kind, model, batch, 40, "fp32", monkeypatch), tokens, prompt)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.inference_mode()
+def test_rounded_weights_equal_a_network_of_rounded_weights(shape, precision, kind, monkeypatch):
+    def rounded(matrix):  # (n, m), with a factor for each output
+        if precision == "bf16":
+            return matrix.bfloat16().float()
+        scale = matrix.abs().amax(0) / 127
+        return (matrix / scale).round() * scale
+
+    if kind == "gpu" and precision == "bf16" and shape[-1] > 1:
+        pytest.skip("the GPU's step rounds its inputs too where it multiplies several rows")
+    model, batch = build(shape), shape[-1]
+    tokens = torch.randint(model.config.vocab_size, (batch, 24))
+    reference = LlamaDecoder(model, batch, 24)
+    exact = logits_of(reference, tokens, 5)[:, 1:]
+    reference.matrices = [[rounded(matrix) for matrix in kind] for kind in reference.matrices]
+    reference.output = rounded(reference.output[0]), None
+    expected = logits_of(reference, tokens, 5)[:, 1:]
+    got = logits_of(decoder_of(kind, model, batch, 24, precision, monkeypatch), tokens, 5)[:, 1:]
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+    assert 0 < (got - exact).norm() / exact.norm() < 0.1
+
+
+@torch.inference_mode()
+def test_padding_columns_do_not_change_a_row():
+    """Also next to a row without padding, and after a second prompt in the same cache."""
+    model = build(SHAPES[0], context=64)
+    tokens, padding = torch.randint(50, (3, 50)), torch.tensor([0, 33, 16])
+    decoder = LlamaDecoder(model, 3, 64, compile=True)
+    for _ in range(2):
+        decoder.prefill(tokens[:, :40], padding)
+        got = torch.stack([decoder.step(column) for column in tokens[:, 40:].T], 1)
+        for row, start in enumerate(padding.tolist()):
+            expected = model(tokens[row : row + 1, start:])[0][:, -10:]
+            torch.testing.assert_close(got[row : row + 1], expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_threads_do_not_change_the_logits(monkeypatch):
+    model = build(SHAPES[-1])
+    tokens = torch.randint(1031, (4, 12))
+    logits = []
+    for threads in (1, 3):
+        monkeypatch.setattr("zoo.llama.cpu_step.step._threads", lambda threads=threads: threads)
+        decoder = LlamaDecoder(model, 4, 12, compile=True)
+        assert decoder.cpu_step.decoder.threads == threads
+        logits.append(logits_of(decoder, tokens, 2))
+    torch.testing.assert_close(*logits, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@torch.inference_mode()
+def test_network_in_another_dtype_decodes_in_fp32(dtype):
+    model, exact = build(SHAPES[0]).to(dtype), build(SHAPES[0]).to(dtype).float()
+    tokens = torch.randint(50, (1, 20))
+    got = logits_of(LlamaDecoder(model, 1, 20, compile=True), tokens, 1)
+    torch.testing.assert_close(got, exact(tokens)[0], rtol=1e-5, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_what_would_be_outside_memory_is_an_index_error():
+    decoder = LlamaDecoder(build(SHAPES[0]), 1, 3, compile=True)
+    decoder.prefill(torch.tensor([[1, 2]]))
+    for token in (-1, 50):
+        with pytest.raises(IndexError, match="outside the vocabulary of 50"):
+            decoder.step(torch.tensor([token]))
+    with pytest.raises(IndexError, match="cache of 1 rows and 3 columns"):
+        decoder.step(torch.tensor([1, 2]))
+    decoder.step(torch.tensor([1]))
+    with pytest.raises(IndexError, match="cache of 1 rows and 3 columns"):
+        decoder.step(torch.tensor([1]))
+
+
+@torch.inference_mode()
+def test_nan_weights_give_nan():
+    model = build(SHAPES[0])
+    model.layers[0].attention.wqkv.weight[:] = torch.nan
+    assert logits_of(LlamaDecoder(model, 1, 4, compile=True), torch.tensor([[1, 2, 3]]), 1).isnan().all()
+
+
+def test_library_leaves_subnormal_numbers_alone():
+    library.load_library()
+    assert (torch.tensor([1e-40]) * torch.tensor([0.5])).item() > 0
+
+
+def test_library_is_compiled_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    library.load_library.__wrapped__()
+    [path] = (tmp_path / "libraries").iterdir()
+    assert (tmp_path / "libraries").stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(subprocess, "run", None)
+    library.load_library.__wrapped__()
+    assert [path] == list((tmp_path / "libraries").iterdir())
+
+
+@pytest.mark.parametrize("shared", ["libraries", "."])
+def test_folder_that_others_can_write_to_is_not_used(tmp_path, monkeypatch, shared):
+    cache = tmp_path / "cache"
+    (cache / "libraries").mkdir(parents=True, mode=0o700)
+    (cache / shared).chmod(0o777)
+    monkeypatch.setenv("ZOO_CACHE", str(cache))
+    library.load_library.__wrapped__()
+    assert not list((cache / "libraries").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("PATH", "", r"no C compiler \(gcc, clang, cc\) is installed"),
+        ("CC", "no-such-compiler", r"no C compiler"),
+        ("CC", "false", "false fails: no message"),
+    ],
+)
+def test_without_a_compiler_one_warning_and_eager_steps(tmp_path, monkeypatch, variable, value, reason):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    monkeypatch.setattr("zoo.llama.cpu_step.step.load_library", library.load_library.__wrapped__)
+    model, tokens = build(SHAPES[0]), torch.tensor([[1, 2]])
+    with pytest.warns(UserWarning, match=f"runs without --compile: {reason}") as caught:
+        compiled = generate(model, tokens, 6, temperature=0, compile=True)
+    assert len(caught) == 1
+    assert torch.equal(compiled, generate(model, tokens, 6, temperature=0))
+    assert not os.listdir(tmp_path / "libraries") if (tmp_path / "libraries").exists() else True
+
+
+def test_failing_torch_compile_warns_once_and_continues_eagerly(monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("no Triton\nand a long story")
+
+    model, tokens = build(SHAPES[0]), torch.randint(50, (1, 12))
+    with torch.inference_mode():
+        decoder = decoder_of("gpu", model, 1, 12, "fp32", monkeypatch)
+        monkeypatch.setattr(decoder_module, "_compiler", lambda: fail)
+        with pytest.warns(UserWarning, match="runs without --compile: no Triton$") as caught:
+            got = logits_of(decoder, tokens, 4)
+        assert len(caught) == 1
+        torch.testing.assert_close(got, model(tokens)[0][:, 3:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_gpu_step_compiles_on_a_cpu():
+    model, tokens = build(SHAPES[0]), torch.randint(50, (1, 9))
+    decoder = LlamaDecoder(model, 1, 16)
+    decoder.compile = True
+    decoder._copy_weights()
+    got = logits_of(decoder, tokens, 4)
+    assert decoder.compile  # it did not fall back
+    torch.testing.assert_close(got, model(tokens)[0][:, 3:], rtol=1e-5, atol=1e-5)

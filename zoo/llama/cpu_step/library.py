@@ -1,0 +1,129 @@
+"""Compiles step.c at first use and loads it as a shared library, which later processes find in a cache folder.
+
+The folder is `libraries` in $ZOO_CACHE, by default in ~/.cache/zoo. A library's name is a digest of the source, the
+flags, the compiler and the CPU. Only a folder that no other user can write to is used; otherwise, and where no folder
+can be created, each process compiles into a temporary folder. Nothing in a checkpoint refers to a library.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import stat
+import subprocess
+import tempfile
+from pathlib import Path
+
+from zoo.files.atomic import replacing
+
+SOURCE = Path(__file__).with_name("step.c")
+COMPILERS = ("gcc", "clang", "cc")
+# Sums may be reordered, which vectorises them, but NaN and infinity keep their meaning. Not -ffast-math: with it, gcc
+# links code that lets the process flush subnormal numbers to 0 from then on.
+FLAGS = (
+    "-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
+    "-fassociative-math", "-ffp-contract=fast", "-fwrapv", "-shared", "-fPIC",
+)  # fmt: skip
+SECONDS = 120  # that a compiler may take
+
+
+class CompilerMissing(RuntimeError):
+    """There is no C compiler, or it fails; the message is the reason."""
+
+
+@functools.cache
+def load_library() -> ctypes.CDLL:
+    """The library of step.c for this CPU, compiled if it is not in the cache folder.
+
+    Raises:
+        CompilerMissing: it can be neither found nor compiled.
+    """
+    command = _compiler()
+    folder = _cache_folder()
+    if folder is None:
+        # The library stays loaded when its file is gone.
+        with tempfile.TemporaryDirectory() as temporary:
+            return _load(_compile(command, Path(temporary) / "step.so"))
+    path = folder / f"step-{_digest(command)}.so"
+    return _load(path if path.exists() else _compile(command, path))
+
+
+def _compiler() -> list[str]:
+    """The command of a C compiler, $CC or the first of `COMPILERS`."""
+    if os.name == "nt":
+        raise CompilerMissing("compiling for Windows is not supported")
+    command = shlex.split(os.environ.get("CC", "")) or [name for name in COMPILERS if shutil.which(name)][:1]
+    if not command or not shutil.which(command[0]):
+        raise CompilerMissing(f"no C compiler ({', '.join(COMPILERS)}) is installed")
+    return command
+
+
+def _compile(command: list[str], path: Path) -> Path:
+    """Compile step.c to the file `path`, with OpenMP's threads if the compiler has them and the library loads."""
+    with replacing(path) as temporary:
+        for flags in ((*FLAGS, "-fopenmp"), FLAGS):
+            line = [*command, *flags, str(SOURCE), "-o", str(temporary), "-lm"]
+            try:
+                done = subprocess.run(line, capture_output=True, text=True, errors="replace", timeout=SECONDS)
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise CompilerMissing(f"{command[0]} does not run: {error}") from None
+            reason = f"{command[0]} fails: {(done.stderr.strip().splitlines() or ['no message'])[0]}"
+            if done.returncode == 0:
+                try:
+                    ctypes.CDLL(str(temporary))
+                    return path
+                except OSError as error:  # for example without OpenMP's library
+                    reason = str(error)
+        raise CompilerMissing(reason)
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:  # for example a disk on which no file may be executed
+        raise CompilerMissing(str(error)) from None
+    library.decoder_size.restype = ctypes.c_int64
+    address = ctypes.c_void_p
+    library.decode_step.argtypes = [address, address, address, ctypes.c_int64, address]
+    library.decode_step.restype = None
+    return library
+
+
+def _digest(command: list[str]) -> str:
+    """What the machine code depends on, as 16 hexadecimal digits."""
+    text = [*command, *FLAGS, SOURCE.read_text(encoding="utf-8")]
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        # Names and features of the cores.
+        lines = info.read_text(errors="replace").splitlines()
+        text += sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    else:
+        text += platform.uname()
+    return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]
+
+
+def _cache_folder() -> Path | None:
+    """The folder of the libraries, or None if it cannot be created or another user can write to it."""
+    folder = Path(os.environ.get("ZOO_CACHE", "~/.cache/zoo")).expanduser() / "libraries"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = folder.resolve()
+        is_shared = _others_write(folder, stat.S_IWGRP | stat.S_IWOTH)
+        if is_shared or any(_others_write(parent, stat.S_IWOTH) for parent in folder.parents):
+            return None
+        return folder if os.access(folder, os.W_OK) else None
+    except OSError:
+        return None
+
+
+def _others_write(folder: Path, bits: int) -> bool:
+    """Whether a user other than this one and root can change what is in a folder, by its owner and these mode bits.
+
+    In a folder with the sticky bit, such as /tmp, only its owner can change a name.
+    """
+    status = folder.stat()
+    is_shared = bool(status.st_mode & bits) and not status.st_mode & stat.S_ISVTX
+    return is_shared or status.st_uid not in (0, os.getuid())
