@@ -20,10 +20,12 @@ class ClosingMessage(Callback):
 
     Args:
         resumed_step: optimizer step of the checkpoint from which the run was resumed, if any.
+        names_next_command: print the command that scores the best checkpoint.
     """
 
-    def __init__(self, resumed_step: int | None = None) -> None:
+    def __init__(self, resumed_step: int | None = None, names_next_command: bool = True) -> None:
         self.resumed_step = resumed_step
+        self.names_next_command = names_next_command
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run:
@@ -39,7 +41,7 @@ class ClosingMessage(Callback):
             line += f"; nothing was left to do: raise {_limit(trainer)} to go on"
         print(line, file=sys.stderr)
         names = (getattr(checkpoint, name, "") for name in ("best_model_path", "last_model_path"))
-        if path := next((name for name in names if name and Path(name).exists()), None):
+        if self.names_next_command and (path := next((name for name in names if name and Path(name).exists()), None)):
             has_split = getattr(trainer.datamodule, "has_split", lambda split: True)
             verb = "test" if has_split("test") else "validate"
             print(f"next: zoo {verb} --ckpt_path {shlex.quote(path)}", file=sys.stderr)

@@ -88,6 +88,8 @@ class ZooCLI(OpenLightningCLI):
         started: `time.monotonic()` at the start of the command, from which --budget counts; default: now.
     """
 
+    names_next_command = True  # at the end of fit; False for one run of many
+
     def __init__(
         self,
         argv: list[str],
@@ -306,7 +308,8 @@ class ZooCLI(OpenLightningCLI):
         if self.verb == "fit":
             if trainer_config["enable_model_summary"] is False and self.config.fit.trainer.enable_model_summary is None:
                 more.append(OpeningMessage())
-            more.append(ClosingMessage(self.checkpoint_info.step if self.checkpoint_info else None))
+            step = self.checkpoint_info.step if self.checkpoint_info else None
+            more.append(ClosingMessage(step, self.names_next_command))
             more += limit_time(self, self.started)
         config = self.config[self.verb]
         files = [config.predictions.path, config.predictions.text_path] if self.verb == "predict" else []
