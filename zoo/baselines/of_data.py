@@ -46,16 +46,20 @@ def _language_model(trainer: Any, data: Any, split: str) -> Mapping[str, float]:
     orders = {"unigram": 1, "trigram": 3} if len(train) <= MOST_TOKENS else {"unigram": 1}
     scores: dict[str, float] = {}
     for name, order in orders.items():
-        if len(val) > 1 and order * math.log2(data.vocab_size) <= 62:
+        if len(val) > 1 and len(train) >= order and order * math.log2(data.vocab_size) <= 62:
             nll = NGram(train[:MOST_TOKENS], data.vocab_size, order).nll(val)
             scores |= {f"loss_{name}": nll, f"ppl_{name}": math.exp(nll)}
     return scores
 
 
+def _training_targets(data: Any) -> NDArray[np.float64]:
+    """(N, K) targets of the training rows as they are given: without copies, and without synthetic rows, which take
+    minutes to make."""
+    return data.reader.rows("train").targets if hasattr(data, "reader") else data.targets("train")
+
+
 def _regression(trainer: Any, data: Any, split: str) -> Mapping[str, float]:
-    # The rows as they are given: without copies, and without synthetic rows, which take minutes to make.
-    train = data.reader.rows("train").targets if hasattr(data, "reader") else data.targets("train")
-    val = data.targets(split)
+    train, val = _training_targets(data), data.targets(split)
     if not len(train) or not len(val):
         return {}
     with np.errstate(over="ignore", invalid="ignore"):  # such an error is not shown
@@ -63,9 +67,9 @@ def _regression(trainer: Any, data: Any, split: str) -> Mapping[str, float]:
 
 
 def _classification(trainer: Any, data: Any, split: str) -> Mapping[str, float]:
-    (texts, classes), (val_texts, val_classes) = (
-        (data.texts(name), data.targets(name)[:, 0].astype(int)) for name in ("train", split)
-    )
+    texts = data.reader.rows("train").texts if hasattr(data, "reader") else data.texts("train")
+    classes = _training_targets(data)[:, 0].astype(int)
+    val_texts, val_classes = data.texts(split), data.targets(split)[:, 0].astype(int)
     if not texts or not val_texts:
         return {}
     most_frequent = float((val_classes == np.bincount(classes).argmax()).mean())
