@@ -1,6 +1,6 @@
 """The table that `zoo validate` and `zoo test` print: each metric of the model with its baselines."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -55,7 +55,7 @@ def evaluation_baselines(trainer: Any, model: Any, data: Any, split: str) -> dic
         return {}
 
 
-def by_metric(metrics: Mapping[str, Any], baselines: Mapping[str, float]) -> dict[str, dict[str, float]]:
+def by_metric(metrics: Collection[str], baselines: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """Metric -> {name of the baseline: score}, for the metrics that have baselines.
 
     Args:
