@@ -13,6 +13,7 @@ import hashlib
 import os
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,8 @@ def execute(path: Path) -> None:
         ).execute()
         for cell in notebook.cells:
             if cell.cell_type == "code":
-                cell.outputs = [_cleaned(o, os.path.realpath(folder)) for o in cell.outputs if _is_kept(o)]
-                cell.execution_count = None
+                outputs = (_cleaned(o, os.path.realpath(folder)) for o in cell.outputs if _is_kept(o))
+                cell.outputs, cell.execution_count = _joined(outputs), None
     notebook.metadata.pop("language_info", None)
     notebook.metadata["language_info"] = {"name": "python"}
     notebook.metadata[DIGEST] = code_digest(notebook)
@@ -61,6 +62,17 @@ def execute(path: Path) -> None:
 
 def _is_kept(output: Any) -> bool:
     return output.output_type in ("display_data", "execute_result") or output.get("name") == "stdout"
+
+
+def _joined(outputs: Iterable[Any]) -> list[Any]:
+    """The outputs, with consecutive texts as one."""
+    joined: list[Any] = []
+    for output in outputs:
+        if joined and output.output_type == joined[-1].output_type == "stream":
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def _cleaned(output: Any, folder: str) -> Any:

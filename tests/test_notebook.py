@@ -102,7 +102,9 @@ def test_revdeq_runs_from_top_to_bottom(kernel, tmp_path):
     assert len(differences) == 4
     assert max(differences) < 1e-10
 
-    loss = float(re.match(r"(\S+) nats per byte", printed(notebook, "validation"))[1])
+    table = printed(notebook, "validation")
+    assert re.search(r"^val_loss .* unigram \S+, trigram \S+$", table, re.MULTILINE)
+    loss = float(re.search(r"^(\S+) nats per byte", table, re.MULTILINE)[1])
     assert 2 < loss < 7  # six steps from log(257) = 5.5
     assert has_image(notebook, "plot")
     text = printed(notebook, "generate")
