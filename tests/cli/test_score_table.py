@@ -24,7 +24,7 @@ def test_a_baseline_belongs_to_the_metric_with_the_longest_name():
 def run_of(split, data, verb="test"):
     Regressor = type("Regressor", (), {})
     trainer = SimpleNamespace(
-        is_global_zero=True, state=SimpleNamespace(fn=verb), datamodule=data,
+        is_global_zero=True, fast_dev_run=False, state=SimpleNamespace(fn=verb), datamodule=data,
         callback_metrics={f"{split}_mae": torch.tensor(0.123456789), f"{split}_r2": torch.tensor(0.5)},
     )  # fmt: skip
     return trainer, Regressor()

@@ -29,7 +29,8 @@ class ScoreTable(Callback):
         if not trainer.is_global_zero or not trainer.callback_metrics:
             return
         scores = {name: value.item() for name, value in trainer.callback_metrics.items()}
-        baselines = by_metric(scores, evaluation_baselines(trainer, model, trainer.datamodule, split))
+        fitted = {} if trainer.fast_dev_run else evaluation_baselines(trainer, model, trainer.datamodule, split)
+        baselines = by_metric(scores, fitted)
         rows = [
             {"metric": name, "score": f"{score:.5g}"}
             | ({"baselines": ", ".join(described(baselines[name]))} if baselines.get(name) else {})
