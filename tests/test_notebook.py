@@ -74,9 +74,12 @@ def kernel():
 def test_committed_notebook_has_the_outputs_of_its_code(path):
     """After a change of a notebook's code: python benchmarks/notebooks.py NAME."""
     notebook = nbformat.read(path, as_version=4)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    if DIGEST not in notebook.metadata:
+        assert not outputs
+        pytest.skip("it has no outputs yet")
     assert notebook.metadata[DIGEST] == code_digest(notebook)
     assert path.stat().st_size < 200_000
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert any(output.output_type == "stream" for output in outputs)
     for output in outputs:
         assert output.output_type != "error"
