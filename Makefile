@@ -71,7 +71,7 @@ docs: .venv/docs  ## build the documentation site in site/; a warning or a broke
 	@touch $@
 
 tensorboard: setup  ## show the runs in a browser
-	$(BIN)/tensorboard --logdir runs
+	$(BIN)/tensorboard --logdir_spec runs:runs,saved_models:saved_models
 
 clean:  ## remove the environment and caches; runs stay
 	rm -rf .venv .venv-oldest .venv-newest site .cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

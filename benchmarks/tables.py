@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.table_rows import Row, about, commands, faster, markdown, on, rows, speed  # noqa: E402
 from benchmarks.table_scale import faults, packing, precisions, processes, ranks, streaming  # noqa: E402
+from zoo.weights import PREFIX, WEIGHTS, weights_rows  # noqa: E402
 
 
 def wikitext2() -> str:
@@ -278,7 +279,26 @@ STUDIES = {
     ),
 }
 
+
+def weights(*models: str) -> str:
+    """The trained weights of some models that come with the zoo."""
+    header = ["name", "MB", "trained on", "metric", "baseline", "licence", "command"]
+    listed = {row["name"]: row for row in weights_rows()}
+    lines = []
+    for name, entry in WEIGHTS.items():
+        if entry.model in models:
+            row = listed[PREFIX + name]
+            cells = [row[c] for c in ("MB", "trained on", "validation metric", "baseline", "licence")]
+            lines.append([f"`{PREFIX}{name}`", *cells, f"`{entry.command}`"])
+    return markdown(header, lines)
+
+
 TABLES = {
+    "weights-icr": lambda: weights("ICRTransformer"),
+    "weights-llama": lambda: weights("LlamaLM", "LlamaClassifier"),
+    "weights-mini_rlm": lambda: weights("MiniRLM"),
+    "weights-regress_lm": lambda: weights("RegressLM"),
+    "weights-revdeq": lambda: weights("RevDEQLM"),
     **{name.replace("_", "-", 2): (lambda name=name: study(name, *STUDIES[name])) for name in STUDIES},
     "regress-lm-small_tables-ranks": small_tables_ranks,
     "regress-lm-defaults-ratios": defaults_ratios,

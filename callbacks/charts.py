@@ -40,6 +40,11 @@ class Charts(Callback):
         self._first_step = 0
         self._described: list[Logger] = []  # TensorBoard's loggers that have layout and hyperparameters
 
+    @property
+    def scores(self) -> dict[str, float]:
+        """The baselines' scores, `<metric>_<baseline>` -> score; empty before the first validation."""
+        return {name.partition("/")[2]: score for name, score in (self._scores or {}).items()}
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for logger in trainer.loggers:
             group_names(logger)

@@ -101,6 +101,12 @@ class RowReader:
             self._rows[split] = rows
         return self._rows[split]
 
+    def has_split(self, split: str) -> bool:
+        """Whether there are rows for the split "train", "val" or "test"."""
+        if split in self.tables or self.is_generated:
+            return True
+        return (split == "val" or "val" not in self.tables) and bool(self._cut_rows[split].texts)
+
     def has_valid_length(self, place: str, n_tokens: int) -> bool:
         """Whether a text of `n_tokens` can be used. It cannot be if it is empty, or too long and long_rows is skip.
 
@@ -254,6 +260,10 @@ class RowViews:
     def skipped(self) -> int:
         """Number of rows left out so far because they cannot be used."""
         return self.reader.skipped
+
+    def has_split(self, split: str) -> bool:
+        """Whether there are rows for the split "train", "val" or "test"."""
+        return self.reader.has_split(split)
 
     @property
     def predicted_split(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.datamodules.packing import chunk_rows, pack, token_dtype, write_once
+from zoo.datamodules.packing import chunk_rows, pack, read_counts, token_dtype, write_once
 from zoo.datamodules.sources.corpus import Corpus, open_corpus
 from zoo.datamodules.text_data import SPLITS, TextData
 from zoo.datamodules.windows import PackedTokens, Windows
@@ -16,6 +16,7 @@ from zoo.errors import UserError
 from zoo.text_formats.json_text import dump_json, parse_json
 from zoo.tokenizers import Tokenizer, from_state, train_bpe
 
+QUICK_BYTES = 1 << 24  # of text that is packed in seconds
 BPE_PARTS = 8  # parts of the training text from which "bpe" learns; 1 GiB
 
 
@@ -105,6 +106,16 @@ class TextLM(TextData):
         self.stats(split)  # packs the split if needed
         packed = PackedTokens(self._file(split), token_dtype(self.vocab_size))
         return packed.read(0, len(packed))
+
+    def is_quickly_read(self, split: str) -> bool:
+        """Whether the tokens of a split are in the cache, or its text is packed in seconds (at most 16 MiB)."""
+        if split not in self._corpus.splits:
+            return False
+        return bool(read_counts(self._file(split))) or sum(p.size for p in self._corpus.parts(split)) <= QUICK_BYTES
+
+    def has_split(self, split: str) -> bool:
+        """Whether the data has a split, "train", "val" or "test"."""
+        return split in self._corpus.splits
 
     def prepare_data(self) -> None:
         """Pack, once per machine, the splits that the trainer reads; without a trainer, all except "predict"."""

@@ -3,6 +3,7 @@
 Every page has the path of its file in the repository, so that the same relative links work in both.
 """
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -40,6 +41,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
                 site.append(_copied(linked, config))
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         site.append(File.generated(config, f"notebooks/{path.stem}.md", content=notebook_as_markdown(path)))
+        for name, image in notebook_images(path).items():
+            site.append(File.generated(config, f"notebooks/{name}", content=image))
     for name in PACKAGES:
         site.append(File.generated(config, f"api/zoo.{name}.md", content=f"# zoo.{name}\n\n::: zoo.{name}\n"))
     return site
@@ -51,17 +54,45 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def notebook_as_markdown(path: Path) -> str:
-    """The cells of a notebook as Markdown, with formulas as code; the code cell for Colab is left out."""
+    """The cells of a notebook as Markdown, with formulas as code and outputs; the code cell for Colab is left out."""
     cells = []
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "code":
             if cell["id"] != "install":
                 cells.append(f"```python\n{source}\n```")
+                cells += [_output_as_markdown(output, _image_name(path, cell, i)) for i, output in _outputs(cell)]
         else:
             source = re.sub(r"\$\$(.+?)\$\$", r"\n```\n\1\n```\n", source, flags=re.DOTALL)
             cells.append(re.sub(r"\$(.+?)\$", r"`\1`", source))
     return "\n\n".join(cells) + "\n"
+
+
+def notebook_images(path: Path) -> dict[str, bytes]:
+    """The figures in a notebook's outputs, as PNG files by name."""
+    return {
+        _image_name(path, cell, i): base64.b64decode(output["data"]["image/png"])
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for i, output in _outputs(cell)
+        if "image/png" in output.get("data", {})
+    }
+
+
+def _outputs(cell: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+    return list(enumerate(cell.get("outputs", ())))
+
+
+def _image_name(path: Path, cell: dict[str, Any], number: int) -> str:
+    return f"{path.stem}-{cell['id']}-{number}.png"
+
+
+def _output_as_markdown(output: dict[str, Any], image: str) -> str:
+    """One output: a figure as a link to its file, anything else as text."""
+    data = output.get("data", {})
+    if "image/png" in data:
+        return f"![output]({image})"
+    text = "".join(output.get("text", data.get("text/plain", "")))
+    return f"````text\n{text.rstrip()}\n````"
 
 
 def _linked_files(page: Path) -> list[Path]:

@@ -1,9 +1,12 @@
 """The documentation site: its navigation, and its build where the extra `docs` is installed (CI runs `make docs`)."""
 
 import importlib.util
+import json
 import re
+import runpy
 import subprocess
 import sys
+import types
 
 import pytest
 import yaml
@@ -42,3 +45,34 @@ def test_site_builds_without_warnings(tmp_path):
     assert "predict_from_prompt" in api
     home = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     assert 'href="zoo/llama/"' in home
+
+
+def test_pages_of_notebooks_have_their_outputs(monkeypatch, tmp_path):
+    """Without MkDocs, of which these functions use nothing."""
+    for name, names in {"": (), ".config": (), ".config.defaults": ("MkDocsConfig",), ".structure": ()}.items():
+        module = types.ModuleType(f"mkdocs{name}")
+        vars(module).update(dict.fromkeys(names))
+        monkeypatch.setitem(sys.modules, f"mkdocs{name}", module)
+    files = types.ModuleType("mkdocs.structure.files")
+    files.File = files.Files = None
+    monkeypatch.setitem(sys.modules, "mkdocs.structure.files", files)
+    pages = runpy.run_path(str(ROOT / "docs" / "pages.py"))
+    outputs = [
+        {"output_type": "stream", "name": "stdout", "text": ["one\n", "```two\n"]},
+        {"output_type": "display_data", "data": {"image/png": "AAEC", "text/plain": "<Figure>"}},
+        {"output_type": "execute_result", "data": {"text/plain": ["3"]}},
+    ]
+    cells = [
+        {"cell_type": "markdown", "id": "a", "source": "# Title"},
+        {"cell_type": "code", "id": "b", "source": ["x = 1\n", "x"], "outputs": outputs},
+    ]
+    notebook = tmp_path / "name.ipynb"
+    notebook.write_text(json.dumps({"cells": cells}))
+    assert pages["notebook_as_markdown"](notebook).split("\n\n") == [
+        "# Title",
+        "```python\nx = 1\nx\n```",
+        "````text\none\n```two\n````",
+        "![output](name-b-1.png)",
+        "````text\n3\n````\n",
+    ]
+    assert pages["notebook_images"](notebook) == {"name-b-1.png": bytes([0, 1, 2])}

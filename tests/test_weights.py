@@ -1,6 +1,9 @@
 """Weights by name: their files, what they reach, every verb with `zoo:NAME`, and training that starts from them."""
 
 import hashlib
+import re
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +61,25 @@ def test_the_list_names_size_metric_baseline_and_licence(capsys):
             assert cell in line
     assert len(lines) == 2 + len(weights_rows())
     assert "--wights" in complaint(capsys, 2, "list", "--wights")
+
+
+def test_each_card_describes_its_weights():
+    cards = {name: Path(import_module(path.rpartition(".")[0]).__file__).parent for name, path in MODELS.items()}
+    for name, entry in WEIGHTS.items():
+        card = next(p for p in (cards[entry.model], *cards[entry.model].parents) if (p / "README.md").exists())
+        section = (
+            (card / "README.md").read_text(encoding="utf-8").partition("## Included weights\n")[2].partition("\n## ")[0]
+        )
+        for text in (f"`zoo:{name}`", f"{entry.metric[0]} {entry.metric[1]:.4g}", entry.baseline, entry.command):
+            assert text in section
+        assert re.search(rf"^zoo (generate|predict|fit) .*zoo:{name}\b", section, re.MULTILINE)  # a first command
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_the_list_names_the_export_formats(name, tmp_path, capsys):
+    for format in ("hf", "llama2c", "gguf", "safetensors"):  # onnx takes long, see tests/export
+        code = main(["export", f"--ckpt_path=zoo:{name}", f"--format={format}", str(tmp_path / format)])
+        assert (code == 0) == (format in WEIGHTS[name].formats.split(", ")), capsys.readouterr().err
 
 
 def test_a_path_is_unchanged_and_an_unknown_name_is_refused():

@@ -45,6 +45,22 @@ def test_language_model_has_n_grams_of_the_scored_tokens_only(monkeypatch):
     assert scores == {"loss_unigram": pytest.approx(-np.log(4 / 5)), "ppl_unigram": pytest.approx(5 / 4)}
 
 
+@pytest.mark.parametrize("n_tokens", [0, 1, 2])
+def test_a_short_training_text_has_no_trigrams(n_tokens):
+    """With --data.val_fraction 1.0 the training split is empty."""
+    tokens = {"train": np.zeros(n_tokens, dtype=int), "val": np.array([0, 0, 1])}
+    text = {"tokens": tokens.get, "vocab_size": 2, "batch_size": 1, "seq_len": 2}
+    scores = baselines_of(TRAINER, model("LanguageModel"), SimpleNamespace(**text))
+    assert {*scores} == ({"loss_unigram", "ppl_unigram"} if n_tokens else set())
+
+
+def test_baselines_of_the_test_split_are_fitted_to_the_rows_as_given():
+    rows = {"train": SimpleNamespace(targets=np.array([[1.0], [2.0], [9.0]]))}
+    targets = {"train": np.array([[7.0]]), "val": np.array([[0.0]]), "test": np.array([[4.0]])}  # with synthetic rows
+    data = SimpleNamespace(targets=targets.get, reader=SimpleNamespace(rows=rows.get))
+    assert baselines_of(TRAINER, model("Regressor"), data, "test") == {"mae_median": 2.0}
+
+
 @pytest.mark.parametrize("data", [{}, {"tokens": 3}])
 def test_other_models_and_data_have_no_baselines(data):
     assert baselines_of(TRAINER, model("LanguageModel"), SimpleNamespace(**data)) == {}

@@ -4,7 +4,9 @@ import re
 import typing
 
 import pytest
+import yaml
 
+from zoo.cli.config_names import find_config
 from zoo.cli.linked_arguments import linked_arguments
 from zoo.cli.options import CALLBACKS
 from zoo.cli.parser import is_internal
@@ -57,13 +59,24 @@ def test_help_with_a_config_shows_the_options_of_its_model_and_data(capsys):
     from zoo.__main__ import main
 
     with pytest.raises(SystemExit):
-        main(["fit", "--config=tiny/icr", "--help"])
+        main(["fit", "--config=tiny/icr", "--model.d_mlp", "77", "--help"])
     shown = capsys.readouterr().out
     assert "ICRTransformer, the model of this command" in shown
     assert re.search(r"--model\.d_mlp D_MLP +width of the hidden layer in each MLP", shown)
     assert re.search(r"--data\.K K +number of pairs", shown)
     assert "--model.config" not in shown  # for Python only
     assert "--model.K" not in shown  # taken from the data
+    values = yaml.safe_load(find_config("tiny/icr").read_text())
+    shown = " ".join(shown.split())
+    for name, value in {
+        "--trainer.max_steps": values["trainer"]["max_steps"],
+        "--trainer.log_every_n_steps": values["trainer"]["log_every_n_steps"],
+        "--output_dir": values["output_dir"],
+        "--model.n_layers": values["model"]["init_args"]["n_layers"],
+        "--model.d_mlp": 77,  # of the command line
+        "--data.D": values["data"]["init_args"]["D"],
+    }.items():
+        assert re.search(rf"{name} [A-Z].*?\(.*?default: {value}\)", shown), name
 
 
 def test_internal_classes_are_those_that_a_command_does_not_name():

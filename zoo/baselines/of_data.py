@@ -1,4 +1,4 @@
-"""Scores of simple models on a run's validation data, which the loggers show next to the scores of the network."""
+"""Scores of simple models on a run's data, which loggers and tables show next to the scores of the network."""
 
 import math
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ MOST_TOKENS = 2_000_000  # of a training text from which n-grams are counted
 MOST_TEXTS = 10_000  # training texts of the bag of words
 
 
-def baselines_of(trainer: Any, model: Any, data: Any) -> dict[str, float]:
-    """Scores on the validation data of a fit, `<metric>_<baseline>` -> score; empty for unknown models and data.
+def baselines_of(trainer: Any, model: Any, data: Any, split: str = "val") -> dict[str, float]:
+    """Scores on the data that a run evaluates, `<metric>_<baseline>` -> score; empty for unknown models and data.
 
     Language models: `loss` and `ppl` of the unigram model and, up to 2M training tokens, of the Kneser-Ney trigram, on
     the tokens that a validation scores. Regression: `mae` of the training targets' median. Classifiers: `accuracy` of
@@ -25,39 +25,51 @@ def baselines_of(trainer: Any, model: Any, data: Any) -> dict[str, float]:
         trainer: the Trainer.
         model: the LightningModule.
         data: its data module.
+        split: "val" or "test", on which the baselines are scored. All are fitted to the training split of `data`.
+
+    Raises:
+        UserError: the data has no training split.
     """
     for cls in type(model).__mro__:
         function, needed = FUNCTIONS.get(cls.__name__, (None, ()))
         if function is not None and all(callable(getattr(data, name, None)) for name in needed):
-            return {name: float(score) for name, score in function(trainer, data).items() if math.isfinite(score)}
+            return {
+                name: float(score) for name, score in function(trainer, data, split).items() if math.isfinite(score)
+            }
     return {}
 
 
-def _language_model(trainer: Any, data: Any) -> Mapping[str, float]:
-    train, val = data.tokens("train"), data.tokens("val")
-    n_batches = sum(trainer.num_val_batches) * trainer.world_size
+def _language_model(trainer: Any, data: Any, split: str) -> Mapping[str, float]:
+    train, val = data.tokens("train"), data.tokens(split)
+    n_batches = sum(trainer.num_val_batches if split == "val" else trainer.num_test_batches) * trainer.world_size
     val = val[: n_batches * data.batch_size * data.seq_len + 1]
     orders = {"unigram": 1, "trigram": 3} if len(train) <= MOST_TOKENS else {"unigram": 1}
     scores: dict[str, float] = {}
     for name, order in orders.items():
-        if len(val) > 1 and order * math.log2(data.vocab_size) <= 62:
+        if len(val) > 1 and len(train) >= order and order * math.log2(data.vocab_size) <= 62:
             nll = NGram(train[:MOST_TOKENS], data.vocab_size, order).nll(val)
             scores |= {f"loss_{name}": nll, f"ppl_{name}": math.exp(nll)}
     return scores
 
 
-def _regression(trainer: Any, data: Any) -> Mapping[str, float]:
-    train, val = data.targets("train"), data.targets("val")
+def _training_targets(data: Any) -> NDArray[np.float64]:
+    """(N, K) targets of the training rows as they are given: without copies, and without synthetic rows, which take
+    minutes to make."""
+    return data.reader.rows("train").targets if hasattr(data, "reader") else data.targets("train")
+
+
+def _regression(trainer: Any, data: Any, split: str) -> Mapping[str, float]:
+    train, val = _training_targets(data), data.targets(split)
     if not len(train) or not len(val):
         return {}
     with np.errstate(over="ignore", invalid="ignore"):  # such an error is not shown
         return {"mae_median": float(np.abs(val - np.median(train, axis=0)).mean())}
 
 
-def _classification(trainer: Any, data: Any) -> Mapping[str, float]:
-    (texts, classes), (val_texts, val_classes) = (
-        (data.texts(split), data.targets(split)[:, 0].astype(int)) for split in ("train", "val")
-    )
+def _classification(trainer: Any, data: Any, split: str) -> Mapping[str, float]:
+    texts = data.reader.rows("train").texts if hasattr(data, "reader") else data.texts("train")
+    classes = _training_targets(data)[:, 0].astype(int)
+    val_texts, val_classes = data.texts(split), data.targets(split)[:, 0].astype(int)
     if not texts or not val_texts:
         return {}
     most_frequent = float((val_classes == np.bincount(classes).argmax()).mean())
@@ -88,9 +100,9 @@ def naive_bayes_accuracy(
     return float(model.score(words.transform(val_texts), val_classes))
 
 
-def _in_context(trainer: Any, data: Any) -> Mapping[str, float]:
+def _in_context(trainer: Any, data: Any, split: str) -> Mapping[str, float]:
     scores: dict[str, float] = {}
-    for kind, evaluation in data.evaluation("val")._asdict().items():
+    for kind, evaluation in data.evaluation(split)._asdict().items():
         errors = {name: error.mean() for name, error in evaluation.reference_errors().items()}
         errors["zero"] = evaluation.prompts.y.square().mean()
         # Least squares is unbounded where there are as many examples as dimensions.

@@ -47,6 +47,7 @@ class Arguments:
         values: those of `ckpt_path` and `output_dir`, where given, and of `model.weights` on the command line.
         class_paths: all class names given for model and data, in order; the last one is used.
         keys: (dotted key, where it was given: a config's path, or "" for the command line).
+        settings: dotted key without "init_args" -> its last value; for the help.
         strategy: name of the Trainer's strategy, where given as a text; the last one is used.
         automatic_from: number of words up to the one that says `automatic: true`; None if none does.
     """
@@ -55,6 +56,7 @@ class Arguments:
     values: dict[str, str | None] = field(default_factory=dict)
     class_paths: dict[str, list[str]] = field(default_factory=lambda: {"model": [], "data": []})
     keys: list[tuple[str, str]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
     strategy: str | None = None
     automatic_from: int | None = None
 
@@ -234,6 +236,7 @@ def _add_settings(arguments: Arguments, settings: dict[str, Any], source: str) -
         _check_group(settings.get(group), f"{shorten(source, 200).strip(QUOTES)}: {group}")
     for key, value in _flatten(settings):
         arguments.keys.append((key, source))
+        arguments.settings[key.replace(".init_args.", ".")] = value
         arguments.strategy = value if key == "trainer.strategy" else arguments.strategy
         _add_class(arguments, key, value)
 
@@ -261,10 +264,12 @@ def _add_option(arguments: Arguments, key: str, value: str) -> None:
         settings = _load_mapping(value)
         for name, entry in _flatten(settings, f"{key}."):
             arguments.keys.append((name, ""))
+            arguments.settings[name.replace(".init_args.", ".")] = entry
             _add_class(arguments, name, entry)
         if settings:
             return
     arguments.keys.append((key, ""))
+    arguments.settings[key.replace(".init_args.", ".")] = value
     arguments.strategy = value if key == "trainer.strategy" else arguments.strategy
     _add_class(arguments, key, value)
 

@@ -1,26 +1,31 @@
-"""The line that `zoo fit` prints at its end."""
+"""The lines that `zoo fit` prints at its end."""
 
+import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Timer
 
-from zoo.callbacks import Checkpoint
+from zoo.callbacks import Charts, Checkpoint
+from zoo.cli.score_table import by_metric, described
 
 
 class ClosingMessage(Callback):
-    """Print one line when training has ended: the folder, the number of steps, the best score.
+    """Print when training has ended: the folder, the number of steps, the best score, baselines, and the next command.
 
     A callback, so that the process that trains prints it: with ddp_spawn and ddp_fork the process that was started
     knows neither the steps nor the score.
 
     Args:
         resumed_step: optimizer step of the checkpoint from which the run was resumed, if any.
+        names_next_command: print the command that scores the best checkpoint.
     """
 
-    def __init__(self, resumed_step: int | None = None) -> None:
+    def __init__(self, resumed_step: int | None = None, names_next_command: bool = True) -> None:
         self.resumed_step = resumed_step
+        self.names_next_command = names_next_command
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run:
@@ -31,10 +36,25 @@ class ClosingMessage(Callback):
         if checkpoint is None:
             line += ", no checkpoint saved (checkpoints are off)"
         elif isinstance(checkpoint, Checkpoint) and checkpoint.best_model_path and checkpoint.best_score is not None:
-            line += f", best {checkpoint.monitor} {checkpoint.best_score:.4g}"
+            line += f", best {checkpoint.monitor} {checkpoint.best_score:.4g}" + _baselines(trainer, checkpoint.monitor)
         if self.resumed_step == step:
             line += f"; nothing was left to do: raise {_limit(trainer)} to go on"
         print(line, file=sys.stderr)
+        names = (getattr(checkpoint, name, "") for name in ("best_model_path", "last_model_path"))
+        if self.names_next_command and (path := next((name for name in names if name and Path(name).exists()), None)):
+            has_split = getattr(trainer.datamodule, "has_split", lambda split: True)
+            verb = "test" if has_split("test") else "validate"
+            print(f"next: zoo {verb} --ckpt_path {shlex.quote(path)}", file=sys.stderr)
+
+
+def _baselines(trainer: Any, monitor: str) -> str:
+    """The baselines of the monitored metric in parentheses; for one without, those of the last validation's others."""
+    scores = next((c.scores for c in trainer.callbacks if isinstance(c, Charts)), None) or {}
+    if of_monitor := by_metric([monitor], scores):
+        return f" ({', '.join(described(of_monitor[monitor]))})"
+    metrics = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
+    others = by_metric(metrics, scores)
+    return "".join(f"; last {name} {metrics[name]:.4g} ({', '.join(described(others[name]))})" for name in others)
 
 
 def _limit(trainer: Any) -> str:

@@ -57,6 +57,7 @@ from zoo.cli.run_folder import (
     refuse_other_run,
 )
 from zoo.cli.run_lock import locked_and_watched
+from zoo.cli.score_table import ScoreTable
 from zoo.cli.time_limit import limit_time, print_shares
 from zoo.cli.trainer import ZooTrainer
 from zoo.cli.trainer_options import check_trainer, shows_own_bar, suits
@@ -74,6 +75,8 @@ from zoo.private_apis.lightning_trainer import keep_signal_handlers
 from zoo.training.module import ZooModule
 from zoo.weights import is_project_weights
 
+NOT_VERBOSE = {"verbose": False}
+
 
 class ZooCLI(OpenLightningCLI):
     """Build model, data and trainer from a command's words, and run the verb.
@@ -84,6 +87,8 @@ class ZooCLI(OpenLightningCLI):
         ranks: the processes of the run, where its launcher has started several.
         started: `time.monotonic()` at the start of the command, from which --budget counts; default: now.
     """
+
+    names_next_command = True  # at the end of fit; False for one run of many
 
     def __init__(
         self,
@@ -183,6 +188,13 @@ class ZooCLI(OpenLightningCLI):
     def add_arguments_to_parser(self, parser: Any) -> None:
         parser.usage = f"zoo {self.verb} [--config NAME_OR_FILE ...] [--ckpt_path FILE] [options]"
         parser.described = self.classes
+        stored = self.checkpoint_info.defaults() if self.checkpoint_info and self.verb != "fit" else {}
+        of_stored = {
+            f"{group}.{name}": value for group, spec in stored.items() for name, value in spec["init_args"].items()
+        }
+        parser.given = of_stored | self.arguments.settings
+        if parser.given:
+            parser.epilog = "The defaults are those of this command: of its config, its checkpoint and its options."
         if not any(self.classes.values()):
             parser.epilog = (
                 f"`zoo {self.verb} --config NAME --help` also shows the options of the config's model and data."
@@ -289,12 +301,15 @@ class ZooCLI(OpenLightningCLI):
             more.append(Charts(baselines_of))
         if shows_own_bar(trainer_config) and self.verb != "generate":
             more.append(self.build_progress())
+        if self.verb in ("validate", "test") and self.config[self.verb].verbose:
+            more.append(ScoreTable())
         if self.verb == "predict" and not names_data(self.arguments.keys):
             more.append(PredictedRows())
         if self.verb == "fit":
             if trainer_config["enable_model_summary"] is False and self.config.fit.trainer.enable_model_summary is None:
                 more.append(OpeningMessage())
-            more.append(ClosingMessage(self.checkpoint_info.step if self.checkpoint_info else None))
+            step = self.checkpoint_info.step if self.checkpoint_info else None
+            more.append(ClosingMessage(step, self.names_next_command))
             more += limit_time(self, self.started)
         config = self.config[self.verb]
         files = [config.predictions.path, config.predictions.text_path] if self.verb == "predict" else []
@@ -311,8 +326,8 @@ class ZooCLI(OpenLightningCLI):
         return suits(callback, trainer_config)
 
     def more_arguments(self, verb: str) -> dict[str, Any]:
-        # Predictions are in the file; those of a long input would fill the memory.
-        return {"return_predictions": False} if verb == "predict" else {}
+        # Predictions are in the file; those of a long input would fill the memory. ScoreTable prints scores.
+        return {"predict": {"return_predictions": False}, "validate": NOT_VERBOSE, "test": NOT_VERBOSE}.get(verb, {})
 
     # ---- running
 

@@ -28,17 +28,22 @@ class ZooParser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
-    described: dict[str, type | None] = {}  # noqa: RUF012 - replaced, not changed; group -> class, at the end of the help
+    # Both are replaced, not changed.
+    described: dict[str, type | None] = {}  # noqa: RUF012 - group -> class, at the end of the help
+    given: dict[str, Any] = {}  # noqa: RUF012 - dotted key -> value in the command, shown as the default
 
     def format_help(self, formatter: Any = None) -> str:
-        """The help text, with the options of the model and the data that the command names."""
+        """The help text, with the options of the model and the data that the command names, and its values."""
         api.hide_classes(self, is_internal)
+        api.show_as_defaults(self, self.given)
         api.describe(self, "ckpt_path", CKPT_PATH)
         text = super().format_help(formatter)
         for group, cls in self.described.items():
             if cls is not None:
                 skip = {*linked_arguments(cls), *getattr(cls, "internal_arguments", ())}
-                text += f"\n{cls.__name__}, the {group} of this command:\n" + api.class_help(cls, group, skip)
+                text += f"\n{cls.__name__}, the {group} of this command:\n" + api.class_help(
+                    cls, group, skip, self.given
+                )
         return text
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

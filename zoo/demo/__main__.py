@@ -7,7 +7,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zoo.cli.config_names import config_files, find_config
 from zoo.console.exit_codes import run_command
@@ -38,8 +38,7 @@ def run(config: str, output_dir: Path, place: int, n_configs: int, time_left: "T
         def build_progress(self) -> DemoProgress:
             return DemoProgress(label, place, time_left)
 
-        def more_arguments(self, verb: str) -> dict[str, Any]:
-            return {"verbose": False} if verb == "validate" else {}  # the row has the metrics
+        names_next_command = False
 
     label = f"model {place + 1} of {n_configs}"
     left = time_left.seconds(place, 0.0)
@@ -50,7 +49,8 @@ def run(config: str, output_dir: Path, place: int, n_configs: int, time_left: "T
     quiet = "--trainer.enable_model_summary=false"
     fit = DemoCLI(["fit", f"--config={config}", f"--output_dir={folder}", quiet])
     seconds = time.perf_counter() - start
-    cli = DemoCLI(["validate", f"--ckpt_path={folder / 'best.ckpt'}", "--trainer.enable_progress_bar=false"])
+    no_table = ["--trainer.enable_progress_bar=false", "--verbose=false"]  # the row has the metrics
+    cli = DemoCLI(["validate", f"--ckpt_path={folder / 'best.ckpt'}", *no_table])
     row = {
         "model": type(cli.model).__name__,
         "parameters": f"{sum(p.numel() for p in cli.model.parameters()):,}",

@@ -7,7 +7,7 @@ tests/private_apis/test_jsonargparse_api.py fails when one of them changes.
 
 import re
 from argparse import SUPPRESS
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from enum import Enum
 from functools import partial
 from typing import Any, NamedTuple
@@ -48,12 +48,26 @@ def class_options(cls: type) -> list[Option]:
     ]
 
 
-def class_help(cls: type, group: str, skip: Container[str] = ()) -> str:
-    """The help text of the constructor arguments of a class, as options `--group.name`, without those in `skip`."""
+def class_help(cls: type, group: str, skip: Container[str] = (), values: Mapping[str, Any] | None = None) -> str:
+    """The help text of the constructor arguments of a class, as options `--group.name`, without those in `skip`.
+
+    Args:
+        cls: the class.
+        group: first part of the names.
+        skip: arguments that are left out.
+        values: dotted name -> value that is shown as the default.
+    """
     parser = ArgumentParser(usage=SUPPRESS, add_help=False)
     names = [option.name.removeprefix("--") for option in class_options(cls)]
     parser.add_class_arguments(cls, group, fail_untyped=False, skip={name for name in names if name in skip})
+    show_as_defaults(parser, values or {})
     return parser.format_help()
+
+
+def show_as_defaults(parser: ArgumentParser, values: Mapping[str, Any]) -> None:
+    """Let the help of a parser show values as the defaults of its options; names that it lacks are left out."""
+    names = {action.dest for action in parser._actions if hasattr(action, "_typehint")}
+    parser.set_defaults({name: value for name, value in values.items() if name in names})
 
 
 def describe(parser: ArgumentParser, name: str, text: str) -> None:

@@ -42,6 +42,8 @@ class TrialCLI(ZooCLI):
         label: name of the trial in the progress line.
     """
 
+    names_next_command = False
+
     def __init__(self, argv: list[str], callbacks: Sequence[Callback], label: str) -> None:
         self.label = label
         super().__init__(argv, callbacks)

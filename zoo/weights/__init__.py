@@ -61,6 +61,7 @@ def weights_rows() -> list[dict[str, str]]:
                 "validation metric": f"{entry.metric[0]} {entry.metric[1]:.4g}",
                 "baseline": entry.baseline,
                 "licence": entry.licence,
+                "zoo export --format": entry.formats,
             }
         )
     others = {name: f"{public.megabytes:.1f}" for name, public in PUBLIC.items()}
@@ -77,6 +78,7 @@ def weights_rows() -> list[dict[str, str]]:
                 "validation metric": "downloaded" if is_here else f"needs: zoo pull {name}",
                 "baseline": "",
                 "licence": about.licence if about else "",
+                "zoo export --format": about.formats if about else "",
             }
         )
     return rows

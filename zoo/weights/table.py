@@ -16,6 +16,7 @@ class ProjectWeights(NamedTuple):
         data: what it was trained and validated on.
         baseline: what a simple method reaches on the same validation data, in the same unit.
         licence: of the weights, which follows from that of the data.
+        formats: those of `zoo export` that hold the model with its tokenizer.
     """
 
     file: str
@@ -26,6 +27,7 @@ class ProjectWeights(NamedTuple):
     data: str
     baseline: str
     licence: str = "Apache-2.0"
+    formats: str = "onnx, safetensors"
 
 
 class PublicWeights(NamedTuple):
@@ -37,6 +39,7 @@ class PublicWeights(NamedTuple):
         megabytes: size of the file.
         data: what it was trained on.
         licence: as stated in the repository.
+        formats: those of `zoo export` that hold the model with its tokenizer.
     """
 
     repository: str
@@ -44,6 +47,7 @@ class PublicWeights(NamedTuple):
     megabytes: float
     data: str
     licence: str
+    formats: str = "hf, llama2c, gguf, onnx, safetensors"
 
 
 WEIGHTS: dict[str, ProjectWeights] = {
@@ -92,6 +96,7 @@ WEIGHTS: dict[str, ProjectWeights] = {
         "WikiText-2",
         "Kneser-Ney bigram 4.037, trigram 3.389",
         "CC BY-SA 4.0",
+        "hf, gguf, onnx, safetensors",
     ),
     "revdeq-wikitext2": ProjectWeights(
         "revdeq-wikitext2.ckpt",
