@@ -46,7 +46,7 @@ from zoo.tokenizers import train_bpe
         (["fit", "--config", TINY, "--trainer.max_steps=many"], 2, "trainer.max_steps must be int, not 'many'"),
         (["fit", "--config", TINY, "--early_stopping.patience=x"], 2, "patience must be int or null, not 'x'"),
         (["fit", "--config", TINY, "--model=LlamaLN"], 2, "did you mean LlamaLM?"),
-        (["fit", "--config", TINY, "--model.n_heads=3"], 1, "dim 128 does not divide into n_heads 3"),
+        (["fit", "--config", TINY, "--model.n_heads=3"], 1, "dim 128 is not a multiple of n_heads 3"),
         (["fit", "--config", TINY, "--trainer.accelerator=gpu"], 1, "no CUDA GPU here"),
         (["fit", "--config", TINY, "--data_dir=no/such.txt", "--output_dir={tmp}"], 1, "no text is at no/such.txt"),
         (["fit", "--config={notes}"], 1, "notes.yaml holds no settings"),

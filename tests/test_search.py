@@ -121,7 +121,7 @@ def test_a_bad_trial_is_pruned(text_file, tmp_path):
     ("words", "message"),
     [
         (["--space=model.no_such=1:2"], "there is no setting 'model.no_such'"),
-        (["--space=model.dim=15,17"], "does not divide into n_heads"),
+        (["--space=model.dim=15,17"], "is not a multiple of n_heads"),
         (["--space=model.lr=1e-4:1e-3", "--trainer.enable_checkpointing=false"], "the search compares checkpoints"),
         (
             ["--space=model.lr=1e-4:1e-3", "--checkpoint.monitor=val_nope"],

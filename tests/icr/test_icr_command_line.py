@@ -103,7 +103,7 @@ def test_run_resumes_through_the_command_line(trained, tmp_path):
         (["--data.n_val=0"], 1, "n_val must be at least 1, not 0"),
         (["--data.batch_size=0"], 1, "batch_size must be at least 1, not 0"),
         (["--data_dir=prompts.jsonl"], 1, "drop --data_dir, which is for predict"),
-        (["--model.n_heads=3"], 1, "d_model 16 does not divide into n_heads 3"),
+        (["--model.n_heads=3"], 1, "d_model 16 is not a multiple of n_heads 3"),
         (["--model.lr=1e30", "--model.grad_clip=null", "--model.use_prenorm=false"], 1, "the loss is nan after"),
     ],
     ids=str,

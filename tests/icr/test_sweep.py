@@ -253,7 +253,7 @@ def test_member_checkpoint_can_be_validated_by_the_command_line(finished, tmp_pa
         ({"tasks": "-2"}, "at least 1"),
         ({"K": 1}, "K must be at least 2"),
         ({"sigma2": 0}, "sigma2, the variance of the noise, must be positive"),
-        ({"n_heads": 3}, "d_model 8 does not divide into n_heads 3"),
+        ({"n_heads": 3}, "d_model 8 is not a multiple of n_heads 3"),
         ({"batch_size": 16}, "is a sweep with batch_size 8, not 16"),
         ({"D": 3}, "is a sweep with D 2, not 3"),
     ],

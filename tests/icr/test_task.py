@@ -103,7 +103,7 @@ def test_rows_and_clean_targets():
         ({"sigma2": 0.0}, "sigma2, the variance of the noise, must be positive, not 0.0"),
         ({"sigma2": float("nan")}, "must be positive, not nan"),
         ({"sigma2": float("inf")}, "must be positive, not inf"),
-        ({"d_model": 10, "n_heads": 4}, "d_model 10 does not divide into n_heads 4"),
+        ({"d_model": 10, "n_heads": 4}, "d_model 10 is not a multiple of n_heads 4"),
         ({"n_layers": 0}, "n_layers must be at least 1, not 0"),
     ],
 )

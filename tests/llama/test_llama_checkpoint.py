@@ -216,7 +216,7 @@ def damaged_checkpoint(kind, folder):
         ("bomb", "pickled Python objects"),
         ("old bomb", "pickled Python objects"),
         ("foreign zip", "holds no model of a known format"),
-        ("heads", "dim 16 does not divide into n_heads 3"),
+        ("heads", "dim 16 is not a multiple of n_heads 3"),
         ("lacking", "lacks tensor norm.weight"),
         ("extra", "unknown tensor layers.0.attention.wq.bias"),
         ("shape", r"the shape of tensor layers.1.attention.wk.weight is \(16, 16\), but the settings imply \(8, 16\)"),

@@ -120,8 +120,8 @@ def test_compiles_without_a_graph_break():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"n_heads": 5}, "dim 32 does not divide into n_heads 5"),
-        ({"n_kv_heads": 3}, "n_heads 4 does not divide into n_kv_heads 3"),
+        ({"n_heads": 5}, "dim 32 is not a multiple of n_heads 5"),
+        ({"n_kv_heads": 3}, "n_heads 4 is not a multiple of n_kv_heads 3"),
         ({"dim": 12}, "dim / n_heads = 3 is odd"),
         ({"n_layers": 0}, "n_layers must be at least 1, not 0"),
         ({"n_kv_heads": 0}, "n_kv_heads must be at least 1, or null"),

@@ -92,7 +92,7 @@ def test_mlp_reads_features_only():
         ({"pooling": "max"}, "pooling must be one of mean, cls, last, not 'max'"),
         ({"n_layers": 0}, "n_layers must be at least 1, not 0"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), not 1.0"),
-        ({"encoder": "transformer", "dim": 20, "n_heads": 4}, "dim 20 does not divide into n_heads 4 of even width"),
+        ({"encoder": "transformer", "dim": 20, "n_heads": 4}, "dim 20 is not a multiple of 2 n_heads = 8"),
         ({"pooling": "cls", "bidirectional": False}, "a forward LSTM has read nothing: set bidirectional"),
         ({"encoder": "mlp"}, "set n_features to how many there are"),
     ],

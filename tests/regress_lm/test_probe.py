@@ -63,7 +63,7 @@ def test_pairs_are_written_filled_in_and_measured(tmp_path, capsys):
     run = [f"--data_dir={tmp_path / 'data.csv'}", f"--output_dir={tmp_path / 'run'}", "--data.batch_size=8"]
     assert zoo(["fit", *weights, *options, *quiet, *run]) == 0
     found = write_pairs(str(tmp_path / "run" / "best.ckpt"), tmp_path / "pairs.csv")
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="exists already"):
         write_pairs(str(tmp_path / "run" / "best.ckpt"), tmp_path / "pairs.csv")
     with pytest.raises(ValueError, match="no row with a changed_target"):
         read_pairs(tmp_path / "pairs.csv")

@@ -220,7 +220,7 @@ def test_decoding_is_not_compiled():
         ({"hidden_size": 12, "positions": "rotary"}, "hidden_size / num_heads must be even, not 3"),
         ({"num_fixed_point_iterations": 0}, "num_fixed_point_iterations must be at least 1, not 0"),
         ({"beta": 1.0}, "beta must be in"),
-        ({"fixed_point_tol": 1e-3, "backward": "unroll"}, "a tolerance does not go with backward=unroll"),
+        ({"fixed_point_tol": 1e-3, "backward": "unroll"}, "a tolerance excludes backward=unroll"),
         ({"warm_start": True}, "warm_start needs a fixed_point_tol"),
         ({"warm_start": True, "fixed_point_tol": 1e-3}, "warm_start needs a block whose iteration converges"),
         ({"keep_every": 0}, "keep_every must be at least 1, or null, not 0"),

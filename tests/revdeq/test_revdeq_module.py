@@ -198,7 +198,7 @@ def test_reconstruction_error_stops_training_with_one_sentence(run, tmp_path, ca
     [
         (["--model.beta=1"], 1, "beta must be in (0, 2) and not be 1"),
         (["--model.num_fixed_point_iterations=0"], 1, "num_fixed_point_iterations must be at least 1"),
-        (["--model.backward=unroll", "--model.fixed_point_tol=1e-3"], 1, "tolerance does not go with backward=unroll"),
+        (["--model.backward=unroll", "--model.fixed_point_tol=1e-3"], 1, "a tolerance excludes backward=unroll"),
         (["--data.seq_len=40"], 1, "set --data.seq_len to at most 32"),
         (["--model.hidden_sice=4"], 2, "did you mean"),
     ],

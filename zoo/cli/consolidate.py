@@ -32,7 +32,7 @@ def consolidate(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     folder = Path(find_checkpoint(options.ckpt_path, None) or "")
     if not is_checkpoint_folder(folder):
-        raise UserError(f"{folder} is not a checkpoint of several files: nothing is to be consolidated")
+        raise UserError(f"{folder} is not a checkpoint of several files: there is nothing to consolidate")
     output = Path(options.output or folder.with_name(f"{folder.stem}-full{folder.suffix}"))
     if output.exists():
         raise UserError(f"{output} exists already: give another --output")

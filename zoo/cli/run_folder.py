@@ -62,7 +62,7 @@ def find_checkpoint(ckpt_path: str | None, output_dir: str | None, verb: str = "
     elif ckpt_path:
         ckpt_path = str(complete_path(Path(ckpt_path))) if not os.path.lexists(ckpt_path) else ckpt_path
     if ckpt_path and os.path.islink(ckpt_path) and not Path(ckpt_path).exists():
-        raise UserError(f"the checkpoint {ckpt_path} is a symbolic link to nothing: name the file that it stood for")
+        raise UserError(f"the checkpoint {ckpt_path} is a symbolic link to nothing: give the path of the file")
     if ckpt_path and Path(ckpt_path).is_dir() and (files := [*map(str, Path(ckpt_path).glob("*.ckpt"))]):
         names = ("last", "best") if verb == "fit" else ("best", "last")  # a fit resumes from the last state
         preferred = [file for name in names for file in files if Path(file).stem == name]

@@ -63,7 +63,7 @@ def raised_stop_signals() -> Iterator[None]:
         return
     handlers: dict[int, Any] = {signum: _raise for signum in STOP_SIGNALS if signum != signal.SIGINT}
     if SAVE_SIGNAL is not None:
-        handlers[SAVE_SIGNAL] = _requeue if is_job_step() else _ignore  # before training starts nothing is to be saved
+        handlers[SAVE_SIGNAL] = _requeue if is_job_step() else _ignore  # before training, nothing to save
     handlers = {s: handler for s, handler in handlers.items() if signal.getsignal(s) is signal.SIG_DFL}
     for signum, handler in handlers.items():
         signal.signal(signum, handler)

@@ -74,7 +74,7 @@ def pull(name: str, revision: str | None = None, check_config: Callable[[Path], 
             disk is too small; or a file differs from its digest.
     """
     if name in WEIGHTS:
-        raise UserError(f"zoo:{name} comes with the zoo: nothing is to be downloaded")
+        raise UserError(f"zoo:{name} comes with the zoo: there is nothing to download")
     if name not in PUBLIC and not is_repository(name):
         raise UserError(f"{name} is neither one of {', '.join(PUBLIC)} nor a repository on the hub, OWNER/NAME")
     folder = weights_cache() / name

@@ -35,6 +35,9 @@ class ICRegConfig(Task):
         use_prenorm: LayerNorm before each branch and once at the end, as in GPT-2; false: after each branch.
         init_std: standard deviation of the initial weights, positive. GPT-2's 0.02 suits long runs; a narrow network
             that should learn within a thousand steps starts better from about 0.1.
+
+    Raises:
+        UserError: a setting is outside its range, or n_heads does not divide d_model.
     """
 
     d_model: int = 512
@@ -48,7 +51,7 @@ class ICRegConfig(Task):
         super().__post_init__()
         check_counts(d_model=self.d_model, d_mlp=self.d_mlp, n_heads=self.n_heads, n_layers=self.n_layers)
         if self.d_model % self.n_heads:
-            raise UserError(f"d_model {self.d_model} does not divide into n_heads {self.n_heads}")
+            raise UserError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
         check_positive("init_std", self.init_std)
 
 

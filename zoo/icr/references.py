@@ -70,7 +70,7 @@ def gradient_step(x: Tensor, y: Tensor, sigma2: float) -> Tensor:
     """One step of gradient descent from 0, w_k = X'y / (k + D + sigma2), of the best length for tasks from N(0, I).
 
     One layer of linear attention can compute it. Its excess error is D (D + 1 + sigma2) / (k + D + sigma2).
-    Arguments, result and errors as in `ridge`.
+    Arguments, result and errors as in `ridge`. Von Oswald et al. 2023, https://arxiv.org/abs/2212.07677.
     """
     check_weight("sigma2, the variance of the noise,", sigma2)
     _check_shapes(x, y)
@@ -81,6 +81,8 @@ def gradient_step(x: Tensor, y: Tensor, sigma2: float) -> Tensor:
 
 def dmmse(x: Tensor, y: Tensor, tasks: Tensor, sigma2: float) -> Tensor:
     """The mean over tasks (M, D), weighted by their likelihood given the pairs before: Bayes-optimal for this pool.
+
+    The discrete minimum mean squared error estimator of Raventós et al. 2023, https://arxiv.org/abs/2306.15063:
 
         w_k = sum_i softmax_i(-sum_{j<k} (y_j - w_i . x_j)^2 / (2 sigma2)) w_i
 

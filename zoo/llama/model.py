@@ -52,6 +52,9 @@ class LlamaConfig:
             ids from vocab_size on are never generated; null means vocab_size.
         stop_tokens: ids that end a generated text, in addition to the tokenizer's; null means none. A Hugging Face
             folder sets them to its eos_token_id.
+
+    Raises:
+        UserError: a setting is outside its range, or two sizes do not divide as stated.
     """
 
     vocab_size: int = 32000
@@ -88,7 +91,7 @@ class LlamaConfig:
                 f"stop_tokens must be a list of token ids below {self.n_rows}, not {self.stop_tokens!r:.60}"
             )
         if self.dim % self.n_heads:
-            raise UserError(f"dim {self.dim} does not divide into n_heads {self.n_heads}: set dim to a multiple of it")
+            raise UserError(f"dim {self.dim} is not a multiple of n_heads {self.n_heads}: change one of them")
         if self.head_dim % 2:
             raise UserError(
                 f"dim / n_heads = {self.head_dim} is odd, but rotary embedding rotates pairs: set dim to a multiple of "
@@ -97,7 +100,7 @@ class LlamaConfig:
         # Every key-value head serves the same number of query heads.
         if self.n_heads % self.kv_heads:
             raise UserError(
-                f"n_heads {self.n_heads} does not divide into n_kv_heads {self.n_kv_heads}: set n_kv_heads to a divisor"
+                f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}: set n_kv_heads to a divisor"
             )
         check_probability("dropout", self.dropout)
         check_positive("norm_eps", self.norm_eps)

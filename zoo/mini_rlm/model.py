@@ -71,7 +71,7 @@ class MiniRLMConfig:
         check_probability("dropout", self.dropout)
         check_positive("rope_theta", self.rope_theta)
         if self.encoder == "transformer" and self.dim % (2 * self.n_heads):
-            raise UserError(f"dim {self.dim} does not divide into n_heads {self.n_heads} of even width")
+            raise UserError(f"dim {self.dim} is not a multiple of 2 n_heads = {2 * self.n_heads}")
         if self.encoder == "lstm" and self.pooling == "cls" and not self.bidirectional:
             raise UserError(
                 "pooling=cls comes before the text, where a forward LSTM has read nothing: set bidirectional"

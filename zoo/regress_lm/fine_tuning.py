@@ -42,7 +42,7 @@ def fine_tune(
 ) -> list[float]:
     """Train `model` on `rows` in mini-batches, and leave it with the weights of the lowest validation loss.
 
-    AdamW with linear warm-up and cosine decay; on a GPU bf16, or where it has none fp16 with a gradient scaler.
+    AdamW with linear warm-up and cosine decay; on a GPU in bf16, or in fp16 with a gradient scaler before Ampere.
 
     Args:
         model: trained in place.
@@ -50,14 +50,14 @@ def fine_tune(
         validation_rows: determine the best weights and when to stop. Default: a tenth of the rows, which is then not
             trained on; fewer than 20 rows are all used for both.
         seed: of the order, of the held-out part and of dropout. Default: 0.
-        max_epochs: largest number of epochs; the cosine ends there.
-        batch_size: rows per step.
-        lr: peak learning rate.
-        warmup_share: share of all steps that is warm-up.
-        min_lr_ratio: the cosine ends at this share of `lr`.
-        weight_decay: decoupled weight decay of matrices.
-        patience: stop after this many epochs without a lower validation loss.
-        clip: largest Euclidean norm of the gradient of all weights; longer gradients are scaled down.
+        max_epochs: largest number of epochs, at least 1; the cosine ends there.
+        batch_size: rows per step, at least 1.
+        lr: peak learning rate, at least 0.
+        warmup_share: share of all steps that is warm-up, from 0 to 1.
+        min_lr_ratio: the cosine ends at this share of `lr`, from 0 to 1.
+        weight_decay: decoupled weight decay of matrices, at least 0.
+        patience: stop after this many epochs without a lower validation loss; at least 1.
+        clip: largest Euclidean norm of the gradient of all weights, positive; longer gradients are scaled down.
         lora_rank: train low-rank updates of this rank, merged into the weights at the end; 0 trains all weights.
         lora_alpha: the update is multiplied by lora_alpha / lora_rank.
         progress: show a progress line.

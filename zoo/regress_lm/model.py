@@ -35,7 +35,7 @@ CPU_CHUNK = 512  # tokens per feed-forward call on a CPU, so that the hidden lay
 
 @dataclass
 class RegressLMConfig:
-    """Sizes of an `EncoderDecoder`. Contradictory settings raise UserError.
+    """Sizes of an `EncoderDecoder`.
 
     Args:
         vocab_size: number of token ids of the texts.
@@ -51,6 +51,9 @@ class RegressLMConfig:
         dropout: dropout probability inside the feed-forward blocks, from 0 to below 1.
         residual_dropout: dropout probability of the output of each attention and feed-forward block, from 0 to below 1.
         max_input_len: longest text in tokens, at least 1. Short texts cost no more with a larger value.
+
+    Raises:
+        UserError: a setting is outside its range, or heads do not divide dim.
     """
 
     vocab_size: int
@@ -78,9 +81,9 @@ class RegressLMConfig:
         # The encoder rotates pairs of numbers; the decoder does not.
         if self.dim % (2 * self.encoder_heads):
             name = "n_encoder_heads" if self.n_encoder_heads else "n_heads"
-            raise UserError(f"dim {self.dim} must divide into {name} {self.encoder_heads} heads of even size")
+            raise UserError(f"dim {self.dim} is not a multiple of 2 {name} = {2 * self.encoder_heads}")
         if self.dim % self.n_heads:
-            raise UserError(f"dim {self.dim} must divide into n_heads {self.n_heads} heads")
+            raise UserError(f"dim {self.dim} is not a multiple of n_heads {self.n_heads}")
 
     @property
     def encoder_heads(self) -> int:

@@ -78,7 +78,7 @@ def write_pairs(ckpt_path: str, path: Path) -> int:
         UserError: the file exists already.
     """
     if os.path.lexists(path):
-        raise UserError(f"{path} is there already: move it away, or give another --write")
+        raise UserError(f"{path} exists already: move it away, or give another --write")
     data = load_data(ckpt_path)
     texts, targets = data.texts("test"), data.targets("test")[:, 0]
     count = 0

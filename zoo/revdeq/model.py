@@ -63,6 +63,9 @@ class RevDEQConfig:
         tie_embeddings: use the token embedding as output matrix.
         dropout: probability, in [0, 1), on the embeddings and on both branches of a block; one mask for all evaluations
             of a forward pass.
+
+    Raises:
+        UserError: a setting is outside its range, or cannot be combined with another one.
     """
 
     vocab_size: int = 50257

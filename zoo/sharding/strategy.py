@@ -202,7 +202,7 @@ def shard_module(module: Any, trainer: Any) -> None:
         trainer: its Trainer.
 
     Raises:
-        UserError: the module, its precision or one of its settings does not go with this strategy.
+        UserError: the module, its precision or one of its settings cannot be combined with this strategy.
     """
     strategy = trainer.strategy
     if not isinstance(strategy, ModelParallelStrategy):

@@ -132,7 +132,7 @@ class WeightedLosses(LightningModule):
         trainer = attached_trainer(self)
         is_training = trainer is not None and trainer.training
         if not is_training or trainer.accumulate_grad_batches * trainer.world_size == 1:
-            # A step is one batch, and nothing is to be weighted.
+            # A step is one batch, and there is nothing to weight.
             self.log_losses({loss.name: loss.mean for loss in losses})
             return _sum(losses)
         counts, number = self.loss_counts(batch), batch_index(trainer)

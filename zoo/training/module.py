@@ -180,7 +180,7 @@ class ZooModule(WeightedLosses):
         """Divide the network among the processes, if the strategy is fsdp2; the Trainer calls this.
 
         Raises:
-            UserError: the model, its precision or one of its settings does not go with this strategy.
+            UserError: the model, its precision or one of its settings cannot be combined with this strategy.
         """
         if (trainer := attached_trainer(self)) is not None:
             shard_module(self, trainer)

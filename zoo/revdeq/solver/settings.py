@@ -23,7 +23,7 @@ def check_settings(
     """Check settings of `solve`, one by one and in combination.
 
     Raises:
-        UserError: a setting is out of range or does not go with another one; the message names both.
+        UserError: a setting is out of range or cannot be combined with another one; the message names both.
     """
     can_be_undone = "in (0, 2) and not be 1, at which a step cannot be undone"
     check_number("beta", beta, can_be_undone, lambda share: 0 < share < 2 and share != 1)
@@ -33,7 +33,7 @@ def check_settings(
     check_choice("backward", backward, get_args(Backward))
     check_choice("solver", solver, get_args(Solver))
     if backward in ("unroll", "checkpoint") and tol is not None:
-        raise UserError(f"a tolerance does not go with backward={backward}: drop one, or set backward=reversible")
+        raise UserError(f"a tolerance excludes backward={backward}: drop one, or set backward=reversible")
     if backward not in ("implicit", "phantom") and solver != "reversible":
         raise UserError(f"solver={solver} needs backward=implicit or phantom, not {backward}")
     # Settings that only some gradient methods read.
