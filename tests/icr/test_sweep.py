@@ -179,7 +179,7 @@ def test_member_with_nan_loss_is_reported_and_the_others_continue(tmp_path, monk
     assert run_command(lambda: sweep(tmp_path / "with")) == 1
     told = capsys.readouterr().err
     assert "M 8 failed: the loss is no longer finite" in told
-    assert "1 of 3 members are unfinished, M 8 (failed): see" in told
+    assert "1 of 3 members have not ended, M 8 (failed): see" in told
     members = json.loads((tmp_path / "with" / "experiment_metadata.json").read_text())["members"]
     assert [members[M]["status"] for M in ("2", "8", "inf")] == ["done", "failed", "done"]
     assert_close(tmp_path / "without", tmp_path / "with", 2, "inf", atol=1e-5)
@@ -335,7 +335,7 @@ def test_all_members_fail(tmp_path, monkeypatch):
         x = torch.zeros(8, 4, 2)
         return Prompts(x, torch.full((len(data.members), 8, 4), torch.nan), torch.zeros(len(data.members), 8, 2))
 
-    with pytest.raises(ValueError, match="3 of 3 members are unfinished"):
+    with pytest.raises(ValueError, match="3 of 3 members have not ended"):
         run_command(lambda: sweep(tmp_path))
 
 
@@ -347,7 +347,7 @@ def test_member_locked_by_another_process_is_skipped(tmp_path, capsys):
         assert run_command(lambda: sweep(tmp_path)) == 1
     told = capsys.readouterr().err
     assert "another process trains M 8" in told
-    assert "1 of 3 members are unfinished, M 8 (waiting)" in told
+    assert "1 of 3 members have not ended, M 8 (waiting)" in told
 
 
 def test_exit_code_of_a_share_depends_on_its_own_members(tmp_path, monkeypatch):
@@ -369,7 +369,7 @@ def test_a_share_without_members_ends_well(tmp_path, capsys):
 
 @pytest.mark.parametrize("text", ["3/2", "0/2", "1", "a/b", "1/2/3", ""])
 def test_a_wrong_share_is_told_the_form(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="is not a share: write I/N, where I is from 1 to N"):
+    with pytest.raises(argparse.ArgumentTypeError, match="is no share: write I/N, where I is from 1 to N"):
         share(text)
 
 

@@ -124,7 +124,7 @@ def strategy_name(name: str, accelerator: Any) -> str:
     """The name under which Lightning knows a strategy; "FullySharded", the class, is called "fsdp2".
 
     Raises:
-        UserError: the strategy is unknown, or it does not run on a CPU.
+        UserError: there is no strategy of that name, or it does not run on a CPU.
     """
     own = fsdp2 if name.lower() == FullySharded.__name__.lower() else name.lower()
     if own != "auto" and own not in StrategyRegistry.available_strategies():

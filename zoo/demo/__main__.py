@@ -25,7 +25,7 @@ def run(config: str, output_dir: Path, place: int, n_configs: int, time_left: "T
         output_dir: the run is in a folder below it, named after the config.
         place: of the config in the demo, from 0 on.
         n_configs: number of configs of the demo.
-        time_left: the estimate for the demo.
+        time_left: that of the demo.
 
     Returns:
         The row of the table, and a sentence "note" where the result is below a baseline.

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     unfinished = [f"{M} ({status[str(M)]['status']})" for M in members if status[str(M)]["status"] not in ENDED]
     if unfinished:
         raise UserError(
-            f"{len(unfinished)} of {len(members)} members are unfinished, M {', '.join(unfinished)}: "
+            f"{len(unfinished)} of {len(members)} members have not ended, M {', '.join(unfinished)}: "
             f"see {metadata.path}"
         )
 

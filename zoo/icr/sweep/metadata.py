@@ -19,7 +19,7 @@ ENDED = ("done", "stopped early")
 
 
 def member_folder(folder: Path, M: Diversity) -> Path:
-    """The folder of a member inside the sweep's folder."""
+    """The folder of a member in that of the sweep."""
     return folder / f"checkpoints_M{M}"
 
 
@@ -34,7 +34,7 @@ class Metadata:
         self.path = folder / "experiment_metadata.json"
 
     def read(self) -> dict[str, Any]:
-        """The content; {} if the file does not exist."""
+        """The content; {} where there is no file."""
         try:
             content = parse_json(read_text(self.path))
         except FileNotFoundError:

@@ -118,12 +118,12 @@ def share(text: str) -> tuple[int, int]:
         try:
             task, first, last, step = (int(os.environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", *ARRAY_BOUNDS))
         except (KeyError, ValueError) as error:
-            raise argparse.ArgumentTypeError("this is not a task of a SLURM job array: write I/N") from error
+            raise argparse.ArgumentTypeError("this is no task of a SLURM job array: write I/N") from error
         return (task - first) // step + 1, (last - first) // step + 1
     try:
         i, n = (int(word) for word in text.split("/"))
     except ValueError:
         i, n = 0, 0
     if not 1 <= i <= n:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share: write I/N, where I is from 1 to N, such as 2/4")
+        raise argparse.ArgumentTypeError(f"{text!r} is no share: write I/N, where I is from 1 to N, such as 2/4")
     return i, n
