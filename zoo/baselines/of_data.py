@@ -1,4 +1,4 @@
-"""Scores of simple models on a run's validation data, which the loggers show next to the scores of the network."""
+"""Scores of simple models on a run's validation data, which loggers and the demo show next to those of the network."""
 
 import math
 from collections.abc import Mapping
@@ -14,12 +14,13 @@ MOST_TEXTS = 10_000  # training texts of the bag of words
 
 
 def baselines_of(trainer: Any, model: Any, data: Any) -> dict[str, float]:
-    """Scores on the validation data of a fit, `<metric>_<baseline>` -> score; empty for unknown models and data.
+    """Scores on the validation data of a trainer, `<metric>_<baseline>` -> score; empty for unknown models and data.
 
     Language models: `loss` and `ppl` of the unigram model and, up to 2M training tokens, of the Kneser-Ney trigram, on
     the tokens that a validation scores. Regression: `mae` of the training targets' median. Classifiers: `accuracy` of
     the most frequent class, and of naive Bayes on words and pairs of words, fitted to at most 10,000 texts. ICR:
-    `pretrain_mse` and `true_mse` of the exact estimators and of the prediction 0.
+    `pretrain_mse` and `true_mse` of the exact estimators and of the prediction 0, and the distances of the latter from
+    ridge and dMMSE.
 
     Args:
         trainer: the Trainer.
@@ -95,6 +96,8 @@ def _in_context(trainer: Any, data: Any) -> Mapping[str, float]:
         errors["zero"] = evaluation.prompts.y.square().mean()
         # Least squares is unbounded where there are as many examples as dimensions.
         scores |= {f"{kind}_mse_{name}": error.item() for name, error in errors.items() if name != "least_squares"}
+        for name in ("ridge", "dmmse"):
+            scores[f"{kind}_to_{name}_zero"] = evaluation.answers[name].square().mean().item()
     return scores
 
 
