@@ -87,8 +87,8 @@ def main() -> None:
                 for state, root in states.items():
                     row = {"config": config, "state": state, "round": i, **parts(root, config), "threads": 1, **facts()}
                     rows.append(row)
+                    path.write_text(dump_json(rows, indent=1) + "\n")
                     print(f"round {i}: {config}, {state}: {row['total_s']:.2f} CPU s", flush=True)
-            path.write_text(dump_json(rows, indent=1) + "\n")  # after each round
 
 
 if __name__ == "__main__":

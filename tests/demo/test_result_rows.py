@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from zoo.console.progress_text import format_seconds
-from zoo.demo import processes
+from zoo.demo import processes, schedule
 from zoo.demo.__main__ import main
 from zoo.demo.processes import run_in_processes
 from zoo.demo.result_rows import result_row
-from zoo.demo.schedule import SECONDS, Schedule
+from zoo.demo.schedule import Schedule
 from zoo.demo.time_left import DemoProgress, TimeLeft
 from zoo.errors import UserError
 from zoo.text_formats.json_text import dump_json
@@ -106,9 +106,9 @@ def test_a_model_without_a_row_shows_its_validation_loss():
 
 def test_time_left_follows_the_speed_of_the_models_before():
     now = [100.0]
-    schedule = Schedule(["tiny/icr", "my/other.yaml", "tiny/icr"], 1)
-    time_left = TimeLeft(schedule, 100.0, lambda: now[0])
-    one, other, _ = schedule.expected
+    in_order = Schedule(["tiny/icr", "my/other.yaml", "tiny/icr"], 1)
+    time_left = TimeLeft(in_order, 100.0, lambda: now[0])
+    one, other, _ = in_order.expected
     assert time_left.seconds(0, 0.0) is None
     now[0] += one  # half as fast as expected
     assert time_left.seconds(0, 0.5) == pytest.approx(2 * (one / 2 + other + one))
@@ -118,16 +118,16 @@ def test_time_left_follows_the_speed_of_the_models_before():
     assert line.line_label(0.5) == f"model 1 of 3, {format_seconds(2 * (one / 2 + other + one))} left for all"
 
 
-def test_long_models_start_first_where_several_are_trained_at_a_time():
+def test_long_models_start_first_where_several_are_trained_at_a_time(monkeypatch):
+    monkeypatch.setattr(schedule, "SECONDS", {"mini_rlm": 9, "icr": 50, "llama": 53, "revdeq": 48})
     configs = ["tiny/mini_rlm", "tiny/icr", "tiny/llama", "tiny/revdeq"]
-    schedule = Schedule(configs, 2)
-    assert schedule.configs == ["tiny/llama", "tiny/icr", "tiny/revdeq", "tiny/mini_rlm"]
-    assert Schedule(schedule.configs, 2).configs == schedule.configs
-    assert schedule.starts == [0, 0, SECONDS["icr"], SECONDS["llama"]]
-    assert schedule.end == SECONDS["icr"] + SECONDS["revdeq"]
+    two = Schedule(configs, 2)
+    assert two.configs == ["tiny/llama", "tiny/icr", "tiny/revdeq", "tiny/mini_rlm"]
+    assert Schedule(two.configs, 2).configs == two.configs
+    assert two.starts == [0, 0, 50, 53]
+    assert two.end == 50 + 48
     assert Schedule(configs, 1).configs == configs
-    now = [100.0 + SECONDS["icr"]]  # as fast as expected
-    assert TimeLeft(schedule, 100.0, lambda: now[0]).seconds(2, 0.0) == pytest.approx(SECONDS["revdeq"])
+    assert TimeLeft(two, 100.0, lambda: 150.0).seconds(2, 0.0) == pytest.approx(48)  # as fast as expected
 
 
 class FakeProcess:
