@@ -122,6 +122,7 @@ STUDIES = (
     ),
     # What all models share
     Study("startup.py", ""),
+    Study("startup_parts.py", "--rounds 1"),
     Study("precisions.py", "--only chunks"),
     Study("processes.py", "--only LlamaLM"),
     Study("ranks.py", "--only ddp"),

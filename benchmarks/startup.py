@@ -29,6 +29,8 @@ PEER = "python -c 'import lightning.pytorch.cli'"
 FIT = "zoo fit --config tiny/llama, to the end of its first step"
 FIRST_STEP = """
 import os, sys
+from zoo.private_apis.deferred_imports import defer_imports
+defer_imports()
 from lightning.pytorch import Callback
 from zoo.cli.command_line import ZooCLI
 class FirstStep(Callback):

@@ -198,6 +198,10 @@ def revdeq_residuals() -> str:
 
 SCORES = {"Spearman": ("spearman", ".3f"), "MAE": ("mae", ".3f")}
 STEPS = {"steps": ("steps", ".0f")}
+STARTUP_PARTS = {
+    "imports": "imports_s", "config and parser": "parser_s", "data and model": "model_s",
+    "first validation": "validation_s", "first step": "step_s", "all": "total_s",
+}  # fmt: skip
 STUDIES = {
     "regress_lm_integers": (
         {"task": "task", "model": "model"},
@@ -272,6 +276,10 @@ STUDIES = {
     "classifier_defaults": (
         {"set": "set", "training rows": "rows", "classes": "classes", "model": "model"},
         {"accuracy": ("accuracy", ".4f"), "macro F1": ("macro_f1", ".4f"), "CPU seconds": ("cpu_seconds", ".0f")},
+    ),
+    "startup_parts": (
+        {"config": "config", "state": "state"},
+        {title: (field, ".2f") for title, field in STARTUP_PARTS.items()},
     ),
     "icr_contrast": (
         {"M": "M", "answers of": "model"},

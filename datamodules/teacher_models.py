@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from scipy.stats import norm, rankdata
 
 from zoo.training.random_streams import derive
 
@@ -67,6 +66,8 @@ class TargetScale:
             self._kind = "log"
         elif asymmetry > 1:
             self._kind = "rank"
+            from scipy.stats import norm, rankdata  # here, because importing them takes a second
+
             # Of equal targets the mean rank.
             self._knots, index = np.unique(y, return_index=True)
             self._quantiles = norm.ppf((rankdata(y)[index] - 0.5) / len(y))

@@ -11,6 +11,8 @@ from zoo.console.exit_codes import USAGE, run_command
 from zoo.console.messages import refuse_non_utf8
 from zoo.console.signals import imports_that_end_on_signals
 from zoo.console.table import table
+from zoo.console.threads import wait_without_spinning
+from zoo.private_apis.deferred_imports import defer_imports
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,8 +40,10 @@ def _run_verb(argv: list[str]) -> None:
     refuse_non_utf8(argv)
     if is_one_of_several_processes():
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # without warnings about ranks that have ended
+    wait_without_spinning()
     with imports_that_end_on_signals():
         # Imported here, so that help and list need not import torch.
+        defer_imports()
         from zoo.cli.command_line import ZooCLI
         from zoo.cli.consolidate import consolidate
         from zoo.cli.push import run_push

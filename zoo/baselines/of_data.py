@@ -1,4 +1,4 @@
-"""Scores of simple models on a run's data, which loggers and tables show next to the scores of the network."""
+"""Scores of simple models on a run's data, shown by loggers, tables and the demo next to those of the network."""
 
 import math
 from collections.abc import Mapping
@@ -19,7 +19,8 @@ def baselines_of(trainer: Any, model: Any, data: Any, split: str = "val") -> dic
     Language models: `loss` and `ppl` of the unigram model and, up to 2M training tokens, of the Kneser-Ney trigram, on
     the tokens that a validation scores. Regression: `mae` of the training targets' median. Classifiers: `accuracy` of
     the most frequent class, and of naive Bayes on words and pairs of words, fitted to at most 10,000 texts. ICR:
-    `pretrain_mse` and `true_mse` of the exact estimators and of the prediction 0.
+    `pretrain_mse` and `true_mse` of the exact estimators and of the prediction 0, and the distances of the latter from
+    ridge and dMMSE.
 
     Args:
         trainer: the Trainer.
@@ -107,6 +108,8 @@ def _in_context(trainer: Any, data: Any, split: str) -> Mapping[str, float]:
         errors["zero"] = evaluation.prompts.y.square().mean()
         # Least squares is unbounded where there are as many examples as dimensions.
         scores |= {f"{kind}_mse_{name}": error.item() for name, error in errors.items() if name != "least_squares"}
+        for name in ("ridge", "dmmse"):
+            scores[f"{kind}_to_{name}_zero"] = evaluation.answers[name].square().mean().item()
     return scores
 
 

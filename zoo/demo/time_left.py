@@ -1,30 +1,26 @@
 """The time that the rest of the demo takes: expected seconds of each config, scaled by the speed so far."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import time
+from collections.abc import Callable
 from typing import Any
 
 from zoo.callbacks import Progress
 from zoo.console.progress_text import format_seconds
-
-# Expected seconds of each config; only their ratios count. Other configs count as the mean.
-SECONDS = {
-    "icr": 50, "icr_pool": 50, "llama": 53, "llama_classifier": 11, "mini_rlm": 9, "regress_lm": 35, "revdeq": 48,
-}  # fmt: skip
+from zoo.demo.schedule import Schedule
 
 
 class TimeLeft:
     """Seconds until all configs of a demo are trained.
 
     Args:
-        configs: names or files of the configs, in their order.
-        now: seconds of a monotonic clock.
+        schedule: when each config is trained.
+        started: `time.time()` at the start of the demo.
+        now: seconds since the epoch.
     """
 
-    def __init__(self, configs: Sequence[str], now: Callable[[], float]) -> None:
-        mean = sum(SECONDS.values()) / len(SECONDS)
-        self.expected = [SECONDS.get(Path(config).stem, mean) for config in configs]
-        self._now, self._start = now, now()
+    def __init__(self, schedule: Schedule, started: float, now: Callable[[], float] = time.time) -> None:
+        self.schedule, self.started = schedule, started
+        self._now = now
 
     def seconds(self, place: int, share: float) -> float | None:
         """Seconds that are left; None before anything is done.
@@ -33,10 +29,11 @@ class TimeLeft:
             place: of the config that is trained at the moment, from 0 on.
             share: share of its training that is done, from 0 to 1.
         """
-        done = sum(self.expected[:place]) + share * self.expected[place]
-        if not done:
+        starts, expected = self.schedule.starts, self.schedule.expected
+        reached = starts[place] + share * expected[place]
+        if not reached:
             return None
-        return (self._now() - self._start) * (sum(self.expected) - done) / done
+        return max(self._now() - self.started, 0.0) * (self.schedule.end - reached) / reached
 
 
 class DemoProgress(Progress):

@@ -16,15 +16,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from zoo.errors import UserError
 from zoo.files.atomic import flush_folder, remove_stale, replace_path, temporary_path
 from zoo.files.digest import KEY as DIGEST
 from zoo.files.digest import add_digest, is_skipped
 from zoo.files.torch_files import read_torch_file
+from zoo.sharding.tensors import is_divided
 
 META = "meta.pt"
 KEY = "zoo_shards"  # entry of meta.pt that lists tensors and files
@@ -50,7 +49,7 @@ def check_complete(path: str | Path) -> None:
 
 def has_shards(checkpoint: Mapping[str, Any]) -> bool:
     """Whether a checkpoint's tensors are spread over processes."""
-    return any(isinstance(tensor, DTensor) for tensor in dict(checkpoint.get("state_dict", {})).values())
+    return any(is_divided(tensor) for tensor in dict(checkpoint.get("state_dict", {})).values())
 
 
 # ---- writing
@@ -66,11 +65,13 @@ def write_folder(checkpoint: Mapping[str, Any], path: Path) -> None:
     Raises:
         OSError: some process could not write; the earlier checkpoint is unchanged. All processes raise it.
     """
+    import torch.distributed.checkpoint as dcp  # here, because it takes as long to import as half of torch
+
     content = {name: copy_nested(checkpoint[name]) for name in SHARDED_ENTRIES if name in checkpoint}
     tensors: dict[str, Tensor] = {}
     table = []
     for place, tensor in tensors_in(content):
-        if isinstance(tensor, DTensor):
+        if is_divided(tensor):
             name = ".".join(map(str, place))
             tensors[name] = tensor
             dtype = str(tensor.dtype).removeprefix("torch.")
@@ -206,6 +207,8 @@ def read_tensors(path: str | Path, tensors: dict[str, Tensor], alone: bool = Fal
     """
     if not tensors:
         return
+    import torch.distributed.checkpoint as dcp
+
     reader = dcp.HuggingFaceStorageReader(str(path))
     try:
         stored: Mapping[str, Any] = reader.read_metadata().state_dict_metadata

@@ -64,7 +64,7 @@ class ICRTransformer(ZooModule):
     charts: ClassVar[Mapping[str, Sequence[str]]] = {
         "squared error, tasks of the pool": ("train/loss", "val/pretrain_mse", "baseline/pretrain_mse_.*"),
         "squared error, new tasks": ("val/true_mse", "baseline/true_mse_.*"),
-        "distance to the exact estimators": ("val/.*_to_.*",),
+        "distance to the exact estimators": ("val/.*_to_.*", "baseline/.*_to_.*"),
     }
     hparam_metrics: ClassVar[tuple[str, ...]] = ("val_loss", "val_true_mse", "val_true_to_ridge")
     item = "prompts"  # unit of the Throughput callback

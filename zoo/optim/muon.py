@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Muon
 
 from zoo.optim.adamw import AdamW
 from zoo.private_apis.torch_api import muon_update
-from zoo.sharding.tensors import full, local, shard_like
+from zoo.sharding.tensors import full, is_divided, local, shard_like
 
 
 class ShardableMuon(Muon):
@@ -32,9 +31,11 @@ class ShardableMuon(Muon):
         """One update of every matrix that has a gradient; returns the closure's loss, if there is one."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         matrices = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not any(isinstance(p, DTensor) for _, p in matrices):
+        if not any(is_divided(p) for _, p in matrices):
             super().step()
             return loss
+        from torch.distributed.tensor import DTensor
+
         for group, p in matrices:
             # The momentum is elementwise, as is Nesterov's look-ahead.
             if "momentum_buffer" not in self.state[p]:

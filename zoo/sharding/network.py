@@ -6,14 +6,17 @@ their forward and backward pass and freed after it; everything outside of blocks
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from zoo.private_apis.fsdp_api import prepare_root
+from zoo.sharding.tensors import is_sharded
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 
 def shard(
@@ -35,6 +38,8 @@ def shard(
         block_dtype: dtype to which the parameters of blocks are cast before they are collected; None: no cast.
             Gradients are summed in fp32.
     """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
     policy = MixedPrecisionPolicy(
         param_dtype=block_dtype, reduce_dtype=block_dtype and torch.float32, cast_forward_inputs=False
     )
@@ -61,6 +66,6 @@ def release(network: Any) -> None:
     network.reset_iter_state()
 
 
-def _parts(network: nn.Module) -> list[FSDPModule]:
+def _parts(network: nn.Module) -> "list[FSDPModule]":
     """The network and its blocks."""
-    return [module for module in network.modules() if isinstance(module, FSDPModule)]
+    return [module for module in network.modules() if is_sharded(module)]  # type: ignore[misc]

@@ -15,7 +15,6 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from zoo.errors import UserError, check_counts
 from zoo.files.checkpoint_folders import (
@@ -30,7 +29,7 @@ from zoo.files.checkpoint_folders import (
 from zoo.files.checkpoints import check_structure, read_checkpoint
 from zoo.private_apis.fsdp_api import OpenModelParallelStrategy
 from zoo.sharding.network import collect, release, shard
-from zoo.sharding.tensors import is_sharded, shard_like
+from zoo.sharding.tensors import is_divided, is_sharded, shard_like
 
 NAME = "fsdp2"
 
@@ -166,7 +165,7 @@ class FullySharded(OpenModelParallelStrategy):
         state, wanted = copy_nested(state), {}
         for at, tensor in list(tensors_in(state)):
             like = target(at)
-            is_alike = isinstance(like, DTensor) and like.shape == tensor.shape
+            is_alike = is_divided(like) and like.shape == tensor.shape
             if tensor.is_meta:
                 template = like if is_alike else tensor
                 new = torch.empty_like(template, dtype=tensor.dtype, device=self.root_device)

@@ -1,7 +1,6 @@
 """Metrics of regression over a whole split, exact for ragged batches and several ranks."""
 
 import numpy as np
-from scipy import stats
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
@@ -20,6 +19,8 @@ def scores(predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         the coefficient of determination; "spearman" and "pearson", correlations. A score that is undefined (a constant
         column, a single row) is NaN.
     """
+    from scipy import stats  # here, because importing it takes a second
+
     columns = []
     for p, t in zip(predictions.T, targets.T, strict=True):
         scale = unit_of(p, t)  # otherwise squares of very large or small numbers would be infinite or 0

@@ -1,0 +1,49 @@
+"""Waiting of OpenMP's threads: passive by default, as the user says otherwise, and set before torch is imported."""
+
+import os
+import sys
+
+import pytest
+
+from zoo import __main__ as command
+from zoo.console.threads import WAIT_VARIABLES, wait_without_spinning
+
+
+@pytest.fixture(autouse=True)
+def no_wait_variables(monkeypatch):
+    for name in WAIT_VARIABLES:
+        monkeypatch.setenv(name, "")  # restored after the test, also where it was not set
+        monkeypatch.delenv(name)
+
+
+def waiting(environ):
+    return {name: environ[name] for name in WAIT_VARIABLES if name in environ}
+
+
+def test_threads_wait_passively_unless_the_user_has_set_how(monkeypatch):
+    wait_without_spinning()
+    assert waiting(os.environ) == {"OMP_WAIT_POLICY": "PASSIVE"}
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    wait_without_spinning()
+    assert waiting(os.environ) == {"OMP_WAIT_POLICY": "ACTIVE"}
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
+    wait_without_spinning()
+    assert waiting(os.environ) == {"GOMP_SPINCOUNT": "1000"}
+
+
+def test_a_verb_sets_it_before_torch_is_imported(monkeypatch):
+    policies = []
+
+    class Finder:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name == "zoo.cli.command_line":
+                policies.append(waiting(os.environ))
+                raise KeyboardInterrupt  # ends the command
+            return None
+
+    monkeypatch.delitem(sys.modules, "zoo.cli.command_line", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    command.main(["fit", "--config=tiny/llama"])
+    assert policies == [{"OMP_WAIT_POLICY": "PASSIVE"}]

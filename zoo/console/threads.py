@@ -1,0 +1,15 @@
+"""How threads of OpenMP wait for each other. Imports no torch: OpenMP reads its variables when torch is loaded."""
+
+import os
+
+WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def wait_without_spinning() -> None:
+    """Let threads that wait sleep, unless the user has set how they wait. Call it before torch is imported.
+
+    By default a waiting thread occupies its core for milliseconds. On a machine that is busy with other work, the
+    thread that it waits for then gets no core, and a step of a small model takes ten times as long or more.
+    """
+    if not any(name in os.environ for name in WAIT_VARIABLES):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
