@@ -5,7 +5,8 @@ https://arxiv.org/abs/1904.09751. With both, top-k is applied first and top-p to
 """
 
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import wraps
 from typing import Any
 
 import torch
@@ -25,6 +26,19 @@ def generate(network: Any, tokens: Tensor, max_new_tokens: int, **options: Any) 
     return torch.cat([tokens, *(step[:, None].to(tokens) for step in steps)], 1)
 
 
+def _runs_to_first_yield(function: Callable[..., Iterator[Tensor]]) -> Callable[..., Iterator[Tensor]]:
+    """A generator function whose call runs the code up to its first `yield`, which belongs to no element."""
+
+    @wraps(function)
+    def start(*arguments: Any, **options: Any) -> Iterator[Tensor]:
+        steps = function(*arguments, **options)
+        next(steps)
+        return steps
+
+    return start
+
+
+@_runs_to_first_yield
 @torch.inference_mode()
 def stream_tokens(
     network: Any,
@@ -42,9 +56,10 @@ def stream_tokens(
     precision: str = "fp32",
     compile: bool = False,
 ) -> Iterator[Tensor]:
-    """Yield the next token of each row, (B,), at most max_new_tokens times.
+    """An iterator over the next token of each row, (B,), at most max_new_tokens times.
 
-    Ids from `network.config.vocab_size` on, which rows of a padded output matrix have, are never drawn.
+    Options and prompts are checked by the call itself, before the first token is requested. Ids from
+    `network.config.vocab_size` on, which rows of a padded output matrix have, are never drawn.
 
     A prompt longer than the context is cut on the left, with a warning, so that the new tokens fit, but to no less than
     half the context. A stream that ends at the end of the context warns.
@@ -59,8 +74,8 @@ def stream_tokens(
             limit.
         lengths: lengths of the prompts (B,), where shorter ones are padded on the left (see `left_pad`). Each row
             continues as its prompt alone would, until the longest row reaches the end of the context. None: no padding.
-        stop: ids that end a row, which then yields `pad`. The stream ends when all rows have ended. None: the
-            attribute `stop_tokens` of the network's config, by default none.
+        stop: ids of the vocabulary that end a row, which then yields `pad`. The stream ends when all rows have ended.
+            None: the attribute `stop_tokens` of the network's config, by default none.
         pad: id that an ended row yields.
         seed: of the draws, which depend on it and on the row's number only; None draws one from torch's generator.
         slide: at the end of the context continue from its last half, evaluated again; False ends the stream there.
@@ -70,13 +85,13 @@ def stream_tokens(
         compile: compile the decoding step, for networks with a decoder that supports it.
 
     Raises:
-        UserError: an option is out of range, or a token id is outside the vocabulary.
+        UserError: an option is out of range, or a token id, also one in `stop`, is outside the vocabulary.
     """
     # Check the options and cut the prompts to the context.
     check_sampling(temperature, top_k, top_p, seed, minimum=0, max_new_tokens=max_new_tokens)
     check_number("pad", pad, "a token id", lambda id: 0 <= id < network.config.vocab_size, whole=True)
     tokens = as_tokens(tokens)
-    stop = as_ids("stop", (getattr(network.config, "stop_tokens", None) or ()) if stop is None else stop)
+    stop = _stop_ids(network.config, stop)
     context = network.config.max_seq_len
     slide = getattr(network, "slides", False) if slide is None else slide
     tokens = tokens.to(next(network.parameters()).device)
@@ -86,6 +101,7 @@ def stream_tokens(
     count = max_new_tokens if slide else min(max_new_tokens, context - start + 1)
     # The decoder's cache needs one column for each token that it reads.
     decoder = make_decoder(network, batch_size, min(context, max(start, start + count - 1)), precision, compile)
+    yield text  # the end of what the call itself runs
     prefill, step = _without_autocast(decoder.prefill, text.device), _without_autocast(decoder.step, text.device)
 
     # Each row draws from its own random stream, so that it does not depend on the rest of the batch.
@@ -157,6 +173,15 @@ def sample(
     # 1 - uniform is in (0, 1], so that a token of probability 0 is never drawn.
     index = torch.searchsorted(cumulative, (1 - uniform[:, None]) * total)  # (B, 1)
     return (index if ids is None else ids.gather(1, index)).squeeze(1)
+
+
+def _stop_ids(config: Any, stop: Collection[int] | None) -> list[int]:
+    """The ids that end a row. Raises UserError where one that was given is outside the vocabulary."""
+    if stop is None:
+        return as_ids("stop", getattr(config, "stop_tokens", None) or ())
+    for id in (ids := as_ids("stop", stop)):
+        check_number("each id in stop", id, f"from 0 to {config.vocab_size - 1}", lambda id: id < config.vocab_size)
+    return ids
 
 
 def _without_autocast(function: Any, device: torch.device) -> Any:
