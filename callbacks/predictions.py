@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from zoo.errors import UserError
 from zoo.files.atomic import remove_stale, replacing, temporary_path
 from zoo.files.locks import owned_lock
+from zoo.files.remote_files import refuse_url
 from zoo.private_apis.lightning_trainer import predict_on_every_rank
 from zoo.text_formats.json_text import dump_json
 
@@ -57,6 +58,7 @@ class Predictions(Callback):
             if name is None:
                 continue
             option = "predictions.text_path" if self.files else "predictions.path"
+            refuse_url(f"--{option}", name)
             path = Path(name)
             if not name.strip() or "\0" in name or path.is_dir():
                 what = "a folder" if path.is_dir() and name.strip() else "not a name of a file"

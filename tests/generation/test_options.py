@@ -29,7 +29,7 @@ GOOD = {
     "top_k": st.sampled_from([None, 1, 3, 10**30, np.int64(2)]),
     "top_p": st.sampled_from([None, 1, 1.0, 0.5, 5e-324, np.float64(0.3)]),
     "seed": st.sampled_from([None, 0, -1, 2**80, np.int64(7)]),
-    "stop": st.sampled_from([(), 3, [1, 2], {4}, np.array([5, 6]), torch.tensor([7]), 10**18]),
+    "stop": st.sampled_from([(), 3, [1, 2], {4}, np.array([5, 6]), torch.tensor([7]), VOCAB - 1]),
     "pad": st.sampled_from([0, 19, np.int16(3)]),
     "lengths": st.sampled_from([None, [1, 2], torch.tensor([3, 1]), np.array([2, 2])]),
     "precision": st.just("fp32"),
@@ -63,6 +63,7 @@ def is_one_sentence_about(error, names):
 @settings(max_examples=100, derandomize=True, deadline=None)
 @example({"temperature": 1e-320}, {})
 @example({}, {"temperature": 10**400})
+@example({}, {"stop": [VOCAB]})
 @example({}, {"tokens": torch.ones(2, 3)})
 @given(
     st.fixed_dictionaries({}, optional=GOOD),

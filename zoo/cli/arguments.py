@@ -22,6 +22,7 @@ from zoo.text_formats.yaml_text import describe_yaml_error
 from zoo.weights import is_project_weights
 
 FLAGS = ("--compile", "--allow_other_data", "--automatic", "--overwrite")  # alone they mean true for jsonargparse
+LIKE_CONFIG = ("config", "ckpt_path", "compile", "checkpoint")  # with one dash they look like -cNAME
 READ = ("ckpt_path", "output_dir")  # also "model.weights" on the command line
 GROUPS = (  # keys whose value may be the path of a file with the settings of that group
     "model", "data", "trainer", "checkpoint", "early_stopping", "mixed_precision", "non_finite", "throughput",
@@ -78,10 +79,13 @@ def read_arguments(words: list[str]) -> Arguments:
         if any("\udc80" <= character <= "\udcff" for character in word):  # Python's surrogate escapes
             raise UserError(f"the argument {shorten(word)} is not UTF-8 text: rename the file, or write it in UTF-8")
     rest = list(words)
+    before = None  # option and value before the present word
     while rest:
         # A config is given as --config NAME, --config=NAME, -c NAME or -cNAME.
         word = rest.pop(0)
         option, equals, value = word.partition("=")
+        if option.startswith("-") and option[1:].split(".")[0] in LIKE_CONFIG:
+            raise UnknownWordError(f"there is no option {option}; did you mean -{option}?")
         is_config = option in ("--config", "-c") or (word.startswith("-c") and not word.startswith("--"))
         if is_config:
             if word.startswith("-c") and len(word) > 2 and not equals:
@@ -97,7 +101,7 @@ def read_arguments(words: list[str]) -> Arguments:
                 arguments.automatic_from = len(arguments.words) if complete["automatic"] is True else None
         elif option.startswith("--"):
             # An option's value follows after "=" or as the next word.
-            follows = bool(rest) and not rest[0].startswith("--")
+            follows = bool(rest) and not rest[0].startswith("--") and not (option in FLAGS and rest[0] in ("-c", "-h"))
             # The settings of a group may be in a file: --model FILE.
             group = option.removeprefix("--")
             path = value if equals else rest[0] if follows else ""
@@ -116,7 +120,9 @@ def read_arguments(words: list[str]) -> Arguments:
             # The next word is this option's value.
             if not equals and follows:
                 value = rest.pop(0)
-                arguments.words.append(value)
+                # Joined, because the parser would take a value that begins with a dash for an option.
+                arguments.words[-1:] = [f"{word}={value}"] if value.startswith("-") else [word, value]
+            before = (option, value)
             _add_option(arguments, option.removeprefix("--"), value)
             if option == "--automatic":
                 is_true = (value or "true").lower() == "true"
@@ -127,7 +133,7 @@ def read_arguments(words: list[str]) -> Arguments:
             arguments.words += [word, *rest]
             break
         else:
-            raise UnknownWordError(describe_stray_word(word))
+            raise UnknownWordError(describe_stray_word(word, before))
     _name_strategy_class(arguments)
     return arguments
 

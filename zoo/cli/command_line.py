@@ -40,6 +40,7 @@ from zoo.cli.parsed_settings import (
     find_null,
     move_data_dir,
     output_dir,
+    refuse_contradictions,
     set_log_folder,
 )
 from zoo.cli.parser import ZooParser, refuse
@@ -264,6 +265,9 @@ class ZooCLI(OpenLightningCLI):
     def after_instantiate_classes(self) -> None:
         if self.checkpoint_info and not self.checkpoint_info.is_external:
             self.checkpoint_info.check_tokenizer(self.datamodule)
+        settings = self.config[self.verb].model.get("init_args") or {}
+        if weights := settings.get("weights"):
+            refuse_contradictions(self.arguments.keys, settings, self.model, weights)
         named = {"columns", "text_column"} & {*given_options(self.arguments.keys, "data")}
         if self.verb != "fit" and self.checkpoint_info and isinstance(self.datamodule, RowViews) and not named:
             self.datamodule.reader.has_stored_columns = True

@@ -47,10 +47,18 @@ def find_config(name: str) -> Path:
     raise UnknownConfigError(f"there is no config {name}{did_you_mean(bare, files, '; `zoo list` shows the names')}")
 
 
-def describe_stray_word(word: str) -> str:
-    """A sentence about a word that is neither an option nor the value of one, with the option that it needs."""
+def describe_stray_word(word: str, before: tuple[str, str] | None = None) -> str:
+    """A sentence about a word that is neither an option nor the value of one, with the option that it needs.
+
+    Args:
+        word: the word.
+        before: the option before it, and its value.
+    """
     config = word.removeprefix("configs/").removesuffix(".yaml")
-    if (near := config if config in (files := config_files()) else nearest(config, files)) and "=" not in word:
+    continued = f"{before[0]} '{before[1]} {word}'" if before is not None and before[1] else None
+    if before is not None and before[0] == "--budget":  # "5 min", where "min" is also similar to a config's name
+        option = continued or f"--budget {word}"
+    elif (near := config if config in (files := config_files()) else nearest(config, files)) and "=" not in word:
         option = f"--config {near}"
     elif "=" in word:  # as in Hydra
         option = f"--{word}"
@@ -60,6 +68,8 @@ def describe_stray_word(word: str) -> str:
         option = f"--config {word}"
     elif os.path.exists(word):
         option = f"--data_dir {word}"
+    elif continued is not None:
+        option = continued
     else:
         return f"{word!r} belongs to no option: options begin with --, and a value that contains blanks needs quotes"
     return f"{word!r} belongs to no option: did you mean {option}?"

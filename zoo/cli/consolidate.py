@@ -11,6 +11,7 @@ from zoo.cli.run_folder import find_checkpoint
 from zoo.errors import UserError
 from zoo.files.checkpoint_folders import is_checkpoint_folder
 from zoo.files.checkpoints import read_checkpoint, write_checkpoint
+from zoo.files.remote_files import refuse_url
 
 
 def consolidate(argv: list[str]) -> None:
@@ -34,6 +35,7 @@ def consolidate(argv: list[str]) -> None:
     if not is_checkpoint_folder(folder):
         raise UserError(f"{folder} is not a checkpoint of several files: there is nothing to consolidate")
     output = Path(options.output or folder.with_name(f"{folder.stem}-full{folder.suffix}"))
+    refuse_url("--output", options.output)
     if output.exists():
         raise UserError(f"{output} exists already: give another --output")
     if not output.parent.is_dir():

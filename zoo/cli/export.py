@@ -12,6 +12,7 @@ from zoo.errors import UserError
 from zoo.export.formats import FORMATS
 from zoo.export.write import check_absent, export_module
 from zoo.files.checkpoints import read_checkpoint
+from zoo.files.remote_files import refuse_url
 from zoo.llama.module import LlamaLM
 from zoo.tokenizers import load_tokenizer
 
@@ -64,6 +65,7 @@ def export(argv: list[str]) -> None:
         parser.error(f"--format must be one of {', '.join(FORMATS)}, not {options.format!r}")
     if not options.destination.strip() or "\0" in options.destination:
         raise UserError("the destination is empty: name a folder or file that does not exist")
+    refuse_url("the destination", options.destination)
     check_absent(Path(options.destination))
     path = find_checkpoint(options.ckpt_path, options.output_dir) or ""
     module, checkpoint = load_module(path, options.tokenizer, options.base, options.model)

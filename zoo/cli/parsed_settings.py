@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from zoo.callbacks.budget import ONE_PROCESS, parse_duration
 from zoo.cli.arguments import RUN_FOLDER
 from zoo.cli.checkpoint_info import CheckpointInfo
-from zoo.cli.linked_arguments import follows_model, linked_arguments
+from zoo.cli.linked_arguments import follows_model, given_options, linked_arguments
 from zoo.cli.ranks import Ranks, World
 from zoo.cli.resume import refuse_changed_settings
 from zoo.cli.run_folder import fill_in, refuse_other_run
@@ -114,7 +114,9 @@ def move_data_dir(config: Any) -> None:
     if config.data_dir is not None:
         if "data" not in config.data.init_args:
             name = config.data.class_path.rpartition(".")[2]
-            raise UserError(f"{name} draws its own data and reads none: drop --data_dir")
+            fit = "; a model of your data: zoo fit --config regress_lm --model.weights FILE --data_dir DATA"
+            more = fit if name == "SyntheticTables" else ""
+            raise UserError(f"{name} draws its own data and reads none: drop --data_dir{more}")
         config.data.init_args.data, config.data_dir = config.data_dir, None
     if isinstance(data := config.data.init_args.get("data"), str) and not data.strip():
         raise UserError("--data_dir is empty: give a file, a folder or the name of a data set")
@@ -172,6 +174,25 @@ def output_dir(config: Any, is_project_weights: bool) -> str:
     # Fill the data's label and the time into the pattern.
     label = data_label(config.data.init_args.get("data") or config.data.class_path.rsplit(".", 1)[-1].lower())
     return fill_in(pattern, label)
+
+
+def refuse_contradictions(keys: Iterable[tuple[str, str]], settings: Mapping[str, Any], model: Any, path: str) -> None:
+    """Raises UserError where a setting of the model on the command line differs from that of its initial weights.
+
+    A config's settings are replaced by those of the weights.
+
+    Args:
+        keys: (dotted key, its source: a file, or "" for the command line).
+        settings: those of the command for the model.
+        model: the module with the weights, whose `hparams` are the settings in use.
+        path: of the weights.
+    """
+    for name, source in given_options(keys, "model").items():
+        value, used = settings.get(name), model.hparams.get(name)
+        if source or name in ("weights", "base") or None in (value, used) or not isinstance(value, int | float | str):
+            continue
+        if value != used:
+            raise UserError(f"--model.{name} {value} contradicts the weights in {path}, which have {used}: drop it")
 
 
 def set_log_folder(trainer: Any, folder: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from lightning.pytorch.cli import LightningArgumentParser
 
 from zoo.cli.linked_arguments import linked_arguments
+from zoo.cli.trainer_classes import KINDS, class_names, noun_of, settings_of, suggestion
 from zoo.console.exit_codes import UsageError
 from zoo.console.messages import did_you_mean, nearest
 from zoo.errors import UserError
@@ -57,11 +58,15 @@ class ZooParser(LightningArgumentParser):
         """jsonargparse's message as one sentence, with what the user probably meant."""
         # Recognise the kind of message, and suggest the name that was probably meant.
         if option := api.unknown_option(message):
-            return f"there is no option {option}{did_you_mean(option, self._option_names())}"
+            rule = "" if option.startswith("--") else ": all options but -c and -h begin with two dashes"
+            return f"there is no option {option}{did_you_mean(option, self._option_names(), rule)}"
+        if option := api.without_value(message):
+            return f"{option} needs a value: write {option} VALUE"
         # An unknown key inside a class or config: compare with the settings of the same group.
         if setting := api.unknown_setting(message):
             group = f"--{api.key_of(message) or ''}".removesuffix(".init_args")
             names = [name.removeprefix(group).lstrip(".-") for name in self._option_names() if name.startswith(group)]
+            names += settings_of(group[2:], api.class_with_settings(message))
             prefix = f"{group[2:]}." if group[2:] else ""
             if group[2:] in ("model", "data") and (owners := self._owners(group[2:], setting)):
                 return f"there is no setting {prefix + setting!r} here: it is one of {', '.join(owners)}"
@@ -70,10 +75,16 @@ class ZooParser(LightningArgumentParser):
             return f"there is no setting {prefix + setting!r}{hint}"
         if ambiguous := api.ambiguous_class(message):
             return f"there are several classes {ambiguous[0]}: write {' or '.join(sorted(ambiguous[1], reverse=True))}"
+        # A class that does not exist, cannot be imported, or is of another kind.
+        key = api.key_of(message)
+        option, noun = f"--{key}: " if key in KINDS else "", noun_of(key)
         if name := api.unknown_class(message):
-            return f"there is no model or data class {name!r}{did_you_mean(name, [*MODELS, *DATA_MODULES])}"
+            return f"{option}there is no {noun} {name!r}{suggestion(key, name)}"
         if failed := api.failed_import(message):
-            return f"there is no model or data class {failed[0]!r}: {failed[1]}"
+            reason = did_you_mean(failed[0], class_names(key) if key in KINDS else (), f": {failed[1]}")
+            return f"{option}there is no {noun} {failed[0]!r}{reason}"
+        if name := api.class_of_another_kind(message):
+            return f"--{key}: {name} is no {noun}{suggestion(key, name)}"
         # Missing files and missing arguments.
         if path := api.missing_file(message):
             return f"there is no file {os.path.relpath(path)}"

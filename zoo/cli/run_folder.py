@@ -19,7 +19,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from zoo.errors import UserError
 from zoo.files.atomic import OLD, complete_path, replacing
 from zoo.files.checkpoint_folders import META, check_complete, is_checkpoint_folder
-from zoo.files.remote_files import is_url, local_copy
+from zoo.files.remote_files import copy_with_neighbours, is_url, refuse_url
 from zoo.private_apis.lightning_logger import DeferredTensorBoardLogger
 from zoo.private_apis.lightning_trainer import set_default_root_dir
 from zoo.weights import find_weights, is_project_weights
@@ -46,7 +46,7 @@ def find_checkpoint(ckpt_path: str | None, output_dir: str | None, verb: str = "
     if is_project_weights(ckpt_path):
         return find_weights(str(ckpt_path))
     if ckpt_path is not None and is_url(ckpt_path):
-        return str(local_copy(ckpt_path))
+        return str(copy_with_neighbours(ckpt_path, "--ckpt_path"))
     if ckpt_path and os.path.basename(ckpt_path) == META and is_checkpoint_folder(os.path.dirname(ckpt_path)):
         raise UserError(
             f"{ckpt_path} is one file of a checkpoint folder: give --ckpt_path {os.path.dirname(ckpt_path)}"
@@ -77,11 +77,12 @@ def find_checkpoint(ckpt_path: str | None, output_dir: str | None, verb: str = "
 
 
 def check_pattern(output_dir: str | None) -> None:
-    """Raises UserError if `--output_dir` is empty, is a file, or has placeholders other than {data} and {time}."""
+    """Raises UserError if `--output_dir` is empty, a URL or a file, or has placeholders but {data} and {time}."""
     if output_dir is None:
         return
     if not output_dir.strip() or "\0" in output_dir:
         raise UserError("--output_dir is empty: give a folder, or drop it")
+    refuse_url("--output_dir", output_dir)
     if unknown := [name for name in re.findall(r"\{[^{}]*\}", output_dir) if name not in ("{data}", "{time}")]:
         raise UserError(
             f"--output_dir {output_dir} has the unknown placeholder {unknown[0]}: the placeholders are {{data}}, the "

@@ -8,10 +8,12 @@ from typing import Any, Literal
 from lightning.pytorch import Trainer
 
 from zoo.cli.ranks import World
-from zoo.errors import UserError
+from zoo.errors import UserError, check_counts
 from zoo.files.checkpoints import read_checkpoint
 from zoo.tokenizers import stream_decode
 from zoo.training.language_model import LanguageModel
+
+NEW_TOKENS = 200  # that `generate` adds at most by default
 
 
 class ZooTrainer(Trainer):
@@ -24,7 +26,7 @@ class ZooTrainer(Trainer):
         ckpt_path: str | None = None,
         prompt: str = "",
         prompts: list[str] | None = None,
-        max_new_tokens: int = 200,
+        max_new_tokens: int | None = None,
         max_length: int | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -45,7 +47,7 @@ class ZooTrainer(Trainer):
             ckpt_path: checkpoint with the model's weights.
             prompt: text to continue; the empty default starts a new text.
             prompts: several texts to continue, as a JSON list, instead of one prompt.
-            max_new_tokens: number of tokens to add at most.
+            max_new_tokens: number of tokens to add at most. Default: 200, or what max_length leaves.
             max_length: number of tokens of prompt and continuation together at most, instead of max_new_tokens; of
                 several prompts the longest counts.
             temperature: divides the logits; 0 takes the most likely token each time, 1 samples from the model's
@@ -53,32 +55,41 @@ class ZooTrainer(Trainer):
             top_k: sample among the k most likely tokens only. Default: among all.
             top_p: sample among the fewest most likely tokens whose total probability reaches top_p, in (0, 1].
                 Default: among all.
-            stop_tokens: ids that end a text. Default: the tokenizer's BOS and EOS, and the model's stop_tokens.
-            seed: seed of the draws; the same seed gives the same text.
+            stop_tokens: ids of the vocabulary that end a text. Default: the tokenizer's BOS and EOS, and the model's
+                stop_tokens.
+            seed: seed of the draws, at least 0; the same seed gives the same text.
             precision: type of the weights while decoding: fp32, bf16 or, for a Llama, int8, faster with --compile only.
             compile: compile the decoding step first: for a Llama on a CPU in a second, once per machine; otherwise in
                 up to a minute, worth its time for long texts.
 
         Returns:
             The texts, prompts included.
+
+        Raises:
+            UserError: the model is no language model, or an option is out of range or excludes another; nothing is
+                printed then.
         """
         if (world := World.from_environment()) is not None and world.rank > 0:
             return []  # the first process alone generates
         if not isinstance(model, LanguageModel):
             raise UserError(f"{type(model).__name__} is not a language model: `zoo generate` needs one")
+        _check_options(prompt, prompts, max_new_tokens, max_length, seed)
         if ckpt_path:
             model.load_state_dict(read_checkpoint(ckpt_path, required=("state_dict",))["state_dict"])
         model.to(self.strategy.root_device).eval()
         tokenizer: Any = model.tokenizer
         ids = _encode(tokenizer, [prompt] if prompts is None else prompts)
+        if max_new_tokens is None:
+            max_new_tokens = NEW_TOKENS
         if max_length is not None:
             longest = max(map(len, ids))
             if max_length < longest:
                 raise UserError(f"--max_length {max_length} is less than the prompt's {longest} tokens: raise it")
             max_new_tokens = max_length - longest
         if stop_tokens is None:
-            of_model = getattr(model.model.config, "stop_tokens", None) or ()
-            stop_tokens = [i for i in (tokenizer.bos_id, tokenizer.eos_id, *of_model) if i is not None]
+            config = model.model.config
+            ids_of_text = tokenizer.bos_id, tokenizer.eos_id, *(getattr(config, "stop_tokens", None) or ())
+            stop_tokens = [i for i in ids_of_text if i is not None and i < config.vocab_size]
         steps = model.stream(
             ids, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop_tokens,
             seed=seed, precision=precision, compile=compile,
@@ -87,6 +98,17 @@ class ZooTrainer(Trainer):
             pieces = stream_decode(tokenizer, chain(ids[0], (int(step) for step in steps)))
             return ["".join(map(_print, chain(pieces, ["\n"])))]
         return [_print(tokenizer.decode(row) + "\n") for row in _append(ids, steps, stop_tokens)]
+
+
+def _check_options(
+    prompt: str, prompts: list[str] | None, max_new_tokens: int | None, max_length: int | None, seed: int
+) -> None:
+    """Raises UserError where two options of `generate` exclude each other, or the seed or the length is negative."""
+    if prompt and prompts is not None:
+        raise UserError("--prompt and --prompts are both given: drop one of them")
+    if max_new_tokens is not None and max_length is not None:
+        raise UserError("--max_new_tokens and --max_length are both given: drop one of them")
+    check_counts(0, **{"--seed": seed}, **({} if max_length is None else {"--max_length": max_length}))
 
 
 def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:

@@ -5,11 +5,12 @@ import warnings
 from typing import Any
 
 import torch
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
 
 from zoo.callbacks import Checkpoint, EarlyStopping, Samples
-from zoo.console.messages import did_you_mean
+from zoo.cli.trainer_classes import describe_text
 from zoo.errors import UserError, check_counts, check_number
 from zoo.sharding.strategy import NAME as fsdp2
 from zoo.sharding.strategy import FullySharded
@@ -89,7 +90,7 @@ def check_numbers(trainer: Any, verb: str) -> None:
 
 
 def check_names(trainer: Any) -> None:
-    """Raises UserError where a text among the Trainer's options, a duration, devices or a profiler, means nothing."""
+    """Raises UserError where a text among the Trainer's options means nothing: durations, devices, names of classes."""
     for name in ("max_time", "val_check_interval"):
         text = trainer[name]
         if isinstance(text, str) and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", text.strip()):
@@ -100,11 +101,10 @@ def check_names(trainer: Any) -> None:
     if (is_count and (int(devices) == 0 or int(devices) < (1 if on_cpu else -1))) or devices in ("", []):
         raise UserError(f"--trainer.devices must be a number of processes from 1, or auto, not {devices!r}")
     if isinstance(trainer.profiler, str) and trainer.profiler.lower() not in PROFILERS:
-        hint = did_you_mean(trainer.profiler, PROFILERS)
-        raise UserError(
-            f"--trainer.profiler: there is no profiler {trainer.profiler!r}{hint}; set it to one of "
-            f"{', '.join(PROFILERS)}"
-        )
+        raise UserError(describe_text("trainer.profiler", trainer.profiler, PROFILERS))
+    accelerators = ("auto", "gpu", *AcceleratorRegistry.available_accelerators())
+    if isinstance(trainer.accelerator, str) and trainer.accelerator not in accelerators:
+        raise UserError(describe_text("trainer.accelerator", trainer.accelerator, accelerators))
 
 
 def shows_own_bar(trainer: dict[str, Any]) -> bool:
@@ -128,11 +128,7 @@ def strategy_name(name: str, accelerator: Any) -> str:
     """
     own = fsdp2 if name.lower() == FullySharded.__name__.lower() else name.lower()
     if own != "auto" and own not in StrategyRegistry.available_strategies():
-        names = ["auto", "ddp", "ddp_spawn", "ddp_fork", fsdp2]
-        raise UserError(
-            f"--trainer.strategy: there is no strategy {name!r}{did_you_mean(name, names)}; set it to one of "
-            f"{', '.join(names)}"
-        )
+        raise UserError(describe_text("trainer.strategy", name, ("auto", "ddp", "ddp_spawn", "ddp_fork", fsdp2)))
     on_cpu = accelerator == "cpu" or not torch.cuda.is_available()
     if own in FSDPStrategy.get_registered_strategies() and on_cpu:
         raise UserError(f"--trainer.strategy {name} needs CUDA GPUs: set it to {fsdp2}, which also runs on CPUs")

@@ -11,6 +11,7 @@ from zoo.errors import UserError
 from zoo.export.formats import SUFFIXES, check_format
 from zoo.export.merging import merge_updates
 from zoo.files.atomic import flush_folder, temporary_path
+from zoo.files.remote_files import refuse_url
 from zoo.files.safetensors_checkpoints import write_safetensors_checkpoint
 from zoo.tokenizers import Tokenizer
 
@@ -39,6 +40,7 @@ def export_module(
     Raises:
         UserError: the format cannot hold the model or its tokenizer, a package is missing, or a file exists already.
     """
+    refuse_url("the destination", destination)
     check_format(module, format)
     target = Path(destination)
     is_file = target.suffix.lower() == SUFFIXES.get(format)

@@ -1,5 +1,6 @@
 """Files at a URL (https://, s3://, gs://, ...): copied into the cache, and read from there as any other file."""
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -15,11 +16,21 @@ from zoo.files.atomic import replacing
 VERSION_FIELDS = (
     "ETag", "etag", "mtime", "LastModified", "Last-Modified", "last_modified", "created", "Content-MD5", "md5Hash",
 )  # fmt: skip
+NEIGHBOURS = (  # names under which a tokenizer and its settings are next to weights, or to each other
+    "tokenizer.model", "tokenizer.bin", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "encoder.json", "vocab.bpe",
+)  # fmt: skip
 
 
 def is_url(path: str | None) -> bool:
     """Whether it is a URL rather than a path."""
     return path is not None and "://" in path
+
+
+def refuse_url(name: str, path: str | os.PathLike | None) -> None:
+    """Raises UserError where a path to write to, of the option `name`, is a URL."""
+    if path is not None and is_url(os.fspath(path)):
+        raise UserError(f"{name} {os.fspath(path)} is a URL, and files are written locally only: give a path")
 
 
 def local_copy(url: str, option: str = "--ckpt_path") -> Path:
@@ -57,6 +68,17 @@ def local_copy(url: str, option: str = "--ckpt_path") -> Path:
         with replacing(copy) as partial:
             _read(files, path, partial, f"{option} {url}")
         stamp.write_text(_digest(url, *version))
+    return copy
+
+
+def copy_with_neighbours(url: str, option: str) -> Path:
+    """As `local_copy`; small files next to it that belong to a tokenizer or to Llama weights are copied, too."""
+    copy = local_copy(url, option)
+    folder = url.partition("?")[0].rpartition("/")[0]
+    for name in () if copy.suffix == ".ckpt" else NEIGHBOURS:
+        if name != copy.name:
+            with contextlib.suppress(OSError):  # there is none
+                local_copy(f"{folder}/{name}", option)
     return copy
 
 

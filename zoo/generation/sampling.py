@@ -5,7 +5,7 @@ https://arxiv.org/abs/1904.09751. With both, top-k is applied first and top-p to
 """
 
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -44,9 +44,10 @@ def stream_tokens(
     precision: str = "fp32",
     compile: bool = False,
 ) -> Iterator[Tensor]:
-    """Yield the next token of each row, (B,), at most max_new_tokens times.
+    """An iterator over the next token of each row, (B,), at most max_new_tokens times.
 
-    Ids from `network.config.vocab_size` on, which rows of a padded output matrix have, are never drawn.
+    Options and prompts are checked by the call itself, before the first token is requested. Ids from
+    `network.config.vocab_size` on, which rows of a padded output matrix have, are never drawn.
 
     A prompt longer than the context is cut on the left, with a warning, so that the new tokens fit, but to no less than
     half the context. A stream that ends at the end of the context warns.
@@ -61,8 +62,8 @@ def stream_tokens(
             limit.
         lengths: lengths of the prompts (B,), where shorter ones are padded on the left (see `left_pad`). Each row
             continues as its prompt alone would, until the longest row reaches the end of the context. None: no padding.
-        stop: ids that end a row, which then yields `pad`. The stream ends when all rows have ended. None: the
-            attribute `stop_tokens` of the network's config, by default none.
+        stop: ids of the vocabulary that end a row, which then yields `pad`. The stream ends when all rows have ended.
+            None: the attribute `stop_tokens` of the network's config, by default none.
         pad: id that an ended row yields.
         seed: of the draws, which depend on it and on the row's number only; None draws one from torch's generator.
         slide: at the end of the context continue from its last half, evaluated again; False ends the stream there.
@@ -72,13 +73,13 @@ def stream_tokens(
         compile: compile the decoding step, for networks with a decoder that supports it.
 
     Raises:
-        UserError: an option is out of range, or a token id is outside the vocabulary.
+        UserError: an option is out of range, or a token id, also one in `stop`, is outside the vocabulary.
     """
     # Check the options and cut the prompts to the context.
     check_sampling(temperature, top_k, top_p, seed, minimum=0, max_new_tokens=max_new_tokens)
     check_number("pad", pad, "a token id", lambda id: 0 <= id < network.config.vocab_size, whole=True)
     tokens = as_tokens(tokens)
-    stop = as_ids("stop", (getattr(network.config, "stop_tokens", None) or ()) if stop is None else stop)
+    stop = _stop_ids(network.config, stop)
     context = network.config.max_seq_len
     slide = getattr(network, "slides", False) if slide is None else slide
     tokens = tokens.to(next(network.parameters()).device)
@@ -88,49 +89,83 @@ def stream_tokens(
     count = max_new_tokens if slide else min(max_new_tokens, context - start + 1)
     # The decoder's cache needs one column for each token that it reads.
     decoder = make_decoder(network, batch_size, min(context, max(start, start + count - 1)), precision, compile)
-    prefill, step = _without_autocast(decoder.prefill, text.device), _without_autocast(decoder.step, text.device)
+    choose = _chooser(batch_size, temperature, top_k, top_p, seed)
+    vocab_size = network.config.vocab_size
+    warning = None
+    if count < max_new_tokens:
+        warning = f"the model's context of {context} tokens is full: {count} of {max_new_tokens} tokens were generated"
+    window = context if slide else None
+    return _stream(decoder, choose, text, left_padding, count, warning, window, vocab_size, stop, pad)
 
-    # Each row draws from its own random stream, so that it does not depend on the rest of the batch.
+
+def _chooser(
+    batch_size: int, temperature: float, top_k: int | None, top_p: float | None, seed: int | None
+) -> Callable[[Tensor], Tensor]:
+    """The function from logits (B, V) to the next token of each row (B,): the most likely one, or a draw.
+
+    Each row draws from its own random stream, so that it does not depend on the rest of the batch.
+    """
+    if temperature == 0:
+        return _argmax
     seed = int(torch.randint(2**62, ())) if seed is None else seed
     generators = [stream(seed, "generate", row) for row in range(batch_size)]
+
+    def choose(logits: Tensor) -> Tensor:
+        uniform = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])  # (B,)
+        return sample(logits, uniform.to(logits.device), temperature, top_k, top_p)
+
+    return choose
+
+
+@torch.inference_mode()
+def _stream(
+    decoder: Any,
+    choose: Callable[[Tensor], Tensor],
+    text: Tensor,
+    left_padding: Tensor | None,
+    count: int,
+    warning: str | None,
+    window: int | None,
+    vocab_size: int,
+    stop: Collection[int],
+    pad: int,
+) -> Iterator[Tensor]:
+    """The steps of `stream_tokens` from prompts (B, T) that fit: `count` at most, with a warning after the last one.
+
+    Args:
+        window: tokens of a sliding context; None: the context does not slide.
+    """
+    prefill, step = _without_autocast(decoder.prefill, text.device), _without_autocast(decoder.step, text.device)
     # Rows end at different steps; the loop runs until all have ended.
-    stop_ids, ended = set(stop), [False] * batch_size
+    stop_ids, ended = set(stop), [False] * len(text)
+    tokens = text[:, -1]
     for number in range(count):
-        if text.shape[1] > context:
-            # Only with `slide`: drop the first half of the context, and the padding in it.
-            text = text[:, -max(context // 2, 1) :]
+        if window is not None and text.shape[1] > window:
+            # Drop the first half of the context, and the padding in it.
+            text = text[:, -max(window // 2, 1) :]
             if left_padding is not None:
-                left_padding = (left_padding - (context + 1 - text.shape[1])).clamp(min=0)
+                left_padding = (left_padding - (window + 1 - text.shape[1])).clamp(min=0)
             logits = prefill(text, left_padding)  # (B, V)
         elif number == 0:
             logits = prefill(text, left_padding)
         else:
             logits = step(tokens)
         # A padded output matrix has more rows than there are tokens.
-        logits = logits[:, : network.config.vocab_size]
-        # Choose the next token of each row: the most likely one, or a draw from the distribution.
-        if temperature == 0:
-            tokens = _argmax(logits)  # (B,)
-        else:
-            uniform = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])  # (B,)
-            tokens = sample(logits, uniform.to(logits.device), temperature, top_k, top_p)
+        tokens = choose(logits[:, :vocab_size])
         # A row that has ended yields padding.
         if any(ended):
             tokens = tokens.masked_fill(torch.tensor(ended, device=tokens.device), pad)
         yield tokens
         # Only a sliding context evaluates its text again.
-        if slide:
+        if window is not None:
             text = torch.cat([text, tokens[:, None]], 1)
         # The stop token itself is yielded; the row ends after it.
         if stop_ids:
             ended = [was or token in stop_ids for was, token in zip(ended, tokens.tolist(), strict=True)]
             if all(ended):
                 return
-    if count < max_new_tokens:
-        warnings.warn(
-            f"the model's context of {context} tokens is full: {count} of {max_new_tokens} tokens were generated",
-            stacklevel=2,
-        )
+    if warning:
+        warnings.warn(warning, stacklevel=2)
 
 
 def sample(
@@ -183,6 +218,15 @@ def _cumulative(
         logits, ids = logits.topk(min(top_k or logits.shape[-1], logits.shape[-1]))
     cumulative = cumulative_sum(scale_logits(logits, temperature).softmax(-1), -1)
     return ids, cumulative, cumulative[:, -1:]
+
+
+def _stop_ids(config: Any, stop: Collection[int] | None) -> list[int]:
+    """The ids that end a row. Raises UserError where one that was given is outside the vocabulary."""
+    if stop is None:
+        return as_ids("stop", getattr(config, "stop_tokens", None) or ())
+    for id in (ids := as_ids("stop", stop)):
+        check_number("each id in stop", id, f"from 0 to {config.vocab_size - 1}", lambda id: id < config.vocab_size)
+    return ids
 
 
 def _without_autocast(function: Any, device: torch.device) -> Any:

@@ -61,7 +61,7 @@ def pull(name: str, revision: str | None = None, check_config: Callable[[Path], 
     """Download weights into the zoo's cache, where `zoo:NAME` finds them. An interrupted download is continued.
 
     Args:
-        name: a name of `zoo.weights.table.PUBLIC`, or a repository, "owner/name".
+        name: a name of `zoo.weights.table.PUBLIC`, or a repository, "owner/name"; "zoo:" before it is left out.
         revision: branch, tag or commit of the repository. Default: its main branch.
         check_config: called with the config.json of a Hugging Face folder before its weights are downloaded; raises
             UserError where the model is not supported.
@@ -73,14 +73,17 @@ def pull(name: str, revision: str | None = None, check_config: Callable[[Path], 
         UserError: the repository does not exist or holds no weights that the zoo reads; the hub cannot be reached; the
             disk is too small; or a file differs from its digest.
     """
+    name = name.removeprefix("zoo:")
     if name in WEIGHTS:
         raise UserError(f"zoo:{name} comes with the zoo: there is nothing to download")
     if name not in PUBLIC and not is_repository(name):
-        raise UserError(f"{name} is neither one of {', '.join(PUBLIC)} nor a repository on the hub, OWNER/NAME")
+        raise UserError(
+            f"{name or 'an empty name'} is neither one of {', '.join(PUBLIC)} nor a repository on the hub, OWNER/NAME"
+        )
     folder = weights_cache() / name
     parent = weights_cache() / ".partial"
     parent.mkdir(parents=True, exist_ok=True)
-    partial = parent / name.replace("/", "--")
+    partial = parent / name.replace("/", "@")  # no repository has this sign in its name
     with owned_lock(partial.with_name(f"{partial.name}.lock"), f"{name} is being downloaded by another command"):
         partial.mkdir(exist_ok=True)
         snapshot, wanted, entry = _plan(name, revision)

@@ -152,6 +152,12 @@ def unknown_option(message: str) -> str | None:
     return found[1].split("=")[0] if found else None
 
 
+def without_value(message: str) -> str | None:
+    """The option of "argument --prompt: expected one argument"."""
+    found = re.search(r"argument (?:-\w/)?(--\S+): expected one argument", message)
+    return found[1] if found else None
+
+
 def unknown_setting(message: str) -> str | None:
     """The key of a config, or the argument of a class, that does not exist."""
     found = re.search(r"ption '([\w.]+)' is not accepted|not accept option '([\w.]+)'", message)
@@ -161,6 +167,19 @@ def unknown_setting(message: str) -> str | None:
 def unknown_class(message: str) -> str | None:
     """The class name that is neither known nor importable."""
     found = re.search(r"dot import path string: (\S+)", message)
+    return found[1] if found else None
+
+
+def class_of_another_kind(message: str) -> str | None:
+    """The import path of a class that is not derived from the one that the option needs."""
+    found = re.search(r"Import path (\S+ )?does not correspond to a subclass of", message)
+    value = re.search(r"Given value: (\S+)$", message)
+    return (found[1] or (value[1] if value else "")).strip() or None if found else None
+
+
+def class_with_settings(message: str) -> str | None:
+    """The import path of the class, a setting of which is wrong."""
+    found = re.search(r"Problem with given class_path '([\w.]+)'", message)
     return found[1] if found else None
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.errors import check_choice
+from zoo.errors import UserError, check_choice
 from zoo.generation.decoders import evaluating
 from zoo.layers import KVCache
 from zoo.layers.attention import causal_mask
@@ -35,6 +35,8 @@ class Decoder:
 
     def __init__(self, model: Any, batch: int, max_len: int, precision: str = "fp32") -> None:
         c = model.config
+        if precision == "int8":
+            raise UserError("RevDEQ decodes in fp32 or bf16, not in int8, which a Llama does: set --precision to bf16")
         check_choice("precision", precision, ("fp32", "bf16"))
         self.model, self.bf16 = model, precision == "bf16"
         # Where no cache is exact, the cache stays empty and every token evaluates the whole text.

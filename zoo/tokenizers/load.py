@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError
+from zoo.files.remote_files import copy_with_neighbours, is_url
 from zoo.hub.connection import online
 from zoo.text_formats.json_text import describe_json_error, parse_object
 from zoo.tokenizers.base import State, Tokenizer
@@ -41,7 +42,8 @@ def load_tokenizer(path_or_name: str | Path) -> Tokenizer:
     Args:
         path_or_name: "bytes" or "characters"; a file: a SentencePiece `.model`, llama2.c's `tok*.bin`, either of
             GPT-2's two files (the other must be in the same folder), a `tokenizer.json`, or a checkpoint of the zoo
-            that contains its tokenizer, also as zoo:NAME; a Hugging Face folder, of which `tokenizer.json`,
+            that contains its tokenizer, also as zoo:NAME; any of these files at a URL; a Hugging Face folder,
+            of which `tokenizer.json`,
             `tokenizer.model` or vocabulary and merges are read, in this order; the name of a model on the hub, "gpt2"
             or "owner/name"; or
             "transformers:" and a folder or name on the hub, for the tokenizer of a pretrained encoder, which adds the
@@ -60,7 +62,7 @@ def load_tokenizer(path_or_name: str | Path) -> Tokenizer:
         return _NAMED[path_or_name]()
     if path_or_name.startswith(PREFIX):
         return load_encoder_tokenizer(path_or_name.removeprefix(PREFIX))
-    path = Path(path_or_name)
+    path = copy_with_neighbours(path_or_name, "--data.tokenizer") if is_url(path_or_name) else Path(path_or_name)
     if not path.exists():
         path = _from_hub(path_or_name)
     try:

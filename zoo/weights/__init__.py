@@ -8,7 +8,7 @@ from pathlib import Path
 
 from zoo.console.messages import did_you_mean
 from zoo.errors import UserError
-from zoo.files.remote_files import is_url, local_copy
+from zoo.files.remote_files import copy_with_neighbours, is_url
 from zoo.weights.downloads import downloaded, downloads, is_repository
 from zoo.weights.table import PUBLIC, WEIGHTS, ProjectWeights
 
@@ -25,7 +25,7 @@ def find_weights(path: str) -> str:
         UserError: the name is unknown, the weights are not downloaded, or a file is missing or damaged.
     """
     if is_url(path):
-        return str(local_copy(path, "--model.weights"))
+        return str(copy_with_neighbours(path, "--model.weights"))
     if not is_project_weights(path):
         return path
     name = path.removeprefix(PREFIX)
@@ -35,8 +35,10 @@ def find_weights(path: str) -> str:
         if name in PUBLIC or is_repository(name):
             raise UserError(f"{path} is not downloaded: run `zoo pull {name}` first")
         known = [PREFIX + other for other in (*WEIGHTS, *PUBLIC)]
-        near = did_you_mean(path, known, f": its weights are {', '.join(known)}, or give a file")
-        raise UserError(f"the zoo has no weights {path}{near}")
+        choices = f": give {', '.join(known)}, or a file"
+        if not name.strip():
+            raise UserError(f"{path} names no weights{choices}")
+        raise UserError(f"the zoo has no weights {path}{did_you_mean(path, known, choices)}")
     file = FOLDER / WEIGHTS[name].file
     if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != WEIGHTS[name].sha256:
         raise UserError(f"{file} is missing or not as it was published: install the zoo again")

@@ -31,6 +31,8 @@ def downloaded(name: str) -> Path | None:
     Raises:
         UserError: a file is missing or damaged.
     """
+    if not is_repository(name if "/" in name else f"owner/{name}"):
+        return None  # such as "../x", which is outside the cache
     folder = weights_cache() / name
     listed = read_list(folder)
     if listed is None:

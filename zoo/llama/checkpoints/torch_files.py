@@ -17,6 +17,7 @@ from zoo.files.safetensors_checkpoints import is_safetensors_checkpoint, read_sa
 from zoo.files.torch_files import read_torch_file as read
 from zoo.llama.checkpoints.names import FORMATS, Weights, check_layers, split_projections, strip_prefixes
 from zoo.llama.model import LlamaConfig
+from zoo.registry import MODELS
 
 KNOWN = {field.name for field in fields(LlamaConfig)}
 LONGEST_SETTING = 1000  # characters
@@ -30,6 +31,10 @@ def read_torch_file(path: Path) -> tuple[LlamaConfig, Weights]:
     """
     content: Any = read_safetensors_checkpoint(path) if is_safetensors_checkpoint(path) else read(path)
     keys = set(content) if isinstance(content, dict) else set()
+    if isinstance(about := content.get("zoo") if keys else None, Mapping):
+        kind = str(about.get("model", "")).rpartition(".")[2]
+        if kind in MODELS and not kind.startswith("Llama"):
+            raise UserError(f"{path} holds a {kind}, not a Llama: give weights of a Llama")
     if {"model_args", "model"} <= keys:
         _check_kinds(path, content, "model_args", "model")
         settings, weights = dict(content["model_args"]), strip_prefixes(content["model"], "")

@@ -1,0 +1,62 @@
+"""Paths and settings next to weights: URLs, zoo:NAME, weights of another model, settings that contradict them."""
+
+import fsspec
+import pytest
+
+from tests.commands import TINY, complaint
+from zoo.errors import UserError
+from zoo.files.remote_files import is_copy
+from zoo.llama import load_checkpoint, save_checkpoint
+from zoo.tokenizers import load_tokenizer
+from zoo.training.initial_weights import tokenizer_of_weights
+from zoo.weights import find_weights
+from zoo.weights.downloads import downloaded
+
+FIT = ["fit", "--config", TINY, "--output_dir={tmp}/run"]
+WEIGHTS = "--model.weights=zoo:llama-wikitext2"
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["export", "--ckpt_path=zoo:llama-wikitext2", "--format=hf", "s3://b/x"], "the destination s3://b/x is a URL"),
+        (["fit", "--config", TINY, "--output_dir=s3://b/x"], "--output_dir s3://b/x is a URL, and files are"),
+        (["generate", "--ckpt_path=zoo:"], "zoo: names no weights: give zoo:regress-lm"),
+        (["generate", "--ckpt_path=zoo:../x"], "the zoo has no weights zoo:../x: give zoo:regress-lm"),
+        ([*FIT, "--model.weights=zoo:revdeq-wikitext2"], "holds a RevDEQLM, not a Llama: give weights of a Llama"),
+        ([*FIT, WEIGHTS, "--model.dim=64"], "--model.dim 64 contradicts the weights in zoo:llama-wikitext2, w"),
+        (["fit", "--config=tiny/mini_rlm", "--output_dir={tmp}", "--model.weights=zoo:mini-rlm", "--model.dim=48"],
+         "--model.dim 48 contradicts the weights in zoo:mini-rlm"),
+        (["predict", "--ckpt_path=zoo:regress-lm", "--data_dir=x.csv"], "zoo fit --config regress_lm --model.weights"),
+    ],
+    ids=lambda value: " ".join(map(str, value))[-40:] if isinstance(value, list) else None,
+)  # fmt: skip
+def test_wrong_paths_and_settings_are_refused(argv, sentence, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert sentence in complaint(capsys, 1, *(str(word).format(tmp=tmp_path) for word in argv))
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_outside_the_cache_are_no_downloads(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "weights").mkdir(parents=True)
+    (tmp_path / "cache" / "zoo_pull.json").write_text('{"files": {}, "entry": "."}')
+    for name in ("..", "../x", "", ".", "/etc", "a/../.."):
+        assert downloaded(name) is None
+        with pytest.raises(UserError):
+            find_weights(f"zoo:{name}")
+
+
+def test_a_tokenizer_is_read_from_a_url_and_next_to_remote_weights(run, tmp_path):
+    files = fsspec.filesystem("memory")
+    save_checkpoint(load_checkpoint(run / "best.ckpt"), tmp_path / "llama.bin", format="llama2c")
+    files.pipe("/weights/llama.bin", (tmp_path / "llama.bin").read_bytes())
+    files.pipe("/weights/best.ckpt", (run / "best.ckpt").read_bytes())
+    assert tokenizer_of_weights("memory://weights/llama.bin") is None
+    files.pipe("/weights/tokenizer.model", b"content")
+    assert (path := tokenizer_of_weights("memory://weights/llama.bin")) is not None
+    assert path.endswith("tokenizer.model")
+    assert is_copy(path)
+    assert tokenizer_of_weights(url := "memory://weights/best.ckpt") == url
+    assert load_tokenizer(url).encode("The fox") == load_tokenizer(run / "best.ckpt").encode("The fox")
+    files.rm("/weights", recursive=True)
