@@ -39,6 +39,7 @@ FROM_SCRATCH = (
     "--model.temperature=1",
 )
 DEFAULT_WEIGHTS = ("--model.weights=zoo:regress-lm",)
+RULES = ("--config=regress_lm",)
 SHORT = (
     *FROM_SCRATCH,
     *("--model.residual_dropout=0.2", "--model.warmup_steps=20"),
@@ -50,6 +51,8 @@ REGRESS_LM = {
     "RegressLM, from scratch, 150 steps": SHORT,
     "RegressLM, default weights, synthetic rows": DEFAULT_WEIGHTS,
     "RegressLM, default weights, 150 steps": (*SHORT, *DEFAULT_WEIGHTS),
+    "RegressLM, default weights, rules": (*RULES, *DEFAULT_WEIGHTS),
+    "RegressLM, random weights, rules": RULES,
 }
 TARGETS = {"diabetes": "y", "iris": "petal_width", "wine": "alcohol", "cars": "Miles_per_Gallon", "barley": "yield"}
 
@@ -124,8 +127,9 @@ def regress_lm(folder: Path, data: Path, seed: int, options: list[str]) -> tuple
     best, took = folder / "best.ckpt", folder / "took.json"
     if not took.exists():
         start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        config = RULES if RULES[0] in options else ("--config=regress_lm_small_table",)  # options change its values
         argv = [f"--data_dir={data}", f"--seed_everything={seed}", f"--output_dir={folder}", *options]
-        command = [sys.executable, "-m", "zoo", "fit", "--config=regress_lm_small_table", *argv]
+        command = [sys.executable, "-m", "zoo", "fit", *config, *(word for word in argv if word not in config)]
         subprocess.run(command, cwd=ROOT, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime

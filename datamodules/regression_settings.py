@@ -22,8 +22,10 @@ class RegressionSettings(RowSettings):
             but target_columns and group_column.
         row_format: rendering of these columns: "key_value" (`lr: 0.1, layers: 2`), "json", "values" (`0.1 2`), or
             "text", one column unchanged; default: "text" for one column, else "key_value".
-        round_digits: significant digits to which numbers in texts are rounded, from 1 to 17; default: no rounding.
-        power_tokens: with round_digits, write a number as two words, mantissa and power of ten: 0.00041 as 4.1 e-4.
+        round_digits: significant digits to which numbers in texts are rounded, from 1 to 17; a date such as 1970-01-31
+            is not; default: no rounding.
+        power_tokens: with round_digits, write a number as two words, mantissa and power of ten: 0.00041 as 4.1 e-4; and
+            a date as three: 1970 01 31.
         column_names: names of the columns of a CSV or TSV file without a header, a list or separated by commas;
             default: the first row is the header.
         group_column: rows with equal values in this column are cut into the same split; default: rows are independent.

@@ -173,6 +173,14 @@ def test_rounded_numbers_are_the_nearest_with_the_given_digits(value: str, digit
     assert len(text) <= digits + 7
 
 
+def test_dates_are_not_rounded():
+    text = "sold: 2021-03-04, year: 2021, at 1999/12/31T10, no: 2021-13-04 1999-12-31-5 1.1999-12-31"
+    assert rounded(text, 2).startswith("sold: 2021-03-04, year: 2e3, at 1999/12/31T10, no: 2e3-13-4 2e3-")
+    assert rounded(text, 2, powers=True).startswith(
+        "sold: 2021 03 04, year: 2.0 e3, at 1999 12 31T10, no: 2.0 e3-1.3 e1"
+    )
+
+
 def test_numbers_in_text():
     assert numbers_in('{"lr": 1e-3, "beta1": -.5, "on": "2018-07"}') == [1e-3, -0.5, 2018, 7]
     assert numbers_in("24,96,3000 X1: +7. v1.2.3") == [24, 96, 3000, 7]

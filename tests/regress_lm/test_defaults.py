@@ -60,6 +60,14 @@ def test_small_tables_and_few_texts_are_learned_from_synthetic_rows():
     assert "data.synthetic_noise" not in settings
     assert chosen(TABLE._replace(columns=10, n_rows=1000))["data.synthetic_noise"] < 0.5
     assert settings["model.lr"] > chosen(TABLE)["model.lr"]
+    # Weights that were pretrained on tables need fewer steps and less noise; without synthetic rows nothing changes.
+    weights = {"model__weights": "zoo:regress-lm"}
+    pretrained = chosen(TABLE._replace(columns=10), **weights)
+    assert pretrained["data.synthetic_noise"] < 0.5
+    assert pretrained["model.residual_dropout"] == 0
+    assert pretrained["trainer.max_steps"] < settings["trainer.max_steps"] / 2
+    assert chosen(TEXTS, **weights) == chosen(TEXTS)
+    assert chosen(TABLE, **weights) == chosen(TABLE)
     few_words = TABLE._replace(numbers=0, content_words=8)  # that all occur often
     for texts in (TEXTS, TEXTS._replace(columns=3), few_words):
         settings = chosen(texts)

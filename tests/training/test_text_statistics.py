@@ -55,3 +55,8 @@ def test_rounding_must_not_erase_a_column():
     assert least_digits([1930 + i % 91 for i in range(182)], prices) == 4
     assert least_digits([(1978, 1981)[i % 2] for i in range(182)], prices) == 4
     assert least_digits([100_000 + i for i in range(182)], prices) == 4
+
+
+def test_years_of_dates_need_no_digits():
+    texts = [f"built: {1970 + i % 12}-01-01, weight: {100 * i + 1000}" for i in range(60)]
+    assert (statistics(texts).numbers, statistics(texts).least_digits) == (1, 2)

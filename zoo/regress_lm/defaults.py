@@ -45,7 +45,7 @@ def choose_settings(statistics: TextStatistics, given: Mapping[str, Any]) -> lis
         Choices for options that are not in `given`.
     """
     kind = kind_of(statistics)
-    synthetic = list(_synthetic(statistics, kind))
+    synthetic = list(_synthetic(statistics, kind, given))
     is_synthetic = bool(given.get("data.synthetic_rows", synthetic))
     synthetic = synthetic if is_synthetic else []
     choices = [
@@ -75,7 +75,12 @@ def kind_of(statistics: TextStatistics) -> Kind:
 # ---- rules
 
 
-def _synthetic(statistics: TextStatistics, kind: Kind) -> Iterator[Choice]:
+def _is_pretrained(kind: Kind, is_synthetic: bool, given: Mapping[str, Any]) -> bool:
+    """Whether a model of a table starts from weights such as zoo:regress-lm, and learns from synthetic rows."""
+    return kind == "numbers" and is_synthetic and bool(given.get("model.weights"))
+
+
+def _synthetic(statistics: TextStatistics, kind: Kind, given: Mapping[str, Any]) -> Iterator[Choice]:
     """Synthetic rows that an ensemble labels, for small tables and for few texts."""
     rows = statistics.n_rows
     is_table = kind == "numbers" and statistics.columns and rows in TAUGHT_TABLES
@@ -84,8 +89,9 @@ def _synthetic(statistics: TextStatistics, kind: Kind) -> Iterator[Choice]:
     if not is_table and not (are_texts and rows in TAUGHT_TEXTS):
         return
     yield Choice("data.synthetic_rows", SYNTHETIC_ROWS, f"{rows:,} training rows")
-    if rows >= CALIBRATED:
-        yield Choice("data.synthetic_noise", 0.3, "validation rows calibrate the intervals")
+    if rows >= CALIBRATED or _is_pretrained(kind, True, given):
+        by = "validation rows" if rows >= CALIBRATED else "the teacher's errors in cross-validation"
+        yield Choice("data.synthetic_noise", 0.3, f"{by} calibrate the intervals")
 
 
 def _sizes(statistics: TextStatistics, kind: Kind, given: Mapping[str, Any], is_synthetic: bool) -> Iterator[Choice]:
@@ -98,7 +104,8 @@ def _sizes(statistics: TextStatistics, kind: Kind, given: Mapping[str, Any], is_
     yield Choice("model.n_decoder_layers", 1 if kind != "digits" else 2, reason)
     few = "synthetic rows" if is_synthetic else "few rows" if rows < 20_000 else reason
     residual = {"numbers": 0.1, "digits": 0.0, "language": 0.1 if is_synthetic else 0.2}[kind]
-    yield Choice("model.residual_dropout", residual, few)
+    residual, why = (0.0, "few steps from weights") if _is_pretrained(kind, is_synthetic, given) else (residual, few)
+    yield Choice("model.residual_dropout", residual, why)
     yield Choice("model.dropout", 0.2 if kind == "language" and not is_synthetic else 0.0, few)
 
 
@@ -210,6 +217,8 @@ def _steps(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any]) 
     needed = {"numbers": min(3000, 1000 + s.n_rows), "digits": 2000, "language": min(3000, 600 + s.n_rows // 5)}[kind]
     if settings.get("data.synthetic_rows"):
         needed = min(3000, (1000 if kind == "language" else 800) + 2 * s.n_rows)
+        if _is_pretrained(kind, True, settings):
+            needed = min(3000, 400 + s.n_rows // 2)
     # Tokens of a text, and operations of a step: 6 for each weight and token.
     tokens = {"words": s.words + s.numbers, "bpe": s.characters / 4 + s.numbers}.get(
         str(settings["data.tokenizer"]), s.characters

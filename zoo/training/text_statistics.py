@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from zoo.tokenizers.numerals import NUMBER, rounded
+from zoo.tokenizers.numerals import DATE, NUMBER, rounded
 
 _WORD = re.compile(r"[^\W\d_][^\s,:;\"{}]*")
 MOST_TEXTS = 5000  # of more texts, this many evenly spaced ones are used
@@ -53,9 +53,10 @@ def text_statistics(texts: Sequence[str], targets: np.ndarray, n_columns: int = 
     """The statistics of N texts with targets (N, K), N at least 1, and of their number of columns."""
     chosen = np.unique(np.linspace(0, len(texts) - 1, MOST_TEXTS).round().astype(int))
     sample = [texts[i] for i in chosen]
-    numbers = [[float(number) for number in NUMBER.findall(text)] for text in sample]
+    without_dates = [DATE.sub(" ", text) for text in sample]  # which are not rounded
+    numbers = [[float(number) for number in NUMBER.findall(text)] for text in without_dates]
     # Words, without those that almost all texts share.
-    words = [{word.lower() for word in _WORD.findall(NUMBER.sub(" ", text))} for text in sample]
+    words = [{word.lower() for word in _WORD.findall(NUMBER.sub(" ", text))} for text in without_dates]
     counts = Counter(word for of_text in words for word in of_text)
     content = {word: n for word, n in counts.items() if n < TEMPLATE * len(sample)}
     occurrences = sum(content.values())
