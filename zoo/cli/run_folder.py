@@ -77,9 +77,11 @@ def find_checkpoint(ckpt_path: str | None, output_dir: str | None, verb: str = "
 
 
 def check_pattern(output_dir: str | None) -> None:
-    """Raises UserError where `--output_dir` is empty, is a file, or has placeholders other than {data} and {time}."""
+    """Raises UserError where `--output_dir` is empty, a URL or a file, or has placeholders except {data} and {time}."""
     if output_dir is None:
         return
+    if is_url(output_dir):
+        raise UserError(f"--output_dir {output_dir} is a URL: give a folder of this machine, and copy the run there")
     if not output_dir.strip() or "\0" in output_dir:
         raise UserError("--output_dir is empty: give a folder, or drop it")
     if unknown := [name for name in re.findall(r"\{[^{}]*\}", output_dir) if name not in ("{data}", "{time}")]:
