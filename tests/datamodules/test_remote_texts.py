@@ -125,7 +125,9 @@ def test_a_web_server_that_sends_complete_files(server, make, tmp_path, monkeypa
     data = make(server)
     assert data.tokenizer.decode(data.tokens("predict")).encode() == TEXT
     monkeypatch.setattr(corpus, "HASHED_BYTES", 0)
-    with pytest.raises(OSError, match=r"a\.txt cannot be read from byte [0-9]+ on .*: start again, or copy it here"):
+    with pytest.raises(
+        UserError, match=r"^http\S*a\.txt cannot be read from byte [0-9]+ on .*: start again, or copy it here"
+    ):
         make(server, "other").stats("train")
 
 
@@ -139,7 +141,7 @@ def test_a_remote_file_is_read_from_any_byte_on(store):
         assert stream.read() == content[-3:]
         assert stream.read(1) == b""
     with (
-        pytest.raises(OSError, match="has changed while it was read"),
+        pytest.raises(UserError, match="has changed while it was read"),
         RemoteFile(f"{store}/b.txt", len(content) + 5, "1").open() as stream,
     ):
         stream.read()

@@ -87,7 +87,7 @@ class RemoteFile:
         return self.url
 
     def open(self, mode: str = "rb", buffering: int = READ_AT_ONCE) -> BinaryIO:
-        """A stream of the bytes, from any of them on; it raises OSError where they cannot be read.
+        """A stream of the bytes, from any of them on; it raises UserError where they cannot be read.
 
         Args:
             mode: "rb", as for `Path.open`.
@@ -106,7 +106,7 @@ class _Reader(io.RawIOBase):
         try:
             self._remote = files.open(path, "rb", block_size=READ_AT_ONCE, cache_type="none")
         except Exception as error:  # each protocol has exceptions of its own
-            raise OSError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
+            raise UserError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
 
     def readable(self) -> bool:
         return True
@@ -128,12 +128,12 @@ class _Reader(io.RawIOBase):
                 self._remote.seek(self._at)
                 content = self._remote.read(size)
             except Exception as error:  # each protocol has exceptions of its own
-                raise OSError(
+                raise UserError(
                     f"{self._file} cannot be read from byte {self._at} on ({type(error).__name__}: {error}): start "
                     "again, or copy it here and give the copy"
                 ) from error
             if len(content) != size:
-                raise OSError(f"{self._file} has changed while it was read: start again")
+                raise UserError(f"{self._file} has changed while it was read: start again")
             buffer[:size] = content
             self._at += size
         return size
