@@ -2,7 +2,7 @@
 
 Usage:
 
-    python benchmarks/ranks.py [--only ddp]
+    python benchmarks/ranks.py [--only "ddp, rank 0"]
 
 "two nodes" are two torchrun agents on 127.0.0.1 with one rank each. A row holds the seconds from the failure (for a
 refusal: from the end of its rank) to the end of the last process, the exit codes, the messages, and whether the run
@@ -135,7 +135,7 @@ def main() -> None:
             ("two nodes", "rank 1 refuses its data"), ("two nodes", "rank 1 is killed"),
             ("two nodes", "rank 0 is killed"), ("ddp", "rank 1 is killed"), ("ddp", "rank 0 is killed"),
         ]  # fmt: skip
-        for launcher, failure in [case for case in cases if case[0].startswith(only)]:
+        for launcher, failure in [case for case in cases if ", ".join(case).startswith(only)]:
             row = try_failure(launcher, failure, folder, folder / "uninterrupted")
             print(
                 {name: row[name] for name in ("benchmark", "seconds", "codes", "messages", "resumed", "same_bits")},

@@ -6,11 +6,13 @@ The text is the lines of train.txt in that folder in random order, repeated to t
 written into --folder; after an error the files stay there. Packing runs in --processes processes and is killed with
 SIGKILL at a third of its shards, then started again. The training is a small Llama's: three steps from the start,
 three more steps resumed in the middle of the epoch, and six steps without a stop, whose weights must be equal bit by
-bit. "peak memory" is the largest resident set of a process, without the pages of mapped files. Rows are written to
-results/streaming.json.
+bit. With --url only the packing is measured, of the files on the disk and of the same files on a web server on this
+machine, which stands for an object store. "peak memory" is the largest resident set of a process, without the pages of
+mapped files. Rows are written to results/streaming.json.
 """
 
 import argparse
+import hashlib
 import os
 import random
 import shutil
@@ -130,6 +132,30 @@ def measure(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     }
 
 
+def measure_url(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """Two rows: packing from the disk, and through a web server."""
+    from benchmarks.range_server import serve
+
+    text, digests = folder / "text", []
+    text.mkdir()
+    size = write_text(args.data_dir / "train.txt", text, args.gigabytes)
+    with serve(text) as url:
+        for name, place in (("on the disk", text), ("on a web server", url)):
+            cache = folder / name.replace(" ", "-")
+            done = finish(start("pack", place, args.tokenizer, cache, args.processes))
+            shards = sorted(cache.glob("tokens/*/*.bin"), key=lambda file: file.name)
+            digests.append([(f.name, hashlib.blake2b(f.read_bytes()).hexdigest()) for f in shards])
+            yield {
+                "benchmark": f"packing, {args.tokenizer}, {args.gigabytes:g} GB {name}",
+                "tokenizer": args.tokenizer,
+                "gigabytes": size / 1e9,
+                "processes": args.processes,
+                "MB_per_cpu_second": done["bytes"] / 1e6 / done["cpu_seconds"],
+                "peak_MB": done["peak_MB"],
+                "shards": done["shards"],
+            } | ({"same_tokens": digests[0] == digests[1]} if digests[1:] else {})
+
+
 def pack(data: Any) -> dict[str, Any]:
     """Pack the training and validation splits; speed is counted over the shards that this process packed."""
     import resource
@@ -206,12 +232,13 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=5.0)
     parser.add_argument("--tokenizer", default="bytes", help='"bytes", "bpe", or a path')
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--url", action="store_true", help="measure packing from a URL instead")
     parser.add_argument("--folder", type=Path, help="for temporary files: three times the size of the text")
     args = parser.parse_args()
     from benchmarks.measure import facts, store
 
     folder = Path(tempfile.mkdtemp(dir=args.folder))
-    for row in measure(args, folder):
+    for row in (measure_url if args.url else measure)(args, folder):
         print(row, flush=True)
         store([row | facts()], ROOT / "results" / "streaming.json")
     shutil.rmtree(folder)

@@ -34,6 +34,7 @@ def streaming() -> str:
         "resumed_step_seconds": "the same, resumed in the middle of an epoch, s",
         "peak_MB": "peak memory of a process, MB",
         "resume_is_bitwise": "weights equal those without a stop",
+        "same_tokens": "shards equal those of the files on the disk",
     }
     lines = []
     for r in measured:

@@ -24,6 +24,7 @@ from zoo.datamodules.sources import tables
 from zoo.datamodules.sources.corpus import hub_tables, is_local, split_files, split_named
 from zoo.datamodules.sources.tables import BadRows, Table, hub_table
 from zoo.errors import UserError
+from zoo.files.remote_files import is_url, local_copy
 from zoo.tokenizers import Tokenizer, train_bpe, train_words
 from zoo.training.random_streams import stream
 
@@ -172,6 +173,8 @@ class RowReader:
         data, path = self.settings.data, Path(os.path.expanduser(self.settings.data))
         if data in self._generated:
             return {split: [self._generated[data](split)] for split in ("train", "val", "test")}
+        if is_url(data):
+            path = local_copy(data, "--data.data")
         if not is_local(path):
             offered = ", ".join(map(repr, self._generated))
             hub = hub_tables(data, tables.SUFFIXES, offered, self._cache_dir)

@@ -8,6 +8,7 @@ from typing import Any
 
 from zoo.datamodules.resumable import ZooDataModule
 from zoo.errors import UserError
+from zoo.files.remote_files import is_url
 from zoo.tokenizers import Tokenizer, load_tokenizer
 
 # The splits that each of the trainer's functions reads.
@@ -38,7 +39,11 @@ class TextData(ZooDataModule):
     def cache(self) -> Path:
         """Folder of files that can be computed or downloaded again: `cache_dir`, else $ZOO_CACHE, else ~/.cache/zoo."""
         given = self.hparams["cache_dir"]
-        return Path(os.path.expanduser(os.environ.get("ZOO_CACHE", "~/.cache/zoo") if given is None else given))
+        folder = os.environ.get("ZOO_CACHE", "~/.cache/zoo") if given is None else given
+        if is_url(folder):
+            option = "$ZOO_CACHE" if given is None else "--data.cache_dir"
+            raise UserError(f"{option} {folder} is a URL: set it to a folder of this machine, or mount the store")
+        return Path(os.path.expanduser(folder))
 
     @abstractmethod
     def train_tokenizer(self, kind: str) -> Tokenizer:

@@ -30,9 +30,9 @@ class TextLM(TextData):
 
     Args:
         data: "pydoc", the documentation that CPython contains (no download); a text file (one document), a table (CSV,
-            TSV, JSON, JSON lines, Parquet), a folder of such files; or a Hugging Face data set, "name" or
-            "name:config". Splits are recognised by the names of a folder's files (train, valid, test), or are those of
-            the hub.
+            TSV, JSON, JSON lines, Parquet), a folder of such files, or the URL of one of these (https://, s3://, and
+            others that fsspec knows); or a Hugging Face data set, "name" or "name:config". Splits are recognised by the
+            names of a folder's files (train, valid, test), or are those of the hub.
         tokenizer: "bytes"; "bpe", trained on the training split (on 1 GiB of a larger one); or a path or name that
             `load_tokenizer` accepts.
         seq_len: T, tokens per window; at least 1, and at most the model's max_seq_len.

@@ -218,6 +218,13 @@ def test_trials_without_a_validation_are_refused(monkeypatch, tmp_path):
         search([], ["model.lr=1:2"], 3, tmp_path)
 
 
+def test_a_requeued_task_of_a_job_array_searches(monkeypatch):
+    """The options that are checked first have no --output_dir, which a run that is continued needs."""
+    for name, value in {"PROCID": 0, "JOB_ID": 7, "JOB_NAME": "search", "RESTART_COUNT": 1}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    assert read_monitor(["--config=tiny/regress_lm"]) == ("val_loss", "minimize")
+
+
 def test_a_search_is_no_rank(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr("sys.argv", ["search", "--space", "model.lr=1:2"])

@@ -9,17 +9,20 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from zoo.datamodules.sources.remote import remote_texts
 from zoo.datamodules.sources.spans import Documents, Part, Source, Table, TextFile, check_utf8, divide
 from zoo.errors import UserError
 from zoo.files import regular_file
+from zoo.files.remote_files import RemoteFile, is_url
 from zoo.hub.connection import online
 
+File = TypeVar("File", Path, RemoteFile, Path | RemoteFile)
 SPLIT_NAMES = {
     "train": {"train", "training"},
     "val": {"val", "valid", "validation", "dev"},
@@ -75,7 +78,7 @@ def open_corpus(
     """Open a text.
 
     Args:
-        data: "pydoc", a file, a folder, or a hub data set as "name" or "name:config".
+        data: "pydoc", a file, a folder, the URL of one, or a hub data set as "name" or "name:config".
         text_column: name of the column of a table that contains the text.
         join_rows: treat the rows of a table as lines of one document instead of documents.
         val_fraction: share of the text used for validation if no such split is given.
@@ -93,8 +96,13 @@ def open_corpus(
         documents = _pydoc()
         digest = hashlib.blake2b("\0".join(documents).encode()).hexdigest()
         given, sources = ["train"], lambda split: [Documents(documents)]
-    elif path.exists():
-        files = split_files(path, TEXT_SUFFIXES | _TABLES.keys())
+    elif is_url(data) or path.exists():
+        suffixes = TEXT_SUFFIXES | _TABLES.keys()
+        files: Mapping[str, Sequence[Path | RemoteFile]]
+        if is_url(data):
+            files = group_by_split(remote_texts(data, suffixes, _TABLES.keys(), HASHED_BYTES))
+        else:
+            files = split_files(path, suffixes)
         digest = _digest([file for group in files.values() for file in group])
         tables = cache_dir / digest[:32]  # because `datasets` recognises files by their time, not by their content
         given, sources = list(files), lambda split: [_source(f, text_column, join_rows, tables) for f in files[split]]
@@ -124,6 +132,8 @@ def data_label(data: str) -> str:
     path = Path(os.path.abspath(Path(os.path.expanduser(data))))
     if path.exists():
         return path.name if path.is_dir() else path.stem
+    if is_url(data):
+        data = str(Path(data.partition("?")[0].rstrip("/")).with_suffix(""))
     return re.sub(r"[^\w.-]+", "-", data.rpartition("/")[2])
 
 
@@ -159,13 +169,19 @@ def split_files(path: Path, suffixes: Set[str]) -> dict[str, list[Path]]:
     if not files:
         kinds = ", ".join(sorted(suffixes))
         raise UserError(f"the folder {path} holds no text: none of its files has one of the suffixes {kinds}")
-    splits: dict[str, list[Path]] = {}
     for file in files:
         if not file.is_file():
             regular_file(file)  # refuses it
+    return group_by_split(files)
+
+
+def group_by_split(files: Sequence[File]) -> dict[str, list[File]]:
+    """Files by the split that their names say, if one of them is named for training; otherwise all are "train"."""
+    splits: dict[str, list[File]] = {}
+    for file in files:
         if named := split_named(file.name):
             splits.setdefault(named, []).append(file)
-    return splits if "train" in splits else {"train": files}
+    return splits if "train" in splits else {"train": list(files)}
 
 
 def split_named(name: str) -> str | None:
@@ -174,19 +190,21 @@ def split_named(name: str) -> str | None:
     return next((split for split, names in SPLIT_NAMES.items() if words & names), None)
 
 
-def _digest(files: Sequence[Path]) -> str:
+def _digest(files: Sequence[Path | RemoteFile]) -> str:
     """A digest of the files' contents, which must be UTF-8; of large files, of their names, sizes and times of change.
 
     Raises:
         UserError: a file is not UTF-8; the message names it and the offset of the wrong byte.
     """
-    states = [file.stat() for file in files]
-    is_hashed = sum(state.st_size for state in states) <= HASHED_BYTES
+    sizes = [file.size if isinstance(file, RemoteFile) else file.stat().st_size for file in files]
+    is_hashed = sum(sizes) <= HASHED_BYTES
     digest = hashlib.blake2b()
-    for file, state in zip(files, states, strict=True):
-        digest.update(f"{file.name}\0{state.st_size}\0".encode())
-        if not is_hashed:
-            digest.update(f"{state.st_mtime_ns}\0".encode())
+    for file, size in zip(files, sizes, strict=True):
+        digest.update(f"{file.name}\0{size}\0".encode())
+        if isinstance(file, RemoteFile):
+            digest.update(f"{file.version}\0".encode())
+        elif not is_hashed:
+            digest.update(f"{file.stat().st_mtime_ns}\0".encode())
         elif file.suffix.lower() == ".parquet":
             with file.open("rb") as content:
                 digest.update(hashlib.file_digest(content, "blake2b").digest())
@@ -195,8 +213,9 @@ def _digest(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _source(file: Path, text_column: str, join_rows: bool, cache_dir: Path) -> Source:
-    if builder := _TABLES.get(file.suffix.lower()):
+def _source(file: Path | RemoteFile, text_column: str, join_rows: bool, cache_dir: Path) -> Source:
+    builder = _TABLES.get(file.suffix.lower())
+    if builder and isinstance(file, Path):
         return Table(_open_table(builder, file, cache_dir), text_column, join_rows, str(file))
     return TextFile(file)
 
@@ -235,6 +254,8 @@ def hub_tables(data: str, suffixes: Set[str], embedded: str, cache_dir: Path) ->
         UserError: the data set lacks a training split.
     """
     path = Path(os.path.expanduser(data))
+    if is_url(data):
+        raise UserError(f"{data}: a URL cannot be read here; copy the files, and give the copy")
     # Say which file was perhaps meant.
     missing = f"no text is at {path}"
     if path.parent.is_dir():

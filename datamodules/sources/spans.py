@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from zoo.errors import UserError
+from zoo.files.remote_files import RemoteFile
 from zoo.text_formats.text_file import describe_byte
 
 Row = tuple[bool, str]  # whether the row starts a document, and its text
@@ -51,16 +52,17 @@ class Source(Protocol):
 class TextFile:
     """A text file: one document, whose rows are its lines. A byte order mark is left out."""
 
-    file: Path
+    file: Path | RemoteFile
 
     @cached_property
     def _start(self) -> int:
-        with self.file.open("rb") as content:
+        with self.file.open("rb", buffering=16) as content:
             return len(codecs.BOM_UTF8) if content.read(3) == codecs.BOM_UTF8 else 0
 
     @cached_property
     def size(self) -> int:
-        return self.file.stat().st_size - self._start
+        size = self.file.size if isinstance(self.file, RemoteFile) else self.file.stat().st_size
+        return size - self._start
 
     def rows(self, start: int, stop: int) -> Iterator[Row]:
         at = start
@@ -79,7 +81,7 @@ class TextFile:
     def align(self, position: int, place: Place) -> int:
         if not 0 < position < self.size:
             return position
-        with self.file.open("rb") as content:
+        with self.file.open("rb", buffering=1 << 16) as content:
             if place != "character":
                 # The rest of the previous line; in the place of a line that is very long, any character.
                 content.seek(self._start + position - 1)
@@ -225,7 +227,7 @@ def _continuation_bytes(content: bytes) -> int:
     return next((i for i, byte in enumerate(content) if byte & 0xC0 != 0x80), len(content))
 
 
-def check_utf8(file: Path, update: Any = lambda block: None) -> None:
+def check_utf8(file: Path | RemoteFile, update: Any = lambda block: None) -> None:
     """Read a file, and pass each block to `update`.
 
     Raises:

@@ -6,7 +6,7 @@ import fsspec
 import pytest
 import torch
 
-from tests.commands import complaint
+from tests.commands import TINY, complaint
 from zoo.__main__ import main
 from zoo.files import remote_files
 from zoo.files.remote_files import is_copy, local_copy
@@ -65,3 +65,10 @@ def test_refusals(url, sentence, capsys):
     torch.save({"zoo": Code()}, content := io.BytesIO())
     fsspec.filesystem("memory").pipe("/bucket/code.ckpt", content.getvalue())
     assert sentence in complaint(capsys, 1, "validate", f"--ckpt_path={url}")
+
+
+def test_a_run_is_not_written_to_a_url(text_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    argv = ["fit", f"--config={TINY}", f"--data_dir={text_file}", "--output_dir=memory://bucket/run"]
+    assert "--output_dir memory://bucket/run is a URL: give a folder of this machine" in complaint(capsys, 1, *argv)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("memory")]

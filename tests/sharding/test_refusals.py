@@ -3,8 +3,9 @@
 from types import SimpleNamespace
 
 import pytest
-from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, StrategyRegistry
 
+from zoo.cli.trainer_options import strategy_name
 from zoo.errors import UserError
 from zoo.llama import LlamaLM
 from zoo.mini_rlm import MiniRLM
@@ -22,7 +23,8 @@ def refusal(module, strategy=None, precision="32-true"):
 
 def test_unsupported_combinations_are_refused_by_name():
     assert "MiniRLM cannot be sharded" in refusal(MiniRLM(encoder="transformer", vocab_size=257))
-    assert "--trainer.strategy fsdp2" in refusal(LlamaLM(**SIZES), ModelParallelStrategy())
+    for strategy in (ModelParallelStrategy(), FSDPStrategy()):
+        assert "is not supported: set --trainer.strategy fsdp2" in refusal(LlamaLM(**SIZES), strategy)
     for precision in ("16-mixed", "16-true", "bf16-true", "64-true"):
         assert f"does not support precision {precision}" in refusal(LlamaLM(**SIZES), precision=precision)
     assert "--model.compile" in refusal(LlamaLM(**SIZES, compile=True))
@@ -44,3 +46,14 @@ def test_processes_with_other_sizes_are_refused():
 
 def test_the_short_name_is_registered():
     assert isinstance(StrategyRegistry.get("fsdp2"), FullySharded)
+
+
+def test_names_of_strategies():
+    names = {name: name for name in ("auto", "ddp", "ddp_fork", "ddp_find_unused_parameters_true", "fsdp2")}
+    for given, name in (names | {"FullySharded": "fsdp2", "DDP": "ddp"}).items():
+        assert strategy_name(given) == name
+    for name in ("fsdp", "fsdp_cpu_offload", "deepspeed_stage_3", "xla"):
+        with pytest.raises(UserError, match=f"strategy {name} is not supported: set it to ddp, or to fsdp2"):
+            strategy_name(name)
+    with pytest.raises(UserError, match=r"no strategy 'fdsp2'; did you mean fsdp2\?; set it to one of"):
+        strategy_name("fdsp2")

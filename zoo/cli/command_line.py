@@ -148,7 +148,7 @@ class ZooCLI(OpenLightningCLI):
         check_pattern(given.get("output_dir"))
         refuse_overridden_checkpoint(self.arguments)
         ckpt_path = given.get("ckpt_path")
-        if ckpt_path is None and self.verb == "fit" and was_requeued():
+        if ckpt_path is None and self.verb == "fit" and self.runs_verb and was_requeued():
             ckpt_path = "auto"
         if ckpt_path is None and self.verb != "fit":
             ckpt_path = self.arguments.weights_alone()

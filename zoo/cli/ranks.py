@@ -20,7 +20,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 from torch.distributed import PrefixStore, Store, TCPStore
 from torch.multiprocessing import ProcessExitedException
 
@@ -284,9 +284,17 @@ def connect(ranks: Ranks, trainer: Any, prepare: Callable[[], None]) -> None:
         prepare: called first in every process of ddp_spawn or ddp_fork.
 
     Raises:
-        UserError: torchrun or SLURM has started another number of processes than the Trainer is set up for.
+        UserError: torchrun or SLURM has started another number of processes than the Trainer is set up for, or nothing
+            has started processes on several nodes.
     """
     world = World.of(trainer)
+    is_alone = ranks.world is None and isinstance(cluster_environment(trainer), LightningEnvironment)
+    if trainer.num_nodes > 1 and is_alone and not {"MASTER_ADDR", "NODE_RANK"} <= os.environ.keys():
+        # It would wait for the other nodes, for half an hour.
+        raise UserError(
+            f"--trainer.num_nodes {trainer.num_nodes}: start the command on every node with torchrun or srun, or drop "
+            "the option"
+        )
     size = 1 if world is None else world.size
     # Under torchrun the Trainer's world_size is the number of processes that were started, for strategies of several.
     size_of_options = 1 if world is None else trainer.num_devices * trainer.num_nodes

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Callback, ProgressBar
-from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
+from lightning.pytorch.strategies import StrategyRegistry
 
 from zoo.callbacks import Checkpoint, EarlyStopping, Samples
 from zoo.cli.trainer_classes import describe_text
@@ -54,7 +54,7 @@ def check_trainer(trainer: Any, verb: str) -> None:
         )
     check_counts(**{"--trainer.num_nodes": trainer.num_nodes})
     if isinstance(trainer.strategy, str):
-        trainer.strategy = strategy_name(trainer.strategy, trainer.accelerator)
+        trainer.strategy = strategy_name(trainer.strategy)
     elif (arguments := getattr(trainer.strategy, "init_args", None)) and arguments.get("shard_size") is not None:
         # jsonargparse would report what the constructor raises as a wrong type.
         check_counts(**{"--trainer.strategy.shard_size": arguments.shard_size})
@@ -120,19 +120,22 @@ def shows_own_bar(trainer: dict[str, Any]) -> bool:
     )
 
 
-def strategy_name(name: str, accelerator: Any) -> str:
+def strategy_name(name: str) -> str:
     """The name under which Lightning knows a strategy; "FullySharded", the class, is called "fsdp2".
 
     Raises:
-        UserError: there is no strategy of that name, or it does not run on a CPU.
+        UserError: there is no strategy of that name, or the models do not train with it.
     """
     own = fsdp2 if name.lower() == FullySharded.__name__.lower() else name.lower()
-    if own != "auto" and own not in StrategyRegistry.available_strategies():
-        raise UserError(describe_text("trainer.strategy", name, ("auto", "ddp", "ddp_spawn", "ddp_fork", fsdp2)))
-    on_cpu = accelerator == "cpu" or not torch.cuda.is_available()
-    if own in FSDPStrategy.get_registered_strategies() and on_cpu:
-        raise UserError(f"--trainer.strategy {name} needs CUDA GPUs: set it to {fsdp2}, which also runs on CPUs")
-    return own
+    known = StrategyRegistry.available_strategies()
+    if own in ("auto", "single_device", fsdp2) or (own in known and own.startswith("ddp")):
+        return own
+    if own in known:  # Lightning's FSDP, DeepSpeed and TPUs
+        raise UserError(
+            f"--trainer.strategy {name} is not supported: set it to ddp, or to {fsdp2} to divide the parameters among "
+            "the processes"
+        )
+    raise UserError(describe_text("trainer.strategy", name, ("auto", "ddp", "ddp_spawn", "ddp_fork", fsdp2)))
 
 
 def apply_barebones(trainer: Any) -> None:

@@ -1,10 +1,12 @@
-"""Files at a URL (https://, s3://, gs://, ...): copied into the cache, and read from there as any other file."""
+"""Files at a URL (https://, s3://, gs://, ...): copied into the cache, or read in place, a part at a time."""
 
 import contextlib
 import hashlib
+import io
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 
@@ -20,6 +22,8 @@ NEIGHBOURS = (  # names under which a tokenizer and its settings are next to wei
     "tokenizer.model", "tokenizer.bin", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "encoder.json", "vocab.bpe",
 )  # fmt: skip
+
+READ_AT_ONCE = 4 << 20  # bytes of a remote file that one request reads, by default
 
 
 def is_url(path: str | None) -> bool:
@@ -50,14 +54,11 @@ def local_copy(url: str, option: str = "--ckpt_path") -> Path:
     parent, _, name = url.partition("?")[0].rpartition("/")
     if name in ("", ".", ".."):
         raise UserError(f"{option} {url} names no file")
-    try:
-        files, path = fsspec.url_to_fs(url)
-    except (ImportError, ValueError) as error:  # the package is missing, or the protocol unknown
-        raise UserError(f"{option} {url}: {error}") from error
+    files, path = _open(url, option)
     info = _info(files, path, url, option)
     if info.get("type") == "directory":
         raise UserError(f"{option} {url} is a folder: copy it here, and give the copy")
-    version = [str(info[name]) for name in VERSION_FIELDS if info.get(name) is not None]
+    version = _version(info)
     # Two files of one remote folder, such as a checkpoint and the config next to it, have copies in one folder.
     folder = _copies() / _digest(parent)
     copy, stamp = folder / name, folder / f".{name}.version"
@@ -82,6 +83,122 @@ def copy_with_neighbours(url: str, option: str) -> Path:
     return copy
 
 
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file at a URL that is read in place, by processes to which it is sent.
+
+    Args:
+        url: of the file.
+        size: bytes.
+        version: differs where the content does; "" where the server does not tell.
+    """
+
+    url: str
+    size: int
+    version: str
+
+    @property
+    def name(self) -> str:
+        return self.url.partition("?")[0].rpartition("/")[2]
+
+    @property
+    def suffix(self) -> str:
+        return Path(self.name).suffix
+
+    def __str__(self) -> str:
+        return self.url
+
+    def open(self, mode: str = "rb", buffering: int = READ_AT_ONCE) -> BinaryIO:
+        """A stream of the bytes, from any of them on; it raises UserError where they cannot be read.
+
+        Args:
+            mode: "rb", as for `Path.open`.
+            buffering: bytes that one request reads.
+        """
+        assert mode == "rb"
+        return io.BufferedReader(_Reader(self), buffering)
+
+
+class _Reader(io.RawIOBase):
+    """The bytes of a remote file; each call of `readinto` is one request."""
+
+    def __init__(self, file: RemoteFile) -> None:
+        self._file, self._at = file, 0
+        files, path = _open(file.url, "")
+        try:
+            self._remote = files.open(path, "rb", block_size=READ_AT_ONCE, cache_type="none")
+        except Exception as error:  # each protocol has exceptions of its own
+            raise UserError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        size = max(0, min(len(buffer), self._file.size - self._at))
+        if size:
+            try:
+                self._remote.seek(self._at)
+                content = self._remote.read(size)
+            except Exception as error:  # each protocol has exceptions of its own
+                raise UserError(
+                    f"{self._file} cannot be read from byte {self._at} on ({type(error).__name__}: {error}): start "
+                    "again, or copy it here and give the copy"
+                ) from error
+            if len(content) != size:
+                raise UserError(f"{self._file} has changed while it was read: start again")
+            buffer[:size] = content
+            self._at += size
+        return size
+
+    def close(self) -> None:
+        if not self.closed:
+            self._remote.close()
+        super().close()
+
+
+def list_remote(url: str, option: str) -> list[RemoteFile]:
+    """The file at a URL, or the files in the folder there, by name.
+
+    Args:
+        url: as for `local_copy`. The URL of a folder on a web server ends with a slash.
+        option: that names it, for messages.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: the protocol is unknown or its package is missing, or the server does not tell the size of a file.
+        OSError: the file or folder cannot be read.
+    """
+    files, path = _open(url, option)
+    is_page = url.startswith("http") and url.endswith("/")
+    infos: list[dict[str, Any]] = [{"type": "directory"} if is_page else _info(files, path, url, option)]
+    if infos[0].get("type") == "directory":
+        try:
+            infos = files.ls(path, detail=True)
+        except Exception as error:  # each protocol has exceptions of its own
+            raise OSError(f"{option} {url} cannot be read ({type(error).__name__}: {error})") from error
+        infos = [info for info in infos if info.get("type") == "file" and not info["name"].endswith("/")]
+        urls = [files.unstrip_protocol(info["name"]) for info in infos]
+        # The page of a web server lists names only.
+        infos = [_info(files, info["name"], info["name"], option) if is_page else info for info in infos]
+    else:
+        urls = [url]
+    for name, info in zip(urls, infos, strict=True):
+        if not isinstance(info.get("size"), int):
+            raise UserError(f"{option} {name}: the server does not tell its size: copy it here, and give the copy")
+    remote = [RemoteFile(name, i["size"], " ".join(_version(i))) for name, i in zip(urls, infos, strict=True)]
+    return sorted(remote, key=lambda file: file.name)
+
+
 def is_copy(path: str | Path) -> bool:
     """Whether a file is a copy that `local_copy` has made."""
     return Path(path).is_relative_to(_copies())
@@ -93,6 +210,19 @@ def _copies() -> Path:
 
 def _digest(*words: str) -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
+
+
+def _open(url: str, option: str) -> tuple[Any, str]:
+    """The file system of a URL, and its path there."""
+    try:
+        return fsspec.url_to_fs(url)
+    except (ImportError, ValueError) as error:  # the package is missing, or the protocol unknown
+        raise UserError(f"{option} {url}: {error}") from error
+
+
+def _version(info: dict[str, Any]) -> list[str]:
+    """What a file system says about the version of a file; empty where it says nothing."""
+    return [str(info[name]) for name in VERSION_FIELDS if info.get(name) is not None]
 
 
 def _info(files: Any, path: str, url: str, option: str) -> dict[str, Any]:

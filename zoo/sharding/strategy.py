@@ -13,7 +13,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.strategies import (
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    StrategyRegistry,
+)
 from torch import Tensor
 
 from zoo.errors import UserError, check_counts
@@ -204,7 +209,7 @@ def shard_module(module: Any, trainer: Any) -> None:
         UserError: the module, its precision or one of its settings cannot be combined with this strategy.
     """
     strategy = trainer.strategy
-    if not isinstance(strategy, ModelParallelStrategy):
+    if not isinstance(strategy, ModelParallelStrategy | FSDPStrategy | DeepSpeedStrategy):
         return
     if not isinstance(strategy, FullySharded):
         raise UserError(f"{type(strategy).__name__} is not supported: set --trainer.strategy {NAME}")

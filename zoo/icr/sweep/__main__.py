@@ -7,11 +7,10 @@ from zoo.console.exit_codes import run_command
 from zoo.console.messages import refuse_non_utf8, silence_lightning
 from zoo.console.table import table
 from zoo.errors import UserError
-from zoo.icr.sweep.metadata import ENDED, Metadata
-from zoo.icr.sweep.options import RUNTIME_ARGS, model_config, parse
+from zoo.icr.sweep.metadata import ENDED, WAITING, Metadata
+from zoo.icr.sweep.options import RUNTIME_ARGS, Share, model_config, parse
 from zoo.icr.sweep.processes import run_in_processes
 from zoo.icr.sweep.training import build_stack, train_members
-from zoo.icr.task import Diversity
 
 
 def main(argv: list[str]) -> None:
@@ -19,36 +18,47 @@ def main(argv: list[str]) -> None:
     silence_lightning()
     refuse_non_utf8(argv)
     args = parse(argv)
+    metadata = Metadata(args.output_dir)
+    if args.collect:
+        status = metadata.collect()
+        if not status:
+            raise UserError(f"{args.output_dir} has no sweep: give the --output_dir of one")
+        report(status, metadata)
+        return
     all_members = list(dict.fromkeys(args.tasks or [2**power for power in range(1, args.max_power + 1)]))
     for M in all_members:
         model_config(args, M)
     build_stack(all_members[:1], args)  # settings that are not valid are refused before anything is written
-    metadata = Metadata(args.output_dir)
     metadata.start({name: value for name, value in vars(args).items() if name not in RUNTIME_ARGS}, all_members)
-    first, shares = args.share or (1, 1)
-    members = all_members[first - 1 :: shares]
+    share = args.share or Share(1, 1)
+    members = all_members[share.number - 1 :: share.total]
     if not members:
-        print(f"zoo: share {first}/{shares} has no members: the sweep has only {len(all_members)}")
+        print(f"zoo: share {share.number}/{share.total} has no members: the sweep has only {len(all_members)}")
         return
     if args.processes > 1:
         run_in_processes(argv, min(args.processes, len(members)))
     else:
         train_members(members, args, metadata)
-    status = metadata.members()
-    print(table([table_row(M, status[str(M)]) for M in members]))
-    unfinished = [f"{M} ({status[str(M)]['status']})" for M in members if status[str(M)]["status"] not in ENDED]
+    status = metadata.collect()
+    report({str(M): status.get(str(M), WAITING) for M in members}, metadata)
+
+
+def report(members: dict[str, dict[str, Any]], metadata: Metadata) -> None:
+    """Print a table of members, by M; raises UserError if one of them did not end."""
+    print(table([table_row(M, member) for M, member in members.items()]))
+    unfinished = [f"{M} ({member['status']})" for M, member in members.items() if member["status"] not in ENDED]
     if unfinished:
         raise UserError(
             f"{len(unfinished)} of {len(members)} members have not ended, M {', '.join(unfinished)}: "
-            f"see {metadata.path}"
+            f"see {metadata.path}, and start the sweep again to continue them"
         )
 
 
-def table_row(M: Diversity, member: dict[str, Any]) -> dict[str, str]:
+def table_row(M: str, member: dict[str, Any]) -> dict[str, str]:
     """A member's status and errors for the terminal."""
     shown = ("val_pretrain_mse", "val_true_mse", "val_true_to_ridge", "val_true_to_dmmse")
     errors = {name.removeprefix("val_"): f"{member[name]:.4f}" if name in member else "" for name in shown}
-    return {"M": str(M), "status": member["status"], "steps": f"{member['step']:,}", **errors}
+    return {"M": M, "status": member["status"], "steps": f"{member['step']:,}", **errors}
 
 
 if __name__ == "__main__":

@@ -4,13 +4,15 @@ import argparse
 import os
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zoo.icr.model import ICRegConfig
 from zoo.icr.task import Diversity
 
 # Options that may differ between two calls for the same folder; all others are settings of the sweep.
-RUNTIME_ARGS = ("max_power", "tasks", "output_dir", "stack", "processes", "share", "accelerator", "compile")
+RUNTIME_ARGS = (
+    "max_power", "tasks", "collect", "output_dir", "stack", "processes", "share", "accelerator", "compile",
+)  # fmt: skip
 
 ARRAY_BOUNDS = ("MIN", "MAX", "STEP")  # SLURM's variables SLURM_ARRAY_TASK_<name>
 
@@ -20,10 +22,18 @@ DETAILS = """\
 
 Members are trained as one stacked model, --stack of them at a time. --processes 4 divides the list among four
 processes, each on its own GPU if there are several; --share array is the part of one task of a SLURM job array, and
---share 2/4 the second of four parts on other clusters. A second call with the same settings resumes. Each member has a
-folder with checkpoints that `zoo validate`, `zoo.icr.load_model` and `python -m zoo.icr.analysis` read;
-experiment_metadata.json has the progress of each.
+--share 2/4 the second of four parts on other clusters; after them, --collect prints the results of all members. A
+second call with the same settings resumes. Each member has a folder with checkpoints that `zoo validate`,
+`zoo.icr.load_model` and `python -m zoo.icr.analysis` read; experiment_metadata.json has the progress of each.
 """
+
+
+class Share(NamedTuple):
+    """A part of the members: those at the places number, number + total, number + 2 total, ... of the list, from 1."""
+
+    number: int
+    total: int
+    is_of_array: bool = False  # given by SLURM, which runs each task of a job array once at a time
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -36,6 +46,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--max_power", type=int, help="train M = 2, 4, ..., 2^max_power; at least 1")
     which.add_argument("--tasks", type=diversities, help="train the M of a list such as 1,8,64,inf")
+    which.add_argument(
+        "--collect",
+        action="store_true",
+        help="train nothing: print the status and the errors of all members in --output_dir; exit code 1 where one has "
+        "not ended",
+    )
     add("--output_dir", type=Path, default=Path("runs/icr-sweep"), help="folder of the sweep (%(default)s)")
     add("--num_steps", type=int, default=150_000, help="optimizer steps of each member (%(default)s)")
     add("--batch_size", type=int, default=2048, help="prompts of a step (%(default)s)")
@@ -112,18 +128,18 @@ def norm(word: str) -> float | None:
     return number
 
 
-def share(text: str) -> tuple[int, int]:
-    """ "2/4" as (2, 4); "array" as the part of this task of a SLURM job array."""
+def share(text: str) -> Share:
+    """ "2/4" as Share(2, 4); "array" as the part of this task of a SLURM job array."""
     if text == "array":
         try:
             task, first, last, step = (int(os.environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", *ARRAY_BOUNDS))
         except (KeyError, ValueError) as error:
             raise argparse.ArgumentTypeError("this is no task of a SLURM job array: write I/N") from error
-        return (task - first) // step + 1, (last - first) // step + 1
+        return Share((task - first) // step + 1, (last - first) // step + 1, is_of_array=True)
     try:
         i, n = (int(word) for word in text.split("/"))
     except ValueError:
         i, n = 0, 0
     if not 1 <= i <= n:
         raise argparse.ArgumentTypeError(f"{text!r} is no share: write I/N, where I is from 1 to N, such as 2/4")
-    return i, n
+    return Share(i, n)

@@ -44,7 +44,7 @@ def train_members(members: list[Diversity], args: argparse.Namespace, metadata: 
                         raise
                     # Unfinished members of a failed stack are marked as failed.
                     for M in stack:
-                        if metadata.members()[str(M)]["status"] == "running":
+                        if metadata.status(M) == "running":
                             reason = f"{type(error).__name__}: {one_sentence(str(error))}"
                             metadata.report(M, "failed", step=step, error=reason)
 
@@ -103,7 +103,7 @@ def train_stack(
     # Validation every eval_every steps; a share of a sweep on several GPUs uses the GPU of its number.
     trainer = Trainer(
         max_steps=args.num_steps, accelerator=args.accelerator, callbacks=[tracking, Progress(label)],
-        devices=[(args.share[0] - 1 if args.share else 0) % gpus] if gpus else 1,
+        devices=[(args.share.number - 1 if args.share else 0) % gpus] if gpus else 1,
         val_check_interval=eval_every, check_val_every_n_epoch=None, num_sanity_val_steps=0, logger=False,
         enable_model_summary=False, use_distributed_sampler=False, default_root_dir=args.output_dir,
     )  # fmt: skip
@@ -118,19 +118,22 @@ def unfinished_members(
 ) -> dict[int, list[Diversity]]:
     """The unfinished members, grouped by the step that they have reached.
 
-    This process holds a lock on each of them until `locks` are closed; members locked by others are left out.
+    This process holds a lock on each of them until `locks` are closed; members locked by others are left out. A task of
+    a job array needs no locks: SLURM runs each task once at a time.
     """
+    is_of_array = args.share is not None and args.share.is_of_array
     by_step: dict[int, list[Diversity]] = {}
     for M in members:
-        if metadata.members()[str(M)]["status"] not in ENDED:
+        if metadata.status(M) not in ENDED:
             # Another process may train this member at the moment.
             last = member_folder(args.output_dir, M) / "last.ckpt"
             last.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                locks.enter_context(owned_lock(last.with_name("lock"), f"another process trains M {M}"))
-            except UserError as error:
-                print(f"zoo: {error}: left out here", file=sys.stderr)
-                continue
+            if not is_of_array:
+                try:
+                    locks.enter_context(owned_lock(last.with_name("lock"), f"another process trains M {M}"))
+                except UserError as error:
+                    print(f"zoo: {error}: left out here", file=sys.stderr)
+                    continue
             # The member continues after the step of its last checkpoint.
             step = read_checkpoint(last, required=("global_step",))["global_step"] if last.exists() else 0
             if step == args.num_steps:  # it was killed after its last checkpoint
