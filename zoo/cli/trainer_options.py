@@ -135,7 +135,8 @@ def strategy_name(name: str) -> str:
             f"--trainer.strategy {name} is not supported: set it to ddp, or to {fsdp2} to divide the parameters among "
             "the processes"
         )
-    raise UserError(describe_text("trainer.strategy", name, ("auto", "ddp", "ddp_spawn", "ddp_fork", fsdp2)))
+    names = ("auto", "ddp", "ddp_spawn", "ddp_fork", fsdp2)
+    raise UserError(describe_text("trainer.strategy", name, names))
 
 
 def apply_barebones(trainer: Any) -> None:
