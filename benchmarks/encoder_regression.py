@@ -25,7 +25,7 @@ from benchmarks.measure import facts  # noqa: E402
 from benchmarks.text_regression import TFIDF, Row, Table, one_objective, texts_and_moods, tfidf_ridge, vader_splits  # noqa: E402
 from zoo.regress_lm import Example, ExampleInput, RegressLM, estimates  # noqa: E402
 from zoo.regress_lm.encoders import load_encoder  # noqa: E402
-from zoo.regress_lm.pretrained_encoder import PretrainedEncoder, cache_folder  # noqa: E402
+from zoo.regress_lm.pretrained_encoder import PretrainedEncoder, states_folder  # noqa: E402
 from zoo.regress_lm.state_cache import StateCache  # noqa: E402
 from zoo.text_formats.json_text import dump_json  # noqa: E402
 from zoo.tokenizers import Tokenizer, load_tokenizer  # noqa: E402
@@ -36,7 +36,7 @@ from zoo.training.random_streams import derive  # noqa: E402
 def frozen_encoder(name: str) -> PretrainedEncoder:
     """The encoder, with its states stored on disk."""
     encoder = PretrainedEncoder(load_encoder(name), dim=1)
-    encoder.cache = StateCache(cache_folder() / f"{encoder.digest}.sqlite", encoder.width)
+    encoder.cache = StateCache(states_folder() / f"{encoder.digest}.sqlite", encoder.width)
     return encoder
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from zoo.datamodules.resumable import ZooDataModule
 from zoo.errors import UserError
+from zoo.files.cache_folder import cache_folder
 from zoo.files.remote_files import is_url
 from zoo.tokenizers import Tokenizer, load_tokenizer
 
@@ -39,11 +40,13 @@ class TextData(ZooDataModule):
     def cache(self) -> Path:
         """Folder of files that can be computed or downloaded again: `cache_dir`, else $ZOO_CACHE, else ~/.cache/zoo."""
         given = self.hparams["cache_dir"]
-        folder = os.environ.get("ZOO_CACHE", "~/.cache/zoo") if given is None else given
-        if is_url(folder):
-            option = "$ZOO_CACHE" if given is None else "--data.cache_dir"
-            raise UserError(f"{option} {folder} is a URL: set it to a folder of this machine, or mount the store")
-        return Path(os.path.expanduser(folder))
+        if given is None:
+            return cache_folder()
+        if is_url(given):
+            raise UserError(
+                f"--data.cache_dir {given} is a URL: set it to a folder of this machine, or mount the store"
+            )
+        return Path(os.path.expanduser(given))
 
     @abstractmethod
     def train_tokenizer(self, kind: str) -> Tokenizer:

@@ -29,6 +29,13 @@ def test_classifier_has_the_most_frequent_class_of_the_training_texts():
     assert scores == {"accuracy_most_frequent": pytest.approx(1 / 3), "accuracy_bag_of_words": 1.0}
 
 
+@pytest.mark.parametrize("limit", [1, 3, 0.5])
+def test_part_of_the_rows_has_no_baselines(limit):
+    data = SimpleNamespace(targets=lambda split: np.array([[1.0], [2.0]]))
+    assert baselines_of(SimpleNamespace(limit_val_batches=1.0), model("Regressor"), data) == {"mae_median": 0.5}
+    assert baselines_of(SimpleNamespace(limit_val_batches=limit), model("Regressor"), data) == {}
+
+
 def test_texts_without_words_have_no_bag_of_words():
     assert np.isnan(naive_bayes_accuracy(["", " "], np.array([0, 1]), ["a"], np.array([0])))
 

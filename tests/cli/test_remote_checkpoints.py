@@ -70,5 +70,7 @@ def test_refusals(url, sentence, capsys):
 def test_a_run_is_not_written_to_a_url(text_file, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     argv = ["fit", f"--config={TINY}", f"--data_dir={text_file}", "--output_dir=memory://bucket/run"]
-    assert "--output_dir memory://bucket/run is a URL, and files are written locally only: give a path" in complaint(capsys, 1, *argv)
+    assert "--output_dir memory://bucket/run is a URL, and files are written locally only: give a path" in complaint(
+        capsys, 1, *argv
+    )
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("memory")]

@@ -1,7 +1,6 @@
 """The decoding steps for a CPU, in C, and for a GPU against the network; compiling, caching and loading the library."""
 
 import os
-import subprocess
 
 import pytest
 import torch
@@ -163,11 +162,39 @@ def test_library_leaves_subnormal_numbers_alone():
 def test_library_is_compiled_once(tmp_path, monkeypatch):
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
     library.load_library.__wrapped__()
-    [path] = (tmp_path / "libraries").iterdir()
+    [path] = (tmp_path / "libraries").glob("*.so")
     assert (tmp_path / "libraries").stat().st_mode & 0o777 == 0o700
-    monkeypatch.setattr(subprocess, "run", None)
+    monkeypatch.setattr(library, "_compile", None)
     library.load_library.__wrapped__()
-    assert [path] == list((tmp_path / "libraries").iterdir())
+    assert [path] == list((tmp_path / "libraries").glob("*.so"))
+
+
+def test_damaged_library_is_compiled_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    library.load_library.__wrapped__()
+    [path] = (tmp_path / "libraries").glob("*.so")
+    content = path.read_bytes()
+    for damaged in (b"", content[:9000], content[:-1] + bytes([content[-1] ^ 1])):
+        path.unlink()  # the file that is mapped already must not change
+        path.write_bytes(damaged)
+        library.load_library.__wrapped__()
+        assert library._is_complete(path)
+    path.unlink()
+    path.mkdir()  # the library is then compiled into a temporary folder
+    library.load_library.__wrapped__()
+
+
+@pytest.mark.parametrize("cache", ["~no-such-user/c", "/proc/no/folder", "s3://bucket"])
+def test_without_a_cache_folder_the_library_is_temporary(monkeypatch, cache):
+    monkeypatch.setenv("ZOO_CACHE", cache)
+    library.load_library.__wrapped__()
+
+
+def test_without_any_folder_there_is_no_library(monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", "/proc/no/folder")
+    monkeypatch.setattr("tempfile.tempdir", "/proc/no/folder")
+    with pytest.raises(CompilerMissing, match="No such file"):
+        library.load_library.__wrapped__()
 
 
 @pytest.mark.parametrize("shared", ["libraries", "."])
@@ -186,6 +213,7 @@ def test_folder_that_others_can_write_to_is_not_used(tmp_path, monkeypatch, shar
         ("PATH", "", r"no C compiler \(gcc, clang, cc\) is installed"),
         ("CC", "no-such-compiler", r"no C compiler"),
         ("CC", "false", "false fails: no message"),
+        ("CC", 'gcc "', r"\$CC is not a command: No closing quotation"),
     ],
 )
 def test_without_a_compiler_one_warning_and_eager_steps(tmp_path, monkeypatch, variable, value, reason):

@@ -20,7 +20,8 @@ def baselines_of(trainer: Any, model: Any, data: Any, split: str = "val") -> dic
     the tokens that a validation scores. Regression: `mae` of the training targets' median. Classifiers: `accuracy` of
     the most frequent class, and of naive Bayes on words and pairs of words, fitted to at most 10,000 texts. ICR:
     `pretrain_mse` and `true_mse` of the exact estimators and of the prediction 0, and the distances of the latter from
-    ridge and dMMSE.
+    ridge and dMMSE. Except for language models they are of all rows of the split, and none are given where
+    `limit_val_batches` or `limit_test_batches` lets the trainer score some of the rows only.
 
     Args:
         trainer: the Trainer.
@@ -31,8 +32,12 @@ def baselines_of(trainer: Any, model: Any, data: Any, split: str = "val") -> dic
     Raises:
         UserError: the data has no training split.
     """
+    limit = getattr(trainer, f"limit_{split}_batches", 1.0)
+    is_limited = isinstance(limit, int) or limit != 1.0  # 1 is one batch, and 1.0 all of them
     for cls in type(model).__mro__:
         function, needed = FUNCTIONS.get(cls.__name__, (None, ()))
+        if is_limited and function is not _language_model:
+            continue
         if function is not None and all(callable(getattr(data, name, None)) for name in needed):
             return {
                 name: float(score) for name, score in function(trainer, data, split).items() if math.isfinite(score)

@@ -104,6 +104,10 @@ def main() -> None:
     if args.processes < 1:
         parser.error(f"--processes must be at least 1, not {args.processes}")
     configs = list(dict.fromkeys(args.configs))
+    folders = [find_config(config).stem for config in configs]
+    if len(set(folders)) < len(folders):
+        same = next(name for name in folders if folders.count(name) > 1)
+        parser.error(f"two configs are named {same}, the name of the folder of their runs: give one of them only")
     schedule = Schedule(configs, min(args.processes, len(configs)))
     if args.place is None and args.processes > 1 and len(configs) > 1:
         rows = run_in_processes(schedule, args.processes, args.output_dir, args.started)

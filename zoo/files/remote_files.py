@@ -12,6 +12,7 @@ import fsspec
 
 from zoo.errors import UserError
 from zoo.files.atomic import replacing
+from zoo.files.cache_folder import cache_folder
 
 # What a file system says about the version of a file. A copy is used as long as these stay the same; without any of
 # them the file is copied each time, because a new checkpoint often has the size of the old one.
@@ -205,7 +206,7 @@ def is_copy(path: str | Path) -> bool:
 
 
 def _copies() -> Path:
-    return Path(os.environ.get("ZOO_CACHE", "~/.cache/zoo")).expanduser() / "remote"
+    return cache_folder() / "remote"
 
 
 def _digest(*words: str) -> str:

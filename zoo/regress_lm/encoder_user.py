@@ -13,7 +13,7 @@ from zoo.regress_lm import encoders
 from zoo.regress_lm.initial_weights import check_kind
 from zoo.regress_lm.model import RegressLMConfig
 from zoo.regress_lm.number_sampler import NumberSampler
-from zoo.regress_lm.pretrained_encoder import PretrainedEncoder, cache_folder, check_same
+from zoo.regress_lm.pretrained_encoder import PretrainedEncoder, check_same, states_folder
 from zoo.regress_lm.state_cache import StateCache
 from zoo.regress_lm.upstream_weights import load_upstream
 from zoo.regress_lm.word_transfer import transfer_embedding
@@ -129,7 +129,7 @@ class EncoderUser(NumberSampler):
     def _open_cache(self) -> None:
         encoder = self.pretrained_encoder
         if encoder is not None and encoder.mode == "frozen" and self.hparams["encoder_cache"]:
-            encoder.cache = StateCache(cache_folder() / f"{encoder.digest}.sqlite", encoder.width)
+            encoder.cache = StateCache(states_folder() / f"{encoder.digest}.sqlite", encoder.width)
 
     def _close_cache(self) -> None:
         if (encoder := self.pretrained_encoder) is not None:

@@ -1,6 +1,5 @@
 """A pretrained encoder of the transformers library in place of RegressLM's own: frozen, adapted or trained."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import UserError, check_choice
+from zoo.files.cache_folder import cache_folder
 from zoo.layers.lora import add_lora
 from zoo.regress_lm.encoders import digest, encoder_from_config, load_encoder, longest_input
 from zoo.regress_lm.state_cache import StateCache
@@ -139,9 +139,9 @@ def _frozen(module: Any) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in module.pretrained.state_dict().items() if name not in trained}
 
 
-def cache_folder() -> Path:
+def states_folder() -> Path:
     """Folder of the states of frozen encoders: in $ZOO_CACHE, else in ~/.cache/zoo."""
-    return Path(os.environ.get("ZOO_CACHE", "~/.cache/zoo")).expanduser() / "encoder_states"
+    return cache_folder() / "encoder_states"
 
 
 def check_same(checkpoint: Mapping[str, Any], encoder: PretrainedEncoder, name: str | None) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from zoo.errors import UserError
+from zoo.files.cache_folder import cache_folder
 
 LIST = "zoo_pull.json"  # repository, revision, the file to load, and {name: [size, SHA-256]} of every file
 _verified: set[tuple[str, int, int]] = set()  # (path, size, time of the last change)
@@ -15,7 +16,7 @@ _verified: set[tuple[str, int, int]] = set()  # (path, size, time of the last ch
 
 def weights_cache() -> Path:
     """Folder of downloaded weights: in $ZOO_CACHE, else in ~/.cache/zoo."""
-    return Path(os.environ.get("ZOO_CACHE", "~/.cache/zoo")).expanduser() / "weights"
+    return cache_folder() / "weights"
 
 
 def is_repository(name: str) -> bool:

@@ -1,10 +1,12 @@
 """Compiles step.c at first use and loads it as a shared library, which later processes find in a cache folder.
 
 The folder is `libraries` in $ZOO_CACHE, by default in ~/.cache/zoo. A library's name is a digest of the source, the
-flags, the compiler and the CPU. Only a folder that no other user can write to is used; otherwise, and where no folder
-can be created, each process compiles into a temporary folder. Nothing in a checkpoint refers to a library.
+flags, the compiler with its version, and the CPU; a file next to it holds its SHA-256, and a damaged library is
+compiled again. Only a folder that no other user can write to is used; otherwise, and where no folder can be created,
+each process compiles into a temporary folder. Nothing in a checkpoint refers to a library.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -17,7 +19,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from zoo.errors import UserError
 from zoo.files.atomic import replacing
+from zoo.files.cache_folder import cache_folder
 
 SOURCE = Path(__file__).with_name("step.c")
 COMPILERS = ("gcc", "clang", "cc")
@@ -43,26 +47,39 @@ def load_library() -> ctypes.CDLL:
     """
     command = _compiler()
     folder = _cache_folder()
-    if folder is None:
-        # The library stays loaded when its file is gone.
+    if folder is not None:
+        path = folder / f"step-{_digest(command)}.so"
+        with contextlib.suppress(OSError):  # a full disk, or something else of that name
+            return _load(path if _is_complete(path) else _compile(command, path))
+    # The library stays loaded when its file is gone.
+    try:
         with tempfile.TemporaryDirectory() as temporary:
             return _load(_compile(command, Path(temporary) / "step.so"))
-    path = folder / f"step-{_digest(command)}.so"
-    return _load(path if path.exists() else _compile(command, path))
+    except OSError as error:
+        raise CompilerMissing(str(error)) from None
 
 
 def _compiler() -> list[str]:
     """The command of a C compiler, $CC or the first of `COMPILERS`."""
     if os.name == "nt":
         raise CompilerMissing("compiling for Windows is not supported")
-    command = shlex.split(os.environ.get("CC", "")) or [name for name in COMPILERS if shutil.which(name)][:1]
+    try:
+        given = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise CompilerMissing(f"$CC is not a command: {error}") from None
+    command = given or [name for name in COMPILERS if shutil.which(name)][:1]
     if not command or not shutil.which(command[0]):
         raise CompilerMissing(f"no C compiler ({', '.join(COMPILERS)}) is installed")
     return command
 
 
 def _compile(command: list[str], path: Path) -> Path:
-    """Compile step.c to the file `path`, with OpenMP's threads if the compiler has them and the library loads."""
+    """Compile step.c to the file `path`, with OpenMP's threads if the compiler has them and the library loads.
+
+    Raises:
+        CompilerMissing: the compiler fails.
+        OSError: the file cannot be written.
+    """
     with replacing(path) as temporary:
         for flags in ((*FLAGS, "-fopenmp"), FLAGS):
             line = [*command, *flags, str(SOURCE), "-o", str(temporary), "-lm"]
@@ -74,10 +91,27 @@ def _compile(command: list[str], path: Path) -> Path:
             if done.returncode == 0:
                 try:
                     ctypes.CDLL(str(temporary))
+                    _sum_file(path).write_text(_sha256(temporary), encoding="ascii")
                     return path
                 except OSError as error:  # for example without OpenMP's library
                     reason = str(error)
         raise CompilerMissing(reason)
+
+
+def _sum_file(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _is_complete(path: Path) -> bool:
+    """Whether the library exists as it was compiled: loading a shortened one would end the process."""
+    try:
+        return _sha256(path) == _sum_file(path).read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return False
 
 
 def _load(path: Path) -> ctypes.CDLL:
@@ -95,6 +129,9 @@ def _load(path: Path) -> ctypes.CDLL:
 def _digest(command: list[str]) -> str:
     """What the machine code depends on, as 16 hexadecimal digits."""
     text = [*command, *FLAGS, SOURCE.read_text(encoding="utf-8")]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        version = [*command, "--version"]
+        text.append(subprocess.run(version, capture_output=True, text=True, errors="replace", timeout=SECONDS).stdout)
     info = Path("/proc/cpuinfo")
     if info.exists():
         # Names and features of the cores.
@@ -107,15 +144,15 @@ def _digest(command: list[str]) -> str:
 
 def _cache_folder() -> Path | None:
     """The folder of the libraries, or None if it cannot be created or another user can write to it."""
-    folder = Path(os.environ.get("ZOO_CACHE", "~/.cache/zoo")).expanduser() / "libraries"
     try:
+        folder = cache_folder() / "libraries"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = folder.resolve()
         is_shared = _others_write(folder, stat.S_IWGRP | stat.S_IWOTH)
         if is_shared or any(_others_write(parent, stat.S_IWOTH) for parent in folder.parents):
             return None
         return folder if os.access(folder, os.W_OK) else None
-    except OSError:
+    except (OSError, UserError):
         return None
 
 
