@@ -77,9 +77,11 @@ class TrainLoader:
         self._batches_before_start = 0
         self._epoch_batches: int | None = None  # batches of the resumed epoch, where it has another number of them
         if not len(self):
+            most = samples // ranks
+            remedy = f"set --data.batch_size to at most {most}" if most else "use fewer processes, or more data"
             raise UserError(
                 f"the training split has {samples} samples, fewer than the {self._step_size} of one step"
-                f" (batch_size {batch_size} on {ranks} process{'es' if ranks > 1 else ''}): lower --data.batch_size"
+                f" (batch_size {batch_size} on {ranks} process{'es' if ranks > 1 else ''}): {remedy}"
             )
 
     def __len__(self) -> int:
