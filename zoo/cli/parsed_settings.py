@@ -202,9 +202,10 @@ def record_used(settings: Any, model: Any) -> None:
         settings: those of the command for the model.
         model: the module with the weights, whose `hparams` are the settings in use.
     """
+    own = {"weights", "base", *model.data_arguments}
     for name, value in vars(settings).items():
         used = model.hparams.get(name)
-        if name not in ("weights", "base") and isinstance(used, int | float | str) and used != value:
+        if name not in own and isinstance(used, int | float | str) and used != value:
             settings[name] = used
 
 

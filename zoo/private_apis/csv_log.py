@@ -54,7 +54,7 @@ class ContinuedWriter(ExperimentWriter):
                 writer.writerows(kept)
 
 
-def _is_earlier(row: dict[str, Any], first: int, keys: set[str]) -> bool:
+def _is_earlier(row: dict[str, Any], first: float, keys: set[str]) -> bool:
     """Whether a row of a file precedes step `first`, or is of that step and has none of the metrics `keys`."""
     if None in row or None in row.values() or not row.get("step", "").isdecimal():  # cut off when the run was killed
         return False

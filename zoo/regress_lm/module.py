@@ -24,7 +24,7 @@ from zoo.regress_lm.number_formats import NumberFormat, number_tokenizer
 from zoo.regress_lm.number_sampler import Calibration
 from zoo.regress_lm.prediction_rows import prediction_rows
 from zoo.regress_lm.pretrained_encoder import EncoderMode, pretrained_encoder
-from zoo.regress_lm.target_warnings import warn_of_targets
+from zoo.regress_lm.target_warnings import warn_of_targets, warn_of_unscored
 from zoo.regress_lm.vocabulary import NumberVocabulary
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import TextBatch, n_given_rows, targets_and_features
@@ -181,6 +181,7 @@ class RegressLMModule(EncoderPretrainer):
         self.hparams.update(self.encoder_settings())
         self.unlabelled_texts = unlabelled_texts
         self.val_samples = val_samples
+        self._has_warned = False  # of targets of an evaluation that are clamped
         self.dropout_seed: int | None = None
         """Seed of dropout in `fine_tune`; None for the seed of the run."""
         if weights:
@@ -279,6 +280,8 @@ class RegressLMModule(EncoderPretrainer):
         is_scored = self.trainer.evaluating or self.trainer.sanity_checking
         if is_scored and not self._validates_loss_only:
             self._check_complete(batch.targets)
+        if is_scored and not self._has_warned:
+            self._has_warned = warn_of_unscored(self.vocabulary, batch.targets.numpy())
         return self.with_number_tokens(batch)
 
     def _check_complete(self, targets: Tensor) -> None:

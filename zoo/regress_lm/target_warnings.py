@@ -39,3 +39,21 @@ def warn_of_targets(
             f"apart: {f'set {better}' if better else 'subtract a constant from them, or scale them'}",
             stacklevel=3,
         )
+
+
+def warn_of_unscored(vocabulary: NumberVocabulary, targets: np.ndarray) -> bool:
+    """Warn if one of the targets (B, K) of an evaluation is outside the range of the tokens; returns whether one is.
+
+    NaN does not count. The other scores, such as the mean absolute error, are those of the targets as they are given.
+    """
+    values = targets[np.isfinite(targets)]
+    outside = values[vocabulary.tokenizer.clamped(values)] if len(values) else values
+    if not len(outside):
+        return False
+    low, high = vocabulary.tokenizer.limits
+    warnings.warn(
+        f"a target, {outside[0]:g}, is beyond the range of the number tokenizer, {low:g} to {high:g}: loss and nll are "
+        "those of the nearest number in it",
+        stacklevel=3,
+    )
+    return True

@@ -233,7 +233,8 @@ def n_given_rows(loader: Any) -> int:
 
     The others are changed copies or synthetic rows.
     """
-    return getattr(loader.dataset, "n_given", len(loader.dataset))
+    n_given = getattr(loader.dataset, "n_given", None)
+    return len(loader.dataset) if n_given is None else int(n_given)
 
 
 def bucketed(order: Tensor, lengths: Tensor, step: int, generator: torch.Generator, window: int = 50) -> Tensor:
