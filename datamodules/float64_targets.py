@@ -22,10 +22,10 @@ class RoundedNumbers:
         self._first = ""
 
     def add(self, place: str, cell: Any, number: float) -> None:
-        """Add a cell and the float64 that it becomes; NaN for none."""
+        """Add a cell and the float64 that it becomes."""
         # A float of the file was converted before; and few digits are held exactly.
         text = "" if isinstance(cell, float) else str(cell).strip()
-        if len(text) <= _EXACT_DIGITS or number == 0 or number != number or text == repr(number):
+        if len(text) <= _EXACT_DIGITS or number == 0 or text == repr(number):
             return
         written = Decimal(text)
         if written == Decimal(repr(number)):

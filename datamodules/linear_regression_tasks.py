@@ -2,16 +2,15 @@
 
 import hashlib
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from zoo.console.argument_names import print_notice
 from zoo.datamodules.resumable import ZooDataModule
 from zoo.datamodules.sources.tables import BadRows
 from zoo.errors import UserError, check_choice, check_counts
@@ -121,7 +120,7 @@ class LinearRegressionTasks(ZooDataModule):
             queries = read_queries(self.hparams["data"], self.task, bad)
             if bad.reasons:
                 count = "1 line was" if len(bad.reasons) == 1 else f"{len(bad.reasons)} lines were"
-                rank_zero_only(print)(f"zoo: {count} left out{bad.first()}", file=sys.stderr)
+                print_notice(f"{count} left out{bad.first()}")
             return queries  # type: ignore[return-value]
         return EvaluationPrompts(self.hparams[f"n_{split}"], lambda: self.evaluation(split))
 

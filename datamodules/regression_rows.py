@@ -3,7 +3,6 @@
 TextRegression and SyntheticConfigs share it.
 """
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from zoo.console.argument_names import print_notice
 from zoo.datamodules.augment import Augmentation
 from zoo.datamodules.preparation import TeacherPlan, TrainingTable, plan_copies, plan_teacher
 from zoo.datamodules.regression_settings import RegressionSettings
@@ -80,8 +79,8 @@ class RegressionRows:
         """The dataset of a split; the training split is followed by its augmented copies and by synthetic rows."""
         # Tokens and features of all rows, of which only usable rows stay.
         rows, limit = self.reader.rows(split), self.settings.max_input_len
-        ids = tokenizer.encode_batch(read := self.rounded_texts(rows.texts))
-        warn_of_unknown_words(split, read, ids, tokenizer)
+        ids = tokenizer.encode_batch(self.rounded_texts(rows.texts))
+        warn_of_unknown_words(split, rows.texts, ids, tokenizer, self.rounded_texts)
         features = [numbers_in(text) for text in rows.texts] if self.settings.features else None
         numbers: Sequence[list[float] | None] = features or [None] * len(ids)
         used = [i for i in range(len(ids)) if self._is_usable(rows.places[i], ids[i], numbers[i])]
@@ -98,9 +97,8 @@ class RegressionRows:
             new_texts, new_ids, new_targets, new_numbers = self._encode_synthetic(tokenizer, seed)
             all_texts, all_ids, all_numbers = all_texts + new_texts, all_ids + new_ids, all_numbers + new_numbers
             targets = np.concatenate([targets, new_targets])
-        return TextRows(
-            all_texts, all_ids, targets, np.array(all_numbers, dtype=np.float32) if features is not None else None
-        )
+        all_features = np.array(all_numbers, dtype=np.float32) if features is not None else None
+        return TextRows(all_texts, all_ids, targets, all_features, n_given=len(used))
 
     def teacher(self, seed: int) -> Teacher:
         """The models that label synthetic rows, fitted to the training rows.
@@ -125,9 +123,9 @@ class RegressionRows:
             return [], np.empty((0, self.n_objectives))
         if seed not in self._synthetic:
             teacher = self.teacher(seed)
-            rank_zero_only(print)(f"zoo: {n_rows:,} synthetic rows are labelled by {teacher}", file=sys.stderr)
+            print_notice(f"{n_rows:,} synthetic rows are labelled by {teacher}")
             cells, targets = teacher.draw(n_rows, self.settings.synthetic_noise)
-            self._warn_of_rounding(cells)
+            self._warn_of_rounding(self.training_table().cells)
             self._synthetic[seed] = [self.reader.layout.text(row) for row in cells], targets
         return self._synthetic[seed]
 
@@ -213,18 +211,16 @@ class RegressionRows:
         """Print the columns whose numbers, years for example, are equal or mostly equal after rounding."""
         digits = self.settings.round_digits
         for name in self.reader.layout.columns:
-            words = {str(row[name]) for row in cells if not is_missing(row[name])}
+            words = {str(cell) for row in cells if not is_missing(cell := row.get(name))}
             if len(words) > 1 and len({*self.rounded_texts(sorted(words))}) == 1:
-                message = f"zoo: the numbers in column {name} are all equal after rounding: raise --data.round_digits"
-                rank_zero_only(print)(message, file=sys.stderr)
+                print_notice(f"the numbers in column {name} are all equal after rounding: raise --data.round_digits")
             elif digits and len(words) > 1 and all(NUMBER.fullmatch(word.strip()) for word in words):
                 numbers = np.array([*map(float, words)])
                 numbers = numbers[np.isfinite(numbers)]
                 if loses_most(numbers, digits):
-                    rank_zero_only(print)(
-                        f"zoo: most numbers in column {name} are equal to others after rounding to {digits} digits: "
+                    print_notice(
+                        f"most numbers in column {name} are equal to others after rounding to {digits} digits: "
                         "if they matter, raise --data.round_digits; if not, leave it out of --data.columns",
-                        file=sys.stderr,
                     )
 
     def _encode_synthetic(

@@ -1,14 +1,13 @@
 """Reviews: texts with class labels, from `label ||| text` files, tables or hub data sets, for a classifier."""
 
-import sys
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from zoo.console.argument_names import print_notice
 from zoo.datamodules.label_columns import LABEL, TEXT, find_columns
 from zoo.datamodules.opinions import OPINIONS, opinions
 from zoo.datamodules.row_data import TRAINED_TOKENIZERS, RowReader, RowViews, Tables, train_row_tokenizer
@@ -207,10 +206,9 @@ class Reviews(RowViews, TextData):
             targets = self.targets(split)
             if len(targets) > 10 and np.ptp(targets) == 0:
                 label = self.label_spellings[int(targets[0, 0])]
-                rank_zero_only(print)(
-                    f"zoo: all {len(targets)} labels of the {split} split are {label!r}: if they are placeholders, "
+                print_notice(
+                    f"all {len(targets)} labels of the {split} split are {label!r}: if they are placeholders, "
                     f"set --data.unlabelled {split}",
-                    file=sys.stderr,
                 )
 
     def dataset(self, split: str) -> TextRows:
@@ -237,8 +235,8 @@ class Reviews(RowViews, TextData):
         rows, limit = self.reader.rows(split), self.max_input_len
         bos = self.tokenizer.leading_ids
         # Empty texts stay empty, without BOS, so that the next step refuses them.
-        encoded = self.tokenizer.encode_batch(read := self._prompted_texts(rows.texts))
-        warn_of_unknown_words(split, read, encoded, self.tokenizer)
+        encoded = self.tokenizer.encode_batch(self._prompted_texts(rows.texts))
+        warn_of_unknown_words(split, rows.texts, encoded, self.tokenizer, self._prompted_texts)
         ids = [[*bos, *tokens] if tokens else [] for tokens in encoded]
         used = [i for i in range(len(ids)) if self.reader.has_valid_length(rows.places[i], len(ids[i]))]
         if not used:

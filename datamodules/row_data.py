@@ -6,7 +6,6 @@ table rows into texts and targets, and a tokenizer.
 
 import os
 import re
-import sys
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from itertools import chain
@@ -15,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from zoo.console.argument_names import print_notice
 from zoo.datamodules.row_settings import RowSettings
 from zoo.datamodules.row_text import RowLayout, is_missing, parse_columns
 from zoo.datamodules.rows import Rows, TextRows
@@ -142,10 +141,9 @@ class RowReader:
         n, total = len(self.rows(split).texts), sum(len(rows.texts) for rows in self._cut_rows.values())
         if n < total:
             other = "test" if split == "val" else "val"
-            rank_zero_only(print)(
-                f"zoo: the {split} split is {n} of the {total} rows of {s.data}, cut off at random: "
+            print_notice(
+                f"the {split} split is {n} of the {total} rows of {s.data}, cut off at random: "
                 f"--data.{split}_fraction 1 --data.{other}_fraction 0 takes all",
-                file=sys.stderr,
             )
 
     def print_sizes(self) -> None:
@@ -157,14 +155,13 @@ class RowReader:
             for split, use in (("train", "training"), ("val", "validation"), ("test", "tests"))
             if (rows := self._cut_rows[split]).texts
         ]
-        message = f"zoo: rows of {self.settings.data}: {', '.join(sizes)}; cut off at random (--data.val_fraction)"
-        rank_zero_only(print)(message, file=sys.stderr)
+        print_notice(f"rows of {self.settings.data}: {', '.join(sizes)}; cut off at random (--data.val_fraction)")
 
     def print_skipped(self) -> None:
         """Print how many rows were left out, and why the first one was."""
         if self.skipped:
             count = "1 row was" if self.skipped == 1 else f"{self.skipped} rows were"
-            rank_zero_only(print)(f"zoo: {count} left out{self.bad_rows.first()}", file=sys.stderr)
+            print_notice(f"{count} left out{self.bad_rows.first()}")
 
     @cached_property
     def tables(self) -> dict[str, list[Table]]:
@@ -294,7 +291,10 @@ def _has_targets(table: Table, columns: str | list[str] | None) -> bool:
     """Whether a row has a target. A table without rows keeps its split, whose error then names it."""
     # One cell with a value is enough.
     names = parse_columns(columns, table.names)
-    return not table.rows or any(not is_missing(cells.get(name)) for _, cells in table.rows for name in names)
+    try:
+        return not table.rows or any(not is_missing(cells.get(name)) for _, cells in table.rows for name in names)
+    except UserError:  # two cells have this name: the error about their row names its place
+        return True
 
 
 def train_row_tokenizer(kind: str, texts: list[str], vocab_size: int) -> Tokenizer:

@@ -71,7 +71,8 @@ class RowLayout(NamedTuple):
                     bad.refuse(place, str(error))
                     continue
                 for column, number in zip(rounded, numbers, strict=False):
-                    column.add(place, cells.get(column.column), number)
+                    if not math.isnan(number):
+                        column.add(place, cells[column.column], number)
                 texts.append(text)
                 targets.append(numbers or [math.nan])
                 places.append(place)
@@ -101,7 +102,7 @@ class RowLayout(NamedTuple):
         known = set(table.columns)
         for option, names in options.items():
             for name in names:
-                if name not in known:
+                if name not in known and not any(name in cells for _, cells in table.rows):
                     start = f"{table.name} has no column {name!r}{_nearest(name, table.columns)}"
                     if self.is_stored and option == "columns":
                         raise UserError(

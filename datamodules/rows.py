@@ -72,12 +72,26 @@ class TextRows(Dataset):
     """Dataset of `zoo.training.batches.Row`: texts, their token ids, targets (N, K) and features (N, F) or None.
 
     The ids of all texts are stored in one array, which loader processes share; they would copy lists.
+
+    Args:
+        texts: (N,) the texts.
+        ids: (N,) their token ids.
+        targets: (N, K) float64.
+        features: (N, F) float32, or None.
+        n_given: number of rows, the first ones, that come from the data; the others are changed copies of them or
+            synthetic, and warnings about the data do not count them. Default: all.
     """
 
     def __init__(
-        self, texts: list[str], ids: list[list[int]], targets: np.ndarray, features: np.ndarray | None = None
+        self,
+        texts: list[str],
+        ids: list[list[int]],
+        targets: np.ndarray,
+        features: np.ndarray | None = None,
+        n_given: int | None = None,
     ) -> None:
         self.texts, self.targets, self.features = texts, targets, features
+        self.n_given = len(texts) if n_given is None else n_given
         self._starts = np.cumsum([0, *map(len, ids)])  # (N + 1,)
         self._tokens = np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=self._starts[-1])
 

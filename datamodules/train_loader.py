@@ -77,9 +77,15 @@ class TrainLoader:
         self._batches_before_start = 0
         self._epoch_batches: int | None = None  # batches of the resumed epoch, where it has another number of them
         if not len(self):
+            if samples < ranks:
+                raise UserError(
+                    f"the training split has {samples} samples for {ranks} processes: set --trainer.devices to at most "
+                    f"{max(samples, 1)}"
+                )
             raise UserError(
-                f"the training split has {samples} samples, fewer than the {self._step_size} of one step"
-                f" (batch_size {batch_size} on {ranks} process{'es' if ranks > 1 else ''}): lower --data.batch_size"
+                f"the training split has {samples} samples, fewer than the {self._step_size} of one step (batch_size "
+                f"{batch_size} on {ranks} process{'es' if ranks > 1 else ''}): set --data.batch_size to at most "
+                f"{samples // ranks}"
             )
 
     def __len__(self) -> int:

@@ -1,10 +1,8 @@
 """Words that a trained tokenizer does not know: a warning where rows outside the training split have some."""
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
-
+from zoo.console.argument_names import print_notice
 from zoo.text_formats.json_text import shorten
 from zoo.tokenizers import Tokenizer
 from zoo.tokenizers.hugging_face import HuggingFaceTokenizer
@@ -12,22 +10,30 @@ from zoo.tokenizers.hugging_face import HuggingFaceTokenizer
 UNKNOWN = "<unk>"
 
 
-def warn_of_unknown_words(split: str, texts: Sequence[str], ids: Sequence[Sequence[int]], tokenizer: Tokenizer) -> None:
+def warn_of_unknown_words(
+    split: str,
+    texts: Sequence[str],
+    ids: Sequence[Sequence[int]],
+    tokenizer: Tokenizer,
+    write: Callable[[list[str]], list[str]],
+) -> None:
     """Print how many texts have words that no training text has, such as a new category, and the first of them.
 
     Args:
         split: of the texts; nothing is printed for "train".
-        texts: (N,) the texts.
+        texts: (N,) the texts as the data has them.
         ids: (N,) their tokens.
         tokenizer: of the tokens; only one with a token for all unknown words loses any.
+        write: texts as the tokenizer reads them, with rounded numbers for example.
     """
     unknown = tokenizer.tokens.get(UNKNOWN) if isinstance(tokenizer, HuggingFaceTokenizer) else None
     rows = [i for i, row in enumerate(ids) if unknown in row] if unknown is not None and split != "train" else []
     if not rows:
         return
-    word = next((word for word in texts[rows[0]].split() if unknown in tokenizer.encode(word)), texts[rows[0]])
-    rank_zero_only(print)(
-        f"zoo: words that no training text has are in {len(rows)} of the {len(texts)} texts of the {split} split, such "
+    words = texts[rows[0]].split()
+    is_unknown = [unknown in tokens for tokens in tokenizer.encode_batch(write(words))]
+    word = next((word for word, is_one in zip(words, is_unknown, strict=True) if is_one), texts[rows[0]])
+    print_notice(
+        f"words that no training text has are in {len(rows)} of the {len(texts)} texts of the {split} split, such "
         f"as {shorten(word)}: the model reads all of them as one unknown word",
-        file=sys.stderr,
     )

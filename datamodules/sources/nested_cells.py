@@ -1,21 +1,33 @@
 """A row whose cells may be mappings: "article.title" is the cell "title" inside the cell "article"."""
 
+from collections.abc import Iterator
 from typing import Any
+
+from zoo.errors import UserError
 
 
 class NestedCells(dict[str, Any]):
     """The cells of a row by name, and those of nested mappings by their path with dots.
 
-    A name with dots that the row itself has comes first. Iteration and length refer to the row.
+    Names may contain dots themselves: "a.b.c" is the cell "c" in "a.b", the cell "b.c" in "a", and so on. Iteration and
+    length refer to the row.
+
+    Raises:
+        UserError: several cells with different values have the path that is read.
     """
 
     def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or _find(self, name) is not _MISSING
+        return next(_find(self, name), None) is not None
 
-    def __missing__(self, name: str) -> Any:
-        if (cell := _find(self, name)) is _MISSING:
+    def __getitem__(self, name: str) -> Any:
+        found = list(_find(self, name))
+        if not found:
             raise KeyError(name)
-        return cell
+        for other in found[1:]:
+            if other[1] != found[0][1]:
+                first, second = (" in ".join(map(repr, reversed(keys))) for keys in (found[0][0], other[0]))
+                raise UserError(f"its {name!r} may be {first} or {second}, which differ: rename one of them")
+        return found[0][1]
 
     def get(self, name: str, default: Any = None) -> Any:
         try:
@@ -24,16 +36,20 @@ class NestedCells(dict[str, Any]):
             return default
 
 
-_MISSING = object()
+def with_nested(cells: dict[str, Any]) -> dict[str, Any]:
+    """The cells of a row, as `NestedCells` if one of them is a mapping."""
+    return NestedCells(cells) if any(isinstance(cell, dict) for cell in cells.values()) else cells
 
 
-def _find(cells: dict[str, Any], path: object) -> Any:
-    """The cell at a path with dots, or `_MISSING`."""
-    if not isinstance(path, str) or "." not in path:
-        return _MISSING
-    cell: Any = cells
-    for name in path.split("."):
-        if not isinstance(cell, dict) or not dict.__contains__(cell, name):
-            return _MISSING
-        cell = dict.__getitem__(cell, name)
-    return cell
+def _find(cells: dict[str, Any], path: object) -> Iterator[tuple[list[str], Any]]:
+    """Each cell at a path with dots, after the keys that lead to it; keys of the mapping itself come first."""
+    if not isinstance(path, str):
+        return
+    if dict.__contains__(cells, path):
+        yield [path], dict.__getitem__(cells, path)
+    end = path.rfind(".")
+    while end >= 0:
+        name, rest = path[:end], path[end + 1 :]
+        if dict.__contains__(cells, name) and isinstance(cell := dict.__getitem__(cells, name), dict):
+            yield from (([name, *keys], value) for keys, value in _find(cell, rest))
+        end = path.rfind(".", 0, end)

@@ -6,17 +6,16 @@ the file: no number is reformatted, and YAML's `no` is a word.
 """
 
 import csv
-import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from zoo.console.argument_names import print_notice
 from zoo.datamodules.sources.corpus import first_line
-from zoo.datamodules.sources.nested_cells import NestedCells
+from zoo.datamodules.sources.nested_cells import with_nested
 from zoo.errors import UserError
 from zoo.files import regular_file
 from zoo.text_formats.json_text import describe_json_error, dump_json, parse_json, shorten
@@ -109,7 +108,7 @@ def read_table(file: Path, column_names: list[str] | None, bad: BadRows, separat
 
 def hub_table(name: str, table: Any) -> Table:
     """A split of a hub data set as a table."""
-    rows = ((f"{name}, row {i}", row) for i, row in enumerate(table, start=1))
+    rows = ((f"{name}, row {i}", with_nested(row)) for i, row in enumerate(table, start=1))
     return Table(name, list(table.column_names), list(rows))
 
 
@@ -169,8 +168,7 @@ def _detect_separator(file: Path, names: list[str] | None) -> str:
         # All rows must agree, and with the given names if they are separated by another sign than the usual one.
         if len(sizes) == 1 and min(sizes) > 1 and (separator == usual or names is None or sizes == {len(names)}):
             if separator != usual:
-                message = f"zoo: {file}: its columns are separated by {_SEPARATOR_NAMES[separator]} (--data.separator)"
-                rank_zero_only(print)(message, file=sys.stderr)
+                print_notice(f"{file}: its columns are separated by {_SEPARATOR_NAMES[separator]} (--data.separator)")
             return separator
     return usual
 
@@ -287,7 +285,7 @@ def _mappings(rows: Iterable[tuple[str, Any]], bad: BadRows) -> Iterator[tuple[s
         elif reason := _not_utf8(*cells, *map(_text_of, cells.values())):
             bad.refuse(place, reason)
         else:
-            yield place, NestedCells(cells) if any(isinstance(cell, dict) for cell in cells.values()) else cells
+            yield place, with_nested(cells)
 
 
 def _text_of(cell: Any) -> str:
@@ -323,7 +321,7 @@ def _read_parquet(file: Path) -> Table:
         _check_unique(names)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    return Table(str(file), names, [(f"{file}, row {i}", row) for i, row in enumerate(cells, start=1)])
+    return Table(str(file), names, [(f"{file}, row {i}", with_nested(row)) for i, row in enumerate(cells, start=1)])
 
 
 def _not_text(*texts: str) -> str | None:

@@ -2,8 +2,11 @@
 
 import fsspec
 import pytest
+import torch
+import yaml
 
 from tests.commands import TINY, complaint
+from zoo.__main__ import main
 from zoo.errors import UserError
 from zoo.files.remote_files import is_copy
 from zoo.llama import load_checkpoint, save_checkpoint
@@ -60,3 +63,15 @@ def test_a_tokenizer_is_read_from_a_url_and_next_to_remote_weights(run, tmp_path
     assert tokenizer_of_weights(url := "memory://weights/best.ckpt") == url
     assert load_tokenizer(url).encode("The fox") == load_tokenizer(run / "best.ckpt").encode("The fox")
     files.rm("/weights", recursive=True)
+
+
+def test_the_saved_config_has_the_sizes_of_the_weights(run, text_file, tmp_path):
+    weights = ["--model.weights", run / "best.ckpt", "--data.tokenizer", run / "best.ckpt", "--data.seq_len=16"]
+    few = ["--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--samples.max_new_tokens=4"]
+    argv = ["fit", "--config", TINY, *weights, *few, f"--data_dir={text_file}", f"--output_dir={tmp_path}/run"]
+    assert main(list(map(str, argv))) == 0
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["model"]["init_args"]
+    original = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]
+    stored = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["hyper_parameters"]
+    for name in ("dim", "n_layers", "n_heads", "max_seq_len"):
+        assert saved[name] == stored[name] == original[name]

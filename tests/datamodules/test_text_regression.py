@@ -136,6 +136,15 @@ def test_words_that_the_training_has_not_are_counted(tmp_path, capsys):
     )
 
 
+def test_unknown_words_are_quoted_as_the_data_has_them(tmp_path, capsys):
+    write_table(tmp_path / "train.csv", [(f"lr: {i / 8}", i) for i in range(20)])
+    write_table(tmp_path / "test.csv", [("lr: 650459392", 1)])
+    settings = {"target_columns": "y", "tokenizer": "words", "round_digits": 2, "power_tokens": True}
+    data = TextRegression(str(tmp_path), **settings)
+    data.texts("train"), data.texts("test")
+    assert "in 1 of the 1 texts of the test split, such as '650459392'" in capsys.readouterr().err
+
+
 def test_file_names_give_the_splits(tmp_path):
     for name, n in (("train", 10), ("valid", 3), ("test", 2)):
         write_table(tmp_path / f"{name}.csv", [(f"{name} {i}", i) for i in range(n)])

@@ -105,6 +105,11 @@ def test_size_and_steps_follow_the_data():
     long = chosen(TABLE._replace(words=500, characters=3000))
     assert 200 <= long["trainer.max_steps"] < chosen(TABLE)["trainer.max_steps"]
     assert long["data.batch_size"] < chosen(TABLE)["data.batch_size"]
+    # A step has at most all training rows, also where these have no copies.
+    few = {"data__augment_copies": 0, "data__synthetic_rows": 0}
+    assert chosen(TEXTS._replace(n_rows=24), **few)["data.batch_size"] == 24
+    assert chosen(TEXTS._replace(n_rows=24, characters=3000), **few)["data.batch_size"] == 16
+    assert chosen(TEXTS._replace(n_rows=24), **few | {"data__batch_size": 64})["trainer.max_steps"] > 0
     for n_rows in (10, 1_000_000):
         settings = chosen(TABLE._replace(n_rows=n_rows))
         assert settings["model.warmup_steps"] == settings["trainer.max_steps"] // 20

@@ -11,6 +11,7 @@ from tests.cards import run_example
 from tests.commands import ROOT
 from zoo.cli.checkpoint_info import read_checkpoint_info
 from zoo.cli.command_line import ZooCLI
+from zoo.console.argument_names import with_argument_names
 from zoo.datamodules import TextRegression, teacher_models
 from zoo.errors import UserError
 from zoo.regress_lm import ExampleInput, RegressLM
@@ -152,3 +153,36 @@ def test_refusals(table):
         RegressLM.from_data(TextRegression(table, target_columns="z"))
     with pytest.raises(UserError, match="has no texts with numbers"):
         RegressLM.from_data("table.csv")
+
+
+def test_messages_name_arguments(tmp_path, capsys):
+    path = tmp_path / "table.csv"
+    path.write_text("a,y\n" + "".join(f"{i},{1.7e9 + i}\n" for i in range(60)))
+    options = {"target_columns": "y", "synthetic_rows": 0, "augment_copies": 0, "batch_size": 8}
+    with pytest.warns(UserWarning, match=r"distinct.*: set number_digits=10$"):
+        RegressLM.from_data(
+            TextRegression(str(path), **options),
+            max_steps=1,
+            progress=False,
+            number_digits=4,
+            number_exponent=1,
+            **SMALL,
+        )
+    assert "cut off at random (val_fraction)" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"fewer than the 999 of one step .*: set batch_size to at most 48$"):
+        RegressLM.from_data(TextRegression(str(path), **options | {"batch_size": 999}), max_steps=1, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("set --model.number_format ieee --model.number_digits 10", "set number_format=ieee number_digits=10"),
+        ("--data.val_fraction 1 --data.test_fraction 0 takes all", "val_fraction=1 test_fraction=0 takes all"),
+        ("lower --data.val_fraction and --data.test_fraction", "lower val_fraction and test_fraction"),
+        ("set --data.max_input_len to at most 5", "set max_input_len to at most 5"),
+        ("fix it, or set --data.bad_rows skip", "fix it, or set bad_rows=skip"),
+        ("give --ckpt_path a.ckpt", "give --ckpt_path a.ckpt"),
+    ],
+)
+def test_options_as_arguments(message, expected):
+    assert with_argument_names(message) == expected

@@ -92,6 +92,15 @@ def test_clamped_training_targets_are_announced_once(tmp_path):
     assert sum("clamped" in str(warning.message) for warning in caught) == 1
 
 
+def test_clamped_targets_of_a_test_are_announced_once_and_the_error_is_that_of_the_target(tmp_path):
+    with pytest.warns(
+        UserWarning, match=r"a target, 1e\+30, is beyond the range .*, -9.999e\+09 to 9.999e\+09"
+    ) as caught:
+        [scores] = trainer(tmp_path).test(module(), loader([*range(14), 1e30, -1e20]), verbose=False)
+    assert sum("beyond the range" in str(warning.message) for warning in caught) == 1
+    assert scores["test_mae"] == pytest.approx(1e30 / 16, rel=1e-6)
+
+
 def test_wrong_batches_are_refused_with_the_remedy(tmp_path):
     with pytest.raises(ValueError, match="the data has 1 target columns, but the model n_objectives 2"):
         trainer(tmp_path, max_epochs=1).fit(module(n_objectives=2), loader())

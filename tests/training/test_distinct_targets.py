@@ -1,5 +1,6 @@
 """Targets that a model cannot tell apart: which are recognised, and the option that the warning names."""
 
+import re
 import warnings
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
+from zoo.datamodules import TextRegression
 from zoo.mini_rlm import MiniRLM
 from zoo.regress_lm import RegressLM
 from zoo.regress_lm.number_formats import finer_format, number_tokenizer
@@ -55,9 +57,12 @@ def test_ordinary_targets_are_told_apart(values):
     assert find_merged(values[:, None], rounded(finite, "ieee")) == []
 
 
-def warnings_of_a_fit(module, targets, tmp_path):
+def loader_of(targets):
     rows = [Row([97, 98], tuple(target), i, "ab") for i, target in enumerate(targets)]
-    loader = DataLoader(rows, batch_size=4, collate_fn=collate)
+    return DataLoader(rows, batch_size=4, collate_fn=collate)
+
+
+def warnings_of_a_fit(module, loader, tmp_path):
     trainer = Trainer(
         max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=tmp_path,
@@ -65,14 +70,14 @@ def warnings_of_a_fit(module, targets, tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer.fit(module, loader)
-    return [str(warning.message) for warning in caught if "distinct" in str(warning.message)]
+    return [text for warning in caught if re.search("distinct|beyond the range", text := str(warning.message))]
 
 
 def test_regress_lm_warns_at_the_start_of_a_fit(tmp_path):
     sizes = {"dim": 16, "n_heads": 2, "n_encoder_layers": 1, "n_decoder_layers": 1}
     model = RegressLM(tokenizer=load_tokenizer("bytes"), n_objectives=2, **sizes)
     targets = np.stack([np.arange(400.0), TIMES], 1)
-    assert warnings_of_a_fit(model, targets, tmp_path) == [
+    assert warnings_of_a_fit(model, loader_of(targets), tmp_path) == [
         "the 400 distinct training targets of objective 2 become 1 distinct value (0.25 %) as number tokens, so that "
         "the model cannot tell them apart: set --model.number_digits 10"
     ]
@@ -81,7 +86,7 @@ def test_regress_lm_warns_at_the_start_of_a_fit(tmp_path):
 def test_mini_rlm_warns_at_the_start_of_a_fit(tmp_path):
     def fit(scale):
         model = MiniRLM(tokenizer=load_tokenizer("bytes"), target_scale=scale, dim=8, hidden_dim=8, loss="huber")
-        return warnings_of_a_fit(model, TIMES[:, None], tmp_path)
+        return warnings_of_a_fit(model, loader_of(TIMES[:, None]), tmp_path)
 
     assert fit("asinh") == []
     assert fit("raw") == [
@@ -98,3 +103,22 @@ def test_a_constant_target_is_named():
         warnings.simplefilter("error")
         warn_of_constant(targets[:, 1:])
         warn_of_constant(targets[:9])  # too few rows
+
+
+def test_warnings_count_the_rows_of_the_data_only(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("a,b,y\n" + "".join(f"{i},{i % 7},{1.7e9 + i}\n" for i in range(60)))
+    options = {"target_columns": "y", "synthetic_rows": 50, "val_fraction": 0, "test_fraction": 0, "batch_size": 8}
+    data = TextRegression(str(path), augment_copies=2, jitter=0.1, target_jitter=0.1, teacher="fast", **options)
+    sizes = {"dim": 16, "n_heads": 2, "n_encoder_layers": 1, "n_decoder_layers": 1}
+    assert len(data.dataset("train")) > 180  # with copies and synthetic rows
+    for model in (
+        RegressLM(tokenizer=data.tokenizer, max_input_len=data.max_input_len, **sizes),
+        RegressLM(tokenizer=data.tokenizer, max_input_len=data.max_input_len, number_format="normalized", **sizes),
+        MiniRLM(tokenizer=data.tokenizer, vocab_size=data.vocab_size, target_scale="raw", dim=8, hidden_dim=8),
+    ):
+        texts = warnings_of_a_fit(model, data.train_dataloader(), tmp_path)
+        counts = [text.partition(" become")[0] for text in texts if "distinct" in text]
+        assert counts == ["the 60 distinct training targets"]
+        clamped = [text[:24] for text in texts if "beyond the range" in text]
+        assert clamped == (["60 of 60 numbers lie bey"] if model.hparams.get("number_format") == "normalized" else [])

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
 
 from zoo.baselines.of_data import baselines_of
 from zoo.callbacks import Charts
@@ -40,6 +41,7 @@ from zoo.cli.parsed_settings import (
     find_null,
     move_data_dir,
     output_dir,
+    record_used,
     refuse_contradictions,
     set_log_folder,
 )
@@ -69,6 +71,7 @@ from zoo.datamodules import ZooDataModule
 from zoo.datamodules.row_data import RowViews
 from zoo.errors import UserError
 from zoo.files.remote_files import is_url
+from zoo.private_apis.csv_log import continue_csv
 from zoo.private_apis.jsonargparse_api import original_error
 from zoo.private_apis.lightning_cli import OpenLightningCLI, repeated_callback
 from zoo.private_apis.lightning_logger import DeferredTensorBoardLogger
@@ -268,6 +271,7 @@ class ZooCLI(OpenLightningCLI):
         settings = self.config[self.verb].model.get("init_args") or {}
         if weights := settings.get("weights"):
             refuse_contradictions(self.arguments.keys, settings, self.model, weights)
+            record_used(settings, self.model)
         named = {"columns", "text_column"} & {*given_options(self.arguments.keys, "data")}
         if self.verb != "fit" and self.checkpoint_info and isinstance(self.datamodule, RowViews) and not named:
             self.datamodule.reader.has_stored_columns = True
@@ -287,7 +291,7 @@ class ZooCLI(OpenLightningCLI):
                 config.output_dir, name="", version="", default_hp_metric=False
             )
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except ModuleNotFoundError as error:  # the package of an accelerator, logger or strategy
             raise UserError(str(error)) from error
         except RuntimeError as error:
@@ -298,6 +302,11 @@ class ZooCLI(OpenLightningCLI):
                     f"top-level key {keys[name]}"
                 ) from error
             raise
+        if self.verb == "fit" and config.ckpt_path:
+            for logger in trainer.loggers:
+                if isinstance(logger, CSVLogger):
+                    continue_csv(logger, config.output_dir)
+        return trainer
 
     def more_callbacks(self, trainer_config: dict[str, Any]) -> list[Callback]:
         more: list[Callback] = []

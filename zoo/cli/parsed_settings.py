@@ -195,6 +195,20 @@ def refuse_contradictions(keys: Iterable[tuple[str, str]], settings: Mapping[str
             raise UserError(f"--model.{name} {value} contradicts the weights in {path}, which have {used}: drop it")
 
 
+def record_used(settings: Any, model: Any) -> None:
+    """Replace, in the settings that the run saves, those that the initial weights have replaced in the model.
+
+    Args:
+        settings: those of the command for the model.
+        model: the module with the weights, whose `hparams` are the settings in use.
+    """
+    own = {"weights", "base", *model.data_arguments}
+    for name, value in vars(settings).items():
+        used = model.hparams.get(name)
+        if name not in own and isinstance(used, int | float | str) and used != value:
+            settings[name] = used
+
+
 def set_log_folder(trainer: Any, folder: str) -> None:
     """Replace `{output_dir}`, which a logger without a folder is given, by the run's folder.
 

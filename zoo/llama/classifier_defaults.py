@@ -1,13 +1,12 @@
 """Default settings of LlamaClassifier from the texts and their classes: rules that need no tuning, with reasons."""
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from zoo.console.argument_names import print_notice
 from zoo.training.choices import PREPARATION_SHARE, Choice, choose_width
 from zoo.training.text_statistics import TextStatistics
 
@@ -39,7 +38,7 @@ def bow_trials(texts: Sequence[str], targets: np.ndarray, n_classes: int, given:
     from zoo.baselines.bow_choice import MOST_ROWS, compare_bow  # imports scikit-learn, which takes a second
 
     n_rows = min(len(texts), MOST_ROWS)
-    rank_zero_only(print)(f"zoo: comparing bags of words on {n_rows:,} training rows", file=sys.stderr)
+    print_notice(f"comparing bags of words on {n_rows:,} training rows")
     seconds = given.get("budget", math.inf) * PREPARATION_SHARE / 2
     return compare_bow(texts, targets, n_classes, [kind] if kind else None, seconds=seconds)
 

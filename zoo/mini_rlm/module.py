@@ -17,7 +17,7 @@ from zoo.mini_rlm.model import Encoder, MiniRLMConfig, MiniRLMNetwork, Pooling
 from zoo.mini_rlm.scales import Scale, ScaleKind
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
-from zoo.training.batches import TextBatch, check_targets, targets_and_features
+from zoo.training.batches import TextBatch, check_targets, n_given_rows, targets_and_features
 from zoo.training.distinct_targets import best_setting, find_merged, warn_of_constant
 from zoo.training.fixed_arguments import field_names
 from zoo.training.initial_weights import InitialWeights
@@ -154,13 +154,14 @@ class MiniRLM(Regressor):
         if self.hparams["encoder"] == "mlp" and features is not None and not np.isfinite(features).all():
             row = int(np.flatnonzero(~np.isfinite(features).all(1))[0])
             raise UserError(f"row {row}: a number in the text is NaN or infinite, which encoder=mlp cannot read")
+        given = targets[: n_given_rows(self.trainer.train_dataloader)]
         if self.trainer.is_global_zero:
-            warn_of_constant(targets)
+            warn_of_constant(given)
         if not self.has_scales:
             self.fit_scales(targets, features)
         is_fp64 = next(self.model.parameters()).dtype == torch.float64
         if not self.hparams["n_classes"] and not is_fp64 and self.trainer.is_global_zero:
-            self._warn_of_merged(targets)
+            self._warn_of_merged(given)
 
     def _warn_of_merged(self, targets: np.ndarray) -> None:
         """Warn of training targets (N, K) that become equal on the model's scale, which is in fp32."""

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.console.argument_names import argument_names
 from zoo.console.progress_display import counting
 from zoo.errors import UserError, check_counts
 from zoo.files.checkpoints import read_checkpoint, write_checkpoint
@@ -135,7 +136,8 @@ class RegressLM(RegressLMModule):
             UserError: the data cannot be read, an argument is out of range, or training diverges.
         """
         check_sampling(seed=seed)
-        model, used = train_on_data(cls, data, seed, max_steps, progress, settings)
+        with argument_names():
+            model, used = train_on_data(cls, data, seed, max_steps, progress, settings)
         if registered_name(used) == "TextRegression":
             model.stored_data_settings = data_settings(used.hparams)
         return model

@@ -59,6 +59,13 @@ def choose_settings(statistics: TextStatistics, given: Mapping[str, Any]) -> lis
     schedule = list(_schedule(statistics, kind, settings))
     settings = {choice.option: choice.value for choice in schedule} | settings
     choices += [*schedule, *_augmentation(statistics, kind, settings), *_optimizer(kind, is_synthetic)]
+    # A step has at most all training rows; other choices follow from its size.
+    settings = {choice.option: choice.value for choice in choices} | dict(given)
+    n_rows = statistics.n_rows + max(settings.get("data.synthetic_rows", 0), 0)
+    n_copies = statistics.n_rows * max(settings.get("data.augment_copies", 0), 0)
+    if "data.batch_size" not in given and n_rows + n_copies < settings["data.batch_size"]:
+        batch = Choice("data.batch_size", max(n_rows, 1), f"{n_rows} training rows")
+        return [*choose_settings(statistics, {**given, batch.option: batch.value}), batch]
     return [choice for choice in choices if choice.option not in given]
 
 

@@ -20,15 +20,15 @@ from zoo.regress_lm.encoder_pretraining import EncoderPretrainer
 from zoo.regress_lm.initial_weights import settings_of_weights
 from zoo.regress_lm.limited_time import choose_within_budget
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
-from zoo.regress_lm.number_formats import NumberFormat, finer_format, number_tokenizer
+from zoo.regress_lm.number_formats import NumberFormat, number_tokenizer
 from zoo.regress_lm.number_sampler import Calibration
 from zoo.regress_lm.prediction_rows import prediction_rows
 from zoo.regress_lm.pretrained_encoder import EncoderMode, pretrained_encoder
+from zoo.regress_lm.target_warnings import warn_of_targets, warn_of_unscored
 from zoo.regress_lm.vocabulary import NumberVocabulary
 from zoo.tokenizers import Tokenizer
-from zoo.training.batches import TextBatch, targets_and_features
+from zoo.training.batches import TextBatch, n_given_rows, targets_and_features
 from zoo.training.choices import Choice
-from zoo.training.distinct_targets import find_merged, warn_of_constant
 from zoo.training.fixed_arguments import field_names
 from zoo.training.language_model import required_vocab_size
 from zoo.training.random_streams import derive
@@ -181,6 +181,7 @@ class RegressLMModule(EncoderPretrainer):
         self.hparams.update(self.encoder_settings())
         self.unlabelled_texts = unlabelled_texts
         self.val_samples = val_samples
+        self._has_warned = False  # of targets of an evaluation that are clamped
         self.dropout_seed: int | None = None
         """Seed of dropout in `fine_tune`; None for the seed of the run."""
         if weights:
@@ -240,18 +241,13 @@ class RegressLMModule(EncoderPretrainer):
             column[~absent][0] if not absent.all() else 0.0
             for column, absent in zip(targets.T, is_absent.T, strict=True)
         ]
-        tokens = self.vocabulary.encode(np.where(is_absent, first, targets))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of clamped targets, of synthetic rows as well
+            tokens = self.vocabulary.encode(np.where(is_absent, first, targets))
         self.set_magnitudes(tokens)
         if self.trainer.is_global_zero:
-            warn_of_constant(targets)
-            for merged in find_merged(targets, self.vocabulary.decode(tokens)):
-                h: Any = self.hparams
-                better = finer_format(merged.quantiles, h["number_format"], h["number_digits"], h["number_exponent"])
-                warnings.warn(
-                    f"{merged.describe(self.n_objectives)} as number tokens, so that the model cannot tell them "
-                    f"apart: {f'set {better}' if better else 'subtract a constant from them, or scale them'}",
-                    stacklevel=2,
-                )
+            given = slice(n_given_rows(self.trainer.train_dataloader))
+            warn_of_targets(self.vocabulary, targets[given], is_absent[given], tokens[given], self.hparams)
 
     def on_train_batch_start(self, batch: TextBatch, batch_idx: int) -> None:
         if self.dropout_seed is None:
@@ -284,6 +280,8 @@ class RegressLMModule(EncoderPretrainer):
         is_scored = self.trainer.evaluating or self.trainer.sanity_checking
         if is_scored and not self._validates_loss_only:
             self._check_complete(batch.targets)
+        if is_scored and not self._has_warned:
+            self._has_warned = warn_of_unscored(self.vocabulary, batch.targets.numpy())
         return self.with_number_tokens(batch)
 
     def _check_complete(self, targets: Tensor) -> None:

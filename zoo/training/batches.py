@@ -228,6 +228,15 @@ def targets_and_features(loader: Any) -> tuple[np.ndarray, np.ndarray | None]:
     return np.array([row.targets for row in rows], dtype=np.float64), features
 
 
+def n_given_rows(loader: Any) -> int:
+    """Number of rows behind a training DataLoader that come from the user's data: the first ones of its dataset.
+
+    The others are changed copies or synthetic rows.
+    """
+    n_given = getattr(loader.dataset, "n_given", None)
+    return len(loader.dataset) if n_given is None else int(n_given)
+
+
 def bucketed(order: Tensor, lengths: Tensor, step: int, generator: torch.Generator, window: int = 50) -> Tensor:
     """Rearrange `order` so that rows of similar length share a step.
 

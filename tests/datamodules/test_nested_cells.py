@@ -1,0 +1,55 @@
+"""Cells inside mappings of JSON and Parquet rows: paths with dots, keys with dots, paths with two meanings."""
+
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from zoo.datamodules import TextRegression
+from zoo.datamodules.sources.nested_cells import NestedCells
+from zoo.errors import UserError
+
+ROWS = [{"a": {"b.c": f"text {i}", "y": i}, "d.e": {"z": -i}, "n": i} for i in range(20)]
+
+
+def write(folder, rows, suffix):
+    if suffix == ".jsonl":
+        (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "rows.parquet")
+    return str(folder / f"rows{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_paths_through_keys_with_dots(suffix, tmp_path):
+    path = write(tmp_path, ROWS, suffix)
+    data = TextRegression(path, text_column="a.b.c", target_columns="a.y,d.e.z")
+    texts, targets = data.texts("predict"), data.targets("predict")
+    assert texts == [f"text {i}" for i in range(20)]
+    assert targets.tolist() == [[i, -i] for i in range(20)]
+    columns = TextRegression(path, columns="a.y,n", target_columns="d.e.z")
+    assert columns.texts("predict")[3] == "a.y: 3, n: 3"
+    with pytest.raises(UserError, match=r"'a\.x'"):
+        TextRegression(path, text_column="a.x", target_columns="n").setup("fit")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_path_with_two_values_is_refused_where_it_is_read(suffix, tmp_path):
+    rows = [{"a": {"b": i + (i == 7)}, "a.b": i, "text": f"t{i}"} for i in range(20)]
+    path = write(tmp_path, rows, suffix)
+    data = TextRegression(path, text_column="text", target_columns="a.b", bad_rows="skip")
+    assert sum(len(data.texts(split)) for split in ("train", "val", "test")) == 19
+    assert len(TextRegression(path, text_column="text", target_columns="a.b").texts("predict")) == 20
+    place = "line 8" if suffix == ".jsonl" else "row 8"
+    with pytest.raises(UserError, match=rf"{place}: its 'a\.b' may be 'a\.b' or 'b' in 'a', which differ: rename one"):
+        TextRegression(path, text_column="text", target_columns="a.b").setup("fit")
+
+
+def test_cells_of_nested_mappings():
+    cells = NestedCells({"a": {"b": {"c": 1}, "b.c": 1, "d": None}, "x.y": 3})
+    assert (cells["a.b.c"], cells["x.y"], cells["a.b"], cells["a.d"]) == (1, 3, {"c": 1}, None)
+    assert ("a.d" in cells, "a.e" in cells, "a.b.c.d" in cells, 5 in cells) == (True, False, False, False)
+    assert cells.get("a.e", 7) == 7
+    with pytest.raises(KeyError):
+        cells["a.e"]
