@@ -21,6 +21,7 @@ import tempfile
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -122,7 +123,7 @@ def busy_processes(count: int):
             process.wait()
 
 
-def measure_config(config: str, rounds: int, steps: int, seconds: float) -> list[dict[str, object]]:
+def measure_config(config: str, rounds: int, steps: int, seconds: float) -> list[dict[str, Any]]:
     """A row for each setting: median seconds of a step over the rounds under each load."""
     load_before = os.getloadavg()[0]
     times: dict[tuple[str, str], list[float]] = {(s, load): [] for s in SETTINGS for load in LOADS}
