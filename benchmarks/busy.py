@@ -1,7 +1,7 @@
 """Time of a training step of every tiny config on a quiet machine and next to busy processes, by the threads' setting.
 
     python benchmarks/busy.py
-    python benchmarks/busy.py --pause 60     # lets other work on the machine run between the configs
+    python benchmarks/busy.py --pause 60     # after every two configs, for other work on the machine
     python benchmarks/busy.py --configs "tiny/llama --data.batch_size=4"
 
 A busy process is a Python loop that uses one core; there are none, one, or one for each core. The settings are OpenMP's
@@ -159,11 +159,11 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each setting and load (%(default)s)")
     parser.add_argument("--steps", type=int, default=40, help="most steps of a measurement (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=1.5, help="after which a measurement ends (%(default)s)")
-    parser.add_argument("--pause", type=float, default=0.0, help="seconds between configs (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="after which a measurement ends (%(default)s)")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds after every two configs (%(default)s)")
     args = parser.parse_args()
     for i, config in enumerate(args.configs):
-        time.sleep(args.pause * bool(i))
+        time.sleep(args.pause * (i > 0 and i % 2 == 0))
         start = time.perf_counter()
         rows = measure_config(config, args.rounds, args.steps, args.seconds)
         store(rows, ROOT / "results" / "busy.json")
