@@ -31,10 +31,11 @@ from zoo.cli.config_names import config_files  # noqa: E402
 from zoo.console.threads import WAIT_VARIABLES  # noqa: E402
 
 CORES = os.cpu_count() or 1
+# With a number of threads in the environment, `zoo fit` chooses none.
 SETTINGS = {
-    "default": {},
-    "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
-    "one thread": {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"},
+    "default": {"OMP_NUM_THREADS": str(CORES)},
+    "passive": {"OMP_NUM_THREADS": str(CORES), "OMP_WAIT_POLICY": "PASSIVE"},
+    "one thread": {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
 }
 LOADS = {"quiet": 0, "one busy": 1, "all busy": CORES}  # name -> number of busy processes
 UNMEASURED = 10  # steps at the start of a run
@@ -77,7 +78,7 @@ class Run:
     """
 
     def __init__(self, config: str, setting: str, folder: str) -> None:
-        ours = {"OMP_NUM_THREADS", "MKL_NUM_THREADS", *WAIT_VARIABLES}
+        ours = {"MKL_NUM_THREADS", *WAIT_VARIABLES}
         environment = {name: value for name, value in os.environ.items() if name not in ours}
         options = ["--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.limit_val_batches=0"]
         options += ["--trainer.max_steps=1000000", "--trainer.val_check_interval=1000000"]
