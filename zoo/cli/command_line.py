@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Callback
 from zoo.baselines.of_data import baselines_of
 from zoo.callbacks import Charts
 from zoo.callbacks.budget import seconds_left
+from zoo.callbacks.one_thread import OneThread
 from zoo.callbacks.progress import Progress
 from zoo.cli.arguments import read_arguments
 from zoo.cli.automatic import choose, print_choices
@@ -300,7 +301,7 @@ class ZooCLI(OpenLightningCLI):
             raise
 
     def more_callbacks(self, trainer_config: dict[str, Any]) -> list[Callback]:
-        more: list[Callback] = []
+        more: list[Callback] = [OneThread()]  # for every verb, because checkpoints have its state
         if trainer_config["logger"]:
             more.append(Charts(baselines_of))
         if shows_own_bar(trainer_config) and self.verb != "generate":
