@@ -123,6 +123,7 @@ STUDIES = (
     # What all models share
     Study("startup.py", ""),
     Study("startup_parts.py", "--rounds 1"),
+    Study("busy.py", "--configs tiny/icr --rounds 1 --seconds 0.5"),
     Study("precisions.py", "--only chunks"),
     Study("processes.py", "--only LlamaLM"),
     Study("ranks.py", "--only ddp"),

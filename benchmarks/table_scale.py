@@ -69,6 +69,29 @@ def precisions() -> str:
     return f"{commands(list(measured.values()))} ({about})\n\n{table}"
 
 
+def busy() -> str:
+    """Milliseconds of a training step on a quiet machine and next to busy processes, a line per config and setting."""
+    measured = rows("busy.json")
+    if not measured:
+        return ""
+    default = {r["config"]: r["quiet"]["step_s"] for r in measured if r["setting"] == "default"}
+    lines = []
+    for r in measured:
+        quiet = r["quiet"]["step_s"]
+        loaded = [
+            f"{1e3 * r[load]['step_s']:.0f} ({r[load]['step_s'] / quiet:.1f})" for load in ("one busy", "all busy")
+        ]
+        cells = [f"{r['flops'] / 1e9:.2g}", r["setting"], f"{1e3 * quiet:.1f}", f"{quiet / default[r['config']]:.2f}"]
+        lines.append([f"`{r['config']}`", *cells, *loaded])
+    facts = measured[0]
+    commits = ", ".join(dict.fromkeys(r["commit"] for r in measured))
+    about = f"{facts['cpu']}, {max(r['threads'] for r in measured)} cores, torch {facts['torch']}, commit {commits}"
+    how = f"median of {facts['repeats']} rounds in turn"
+    header = ["config", "GFLOP a step", "threads", "quiet, ms", "of the default", "one busy process, ms (of quiet)"]
+    table = markdown([*header, "one for each core, ms (of quiet)"], lines)
+    return f"{commands(measured)} ({about}; {how})\n\n{table}"
+
+
 def processes() -> str:
     """Differences of runs on two processes from the same runs on one."""
     measured = rows("processes.json")

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.table_rows import Row, about, commands, faster, markdown, on, rows, speed  # noqa: E402
-from benchmarks.table_scale import faults, packing, precisions, processes, ranks, streaming  # noqa: E402
+from benchmarks.table_scale import busy, faults, packing, precisions, processes, ranks, streaming  # noqa: E402
 from zoo.weights import PREFIX, WEIGHTS, weights_rows  # noqa: E402
 
 
@@ -312,6 +312,7 @@ TABLES = {
     "regress-lm-defaults-ratios": defaults_ratios,
     "regress-lm-speed": lambda: faster("regress_lm.json"),
     "regress-lm-gpu": lambda: faster("regress_lm.json", "gpu"),
+    "busy": busy,
     "faults": faults,
     "icr-speed": lambda: faster("icr_speed.json"),
     "icr-gpu": lambda: faster("icr_speed.json", "gpu"),

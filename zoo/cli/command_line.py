@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger
 from zoo.baselines.of_data import baselines_of
 from zoo.callbacks import Charts
 from zoo.callbacks.budget import seconds_left
+from zoo.callbacks.one_thread import OneThread
 from zoo.callbacks.progress import Progress
 from zoo.cli.arguments import read_arguments
 from zoo.cli.automatic import choose, print_choices
@@ -309,7 +310,7 @@ class ZooCLI(OpenLightningCLI):
         return trainer
 
     def more_callbacks(self, trainer_config: dict[str, Any]) -> list[Callback]:
-        more: list[Callback] = []
+        more: list[Callback] = [OneThread()]  # for every verb, because checkpoints have its state
         if trainer_config["logger"]:
             more.append(Charts(baselines_of))
         if shows_own_bar(trainer_config) and self.verb != "generate":
