@@ -5,9 +5,10 @@
     python benchmarks/all_results.py --list                                 # commands, and what each needs
 
 --quick runs small versions of the studies in a clone of the last commit below runs/, whose tables and figures then hold
-these rows only: it shows that the programs work, and its numbers are not the published ones. It starts no study
-after 12 CPU minutes. A study whose data or packages are missing is left out, with the reason. A summary at the end
-gives the CPU seconds of each study, its children included.
+these rows only: it shows that the programs work, and its numbers are not the published ones. After --minutes of the
+clock (15) a study that still runs is stopped and no other is started, and the summary names them. A study whose data or
+packages are missing is left out, with the reason. A summary at the end gives the CPU seconds of each study, its
+children included.
 """
 
 import argparse
@@ -15,14 +16,16 @@ import os
 import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK_FOLDER = ROOT / "runs" / "results-quick"
-LAST_START = 720  # CPU seconds after which --quick starts no study
+TABLES_SECONDS = 20  # that --quick keeps for the tables and figures
 
 
 class Study(NamedTuple):
@@ -73,7 +76,7 @@ STUDIES = (
     Study("revdeq_wikitext2.py --data_dir {data}/wikitext-2", needs=("wikitext-2",)),
     # In-context regression
     Study("icr.py", "--only data --repeats 1"),
-    Study("icr_contrast.py", "--seeds 0"),
+    Study("icr_contrast.py", "--seeds 0 --steps 40"),
     Study("icr_sweep.py", "--steps 20 --tasks 1,16,inf"),
     # Regression of numbers from texts
     Study("mini_rlm.py --encoders lstm mlp", "--encoders mlp --seeds 0 1"),
@@ -112,16 +115,16 @@ STUDIES = (
     Study(
         f"reviews.py baselines zero_shot pretrain {CLASSIFIERS} --data_dir {{data}}/reviews "
         "--stories {data}/stories260K --wikitext {data}/wikitext-2",
-        "baselines --tasks sst --data_dir {data}/reviews",
+        "baselines --tasks products --data_dir {data}/reviews",
         ("reviews", "stories260K", "wikitext-2"),
     ),
     Study(
         "classifier_defaults.py --data_dir {data}",
-        "--data_dir {data} --sets sst --models baselines",
+        "--data_dir {data} --sets products --models baselines",
         ("reviews",),
     ),
     # What all models share
-    Study("startup.py", ""),
+    Study("startup.py", "--repeats 1"),
     Study("startup_parts.py", "--rounds 1"),
     Study("busy.py", "--configs tiny/icr --rounds 1 --seconds 0.5"),
     Study("precisions.py", "--only chunks"),
@@ -150,13 +153,30 @@ def clone() -> Path:
     return QUICK_FOLDER
 
 
-def run(words: list[str], folder: Path) -> tuple[int, float]:
-    """Exit code and CPU seconds of a script of benchmarks/ in a copy of the repository."""
+def run(words: list[str], folder: Path, limit: float | None = None) -> tuple[int | None, float]:
+    """Exit code and CPU seconds of a script of benchmarks/ in a copy of the repository.
+
+    Args:
+        words: the script and its arguments.
+        folder: the copy.
+        limit: seconds after which the script and its children are stopped; the exit code is then None.
+    """
     environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(folder)}
     print(f"\n$ python benchmarks/{shlex.join(words)}", flush=True)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     argv = [sys.executable, f"benchmarks/{words[0]}", *words[1:]]
-    code = subprocess.run(argv, cwd=folder, env=environment).returncode
+    process = subprocess.Popen(argv, cwd=folder, env=environment, start_new_session=limit is not None)
+    code: int | None
+    try:
+        code = process.wait(limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        code = None
+    except KeyboardInterrupt:
+        if limit is not None:  # a new session does not receive the terminal's signal
+            os.killpg(process.pid, signal.SIGKILL)
+        raise
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return code, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -167,6 +187,7 @@ def main() -> int:
     parser.add_argument("--upstream", type=Path, help="checkout of google-deepmind/regress-lm, the peer of RegressLM")
     parser.add_argument("--encoder", type=Path, help="folder of a pretrained encoder")
     parser.add_argument("--quick", action="store_true", help="small versions, in a clone")
+    parser.add_argument("--minutes", type=float, default=15, help="of the clock, for --quick (default: %(default)g)")
     parser.add_argument("--only", nargs="+", metavar="SCRIPT", help="only these scripts, such as icr.py")
     parser.add_argument("--list", action="store_true", help="print the commands and run none")
     args = parser.parse_args()
@@ -175,6 +196,7 @@ def main() -> int:
     given = {"data": args.data_dir, "upstream": args.upstream, "encoder": args.encoder}
     places = {name: path and path.resolve() for name, path in given.items()}
     folder = clone() if args.quick and not args.list else ROOT
+    end = time.monotonic() + 60 * args.minutes - TABLES_SECONDS if args.quick else None
     summary, total, failed = [], 0.0, False
     for study in STUDIES:
         command = study.small if args.quick else study.command
@@ -183,12 +205,16 @@ def main() -> int:
         words, reason = words_of(command, places, study.needs) if command else ([], "it has no small version")
         if args.list:
             reason = f"python benchmarks/{command}" if command else reason
-        elif not reason and args.quick and total > LAST_START:
-            reason = "the time is over"
+        elif not reason and end is not None and time.monotonic() >= end:
+            reason = "not started: the time is over"
         elif not reason:
-            code, seconds = run(words, folder)
-            total, failed = total + seconds, failed or code != 0
-            reason = f"{seconds:.0f} CPU seconds" + (f", FAILED with exit code {code}" if code else "")
+            code, seconds = run(words, folder, None if end is None else end - time.monotonic())
+            total, failed = total + seconds, failed or bool(code)
+            reason = f"{seconds:.0f} CPU seconds"
+            if code is None:
+                reason += ", stopped: the time is over"
+            elif code:
+                reason += f", FAILED with exit code {code}"
         summary.append(f"{study.script:24} {reason}")
     if not args.list:
         failed = subprocess.run([sys.executable, "benchmarks/tables.py"], cwd=folder).returncode != 0 or failed

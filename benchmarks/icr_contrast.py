@@ -46,17 +46,22 @@ def reference_rows(M: Any, split: EvaluationBatch, D: int) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, help="of each training, with a quarter of them as warm-up")
     stamp = time.strftime("%Y%m%d-%H%M%S")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / f"icr-contrast-{stamp}")
     args = parser.parse_args()
     about, quiet = facts() | {"threads": torch.get_num_threads()}, "--trainer.enable_progress_bar=false"
+    shorter = [] if args.steps is None else [
+        f"--trainer.max_steps={args.steps}", f"--trainer.val_check_interval={args.steps}",
+        f"--model.warmup_steps={args.steps // 4}",
+    ]  # fmt: skip
     rows: list[Row] = []
     for config in ("icr", "icr_pool"):
         for seed in args.seeds:
             folder = args.output_dir / f"{config}-{seed}"
             argv = [f"--config=configs/tiny/{config}.yaml", f"--seed_everything={seed}", f"--output_dir={folder}"]
             start = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "zoo", "fit", *argv, quiet], cwd=ROOT, check=True)
+            subprocess.run([sys.executable, "-m", "zoo", "fit", *argv, *shorter, quiet], cwd=ROOT, check=True)
             seconds = time.perf_counter() - start
             cli = ZooCLI(["test", f"--ckpt_path={folder / 'best.ckpt'}", quiet])
             data, reached = cli.datamodule, cli.trainer.callback_metrics

@@ -1,6 +1,9 @@
 """Charts for a run's loggers in addition to metrics: learning rates, baselines, TensorBoard's layout and HParams."""
 
+import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -27,6 +30,8 @@ class Charts(Callback):
     - `baseline/<metric>_<baseline>`: a horizontal line from the first step to the last validation.
     - TensorBoard's tab Custom Scalars has the charts `pl_module.charts`, title -> regular expressions of names, and the
       tab HParams the settings of the run with the metrics `pl_module.hparam_metrics`. Both attributes are optional.
+      After the first validation the layout has only charts with a line. HParams shows five settings at first: those
+      that differ from the defaults of `pl_module` come before the others.
 
     Args:
         baselines: called after the first validation as `baselines(trainer, pl_module, datamodule)`, in the first
@@ -38,7 +43,8 @@ class Charts(Callback):
         self.baselines = baselines
         self._scores: dict[str, float] | None = None
         self._first_step = 0
-        self._described: list[Logger] = []  # TensorBoard's loggers that have layout and hyperparameters
+        self._logged: set[str] = set()  # names that the loggers have received
+        self._described: dict[Logger, list[str]] = {}  # TensorBoard's loggers -> titles of the charts in their layout
 
     @property
     def scores(self) -> dict[str, float]:
@@ -47,7 +53,7 @@ class Charts(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for logger in trainer.loggers:
-            group_names(logger)
+            group_names(logger, self._logged)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._first_step = trainer.global_step
@@ -72,7 +78,6 @@ class Charts(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or not trainer.is_global_zero or not trainer.loggers:
             return
-        self._describe(trainer, pl_module)
         steps = [trainer.global_step]
         if self._scores is None:
             data = trainer.datamodule  # type: ignore[attr-defined]
@@ -83,27 +88,39 @@ class Charts(Callback):
             # Loggers other than TensorBoard's require ascending steps.
             for step in steps if isinstance(logger, TensorBoardLogger) else steps[-1:]:
                 logger.log_metrics(self._scores, step)
+        self._describe(trainer, pl_module, is_logged=True)
 
     # ---- TensorBoard's layout and hyperparameters
 
-    def _describe(self, trainer: Trainer, model: Any) -> None:
-        """Write the layout of the charts and the hyperparameters, once per logger that has created its file."""
+    def _describe(self, trainer: Trainer, model: Any, is_logged: bool = False) -> None:
+        """Write the hyperparameters once, and the layout of the charts, to each logger that has created its file.
+
+        Args:
+            is_logged: whether all metrics were logged once; the layout then has only charts with a line, and is written
+                again when they are others.
+        """
+        charts = {**getattr(model, "charts", {}), **CHARTS}
+        if is_logged:
+            charts = {title: names for title, names in charts.items() if self._has_line(names)}
         for logger in trainer.loggers:
             if not isinstance(logger, TensorBoardLogger) or not getattr(logger, "is_started", True):
                 continue
-            if any(logger is other for other in self._described):
-                continue
-            self._described.append(logger)
-            charts = {**getattr(model, "charts", {}), **CHARTS}
-            lines = {title: ["Multiline", [f"{name}$" for name in names]] for title, names in charts.items()}
-            logger.experiment.add_custom_scalars({type(model).__name__: lines})
-            experiment, start, _ = self._hparams(logger, model)
-            for summary in (experiment, start):
-                logger.experiment.file_writer.add_summary(summary)
+            written = self._described.get(logger)
+            if written is None or (is_logged and written != [*charts]):
+                lines = {title: ["Multiline", [f"{name}$" for name in names]] for title, names in charts.items()}
+                logger.experiment.add_custom_scalars({type(model).__name__: lines})
+                self._described[logger] = [*charts]
+            if written is None:
+                experiment, start, _ = self._hparams(logger, model)
+                for summary in (experiment, start):
+                    logger.experiment.file_writer.add_summary(summary)
+
+    def _has_line(self, names: Sequence[str]) -> bool:
+        return any(re.fullmatch(name, logged) for name in names for logged in self._logged)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            self._describe(trainer, pl_module)
+            self._describe(trainer, pl_module, is_logged=True)
             for logger in self._described:
                 *_, end = self._hparams(logger, pl_module)
                 logger.experiment.file_writer.add_summary(end)  # type: ignore[attr-defined]
@@ -111,6 +128,7 @@ class Charts(Callback):
     @staticmethod
     def _hparams(logger: Any, model: Any) -> tuple[Any, Any, Any]:
         """TensorBoard's summaries: the columns of its table, the hyperparameters of this run, and its end."""
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
         from torch.utils.tensorboard.summary import hparams
 
         settings = {
@@ -118,7 +136,28 @@ class Charts(Callback):
             for name, value in logger.hparams.items()
             if not name.startswith("_")  # Lightning's own
         }
-        return hparams(settings, {chart_name(name): 0.0 for name in getattr(model, "hparam_metrics", ("val_loss",))})
+        metrics = {chart_name(name): 0.0 for name in getattr(model, "hparam_metrics", ("val_loss",))}
+        experiment, start, end = hparams(settings, metrics)
+        # The columns that "differ" are the first ones; TensorBoard shows five columns until others are chosen.
+        changed, plugin_data = changed_settings(model, logger.hparams), experiment.value[0].metadata.plugin_data
+        columns = HParamsPluginData.FromString(plugin_data.content)
+        for column in columns.experiment.hparam_infos:
+            column.differs = column.name in changed
+        plugin_data.content = columns.SerializeToString()
+        return experiment, start, end
+
+
+def changed_settings(model: Any, settings: Mapping[str, Any]) -> set[str]:
+    """Names of the settings that differ from the defaults of the model's constructor and of its `optimizer_config`.
+
+    The constructor's `data_arguments`, which follow from the data, are left out.
+    """
+    parameters = inspect.signature(type(model).__init__).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    if is_dataclass(config := getattr(model, "optimizer_config", None)):
+        defaults |= {field.name: field.default for field in fields(config)}
+    names = settings.keys() - set(getattr(model, "data_arguments", ()))
+    return {name for name in names if name not in defaults or settings[name] != defaults[name]}
 
 
 def learning_rates(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, float]:

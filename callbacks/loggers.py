@@ -25,12 +25,20 @@ def chart_name(metric: str) -> str:
     return f"{'speed' if metric == 'mfu' or metric.endswith('_per_second') else 'train'}/{metric}"
 
 
-def group_names(logger: Logger) -> None:
-    """Let a logger write all metrics under their `chart_name`; `monitor` and `callback_metrics` are not affected."""
+def group_names(logger: Logger, names: set[str] | None = None) -> None:
+    """Let a logger write all metrics under their `chart_name`; `monitor` and `callback_metrics` are not affected.
+
+    Args:
+        logger: the logger, which is changed.
+        names: receives the names of the metrics that are written.
+    """
     log_metrics = logger.log_metrics
 
     def log_grouped(metrics: Any, step: int | None = None) -> None:
-        log_metrics({chart_name(name): value for name, value in metrics.items()}, step)
+        grouped = {chart_name(name): value for name, value in metrics.items()}
+        if names is not None:
+            names.update(grouped)
+        log_metrics(grouped, step)
 
     logger.log_metrics = log_grouped  # type: ignore[method-assign]
 

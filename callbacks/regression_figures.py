@@ -26,7 +26,7 @@ def scatter(predictions: Floats, targets: Floats) -> "Figure":
 
     The targets set the limits of both axes; predictions outside them are drawn at the edge and counted in the title.
     """
-    figure, ((axes,),) = _panels(1, 1)
+    figure, (axes,) = _panels(1)
     known = np.isfinite(targets) & ~np.isnan(predictions)
     true, predicted = targets[known], predictions[known]
     title = f"{len(true):,} predictions"
@@ -50,7 +50,7 @@ def scatter(predictions: Floats, targets: Floats) -> "Figure":
 
 def calibration(pit: Floats) -> "Figure":
     """Share of targets below each predicted quantile, from the distribution functions at the targets, pit (N,)."""
-    figure, ((axes,),) = _panels(1, 1)
+    figure, (axes,) = _panels(1)
     levels = np.linspace(0, 1, 101)
     axes.plot(levels, [(pit <= level).mean() for level in levels], label="model")
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, label="calibrated")
@@ -64,34 +64,35 @@ def ranking(predictions: Floats, targets: Floats, best: Best = "min") -> "Figure
     """Search by predictions: the share of the k best targets among the k best predictions, and the best target found.
 
     Both are drawn against the number k of candidates tried, next to the expectation for a random order and to the
-    oracle, which knows the targets. Each objective has its own row of panels. Rows with a NaN are left out.
+    oracle, which knows the targets. Each objective has two panels. Rows with a NaN are left out.
 
     Args:
         predictions: (N, K) predicted numbers.
         targets: (N, K) true numbers.
         best: whether the smallest ("min") or the largest ("max") numbers are the best.
     """
-    figure, panels = _panels(predictions.shape[1], 2)
-    for k, (left, right) in enumerate(panels):
+    figure, panels = _panels(2 * predictions.shape[1], height=3.2)
+    panels = panels.reshape(-1, 2)
+    for k, (top, bottom) in enumerate(panels):
         known = ~(np.isnan(predictions[:, k]) | np.isnan(targets[:, k]))
         predicted, true = predictions[known, k], targets[known, k]
         n = len(true)
-        left.set(xlabel="k", ylabel="top-k recall", xscale="log", ylim=(0, 1.05))
-        right.set(xlabel="candidates tried", ylabel=f"best target found ({best})", xscale="log")
+        top.set(xlabel="k", ylabel="top-k recall", xscale="log", ylim=(0, 1.05))
+        bottom.set(xlabel="candidates tried", ylabel=f"best target found ({best})", xscale="log")
         if not n:
             continue
         tried = np.unique(np.geomspace(1, n, MOST_POINTS).round().astype(int))
         recall, at = top_k_recall(predicted, true, best), tried - 1
         tenth = max(1, n // 10)
-        left.plot(tried, recall[at], label="predictions")
-        left.plot(tried, top_k_recall_at_random(true, best)[at], "--", label="random order")
-        left.axhline(1, color="black", linewidth=0.8, label="oracle")
-        left.set_title(f"{_name(k, panels)}top-{tenth} recall of {n:,}: {recall[tenth - 1]:.2f}")
-        right.plot(tried, best_found(predicted, true, best)[at], label="predictions")
-        right.plot(tried, best_found_at_random(true, best, tried.tolist()), "--", label="random order")
-        right.axhline(true[ranked(true, best)[0]], color="black", linewidth=0.8, label="oracle")
-        left.legend(loc="lower right")
-        right.legend()
+        top.plot(tried, recall[at], label="predictions")
+        top.plot(tried, top_k_recall_at_random(true, best)[at], "--", label="random order")
+        top.axhline(1, color="black", linewidth=0.8, label="oracle")
+        top.set_title(f"{_name(k, panels)}top-{tenth} recall of {n:,}: {recall[tenth - 1]:.2f}")
+        bottom.plot(tried, best_found(predicted, true, best)[at], label="predictions")
+        bottom.plot(tried, best_found_at_random(true, best, tried.tolist()), "--", label="random order")
+        bottom.axhline(true[ranked(true, best)[0]], color="black", linewidth=0.8, label="oracle")
+        top.legend(loc="lower right")
+        bottom.legend()
     return figure
 
 
@@ -104,8 +105,8 @@ def intervals(predictions: Floats, targets: Floats, low: Floats | None, high: Fl
         low: (N, K) predicted 25% quantiles; None for models without a distribution.
         high: (N, K) predicted 75% quantiles; None for models without a distribution.
     """
-    figure, panels = _panels(predictions.shape[1], 1, width=8)
-    for k, (axes,) in enumerate(panels):
+    figure, panels = _panels(predictions.shape[1], width=6)
+    for k, axes in enumerate(panels):
         known = np.flatnonzero(~np.isnan(targets[:, k]))
         order = known[np.argsort(targets[known, k], kind="stable")]
         places = np.arange(len(order))
@@ -134,8 +135,9 @@ def _name(objective: int, panels: NDArray[Any]) -> str:
     return f"objective {objective + 1}: " if len(panels) > 1 else ""
 
 
-def _panels(down: int, across: int, width: float = 4.5) -> "tuple[Figure, NDArray[Any]]":
+def _panels(down: int, width: float = 4.5, height: float = 4.5) -> "tuple[Figure, NDArray[Any]]":
+    """A figure with panels (down,) in one column: TensorBoard shows every figure in the width of a few inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * across, 4.5 * down), layout="constrained")
-    return figure, figure.subplots(down, across, squeeze=False)
+    figure = Figure(figsize=(width, height * down), layout="constrained")
+    return figure, figure.subplots(down, 1, squeeze=False)[:, 0]

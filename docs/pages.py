@@ -11,6 +11,7 @@ from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKDOWN = ("*.md", "docs/*.md", "results/*.md", "zoo/*/README.md")
@@ -48,8 +49,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return site
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links to notebooks lead to their pages."""
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Links to notebooks lead to their pages. The title in the browser is the heading, not the navigation's entry."""
+    if heading := re.match(r"\s*# (.+)", markdown):
+        page.meta.setdefault("title", heading[1])
     return re.sub(r"(\]\([^()\s]+)\.ipynb\)", r"\1.md)", markdown)
 
 

@@ -45,6 +45,8 @@ def test_site_builds_without_warnings(tmp_path):
     assert "predict_from_prompt" in api
     home = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     assert 'href="zoo/llama/"' in home
+    notebook = (tmp_path / "site" / "notebooks" / "revdeq" / "index.html").read_text(encoding="utf-8")
+    assert "<title>RevDEQ" in notebook
 
 
 def test_pages_of_notebooks_have_their_outputs(monkeypatch, tmp_path):
@@ -53,9 +55,10 @@ def test_pages_of_notebooks_have_their_outputs(monkeypatch, tmp_path):
         module = types.ModuleType(f"mkdocs{name}")
         vars(module).update(dict.fromkeys(names))
         monkeypatch.setitem(sys.modules, f"mkdocs{name}", module)
-    files = types.ModuleType("mkdocs.structure.files")
-    files.File = files.Files = None
+    files, page = (types.ModuleType(f"mkdocs.structure.{name}") for name in ("files", "pages"))
+    files.File = files.Files = page.Page = None
     monkeypatch.setitem(sys.modules, "mkdocs.structure.files", files)
+    monkeypatch.setitem(sys.modules, "mkdocs.structure.pages", page)
     pages = runpy.run_path(str(ROOT / "docs" / "pages.py"))
     outputs = [
         {"output_type": "stream", "name": "stdout", "text": ["one\n", "```two\n"]},

@@ -20,9 +20,10 @@ from tests.commands import TEXT
 from tests.commands import fit as zoo_fit
 from zoo.baselines import NGram
 from zoo.callbacks import Charts, EarlyStopping, Plots, Samples
-from zoo.callbacks.charts import learning_rates
+from zoo.callbacks.charts import changed_settings, learning_rates
 from zoo.callbacks.loggers import chart_name, group_names, log_figure, log_text
 from zoo.datamodules import TextLM
+from zoo.registry import load_class
 
 NAMES = {
     "train_loss": "train/loss",
@@ -51,7 +52,7 @@ def test_chart_name_groups_each_metric_and_leaves_grouped_names(name):
 class Line(LightningModule):
     """A linear model with two parameter groups of one learning rate and a third of another, halved after each step."""
 
-    charts: ClassVar = {"loss": ("train/loss", "val/loss", "baseline/loss_.*")}
+    charts: ClassVar = {"loss": ("train/loss", "val/loss", "baseline/loss_.*"), "never logged": ("val/loss_of",)}
     hparam_metrics = ("val_loss",)
 
     def __init__(self, lr: float = 0.1, name: str = "line") -> None:
@@ -159,12 +160,17 @@ def test_learning_rates_ignore_groups_without_parameters():
 def test_baselines_are_lines_from_the_first_to_the_last_step_in_the_chart_of_their_metric(run):
     _, events, _ = run
     assert points(events, "baseline/loss_zero") == [(0, 2.5), (3, 2.5), (6, 2.5)]
-    layout = Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
-    [category] = layout.category
+    # Before the first validation all charts, then those with a line.
+    first, last = (_charts(event.tensor_proto) for event in events.Tensors("custom_scalars__config__"))
+    assert [*first] == ["loss", "never logged", "learning rate", "gradient norm", "speed"]
+    assert last == {"loss": ["train/loss$", "val/loss$", "baseline/loss_.*$"], "learning rate": ["train/lr.*$"]}
+
+
+def _charts(tensor):
+    """TensorBoard's layout of a model: title of a chart -> regular expressions."""
+    [category] = Layout.FromString(tensor.string_val[0]).category
     assert category.title == "Line"
-    charts = {chart.title: list(chart.multiline.tag) for chart in category.chart}
-    assert charts["loss"] == ["train/loss$", "val/loss$", "baseline/loss_.*$"]
-    assert charts["learning rate"] == ["train/lr.*$"]
+    return {chart.title: list(chart.multiline.tag) for chart in category.chart}
 
 
 def test_hyperparameters_have_the_metric(run):
@@ -173,6 +179,24 @@ def test_hyperparameters_have_the_metric(run):
     start = parse_session_start_info_plugin_data(_plugin_data(events, "_hparams_/session_start_info"))
     assert (start.hparams["lr"].number_value, start.hparams["name"].string_value) == (0.1, "line")
     assert "_hparams_/session_end_info" in events.summary_metadata
+    assert not any(column.differs for column in _experiment(events).hparam_infos)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "fixed"),
+    [
+        ("LlamaLM", {"dim": 16, "n_heads": 2, "n_layers": 1, "lr": 0.5}, {"vocab_size": 9}),
+        ("RegressLM", {"dim": 16, "point": "mean", "lr": 0.5}, {"vocab_size": 9}),
+        ("ICRTransformer", {"warmup_steps": 7}, {"D": 2, "K": 3}),
+    ],
+)
+def test_settings_that_differ_from_the_defaults_are_the_first_columns(name, settings, fixed, tmp_path):
+    model = load_class(name)(**settings, **fixed)
+    assert changed_settings(model, model.hparams) == settings.keys()
+    logger = TensorBoardLogger(tmp_path)
+    logger.hparams = model.hparams
+    columns = parse_experiment_plugin_data(Charts._hparams(logger, model)[0].value[0].metadata.plugin_data.content)
+    assert {column.name for column in columns.hparam_infos if column.differs} == settings.keys()
 
 
 def _experiment(events):

@@ -11,7 +11,9 @@ def test_legends_list_the_curves_that_are_drawn_in_each_panel():
         "true": {"transformer": [3.0, 2.0], "ridge": [2.0, 1.0], "dmmse": [nan, nan], "least_squares": [nan, 2.0]},
     }
     names = []
-    for axes in plot_error_curves(curves, "M = 4").axes:
+    figure = plot_error_curves(curves, "M = 4")
+    assert figure.get_size_inches()[0] < 5  # TensorBoard shows it with 350 pixels
+    for axes in figure.axes:
         lines = axes.get_lines()
         assert [text.get_text() for text in axes.get_legend().get_texts()] == [line.get_label() for line in lines]
         assert len({line.get_linestyle() for line in lines}) == len(lines)  # equal curves can be told apart

@@ -24,17 +24,18 @@ def plot_error_curves(curves: dict[str, dict[str, list[float]]], title: str) -> 
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    # TensorBoard shows all figures with the same width, at which one column of panels is large enough to be read.
+    figure = Figure(figsize=(4.5, 0.5 + 3 * len(curves)), layout="constrained")
+    panels = figure.subplots(len(curves), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for axes, (kind, lines) in zip(panels, curves.items(), strict=True):
         for name, errors in lines.items():
             if any(map(math.isfinite, errors)):
                 axes.plot(range(len(errors)), errors, label=LABELS.get(name, name), **STYLES[name])
         # Least squares is unbounded where there are as many examples as D: it does not set the limits.
         shown = [e for name, errors in lines.items() if name != "least_squares" for e in errors if math.isfinite(e)]
-        axes.set(xlabel="examples in the context", title=TITLES.get(kind, kind), yscale="log")
+        axes.set(ylabel="mean squared error", title=TITLES.get(kind, kind), yscale="log")
         axes.set_ylim(top=1.5 * max(shown))
         axes.legend(fontsize="small")
-    panels[0].set_ylabel("mean squared error")
+    panels[-1].set_xlabel("examples in the context")
     figure.suptitle(title)
     return figure
