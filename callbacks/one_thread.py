@@ -49,7 +49,9 @@ class OneThread(Callback):
         torch.set_num_threads(1)
         self.has_changed = True
         if trainer.is_global_zero:
-            message = "one thread, because a step is small; the environment variable OMP_NUM_THREADS sets another number"
+            message = (
+                "one thread, because a step is small; the environment variable OMP_NUM_THREADS sets another number"
+            )
             print(f"zoo: {message}", file=sys.stderr)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
