@@ -15,21 +15,22 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo.datamodules.augment import Augmentation
+from zoo.datamodules.column_warnings import warn_of_rounding
 from zoo.datamodules.preparation import TeacherPlan, TrainingTable, plan_copies, plan_teacher
 from zoo.datamodules.regression_settings import RegressionSettings
 from zoo.datamodules.row_data import RowReader, Tables, train_row_tokenizer
-from zoo.datamodules.row_text import RowFormat, RowLayout, is_missing, list_columns, numbers_in, parse_columns
+from zoo.datamodules.row_text import RowFormat, RowLayout, list_columns, numbers_in, parse_columns
 from zoo.datamodules.rows import TextRows
 from zoo.datamodules.sources import tables
-from zoo.datamodules.sources.tables import BadRows, Cells, Table, read_table
+from zoo.datamodules.sources.tables import BadRows, Table, read_table
 from zoo.datamodules.teacher import Teacher
 from zoo.datamodules.unknown_words import warn_of_unknown_words
 from zoo.datamodules.unlabelled import UnlabelledViews, read_unlabelled
 from zoo.errors import UserError
 from zoo.tokenizers import Tokenizer
-from zoo.tokenizers.numerals import NUMBER, rounded
+from zoo.tokenizers.numerals import rounded
 from zoo.training.random_streams import derive, stream
-from zoo.training.text_statistics import TextStatistics, loses_most, text_statistics
+from zoo.training.text_statistics import TextStatistics, text_statistics
 
 YAML_TEXT, YAML_TARGET = "news", "change_rate"  # default columns of YAML files
 
@@ -80,6 +81,9 @@ class RegressionRows:
         """The dataset of a split; the training split is followed by its augmented copies and by synthetic rows."""
         # Tokens and features of all rows, of which only usable rows stay.
         rows, limit = self.reader.rows(split), self.settings.max_input_len
+        if split == "train":
+            cells, columns = self.training_table().cells, self.reader.layout.columns
+            warn_of_rounding(cells, columns, self.settings.round_digits)
         ids = tokenizer.encode_batch(read := self.rounded_texts(rows.texts))
         warn_of_unknown_words(split, read, ids, tokenizer)
         features = [numbers_in(text) for text in rows.texts] if self.settings.features else None
@@ -127,7 +131,6 @@ class RegressionRows:
             teacher = self.teacher(seed)
             rank_zero_only(print)(f"zoo: {n_rows:,} synthetic rows are labelled by {teacher}", file=sys.stderr)
             cells, targets = teacher.draw(n_rows, self.settings.synthetic_noise)
-            self._warn_of_rounding(cells)
             self._synthetic[seed] = [self.reader.layout.text(row) for row in cells], targets
         return self._synthetic[seed]
 
@@ -208,24 +211,6 @@ class RegressionRows:
                 bad.refuse(place, f"its text has {len(features)} numbers, the first row's {self.n_numbers}")
                 return False
         return True
-
-    def _warn_of_rounding(self, cells: Sequence[Cells]) -> None:
-        """Print the columns whose numbers, years for example, are equal or mostly equal after rounding."""
-        digits = self.settings.round_digits
-        for name in self.reader.layout.columns:
-            words = {str(row[name]) for row in cells if not is_missing(row[name])}
-            if len(words) > 1 and len({*self.rounded_texts(sorted(words))}) == 1:
-                message = f"zoo: the numbers in column {name} are all equal after rounding: raise --data.round_digits"
-                rank_zero_only(print)(message, file=sys.stderr)
-            elif digits and len(words) > 1 and all(NUMBER.fullmatch(word.strip()) for word in words):
-                numbers = np.array([*map(float, words)])
-                numbers = numbers[np.isfinite(numbers)]
-                if loses_most(numbers, digits):
-                    rank_zero_only(print)(
-                        f"zoo: most numbers in column {name} are equal to others after rounding to {digits} digits: "
-                        "if they matter, raise --data.round_digits; if not, leave it out of --data.columns",
-                        file=sys.stderr,
-                    )
 
     def _encode_synthetic(
         self, tokenizer: Tokenizer, seed: int

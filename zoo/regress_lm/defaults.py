@@ -131,7 +131,9 @@ def _tokenizer(
         # are not limited in this way.
         is_word = given.get("data.tokenizer", tokenizer) == "words" and s.distinct_numbers > FEW_NUMBERS
         digits = s.least_digits if is_word else s.digits
-        reason = "each a word to learn" if is_word else "which stay distinct"
+        reason = "each a word to learn" if is_word else "most of which stay distinct"
+        if digits > 4:
+            reason = f"which need {digits} digits to stay distinct"
         yield Choice("data.round_digits", digits, f"up to {s.distinct_numbers:,} numbers in a column, {reason}")
         if given.get("data.round_digits", digits):
             yield Choice("data.power_tokens", True, "numbers of all magnitudes share the words of their digits")

@@ -13,6 +13,8 @@ _WORD = re.compile(r"[^\W\d_][^\s,:;\"{}]*")
 MOST_TEXTS = 5000  # of more texts, this many evenly spaced ones are used
 QUANTILES = 20  # quantiles of each column of numbers; rounding must keep most of them distinct
 TEMPLATE = 0.9  # a word in at least this share of the texts is part of their form, as the name of a column is
+MOST_DIGITS = 17  # that distinguish all 64-bit floats
+ENOUGH = 0.8  # share of numbers that must stay distinct
 LOST = 0.25  # a column that keeps at most this share of its quantiles has lost most of its values
 RARE = 2  # a word in at most this many texts is rare
 
@@ -28,11 +30,11 @@ class TextStatistics(NamedTuple):
         numbers: mean number of numbers in a text.
         content_words: mean number of words in a text that are not in almost all texts, numbers excluded.
         rare_share: share of these words that are in at most two texts.
-        digits: significant digits at which rounded numbers stay distinct, from 2 to 4.
+        digits: significant digits, from 2 to 17, at which most rounded numbers of each column stay distinct.
         spread: median over the columns of numbers of their standard deviation divided by their mean magnitude.
         distinct_numbers: largest number of distinct values of a column of numbers.
         columns: number of columns of a table that are rendered as a text; 0 where texts are given as they are.
-        least_digits: significant digits, from 2 to 4, at which no column of numbers loses most of its values.
+        least_digits: significant digits, from 2 to 17, at which no column of numbers loses most of its values.
     """
 
     n_rows: int
@@ -104,8 +106,20 @@ def share_kept(column: np.ndarray, digits: int) -> float:
 
 
 def _digits(column: np.ndarray) -> int:
-    """The fewest digits, from 2 to 4, at which most quantiles of the column's distinct values stay distinct."""
-    return next((digits for digits in (2, 3) if share_kept(column, digits) >= 0.8), 4)
+    """The fewest digits, from 2 to 17, at which most numbers of the column stay distinct.
+
+    Up to four digits, quantiles of the distinct values have to stay distinct. A column that needs more, as of
+    timestamps, differs only in its last digits: then the values themselves have to.
+    """
+    few = next((digits for digits in (2, 3, 4) if share_kept(column, digits) >= ENOUGH), None)
+    if few is not None:
+        return few
+    values = np.unique(column).tolist()
+    return next(
+        digits
+        for digits in range(5, MOST_DIGITS + 1)
+        if len({f"{value:.{digits - 1}e}" for value in values}) >= ENOUGH * len(values)
+    )
 
 
 def _spread(column: np.ndarray) -> float:
