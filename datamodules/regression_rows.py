@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo.datamodules.augment import Augmentation
-from zoo.datamodules.column_warnings import warn_of_rounding
+from zoo.datamodules.column_warnings import warn_of_rounding, warn_of_words
 from zoo.datamodules.preparation import TeacherPlan, TrainingTable, plan_copies, plan_teacher
 from zoo.datamodules.regression_settings import RegressionSettings
 from zoo.datamodules.row_data import RowReader, Tables, train_row_tokenizer
@@ -83,6 +83,7 @@ class RegressionRows:
         rows, limit = self.reader.rows(split), self.settings.max_input_len
         if split == "train":
             cells, columns = self.training_table().cells, self.reader.layout.columns
+            warn_of_words(cells, columns)
             warn_of_rounding(cells, columns, self.settings.round_digits)
         ids = tokenizer.encode_batch(read := self.rounded_texts(rows.texts))
         warn_of_unknown_words(split, read, ids, tokenizer)
@@ -226,7 +227,7 @@ class RegressionRows:
         """All rows, then the first copies of all, and so on; a copy that would be too long is left unchanged."""
         s = self.settings
         # Each copy of each row has its own random stream.
-        change = Augmentation(s.synonyms, s.background, s.number_formats, s.jitter)
+        change = Augmentation(s.synonyms, s.background, s.number_formats, s.jitter, texts)
         all_texts, all_ids = [*texts], [*ids]
         for copy in range(copies):
             # Change every text, and tokenize the changed texts as the original ones.
@@ -311,8 +312,9 @@ class RegressionViews(UnlabelledViews):
             seconds: for all copies.
         """
         s = {**vars(self.source.settings), **settings}
-        change = Augmentation(s["synonyms"], s["background"], s["number_formats"], s["jitter"])
-        return plan_copies(self.reader.rows("train").texts, change, most, seconds, self.source.rounded_texts)
+        texts = self.reader.rows("train").texts
+        change = Augmentation(s["synonyms"], s["background"], s["number_formats"], s["jitter"], texts)
+        return plan_copies(texts, change, most, seconds, self.source.rounded_texts)
 
     def features(self, split: str) -> np.ndarray | None:
         """(N, F) float32, the numbers in each text; None if they are off."""
