@@ -22,7 +22,8 @@ RowFormat = Literal["text", "key_value", "json", "values"]
 
 # Words for a value that is not known; in a column of categories each may be a category as well.
 _MISSING = {
-    "-", "--", "---", "\u2013", "\u2014", "na", "n/a", "n.a.", "<na>", "#n/a", "#na", "null", "none", "nil", "missing", "unknown",
+    "-", "--", "---", "\u2013", "\u2014", "na", "n/a", "n.a.", "<na>", "#n/a", "#na", "null", "none", "nil", "missing",
+    "unknown",
 }  # fmt: skip
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?")
 

@@ -77,9 +77,11 @@ class TrainLoader:
         self._batches_before_start = 0
         self._epoch_batches: int | None = None  # batches of the resumed epoch, where it has another number of them
         if not len(self):
+            lower = f"lower --data.batch_size to at most {samples // ranks}, or " if samples >= ranks else ""
             raise UserError(
                 f"the training split has {samples} samples, fewer than the {self._step_size} of one step"
-                f" (batch_size {batch_size} on {ranks} process{'es' if ranks > 1 else ''}): lower --data.batch_size"
+                f" (batch_size {batch_size} on {ranks} process{'es' if ranks > 1 else ''}): {lower}"
+                f"give at least {self._step_size if lower else ranks}"
             )
 
     def __len__(self) -> int:

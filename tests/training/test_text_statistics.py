@@ -41,6 +41,12 @@ def test_digits_keep_quantiles_of_numbers_distinct(numbers, digits):
     assert statistics([f"x {number}" for number in numbers]).digits == digits
 
 
+def test_numbers_in_a_single_text():
+    assert statistics([f"x {i}" for i in (11, 12, 13, 13)]).single_numbers == 0.5
+    assert statistics(["x 1300", "x 1301", "x 7"]).single_numbers == 1  # four digits
+    assert statistics(["no number"] * 3).single_numbers == 0
+
+
 def test_spread_is_relative_and_ignores_constant_columns():
     assert statistics(["a 1 7", "a 3 7"]).spread == pytest.approx(0.5)
     assert statistics(["1 1e9 1", "3 3e9 1"]).spread == pytest.approx(0.5)

@@ -16,6 +16,7 @@ TEMPLATE = 0.9  # a word in at least this share of the texts is part of their fo
 MOST_DIGITS = 17  # that distinguish all 64-bit floats
 ENOUGH = 0.8  # share of numbers that must stay distinct
 LOST = 0.25  # a column that keeps at most this share of its quantiles has lost most of its values
+FEW_NUMBERS = 50  # a column with at most this many different numbers holds years or categories
 RARE = 2  # a word in at most this many texts is rare
 
 
@@ -35,6 +36,8 @@ class TextStatistics(NamedTuple):
         distinct_numbers: largest number of distinct values of a column of numbers.
         columns: number of columns of a table that are rendered as a text; 0 where texts are given as they are.
         least_digits: significant digits, from 2 to 17, at which no column of numbers loses most of its values.
+        single_numbers: share of the numbers, rounded to as many digits as the words of a tokenizer have, that are in a
+            single text; about that share of the numbers of new texts is in none of these texts.
     """
 
     n_rows: int
@@ -49,6 +52,7 @@ class TextStatistics(NamedTuple):
     distinct_numbers: int = 0
     columns: int = 0
     least_digits: int = 2
+    single_numbers: float = 0.0
 
 
 def text_statistics(texts: Sequence[str], targets: np.ndarray, n_columns: int = 0) -> TextStatistics:
@@ -63,6 +67,9 @@ def text_statistics(texts: Sequence[str], targets: np.ndarray, n_columns: int = 
     content = {word: n for word, n in counts.items() if n < TEMPLATE * len(sample)}
     occurrences = sum(content.values())
     columns = _columns(numbers)
+    digits = max([2, *map(_digits, columns)])
+    least_digits = max([2, *(_digits(column) for column in columns if loses_most(column, 2))])
+    distinct = max((len(np.unique(column)) for column in columns), default=0)
     return TextStatistics(
         n_rows=len(texts),
         targets=targets,
@@ -71,12 +78,19 @@ def text_statistics(texts: Sequence[str], targets: np.ndarray, n_columns: int = 
         numbers=float(np.mean([len(row) for row in numbers])),
         content_words=occurrences / len(sample),
         rare_share=sum(n for n in content.values() if n <= RARE) / max(occurrences, 1),
-        digits=max([2, *map(_digits, columns)]),
+        digits=digits,
         spread=float(np.median([_spread(column) for column in columns])) if columns else 0.0,
-        distinct_numbers=max((len(np.unique(column)) for column in columns), default=0),
+        distinct_numbers=distinct,
         columns=n_columns,
-        least_digits=max([2, *(_digits(column) for column in columns if loses_most(column, 2))]),
+        least_digits=least_digits,
+        single_numbers=_single_numbers(numbers, digits if distinct <= FEW_NUMBERS else least_digits),
     )
+
+
+def _single_numbers(numbers: list[list[float]], digits: int) -> float:
+    """The share of numbers, over all texts, whose rounded digits are in one text only."""
+    words = Counter(word for row in numbers for word in {f"{number:.{digits - 1}e}".split("e")[0] for number in row})
+    return sum(n for n in words.values() if n == 1) / max(sum(words.values()), 1)
 
 
 def _columns(numbers: list[list[float]]) -> list[np.ndarray]:
