@@ -5,19 +5,19 @@ deletions and swaps, which can invert the meaning of a sentence. No change remov
 changes the value of a number.
 """
 
-import math
 import os
 import re
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from random import Random
 
 import yaml
 
+from zoo.datamodules.jitter import DATE_OR_NUMBER, Jitter
 from zoo.errors import UserError
 from zoo.text_formats.text_file import read_text
 from zoo.text_formats.yaml_text import describe_yaml_error, parse_texts
-from zoo.tokenizers.numerals import NUMBER
 
 ENGLISH = "english"  # the list of synonyms in synonyms.yaml
 _MAX_BYTES = 1 << 26  # of a file of synonyms or sentences
@@ -34,23 +34,31 @@ class Augmentation:
         background: a text file with one sentence per line, of which one is added before or after the text; None adds
             none.
         number_formats: rewrite numbers: 1000 as 1,000, 1e3 or 1000.0.
-        jitter: multiply each number by exp(N(0, jitter^2)), so that similar inputs have similar outputs; 0 turns it
+        jitter: multiply each number by exp(N(0, jitter^2)), less in columns of similar numbers (`Jitter`); 0 turns it
             off.
+        texts: of all rows, from which the columns are known.
 
     Raises:
         FileNotFoundError: the file does not exist.
         UserError: a file cannot be used.
     """
 
-    def __init__(self, synonyms: str | None, background: str | None, number_formats: bool, jitter: float = 0.0) -> None:
+    def __init__(
+        self,
+        synonyms: str | None,
+        background: str | None,
+        number_formats: bool,
+        jitter: float = 0.0,
+        texts: Sequence[str] = (),
+    ) -> None:
         self._synonyms = _read_synonyms(synonyms) if synonyms else {}
         self._background = _read_background(background) if background else []
-        self._number_formats, self._jitter = number_formats, jitter
+        self._number_formats, self._jitter = number_formats, Jitter(jitter, texts) if jitter else None
 
     def __call__(self, text: str, random: Random) -> str:
         """A changed copy of `text`."""
         if self._jitter:
-            text = NUMBER.sub(lambda number: self._multiply(number[0], random), text)
+            text = self._jitter(text, random)
         if self._number_formats:
             text = _rewrite_numbers(text, random)
         if self._synonyms:
@@ -59,14 +67,6 @@ class Augmentation:
             sentence = random.choice(self._background)
             text = f"{sentence} {text}" if random.random() < 0.5 else f"{text} {sentence}"
         return text
-
-    def _multiply(self, number: str, random: Random) -> str:
-        """The number times exp(N(0, jitter^2)); one that is beyond the range of floats stays as it is."""
-        try:
-            product = float(number) * math.exp(random.gauss(0, self._jitter))
-        except OverflowError:
-            return number
-        return f"{product:.6g}" if math.isfinite(product) else number
 
     def _replace_words(self, text: str, random: Random) -> str:
         """Replace at least one of the words that have synonyms, and keep capital letters."""
@@ -82,6 +82,8 @@ class Augmentation:
 
 def _rewrite_numbers(text: str, random: Random) -> str:
     def rewrite(number: re.Match[str]) -> str:
+        if number["date"] is not None:
+            return number[0]
         start, end = number.span()
         before, after = text[max(start - 2, 0) : start], text[end : end + 2]
         if re.fullmatch(r"\d,", before) or re.fullmatch(r",\d", after):
@@ -89,7 +91,7 @@ def _rewrite_numbers(text: str, random: Random) -> str:
         forms = number_forms(number[0], thousands=not text.startswith(("{", "[")))  # not in JSON
         return random.choice(forms) if forms else number[0]
 
-    return NUMBER.sub(rewrite, text)
+    return DATE_OR_NUMBER.sub(rewrite, text)
 
 
 def number_forms(number: str, thousands: bool = True) -> list[str]:

@@ -14,21 +14,22 @@ import torch
 
 from zoo.console.argument_names import print_notice
 from zoo.datamodules.augment import Augmentation
+from zoo.datamodules.column_warnings import warn_of_rounding, warn_of_words
 from zoo.datamodules.preparation import TeacherPlan, TrainingTable, plan_copies, plan_teacher
 from zoo.datamodules.regression_settings import RegressionSettings
 from zoo.datamodules.row_data import RowReader, Tables, train_row_tokenizer
-from zoo.datamodules.row_text import RowFormat, RowLayout, is_missing, list_columns, numbers_in, parse_columns
+from zoo.datamodules.row_text import RowFormat, RowLayout, list_columns, numbers_in, parse_columns
 from zoo.datamodules.rows import TextRows
 from zoo.datamodules.sources import tables
-from zoo.datamodules.sources.tables import BadRows, Cells, Table, read_table
+from zoo.datamodules.sources.tables import BadRows, Table, read_table
 from zoo.datamodules.teacher import Teacher
 from zoo.datamodules.unknown_words import warn_of_unknown_words
 from zoo.datamodules.unlabelled import UnlabelledViews, read_unlabelled
 from zoo.errors import UserError
 from zoo.tokenizers import Tokenizer
-from zoo.tokenizers.numerals import NUMBER, rounded
+from zoo.tokenizers.numerals import rounded
 from zoo.training.random_streams import derive, stream
-from zoo.training.text_statistics import TextStatistics, loses_most, text_statistics
+from zoo.training.text_statistics import TextStatistics, text_statistics
 
 YAML_TEXT, YAML_TARGET = "news", "change_rate"  # default columns of YAML files
 
@@ -79,6 +80,10 @@ class RegressionRows:
         """The dataset of a split; the training split is followed by its augmented copies and by synthetic rows."""
         # Tokens and features of all rows, of which only usable rows stay.
         rows, limit = self.reader.rows(split), self.settings.max_input_len
+        if split == "train":
+            cells, columns = self.training_table().cells, self.reader.layout.columns
+            warn_of_words(cells, columns)
+            warn_of_rounding(cells, columns, self.settings.round_digits)
         ids = tokenizer.encode_batch(self.rounded_texts(rows.texts))
         warn_of_unknown_words(split, rows.texts, ids, tokenizer, self.rounded_texts)
         features = [numbers_in(text) for text in rows.texts] if self.settings.features else None
@@ -125,7 +130,6 @@ class RegressionRows:
             teacher = self.teacher(seed)
             print_notice(f"{n_rows:,} synthetic rows are labelled by {teacher}")
             cells, targets = teacher.draw(n_rows, self.settings.synthetic_noise)
-            self._warn_of_rounding(self.training_table().cells)
             self._synthetic[seed] = [self.reader.layout.text(row) for row in cells], targets
         return self._synthetic[seed]
 
@@ -207,22 +211,6 @@ class RegressionRows:
                 return False
         return True
 
-    def _warn_of_rounding(self, cells: Sequence[Cells]) -> None:
-        """Print the columns whose numbers, years for example, are equal or mostly equal after rounding."""
-        digits = self.settings.round_digits
-        for name in self.reader.layout.columns:
-            words = {str(cell) for row in cells if not is_missing(cell := row.get(name))}
-            if len(words) > 1 and len({*self.rounded_texts(sorted(words))}) == 1:
-                print_notice(f"the numbers in column {name} are all equal after rounding: raise --data.round_digits")
-            elif digits and len(words) > 1 and all(NUMBER.fullmatch(word.strip()) for word in words):
-                numbers = np.array([*map(float, words)])
-                numbers = numbers[np.isfinite(numbers)]
-                if loses_most(numbers, digits):
-                    print_notice(
-                        f"most numbers in column {name} are equal to others after rounding to {digits} digits: "
-                        "if they matter, raise --data.round_digits; if not, leave it out of --data.columns",
-                    )
-
     def _encode_synthetic(
         self, tokenizer: Tokenizer, seed: int
     ) -> tuple[list[str], list[list[int]], np.ndarray, list[list[float] | None]]:
@@ -237,7 +225,7 @@ class RegressionRows:
         """All rows, then the first copies of all, and so on; a copy that would be too long is left unchanged."""
         s = self.settings
         # Each copy of each row has its own random stream.
-        change = Augmentation(s.synonyms, s.background, s.number_formats, s.jitter)
+        change = Augmentation(s.synonyms, s.background, s.number_formats, s.jitter, texts)
         all_texts, all_ids = [*texts], [*ids]
         for copy in range(copies):
             # Change every text, and tokenize the changed texts as the original ones.
@@ -322,8 +310,9 @@ class RegressionViews(UnlabelledViews):
             seconds: for all copies.
         """
         s = {**vars(self.source.settings), **settings}
-        change = Augmentation(s["synonyms"], s["background"], s["number_formats"], s["jitter"])
-        return plan_copies(self.reader.rows("train").texts, change, most, seconds, self.source.rounded_texts)
+        texts = self.reader.rows("train").texts
+        change = Augmentation(s["synonyms"], s["background"], s["number_formats"], s["jitter"], texts)
+        return plan_copies(texts, change, most, seconds, self.source.rounded_texts)
 
     def features(self, split: str) -> np.ndarray | None:
         """(N, F) float32, the numbers in each text; None if they are off."""

@@ -36,7 +36,8 @@ class RegressionSettings(RowSettings):
         background: add a sentence before or after each copy, from this text file with one sentence per line; default:
             off.
         number_formats: rewrite numbers in copies: 1000 as 1,000, 1e3 or 1000.0.
-        jitter: multiply each number in copies by exp(N(0, jitter^2)); 0 turns it off; at most 10.
+        jitter: multiply each number in copies by exp(N(0, jitter^2)), less in columns of similar numbers such as years,
+            and no date; 0 turns it off; at most 10.
         target_jitter: multiply the targets of copies by exp(N(0, target_jitter^2)); 0 turns it off; at most 10.
         synthetic_rows: number of synthetic training rows, placed after all others: cells and words of the training rows
             mixed, labelled by an ensemble of models that are fitted to the training rows; for at most a few thousand

@@ -95,6 +95,13 @@ class RowReader:
             rows = self._read(split)
             # Name the option that makes the split larger.
             if not rows.texts:
+                cut = {} if split in self.tables and "val" in self.tables else self._cut_rows
+                total = sum(len(part.texts) for part in cut.values())
+                if split == "train" and total == 1:
+                    raise UserError(
+                        f"{self.settings.data} has 1 row that can be used: a run needs at least 2, one for training "
+                        "and one for validation"
+                    )
                 options = "lower --data.val_fraction and --data.test_fraction"
                 remedy = options if split == "train" else f"raise --data.{split}_fraction"
                 raise UserError(f"the {split} split of {self.settings.data} has no rows: {remedy}")

@@ -20,6 +20,11 @@ from zoo.tokenizers.numerals import NUMBER
 
 RowFormat = Literal["text", "key_value", "json", "values"]
 
+# Words for a value that is not known; in a column of categories each may be a category as well.
+_MISSING = {
+    "-", "--", "---", "\u2013", "\u2014", "na", "n/a", "n.a.", "<na>", "#n/a", "#na", "null", "none", "nil", "missing",
+    "unknown",
+}  # fmt: skip
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
@@ -250,7 +255,12 @@ def list_columns(names: Collection[str], most: int = 20) -> str:
 
 
 def is_missing(cell: Any) -> bool:
-    """Whether a cell holds no value: empty, blank, NaN or a question mark."""
+    """Whether a cell holds no value: empty, blank, NaN, a question mark, a dash, NA, N/A, null or None."""
+    return is_empty(cell) or (isinstance(cell, str) and cell.strip().lower() in _MISSING)
+
+
+def is_empty(cell: Any) -> bool:
+    """Whether a cell is empty, blank, NaN or a question mark: not even the name of a category such as NA or None."""
     return cell is None or cell != cell or (isinstance(cell, str) and cell.strip().lower() in ("", "?", "nan"))
 
 

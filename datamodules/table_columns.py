@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.datamodules.row_text import is_missing
+from zoo.datamodules.row_text import is_empty, is_missing
 from zoo.datamodules.text_scores import TextScores
 
 _PLAIN = re.compile(r"[-+]?\d+(?:\.(\d*))?")  # a number without an exponent, and its decimals
@@ -137,6 +137,7 @@ def read_column(cells: Sequence[Any], jitter: float) -> NumberColumn | CategoryC
     known = [cell for cell in cells if not is_missing(cell)]
     if known and all(map(is_number, known)):
         return NumberColumn(cells, jitter)
+    known = [cell for cell in cells if not is_empty(cell)]
     is_category = known and len({_word(cell) for cell in known}) <= len(known) / 2
     return CategoryColumn(cells) if is_category else TextColumn(cells)
 
@@ -159,4 +160,4 @@ def count_decimals(cells: Sequence[Any]) -> int | None:
 
 
 def _word(cell: Any) -> str:
-    return "" if is_missing(cell) else str(cell).strip()
+    return "" if is_empty(cell) else str(cell).strip()

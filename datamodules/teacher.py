@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from zoo.datamodules.row_text import is_missing, list_columns
+from zoo.datamodules.row_text import is_empty, list_columns
 from zoo.datamodules.sources.tables import Cells
 from zoo.datamodules.table_columns import TextColumn, count_decimals, read_column
 from zoo.datamodules.teacher_models import Ensemble, TargetScale, TeacherKind
@@ -118,7 +118,7 @@ class Teacher:
             other = random.integers(self._n_rows, size=n_rows)
             cells.append(column.draw(np.where(random.random(n_rows) < mixed, other, base), random))
         rows = [dict(zip(self._columns, values, strict=True)) for values in zip(*cells, strict=True)]
-        return [row for row in rows if not all(map(is_missing, row.values()))]
+        return [row for row in rows if not all(map(is_empty, row.values()))]
 
     def _rounded(self, labels: np.ndarray) -> np.ndarray:
         """Labels (N, K) with one decimal more than the targets have, or with six digits where these have many."""

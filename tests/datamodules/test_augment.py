@@ -5,6 +5,7 @@ from decimal import Decimal
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 import yaml
 
@@ -110,6 +111,51 @@ def test_unusable_file_gives_a_one_sentence_error(name: str, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=reason) as error:
         Augmentation(**options, number_formats=False)
     assert "\n" not in str(error.value)
+
+
+def copies(texts: list[str], jitter: float) -> list[str]:
+    change = Augmentation(None, None, False, jitter, texts)
+    return [change(text, Random(i)) for i, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize(
+    "form", ["time: {}, year: {}, price: {}", '{{"time": {}, "year": {}, "price": {}}}', "{} {} {}", "{} {} - {}"]
+)
+def test_jitter_is_relative_to_the_spread_of_a_column(form: str):
+    rows = [(1_700_000_000 + 61 * i, 1930 + i % 90, round(1.05**i, 2)) for i in range(200)]
+    texts = [form.format(*row) for row in rows]
+    new = np.array([[float(x) for x in re.findall(r"[\d.]+", text)] for text in copies(texts, 0.1)])
+    noise = (new - np.array(rows)).std(axis=0) / np.std(rows, axis=0)
+    assert 0.2 < noise[0] < 0.4
+    assert 0.2 < noise[1] < 0.4
+    # Prices differ by more than 10 %, and get the same noise as without the other columns.
+    alone = [Augmentation(None, None, False, 0.1)(form.format(*row), Random(i)) for i, row in enumerate(rows)]
+    assert [float(re.findall(r"[\d.]+", text)[-1]) for text in alone] == new[:, 2].tolist()
+    assert set(new[:, 1]) <= set(range(1900, 2050))  # whole numbers
+
+
+def test_dates_and_times_are_not_changed():
+    dates = [
+        "1970-01-31",
+        "2024/2/29",
+        "31/12/1999",
+        "12:30",
+        "1970-01-31T12:30:00Z",
+        "1970-01-31 12:30:00.5",
+        "9:05:07",
+    ]
+    for texts in ([f"on: {date}, at: 7" for date in dates], [f"{date} x" for date in dates]):
+        assert [new.partition(", ")[0] for new in copies(texts, 0.5)] == [text.partition(", ")[0] for text in texts]
+        change = Augmentation(None, None, True)
+        assert [change(text, Random(3)).partition(", ")[0] for text in texts] == [t.partition(", ")[0] for t in texts]
+
+
+def test_jitter_leaves_a_constant_and_the_stream_of_other_numbers():
+    texts = [f"v: 3, x: {i}" for i in range(1, 60)]
+    new = copies(texts, 0.1)
+    assert all(text.startswith("v: 3, ") for text in new)
+    alone = [Augmentation(None, None, False, 0.1)(text, Random(i)) for i, text in enumerate(texts)]
+    assert [text.split()[3] for text in new] == [text.split()[3] for text in alone]
 
 
 def test_jitter_beyond_floats_leaves_the_number():

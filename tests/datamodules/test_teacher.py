@@ -9,6 +9,7 @@ import pytest
 
 from tests.resume import assert_resume_is_bitwise
 from zoo.datamodules import TextRegression, teacher_models
+from zoo.datamodules.column_warnings import warn_of_words
 from zoo.datamodules.table_columns import CategoryColumn, NumberColumn, TextColumn, read_column
 from zoo.datamodules.teacher import Teacher
 from zoo.datamodules.teacher_models import Ensemble, TargetScale
@@ -282,10 +283,29 @@ def test_synthetic_rows_of_several_objectives_with_copies_features_and_groups(tm
 def test_rounding_that_makes_a_column_constant_is_reported(tmp_path, capsys):
     rows = [{"year": 1931 + i % 3, "size": i, "y": i + 10 * (i % 3)} for i in range(60)]
     file = write(tmp_path / "a.csv", rows)
-    for digits, is_reported in ((2, True), (4, False)):
-        open_table(file, columns="year,size", round_digits=digits, synthetic_rows=50).texts("train")
+    for digits, is_reported, n_rows in ((2, True, 50), (2, True, 0), (4, False, 50), (None, False, 0)):
+        open_table(file, columns="year,size", round_digits=digits, synthetic_rows=n_rows).texts("train")
         message = "the numbers in column year are all equal after rounding: raise --data.round_digits"
-        assert (message in capsys.readouterr().err) == is_reported
+        assert capsys.readouterr().err.count(message) == is_reported
+
+
+@pytest.mark.parametrize("word", ["NA", "N/A", "null", "None", "-", "NaN", "n.a.", " na "])
+def test_words_for_a_missing_number_keep_a_column_of_numbers(word, capsys):
+    column = read_column(["1", word, "3", 4.5], 0.1)
+    assert isinstance(column, NumberColumn)
+    np.testing.assert_array_equal(column.encode([word, "2"])[:, 0], [np.nan, 2])
+    warn_of_words([{"x": cell} for cell in ["1", word, "3", 4.5, 5]], ["x"])
+    assert not capsys.readouterr().err
+
+
+def test_a_column_of_nearly_only_numbers_is_reported_with_the_word_in_it(tmp_path, capsys):
+    rows = [{"size": "about 5" if i == 7 else i, "kind": "NA" if i % 3 else "b", "y": i} for i in range(60)]
+    open_table(write(tmp_path / "a.csv", rows), columns="size,kind", val_fraction=0, test_fraction=0).texts("train")
+    error = capsys.readouterr().err
+    assert "1 of the 60 values in column size is no number, such as 'about 5', and the column is read as words" in error
+    assert "kind" not in error
+    # A name such as NA stays a category among words.
+    assert read_column([row["kind"] for row in rows], 0.1).encode(["NA", "b", ""]).sum(axis=1).tolist() == [1, 1, 0]
 
 
 def test_long_synthetic_rows_are_left_out_or_truncated(table):

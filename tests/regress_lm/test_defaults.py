@@ -31,6 +31,20 @@ def test_kinds():
     assert kind_of(TABLE._replace(content_words=4, rare_share=0.5)) == "numbers"
 
 
+def test_bytes_read_numbers_that_are_mostly_new():
+    few = TABLE._replace(n_rows=48, numbers=1, distinct_numbers=48, single_numbers=0.8)
+    assert chosen(few)["data.tokenizer"] == "bytes"
+    assert chosen(few._replace(single_numbers=0.1))["data.tokenizer"] == "words"
+    assert chosen(few._replace(columns=3))["data.tokenizer"] == "words"  # synthetic rows have more numbers
+
+
+def test_a_step_of_a_tiny_table_has_all_rows():
+    tiny = TABLE._replace(n_rows=2, spread=0.0, targets=np.array([[1.0], [2.0]]))
+    assert chosen(tiny)["data.batch_size"] == 2
+    assert chosen(tiny._replace(spread=0.3))["data.batch_size"] == 64  # of copies
+    assert "data.batch_size" not in chosen(tiny, data__batch_size=64)
+
+
 def test_a_table_is_read_as_rounded_numbers_with_noise():
     settings = chosen(TABLE)
     assert settings["data.tokenizer"] == "words"

@@ -31,12 +31,20 @@ def test_rare_words():
         (range(1000, 1100), 4),  # years
         (np.linspace(100, 250, 50), 2),
         (np.linspace(300, 340, 41), 3),
+        ([1_700_000_000 + 61 * i for i in range(60)], 9),  # tens of seconds
+        ([1 + 1e-12 * i for i in range(60)], 13),
         ([5], 2),
         ([0, 1e300], 2),
     ],
 )
 def test_digits_keep_quantiles_of_numbers_distinct(numbers, digits):
     assert statistics([f"x {number}" for number in numbers]).digits == digits
+
+
+def test_numbers_in_a_single_text():
+    assert statistics([f"x {i}" for i in (11, 12, 13, 13)]).single_numbers == 0.5
+    assert statistics(["x 1300", "x 1301", "x 7"]).single_numbers == 1  # four digits
+    assert statistics(["no number"] * 3).single_numbers == 0
 
 
 def test_spread_is_relative_and_ignores_constant_columns():
@@ -54,7 +62,8 @@ def test_rounding_must_not_erase_a_column():
     # The years 1930 to 2020 are 1.9e3 and 2.0e3 in two digits; two years are one number.
     assert least_digits([1930 + i % 91 for i in range(182)], prices) == 4
     assert least_digits([(1978, 1981)[i % 2] for i in range(182)], prices) == 4
-    assert least_digits([100_000 + i for i in range(182)], prices) == 4
+    # The ends of a range that only the last digits distinguish.
+    assert least_digits([100_000 + i for i in range(182)], prices) == 6
 
 
 def test_years_of_dates_need_no_digits():

@@ -15,7 +15,7 @@ import numpy as np
 from zoo.regress_lm.number_formats import number_tokenizer
 from zoo.training.choices import Choice, choose_width
 from zoo.training.distinct_targets import ENOUGH, QUANTILES
-from zoo.training.text_statistics import TextStatistics
+from zoo.training.text_statistics import FEW_NUMBERS, TextStatistics
 
 Kind = Literal["numbers", "digits", "language"]
 
@@ -30,7 +30,7 @@ TAUGHT_TEXTS = range(50, 10_000)  # the same for training rows of texts
 SYNTHETIC_ROWS = 20_000
 CALIBRATED = 400  # training rows with which there are enough validation rows for conformal intervals
 MANY_ROWS = 2000  # with more rows than these, copies of the rows themselves are learned in addition
-FEW_NUMBERS = 50  # a column with at most this many different numbers holds years or categories
+MOSTLY_NEW = 0.25  # share of the numbers of new texts that no training text has, from which words cannot be read
 AUGMENTATIONS = ("jitter", "target_jitter", "synonyms", "background", "number_formats")
 
 
@@ -129,6 +129,9 @@ def _tokenizer(
     # Rounding to two digits would make a column constant, such as years; numbers of more digits are too rare as words.
     if kind == "numbers" and tokenizer == "words" and s.least_digits > 2 and s.distinct_numbers > FEW_NUMBERS:
         tokenizer, words = "bpe", f"a column needs {s.least_digits} digits, another has {s.distinct_numbers:,} numbers"
+    # Synthetic rows have many more numbers than the training rows.
+    if kind == "numbers" and tokenizer == "words" and not is_synthetic and s.single_numbers > MOSTLY_NEW:
+        tokenizer, words = "bytes", f"{s.single_numbers:.0%} of the numbers are in a single text"
     yield Choice("data.tokenizer", tokenizer, words)
     if given.get("data.tokenizer", tokenizer) == "bpe":
         size = 1000 if kind == "numbers" else 2000 if s.n_rows < 20_000 and not is_synthetic else 8000
@@ -138,7 +141,9 @@ def _tokenizer(
         # are not limited in this way.
         is_word = given.get("data.tokenizer", tokenizer) == "words" and s.distinct_numbers > FEW_NUMBERS
         digits = s.least_digits if is_word else s.digits
-        reason = "each a word to learn" if is_word else "which stay distinct"
+        reason = "each a word to learn" if is_word else "most of which stay distinct"
+        if digits > 4:
+            reason = f"which need {digits} digits to stay distinct"
         yield Choice("data.round_digits", digits, f"up to {s.distinct_numbers:,} numbers in a column, {reason}")
         if given.get("data.round_digits", digits):
             yield Choice("data.power_tokens", True, "numbers of all magnitudes share the words of their digits")
@@ -267,7 +272,7 @@ def _changes(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any]
         yield Choice("data.synonyms", "english", f"{s.rare_share:.0%} of the words that distinguish texts are rare")
     elif s.numbers and s.spread and not settings.get("data.features"):
         jitter = float(f"{min(0.1, max(0.01, 0.3 * s.spread)):.1g}")
-        yield Choice("data.jitter", jitter, f"numbers deviate by {s.spread:.0%} of their magnitude")
+        yield Choice("data.jitter", jitter, f"numbers deviate by {100 * s.spread:.2g} % of their magnitude")
     # Targets of one or two digits are ratings, classes or counts.
     if (settings.get("model.number_digits") or 3) >= 3:
         yield Choice("data.target_jitter", 0.05 if kind == "language" else 0.02, "so that targets are not memorised")

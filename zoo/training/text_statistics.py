@@ -13,7 +13,10 @@ _WORD = re.compile(r"[^\W\d_][^\s,:;\"{}]*")
 MOST_TEXTS = 5000  # of more texts, this many evenly spaced ones are used
 QUANTILES = 20  # quantiles of each column of numbers; rounding must keep most of them distinct
 TEMPLATE = 0.9  # a word in at least this share of the texts is part of their form, as the name of a column is
+MOST_DIGITS = 17  # that distinguish all 64-bit floats
+ENOUGH = 0.8  # share of numbers that must stay distinct
 LOST = 0.25  # a column that keeps at most this share of its quantiles has lost most of its values
+FEW_NUMBERS = 50  # a column with at most this many different numbers holds years or categories
 RARE = 2  # a word in at most this many texts is rare
 
 
@@ -28,11 +31,13 @@ class TextStatistics(NamedTuple):
         numbers: mean number of numbers in a text.
         content_words: mean number of words in a text that are not in almost all texts, numbers excluded.
         rare_share: share of these words that are in at most two texts.
-        digits: significant digits at which rounded numbers stay distinct, from 2 to 4.
+        digits: significant digits, from 2 to 17, at which most rounded numbers of each column stay distinct.
         spread: median over the columns of numbers of their standard deviation divided by their mean magnitude.
         distinct_numbers: largest number of distinct values of a column of numbers.
         columns: number of columns of a table that are rendered as a text; 0 where texts are given as they are.
-        least_digits: significant digits, from 2 to 4, at which no column of numbers loses most of its values.
+        least_digits: significant digits, from 2 to 17, at which no column of numbers loses most of its values.
+        single_numbers: share of the numbers, rounded to as many digits as the words of a tokenizer have, that are in a
+            single text; about that share of the numbers of new texts is in none of these texts.
     """
 
     n_rows: int
@@ -47,6 +52,7 @@ class TextStatistics(NamedTuple):
     distinct_numbers: int = 0
     columns: int = 0
     least_digits: int = 2
+    single_numbers: float = 0.0
 
 
 def text_statistics(texts: Sequence[str], targets: np.ndarray, n_columns: int = 0) -> TextStatistics:
@@ -61,6 +67,9 @@ def text_statistics(texts: Sequence[str], targets: np.ndarray, n_columns: int = 
     content = {word: n for word, n in counts.items() if n < TEMPLATE * len(sample)}
     occurrences = sum(content.values())
     columns = _columns(numbers)
+    digits = max([2, *map(_digits, columns)])
+    least_digits = max([2, *(_digits(column) for column in columns if loses_most(column, 2))])
+    distinct = max((len(np.unique(column)) for column in columns), default=0)
     return TextStatistics(
         n_rows=len(texts),
         targets=targets,
@@ -69,12 +78,19 @@ def text_statistics(texts: Sequence[str], targets: np.ndarray, n_columns: int = 
         numbers=float(np.mean([len(row) for row in numbers])),
         content_words=occurrences / len(sample),
         rare_share=sum(n for n in content.values() if n <= RARE) / max(occurrences, 1),
-        digits=max([2, *map(_digits, columns)]),
+        digits=digits,
         spread=float(np.median([_spread(column) for column in columns])) if columns else 0.0,
-        distinct_numbers=max((len(np.unique(column)) for column in columns), default=0),
+        distinct_numbers=distinct,
         columns=n_columns,
-        least_digits=max([2, *(_digits(column) for column in columns if loses_most(column, 2))]),
+        least_digits=least_digits,
+        single_numbers=_single_numbers(numbers, digits if distinct <= FEW_NUMBERS else least_digits),
     )
+
+
+def _single_numbers(numbers: list[list[float]], digits: int) -> float:
+    """The share of numbers, over all texts, whose rounded digits are in one text only."""
+    words = Counter(word for row in numbers for word in {f"{number:.{digits - 1}e}".split("e")[0] for number in row})
+    return sum(n for n in words.values() if n == 1) / max(sum(words.values()), 1)
 
 
 def _columns(numbers: list[list[float]]) -> list[np.ndarray]:
@@ -104,8 +120,20 @@ def share_kept(column: np.ndarray, digits: int) -> float:
 
 
 def _digits(column: np.ndarray) -> int:
-    """The fewest digits, from 2 to 4, at which most quantiles of the column's distinct values stay distinct."""
-    return next((digits for digits in (2, 3) if share_kept(column, digits) >= 0.8), 4)
+    """The fewest digits, from 2 to 17, at which most numbers of the column stay distinct.
+
+    Up to four digits, quantiles of the distinct values have to stay distinct. A column that needs more, as of
+    timestamps, differs only in its last digits: then the values themselves have to.
+    """
+    few = next((digits for digits in (2, 3, 4) if share_kept(column, digits) >= ENOUGH), None)
+    if few is not None:
+        return few
+    values = np.unique(column).tolist()
+    return next(
+        digits
+        for digits in range(5, MOST_DIGITS + 1)
+        if len({f"{value:.{digits - 1}e}" for value in values}) >= ENOUGH * len(values)
+    )
 
 
 def _spread(column: np.ndarray) -> float:
