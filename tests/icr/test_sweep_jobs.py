@@ -118,6 +118,12 @@ def test_collecting_what_is_no_sweep(tmp_path, capsys):
     assert not [*tmp_path.iterdir()]
 
 
+def test_collecting_takes_no_other_options(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        sweep_module.main(["--collect", f"--output_dir={tmp_path}", "--share=1/2", "--num_steps=4", "--no-use_prenorm"])
+    assert capsys.readouterr().err.endswith("drop --num_steps, --share, --use_prenorm\n")
+
+
 @pytest.mark.parametrize("content", ['{"status": 3}', "[1]", "{", '{"status": "done"}'])
 def test_a_damaged_status_is_named(content, tmp_path):
     Metadata(tmp_path).start({"D": 2}, [2])

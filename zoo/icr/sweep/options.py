@@ -127,7 +127,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Exit with code 2 where an option is outside its range."""
+    """Exit with code 2 where an option is outside its range, or does nothing."""
+    changed = [name for name, value in vars(args).items() if value != parser.get_default(name)]
+    unused = [f"--{name}" for name in changed if name not in ("collect", "output_dir")]
+    if args.collect and unused:
+        parser.error(f"--collect prints the results of all members in --output_dir: drop {', '.join(unused)}")
     counts = ("max_power", "num_steps", "batch_size", "checkpoint_every", "eval_every", "n_val", "processes")
     for name in (*counts, "early_stopping_patience"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
