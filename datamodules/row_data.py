@@ -21,9 +21,10 @@ from zoo.datamodules.row_text import RowLayout, is_missing, parse_columns
 from zoo.datamodules.rows import Rows, TextRows
 from zoo.datamodules.sources import tables
 from zoo.datamodules.sources.corpus import hub_tables, is_local, split_files, split_named
+from zoo.datamodules.sources.remote import copied_file
 from zoo.datamodules.sources.tables import BadRows, Table, hub_table
 from zoo.errors import UserError
-from zoo.files.remote_files import is_url, local_copy
+from zoo.files.remote_files import is_url
 from zoo.tokenizers import Tokenizer, train_bpe, train_words
 from zoo.training.random_streams import stream
 
@@ -178,7 +179,7 @@ class RowReader:
         if data in self._generated:
             return {split: [self._generated[data](split)] for split in ("train", "val", "test")}
         if is_url(data):
-            path = local_copy(data, "--data.data")
+            path = copied_file(data)
         if not is_local(path):
             offered = ", ".join(map(repr, self._generated))
             hub = hub_tables(data, tables.SUFFIXES, offered, self._cache_dir)

@@ -5,6 +5,7 @@ import io
 import logging
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ optuna = pytest.importorskip("optuna", reason="the search is an extra: pip insta
 from zoo.callbacks import Checkpoint  # noqa: E402
 from zoo.console.exit_codes import run_command  # noqa: E402
 from zoo.errors import Diverged, UserError  # noqa: E402
+from zoo.search import study as study_module  # noqa: E402
 from zoo.search.__main__ import main  # noqa: E402
 from zoo.search.space import read_space, read_spaces  # noqa: E402
 from zoo.search.study import search  # noqa: E402
@@ -207,6 +209,60 @@ def test_a_storage_that_cannot_be_used(storage, message, scores, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("storage", "error"),
+    [
+        (None, KeyboardInterrupt()),
+        ("journal:{}/s/j.log", UserError("wrong")),
+        ("journal:{}/far/away/j.log", SystemExit(2)),
+        ("sqlite:///{}/s/x.db", UserError("wrong")),
+    ],
+)
+def test_a_refused_first_trial_leaves_no_storage(storage, error, scores, tmp_path):
+    storage = storage and storage.format(tmp_path)
+    scores += [error, 2.0, error]
+    with pytest.raises(type(error)):
+        search([], ["model.lr=1:2"], 1, tmp_path / "s", storage=storage)
+    assert list(tmp_path.iterdir()) == []
+    search([], ["model.lr=1:2"], 1, tmp_path / "s", storage=storage)
+    with pytest.raises(type(error)):
+        search([], ["model.lr=1:2"], 1, tmp_path / "s", storage=storage)
+    assert len(search([], ["model.lr=1:2"], 0, tmp_path / "s", storage=storage)) == 2
+
+
+@pytest.mark.parametrize("storage", [None, "journal:{}/s/j.log", "sqlite:///{}/s/x.db"])
+def test_a_refused_search_keeps_the_storage_that_another_one_uses(storage, tmp_path, monkeypatch):
+    """A search without a trial so far is refused, while another one that started at the same time goes on."""
+    storage = storage and storage.format(tmp_path)
+    checkpoint = Checkpoint()
+    checkpoint.best_score = 2.0
+    first_waits, second_ended = threading.Event(), threading.Event()
+
+    def trial(words, callbacks, label):
+        if threading.current_thread() is other:
+            first_waits.set()
+            assert second_ended.wait(30)
+            return SimpleNamespace(trainer=SimpleNamespace(checkpoint_callback=checkpoint))
+        assert first_waits.wait(30)
+        raise UserError("wrong")
+
+    monkeypatch.setattr("zoo.search.study.TrialCLI", trial)
+    monkeypatch.setattr("zoo.search.study.read_monitor", lambda words: ("val_loss", "minimize"))
+    # Both find no storage, and then make it.
+    together, open_study = threading.Barrier(2), study_module._open_study
+    monkeypatch.setattr(study_module, "_open_study", lambda *args: (together.wait(30), open_study(*args))[1])
+    rows = []
+    other = threading.Thread(
+        target=lambda: rows.extend(search([], ["model.lr=1:2"], 1, tmp_path / "s", storage=storage))
+    )
+    other.start()
+    with pytest.raises(UserError, match="wrong"):
+        search([], ["model.lr=1:2"], 1, tmp_path / "s", storage=storage)
+    second_ended.set()
+    other.join()
+    assert sorted(row["state"] for row in rows) == ["complete", "fail"]
+
+
 def test_trials_without_a_validation_are_refused(monkeypatch, tmp_path):
     def trial(words, callbacks, label):
         trainer = SimpleNamespace(checkpoint_callback=Checkpoint(), callback_metrics={}, global_step=30)
@@ -249,7 +305,8 @@ def test_other_settings_than_those_of_the_study(space, message, scores, tmp_path
 
 
 def test_a_trial_that_failed_early_has_empty_cells(scores, tmp_path):
-    """In a storage that remains, a call whose first trial is refused leaves a failed trial with another setting."""
+    """In a storage that was there before, a call whose first trial is refused leaves a failed trial."""
+    (tmp_path / "journal.log").touch()
     url = f"journal:{tmp_path / 'journal.log'}"
     scores += [UserError("wrong"), 2.0]
     with pytest.raises(UserError, match="wrong"):

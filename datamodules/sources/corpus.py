@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from zoo.datamodules.sources.remote import remote_texts
+from zoo.datamodules.sources.remote import NAMED, remote_texts
 from zoo.datamodules.sources.spans import Documents, Part, Source, Table, TextFile, check_utf8, divide
 from zoo.errors import UserError
 from zoo.files import regular_file
@@ -162,7 +162,7 @@ def split_files(path: Path, suffixes: Set[str]) -> dict[str, list[Path]]:
     if path.is_file():
         return {"train": [path]}
     if path.exists() and not path.is_dir():
-        regular_file(path, "--data.data")  # refuses a pipe or a device
+        regular_file(path, NAMED)  # refuses a pipe or a device
     # Use the files with known suffixes, and sort them into splits by their names.
     files = sorted(path.iterdir()) if path.is_dir() else _files_with_prefix(path)
     files = [file for file in files if file.suffix.lower() in suffixes and not file.is_dir()]
@@ -216,7 +216,7 @@ def _digest(files: Sequence[Path | RemoteFile]) -> str:
 def _source(file: Path | RemoteFile, text_column: str, join_rows: bool, cache_dir: Path) -> Source:
     builder = _TABLES.get(file.suffix.lower())
     if builder and isinstance(file, Path):
-        return Table(_open_table(builder, file, cache_dir), text_column, join_rows, str(file))
+        return Table(_open_table(builder, file, cache_dir), text_column, join_rows, f"{file}")
     return TextFile(file)
 
 

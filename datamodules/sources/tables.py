@@ -103,7 +103,7 @@ def read_table(file: Path, column_names: list[str] | None, bad: BadRows, separat
     if suffix in _SEPARATORS:
         return _read_separated(file, column_names, bad, SEPARATORS[separator] if separator else None)
     rows = _read_json(file, bad) if suffix in _JSON else _read_yaml(file, bad)
-    return Table(str(file), None, list(rows))
+    return Table(f"{file}", None, list(rows))
 
 
 def hub_table(name: str, table: Any) -> Table:
@@ -128,7 +128,7 @@ def read_labelled(file: Path, bad: BadRows, label_column: str = "label", text_co
             bad.refuse(f"{file}, line {line}", reason)
         else:
             rows.append((f"{file}, line {line}", {label_column: label.strip(), text_column: text.strip()}))
-    return Table(str(file), [label_column, text_column], rows)
+    return Table(f"{file}", [label_column, text_column], rows)
 
 
 def _read_text(file: Path) -> str:
@@ -211,7 +211,7 @@ def _read_separated(file: Path, names: list[str] | None, bad: BadRows, separator
         csv.field_size_limit(usual_limit)
     if names is None:
         raise UserError(f"{file} is empty")
-    return Table(str(file), names, rows)
+    return Table(f"{file}", names, rows)
 
 
 def _header(fields: list[str]) -> list[str]:
@@ -265,15 +265,15 @@ def _read_yaml(file: Path, bad: BadRows) -> Iterator[tuple[str, Cells]]:
     try:
         item = parse_texts(text)
     except yaml.YAMLError as error:
-        bad.refuse(str(file), _not_utf8(text) or f"it is not valid YAML{describe_yaml_error(error)}")
+        bad.refuse(f"{file}", _not_utf8(text) or f"it is not valid YAML{describe_yaml_error(error)}")
         return
     # A list has a row for each entry; a mapping is a single row.
     if isinstance(item, list):
         yield from _mappings(((f"{file}, row {i}", row) for i, row in enumerate(item, start=1)), bad)
     elif not item:
-        bad.refuse(str(file), "it is empty")
+        bad.refuse(f"{file}", "it is empty")
     else:
-        yield from _mappings([(str(file), item)], bad)
+        yield from _mappings([(f"{file}", item)], bad)
 
 
 def _mappings(rows: Iterable[tuple[str, Any]], bad: BadRows) -> Iterator[tuple[str, Cells]]:
@@ -321,7 +321,7 @@ def _read_parquet(file: Path) -> Table:
         _check_unique(names)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    return Table(str(file), names, [(f"{file}, row {i}", with_nested(row)) for i, row in enumerate(cells, start=1)])
+    return Table(f"{file}", names, [(f"{file}, row {i}", with_nested(row)) for i, row in enumerate(cells, start=1)])
 
 
 def _not_text(*texts: str) -> str | None:

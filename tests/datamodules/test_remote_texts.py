@@ -3,6 +3,7 @@
 import functools
 import http.server
 import os
+import pickle
 import threading
 
 import fsspec
@@ -10,6 +11,7 @@ import pytest
 
 from zoo.datamodules import TextLM, TextRegression
 from zoo.datamodules.sources import corpus, spans
+from zoo.datamodules.sources.remote import copied_file
 from zoo.errors import UserError
 from zoo.files import remote_files
 from zoo.files.remote_files import RemoteFile
@@ -84,10 +86,46 @@ def test_tables_are_copied(make, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.csv", b"text,y\na,1\nb\n", "^memory://bad/rows.csv, line 3: "),
+        ("rows.csv", b"", "^memory://bad/rows.csv is empty"),
+        ("rows.csv", b"text,y\na,none\n", "^memory://bad/rows.csv, line 2: "),
+        ("rows.csv", b"a,b\n1,2\n", "memory://bad/rows.csv has no column|no column.* memory://bad/rows.csv"),
+        ("rows.csv", b"text,y\n\xff,1\n", "^memory://bad/rows.csv, line 2: "),
+        ("rows.jsonl", b"{\n", "^memory://bad/rows.jsonl, line 1: "),
+        ("rows.yaml", b"{", "^memory://bad/rows.yaml: it is not valid YAML"),
+        ("rows.parquet", b"PAR1", "^memory://bad/rows.parquet "),
+        ("rows.doc", b"x", "^memory://bad/rows.doc is not a table"),
+    ],
+)
+def test_an_error_in_a_table_has_its_url(name, content, message, make, tmp_path):
+    fsspec.filesystem("memory").pipe(f"/bad/{name}", content)
+    with pytest.raises(UserError, match=message) as error:
+        TextRegression(f"memory://bad/{name}", target_columns="y", text_column="text").reader.rows("train")
+    assert str(tmp_path) not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.csv", b"a,b\n1,2\n"), ("a.jsonl", b"{\n"), ("a.txt", b"a\xff")])
+def test_an_error_in_a_copied_text_has_its_url(name, content, make, tmp_path):
+    fsspec.filesystem("memory").pipe(f"/bad-texts/{name}", content)
+    with pytest.raises(UserError, match=rf"^memory://bad-texts/{name} ") as error:
+        make(f"memory://bad-texts/{name}").stats("train")
+    assert str(tmp_path) not in str(error.value)
+
+
+def test_a_copied_file_can_be_sent_to_another_process(make):
+    fsspec.filesystem("memory").pipe("/sent/a.txt", b"text")
+    copy = pickle.loads(pickle.dumps(copied_file("memory://sent/a.txt")))
+    assert copy.read_bytes() == b"text"
+    assert f"{copy}" == "memory://sent/a.txt"
+
+
+@pytest.mark.parametrize(
     ("data", "sentence"),
     [
         ("memory://bucket/none", "there is no such file"),
-        ("memory://bucket/images", "holds no text: no file has one of the suffixes"),
+        ("memory://bucket/images", "^the data memory://bucket/images holds no text: no file has one of the suffixes"),
         ("foo://bucket/texts", "Protocol not known: foo"),
     ],
 )

@@ -36,9 +36,10 @@ def sweep_script(folder) -> str:
     return re.sub(r"^source .*\n", "", script, flags=re.MULTILINE)
 
 
-def run_task(argv, monkeypatch, task, last) -> int:
+def run_task(argv, monkeypatch, task, last, first=1, step=1, count=None) -> int:
     """Run a command as one task of an array, in this process."""
-    for name, value in {"ID": task, "MIN": 1, "MAX": last, "STEP": 1}.items():
+    variables = {"ID": task, "MIN": first, "MAX": last, "STEP": step, "COUNT": count or last - first + 1}
+    for name, value in variables.items():
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
     return run_command(lambda: sweep_module.main(argv))
 
@@ -74,6 +75,38 @@ def test_tasks_of_an_array_train_all_members_without_locks(tmp_path, monkeypatch
     assert {member["status"] for member in json.loads(path.read_text())["members"].values()} == {"done"}
 
 
+def test_a_task_that_is_submitted_again_trains_its_own_share(tmp_path, monkeypatch, capsys):
+    trained = []
+    monkeypatch.setattr(sweep_module, "train_members", lambda members, *_: trained.append(members))
+    monkeypatch.setattr(sweep_module, "report", lambda *_: None)
+    argv = [*SMALL.split(), "--max_power=5", f"--output_dir={tmp_path}/sweep"]
+    # Before the first submission of all tasks, the number of shares is not known from some of them.
+    for bounds in ((3, 3, 3), (5, 5, 3, 1, 2), (3, 5, 1, 2, 3), (2, 3, 0)):
+        assert run_task([*argv, "--share=array"], monkeypatch, *bounds) == 1
+        assert "write --share array/N" in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+    assert run_task([*argv, "--share=array"], monkeypatch, 1, 3) == 0
+    assert run_task([*argv, "--share=array"], monkeypatch, 2, 2, 2, 0) == 0  # sbatch --array=2
+    assert run_task([*argv, "--share=array/3"], monkeypatch, 3, 3, 1, 1, 2) == 0  # sbatch --array=1,3
+    assert trained == [[2, 16], [4, 32], [8]]
+    for option, task, message in (
+        ("array", 4, "task 4 is none of the 3 shares of the sweep: submit --array=1-3"),
+        ("array", 0, "task 0 is none of the 3 shares"),
+        ("array/4", 1, "give --share array/3"),
+    ):
+        assert run_task([*argv, f"--share={option}"], monkeypatch, task, 4, 0) == 1
+        assert message in capsys.readouterr().err
+    # The option gives the number where the first submission has one task.
+    argv[-1] = f"--output_dir={tmp_path}/other"
+    assert run_task([*argv, "--share=array/2"], monkeypatch, 2, 2, 2) == 0
+    assert run_task([*argv, "--share=array"], monkeypatch, 1, 1) == 0
+    assert trained[3:] == [[4, 16], [2, 8, 32]]
+    for option in ("array/0", "array/", "array/x", "3/2", "/2", "-1/2"):
+        with pytest.raises(SystemExit):
+            run_task([*argv, f"--share={option}"], monkeypatch, 1, 2)
+        assert "is no share: write I/N" in capsys.readouterr().err
+
+
 def _failure(argv, capsys) -> str:
     capsys.readouterr()
     assert run_command(lambda: sweep_module.main(argv)) == 1
@@ -83,6 +116,12 @@ def _failure(argv, capsys) -> str:
 def test_collecting_what_is_no_sweep(tmp_path, capsys):
     assert "has no sweep: give the --output_dir of one" in _failure(["--collect", f"--output_dir={tmp_path}"], capsys)
     assert not [*tmp_path.iterdir()]
+
+
+def test_collecting_takes_no_other_options(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        sweep_module.main(["--collect", f"--output_dir={tmp_path}", "--share=1/2", "--num_steps=4", "--no-use_prenorm"])
+    assert capsys.readouterr().err.endswith("drop --num_steps, --share, --use_prenorm\n")
 
 
 @pytest.mark.parametrize("content", ['{"status": 3}', "[1]", "{", '{"status": "done"}'])

@@ -11,6 +11,8 @@ from pathlib import Path
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from zoo.cli.run_folder import missing_folders, remove_empty
 from zoo.errors import UserError
@@ -56,8 +58,34 @@ def _open_database(url: str | None, folder: Path) -> BaseStorage:
         return RDBStorage(url, heartbeat_interval=SECONDS_BETWEEN_SIGNS, grace_period=4 * SECONDS_BETWEEN_SIGNS)
 
 
+def storage_file(url: str | None, folder: Path) -> Path | None:
+    """The file of a storage, in a folder that exists or will be created; None where there is none.
+
+    Args:
+        url: of the storage, as in `open_storage`.
+        folder: of the study.
+    """
+    if url is None:
+        return folder / "study.db"
+    if url.startswith(JOURNAL):
+        path = _journal_path(url)
+        return path if path.name and not path.is_dir() else None
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return None  # `open_storage` refuses it
+    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
+        return None
+    path = Path(parsed.database)
+    return path if path.parent.is_dir() or path.parent == folder else None
+
+
+def _journal_path(url: str) -> Path:
+    return Path(url.removeprefix(JOURNAL).removeprefix("//"))
+
+
 def _open_journal(url: str) -> BaseStorage:
-    path = Path(url.removeprefix(JOURNAL).removeprefix("//"))
+    path = _journal_path(url)
     if path.is_dir() or not path.name:
         raise UserError(f"--storage {url} names no file: write journal:FILE")
     if path.exists():

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 from zoo.callbacks import Checkpoint
-from zoo.cli.run_folder import missing_folders, remove_empty
 from zoo.errors import Diverged, UserError
 from zoo.training.random_streams import derive
 
@@ -21,6 +20,7 @@ except ImportError as error:
         "the search needs Optuna, an extra: pip install '.[search]' in the folder of the zoo's source"
     ) from error
 
+from zoo.search.new_storage import removed_without_trials
 from zoo.search.space import Space, check_same_spaces, has_result, read_spaces
 from zoo.search.storage import open_storage, storage_failures
 from zoo.search.trial import Prune, TrialCLI, read_monitor
@@ -54,29 +54,19 @@ def search(
 
     Raises:
         UserError: a space, an option or the storage is not valid, or does not fit the study's earlier trials. Nothing
-            is left of a study that this call has created in its folder.
+            is left of a file or folder that only this call has used.
     """
     parsed = read_spaces(spaces)
     # Check the options with one value of each space before anything is written.
     monitor, direction = read_monitor([*fit, *(space.example() for space in parsed)])
-    database = folder / "study.db"
-    missing = list(missing_folders([folder]))
-    is_new = not database.exists()
-    folder.mkdir(parents=True, exist_ok=True)
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the search itself reports its trials
     try:
-        with storage_failures(storage, folder):
+        with removed_without_trials(storage, folder), storage_failures(storage, folder):
             study = _open_study(study_name, storage, folder, direction)
             _check_study(study, parsed, monitor, direction)
             _optimize(study, fit, parsed, trials, folder, seed, monitor)
             finished = [trial for trial in study.trials if trial.state.is_finished()]
-    except BaseException:
-        # The first trial was refused or stopped: remove what this call has created.
-        if is_new and [*folder.iterdir()] == [database]:
-            database.unlink(missing_ok=True)
-        remove_empty(missing)
-        raise
     finally:
         optuna.logging.set_verbosity(verbosity)
     return _rows(finished, [space.name for space in parsed], direction)

@@ -8,7 +8,7 @@ from zoo.console.messages import refuse_non_utf8, silence_lightning
 from zoo.console.table import table
 from zoo.errors import UserError
 from zoo.icr.sweep.metadata import ENDED, WAITING, Metadata
-from zoo.icr.sweep.options import RUNTIME_ARGS, Share, model_config, parse
+from zoo.icr.sweep.options import RUNTIME_ARGS, ArrayShare, Share, model_config, parse
 from zoo.icr.sweep.processes import run_in_processes
 from zoo.icr.sweep.training import build_stack, train_members
 
@@ -29,8 +29,12 @@ def main(argv: list[str]) -> None:
     for M in all_members:
         model_config(args, M)
     build_stack(all_members[:1], args)  # settings that are not valid are refused before anything is written
-    metadata.start({name: value for name, value in vars(args).items() if name not in RUNTIME_ARGS}, all_members)
-    share = args.share or Share(1, 1)
+    share, array_tasks = args.share or Share(1, 1), None
+    if isinstance(share, ArrayShare):
+        share = share.of(metadata.array_tasks(), metadata.path)
+        array_tasks = share.total
+    settings = {name: value for name, value in vars(args).items() if name not in RUNTIME_ARGS}
+    metadata.start(settings, all_members, array_tasks)
     members = all_members[share.number - 1 :: share.total]
     if not members:
         print(f"zoo: share {share.number}/{share.total} has no members: the sweep has only {len(all_members)}")

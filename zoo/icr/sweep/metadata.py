@@ -33,8 +33,18 @@ class Metadata:
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / "experiment_metadata.json"
 
-    def start(self, settings: dict[str, Any], members: list[Diversity]) -> None:
-        """Store the settings and add the members; raises UserError where the folder has other settings."""
+    def array_tasks(self) -> int | None:
+        """The number of tasks of a job array that the members are divided among; None if it is not run as an array."""
+        return self._read().get("array_tasks")
+
+    def start(self, settings: dict[str, Any], members: list[Diversity], array_tasks: int | None = None) -> None:
+        """Store the settings and add the members; raises UserError where the folder has other settings.
+
+        Args:
+            settings: of the sweep.
+            members: of this call.
+            array_tasks: number of tasks of a job array to be stored, if this process is one of them.
+        """
         content = self._read()
         for name, value in content.setdefault("settings", settings).items():
             if settings.get(name) != value:
@@ -44,7 +54,10 @@ class Metadata:
                 )
         known = content.get("members", {})
         waiting = {str(M): WAITING for M in members if str(M) not in known}
-        if waiting or not known:
+        is_divided = array_tasks is not None and content.get("array_tasks") != array_tasks
+        if is_divided:
+            content["array_tasks"] = array_tasks
+        if waiting or not known or is_divided:
             self.folder.mkdir(parents=True, exist_ok=True)
             _write(self.path, content | {"members": known | waiting})
 
@@ -86,7 +99,9 @@ class Metadata:
         content = _read_mapping(self.path)
         # Mappings as `start` and `collect` write them.
         groups = [content.get(key, {}) for key in ("settings", "members")]
-        if not all(isinstance(group, dict) for group in groups) or not all(map(_is_status, groups[1].values())):
+        tasks = content.get("array_tasks", 1)
+        is_valid = all(isinstance(group, dict) for group in groups) and type(tasks) is int and tasks >= 1
+        if not is_valid or not all(map(_is_status, groups[1].values())):
             raise UserError(f"{self.path} is not the metadata of a sweep: fix it, or give another --output_dir")
         return content
 

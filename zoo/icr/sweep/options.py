@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from zoo.errors import UserError
 from zoo.icr.model import ICRegConfig
 from zoo.icr.task import Diversity
 
@@ -14,17 +15,18 @@ RUNTIME_ARGS = (
     "max_power", "tasks", "collect", "output_dir", "stack", "processes", "share", "accelerator", "compile",
 )  # fmt: skip
 
-ARRAY_BOUNDS = ("MIN", "MAX", "STEP")  # SLURM's variables SLURM_ARRAY_TASK_<name>
+ARRAY = "SLURM_ARRAY_TASK_"  # variables of a task of a job array: ID, and MIN, MAX, STEP and COUNT of the array
 
 ABOUT = "Train one ICR transformer for each number M of tasks, to see from which M on it learns regression itself."
 DETAILS = """\
     python -m zoo.icr.sweep --max_power 10 --num_steps 20000 --output_dir runs/icr-sweep      # for a GPU
 
 Members are trained as one stacked model, --stack of them at a time. --processes 4 divides the list among four
-processes, each on its own GPU if there are several; --share array is the part of one task of a SLURM job array, and
---share 2/4 the second of four parts on other clusters; after them, --collect prints the results of all members. A
-second call with the same settings resumes. Each member has a folder with checkpoints that `zoo validate`,
-`zoo.icr.load_model` and `python -m zoo.icr.analysis` read; experiment_metadata.json has the progress of each.
+processes, each on its own GPU if there are several; --share array is the part of one task of a SLURM job array, whose
+first submission has the tasks 1 to N, and --share 2/4 the second of four parts on other clusters; after them, --collect
+prints the results of all members. A second call with the same settings resumes. Each member has a folder with
+checkpoints that `zoo validate`, `zoo.icr.load_model` and `python -m zoo.icr.analysis` read; experiment_metadata.json
+has the progress of each.
 """
 
 
@@ -33,7 +35,46 @@ class Share(NamedTuple):
 
     number: int
     total: int
-    is_of_array: bool = False  # given by SLURM, which runs each task of a job array once at a time
+
+
+class ArrayShare(NamedTuple):
+    """The part of one task of a SLURM job array, which runs each task once at a time.
+
+    The number of parts is that of the array that was submitted first: tasks submitted again are an array of fewer.
+    """
+
+    number: int
+    total: int | None  # as the option gives it
+    submitted: int | None  # number of tasks of this submission, None where they are not 1, 2, ..., N
+
+    def of(self, recorded: int | None, path: Path) -> Share:
+        """The share of the task.
+
+        Args:
+            recorded: number of shares of the sweep so far, if it has been run as an array.
+            path: of the file that has this number, for messages.
+
+        Raises:
+            UserError: the number of shares is not known, is another one, or the task's number is not in it.
+        """
+        if recorded and self.total and recorded != self.total:
+            raise UserError(
+                f"the sweep is divided among {recorded} tasks of an array ({path}), not {self.total}: give "
+                f"--share array/{recorded}; to divide it in another way, remove array_tasks from the file when no task "
+                "runs"
+            )
+        total = self.total or recorded or self.submitted
+        if total is None:
+            raise UserError(
+                "--share array: this array is not numbered 1, 2, ..., N, and the sweep has not been run as one before: "
+                "submit --array=1-N, or write --share array/N, where N is the number of tasks of all submissions"
+            )
+        if not 1 <= self.number <= total:
+            raise UserError(
+                f"--share array: task {self.number} is none of the {total} shares of the sweep: "
+                f"submit --array=1-{total}"
+            )
+        return Share(self.number, total)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -70,7 +111,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--share",
         type=share,
         metavar="I/N",
-        help="train only the I-th of N parts of the list, or array: the part of this task of a SLURM job array",
+        help="train only the I-th of N parts of the list; or array, or array/N: the part of this task of a SLURM job "
+        "array. N is stored at the first submission, so that tasks may be submitted again with --array=3,5",
     )
     add("--accelerator", default="auto", help="device type as in Lightning: cpu, gpu or auto (%(default)s)")
     add("--compile", action="store_true", help="train through torch.compile")
@@ -85,7 +127,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Exit with code 2 where an option is outside its range."""
+    """Exit with code 2 where an option is outside its range, or does nothing."""
+    changed = [name for name, value in vars(args).items() if value != parser.get_default(name)]
+    unused = [f"--{name}" for name in changed if name not in ("collect", "output_dir")]
+    if args.collect and unused:
+        parser.error(f"--collect prints the results of all members in --output_dir: drop {', '.join(unused)}")
     counts = ("max_power", "num_steps", "batch_size", "checkpoint_every", "eval_every", "n_val", "processes")
     for name in (*counts, "early_stopping_patience"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -128,18 +174,31 @@ def norm(word: str) -> float | None:
     return number
 
 
-def share(text: str) -> Share:
-    """ "2/4" as Share(2, 4); "array" as the part of this task of a SLURM job array."""
-    if text == "array":
-        try:
-            task, first, last, step = (int(os.environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", *ARRAY_BOUNDS))
-        except (KeyError, ValueError) as error:
-            raise argparse.ArgumentTypeError("this is no task of a SLURM job array: write I/N") from error
-        return Share((task - first) // step + 1, (last - first) // step + 1, is_of_array=True)
+def share(text: str) -> Share | ArrayShare:
+    """ "2/4" as Share(2, 4); "array" or "array/4" as the part of this task of a SLURM job array."""
+    first, slash, last = text.partition("/")
+    total = int(last) if last.isascii() and last.isdigit() else 0
+    if first == "array" and (not slash or total):
+        return array_share(total or None)
+    number = int(first) if first.isascii() and first.isdigit() else 0
+    if not 1 <= number <= total:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no share: write I/N, where I is from 1 to N, such as 2/4, or array/N in a SLURM job array"
+        )
+    return Share(number, total)
+
+
+def array_share(total: int | None) -> ArrayShare:
+    """The part of this task, from SLURM's variables; `total` is the number of parts, if it is given."""
     try:
-        i, n = (int(word) for word in text.split("/"))
-    except ValueError:
-        i, n = 0, 0
-    if not 1 <= i <= n:
-        raise argparse.ArgumentTypeError(f"{text!r} is no share: write I/N, where I is from 1 to N, such as 2/4")
-    return Share(i, n)
+        task = int(os.environ[f"{ARRAY}ID"])
+        bounds = {
+            name: int(os.environ[ARRAY + name])
+            for name in ("MIN", "MAX", "STEP", "COUNT")
+            if ARRAY + name in os.environ
+        }
+    except (KeyError, ValueError) as error:
+        raise argparse.ArgumentTypeError("this is no task of a SLURM job array: write I/N") from error
+    size = bounds.get("MAX")
+    count = bounds.get("COUNT", size if bounds.get("STEP", 1) == 1 else None)
+    return ArrayShare(task, total, size if bounds.get("MIN") == 1 and count == size else None)

@@ -18,7 +18,7 @@ from zoo.files.checkpoints import read_checkpoint
 from zoo.files.locks import owned_lock
 from zoo.icr.sweep.member_tracking import MemberTracking
 from zoo.icr.sweep.metadata import ENDED, Metadata, member_folder
-from zoo.icr.sweep.options import model_config
+from zoo.icr.sweep.options import ArrayShare, model_config
 from zoo.icr.sweep.stacked_data import StackedTasks
 from zoo.icr.sweep.stacked_model import StackedICR
 from zoo.icr.task import Diversity, Task
@@ -121,7 +121,7 @@ def unfinished_members(
     This process holds a lock on each of them until `locks` are closed; members locked by others are left out. A task of
     a job array needs no locks: SLURM runs each task once at a time.
     """
-    is_of_array = args.share is not None and args.share.is_of_array
+    is_of_array = isinstance(args.share, ArrayShare)
     by_step: dict[int, list[Diversity]] = {}
     for M in members:
         if metadata.status(M) not in ENDED:
