@@ -18,7 +18,7 @@ _CLOCK = r"(?<![\w.:])(?:[01]?\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:\.\d+)?)?(?![\w:])
 _DAY = r"(?<![\w./-])(?:0?[1-9]|[12]\d|3[01])(?P<slash>[-/])(?:0?[1-9]|[12]\d|3[01])(?P=slash)\d{4}(?![\w/-])"
 _TIME = r"(?:T\d{2}:?\d{2}(?::?\d{2}(?:\.\d+)?)?(?:Z|[-+]\d{2}:?\d{2})?(?!\w))?"
 DATE_OR_NUMBER = re.compile(f"(?P<date>{DATE.pattern}{_TIME}|{_DAY}|{_CLOCK})|{NUMBER.pattern}")
-_LABEL = re.compile(r"[^,{\[]*\Z")
+_SEPARATOR = re.compile(r"[,{\[]")
 
 
 class Jitter:
@@ -79,7 +79,7 @@ def _numbers(text: str) -> Iterator[tuple[tuple[str, int], re.Match[str]]]:
     end, position, counts = 0, 0, Counter[str]()
     for found in DATE_OR_NUMBER.finditer(text):
         if found["date"] is None:
-            label = _LABEL.search(text, end, found.start())[0].strip()
+            label = _SEPARATOR.split(text[end : found.start()])[-1].strip()
             has_word = any(map(str.isalpha, label))
             # A list has several numbers after one word.
             key = label if has_word else ""

@@ -181,6 +181,12 @@ def test_cut_splits_are_random_and_independent_of_the_run_seed(reviews, monkeypa
         test_only.setup("fit")
 
 
+def test_a_single_row_says_how_many_a_run_needs(tmp_path):
+    (tmp_path / "one.csv").write_text("x,y\n1,2\n")
+    with pytest.raises(UserError, match=r"one\.csv has 1 row that can be used: a run needs at least 2, one"):
+        TextRegression(str(tmp_path / "one.csv"), target_columns="y").setup("fit")
+
+
 def test_rows_of_a_group_stay_in_one_split(tmp_path):
     file = write_table(tmp_path / "a.csv", [(f"t{i}", i, f"g{i % 13}") for i in range(130)], ("text", "y", "group"))
     data = TextRegression(file, target_columns="y", group_column="group")
