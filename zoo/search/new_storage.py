@@ -1,6 +1,5 @@
 """The file of a new storage, which a search that ends before its first trial removes again."""
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +10,11 @@ import optuna
 from zoo.cli.run_folder import missing_folders, remove_empty
 from zoo.errors import UserError
 from zoo.search.storage import open_storage, storage_file
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -60,7 +64,7 @@ def _has_trials(url: str | None, folder: Path) -> bool:
 
 def _lock_shared(folder: Path) -> int | None:
     """A descriptor of the folder, which is created, with a shared lock; None where there are no locks."""
-    while True:
+    while fcntl is not None:
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # another process has just removed it
             lock = os.open(folder, os.O_RDONLY)
@@ -72,6 +76,7 @@ def _lock_shared(folder: Path) -> int | None:
             if _is_folder(lock, folder):
                 return lock
             os.close(lock)
+    return None
 
 
 def _is_folder(lock: int, folder: Path) -> bool:
