@@ -67,7 +67,7 @@ def _raise(error):
         (lambda: _raise(UserError("a.bin is damaged: copy it again")), ["a.bin"], True, "refused"),
         (lambda: _raise(FileNotFoundError(2, "No such file", "a.bin")), ["a.bin"], True, "refused"),
         (lambda: _raise(UserError("the file is damaged: copy it again")), ["a.bin"], False, "names none of a.bin"),
-        (lambda: _raise(UserError("")), [], False, "no sentence"),
+        (lambda: _raise(UserError("")), [], False, "not a sentence"),
         (lambda: _raise(KeyError("dim")), [], False, "raised KeyError"),
         (lambda: _raise(MemoryError("not enough")), [], False, "raised MemoryError"),
         (lambda: _raise(RuntimeError("[enforce fail] can't allocate memory")), [], False, "raised RuntimeError"),

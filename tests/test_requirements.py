@@ -51,7 +51,7 @@ def test_every_import_is_of_a_required_package_or_of_an_extra(requirements):
     assert imported.keys() - {"IPython"} <= extras  # IPython is imported where it runs already
     # What a module imports at its top must be installed always; zoo.search names its extra before it imports Optuna.
     assert {name for name, is_needed in imported.items() if is_needed} - {"optuna"} <= packages[""]
-    assert packages[""] - imported.keys() == {"tensorboard"}  # Lightning's logger imports it
+    assert packages[""] <= imported.keys()
 
 
 def test_every_requirement_is_pinned_within_its_range(requirements):

@@ -11,8 +11,6 @@ from pathlib import Path
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from zoo.cli.run_folder import missing_folders, remove_empty
 from zoo.errors import UserError
@@ -70,13 +68,12 @@ def storage_file(url: str | None, folder: Path) -> Path | None:
     if url.startswith(JOURNAL):
         path = _journal_path(url)
         return path if path.name and not path.is_dir() else None
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        return None  # `open_storage` refuses it
-    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
+    # SQLAlchemy's form: sqlite:///relative, sqlite:////absolute, sqlite+driver:///FILE?OPTIONS.
+    scheme, _, rest = url.partition(":///")
+    name = rest.partition("?")[0]
+    if scheme.partition("+")[0] != "sqlite" or name in ("", ":memory:"):
         return None
-    path = Path(parsed.database)
+    path = Path(name)
     return path if path.parent.is_dir() or path.parent == folder else None
 
 
