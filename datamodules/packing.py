@@ -10,6 +10,7 @@ import numpy as np
 from filelock import FileLock
 
 from zoo.console.progress_display import counting
+from zoo.console.threads import available_cores
 from zoo.datamodules.checksums import checksums, find_damage
 from zoo.datamodules.sources.spans import Part, Row
 from zoo.files.atomic import replacing
@@ -93,11 +94,6 @@ def pack(
 
     write_once(file.with_suffix(".json"), write, lambda: _damage(file))
     return {name: read_counts(file)[name] for name in COUNTS}
-
-
-def available_cores() -> int:
-    """Number of CPU cores that this process can use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _write_shard(part: Part, tokenizer: Tokenizer, file: Path, counts: Path) -> None:

@@ -1,8 +1,13 @@
-"""How threads of OpenMP wait for each other. Imports no torch: OpenMP reads its variables when torch is loaded."""
+"""Cores, and how OpenMP's threads wait. Imports no torch: OpenMP reads its variables when torch is loaded."""
 
 import os
 
 WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def available_cores() -> int:
+    """Number of CPU cores that this process can use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def wait_without_spinning() -> None:

@@ -1,8 +1,9 @@
 """When each config of the demo is trained: several at a time, each in a process with one thread."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
+
+from zoo.console.threads import available_cores
 
 # Expected seconds of each config on one core; only their ratios count. Other configs count as the mean.
 SECONDS = {
@@ -41,5 +42,4 @@ class Schedule:
 
 def default_processes() -> int:
     """Number of cores that this process may use, at most 4."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MOST_PROCESSES)
+    return min(available_cores(), MOST_PROCESSES)

@@ -1,7 +1,6 @@
 """CpuStep: decoding steps of a Llama by the library of step.c, with a key-value cache."""
 
 import ctypes
-import os
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, addressof, c_float, c_int64, c_void_p
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.console.threads import available_cores
 from zoo.layers import RMSNorm
 from zoo.llama.cpu_step.library import load_library
 from zoo.llama.decoder_weights import matrices_of, norm_factors, stacked
@@ -43,8 +43,7 @@ class _Decoder(Structure):
 
 def _threads() -> int:
     """torch's number of threads, at most one per core: more would wait for each other after every product."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(torch.get_num_threads(), cores)
+    return min(torch.get_num_threads(), available_cores())
 
 
 class CpuStep:
