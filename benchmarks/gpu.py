@@ -1,10 +1,10 @@
-"""Shared by the GPU parts of the benchmarks: peak FLOP/s of a card by its name, smaller batches where memory ends."""
+"""Shared by the GPU parts of the benchmarks: peak FLOP/s of a card, training steps, batches that fit into memory."""
 
 import gc
 import math
 import re
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -71,3 +71,27 @@ def with_smaller_batches(run: Callable[[int], T], batch: int) -> tuple[T, dict[s
         torch.cuda.empty_cache()
         size //= 2
         print(f"out of GPU memory: trying a batch of {size} instead of {batch}")
+
+
+def training_step(
+    loss: Callable[[], torch.Tensor], optimizer: Any, dtype: torch.dtype, device: str = "cuda"
+) -> Callable[[], None]:
+    """A step in half precision, to be called repeatedly: forward, backward and optimizer, with loss scaling in fp16.
+
+    Args:
+        loss: of the next batch.
+        optimizer: a `torch.optim.Optimizer`.
+        dtype: torch.float16 or torch.bfloat16, of autocast.
+        device: type of the device.
+    """
+    scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+
+    def step() -> None:
+        with torch.autocast(device, dtype=dtype):
+            value = loss()
+        scaler.scale(value).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+    return step

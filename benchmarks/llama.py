@@ -24,7 +24,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.gpu import peak_flops, with_smaller_batches  # noqa: E402
+from benchmarks.gpu import peak_flops, training_step, with_smaller_batches  # noqa: E402
 from benchmarks.measure import facts, in_turn, store  # noqa: E402
 from zoo.llama import Llama, LlamaConfig, load_checkpoint, save_checkpoint  # noqa: E402
 from zoo.llama.decoder import LlamaDecoder  # noqa: E402
@@ -291,16 +291,7 @@ def gpu_step(who: str, dtype: torch.dtype, repeats: int, batch: int, length: int
         def loss(**arguments: Any) -> Tensor:
             return forward(**arguments).loss
 
-    scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
-
-    def step() -> None:
-        with torch.autocast("cuda", dtype=dtype):
-            value = loss(**arguments)
-        scaler.scale(value).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-
+    step = training_step(lambda: loss(**arguments), optimizer, dtype)
     for _ in range(3):
         step()
     torch.cuda.reset_peak_memory_stats()

@@ -14,7 +14,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.gpu import peak_flops, with_smaller_batches  # noqa: E402
+from benchmarks.gpu import peak_flops, training_step, with_smaller_batches  # noqa: E402
 from benchmarks.measure import in_turn  # noqa: E402
 from benchmarks.regress_lm_pair import SIZES, Row, ours_of, padded, peer_of, row, sampling, texts, their_sampling  # noqa: E402
 from zoo.optim import AdamW  # noqa: E402
@@ -86,16 +86,7 @@ def gpu_sampling(repeats: int, size: int) -> Row:
 
 def half_precision(model: torch.nn.Module, loss: Callable[[], Tensor], repeats: int) -> float:
     """Training steps per second with loss scaling."""
-    optimizer, scaler = AdamW(model.train().parameters(), lr=1e-4), torch.amp.GradScaler("cuda")
-
-    def step() -> None:
-        with torch.autocast("cuda", dtype=torch.float16):
-            value = loss()
-        scaler.scale(value).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-
+    step = training_step(loss, AdamW(model.train().parameters(), lr=1e-4), torch.float16)
     for _ in range(3):
         step()
     return 5 / in_turn({"it": lambda: [step() for _ in range(5)]}, repeats)["it"]

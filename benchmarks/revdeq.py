@@ -30,7 +30,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.gpu import with_smaller_batches  # noqa: E402
+from benchmarks.gpu import training_step, with_smaller_batches  # noqa: E402
 from benchmarks.measure import facts, in_turn, store  # noqa: E402
 from zoo.revdeq import ReconstructionError, RevDEQ, RevDEQConfig  # noqa: E402
 
@@ -228,16 +228,9 @@ def half_precision(model: RevDEQ, dtype: torch.dtype, way: str, n: int, batch: i
     tokens = text(model, batch, model.config.max_position_embeddings, device)
     inputs = tokens[:, :-1]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
-
-    def step() -> None:
-        with torch.autocast(device, dtype):
-            loss = model.loss(inputs, tokens[:, 1:], solved(model, inputs, way, n))
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-
+    step = training_step(
+        lambda: model.loss(inputs, tokens[:, 1:], solved(model, inputs, way, n)), optimizer, dtype, device
+    )
     for _ in range(3):
         step()
     torch.cuda.reset_peak_memory_stats()
