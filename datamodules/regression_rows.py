@@ -81,7 +81,7 @@ class RegressionRows:
         # Tokens and features of all rows, of which only usable rows stay.
         rows, limit = self.reader.rows(split), self.settings.max_input_len
         if split == "train":
-            cells, columns = self.training_table().cells, self.reader.layout.columns
+            cells, columns = self.training_table.cells, self.reader.layout.columns
             warn_of_words(cells, columns)
             warn_of_rounding(cells, columns, self.settings.round_digits)
         ids = tokenizer.encode_batch(self.rounded_texts(rows.texts))
@@ -112,9 +112,10 @@ class RegressionRows:
             UserError: there are too few rows, or no columns of numbers or categories.
         """
         if seed not in self._teachers:
-            self._teachers[seed] = self.training_table().teacher(seed, self.settings.teacher)
+            self._teachers[seed] = self.training_table.teacher(seed, self.settings.teacher)
         return self._teachers[seed]
 
+    @cached_property
     def training_table(self) -> TrainingTable:
         """The cells of which the texts of the training rows were made."""
         rows = self.reader.rows("train")
@@ -299,7 +300,7 @@ class RegressionViews(UnlabelledViews):
     def plan_synthetic_rows(self, most: int, seconds: float) -> TeacherPlan:
         """The teacher and the number of synthetic rows, at most `most`, for which some seconds suffice."""
         source = self.source
-        return plan_teacher(source.training_table(), most, seconds, self.seed, source.rounded_texts)
+        return plan_teacher(source.training_table, most, seconds, self.seed, source.rounded_texts)
 
     def plan_copies(self, settings: Mapping[str, Any], most: int, seconds: float) -> int:
         """The number of changed copies of each training row, at most `most`, that are made in some seconds.

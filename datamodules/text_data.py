@@ -8,8 +8,7 @@ from typing import Any
 
 from zoo.datamodules.resumable import ZooDataModule
 from zoo.errors import UserError
-from zoo.files.cache_folder import cache_folder
-from zoo.files.remote_files import is_url
+from zoo.files.cache_folder import cache_folder, check_is_local
 from zoo.tokenizers import Tokenizer, load_tokenizer
 
 # The splits that each of the trainer's functions reads.
@@ -42,10 +41,7 @@ class TextData(ZooDataModule):
         given = self.hparams["cache_dir"]
         if given is None:
             return cache_folder()
-        if is_url(given):
-            raise UserError(
-                f"--data.cache_dir {given} is a URL: set it to a folder of this machine, or mount the store"
-            )
+        check_is_local("--data.cache_dir", given)
         return Path(os.path.expanduser(given))
 
     @abstractmethod

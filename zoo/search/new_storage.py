@@ -64,7 +64,9 @@ def _has_trials(url: str | None, folder: Path) -> bool:
 
 def _lock_shared(folder: Path) -> int | None:
     """A descriptor of the folder, which is created, with a shared lock; None where there are no locks."""
-    while fcntl is not None:
+    if fcntl is None:
+        return None
+    while True:
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # another process has just removed it
             lock = os.open(folder, os.O_RDONLY)
@@ -76,7 +78,6 @@ def _lock_shared(folder: Path) -> int | None:
             if _is_folder(lock, folder):
                 return lock
             os.close(lock)
-    return None
 
 
 def _is_folder(lock: int, folder: Path) -> bool:
