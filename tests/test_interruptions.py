@@ -124,13 +124,13 @@ def test_a_signal_during_predict_leaves_no_file_and_a_second_predict_is_refused(
     first.send_signal(signal.SIGTERM)
     first.send_signal(signal.SIGCONT)
     assert end(first, 143) == []
-    assert not list(out.parent.iterdir())
+    assert not out.parent.exists()  # the run created it
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_sweep_is_stopped_and_continued(tmp_path, signum, code):
-    argv = ["--tasks=1,2", "--D=2", "--K=4", "--d_model=16", "--d_mlp=16", "--n_layer=1", "--batch_size=8",
+    argv = ["--tasks=1,2", "--D=2", "--K=4", "--d_model=16", "--d_mlp=16", "--n_layers=1", "--batch_size=8",
             "--num_steps=100000", "--eval_every=50", f"--output_dir={tmp_path}", "--processes=2"]  # fmt: skip
     process = start(*argv, module="zoo.icr.sweep")
     files = [tmp_path / f"checkpoints_M{M}" / "last.ckpt" for M in (1, 2)]
