@@ -183,3 +183,20 @@ def test_a_remote_file_is_read_from_any_byte_on(store):
         RemoteFile(f"{store}/b.txt", len(content) + 5, "1").open() as stream,
     ):
         stream.read()
+
+
+def test_a_text_is_requested_in_large_parts(monkeypatch):
+    requests = []
+    original = remote_files._Reader.readinto
+
+    def readinto(self, buffer):
+        requests.append(len(buffer))
+        return original(self, buffer)
+
+    monkeypatch.setattr(remote_files._Reader, "readinto", readinto)
+    content = b"a line of text\n" * 100_000
+    fsspec.filesystem("memory").pipe("/bucket/large.txt", content)
+    text = spans.TextFile(RemoteFile("memory://bucket/large.txt", len(content), ""))
+    assert "".join(line for _, line in text.rows(0, text.size)).encode() == content
+    fsspec.filesystem("memory").rm("/bucket", recursive=True)
+    assert len(requests) <= 3, requests  # its first bytes, all others, and the end

@@ -117,7 +117,15 @@ class RemoteFile:
             buffering: bytes that one request reads.
         """
         assert mode == "rb"
-        return io.BufferedReader(_Reader(self), buffering)
+        return _BufferedReader(_Reader(self), buffering)
+
+
+class _BufferedReader(io.BufferedReader):
+    """Fills its buffer by each request, also for `io.TextIOWrapper`, which would request 8 KiB at a time."""
+
+    def read1(self, size: int = -1, /) -> bytes:
+        self.peek(1)
+        return super().read1(size)
 
 
 class _Reader(io.RawIOBase):
