@@ -5,7 +5,8 @@
     python benchmarks/busy.py --configs "tiny/llama --data.batch_size=4"
 
 A busy process is a Python loop that uses one core; there are none, one, or one for each core. The settings are OpenMP's
-default, in which a thread that waits for another occupies its core; passive waiting; and one thread. Each setting
+default, in which a thread that waits for another occupies its core; that of the zoo, in which it does so for a short
+time and then sleeps; passive waiting, in which it sleeps at once; and one thread. Each setting
 trains in a process that is measured in rounds, alternating with the others. A measurement ends after --steps steps, or
 after the first step that ends more than --seconds after its start. Rows, one for each config and setting, go to
 results/busy.json.
@@ -28,12 +29,13 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import facts, store  # noqa: E402
 from zoo.cli.config_names import config_files  # noqa: E402
-from zoo.console.threads import WAIT_VARIABLES  # noqa: E402
+from zoo.console.threads import SPINS, WAIT_VARIABLES  # noqa: E402
 
 CORES = os.cpu_count() or 1
 # With a number of threads in the environment, `zoo fit` chooses none.
 SETTINGS = {
     "default": {"OMP_NUM_THREADS": str(CORES)},
+    "short waits": {"OMP_NUM_THREADS": str(CORES), "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": SPINS},
     "passive": {"OMP_NUM_THREADS": str(CORES), "OMP_WAIT_POLICY": "PASSIVE"},
     "one thread": {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
 }

@@ -11,7 +11,7 @@ from zoo.console.exit_codes import USAGE, run_command
 from zoo.console.messages import refuse_non_utf8
 from zoo.console.signals import imports_that_end_on_signals
 from zoo.console.table import table
-from zoo.console.threads import wait_without_spinning
+from zoo.console.threads import wait_briefly
 from zoo.private_apis.deferred_imports import defer_imports
 
 
@@ -40,7 +40,7 @@ def _run_verb(argv: list[str]) -> None:
     refuse_non_utf8(argv)
     if is_one_of_several_processes():
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # without warnings about ranks that have ended
-    wait_without_spinning()
+    wait_briefly()
     with imports_that_end_on_signals():
         # Imported here, so that help and list need not import torch.
         defer_imports()

@@ -1,4 +1,4 @@
-"""Waiting of OpenMP's threads: passive by default, as the user says otherwise, and set before torch is imported."""
+"""Waiting of OpenMP's threads: short by default, otherwise as the user says, and set before torch is imported."""
 
 import os
 import sys
@@ -6,7 +6,9 @@ import sys
 import pytest
 
 from zoo import __main__ as command
-from zoo.console.threads import WAIT_VARIABLES, wait_without_spinning
+from zoo.console.threads import WAIT_VARIABLES, wait_briefly
+
+OURS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
 
 
 @pytest.fixture(autouse=True)
@@ -20,16 +22,14 @@ def waiting(environ):
     return {name: environ[name] for name in WAIT_VARIABLES if name in environ}
 
 
-def test_threads_wait_passively_unless_the_user_has_set_how(monkeypatch):
-    wait_without_spinning()
-    assert waiting(os.environ) == {"OMP_WAIT_POLICY": "PASSIVE"}
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    wait_without_spinning()
-    assert waiting(os.environ) == {"OMP_WAIT_POLICY": "ACTIVE"}
-    monkeypatch.delenv("OMP_WAIT_POLICY")
-    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
-    wait_without_spinning()
-    assert waiting(os.environ) == {"GOMP_SPINCOUNT": "1000"}
+@pytest.mark.parametrize(
+    "given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "1000"}, {"KMP_BLOCKTIME": "5"}]
+)
+def test_threads_wait_briefly_unless_the_user_has_set_how(monkeypatch, given):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    wait_briefly()
+    assert waiting(os.environ) == (given or OURS)
 
 
 def test_a_verb_sets_it_before_torch_is_imported(monkeypatch):
@@ -46,4 +46,4 @@ def test_a_verb_sets_it_before_torch_is_imported(monkeypatch):
     monkeypatch.delitem(sys.modules, "zoo.cli.command_line", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
     command.main(["fit", "--config=tiny/llama"])
-    assert policies == [{"OMP_WAIT_POLICY": "PASSIVE"}]
+    assert policies == [OURS]

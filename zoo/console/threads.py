@@ -3,6 +3,7 @@
 import os
 
 WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+SPINS = "2000"  # about 0.1 ms on a current server CPU; measured in docs/scaling.md, "Busy machines"
 
 
 def available_cores() -> int:
@@ -10,11 +11,13 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def wait_without_spinning() -> None:
-    """Let threads that wait sleep, unless the user has set how they wait. Call it before torch is imported.
+def wait_briefly() -> None:
+    """Let threads that wait for others sleep after a short time, unless the user has set how they wait.
 
-    By default a waiting thread occupies its core for milliseconds. On a machine that is busy with other work, the
-    thread that it waits for then gets no core, and a step of a small model takes ten times as long or more.
+    Call it before torch is imported. By default a waiting thread of GNU's OpenMP occupies its core for milliseconds. On
+    a machine that is busy with other work, the thread that it waits for then gets no core, and a step of a small model
+    takes several times as long. A thread that sleeps at once is woken too late on a quiet machine. Other libraries of
+    OpenMP read the policy alone.
     """
     if not any(name in os.environ for name in WAIT_VARIABLES):
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": SPINS}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from zoo.cli.config_names import config_files, find_config
 from zoo.console.exit_codes import run_command
 from zoo.console.table import table
-from zoo.console.threads import wait_without_spinning
+from zoo.console.threads import wait_briefly
 from zoo.demo.processes import run_in_processes
 from zoo.demo.schedule import Schedule, default_processes
 from zoo.private_apis.deferred_imports import defer_imports
@@ -113,7 +113,7 @@ def main() -> None:
         rows = run_in_processes(schedule, args.processes, args.output_dir, args.started)
     else:
         defer_imports()
-        wait_without_spinning()
+        wait_briefly()
         from zoo.demo.time_left import TimeLeft  # imports Lightning: after --help
 
         time_left = TimeLeft(schedule, args.started)

@@ -20,7 +20,7 @@ from pathlib import Path
 from zoo.console.exit_codes import run_command
 from zoo.console.messages import refuse_non_utf8
 from zoo.console.table import table
-from zoo.console.threads import wait_without_spinning
+from zoo.console.threads import wait_briefly
 from zoo.errors import UserError
 from zoo.files.atomic import replacing
 from zoo.private_apis.deferred_imports import defer_imports
@@ -59,7 +59,7 @@ def main() -> None:
     if "LOCAL_RANK" in os.environ:  # Lightning or torchrun has started this process as a rank
         raise UserError("a search runs in one process: start several searches with one --storage instead of ranks")
     defer_imports()
-    wait_without_spinning()
+    wait_briefly()
     from zoo.search.study import search  # imports torch and Optuna: after --help
 
     rows = search(fit, args.space, args.trials, args.output_dir, args.seed, args.storage, args.study)
