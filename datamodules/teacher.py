@@ -17,7 +17,6 @@ from zoo.datamodules.teacher_models import Ensemble, TargetScale, TeacherKind
 from zoo.errors import UserError
 from zoo.training.random_streams import derive
 
-MOST_MIXED = 0.5  # largest probability that a cell of a synthetic row comes from another row
 JITTER = 0.1  # standard deviation of the noise on numbers, in standard deviations of their column
 SMALLEST_TABLE = 10  # rows
 
@@ -88,8 +87,8 @@ class Teacher:
         """At most `n_rows` new rows N, and their labels (N, K), the prediction plus `noise` times its noise.
 
         Each is a random row of the table in which every cell is replaced by the cell of another random row in the same
-        column, with a probability that is drawn for the row, from 0 to 1/2; then numbers get some noise. So some rows
-        keep the dependence between columns, and others vary it. A row without any value is left out.
+        column, with a probability that is drawn for the row, from 0 to 1; then numbers get some noise. So some rows keep
+        the dependence between columns, and others vary it. A row without any value is left out.
         """
         random = np.random.default_rng(derive(self._seed, "synthetic rows"))
         rows = self._mix_cells(n_rows, random)
@@ -112,7 +111,7 @@ class Teacher:
     def _mix_cells(self, n_rows: int, random: np.random.Generator) -> list[Cells]:
         """At most `n_rows` synthetic rows."""
         base = random.integers(self._n_rows, size=n_rows)
-        mixed = random.uniform(0, MOST_MIXED, n_rows)
+        mixed = random.random(n_rows)
         cells = []
         for column in self._columns.values():
             other = random.integers(self._n_rows, size=n_rows)
