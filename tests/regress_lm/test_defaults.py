@@ -80,6 +80,8 @@ def test_small_tables_and_few_texts_are_learned_from_synthetic_rows():
     assert pretrained["data.synthetic_noise"] < 0.5
     assert pretrained["model.residual_dropout"] == 0
     assert pretrained["trainer.max_steps"] < settings["trainer.max_steps"] / 2
+    years = chosen(TABLE._replace(columns=10, distinct_numbers=10, digits=4), **weights, data__tokenizer="words")
+    assert years["data.round_digits"] == 4  # also with weights of numbers with two digits
     assert chosen(TEXTS, **weights) == chosen(TEXTS)
     assert chosen(TABLE, **weights) == chosen(TABLE)
     few_words = TABLE._replace(numbers=0, content_words=8)  # that all occur often

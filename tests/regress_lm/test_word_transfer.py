@@ -59,9 +59,9 @@ def test_weights_with_a_tokenizer_of_another_kind_are_refused(tmp_path):
 def test_automatic_settings_follow_the_weights():
     choices = {choice.option: choice.value for choice in settings_of_weights({"model.weights": "zoo:regress-lm"})}
     assert (choices["model.dim"], choices["model.n_decoder_layers"], choices["model.number_format"]) == (64, 1, "ieee")
-    assert (choices["data.tokenizer"], choices["data.round_digits"], choices["data.power_tokens"]) == ("words", 2, True)
-    given = {"model.weights": "zoo:regress-lm", "data.round_digits": 3}
-    assert "data.round_digits" not in {choice.option for choice in settings_of_weights(given)}
+    assert (choices["data.tokenizer"], choices["data.power_tokens"]) == ("words", True)
+    given = {"model.weights": "zoo:regress-lm", "data.tokenizer": "bpe"}
+    assert "data.tokenizer" not in {choice.option for choice in settings_of_weights(given)}
     assert settings_of_weights({}) == []
 
 

@@ -35,6 +35,6 @@ def settings_of_weights(given: Mapping[str, Any]) -> list[Choice]:
     stored, reason = checkpoint.get("hyper_parameters", {}), f"as in {path}"
     choices = [Choice(f"model.{name}", stored[name], reason) for name in SIZES if name in stored]
     if stored.get("round_digits") and stored.get("power_tokens"):
-        texts = {"tokenizer": "words", "round_digits": stored["round_digits"], "power_tokens": True}
-        choices += [Choice(f"data.{name}", value, reason) for name, value in texts.items()]
+        # How many digits the columns need, as years do, is a question of the data.
+        choices += [Choice("data.tokenizer", "words", reason), Choice("data.power_tokens", True, reason)]
     return [choice for choice in choices if choice.option not in given]
