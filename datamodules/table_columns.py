@@ -45,6 +45,13 @@ class NumberColumn:
             values = np.log(np.maximum(values, np.finfo(np.float64).tiny))
         return np.clip(values, -_LARGEST, _LARGEST)[:, None]
 
+    def differ(self, rows: np.ndarray) -> np.ndarray:
+        """(n, n) whether numbers of the rows `rows` (n,) are farther apart than the noise, or only one is missing."""
+        encoded = self._encoded[rows]
+        is_missing = np.isnan(encoded)
+        distance = np.abs(encoded[:, None] - encoded)
+        return (distance > self._noise) | (is_missing[:, None] != is_missing)
+
     def draw(self, source: np.ndarray, random: np.random.Generator) -> list[Any]:
         """(N,) the cells of the rows `source` (N,), with noise on their numbers."""
         if not self._noise:
@@ -74,6 +81,10 @@ class CategoryColumn:
     def encode(self, cells: Sequence[Any]) -> np.ndarray:
         """(N, categories) 1 where a cell is of the category."""
         return (np.array([_word(cell) for cell in cells])[:, None] == self._frequent).astype(np.float64)
+
+    def differ(self, rows: np.ndarray) -> np.ndarray:
+        """(n, n) whether the cells of the rows `rows` (n,) differ."""
+        return _differ(self._cells, rows)
 
     def draw(self, source: np.ndarray, random: np.random.Generator) -> list[Any]:
         """(N,) the cells of the rows `source` (N,)."""
@@ -108,6 +119,10 @@ class TextColumn:
     def encode(self, cells: Sequence[Any]) -> np.ndarray:
         """(N, K) the scores of the cells; (N, 0) before they are fitted."""
         return self._scores.predict([_word(cell) for cell in cells]) if self._scores else np.empty((len(cells), 0))
+
+    def differ(self, rows: np.ndarray) -> np.ndarray:
+        """(n, n) whether the cells of the rows `rows` (n,) differ."""
+        return _differ(self._cells, rows)
 
     def draw(self, source: np.ndarray, random: np.random.Generator) -> list[Any]:
         """(N,) the cells of the rows `source` (N,), of which three in four are changed.
@@ -157,6 +172,11 @@ def count_decimals(cells: Sequence[Any]) -> int | None:
     matches = [_PLAIN.fullmatch(str(cell).strip()) for cell in cells]
     decimals = max(len(match[1] or "") if match else _MOST_DECIMALS + 1 for match in matches)
     return decimals if decimals <= _MOST_DECIMALS else None
+
+
+def _differ(cells: Sequence[Any], rows: np.ndarray) -> np.ndarray:
+    words = np.array([_word(cells[i]) for i in rows])
+    return words[:, None] != words
 
 
 def _word(cell: Any) -> str:

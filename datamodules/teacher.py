@@ -17,6 +17,8 @@ from zoo.datamodules.teacher_models import Ensemble, TargetScale, TeacherKind
 from zoo.errors import UserError
 from zoo.training.random_streams import derive
 
+LEAST_MIXED = 0.5  # largest probability that a cell of a synthetic row comes from another row, at the least
+COMPARED_ROWS = 1000  # that the table's distances between rows are measured on
 JITTER = 0.1  # standard deviation of the noise on numbers, in standard deviations of their column
 SMALLEST_TABLE = 10  # rows
 
@@ -34,6 +36,8 @@ class Teacher:
 
     Attributes:
         fit_seconds: time of the fits: of the scores of texts, and of the ensemble.
+        most_mixed: largest probability that a cell of a synthetic row comes from another row, from 1/2 to 1: twice the
+            share of columns in which a row differs from the closest row of another group, as a new row will.
 
     Raises:
         UserError: the table has too few rows, or no column with values.
@@ -73,7 +77,7 @@ class Teacher:
         ]
         scored = time.monotonic()
         self.ensemble = Ensemble(np.hstack(inputs), targets, groups, derive(seed, "teacher"), kind)
-
+        self.most_mixed = float(np.clip(2 * self._distance(np.asarray(groups)), LEAST_MIXED, 1))
         self.fit_seconds = scored - start, time.monotonic() - scored
 
     def __str__(self) -> str:
@@ -87,8 +91,8 @@ class Teacher:
         """At most `n_rows` new rows N, and their labels (N, K), the prediction plus `noise` times its noise.
 
         Each is a random row of the table in which every cell is replaced by the cell of another random row in the same
-        column, with a probability that is drawn for the row, from 0 to 1; then numbers get some noise. So some rows keep
-        the dependence between columns, and others vary it. A row without any value is left out.
+        column, with a probability that is drawn for the row, from 0 to `most_mixed`; then numbers get some noise. So
+        some rows keep the dependence between columns, and others vary it. A row without any value is left out.
         """
         random = np.random.default_rng(derive(self._seed, "synthetic rows"))
         rows = self._mix_cells(n_rows, random)
@@ -111,13 +115,22 @@ class Teacher:
     def _mix_cells(self, n_rows: int, random: np.random.Generator) -> list[Cells]:
         """At most `n_rows` synthetic rows."""
         base = random.integers(self._n_rows, size=n_rows)
-        mixed = random.random(n_rows)
+        mixed = random.uniform(0, self.most_mixed, n_rows)
         cells = []
         for column in self._columns.values():
             other = random.integers(self._n_rows, size=n_rows)
             cells.append(column.draw(np.where(random.random(n_rows) < mixed, other, base), random))
         rows = [dict(zip(self._columns, values, strict=True)) for values in zip(*cells, strict=True)]
         return [row for row in rows if not all(map(is_empty, row.values()))]
+
+    def _distance(self, groups: np.ndarray) -> float:
+        """The mean share of columns in which a row differs from the closest row of another group; 0 for one group."""
+        random = np.random.default_rng(derive(self._seed, "compared rows"))
+        rows = random.permutation(self._n_rows)[:COMPARED_ROWS]
+        differing: np.ndarray = np.mean([column.differ(rows) for column in self._columns.values()], axis=0)
+        differing[groups[rows][:, None] == groups[rows]] = np.inf
+        closest = differing.min(axis=1)
+        return float(closest[np.isfinite(closest)].mean()) if np.isfinite(closest).any() else 0.0
 
     def _rounded(self, labels: np.ndarray) -> np.ndarray:
         """Labels (N, K) with one decimal more than the targets have, or with six digits where these have many."""

@@ -349,3 +349,18 @@ def test_resumed_run_repeats_the_synthetic_rows(table, tmp_path):
         return RegressLM(tokenizer=make_data().tokenizer, dim=16, n_heads=2, warmup_steps=1)
 
     assert_resume_is_bitwise(make_module, make_data, tmp_path, every=2, max_steps=4, limit_val_batches=0)
+
+
+def test_rows_far_from_each_other_are_mixed_more():
+    def most_mixed(cells, groups=None):
+        names = list(cells[0])
+        targets = np.arange(len(cells), dtype=float)[:, None]
+        return Teacher(cells, names, targets, groups or [str(i) for i in range(len(cells))], 0, "fast").most_mixed
+
+    random = np.random.default_rng(0)
+    pairs = [{"a": i // 2 % 10, "b": f"kind {i // 2 % 3}", "c": i // 2} for i in range(40)]  # each row twice
+    assert most_mixed(pairs) == 0.5
+    # The twins count as one group: a row's closest other row has one of three cells in common.
+    assert most_mixed(pairs, [str(i // 2) for i in range(40)]) == 1
+    assert most_mixed([dict(zip("abcd", random.normal(size=4), strict=True)) for _ in range(30)]) == 1
+    assert most_mixed(pairs, ["one"] * 40) == 0.5
