@@ -52,7 +52,7 @@ from zoo.tokenizers import train_bpe
         (["fit", "--config={notes}"], 1, "notes.yaml holds no settings"),
         (["fit", "--config", TINY, "--trainer.accelerator=tpu"], 1, "torch_xla"),
         (["fit", "--config", TINY, "--trainer.accumulate_grad_batches=0"], 1, "must be at least 1"),
-        (["fit", "--config", TINY, "--early_stopping.mode=mni"], 1, "early_stopping.mode must be one of min, max, not 'mni'"),
+        (["fit", "--config", TINY, "--early_stopping.mode=mni"], 1, "mode must be one of min, max, not 'mni'"),
         (["fit", "--config", TINY, "--data_dir={empty}", "--output_dir={tmp}"], 1, "no text"),
         (["fit", "--config", TINY, "--data_dir={short}", "--output_dir={tmp}"], 1, "one window needs"),
         (["fit", "--config", TINY, "--data.seq_len=512", "--output_dir={tmp}"], 1, "set --data.seq_len to at most 256"),
