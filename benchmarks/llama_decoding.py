@@ -71,7 +71,7 @@ def decode(shape: str, repeats: int, compile: bool, llama2c: Path | None = None,
 
 
 def decode_batch(repeats: int, llama2c: Path | None, batch: int = 8, n: int = 200) -> list[Row]:
-    """Greedy decoding of several rows of the 15M shape at once: tokens per second of all rows.
+    """Greedy decoding of several rows of the 15M shape together: tokens per second of all rows.
 
     The peers are transformers, and as many processes of llama2.c as rows, on one core as the zoo's one thread.
     """

@@ -232,7 +232,7 @@ def test_without_clipping(tmp_path):
 
 
 def test_a_task_of_a_job_array_has_its_share(monkeypatch):
-    with pytest.raises(argparse.ArgumentTypeError, match="no task of a SLURM job array"):
+    with pytest.raises(argparse.ArgumentTypeError, match="not a task of a SLURM job array"):
         share("array")
     for name, value in {"ID": 7, "MIN": 3, "MAX": 9, "STEP": 2}.items():
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))

@@ -153,5 +153,5 @@ def test_a_share_without_members_ends_well(tmp_path, capsys):
 
 @pytest.mark.parametrize("text", ["3/2", "0/2", "1", "a/b", "1/2/3", ""])
 def test_a_wrong_share_is_told_the_form(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="is no share: write I/N, where I is from 1 to N"):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a share: write I/N, where I is from 1 to N"):
         share(text)
