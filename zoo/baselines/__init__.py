@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from zoo.baselines.bag_of_words import bag_of_words
 from zoo.baselines.marginal import marginal_nll
 from zoo.baselines.ngram import NGram
-from zoo.lazy_imports import imported_on_use
+from zoo.registry import imported_on_use
 
 if TYPE_CHECKING:
     from zoo.baselines.bow_features import BowFeatures

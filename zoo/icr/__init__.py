@@ -9,7 +9,7 @@ from zoo.icr.model import ICRegConfig
 from zoo.icr.predict import evaluate_ood_score, predict_from_prompt
 from zoo.icr.references import dmmse, gradient_step, least_squares, ridge
 from zoo.icr.task import Prompts, Task
-from zoo.lazy_imports import imported_on_use
+from zoo.registry import imported_on_use
 
 if TYPE_CHECKING:
     from zoo.icr.module import ICRTransformer

@@ -5,9 +5,9 @@ The modules are imported when first used, because they load Lightning.
 
 from typing import TYPE_CHECKING
 
-from zoo.lazy_imports import imported_on_use
 from zoo.llama.checkpoints import load_checkpoint, save_checkpoint
 from zoo.llama.model import Llama, LlamaConfig
+from zoo.registry import imported_on_use
 
 if TYPE_CHECKING:
     from zoo.llama.classifier import LlamaClassifier

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from zoo.lazy_imports import imported_on_use
 from zoo.mini_rlm.model import MiniRLMConfig, MiniRLMNetwork
+from zoo.registry import imported_on_use
 
 if TYPE_CHECKING:
     from zoo.mini_rlm.module import MiniRLM

@@ -5,7 +5,7 @@
 
 from typing import TYPE_CHECKING
 
-from zoo.lazy_imports import imported_on_use
+from zoo.registry import imported_on_use
 from zoo.regress_lm.example import Example, ExampleInput
 from zoo.regress_lm.number_tokenizers import IEEEFloatTokenizer, NormalizedTokenizer, P10Tokenizer
 

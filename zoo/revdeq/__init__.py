@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from zoo.lazy_imports import imported_on_use
+from zoo.registry import imported_on_use
 from zoo.revdeq.model import RevDEQ, RevDEQConfig
 from zoo.revdeq.solver import ReconstructionError, Solution, solve
 
