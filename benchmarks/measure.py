@@ -56,6 +56,12 @@ def store(rows: list[dict[str, Any]], path: Path) -> None:
     path.write_text(dump_json(list({row["benchmark"]: row for row in old + rows}.values()), indent=1) + "\n")
 
 
+def process_megabytes(kind: str) -> float:
+    """This process's memory now (VmRSS) or at its peak (VmHWM); getrusage would include the parent's."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in status if line.startswith(kind))
+
+
 def cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

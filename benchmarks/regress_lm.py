@@ -21,7 +21,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts, in_turn, store  # noqa: E402
+from benchmarks.measure import facts, in_turn, process_megabytes, store  # noqa: E402
 from benchmarks.regress_lm_gpu import gpu  # noqa: E402
 from benchmarks.regress_lm_pair import (  # noqa: E402
     CHARACTERS,
@@ -161,12 +161,7 @@ def peak(what: str, who: str) -> float:
 def memory_of(what: str, who: str) -> None:
     import regress_lm.pytorch.model  # noqa: F401 - in both processes, so that its memory counts in neither
 
-    def megabytes(kind: str) -> float:
-        """Current (VmRSS) or peak (VmHWM) memory of this process; getrusage would include the parent's."""
-        status = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) / 1024 for line in status if line.startswith(kind))
-
-    before = megabytes("VmRSS")
+    before = process_megabytes("VmRSS")
     lengths = {"train-short": "short", "train-full": "full", "sample": "middle", "long": "long"}
     length = SIZES[lengths[what]]
     max_input_len = SIZES["full"] if what == "train-short" else length
@@ -179,7 +174,7 @@ def memory_of(what: str, who: str) -> None:
         run = their_sampling(peer, batch[0], SIZES["samples"]) if what == "sample" else their_step(peer, *batch)
     for _ in range(1 if what == "sample" else 2):
         run()
-    print(megabytes("VmHWM") - before)
+    print(process_megabytes("VmHWM") - before)
 
 
 PARTS: dict[str, Callable[[int], list[Row]]] = {

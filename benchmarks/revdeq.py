@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.gpu import training_step, with_smaller_batches  # noqa: E402
-from benchmarks.measure import facts, in_turn, store  # noqa: E402
+from benchmarks.measure import facts, in_turn, process_megabytes, store  # noqa: E402
 from zoo.revdeq import ReconstructionError, RevDEQ, RevDEQConfig  # noqa: E402
 
 SMALL: dict[str, Any] = {"vocab_size": 256, "hidden_size": 256, "num_heads": 4, "intermediate_size": 1024}
@@ -116,17 +116,12 @@ def memory(repeats: int) -> list[Row]:
 
 
 def memory_of(way: str, n: int) -> None:
-    def megabytes(kind: str) -> float:
-        """This process's memory now (VmRSS) or at its highest (VmHWM); getrusage would count the parent's."""
-        status = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) / 1024 for line in status if line.startswith(kind))
-
     model = build(**SMALL, max_position_embeddings=LENGTH)
     stepping(model, text(model, 1, 8), way, 1)()  # libraries that are loaded at first use are not counted
     tokens = text(model, 4, LENGTH)
-    before = megabytes("VmRSS")
+    before = process_megabytes("VmRSS")
     stepping(model, tokens, way, n)()
-    print(megabytes("VmHWM") - before)
+    print(process_megabytes("VmHWM") - before)
 
 
 def time(repeats: int) -> list[Row]:

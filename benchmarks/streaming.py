@@ -7,7 +7,7 @@ written into --folder; after an error the files stay there. Packing runs in --pr
 SIGKILL at a third of its shards, then started again. The training is a small Llama's: three steps from the start,
 three more steps resumed in the middle of the epoch, and six steps without a stop, whose weights must be equal bit by
 bit. With --url only the packing is measured, of the files on the disk and of the same files on a web server on this
-machine, which stands for an object store. "peak memory" is the largest resident set of a process, without the pages of
+machine, in place of an object store. "peak memory" is the largest resident set of a process, without the pages of
 mapped files. Rows are written to results/streaming.json.
 """
 

@@ -26,7 +26,8 @@ from torch.profiler import ProfilerActivity, profile
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.llama import SHAPES, row, training  # noqa: E402
+from benchmarks.llama import training  # noqa: E402
+from benchmarks.llama_pair import SHAPES, row  # noqa: E402
 from benchmarks.measure import facts, in_turn, store  # noqa: E402
 from zoo.layers.linear import product  # noqa: E402
 from zoo.layers.linear_nll import CHUNK_BYTES  # noqa: E402

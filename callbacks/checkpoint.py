@@ -18,7 +18,7 @@ from zoo.callbacks.signal_exchange import SignalExchange
 from zoo.callbacks.signal_record import SignalRecord
 from zoo.console.signals import signal_name
 from zoo.console.slurm import requeue_job
-from zoo.errors import Diverged, UserError
+from zoo.errors import Diverged, UserError, check_choice, check_counts
 from zoo.files.folder_identity import FolderIdentity
 from zoo.private_apis.lightning_api import counters_before_validation, validation_progress
 from zoo.private_apis.lightning_launchers import end_other_ranks, only_starts_ranks
@@ -53,10 +53,9 @@ class Checkpoint(LightningCheckpoint):
         mode: str = "min",
         every_n_steps: int | None = None,
     ) -> None:
-        if mode not in ("min", "max"):
-            raise UserError(f'--checkpoint.mode is "min" or "max", not {mode!r}')
-        if every_n_steps is not None and every_n_steps < 1:
-            raise UserError(f"--checkpoint.every_n_steps must be at least 1, not {every_n_steps}")
+        check_choice("--checkpoint.mode", mode, ("min", "max"))
+        if every_n_steps is not None:
+            check_counts(**{"--checkpoint.every_n_steps": every_n_steps})
         self.dirpath = dirpath
         self.monitor = monitor
         self.mode = mode

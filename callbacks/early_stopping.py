@@ -6,7 +6,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
 from zoo.callbacks.checkpoint import require_logged
-from zoo.errors import UserError
+from zoo.errors import UserError, check_choice
 
 
 class EarlyStopping(LightningEarlyStopping):
@@ -22,8 +22,7 @@ class EarlyStopping(LightningEarlyStopping):
     def __init__(
         self, monitor: str = "val_loss", patience: int | None = None, min_delta: float = 0.0, mode: str = "min"
     ) -> None:
-        if mode not in ("min", "max"):
-            raise UserError(f'--early_stopping.mode is "min" or "max", not {mode!r}')
+        check_choice("--early_stopping.mode", mode, ("min", "max"))
         if patience is not None and patience < 1:
             raise UserError(f"--early_stopping.patience must be at least 1, or null to never stop, not {patience}")
         self.enabled = patience is not None

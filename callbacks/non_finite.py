@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from zoo.errors import Diverged, UserError
+from zoo.errors import Diverged, check_choice, check_counts
 from zoo.sharding.tensors import total_norm
 
 SMALLEST_SCALE = 2.0**-10  # a healthy fp16 loss scale is far above 1
@@ -26,10 +26,8 @@ class NonFinite(Callback):
     """
 
     def __init__(self, action: Literal["stop", "skip"] = "stop", every_n_steps: int = 20) -> None:
-        if action not in ("stop", "skip"):
-            raise UserError(f'non_finite.action must be "stop" or "skip", not {action!r}')
-        if every_n_steps < 1:
-            raise UserError(f"non_finite.every_n_steps must be at least 1, not {every_n_steps}")
+        check_choice("--non_finite.action", action, ("stop", "skip"))
+        check_counts(**{"--non_finite.every_n_steps": every_n_steps})
         self.action = action
         self.every_n_steps = every_n_steps
         self.skipped_steps = 0

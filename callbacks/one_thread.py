@@ -9,8 +9,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 SMALL_STEP = 2e9  # floating-point operations; measured in docs/scaling.md, "Busy machines"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-
-
 DEFAULT = torch.get_num_threads()  # at the import, before anything has set another number
 
 

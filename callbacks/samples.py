@@ -3,7 +3,7 @@
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from zoo.callbacks.loggers import log_text
-from zoo.errors import UserError
+from zoo.errors import check_counts
 
 
 class Samples(Callback):
@@ -27,8 +27,7 @@ class Samples(Callback):
         temperature: float = 0.8,
         every_n_validations: int = 1,
     ) -> None:
-        if every_n_validations < 1:
-            raise UserError(f"--samples.every_n_validations must be at least 1, not {every_n_validations}")
+        check_counts(**{"--samples.every_n_validations": every_n_validations})
         self.prompt = prompt
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature

@@ -7,7 +7,7 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from zoo.errors import UserError
+from zoo.errors import check_counts
 
 
 class Throughput(Callback):
@@ -22,8 +22,7 @@ class Throughput(Callback):
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
-        if every_n_steps < 1:
-            raise UserError(f"--throughput.every_n_steps must be at least 1, not {every_n_steps}")
+        check_counts(**{"--throughput.every_n_steps": every_n_steps})
         self.every_n_steps = every_n_steps
         self._restart()
 

@@ -13,7 +13,7 @@ from zoo.tokenizers.numerals import DATE, NUMBER
 MOST_TEXTS = 5000  # of more texts, this many evenly spaced ones are used
 LEAST_NUMBERS = 3  # of a column, to tell how far they differ
 SHARE = 0.3  # largest standard deviation of the noise on a column, in standard deviations of the column
-# Times of a day, days of other orders than `DATE`, and times of a date are no quantities either.
+# Times of a day, days of other orders than `DATE`, and times of a date are not quantities either.
 _CLOCK = r"(?<![\w.:])(?:[01]?\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:\.\d+)?)?(?![\w:])"
 _DAY = r"(?<![\w./-])(?:0?[1-9]|[12]\d|3[01])(?P<slash>[-/])(?:0?[1-9]|[12]\d|3[01])(?P=slash)\d{4}(?![\w/-])"
 _TIME = r"(?:T\d{2}:?\d{2}(?::?\d{2}(?:\.\d+)?)?(?:Z|[-+]\d{2}:?\d{2})?(?!\w))?"
@@ -75,7 +75,7 @@ class Jitter:
 
 
 def _numbers(text: str) -> Iterator[tuple[tuple[str, int], re.Match[str]]]:
-    """The numbers of a text that are no parts of dates, each with its column."""
+    """The numbers of a text that are not parts of dates, each with its column."""
     end, position, counts = 0, 0, Counter[str]()
     for found in DATE_OR_NUMBER.finditer(text):
         if found["date"] is None:

@@ -41,7 +41,6 @@ def write_once(file: Path, write: Callable[[Path], None], damage: Callable[[], s
     if file.exists() and damage() is None:
         return
     # The lock lets one process write, and the rename makes the file appear only when it is complete.
-    # An existing file is complete; otherwise wait for the lock, and write it if it is still missing.
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):

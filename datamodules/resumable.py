@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from zoo.datamodules.sources.corpus import data_label
 from zoo.datamodules.train_loader import Opener, TrainLoader
-from zoo.errors import UserError, refuse_renamed
+from zoo.errors import UserError, check_counts, refuse_renamed
 from zoo.registry import registered_name
 from zoo.training.fixed_arguments import check_fixed
 from zoo.training.random_streams import global_seed, stream
@@ -78,10 +78,8 @@ class ZooDataModule(LightningDataModule):
     def __init__(self, batch_size: int, num_workers: int = 0, seed: int | None = None, shuffle: bool = True) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have nothing to predict
-        if batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, not {batch_size}")
-        if num_workers < 0:
-            raise UserError(f"set --data.num_workers to 0 or more, not {num_workers}")
+        check_counts(batch_size=batch_size)
+        check_counts(0, **{"--data.num_workers": num_workers})
         self.batch_size, self.num_workers, self.shuffle = batch_size, num_workers, shuffle
         self._given_seed = seed
 

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from importlib import import_module
 
 from zoo import __version__
 from zoo.cli import overview
@@ -13,6 +14,13 @@ from zoo.console.signals import imports_that_end_on_signals
 from zoo.console.table import table
 from zoo.console.threads import wait_briefly
 from zoo.private_apis.deferred_imports import defer_imports
+
+WITHOUT_TRAINER = {  # verb -> module in zoo.cli, and its function of the options
+    "completion": ("completion", "print_completion"),
+    "consolidate": ("consolidate", "consolidate"),
+    "export": ("export", "export"),
+    "push": ("push", "run_push"),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,22 +53,11 @@ def _run_verb(argv: list[str]) -> None:
         # Imported here, so that help and list need not import torch.
         defer_imports()
         from zoo.cli.command_line import ZooCLI
-        from zoo.cli.consolidate import consolidate
-        from zoo.cli.push import run_push
         from zoo.cli.ranks import Ranks, World
 
-    if argv[0] in ("consolidate", "push"):
-        (consolidate if argv[0] == "consolidate" else run_push)(argv[1:])
-        return
-    if argv[0] == "completion":
-        from zoo.cli.completion import print_completion
-
-        print_completion(argv[1:])
-        return
-    if argv[0] == "export":
-        from zoo.cli.export import export
-
-        export(argv[1:])
+    if argv[0] in WITHOUT_TRAINER:
+        module, function = WITHOUT_TRAINER[argv[0]]
+        getattr(import_module(f"zoo.cli.{module}"), function)(argv[1:])
         return
     ranks = Ranks(World.from_environment())
     with ranks.failures_reported():

@@ -4,7 +4,7 @@ Help, `zoo list`, the command line, the demo and the shared tests read this tabl
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from zoo.errors import UserError
@@ -49,3 +49,19 @@ def load_all() -> dict[str, type]:
 def registered_name(of: Any) -> str:
     """The name under which a class or the class of an object is known: its own name, registered or not."""
     return (of if isinstance(of, type) else type(of)).__name__
+
+
+def imported_on_use(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a package that imports some names at their first use, because these load Lightning.
+
+    Args:
+        package: its name.
+        modules: name -> the module that defines it.
+    """
+
+    def get(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(modules[name]), name)
+
+    return get

@@ -344,5 +344,5 @@ def test_fewer_samples_than_a_step_are_refused():
         loader(batch_size=2, ranks=2, samples=3)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         Points(batch_size=0)
-    with pytest.raises(ValueError, match=r"set --data\.num_workers to 0 or more, not -1"):
+    with pytest.raises(ValueError, match=r"--data\.num_workers must be at least 0, not -1"):
         Points(num_workers=-1)

@@ -1,15 +1,16 @@
 """ICRTransformer: training, bitwise resume, clipping, metrics."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.resume import BATCH_END, assert_resume_is_bitwise, assert_same_weights, train
+from tests.trainers import quiet_trainer
 from zoo.callbacks import Checkpoint, MixedPrecision
 from zoo.datamodules import LinearRegressionTasks, SyntheticConfigs
 from zoo.errors import UserError
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warn
 
 TASK = {"D": 2, "K": 4, "sigma2": 0.25, "M": 8}
 SIZES = {"d_model": 16, "d_mlp": 32, "n_heads": 2, "n_layers": 2}
+quiet = partial(quiet_trainer, limit_val_batches=0)
 
 
 def module(**options):
@@ -31,15 +33,6 @@ def module(**options):
 def data(**options):
     defaults = {"batch_size": 16, "n_val": 64, "n_test": 64}
     return LinearRegressionTasks(**{**TASK, **defaults, **options})
-
-
-def quiet(**options):
-    """A Trainer without output."""
-    defaults = {
-        "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
-        "enable_model_summary": False, "num_sanity_val_steps": 0, "max_epochs": -1, "limit_val_batches": 0,
-    }  # fmt: skip
-    return Trainer(**{**defaults, **options})
 
 
 # ---- training

@@ -104,7 +104,7 @@ def test_a_task_that_is_submitted_again_trains_its_own_share(tmp_path, monkeypat
     for option in ("array/0", "array/", "array/x", "3/2", "/2", "-1/2"):
         with pytest.raises(SystemExit):
             run_task([*argv, f"--share={option}"], monkeypatch, 1, 2)
-        assert "is no share: write I/N" in capsys.readouterr().err
+        assert "is not a share: write I/N" in capsys.readouterr().err
 
 
 def _failure(argv, capsys) -> str:

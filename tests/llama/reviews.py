@@ -1,11 +1,11 @@
-"""Shared by the tests of the classifiers: a folder of tiny reviews, random weights, a quiet Trainer and modules."""
+"""Shared by the tests of the classifiers: a folder of tiny reviews, random weights and modules."""
 
 import json
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Trainer
 
+from tests.trainers import quiet_trainer
 from zoo.datamodules import Reviews
 from zoo.llama import Llama, LlamaClassifier, LlamaConfig, LlamaZeroShot, save_checkpoint
 from zoo.tokenizers import load_tokenizer
@@ -33,11 +33,6 @@ def write_weights(path: Path, seed: int = 0) -> str:
     torch.manual_seed(seed)
     save_checkpoint(Llama(LlamaConfig(vocab_size=257, **SIZES)), path, format="llama2c")
     return str(path)
-
-
-def quiet_trainer(**options):
-    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    return Trainer(**{"accelerator": "cpu", "num_sanity_val_steps": 0, "max_epochs": -1, **off, **options})
 
 
 def data(reviews, **options):

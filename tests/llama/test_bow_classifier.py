@@ -5,19 +5,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.llama.reviews import classifier, data, predict, probabilities, quiet_trainer, write_reviews
+from tests.llama.reviews import classifier, data, predict, probabilities
 from tests.resume import VALIDATION_END, assert_resume_is_bitwise
+from tests.trainers import quiet_trainer
 from zoo.baselines import BowFeatures
 from zoo.datamodules import Reviews
 from zoo.errors import UserError
 from zoo.llama import LlamaClassifier
 
 ALL = {"bow_features": "tfidf", "bow_rows": "all", "fit_scales": True}
-
-
-@pytest.fixture
-def reviews(tmp_path):
-    return write_reviews(tmp_path / "reviews")
 
 
 def noisy(folder):

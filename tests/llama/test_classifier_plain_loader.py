@@ -6,7 +6,8 @@ from torch.utils.data import DataLoader
 
 from tests.cards import run_example
 from tests.commands import ROOT
-from tests.llama.reviews import classifier, probabilities, quiet_trainer, write_weights
+from tests.llama.reviews import classifier, probabilities
+from tests.trainers import quiet_trainer
 from zoo.baselines import BowFeatures
 from zoo.errors import UserError
 from zoo.llama import LlamaClassifier
@@ -18,11 +19,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
 ]
 METHODS = [("full", False, None), ("full", False, "tfidf"), ("head", True, None), ("lora", True, "naive_bayes")]
-
-
-@pytest.fixture
-def weights(tmp_path):
-    return write_weights(tmp_path / "base.bin")
 
 
 def make_rows(n, indices=None):

@@ -14,28 +14,17 @@ from tests.llama.reviews import (
     classifier,
     data,
     probabilities,
-    quiet_trainer,
     read_predictions,
-    write_reviews,
     write_weights,
 )
 from tests.resume import VALIDATION_END, assert_resume_is_bitwise
+from tests.trainers import quiet_trainer
 from zoo.__main__ import main
 from zoo.datamodules import Reviews
 from zoo.errors import UserError
 from zoo.layers.lora import merge_lora
 from zoo.llama import Llama, LlamaClassifier, LlamaConfig, load_checkpoint, save_checkpoint
 from zoo.llama.export_classifier import export
-
-
-@pytest.fixture
-def reviews(tmp_path):
-    return write_reviews(tmp_path / "reviews")
-
-
-@pytest.fixture
-def weights(tmp_path):
-    return write_weights(tmp_path / "base.bin")
 
 
 def fit(out, reviews, *options, steps=6, sizes=SIZES):

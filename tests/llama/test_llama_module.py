@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.cards import run_example
 from tests.resume import BATCH_END, EPOCH_END, VALIDATION_END, assert_resume_is_bitwise
+from tests.trainers import quiet_trainer
 from zoo.__main__ import main
 from zoo.datamodules import TextLM
 from zoo.errors import UserError
@@ -32,17 +32,9 @@ def data(text, tmp_path, **options):
     return TextLM(text, seq_len=16, batch_size=4, cache_dir=str(tmp_path / "cache"), **options)
 
 
-def quiet(**options):
-    defaults = {
-        "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
-        "enable_model_summary": False, "num_sanity_val_steps": 0,
-    }  # fmt: skip
-    return Trainer(**{**defaults, **options})
-
-
 def test_overfits_a_short_text(text, tmp_path):
     module = LlamaLM(**SIZES, lr=1e-2, warmup_steps=5)
-    trainer = quiet(max_steps=60, val_check_interval=60, check_val_every_n_epoch=None, max_epochs=-1)
+    trainer = quiet_trainer(max_steps=60, val_check_interval=60, check_val_every_n_epoch=None, max_epochs=-1)
     trainer.fit(module, data(text, tmp_path))
     assert trainer.callback_metrics["val_loss"] < 1  # a unigram model reaches 3.0
 
@@ -69,7 +61,7 @@ def test_resume_is_bitwise_when_epochs_limit_the_run(text, tmp_path, limits):
 
 def test_perplexities_are_exact_over_the_split(text, tmp_path):
     module, corpus = LlamaLM(**SIZES), data(text, tmp_path)
-    trainer = quiet()
+    trainer = quiet_trainer()
     trainer.validate(module, corpus, verbose=False)
     tokens = torch.from_numpy(corpus.tokens("val").astype("int64"))
     nll, windows = 0.0, range(0, len(tokens) - 1, 16)
@@ -90,7 +82,7 @@ def test_compile_option_trains_to_the_same_weights(text, tmp_path):
     for compile in (False, True):
         torch.manual_seed(0)
         module = LlamaLM(**SIZES, compile=compile)
-        quiet(max_steps=3, max_epochs=-1, limit_val_batches=0).fit(module, data(text, tmp_path))
+        quiet_trainer(max_steps=3, max_epochs=-1, limit_val_batches=0).fit(module, data(text, tmp_path))
         losses.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
     assert losses[0].keys() == losses[1].keys()
     assert all(torch.allclose(losses[0][name], losses[1][name], atol=1e-5) for name in losses[0])
@@ -111,7 +103,7 @@ def test_fit_of_a_torch_compiled_module_trains_to_the_same_weights(loader):
     for wrap in (lambda module: module, torch.compile):
         torch.manual_seed(0)
         module = LlamaLM(**SIZES)
-        quiet(max_steps=3, limit_val_batches=0).fit(wrap(module), loader)
+        quiet_trainer(max_steps=3, limit_val_batches=0).fit(wrap(module), loader)
         weights.append(module.state_dict())
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-5)
@@ -148,7 +140,7 @@ def test_windows_longer_than_the_context_are_refused(text, tmp_path):
     with pytest.raises(UserError, match=r"set --data\.seq_len to at most 8"):
         module.check_data(data(text, tmp_path))
     with pytest.raises(UserError, match="16 tokens are more than the model's context of 8"):
-        quiet().validate(module, data(text, tmp_path))
+        quiet_trainer().validate(module, data(text, tmp_path))
 
 
 # ---- with llama2.c's stories260K
@@ -201,7 +193,7 @@ def test_half_precision_on_a_gpu(text, tmp_path, precision):
     options = {"max_steps": 20, "max_epochs": -1, "gradient_clip_val": 1.0, "limit_val_batches": 0}
     module = LlamaLM(**SIZES, lr=1e-2, warmup_steps=2)
     callbacks = [MixedPrecision(precision), Checkpoint(str(tmp_path / "run"))]
-    trainer = quiet(accelerator="gpu", devices=1, callbacks=callbacks, enable_checkpointing=True, **options)
+    trainer = quiet_trainer(accelerator="gpu", devices=1, callbacks=callbacks, enable_checkpointing=True, **options)
     trainer.fit(module, data(text, tmp_path))
     assert trainer.callback_metrics["train_loss"] < 5
     saved = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)

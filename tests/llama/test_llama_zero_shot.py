@@ -13,13 +13,11 @@ from tests.llama.reviews import (
     data,
     predict,
     probabilities,
-    quiet_trainer,
     read_predictions,
-    write_reviews,
-    write_weights,
     zero_shot,
 )
 from tests.llama.test_llama_checkpoint import llama2c_pt
+from tests.trainers import quiet_trainer
 from zoo.__main__ import main
 from zoo.errors import UserError
 from zoo.llama import LlamaZeroShot, load_checkpoint
@@ -27,16 +25,6 @@ from zoo.tokenizers import load_tokenizer
 from zoo.training.batches import Row, collate
 
 PROMPT = "{text} It is"
-
-
-@pytest.fixture
-def reviews(tmp_path):
-    return write_reviews(tmp_path / "reviews")
-
-
-@pytest.fixture
-def weights(tmp_path):
-    return write_weights(tmp_path / "base.bin")
 
 
 @pytest.mark.parametrize("options", [{}, {"normalize": True, "calibrate": True}, {"course_scoring": True}])

@@ -1,15 +1,16 @@
 """MiniRLM with the zoo's data: learning, bitwise resume, scales, classes, predictions from a checkpoint alone."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Trainer
 
 from tests.commands import ROOT
 from tests.resume import VALIDATION_END, assert_resume_is_bitwise
+from tests.trainers import quiet_trainer
 from zoo.__main__ import main
 from zoo.datamodules.synthetic_configs import SyntheticConfigs
 from zoo.datamodules.text_regression import TextRegression
@@ -18,6 +19,7 @@ from zoo.training.batches import Row, collate
 
 SIZES = {"vocab_size": 99, "dim": 16, "hidden_dim": 16, "n_layers": 1, "n_heads": 2}
 KINDS = {"lstm": {}, "transformer": {"pooling": "cls"}, "mlp": {"n_features": 4}}
+quiet = partial(quiet_trainer, limit_val_batches=0)
 
 
 def module(encoder="lstm", **options):
@@ -27,14 +29,6 @@ def module(encoder="lstm", **options):
 
 def data(encoder="lstm", **options):
     return SyntheticConfigs(**{"n_rows": 40, "batch_size": 8, "features": encoder == "mlp", **options})
-
-
-def quiet(**options):
-    defaults = {
-        "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
-        "enable_model_summary": False, "num_sanity_val_steps": 0, "max_epochs": -1, "limit_val_batches": 0,
-    }  # fmt: skip
-    return Trainer(**{**defaults, **options})
 
 
 @pytest.mark.parametrize("encoder", KINDS)

@@ -124,7 +124,7 @@ def test_clamping_warns(tokenizer, inside, beyond):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tokenizer.encode(inside)
-    with pytest.warns(UserWarning, match=rf"^{len(beyond)} of {len(inside + beyond)} numbers lie beyond .* clamped"):
+    with pytest.warns(UserWarning, match=rf"^{len(beyond)} of {len(inside + beyond)} numbers are beyond .* clamped"):
         ids = tokenizer.encode(inside + beyond)
     assert tokenizer.clamped(inside + beyond).tolist() == [False] * len(inside) + [True] * len(beyond)
     low, high = tokenizer.limits
@@ -136,7 +136,7 @@ def test_range_may_exceed_that_of_doubles():
     values = np.array([5e-324, 1e-310, 2.5e-300, np.finfo(float).max])
     # The largest double would round up to infinity.
     assert tokenizer.limits == (-1.797e308, 1.797e308)
-    with pytest.warns(UserWarning, match="1 of 4 numbers lie beyond the range"):
+    with pytest.warns(UserWarning, match="1 of 4 numbers are beyond the range"):
         ids = tokenizer.encode(values)
     assert tokenizer.decode(ids).tolist() == [5e-324, 1e-310, 2.5e-300, 1.797e308]
     assert tokenizer.from_tokens(["<+>", "<->", *["<9>"] * 7]) == 0.0

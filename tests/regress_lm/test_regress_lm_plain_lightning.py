@@ -87,7 +87,7 @@ def test_module_of_a_batch_is_the_point_estimate_without_a_trainer():
 
 
 def test_clamped_training_targets_are_announced_once(tmp_path):
-    with pytest.warns(UserWarning, match="1 of 16 numbers lie beyond the range") as caught:
+    with pytest.warns(UserWarning, match="1 of 16 numbers are beyond the range") as caught:
         trainer(tmp_path, max_epochs=2).fit(module(), loader([1e30, *range(15)]))
     assert sum("clamped" in str(warning.message) for warning in caught) == 1
 

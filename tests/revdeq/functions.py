@@ -5,6 +5,12 @@ from torch import nn
 
 from zoo.revdeq import solve
 
+METHODS = ["reversible", "checkpoint", "implicit", "phantom"]
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
 
 class Function(nn.Module):
     """A small f that treats samples independently; with `gain` above 1 it need not be a contraction."""

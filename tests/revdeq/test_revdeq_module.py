@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.commands import ROOT, TEXT, complaint
 from tests.resume import VALIDATION_END, assert_resume_is_bitwise, train
+from tests.trainers import quiet_trainer
 from zoo.__main__ import main
 from zoo.callbacks import Checkpoint, MixedPrecision
 from zoo.datamodules import TextLM
@@ -37,17 +37,10 @@ def module(**options):
     return RevDEQLM(**{**SIZES, "lr": 1e-2, "warmup_steps": 2, **options})
 
 
-def quiet(**options):
-    defaults = {
-        "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
-        "enable_model_summary": False, "num_sanity_val_steps": 0, "max_epochs": -1,
-    }  # fmt: skip
-    return Trainer(**{**defaults, **options})
-
-
 @pytest.mark.parametrize("block", ["paper", "post_norm"])
 def test_overfits_its_text(text_file, tmp_path, block):
-    trainer, model = quiet(max_steps=120, val_check_interval=120, check_val_every_n_epoch=None), module(block=block)
+    trainer = quiet_trainer(max_steps=120, val_check_interval=120, check_val_every_n_epoch=None)
+    model = module(block=block)
     trainer.fit(model, data(text_file, tmp_path))
     val_loss = trainer.callback_metrics["val_loss"]
     assert val_loss < 1  # a unigram model of it has 3.0
@@ -80,7 +73,7 @@ def test_reversible_training_equals_unrolled_training(text_file, tmp_path):
     losses = {}
     for backward in ("reversible", "unroll"):
         torch.manual_seed(0)
-        trainer = quiet(max_steps=20, val_check_interval=20, check_val_every_n_epoch=None, limit_val_batches=4)
+        trainer = quiet_trainer(max_steps=20, val_check_interval=20, check_val_every_n_epoch=None, limit_val_batches=4)
         trainer.fit(module(backward=backward, dropout=0.1), data(text_file, tmp_path))
         losses[backward] = trainer.callback_metrics["val_loss"].item()
     assert losses["reversible"] == pytest.approx(losses["unroll"], rel=1e-3)
@@ -92,7 +85,7 @@ def test_compiled_training_equals_eager_training(text_file, tmp_path):
     for compile in (False, True):
         torch.manual_seed(0)
         model = module(compile=compile, dropout=0.1, lr=1e-3)
-        quiet(max_steps=3, limit_val_batches=0).fit(model, data(text_file, tmp_path))
+        quiet_trainer(max_steps=3, limit_val_batches=0).fit(model, data(text_file, tmp_path))
         weights.append(model.state_dict())
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-5) for name in weights[0])
@@ -101,7 +94,7 @@ def test_compiled_training_equals_eager_training(text_file, tmp_path):
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_half_precision_training_keeps_exact_gradients(text_file, tmp_path, precision):
     logger = CSVLogger(tmp_path / "log", name="", version="")
-    trainer = quiet(
+    trainer = quiet_trainer(
         max_steps=12, limit_val_batches=0, gradient_clip_val=1.0, log_every_n_steps=1, logger=logger,
         callbacks=[MixedPrecision(precision, devices=("cpu",))],
     )  # fmt: skip
@@ -114,7 +107,7 @@ def test_half_precision_training_keeps_exact_gradients(text_file, tmp_path, prec
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler reads that of z
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_half_precision_on_a_gpu(text_file, tmp_path, precision):
-    trainer = quiet(
+    trainer = quiet_trainer(
         max_steps=20, limit_val_batches=0, gradient_clip_val=1.0, accelerator="gpu", devices=1, log_every_n_steps=1,
         callbacks=[MixedPrecision(precision), Checkpoint(str(tmp_path / "run"))], enable_checkpointing=True,
         logger=CSVLogger(tmp_path),
@@ -177,7 +170,7 @@ def test_warm_start_is_an_option_of_generate(run, tmp_path, capsys):
 
 
 def test_training_without_logging(text_file, tmp_path):
-    quiet(max_steps=2, limit_val_batches=0, log_every_n_steps=0).fit(module(), data(text_file, tmp_path))
+    quiet_trainer(max_steps=2, limit_val_batches=0, log_every_n_steps=0).fit(module(), data(text_file, tmp_path))
 
 
 def test_prompt_that_is_not_utf8_is_refused(run, capsys):

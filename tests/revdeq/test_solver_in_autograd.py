@@ -1,26 +1,17 @@
-"""`solve` with the rest of autograd: hooks, functional_call, transforms, modules with state; all against "unroll"."""
-
-import warnings
-from functools import partial
+"""`solve` with the rest of autograd: hooks, functional_call, modules with state; all against "unroll"."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.func import functional_call, grad, jvp, vmap
+from torch.func import functional_call
 from torch.nn.utils import parametrizations
 
-from tests.revdeq.functions import Function, gradients, relative_difference
+from tests.revdeq.functions import METHODS, Function, draw, gradients, relative_difference
 from zoo.errors import UserError
 from zoo.revdeq import solve
-from zoo.revdeq.solver.fixed_point import SOLVERS
 
-METHODS = ["reversible", "checkpoint", "implicit", "phantom"]
 REPEATED = ["reversible", "checkpoint", "implicit"]  # their backward passes evaluate f again
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def options(backward):
@@ -308,138 +299,3 @@ def test_f_that_draws_random_numbers_is_refused(backward):
     if backward != "implicit":
         got = parameter_gradients(Noisy().eval(), draw(3, 6), backward)
         assert relative_difference(list(got.values()), list(expected.values())) < 1e-12
-
-
-# ---- transforms, second derivatives, compilation
-
-
-def test_unroll_works_under_transforms_and_other_methods_refuse():
-    f, x, tangent = Function(), draw(3, 6), draw(3, 6, seed=1)
-    parameters = {name: p.detach() for name, p in f.named_parameters()}
-
-    def loss(parameters, x, backward="unroll"):
-        class Model(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.f = f
-
-            def forward(self, x):
-                return solve(self.f, x, backward=backward, max_steps=5).z.square().sum()
-
-        return functional_call(Model(), {f"f.{name}": p for name, p in parameters.items()}, (x,))
-
-    solve(f, x, max_steps=5).z.square().sum().backward()
-    got = grad(loss)(parameters, x)
-    for name, p in f.named_parameters():
-        torch.testing.assert_close(got[name], p.grad)
-    # Per-sample gradients sum to that of the batch, and a directional derivative is the product with the gradient.
-    each = vmap(grad(loss), (None, 0))(parameters, x[:, None])
-    torch.testing.assert_close(each["up.weight"].sum(0), f.up.weight.grad)
-    x_grad = torch.autograd.grad(solve(f, x.requires_grad_(), max_steps=5).z.square().sum(), x)[0]
-    x = x.detach()
-    torch.testing.assert_close(jvp(lambda x: loss(parameters, x), (x,), (tangent,))[1], (x_grad * tangent).sum())
-    own = dict(f.named_parameters())
-    for backward in METHODS:
-        with pytest.raises(UserError, match=f"backward={backward} does not work under torch.func.grad"):
-            grad(loss)(parameters, x, backward)
-        refused = partial(loss, own, backward=backward)
-        with pytest.raises(UserError, match="or forward-mode derivatives: set backward=unroll"):
-            jvp(refused, (x,), (tangent,))
-        with pytest.raises(UserError, match="or forward-mode derivatives: set backward=unroll"):
-            vmap(refused)(x[:, None])
-
-
-@pytest.mark.parametrize("backward", ["reversible", "implicit"])
-def test_second_derivatives_are_refused_and_retained_graphs_repeat(backward):
-    f, x = Function(), draw(3, 6).requires_grad_()
-    z = solve(f, x, backward=backward).z
-    first, second = (torch.autograd.grad(z.square().sum(), x, retain_graph=True)[0] for _ in range(2))
-    assert torch.equal(first, second)
-    with pytest.raises(UserError, match=f"backward={backward} has no second derivatives"):
-        torch.autograd.grad(z.square().sum(), x, create_graph=True)
-
-
-@pytest.mark.parametrize("backward", ["unroll", "checkpoint"])
-def test_second_derivatives_equal_central_differences(backward):
-    f, x, direction = Function(), draw(3, 6).requires_grad_(), draw(3, 6, seed=1)
-
-    def first(x):
-        return torch.autograd.grad(solve(f, x, backward=backward).z.square().sum(), x, create_graph=True)[0]
-
-    (got,) = torch.autograd.grad((first(x) * direction).sum(), x)
-    step = 1e-5 * direction
-    difference = (first(x + step) - first(x - step)).detach() / 2e-5
-    torch.testing.assert_close(got, difference, rtol=1e-6, atol=1e-8)
-
-
-def test_tensors_of_inference_mode_are_refused_only_where_gradients_are_needed():
-    with torch.inference_mode():
-        x = draw(3, 6)
-        inside = solve(Function(), x).z
-    with pytest.raises(UserError, match=r"was made in torch.inference_mode"):
-        solve(Function(), x)
-    with torch.no_grad():
-        assert torch.equal(solve(Function(), x).z, inside)
-
-
-def test_constant_f_has_no_gradient():
-    class Constant(Function):
-        def forward(self, z, x):
-            return torch.ones_like(z)
-
-    for backward in ("reversible", "implicit"):
-        z0 = draw(3, 6).requires_grad_()
-        z = solve(Constant(), draw(3, 6), z0, backward=backward, max_steps=3).z
-        (got,) = torch.autograd.grad(z.sum(), z0, allow_unused=True)
-        if backward == "reversible":
-            torch.testing.assert_close(got, torch.full_like(got, 2.0**-3))
-
-
-# ---- samples that are not finite
-
-
-@pytest.mark.parametrize("solver", ["reversible", *SOLVERS])
-@pytest.mark.parametrize("tol", [None, 1e-9])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_sample_without_a_finite_value_becomes_nan_and_leaves_the_others(solver, tol, bad):
-    class Contraction(Function):
-        def forward(self, z, x):
-            return torch.cos(z) / 4 + x
-
-    x = draw(4, 6)
-    x[1, 2] = bad
-    settings = {"solver": solver, "tol": tol, "max_steps": 60, "backward": "implicit"}
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("error")
-        solution, alone = solve(Contraction(), x, **settings), solve(Contraction(), x[[0, 2, 3]], **settings)
-    others = solution.z[[0, 2, 3]]
-    assert not solution.z[1].isfinite().all()
-    assert solver == "reversible" or solution.z[1].isnan().all()
-    assert not solution.residual[1].isfinite()
-    torch.testing.assert_close(others, alone.z, rtol=0, atol=1e-12)
-    assert (solution.residual[[0, 2, 3]] < 1e-8).all()
-
-
-@pytest.mark.parametrize(
-    ("given", "sentence"),
-    [
-        ({"x": [torch.ones(3, 6)]}, "x must be a tensor or a tuple of tensors, not list"),
-        ({"x": ()}, "x must be a tensor or a tuple of tensors, not an empty tuple"),
-        ({"x": (torch.ones(3, 6), None)}, "not Tensor, NoneType"),
-        ({"x": torch.tensor(1.0)}, "x must have an axis of samples"),
-        ({"z0": 0.0}, "z0 must be a tensor of real numbers, not float"),
-        ({"z0": torch.tensor(0.0)}, "z0 has no axis of samples"),
-        ({"state_dtype": torch.int64}, "state_dtype must be a floating-point dtype"),
-        ({"max_steps": True}, "max_steps must be a whole number, at least 1, not True"),
-        ({"max_steps": 2.0}, "max_steps must be a whole number"),
-        ({"beta": "0.5"}, "beta must be in"),
-        ({"beta": float("nan")}, "beta must be in"),
-        ({"tol": float("nan")}, "the tolerance must be positive"),
-        ({"max_reconstruction_error": 0}, "max_reconstruction_error must be positive"),
-        ({"f": nn.DataParallel(nn.Identity())}, "f must not be a DataParallel"),
-        ({"f": nn.GRUCell(6, 6), "x": torch.ones(3, 6), "backward": 3}, "backward must be one of"),
-    ],
-)
-def test_wrong_arguments_raise_user_error(given, sentence):
-    with pytest.raises(UserError, match=sentence):
-        solve(**{"f": Function(), "x": torch.ones(3, 6, dtype=torch.float64), **given})

@@ -3,21 +3,16 @@
 Importing this package loads numpy only; scikit-learn and torch are imported by the first use of what needs them.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zoo.baselines.bag_of_words import bag_of_words
 from zoo.baselines.marginal import marginal_nll
 from zoo.baselines.ngram import NGram
+from zoo.registry import imported_on_use
 
 if TYPE_CHECKING:
     from zoo.baselines.bow_features import BowFeatures
 
 __all__ = ["BowFeatures", "NGram", "bag_of_words", "marginal_nll"]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "BowFeatures":
-        from zoo.baselines.bow_features import BowFeatures
-
-        return BowFeatures
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = imported_on_use(__name__, {"BowFeatures": "zoo.baselines.bow_features"})

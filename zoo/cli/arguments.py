@@ -297,6 +297,11 @@ def _flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", value
 
 
+def option_parts(key: str) -> list[str]:
+    """The parts of a dotted key as on the command line: "model" and "dim" of "model.init_args.dim"."""
+    return [part for part in key.split(".") if part not in ("init_args", "dict_kwargs")]
+
+
 def _text_or_none(value: str) -> str | None:
     """A word as jsonargparse reads it for an optional string: "null" is None."""
     parser = ArgumentParser()

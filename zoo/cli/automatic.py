@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from zoo.cli.arguments import option_parts
 from zoo.errors import UserError
 from zoo.training.choices import Choice
 
@@ -64,8 +65,7 @@ def _word(value: Any) -> str:
 
 def _options(keys: Iterable[tuple[str, str]]) -> list[str]:
     """Dotted keys as on the command line: "model.init_args.dim" is "model.dim"."""
-    parts = [[part for part in key.split(".") if part not in ("init_args", "dict_kwargs")] for key, _ in keys]
-    return list(dict.fromkeys(".".join(names) for names in parts))
+    return list(dict.fromkeys(".".join(option_parts(key)) for key, _ in keys))
 
 
 _UNKNOWN = object()

@@ -37,6 +37,7 @@ from zoo.cli.options import CALLBACKS, NOT_OPTIONS, add_shared_options
 from zoo.cli.parsed_settings import (
     check_fit,
     check_settings,
+    checkpoint_folder,
     compare_with_checkpoint,
     fill_data_settings,
     find_null,
@@ -122,8 +123,7 @@ class ZooCLI(OpenLightningCLI):
         self.checkpoint_info = self._read_checkpoint(ckpt_path)
         if self.verb == "fit" and ckpt_path and not any(self.arguments.class_paths.values()):
             refuse(f"there is no config.yaml next to {ckpt_path}: add --config NAME, the config of the run to resume")
-        # All other verbs take model and data from the checkpoint, unless the command names classes.
-        stored = self.checkpoint_info.defaults() if self.checkpoint_info and self.verb != "fit" else {}
+        stored = self._stored_settings()
         self.classes = self.class_names.load({group: spec["class_path"] for group, spec in stored.items()})
         # Refuse what the parser would accept silently: old names, arguments taken from the data, another model.
         self._refuse_renamed()
@@ -177,6 +177,10 @@ class ZooCLI(OpenLightningCLI):
             )
         return info
 
+    def _stored_settings(self) -> dict[str, dict[str, Any]]:
+        """Model and data of the checkpoint: the defaults of every verb but `fit`, which builds what its config says."""
+        return self.checkpoint_info.defaults() if self.checkpoint_info and self.verb != "fit" else {}
+
     def _refuse_renamed(self) -> None:
         """Refuse old names of options on the command line, in configs, and in the checkpoint's settings."""
         if sentence := find_renamed(self.arguments.keys, {**CALLBACKS, **self.classes}):
@@ -193,9 +197,10 @@ class ZooCLI(OpenLightningCLI):
     def add_arguments_to_parser(self, parser: Any) -> None:
         parser.usage = f"zoo {self.verb} [--config NAME_OR_FILE ...] [--ckpt_path FILE] [options]"
         parser.described = self.classes
-        stored = self.checkpoint_info.defaults() if self.checkpoint_info and self.verb != "fit" else {}
         of_stored = {
-            f"{group}.{name}": value for group, spec in stored.items() for name, value in spec["init_args"].items()
+            f"{group}.{name}": value
+            for group, spec in self._stored_settings().items()
+            for name, value in spec["init_args"].items()
         }
         parser.given = of_stored | self.arguments.settings
         if parser.given:
@@ -212,8 +217,8 @@ class ZooCLI(OpenLightningCLI):
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parse with the checkpoint's settings as defaults, so that what is typed overrides them."""
         info = self.checkpoint_info
-        if info and self.verb != "fit":
-            self.verb_parser(self.verb).set_defaults(info.defaults())
+        if stored := self._stored_settings():
+            self.verb_parser(self.verb).set_defaults(stored)
         self.config = parser.parse_args(args)
         config = self.config[self.verb]
         if message := find_null(self.verb_parser(self.verb), config, self.classes):
@@ -310,7 +315,8 @@ class ZooCLI(OpenLightningCLI):
         return trainer
 
     def more_callbacks(self, trainer_config: dict[str, Any]) -> list[Callback]:
-        more: list[Callback] = [OneThread()]  # for every verb, because checkpoints have its state
+        step = self.checkpoint_info.step if self.checkpoint_info else None
+        more: list[Callback] = [OneThread()] if self.verb == "fit" else []
         if trainer_config["logger"]:
             more.append(Charts(baselines_of))
         if shows_own_bar(trainer_config) and self.verb != "generate":
@@ -322,13 +328,11 @@ class ZooCLI(OpenLightningCLI):
         if self.verb == "fit":
             if trainer_config["enable_model_summary"] is False and self.config.fit.trainer.enable_model_summary is None:
                 more.append(OpeningMessage())
-            step = self.checkpoint_info.step if self.checkpoint_info else None
-            more.append(ClosingMessage(step, self.names_next_command))
-            more += limit_time(self, self.started)
+            more += [ClosingMessage(step, self.names_next_command), *limit_time(self, self.started)]
         config = self.config[self.verb]
         files = [config.predictions.path, config.predictions.text_path] if self.verb == "predict" else []
         folders = [Path(file).parent for file in files if file]
-        equal = EqualRanks(comparable_settings(config, self.checkpoint_info.step if self.checkpoint_info else None))
+        equal = EqualRanks(comparable_settings(config, step))
         own = [equal, CommonFolder(), FailureReport(self.ranks), EmptyFolders([Path(config.output_dir), *folders])]
         return [*more, *self.callbacks, *own]
 
@@ -351,12 +355,12 @@ class ZooCLI(OpenLightningCLI):
             return nullcontext()
         connect(self.ranks, self.trainer, silence_lightning)
         fit = self.config[verb] if verb == "fit" else None
-        folder = Path(fit.checkpoint.dirpath or fit.output_dir) if fit and self.trainer.is_global_zero else None
+        folder = checkpoint_folder(fit) if fit and self.trainer.is_global_zero else None
         return locked_and_watched(folder, self.ranks, self.trainer)
 
     def before_fit(self) -> None:
         config = self.config.fit
-        folder = Path(config.checkpoint.dirpath or config.output_dir)
+        folder = checkpoint_folder(config)
         if self.trainer.is_global_zero:  # the others may have another {time}, and write nothing
             refuse_other_run(folder, config.ckpt_path)
             check_writable(folder)

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.checkpoint_info import adjacent_tokenizer, read_checkpoint_info
+from zoo.cli.checkpoint_info import read_checkpoint_info
 from zoo.cli.class_names import ClassNames
 from zoo.cli.plain_parser import PlainParser
 from zoo.cli.run_folder import find_checkpoint
@@ -15,6 +15,7 @@ from zoo.files.checkpoints import read_checkpoint
 from zoo.files.remote_files import refuse_url
 from zoo.llama.module import LlamaLM
 from zoo.tokenizers import load_tokenizer
+from zoo.tokenizers.load import adjacent_tokenizer
 
 NO_TOKENIZER = "none"
 _EXTERNAL: dict[str, Any] = {"zoo": {"data": "TextLM"}, "datamodule_hyper_parameters": {}}
@@ -34,7 +35,6 @@ def export(argv: list[str]) -> None:
         prog="zoo export",
         description="Write a checkpoint in a format of other programs. Nothing is overwritten.",
         epilog="formats: " + "; ".join(f"{name}: {text}" for name, text in FORMATS.items()),
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--ckpt_path",

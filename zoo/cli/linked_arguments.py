@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
+from zoo.cli.arguments import option_parts
 from zoo.private_apis.jsonargparse_api import class_options
 from zoo.registry import DATA_MODULES, load_class
 
@@ -26,7 +27,7 @@ def given_options(keys: Iterable[tuple[str, str]], group: str) -> dict[str, str]
     """
     given = {}
     for key, source in keys:
-        first, *rest = (part for part in key.split(".") if part not in ("init_args", "dict_kwargs"))
+        first, *rest = option_parts(key)
         if first == group and rest:
             given[rest[0]] = source
     return given

@@ -4,7 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-from zoo.cli.config_names import CONFIGS, config_files
+from zoo.cli.config_names import config_files
 from zoo.cli.plain_parser import PlainParser
 from zoo.console.messages import nearest
 from zoo.registry import MODELS
@@ -102,6 +102,3 @@ def configs() -> list[dict[str, str]]:
             }
         )
     return rows
-
-
-__all__ = ["CONFIGS", "VERBS", "configs", "models", "nearest_verb", "usage"]

@@ -88,9 +88,14 @@ def check_fit(config: Any, model: type | None, ranks: Ranks) -> None:
         if trainer.num_nodes > 1 or has_devices or world is not None:
             raise UserError(ONE_PROCESS)
     if world is None or world.rank == 0:
-        folder = Path(config.checkpoint.dirpath or config.output_dir)
+        folder = checkpoint_folder(config)
         with locked_folder(folder):
             refuse_other_run(folder, config.ckpt_path)
+
+
+def checkpoint_folder(config: Any) -> Path:
+    """The folder into which `fit` writes its checkpoints: the run's, unless --checkpoint.dirpath names another."""
+    return Path(config.checkpoint.dirpath or config.output_dir)
 
 
 def check_time_limit(config: Any) -> None:

@@ -72,9 +72,7 @@ class World(NamedTuple):
                 size, host, port = int(variables["WORLD_SIZE"]), variables["MASTER_ADDR"], int(variables["MASTER_PORT"])
             except (KeyError, ValueError):
                 return None
-        return (
-            cls(rank, size, host, port, variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True") if size > 1 else None
-        )
+        return cls(rank, size, host, port, _torchrun_keeps_store()) if size > 1 else None
 
     @classmethod
     def of(cls, trainer: Any) -> "World | None":
@@ -82,8 +80,8 @@ class World(NamedTuple):
         environment = cluster_environment(trainer)
         if trainer.world_size == 1 or environment is None:
             return None
-        from_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        return cls(trainer.global_rank, trainer.world_size, environment.main_address, environment.main_port, from_agent)
+        address = environment.main_address, environment.main_port
+        return cls(trainer.global_rank, trainer.world_size, *address, _torchrun_keeps_store())
 
 
 class Ranks:
@@ -96,6 +94,7 @@ class Ranks:
     def __init__(self, world: World | None = None) -> None:
         self.world = world
         self._is_reported = False
+        self._is_started = False
         self._kept: TCPStore | None = None  # the store that this process keeps after a failure
 
     # ---- when this rank fails
@@ -221,8 +220,6 @@ class Ranks:
     def started(self) -> None:
         """Called when all ranks are connected: from now on signals wait for the end of a step."""
         self._is_started = True
-
-    _is_started = False
 
     def _watch(self, ended: threading.Event, received: socket.socket, cleanup: Callable[[], None]) -> None:
         def end_unless_ended(code: int) -> None:

@@ -6,6 +6,8 @@ that is not an identifier is a sentence about an option that no longer exists; i
 
 from collections.abc import Iterable, Mapping
 
+from zoo.cli.arguments import option_parts
+
 RENAMED_GROUPS = {"half": "mixed_precision"}  # top-level keys
 
 
@@ -25,7 +27,7 @@ def find_renamed(keys: Iterable[tuple[str, str]], classes: Mapping[str, type | N
         classes: top-level key -> the class whose arguments are below it.
     """
     for key, source in keys:
-        group, *rest = (part for part in key.split(".") if part not in ("init_args", "dict_kwargs"))
+        group, *rest = option_parts(key)
         new_group = RENAMED_GROUPS.get(group, group)
         name = rest[0] if rest else ""
         new_name = renamed_arguments(classes.get(new_group)).get(name, name)

@@ -66,7 +66,7 @@ class ZooTrainer(Trainer):
             The texts, prompts included.
 
         Raises:
-            UserError: the model is no language model, or an option is out of range or excludes another; nothing is
+            UserError: the model is not a language model, or an option is out of range or excludes another; nothing is
                 printed then.
         """
         if (world := World.from_environment()) is not None and world.rank > 0:

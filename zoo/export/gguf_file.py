@@ -140,7 +140,7 @@ def _byte_level(tokenizer: Tokenizer) -> dict[str, Any]:
     """The entries of a byte-level BPE with the words of GPT-2 or Llama 3."""
     content = json.loads(tokenizer_files(tokenizer)["tokenizer.json"])
     model, words = content["model"], _words(content.get("pre_tokenizer"))
-    if not model.get("merges"):  # then each byte is a token, and the split into words has no influence
+    if not model.get("merges"):  # then each byte is a token, and the split into words does not matter
         words = None
     is_plain = not content.get("normalizer") and not model.get("byte_fallback") and not model.get("ignore_merges")
     if model.get("type") != "BPE" or words not in _WORDS or not is_plain:

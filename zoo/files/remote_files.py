@@ -136,7 +136,7 @@ class _Reader(io.RawIOBase):
         files, path = _open(file.url, "")
         try:
             self._remote = files.open(path, "rb", block_size=READ_AT_ONCE, cache_type="none")
-        except Exception as error:  # each protocol has exceptions of its own
+        except Exception as error:  # each protocol has its own exceptions
             raise UserError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
 
     def readable(self) -> bool:
@@ -158,7 +158,7 @@ class _Reader(io.RawIOBase):
             try:
                 self._remote.seek(self._at)
                 content = self._remote.read(size)
-            except Exception as error:  # each protocol has exceptions of its own
+            except Exception as error:  # each protocol has its own exceptions
                 raise UserError(
                     f"{self._file} cannot be read from byte {self._at} on ({type(error).__name__}: {error}): start "
                     "again, or copy it here and give the copy"
@@ -193,7 +193,7 @@ def list_remote(url: str, option: str) -> list[RemoteFile]:
     if infos[0].get("type") == "directory":
         try:
             infos = files.ls(path, detail=True)
-        except Exception as error:  # each protocol has exceptions of its own
+        except Exception as error:  # each protocol has its own exceptions
             raise OSError(f"{option} {url} cannot be read ({type(error).__name__}: {error})") from error
         infos = [info for info in infos if info.get("type") == "file" and not info["name"].endswith("/")]
         urls = [files.unstrip_protocol(info["name"]) for info in infos]

@@ -3,12 +3,13 @@
 `ICRTransformer` and `load_model` are imported on first use, because they need Lightning.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zoo.icr.model import ICRegConfig
 from zoo.icr.predict import evaluate_ood_score, predict_from_prompt
 from zoo.icr.references import dmmse, gradient_step, least_squares, ridge
 from zoo.icr.task import Prompts, Task
+from zoo.registry import imported_on_use
 
 if TYPE_CHECKING:
     from zoo.icr.module import ICRTransformer
@@ -19,14 +20,4 @@ __all__ = [
     "least_squares", "load_model", "predict_from_prompt", "ridge",
 ]  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    if name == "ICRTransformer":
-        from zoo.icr.module import ICRTransformer
-
-        return ICRTransformer
-    if name == "load_model":
-        from zoo.icr.saved_model import load_model
-
-        return load_model
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = imported_on_use(__name__, {"ICRTransformer": "zoo.icr.module", "load_model": "zoo.icr.saved_model"})

@@ -169,7 +169,7 @@ class Network(nn.Module):
             )
         if not 1 <= x.shape[-2] <= self.config.K:
             raise UserError(f"a prompt has 1 to K = {self.config.K} places in this model, not {x.shape[-2]}")
-        # On a CPU one member uses all of the processor, and batched products are no faster: compute them one by one.
+        # On a CPU one member uses all of the processor, and batched products are not faster: compute them one by one.
         if self._single and is_eager_cpu_fp32(x):
             names, weights = zip(*self.named_parameters(), strict=True)
             each = zip(y, *(weight.unbind() for weight in weights), strict=True)

@@ -19,9 +19,9 @@ from torch.autograd.function import once_differentiable
 from zoo.layers.linear import by_onednn, is_eager_cpu_fp32, product
 from zoo.layers.widen import widen
 
-IGNORE = -100  # a target that is not scored: the default ignore_index of torch's cross_entropy
+IGNORED = -100  # a target that is not scored: the default ignore_index of torch's cross_entropy
 CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**29}  # of fp32 logits: about a CPU's cache; enough to fill a GPU
-BLOCK_BYTES = 2**20  # of fp32 logits that are reduced at once on a CPU: half of a core's second-level cache
+BLOCK_BYTES = 2**20  # of fp32 logits that are reduced together on a CPU: half of a core's second-level cache
 GPU_MULTIPLE = 64  # of the number of logits on a GPU: its fast matrix products need rows of 16 bytes and more
 
 
@@ -52,7 +52,7 @@ class _LinearNLL(torch.autograd.Function):
             n_chunks = max(1, -(-len(hidden) // rows))
             rows = max(1, -(-len(hidden) // n_chunks))
         # The loss is a mean over scored targets; a batch without any has loss 0.
-        is_scored = targets != IGNORE
+        is_scored = targets != IGNORED
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         scale = is_scored.sum().clamp(min=1).to(wide).reciprocal()
         # Products are computed in `dtype`; the loss and the sum of the weight's gradient stay fp32 or fp64.

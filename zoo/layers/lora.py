@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_counts
 
 
 class LowRank(nn.Module):
@@ -49,8 +49,7 @@ def add_lora(model: nn.Module, rank: int, alpha: float, targets: Collection[str]
     Raises:
         UserError: the rank is below 1, the model is adapted already, or a target matches no module.
     """
-    if rank < 1:
-        raise UserError(f"lora_rank must be at least 1, not {rank}")
+    check_counts(lora_rank=rank)
     if any(parametrize.is_parametrized(module) for module in model.modules()):
         raise UserError("the model has low-rank updates already: set lora_rank in one place only")
     # All matrices outside embeddings: (last part of the module's name, module, name of the matrix in it).

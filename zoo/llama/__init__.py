@@ -3,10 +3,11 @@
 The modules are imported when first used, because they load Lightning.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zoo.llama.checkpoints import load_checkpoint, save_checkpoint
 from zoo.llama.model import Llama, LlamaConfig
+from zoo.registry import imported_on_use
 
 if TYPE_CHECKING:
     from zoo.llama.classifier import LlamaClassifier
@@ -15,18 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Llama", "LlamaClassifier", "LlamaConfig", "LlamaLM", "LlamaZeroShot", "load_checkpoint", "save_checkpoint"]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "LlamaLM":
-        from zoo.llama.module import LlamaLM
-
-        return LlamaLM
-    if name == "LlamaClassifier":
-        from zoo.llama.classifier import LlamaClassifier
-
-        return LlamaClassifier
-    if name == "LlamaZeroShot":
-        from zoo.llama.zero_shot import LlamaZeroShot
-
-        return LlamaZeroShot
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = imported_on_use(
+    __name__,
+    {
+        "LlamaClassifier": "zoo.llama.classifier",
+        "LlamaLM": "zoo.llama.module",
+        "LlamaZeroShot": "zoo.llama.zero_shot",
+    },
+)

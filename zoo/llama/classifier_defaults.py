@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.console.argument_names import print_notice
-from zoo.training.choices import PREPARATION_SHARE, Choice, choose_width
+from zoo.training.choices import PREPARATION_SHARE, Choice, choose_width, rounded_down
 from zoo.training.text_statistics import TextStatistics
 
 if TYPE_CHECKING:
@@ -151,9 +151,3 @@ def _steps(statistics: TextStatistics, settings: Mapping[str, Any], batch: int) 
 def _mean_tokens(statistics: TextStatistics, tokenizer: Any) -> float:
     s = statistics
     return {"words": s.words, "bytes": s.characters, "characters": s.characters}.get(str(tokenizer), s.characters / 3.5)
-
-
-def rounded_down(steps: float) -> int:
-    """Two significant digits."""
-    unit = 10 ** max(0, math.floor(math.log10(steps)) - 1)
-    return int(steps // unit * unit)

@@ -44,8 +44,8 @@ class LlamaDecoder:
         precision: dtype of the copied weights, "fp32", "bf16" or "int8", which has a quarter of the bytes to read.
             Sums, norms and the cache stay fp32. Without `compile`, weights of 8 bits are widened to fp32 in advance.
         compile: compile the step: on a CPU from C, in a second, once per machine; on a GPU with torch.compile, once per
-            process for each model shape, batch size and cache length. If compilation fails, a warning says so and the
-            step runs eagerly.
+            process for each model shape, batch size and cache length. If compilation fails, the step runs eagerly,
+            with a warning.
     """
 
     def __init__(self, model: Any, batch: int, max_len: int, precision: str = "fp32", compile: bool = False) -> None:

@@ -1,18 +1,13 @@
 """MiniRLM: the network, and its LightningModule, imported on first use because it needs Lightning. See README.md."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zoo.mini_rlm.model import MiniRLMConfig, MiniRLMNetwork
+from zoo.registry import imported_on_use
 
 if TYPE_CHECKING:
     from zoo.mini_rlm.module import MiniRLM
 
 __all__ = ["MiniRLM", "MiniRLMConfig", "MiniRLMNetwork"]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "MiniRLM":
-        from zoo.mini_rlm.module import MiniRLM
-
-        return MiniRLM
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = imported_on_use(__name__, {"MiniRLM": "zoo.mini_rlm.module"})

@@ -31,7 +31,7 @@ def defer_imports() -> None:
 
 
 class DeferredPackage(ModuleType):
-    """A package whose code runs at the first access to an attribute that is no shortcut."""
+    """A package whose code runs at the first access to an attribute that is not a shortcut."""
 
     def __getattr__(self, name: str) -> Any:
         if shortcut := SHORTCUTS[self.__name__].get(name):
@@ -121,7 +121,7 @@ class _AnyOptimizedModule(type):
 
 
 class OptimizedModule(metaclass=_AnyOptimizedModule):
-    """Stands for torch._dynamo.OptimizedModule in `isinstance` and `issubclass`."""
+    """Replacement of torch._dynamo.OptimizedModule in `isinstance` and `issubclass`."""
 
 
 def disable(function: Callable[..., Any], *options: Any, **more_options: Any) -> Callable[..., Any]:

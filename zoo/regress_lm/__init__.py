@@ -3,8 +3,9 @@
 `RegressLM` is imported on first use, because it needs Lightning.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from zoo.registry import imported_on_use
 from zoo.regress_lm.example import Example, ExampleInput
 from zoo.regress_lm.number_tokenizers import IEEEFloatTokenizer, NormalizedTokenizer, P10Tokenizer
 
@@ -13,10 +14,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Example", "ExampleInput", "IEEEFloatTokenizer", "NormalizedTokenizer", "P10Tokenizer", "RegressLM"]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "RegressLM":
-        from zoo.regress_lm.api import RegressLM
-
-        return RegressLM
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = imported_on_use(__name__, {"RegressLM": "zoo.regress_lm.api"})

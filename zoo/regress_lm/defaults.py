@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from zoo.regress_lm.number_formats import number_tokenizer
-from zoo.training.choices import Choice, choose_width
+from zoo.training.choices import Choice, choose_width, rounded_down
 from zoo.training.distinct_targets import ENOUGH, QUANTILES
 from zoo.training.text_statistics import FEW_NUMBERS, TextStatistics
 
@@ -241,8 +241,8 @@ def _steps(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any]) 
     operations = WIDE_OPERATIONS if settings["model.dim"] >= WIDE else OPERATIONS
     affordable = SECONDS * operations / max(6 * weights * tokens * settings["data.batch_size"], 1)
     if needed <= affordable:
-        return _round(needed), f"{s.n_rows:,} training rows"
-    return _round(max(affordable, LEAST_STEPS)), f"a few minutes on two cores, texts of about {tokens:.0f} tokens"
+        return rounded_down(needed), f"{s.n_rows:,} training rows"
+    return rounded_down(max(affordable, LEAST_STEPS)), f"a few minutes on two cores, texts of about {tokens:.0f} tokens"
 
 
 def _augmentation(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any]) -> Iterator[Choice]:
@@ -297,9 +297,3 @@ def _optimizer(kind: Kind, is_synthetic: bool) -> Iterator[Choice]:
 def _batch_size(statistics: TextStatistics) -> int:
     """Rows of a step: fewer of long texts, so that a few minutes have enough steps."""
     return next((size for size, longest in ((64, 400), (32, 1000), (16, 4000)) if statistics.characters < longest), 8)
-
-
-def _round(steps: float) -> int:
-    """Two significant digits, rounded down."""
-    unit = 10 ** max(0, math.floor(math.log10(steps)) - 1)
-    return int(steps // unit * unit)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
 from zoo.callbacks.best_weights import BestWeights
@@ -94,24 +94,8 @@ def fine_tune(
     best = BestWeights("val_loss")
     with quiet_lightning(), torch.random.fork_rng(), _settings(model, optimizer_config, seed):
         # Train until the validation loss stops falling; `best` remembers the weights with the lowest one.
-        trainer = Trainer(
-            accelerator=device.type if device.type != "cuda" else "gpu",
-            devices=1,
-            precision=mixed_precision_of(device) if device.type == "cuda" else "32-true",
-            max_epochs=max_epochs,
-            gradient_clip_val=clip,
-            callbacks=[
-                NonFinite(),
-                EarlyStopping("val_loss", patience=patience),
-                best,
-                *([Progress()] if progress else []),
-            ],
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=progress,
-            num_sanity_val_steps=0,
-        )
+        callbacks = [NonFinite(), EarlyStopping("val_loss", patience=patience), best]
+        trainer = _new_trainer(device, max_epochs, clip, callbacks, progress)
         # Low-rank updates, whose initial values depend on the seed only.
         model.train()
         if lora_rank:
@@ -133,6 +117,25 @@ def fine_tune(
     with model.stored_states():
         model.calibrate([] if held_out is train else _batches(model, held_out, 4 * batch_size))
     return best.values
+
+
+def _new_trainer(
+    device: torch.device, max_epochs: int, clip: float, callbacks: list[Callback], progress: bool
+) -> Trainer:
+    """A Trainer on the model's device that writes no files; on a GPU it trains in mixed precision."""
+    return Trainer(
+        accelerator=device.type if device.type != "cuda" else "gpu",
+        devices=1,
+        precision=mixed_precision_of(device) if device.type == "cuda" else "32-true",
+        max_epochs=max_epochs,
+        gradient_clip_val=clip,
+        callbacks=[*callbacks, *([Progress()] if progress else [])],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=progress,
+        num_sanity_val_steps=0,
+    )
 
 
 @contextmanager

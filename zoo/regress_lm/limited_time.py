@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.regress_lm.defaults import choose_settings
-from zoo.training.choices import PREPARATION_SHARE, Choice
+from zoo.training.choices import PREPARATION_SHARE, Choice, rounded_down
 
 CHANGES = ("synonyms", "background", "number_formats", "jitter")
 
@@ -36,7 +36,7 @@ def choose_within_budget(data: Any, given: Mapping[str, Any]) -> list[Choice]:
     rows = settings().get("data.synthetic_rows")
     if rows and not {"data.synthetic_rows", "data.teacher"} <= given.keys():
         teacher = data.plan_synthetic_rows(rows, seconds)
-        plan("data.synthetic_rows", _rounded_down(teacher.rows), rows)
+        plan("data.synthetic_rows", rounded_down(teacher.rows), rows)
         if teacher.rows:
             plan("data.teacher", teacher.kind, "thorough")
         choices = choose_settings(statistics, {**given, **{choice.option: choice.value for choice in planned}})
@@ -49,9 +49,3 @@ def choose_within_budget(data: Any, given: Mapping[str, Any]) -> list[Choice]:
             choices = choose_settings(statistics, {**given, **{choice.option: choice.value for choice in planned}})
     options = {choice.option for choice in planned}
     return [*planned, *(choice for choice in choices if choice.option not in options)]
-
-
-def _rounded_down(rows: int) -> int:
-    """Two significant digits."""
-    unit = 10 ** max(0, len(str(rows)) - 2)
-    return rows // unit * unit

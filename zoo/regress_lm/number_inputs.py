@@ -7,6 +7,7 @@ import numpy as np
 
 from zoo.errors import UserError
 from zoo.regress_lm.rounding import Floats
+from zoo.text_formats.json_text import shorten
 
 
 def as_numbers(name: str, values: Any) -> Floats:
@@ -35,16 +36,11 @@ def as_numbers(name: str, values: Any) -> Floats:
     if array.dtype.kind == "O":  # Python's numbers of other types, such as integers above 2^63
         items = array.ravel().tolist()
         if not all(isinstance(item, Real) and not isinstance(item, bool) for item in items):
-            raise UserError(f"{name} must be a number or a list of numbers, not {_shorten(given)}")
+            raise UserError(f"{name} must be a number or a list of numbers, not {shorten(given, 60)}")
         try:
             array = np.array([float(item) for item in items]).reshape(array.shape)
         except OverflowError as error:
             raise UserError(f"{name} holds an integer beyond the largest double, 1.8e308") from error
     if array.dtype.kind not in "iuf" and array.size:
-        raise UserError(f"{name} must be a number or a list of numbers, not {_shorten(given)}")
+        raise UserError(f"{name} must be a number or a list of numbers, not {shorten(given, 60)}")
     return array.astype(np.float64)
-
-
-def _shorten(value: Any, length: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= length else f"{text[:length]}..."

@@ -84,7 +84,7 @@ class NumberTokenizer(ABC):
         ids, clamped = self.tokenize(values.ravel())
         if clamped.any():
             warnings.warn(
-                f"{clamped.sum()} of {clamped.size} numbers lie beyond the range of the number tokenizer, "
+                f"{clamped.sum()} of {clamped.size} numbers are beyond the range of the number tokenizer, "
                 f"{self.limits[0]:g} to {self.limits[1]:g}, and are clamped to it",
                 stacklevel=2,
             )

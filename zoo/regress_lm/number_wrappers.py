@@ -11,7 +11,21 @@ PAD = "<pad>"
 SPECIAL = {"<INVALID>": np.nan, "<NAN>": np.nan, "<INF>": np.inf, "<NINF>": -np.inf}
 
 
-class SpecialValues(NumberTokenizer):
+class NumberWrapper(NumberTokenizer):
+    """Base class of wrappers: the range and the exponents are those of `inner`."""
+
+    inner: NumberTokenizer
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        return self.inner.limits
+
+    @property
+    def magnitude_states(self) -> tuple[int, ...]:
+        return self.inner.magnitude_states
+
+
+class SpecialValues(NumberWrapper):
     """Adds NaN, the infinities and `<INVALID>`, which decodes to NaN. A special value is one token, repeated.
 
     Args:
@@ -22,14 +36,6 @@ class SpecialValues(NumberTokenizer):
         self.inner = tokenizer
         self.num_tokens = tokenizer.num_tokens
         self.tokens = [*tokenizer.tokens, *SPECIAL]
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        return self.inner.limits
-
-    @property
-    def magnitude_states(self) -> tuple[int, ...]:
-        return self.inner.magnitude_states
 
     @cached_property
     def allowed(self) -> Flags:
@@ -63,7 +69,7 @@ class SpecialValues(NumberTokenizer):
         return np.where(which < 0, values, np.array(list(SPECIAL.values()))[np.maximum(which, 0)])
 
 
-class Separator(NumberTokenizer):
+class Separator(NumberWrapper):
     """Appends `<pad>` to each number, which separates several objectives.
 
     Its probability under the grammar is 1, so it does not change the distribution, and upstream's loss ignores it.
@@ -76,14 +82,6 @@ class Separator(NumberTokenizer):
         self.inner = tokenizer
         self.num_tokens = tokenizer.num_tokens + 1
         self.tokens = [*tokenizer.tokens, PAD]
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        return self.inner.limits
-
-    @property
-    def magnitude_states(self) -> tuple[int, ...]:
-        return self.inner.magnitude_states
 
     @cached_property
     def allowed(self) -> Flags:

@@ -1,7 +1,8 @@
 """Reversible deep equilibrium language model: solver, network and, imported on first use, its LightningModule."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from zoo.registry import imported_on_use
 from zoo.revdeq.model import RevDEQ, RevDEQConfig
 from zoo.revdeq.solver import ReconstructionError, Solution, solve
 
@@ -10,10 +11,4 @@ if TYPE_CHECKING:
 
 __all__ = ["ReconstructionError", "RevDEQ", "RevDEQConfig", "RevDEQLM", "Solution", "solve"]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "RevDEQLM":
-        from zoo.revdeq.module import RevDEQLM
-
-        return RevDEQLM
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = imported_on_use(__name__, {"RevDEQLM": "zoo.revdeq.module"})

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from zoo.callbacks import Checkpoint, Progress
 from zoo.callbacks.checkpoint import require_logged
 from zoo.cli.command_line import ZooCLI
-from zoo.errors import UserError
+from zoo.errors import UserError, check_choice
 
 DIRECTIONS = {"min": "minimize", "max": "maximize"}  # of a study, by the mode of the checkpoint
 
@@ -88,6 +88,5 @@ def read_monitor(fit: list[str]) -> tuple[str, str]:
     """
     # Settings that are chosen from the data are chosen, and printed, by each trial.
     checkpoint = SettingsCLI(["fit", *fit, "--automatic=false"]).config.fit.checkpoint
-    if checkpoint.mode not in DIRECTIONS:
-        raise UserError(f'--checkpoint.mode is "min" or "max", not {checkpoint.mode!r}')
+    check_choice("--checkpoint.mode", checkpoint.mode, DIRECTIONS)
     return checkpoint.monitor, DIRECTIONS[checkpoint.mode]

@@ -54,7 +54,7 @@ def are_finite(tensors: Sequence[Tensor]) -> list[bool]:
     """Whether all elements of each tensor are finite. All processes must call this if one of them is sharded."""
     if not tensors:
         return []
-    # The flags of all tensors are exchanged at once, on the device of the sharded ones.
+    # The flags of all tensors are exchanged together, on the device of the sharded ones.
     sharded = [tensor for tensor in tensors if is_divided(tensor)]
     flags = [local(tensor).isfinite().all() for tensor in tensors]
     device = local(sharded[0]).device if sharded else flags[0].device

@@ -5,7 +5,7 @@ import re
 
 # A separate number: neither the 1 of "X1" nor the minus of "2-3" nor any part of "1.2.3".
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?!\w|\.\d)")
-# A date, 1970-01-31 or 1970/1/31, also before a time: its parts are no quantities.
+# A date, 1970-01-31 or 1970/1/31, also before a time: its parts are not quantities.
 DATE = re.compile(
     r"(?<![\w./-])(?P<year>\d{4})(?P<dash>[-/])(?P<month>0?[1-9]|1[0-2])(?P=dash)(?P<day>0?[1-9]|[12]\d|3[01])"
     r"(?!\d|[-/.]\d|[^\WT])"

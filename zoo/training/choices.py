@@ -56,3 +56,9 @@ def by_group(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def given_arguments(data: Any) -> dict[str, Any]:
     """The arguments that were given to the constructor of a data module, with their values."""
     return {name: data.hparams[name] for name in getattr(data, "given_arguments", ()) if name in data.hparams}
+
+
+def rounded_down(number: float) -> int:
+    """A number of at least 0 as an integer with two significant digits."""
+    unit = 10 ** max(0, len(str(int(number))) - 2)
+    return int(number // unit * unit)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.errors import UserError
+from zoo.errors import check_counts
 from zoo.icr.analysis.saved_models import SavedModel
 from zoo.icr.evaluation import KINDS, evaluation
 from zoo.icr.predict import BATCH
@@ -25,8 +25,7 @@ def scores(models: list[SavedModel], n_prompts: int) -> dict[str, Any]:
         "checkpoints": one row per checkpoint with M, step, and the `summary` of its errors on "true" and "pretrain"
         prompts. "references": one row per M with those of ridge and dMMSE.
     """
-    if n_prompts < 1:
-        raise UserError(f"n_prompts must be at least 1, not {n_prompts}")
+    check_counts(n_prompts=n_prompts)
     rows: list[Row] = []
     references: list[Row] = []
     # Checkpoints of the same M follow one another and share their prompts.

@@ -183,7 +183,7 @@ def share(text: str) -> Share | ArrayShare:
     number = int(first) if first.isascii() and first.isdigit() else 0
     if not 1 <= number <= total:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no share: write I/N, where I is from 1 to N, such as 2/4, or array/N in a SLURM job array"
+            f"{text!r} is not a share: write I/N, where I is from 1 to N, such as 2/4, or array/N in a SLURM job array"
         )
     return Share(number, total)
 
@@ -198,7 +198,7 @@ def array_share(total: int | None) -> ArrayShare:
             if ARRAY + name in os.environ
         }
     except (KeyError, ValueError) as error:
-        raise argparse.ArgumentTypeError("this is no task of a SLURM job array: write I/N") from error
+        raise argparse.ArgumentTypeError("this is not a task of a SLURM job array: write I/N") from error
     size = bounds.get("MAX")
     count = bounds.get("COUNT", size if bounds.get("STEP", 1) == 1 else None)
     return ArrayShare(task, total, size if bounds.get("MIN") == 1 and count == size else None)

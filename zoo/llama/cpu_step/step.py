@@ -137,7 +137,7 @@ class CpuStep:
         """
         tokens = tokens.long().contiguous()
         if self.column >= self.max_len or len(tokens) != self.batch:
-            raise IndexError(f"a cache of {self.batch} rows and {self.max_len} columns has no room for these tokens")
+            raise IndexError(f"a cache of {self.batch} rows and {self.max_len} columns cannot hold these tokens")
         if not all(0 <= token < self.config.n_rows for token in tokens.tolist()):
             raise IndexError(f"a token is outside the vocabulary of {self.config.n_rows}")
         logits = torch.empty(self.batch, self.config.n_rows)
