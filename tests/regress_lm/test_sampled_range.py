@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.regress_lm.test_calibration import TEXTS, match_one_of, restricted
+from tests.regress_lm.test_restricted_numbers import TEXTS, match_one_of, restricted
 from tests.regress_lm.test_regress_lm_decode import build
 from tests.regress_lm.test_regress_lm_module import QUIET, fit
 from zoo.cli.command_line import ZooCLI
