@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.regress_lm.test_restricted_numbers import TEXTS, match_one_of, restricted
 from tests.regress_lm.test_regress_lm_decode import build
 from tests.regress_lm.test_regress_lm_module import QUIET, fit
+from tests.regress_lm.test_restricted_numbers import TEXTS, match_one_of, restricted
 from zoo.cli.command_line import ZooCLI
 from zoo.regress_lm import ExampleInput, RegressLM
 from zoo.regress_lm.automaton import between
