@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from tests.commands import MICRO, TINY, complaint, fit
 from zoo.__main__ import main
 from zoo.callbacks import Checkpoint
-from zoo.cli.arguments import read_arguments
+from zoo.cli.arguments import SHARDED, read_arguments
 from zoo.files.checkpoints import read_checkpoint
 
 BARS = [option for option in MICRO if "progress_bar" not in option]
@@ -185,3 +185,25 @@ def test_loggers_on_the_command_line_get_the_folder_of_the_run(option, name):
     assert read_arguments([f"{option}={name}"]).words == [f"{option}={name}", folder]
     assert read_arguments([option, name, "--model.lr=1"]).words == [option, name, folder, "--model.lr=1"]
     assert read_arguments([option, f"mine.{name}"]).words == [option, f"mine.{name}"]  # another class of that name
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["--trainer.profiler", "simple", "--trainer.profiler.filename=x"],
+            ["--trainer.profiler=SimpleProfiler", "--trainer.profiler.filename=x"],
+        ),
+        (["--trainer.profiler=simple"], ["--trainer.profiler=simple"]),
+        (
+            ["--trainer.strategy=ddp", "--trainer.strategy.find_unused_parameters=true"],
+            ["--trainer.strategy=DDPStrategy", "--trainer.strategy.find_unused_parameters=true"],
+        ),
+        (
+            ["--config", "trainer: {strategy: fsdp2}", "--trainer.strategy.shard_size=2"],
+            ["--config=trainer: {strategy: fsdp2}", f"--trainer.strategy={SHARDED}", "--trainer.strategy.shard_size=2"],
+        ),
+    ],
+)
+def test_short_names_of_strategies_and_profilers_can_have_options(words, expected):
+    assert read_arguments(words).words == expected

@@ -32,8 +32,11 @@ LOGGER = "--trainer.logger"
 LOGGER_OPTIONS = (LOGGER, f"{LOGGER}+", f"{LOGGER}.class_path")
 LOGGERS = ("CSVLogger", "TensorBoardLogger")  # those that cannot be built without a folder
 RUN_FOLDER = "{output_dir}"  # as the folder of a logger: the folder of the run
-STRATEGY = "--trainer.strategy"
-SHARDED = ("fsdp2", "FullySharded")  # short names of zoo.sharding.strategy.FullySharded
+SHARDED = "zoo.sharding.strategy.FullySharded"
+CLASSES = {  # option -> {short name: class}; only a class has options for the parser
+    "trainer.strategy": {"fsdp2": SHARDED, "FullySharded": SHARDED, "ddp": "DDPStrategy"},
+    "trainer.profiler": {"simple": "SimpleProfiler", "advanced": "AdvancedProfiler", "pytorch": "PyTorchProfiler"},
+}
 MAX_CONFIG_BYTES = 1 << 20
 QUOTES = "'\""
 
@@ -47,8 +50,7 @@ class Arguments:
         values: those of `ckpt_path` and `output_dir`, where given, and of `model.weights` on the command line.
         class_paths: all class names given for model and data, in order; the last one is used.
         keys: (dotted key, where it was given: a config's path, or "" for the command line).
-        settings: dotted key without "init_args" -> its last value; for the help.
-        strategy: name of the Trainer's strategy, where given as a text; the last one is used.
+        settings: dotted key without "init_args" -> its last value.
         automatic_from: number of words up to the one that says `automatic: true`; None if none does.
     """
 
@@ -57,7 +59,6 @@ class Arguments:
     class_paths: dict[str, list[str]] = field(default_factory=lambda: {"model": [], "data": []})
     keys: list[tuple[str, str]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
-    strategy: str | None = None
     automatic_from: int | None = None
 
     def weights_alone(self) -> str | None:
@@ -138,21 +139,23 @@ def read_arguments(words: list[str]) -> Arguments:
             break
         else:
             raise UnknownWordError(describe_stray_word(word, before))
-    _name_strategy_class(arguments)
+    _name_classes(arguments)
     return arguments
 
 
-def _name_strategy_class(arguments: Arguments) -> None:
-    """Where `fsdp2` has options, replace it in the words by the class, which alone has options for the parser."""
-    given = [i for i, word in enumerate(arguments.words) if word.startswith(f"{STRATEGY}.")]
-    if not given or arguments.strategy not in SHARDED:
-        return
-    words = arguments.words
-    named = [i for i, word in enumerate(words) if word.partition("=")[0] == STRATEGY]
-    drop = {i + extra for i in named for extra in range(1 if "=" in words[i] else 2)}
-    kept = [word for i, word in enumerate(words[given[0] :], given[0]) if i not in drop]
-    before = [word for i, word in enumerate(words[: given[0]]) if i not in drop]
-    arguments.words = [*before, f"{STRATEGY}=zoo.sharding.strategy.FullySharded", *kept]
+def _name_classes(arguments: Arguments) -> None:
+    """Where `fsdp2`, `ddp` or `simple` has options, replace it in the words by its class."""
+    for key, classes in CLASSES.items():
+        option, name = f"--{key}", arguments.settings.get(key)
+        given = [i for i, word in enumerate(arguments.words) if word.startswith(f"{option}.")]
+        if not given or not isinstance(name, str) or name not in classes:
+            continue
+        words = arguments.words
+        named = [i for i, word in enumerate(words) if word.partition("=")[0] == option]
+        drop = {i + extra for i in named for extra in range(1 if "=" in words[i] else 2)}
+        kept = [word for i, word in enumerate(words[given[0] :], given[0]) if i not in drop]
+        before = [word for i, word in enumerate(words[: given[0]]) if i not in drop]
+        arguments.words = [*before, f"{option}={classes[name]}", *kept]
 
 
 def load_config(value: str) -> tuple[str, dict[str, Any]]:
@@ -266,7 +269,6 @@ def _add_settings(arguments: Arguments, settings: dict[str, Any], source: str) -
     for key, value in _flatten(settings):
         arguments.keys.append((key, source))
         arguments.settings[key.replace(".init_args.", ".")] = value
-        arguments.strategy = value if key == "trainer.strategy" else arguments.strategy
         _add_class(arguments, key, value)
 
 
@@ -299,7 +301,6 @@ def _add_option(arguments: Arguments, key: str, value: str) -> None:
             return
     arguments.keys.append((key, ""))
     arguments.settings[key.replace(".init_args.", ".")] = value
-    arguments.strategy = value if key == "trainer.strategy" else arguments.strategy
     _add_class(arguments, key, value)
 
 

@@ -101,7 +101,7 @@ class ZooParser(LightningArgumentParser):
     def _option_names(self) -> Iterator[str]:
         """Every option of this parser and of its subcommand, with those of all registered models and data."""
         # Names of all classes, because the wrong word may be an option of a class that is not chosen.
-        yield from (option.name for option in api.options(self))
+        yield from (option.name for option in api.options(self) if not option.name.endswith(".help"))
         for name, cls in load_all().items():
             group = "model" if name in MODELS else "data"
             yield from (option.name.replace("--", f"--{group}.", 1) for option in api.class_options(cls))

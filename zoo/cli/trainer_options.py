@@ -116,7 +116,9 @@ def check_names(trainer: Any) -> None:
     devices = trainer.devices
     on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.cuda.is_available())
     is_count = isinstance(devices, int) or (isinstance(devices, str) and re.fullmatch(r"\s*-?\d+\s*", devices))
-    if (is_count and (int(devices) == 0 or int(devices) < (1 if on_cpu else -1))) or devices in ("", []):
+    is_list = isinstance(devices, list) or re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*,?\s*", str(devices))
+    is_known = is_count or devices == "auto" or (is_list and not on_cpu)  # a list of GPUs
+    if not is_known or (is_count and (int(devices) == 0 or int(devices) < (1 if on_cpu else -1))) or devices == []:
         raise UserError(f"--trainer.devices must be a number of processes from 1, or auto, not {devices!r}")
     if isinstance(trainer.profiler, str) and trainer.profiler.lower() not in PROFILERS:
         raise UserError(describe_text("trainer.profiler", trainer.profiler, PROFILERS))
