@@ -48,7 +48,7 @@ def execute(path: Path) -> None:
     notebook = without_outputs(nbformat.read(path, as_version=4))
     with tempfile.TemporaryDirectory() as folder:
         NotebookClient(
-            notebook, kernel_name="python3", timeout=3600, record_timing=False, resources={"metadata": {"path": folder}}
+            notebook, kernel_name="python3", timeout=None, record_timing=False, resources={"metadata": {"path": folder}}
         ).execute()
         for cell in notebook.cells:
             if cell.cell_type == "code":

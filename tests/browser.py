@@ -55,7 +55,7 @@ class Browser:
         """What JavaScript returns; `text()` and `select(selector)` see through shadow roots."""
         return _request(f"{self.url}/execute/sync", {"script": DEEP + script, "args": []})
 
-    def wait(self, condition: str, seconds: float = 120):
+    def wait(self, condition: str, seconds: float = 600):
         """The value of a JavaScript expression as soon as it is true."""
         end = time.monotonic() + seconds
         value = None
@@ -85,7 +85,8 @@ def chromium(profile, width: int = 1400, height: int = 900):
         # "ChromeDriver was started successfully on port 12345."
         port = next(line.split()[-1].rstrip(".") for line in driver.stdout if "started successfully on port" in line)
         options = {"args": [*OPTIONS, f"--user-data-dir={profile}", f"--window-size={width},{height}"]}
-        wanted = {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options, "timeouts": {"pageLoad": 170_000}}}}
+        # `open` does not wait for the page, which may need minutes on a busy machine; `wait` does.
+        wanted = {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options, "pageLoadStrategy": "none"}}}
         session = f"http://127.0.0.1:{port}/session"
         identifier = _request(session, wanted)["sessionId"]
         try:

@@ -22,6 +22,8 @@ from tests.commands import TINY, complaint
         (["trainer.gradient_clip_val=-1"], "--trainer.gradient_clip_val must be at least 0, not -1"),
         (["trainer.max_time=8"], "--trainer.max_time must be days:hours:minutes:seconds, such as 00:01:30:00, not '8'"),
         (["trainer.devices=0"], "--trainer.devices must be a number of processes from 1, or auto, not '0'"),
+        (["trainer.accelerator=cpu", "trainer.devices=3x"], "--trainer.devices must be a number of processes from 1"),
+        (["trainer.accelerator=cpu", "trainer.devices=0,1"], "--trainer.devices must be a number of processes from 1"),
         (
             ["trainer.num_nodes=2", "trainer.strategy=ddp", "trainer.accelerator=cpu", "trainer.devices=1"],
             "--trainer.num_nodes 2: start the command on every node with torchrun or srun, or drop the option",

@@ -188,7 +188,7 @@ def test_the_demo_ends_when_a_model_fails(fake_processes, tmp_path, monkeypatch)
     assert stop.value.code == 2
     assert [child.is_terminated for child in fake_processes.started] == [False, True]  # the third was not started
     monkeypatch.setattr(FakeProcess, "codes", {"tiny/llama": -9})
-    with pytest.raises(UserError, match="trained tiny/llama was ended by signal 9; if memory is short, use --proc"):
+    with pytest.raises(UserError, match="trained tiny/llama was ended by SIGKILL; if memory is short, use --proc"):
         run_in_processes(Schedule(configs, 2), 2, tmp_path, 0.0)
 
 

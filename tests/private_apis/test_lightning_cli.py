@@ -7,7 +7,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.cli import LightningCLI
 
-from zoo.private_apis.lightning_cli import OpenLightningCLI, repeated_callback
+from zoo.private_apis.lightning_cli import OpenLightningCLI, missing_metric, repeated_callback
 
 
 class Model(LightningModule):
@@ -90,3 +90,11 @@ def test_signatures():
     for name, parameters in names.items():
         assert list(inspect.signature(getattr(LightningCLI, name)).parameters) == parameters
     assert "_parse_ckpt_path()" in inspect.getsource(LightningCLI.__init__)  # it is what reads the checkpoint
+
+
+def test_the_error_about_a_metric_that_is_not_logged_names_it_and_the_others():
+    callback = EarlyStopping("val_accuracy")
+    with pytest.raises(RuntimeError) as caught:
+        callback._validate_condition_metric({"val_loss": 1.0, "val_ppl": 2.0})
+    assert missing_metric(caught.value) == ("val_accuracy", "val_loss, val_ppl")
+    assert missing_metric(RuntimeError("another error")) is None

@@ -29,12 +29,14 @@ GROUPS = (  # keys whose value may be the path of a file with the settings of th
     "samples", "predictions", "plots",
 )  # fmt: skip
 LOGGER = "--trainer.logger"
-LOGGERS = {  # those that cannot be built without a folder
-    f"{package}{name}" for name in ("CSVLogger", "TensorBoardLogger") for package in ("", "lightning.pytorch.loggers.")
-}
+LOGGER_OPTIONS = (LOGGER, f"{LOGGER}+", f"{LOGGER}.class_path")
+LOGGERS = ("CSVLogger", "TensorBoardLogger")  # those that cannot be built without a folder
 RUN_FOLDER = "{output_dir}"  # as the folder of a logger: the folder of the run
-STRATEGY = "--trainer.strategy"
-SHARDED = ("fsdp2", "FullySharded")  # short names of zoo.sharding.strategy.FullySharded
+SHARDED = "zoo.sharding.strategy.FullySharded"
+CLASSES = {  # option -> {short name: class}; only a class has options for the parser
+    "trainer.strategy": {"fsdp2": SHARDED, "FullySharded": SHARDED, "ddp": "DDPStrategy"},
+    "trainer.profiler": {"simple": "SimpleProfiler", "advanced": "AdvancedProfiler", "pytorch": "PyTorchProfiler"},
+}
 MAX_CONFIG_BYTES = 1 << 20
 QUOTES = "'\""
 
@@ -48,8 +50,7 @@ class Arguments:
         values: those of `ckpt_path` and `output_dir`, where given, and of `model.weights` on the command line.
         class_paths: all class names given for model and data, in order; the last one is used.
         keys: (dotted key, where it was given: a config's path, or "" for the command line).
-        settings: dotted key without "init_args" -> its last value; for the help.
-        strategy: name of the Trainer's strategy, where given as a text; the last one is used.
+        settings: dotted key without "init_args" -> its last value.
         automatic_from: number of words up to the one that says `automatic: true`; None if none does.
     """
 
@@ -58,7 +59,6 @@ class Arguments:
     class_paths: dict[str, list[str]] = field(default_factory=lambda: {"model": [], "data": []})
     keys: list[tuple[str, str]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
-    strategy: str | None = None
     automatic_from: int | None = None
 
     def weights_alone(self) -> str | None:
@@ -111,8 +111,13 @@ def read_arguments(words: list[str]) -> Arguments:
                 _add_settings(arguments, settings, source=path)
                 rest = rest[0 if equals else 1 :]
                 continue
-            if (value if equals else path) in LOGGERS and option in (LOGGER, f"{LOGGER}+"):
-                rest.insert(0 if equals else 1, f"{LOGGER}.save_dir={RUN_FOLDER}")
+            if option in LOGGER_OPTIONS:
+                given = value if equals else path
+                if _needs_folder(given):
+                    rest.insert(0 if equals else 1, f"{LOGGER}.save_dir={RUN_FOLDER}")
+                elif given.startswith(("[", "{")):  # a list or mapping, as in a config
+                    given = _with_log_folder_in_text(given)
+                    word, rest = (f"{option}={given}", rest) if equals else (word, [given, *rest[1:]])
             # A flag without value means true.
             if option in FLAGS and not equals and not follows:
                 word = f"{option}=true"
@@ -134,21 +139,23 @@ def read_arguments(words: list[str]) -> Arguments:
             break
         else:
             raise UnknownWordError(describe_stray_word(word, before))
-    _name_strategy_class(arguments)
+    _name_classes(arguments)
     return arguments
 
 
-def _name_strategy_class(arguments: Arguments) -> None:
-    """Where `fsdp2` has options, replace it in the words by the class, which alone has options for the parser."""
-    given = [i for i, word in enumerate(arguments.words) if word.startswith(f"{STRATEGY}.")]
-    if not given or arguments.strategy not in SHARDED:
-        return
-    words = arguments.words
-    named = [i for i, word in enumerate(words) if word.partition("=")[0] == STRATEGY]
-    drop = {i + extra for i in named for extra in range(1 if "=" in words[i] else 2)}
-    kept = [word for i, word in enumerate(words[given[0] :], given[0]) if i not in drop]
-    before = [word for i, word in enumerate(words[: given[0]]) if i not in drop]
-    arguments.words = [*before, f"{STRATEGY}=zoo.sharding.strategy.FullySharded", *kept]
+def _name_classes(arguments: Arguments) -> None:
+    """Where `fsdp2`, `ddp` or `simple` has options, replace it in the words by its class."""
+    for key, classes in CLASSES.items():
+        option, name = f"--{key}", arguments.settings.get(key)
+        given = [i for i, word in enumerate(arguments.words) if word.startswith(f"{option}.")]
+        if not given or not isinstance(name, str) or name not in classes:
+            continue
+        words = arguments.words
+        named = [i for i, word in enumerate(words) if word.partition("=")[0] == option]
+        drop = {i + extra for i in named for extra in range(1 if "=" in words[i] else 2)}
+        kept = [word for i, word in enumerate(words[given[0] :], given[0]) if i not in drop]
+        before = [word for i, word in enumerate(words[: given[0]]) if i not in drop]
+        arguments.words = [*before, f"{option}={classes[name]}", *kept]
 
 
 def load_config(value: str) -> tuple[str, dict[str, Any]]:
@@ -192,20 +199,39 @@ def _with_group_files(settings: dict[str, Any], folder: str) -> dict[str, Any]:
 
 def _with_log_folder(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of a config, whose loggers without a `save_dir` write into the run's folder."""
-
-    def complete(logger: Any) -> Any:
-        spec = {"class_path": logger} if isinstance(logger, str) else logger
-        arguments = spec.get("init_args") or {} if isinstance(spec, dict) else None
-        if not isinstance(arguments, dict) or spec.get("class_path") not in LOGGERS:
-            return logger
-        return {**spec, "init_args": {"save_dir": RUN_FOLDER, **arguments}}
-
     trainer = settings.get("trainer")
     if not isinstance(trainer, dict) or not trainer.get("logger"):
         return settings
     logger = trainer["logger"]
-    completed = [complete(one) for one in logger] if isinstance(logger, list) else complete(logger)
+    completed = _in_run_folder(logger)
     return settings if completed == logger else {**settings, "trainer": {**trainer, "logger": completed}}
+
+
+def _with_log_folder_in_text(text: str) -> str:
+    """The same for the value of an option, a list or mapping as YAML text."""
+    try:
+        logger = load_yaml(text)
+    except yaml.YAMLError:
+        return text  # the parser reports it
+    completed = _in_run_folder(logger)
+    return text if completed == logger else _inline(completed).strip()
+
+
+def _in_run_folder(logger: Any) -> Any:
+    """The settings of one logger or of several, with the run's folder for those that need one and are given none."""
+    if isinstance(logger, list):
+        return [_in_run_folder(one) for one in logger]
+    spec = {"class_path": logger} if isinstance(logger, str) else logger
+    arguments = spec.get("init_args") or {} if isinstance(spec, dict) else None
+    if not isinstance(arguments, dict) or not _needs_folder(spec.get("class_path")):
+        return logger
+    return {**spec, "init_args": {"save_dir": RUN_FOLDER, **arguments}}
+
+
+def _needs_folder(name: Any) -> bool:
+    """Whether a logger, by its name or import path, cannot be built without a folder."""
+    package, _, last = name.rpartition(".") if isinstance(name, str) else ("", "", "")
+    return last in LOGGERS and (not package or package.startswith("lightning.pytorch.loggers"))
 
 
 def _read_group(path: str, name: str) -> dict[str, Any]:
@@ -216,7 +242,7 @@ def _read_group(path: str, name: str) -> dict[str, Any]:
     return settings
 
 
-def _inline(settings: dict[str, Any]) -> str:
+def _inline(settings: Any) -> str:
     """The settings as YAML text in one line, which `--config` accepts in place of a file."""
     return yaml.safe_dump(settings, default_flow_style=True, allow_unicode=True, sort_keys=False, width=float("inf"))
 
@@ -243,7 +269,6 @@ def _add_settings(arguments: Arguments, settings: dict[str, Any], source: str) -
     for key, value in _flatten(settings):
         arguments.keys.append((key, source))
         arguments.settings[key.replace(".init_args.", ".")] = value
-        arguments.strategy = value if key == "trainer.strategy" else arguments.strategy
         _add_class(arguments, key, value)
 
 
@@ -276,7 +301,6 @@ def _add_option(arguments: Arguments, key: str, value: str) -> None:
             return
     arguments.keys.append((key, ""))
     arguments.settings[key.replace(".init_args.", ".")] = value
-    arguments.strategy = value if key == "trainer.strategy" else arguments.strategy
     _add_class(arguments, key, value)
 
 

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from zoo.baselines.of_data import baselines_of
-from zoo.callbacks import Charts
+from zoo.callbacks import Charts, Checkpoint
 from zoo.callbacks.budget import seconds_left
 from zoo.callbacks.one_thread import OneThread
 from zoo.callbacks.progress import Progress
@@ -196,7 +197,7 @@ class ZooCLI(OpenLightningCLI):
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         parser.usage = f"zoo {self.verb} [--config NAME_OR_FILE ...] [--ckpt_path FILE] [options]"
-        parser.described = self.classes
+        parser.described, parser.verb = self.classes, self.verb
         of_stored = {
             f"{group}.{name}": value
             for group, spec in self._stored_settings().items()
@@ -219,6 +220,7 @@ class ZooCLI(OpenLightningCLI):
         info = self.checkpoint_info
         if stored := self._stored_settings():
             self.verb_parser(self.verb).set_defaults(stored)
+        parser.verb = self.verb
         self.config = parser.parse_args(args)
         config = self.config[self.verb]
         if message := find_null(self.verb_parser(self.verb), config, self.classes):
@@ -266,6 +268,9 @@ class ZooCLI(OpenLightningCLI):
         # Not in the handler, so that a traceback ends with the original exception, without jsonargparse's around it.
         if is_out_of_memory(cause):
             raise UserError("the model does not fit into memory: reduce its sizes") from cause
+        # Libraries raise it without a module's name for a package that a logger or callback needs.
+        if isinstance(cause, ModuleNotFoundError) and cause.name is None:
+            raise UserError(str(cause)) from cause
         data, model = vars(self).get("datamodule"), self.classes["model"]
         if data and model and "model" not in vars(self) and (sentence := find_missing(model, data, cause)):
             raise UserError(sentence) from cause
@@ -308,6 +313,8 @@ class ZooCLI(OpenLightningCLI):
                     f"top-level key {keys[name]}"
                 ) from error
             raise
+        # The user's checkpoint callbacks follow that of the run, which is then `trainer.checkpoint_callback`.
+        trainer.callbacks.sort(key=lambda c: isinstance(c, LightningCheckpoint) and not isinstance(c, Checkpoint))
         if self.verb == "fit" and config.ckpt_path:
             for logger in trainer.loggers:
                 if isinstance(logger, CSVLogger):

@@ -15,6 +15,7 @@ from zoo.cli.ranks import Ranks, World
 from zoo.cli.resume import refuse_changed_settings
 from zoo.cli.run_folder import fill_in, refuse_other_run
 from zoo.cli.run_lock import locked_folder
+from zoo.cli.trainer_options import names_callback
 from zoo.datamodules.sources.corpus import data_label
 from zoo.errors import UserError
 from zoo.files.remote_files import is_copy
@@ -102,8 +103,7 @@ def check_time_limit(config: Any) -> None:
     """Raises UserError if a run has a time limit and a minimum of steps or epochs, below which it does not stop."""
     trainer = config.trainer
     limit = "--budget" if config.budget is not None else "--trainer.max_time" if trainer.max_time is not None else None
-    callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
-    if limit is None and any(str(getattr(c, "class_path", "")).rpartition(".")[2] == "Timer" for c in callbacks):
+    if limit is None and names_callback(trainer, "Timer"):
         limit = "the time limit of the callback Timer"
     for name in ("min_steps", "min_epochs"):
         if limit is not None and trainer[name]:

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+import torch
+from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
 
 from zoo.cli.linked_arguments import linked_arguments
@@ -22,6 +24,9 @@ CKPT_PATH = (
 LONGEST = 1000  # characters of a message
 PUBLIC = re.compile(r"zoo\.callbacks\.[A-Z]\w+|zoo\.sharding\..*")  # classes of the zoo that users name, except models
 
+# A saved config has the default of StochasticWeightAveraging's `device` as text; unknown names raise RuntimeError.
+register_type(torch.device, str, torch.device, (RuntimeError, TypeError))
+
 
 class ZooParser(LightningArgumentParser):
     """LightningArgumentParser with readable errors, exit code 2, and no abbreviated options."""
@@ -31,6 +36,7 @@ class ZooParser(LightningArgumentParser):
 
     # Both are replaced, not changed.
     described: dict[str, type | None] = {}  # noqa: RUF012 - group -> class, at the end of the help
+    verb: str | None = None  # of the command
     given: dict[str, Any] = {}  # noqa: RUF012 - dotted key -> value in the command, shown as the default
 
     def format_help(self, formatter: Any = None) -> str:
@@ -89,13 +95,13 @@ class ZooParser(LightningArgumentParser):
         if path := api.missing_file(message):
             return f"there is no file {os.path.relpath(path)}"
         if missing := api.missing_arguments(message):
-            return _about_missing(missing, api.key_of(message))
+            return _about_missing(missing, api.key_of(message), self.verb)
         return api.one_sentence(message)
 
     def _option_names(self) -> Iterator[str]:
         """Every option of this parser and of its subcommand, with those of all registered models and data."""
         # Names of all classes, because the wrong word may be an option of a class that is not chosen.
-        yield from (option.name for option in api.options(self))
+        yield from (option.name for option in api.options(self) if not option.name.endswith(".help"))
         for name, cls in load_all().items():
             group = "model" if name in MODELS else "data"
             yield from (option.name.replace("--", f"--{group}.", 1) for option in api.class_options(cls))
@@ -119,20 +125,23 @@ def refuse(sentence: str) -> NoReturn:
     raise UsageError(sentence)
 
 
-def _about_missing(names: list[str], key: str | None) -> str:
+def _about_missing(names: list[str], key: str | None, verb: str | None) -> str:
     """A sentence about required arguments that were not given.
 
     Args:
         names: the arguments, "model" and "data" perhaps behind the verb.
         key: the class they belong to, "model" or "data", where they are constructor arguments.
+        verb: of the command, if it is known.
     """
     # Model and data themselves are missing: a config would name them.
     classes = [name for name in ("model", "data") if not key and any(n.split(".")[-1] == name for n in names)]
+    if len(classes) == 2 and verb not in ("fit", None):
+        return f"zoo {verb} needs a trained model: add --ckpt_path FILE"
     if classes:
         what = {"model": "no model is named", "data": "no data is named"}
         said = "a model and its data must be named" if len(classes) == 2 else what[classes[0]]
-        also = "" if len(classes) == 2 else f" or --{classes[0]} CLASS"
-        return f"{said}: add --config NAME, one of those that `zoo list` shows{also}"
+        also = "" if len(classes) == 2 else f"--{classes[0]} CLASS, or "
+        return f"{said}: add {also}--config NAME, one of those that `zoo list` shows"
     # Otherwise constructor arguments without default are missing.
     options = [f"--{key}.{name}" if key else f"--{name.split('.', 1)[-1]}" for name in names]
     return f"{' and '.join(options)} must be given"

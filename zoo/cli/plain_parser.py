@@ -13,4 +13,7 @@ class PlainParser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **settings})
 
     def error(self, message: str) -> NoReturn:
+        start, is_missing, names = message.partition("the following arguments are required: ")
+        if is_missing and not start:
+            raise UsageError(f"{self.prog} needs {names}: `{self.prog} --help` describes them")
         raise UsageError(message)

@@ -20,7 +20,7 @@ class PredictedRows(Callback):
         which = _SPLITS.get(split, "all rows, those of the training included")
         n = len(data.dataset("predict"))
         print(
-            f"zoo: predicts {which}, {n} in all, of {data.hparams['data']}, on which the model was trained: add "
+            f"zoo: predicts {which}, {n} in all, of {data.hparams['data']}, the data set of the training: add "
             "--data_dir for other data",
             file=sys.stderr,
         )

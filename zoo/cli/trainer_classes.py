@@ -31,7 +31,10 @@ def class_names(option: str | None) -> list[str]:
     """The class names that an option accepts; those of models and data for all but the Trainer's options."""
     if option not in KINDS:
         return [*MODELS, *DATA_MODULES]
-    names = import_module(f"lightning.pytorch.{KINDS[option][1]}").__all__
+    noun, module = KINDS[option][0], import_module(f"lightning.pytorch.{KINDS[option][1]}")
+    base = getattr(module, noun.capitalize(), object)  # LitLogger is listed as a logger, and is none of the Trainer's
+    classes = {name: cls for name in module.__all__ if isinstance(cls := getattr(module, name), type)}
+    names = [name for name, cls in classes.items() if issubclass(cls, base)]
     own = callbacks.__all__ if option == "trainer.callbacks" else ()
     return [name for name in (*names, *own) if name[0].isupper() and name not in BASES and not name.startswith("Base")]
 

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from zoo.callbacks import Checkpoint, EarlyStopping, Samples
 from zoo.cli.trainer_classes import describe_text
@@ -25,6 +26,9 @@ LIMITS = {
 }  # fmt: skip
 UNUSED_STATE = "Be aware that when using .ckpt_path., callbacks used to create"  # the beginning of Lightning's warning
 PROFILERS = ("simple", "advanced", "pytorch", "xla")
+SWA = "StochasticWeightAveraging"
+EVERY_EPOCH = "SWA is currently only supported every epoch"  # Lightning's warning, which prints an object of the zoo
+CONFIGURES = "You're using the WeightAveraging callback with a model that overrides"  # models divide themselves there
 NOT_IN_BAREBONES = ("fast_dev_run", "detect_anomaly", "profiler")
 
 
@@ -61,8 +65,22 @@ def check_trainer(trainer: Any, verb: str) -> None:
     check_numbers(trainer, verb)
     check_names(trainer)
     apply_barebones(trainer)
+    if verb == "fit" and names_callback(trainer, SWA):
+        warnings.filterwarnings("ignore", message=EVERY_EPOCH)
+        rank_zero_warn(
+            f"{SWA} replaces the learning-rate schedule, and best.ckpt does not have its average: WeightAveraging and "
+            "EMAWeightAveraging keep the schedule, and best.ckpt and last.ckpt have their average"
+        )
+    if isinstance(trainer.strategy, str) and trainer.strategy != fsdp2:
+        warnings.filterwarnings("ignore", message=CONFIGURES)
     if verb != "fit":  # other verbs need no callback of the training, such as the timer of --trainer.max_time
         warnings.filterwarnings("ignore", message=UNUSED_STATE)
+
+
+def names_callback(trainer: Any, name: str) -> bool:
+    """Whether the Trainer's options name a callback of a class, by the name of the class without its package."""
+    callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+    return any(str(getattr(callback, "class_path", "")).rpartition(".")[2] == name for callback in callbacks)
 
 
 def check_numbers(trainer: Any, verb: str) -> None:
@@ -98,7 +116,9 @@ def check_names(trainer: Any) -> None:
     devices = trainer.devices
     on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.cuda.is_available())
     is_count = isinstance(devices, int) or (isinstance(devices, str) and re.fullmatch(r"\s*-?\d+\s*", devices))
-    if (is_count and (int(devices) == 0 or int(devices) < (1 if on_cpu else -1))) or devices in ("", []):
+    is_list = isinstance(devices, list) or re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*,?\s*", str(devices))
+    is_known = is_count or devices == "auto" or (is_list and not on_cpu)  # a list of GPUs
+    if not is_known or (is_count and (int(devices) == 0 or int(devices) < (1 if on_cpu else -1))) or devices == []:
         raise UserError(f"--trainer.devices must be a number of processes from 1, or auto, not {devices!r}")
     if isinstance(trainer.profiler, str) and trainer.profiler.lower() not in PROFILERS:
         raise UserError(describe_text("trainer.profiler", trainer.profiler, PROFILERS))

@@ -25,8 +25,8 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.7) -> str | None:
         return close[0]
     if extended := [candidate for candidate in names if candidate.startswith(name)]:
         return min(extended, key=len)
-    by_last_part = {candidate.rsplit(".", 1)[-1]: candidate for candidate in names}
-    close = get_close_matches(name.rsplit(".", 1)[-1], by_last_part, n=1, cutoff=cutoff)
+    by_last_part = {candidate.rpartition(".")[2].lstrip("-"): candidate for candidate in names}
+    close = get_close_matches(last.lstrip("-"), by_last_part, n=1, cutoff=cutoff)
     return by_last_part[close[0]] if close else None
 
 

@@ -42,8 +42,13 @@ def stop_exception(signum: int) -> BaseException:
 
 
 def signal_name(signum: int) -> str:
-    """The name of a signal for a message: "Ctrl-C" for SIGINT."""
-    return "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
+    """The name of a signal for a message: "Ctrl-C" for SIGINT, "signal 40" for a number without a name."""
+    if signum == signal.SIGINT:
+        return "Ctrl-C"
+    try:
+        return signal.Signals(signum).name
+    except ValueError:  # a real-time signal between the first and the last
+        return f"signal {signum}"
 
 
 def is_main_thread() -> bool:

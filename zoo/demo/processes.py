@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from zoo.console.progress_display import PLAIN_VARIABLE
-from zoo.console.signals import PARENT_VARIABLE
+from zoo.console.signals import PARENT_VARIABLE, signal_name
 from zoo.demo.schedule import Schedule
 from zoo.errors import UserError
 
@@ -45,8 +45,8 @@ def run_in_processes(schedule: Schedule, processes: int, output_dir: Path, start
                         del running[place]
                         if child.returncode < 0:
                             raise UserError(
-                                f"the process that trained {schedule.configs[place]} was ended by signal "
-                                f"{-child.returncode}; if memory is short, use --processes 1"
+                                f"the process that trained {schedule.configs[place]} was ended by "
+                                f"{signal_name(-child.returncode)}; if memory is short, use --processes 1"
                             )
                         if child.returncode:
                             raise SystemExit(child.returncode)

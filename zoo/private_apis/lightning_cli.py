@@ -1,8 +1,8 @@
 """LightningCLI with its private hooks under public names. Written for lightning 2.6.
 
 Private members used: `_subcommand_parsers`, `_parse_ckpt_path`, `_instantiate_trainer`, `_prepare_subcommand_kwargs`,
-`_run_subcommand`, `_add_instantiators`, `_InstantiatorFn`, and the wording of the error about two callbacks of one
-type.
+`_run_subcommand`, `_add_instantiators`, `_InstantiatorFn`, and the wording of the errors about two callbacks of one
+type and about the metric of an EarlyStopping.
 tests/private_apis/test_lightning_cli.py fails when one of them changes.
 """
 
@@ -12,6 +12,8 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
+
+from zoo.errors import UserError
 
 
 class _DataBuilder(_InstantiatorFn):
@@ -63,7 +65,15 @@ class OpenLightningCLI(LightningCLI):
         if not self.runs_verb:
             return
         with self.while_running(subcommand):
-            super()._run_subcommand(subcommand)
+            try:
+                super()._run_subcommand(subcommand)
+            except RuntimeError as error:
+                if (missing := missing_metric(error)) is None:
+                    raise
+                raise UserError(
+                    f"the callback EarlyStopping watches {missing[0]!r}, which this model does not log: set its "
+                    f"monitor to one of {missing[1]}"
+                ) from error
 
     def _add_instantiators(self) -> None:
         super()._add_instantiators()
@@ -88,3 +98,9 @@ def repeated_callback(error: Exception) -> str | None:
     """The class name in Lightning's error about two callbacks of one type and with the same settings."""
     found = re.search(r"more than one stateful callback of type `(\w+)`", str(error))
     return found[1] if found else None
+
+
+def missing_metric(error: Exception) -> tuple[str, str] | None:
+    """The metric in the error of Lightning's EarlyStopping about one that is not logged, and those that are."""
+    found = re.search(r"Early stopping conditioned on metric `(.+?)` which is not available.*: (`.+`)$", str(error))
+    return (found[1], found[2].replace("`", "")) if found else None
