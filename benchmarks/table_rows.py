@@ -44,8 +44,11 @@ def without_empty_column(header: list[str], lines: list[list[str]]) -> str:
     return markdown(header[:width], [line[:width] for line in lines])
 
 
-def speed(name: str, device: str = "cpu", prefix: tuple[str, ...] = ("",)) -> str:
-    """Our speed and the peer's, a line per benchmark row whose name begins with one of `prefix`."""
+def speed(name: str, device: str = "cpu", prefix: tuple[str, ...] = ("",), order: str = "in turn") -> str:
+    """Our speed and the peer's, a line per benchmark row whose name begins with one of `prefix`.
+
+    `order` says in the caption how the rounds of the two candidates follow each other.
+    """
     measured = [r for r in on(device, name) if r["benchmark"].startswith(prefix)]
     if not measured:
         return ""
@@ -56,7 +59,7 @@ def speed(name: str, device: str = "cpu", prefix: tuple[str, ...] = ("",)) -> st
     facts = measured[0]
     machines = "; ".join(dict.fromkeys(about(r) for r in measured))
     table = without_empty_column(["benchmark", "ours", "peer", "ratio", "of the memory floor"], lines)
-    how = f"median of {facts['repeats']} rounds in turn" + "; on a CPU it is the ratios that count" * (device == "cpu")
+    how = f"median of {facts['repeats']} rounds {order}" + "; on a CPU it is the ratios that count" * (device == "cpu")
     return f"{commands(measured)} ({machines}; {how})\n\n{table}"
 
 

@@ -44,7 +44,7 @@ TABLES = {
     "icr-gpu": lambda: faster("icr_speed.json", "gpu"),
     "icr-sweep": icr_sweep,
     "llama-speed": lambda: speed("llama.json"),
-    "llama-gpu": lambda: speed("llama.json", "gpu"),
+    "llama-gpu": lambda: speed("llama.json", "gpu", order="of each alone"),
     "llama-wikitext2": wikitext2,
     "mini-rlm": mini_rlm,
     "mini-rlm-elsewhere": mini_rlm_elsewhere,

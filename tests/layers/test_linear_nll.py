@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.pretended_cuda import pretend_cuda
+from zoo.errors import UserError
 from zoo.layers import linear_nll as module
 from zoo.layers.linear_nll import linear_nll
 from zoo.private_apis.torch_api import has_onednn_linear
@@ -49,6 +50,34 @@ def test_a_second_backward_pass_adds_the_same_gradients(problem):
     loss.backward()
     for part, gradient in zip(problem[:2], first, strict=True):
         torch.testing.assert_close(part.grad, 2 * gradient)
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_gradients_changed_in_place_do_not_change_a_second_backward_pass(problem, factor):
+    loss = factor * linear_nll(*problem)
+    gradients = torch.autograd.grad(loss, problem[:2], retain_graph=True)
+    expected = [gradient.clone() for gradient in gradients]
+    for gradient in gradients:
+        gradient.zero_()
+    torch.testing.assert_close(list(torch.autograd.grad(loss, problem[:2])), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("target", [-1, -99, -101, 50, 63])
+def test_targets_that_are_no_class_are_refused(problem, target):
+    hidden, weight, targets = problem
+    targets[3] = target
+    with pytest.raises(UserError, match=f"targets hold {target}: each must be a class from 0 to 49, or -100"):
+        linear_nll(hidden, weight, targets)
+    with pytest.raises(UserError, match=f"targets hold {target}"), torch.no_grad():
+        linear_nll(hidden, weight, targets)
+    # Compiled code, and a GPU, whose logits are padded to 64 classes, leave it to torch's check of indices.
+    with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
+        torch.compile(linear_nll, backend="aot_eager")(hidden, weight, targets)
+    with pretend_cuda() as record:
+        parts = hidden.detach().to("cuda"), weight.detach().to("cuda"), targets.to("cuda")
+        with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
+            linear_nll(*parts)
+        assert record.synchronisations == []
 
 
 def test_no_scored_target_gives_zero_loss_and_gradients(problem):

@@ -10,6 +10,7 @@ from zoo.private_apis.torch_api import (
     fused_adamw,
     has_fused_adamw,
     has_onednn_linear,
+    keeps_graph,
     onednn_linear,
     transforms_are_active,
     version,
@@ -87,3 +88,20 @@ def test_transforms_are_active_only_inside_of_one():
     seen = []
     torch.func.vmap(lambda x: seen.append(transforms_are_active()) or x)(torch.zeros(2))
     assert seen == [True]
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_backward_pass_knows_whether_its_graph_is_kept(keeps):
+    class Identity(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            seen.append(keeps_graph())
+            return grad
+
+    seen = []
+    Identity.apply(torch.ones(1, requires_grad=True)).backward(retain_graph=keeps)
+    assert seen == [keeps]

@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from zoo.private_apis.torch_api import has_onednn_linear, onednn_linear
+from zoo.private_apis.torch_api import has_onednn_linear, onednn_linear, transforms_are_active
 
 INTEL = "GenuineIntel"
 
@@ -35,8 +34,8 @@ def is_eager_cpu_fp32(x: Tensor) -> bool:
 
 
 def by_onednn(x: Tensor) -> bool:
-    """Whether products with x are computed by oneDNN."""
-    return bool(ONEDNN) and is_eager_cpu_fp32(x)
+    """Whether products with x are computed by oneDNN, which takes no vectors and no empty tensors."""
+    return bool(ONEDNN) and is_eager_cpu_fp32(x) and x.ndim > 1 and x.numel() > 0
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
@@ -54,10 +53,17 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor |
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """As F.linear: x (..., n), weight (m, n), bias (m,) -> (..., m). The oneDNN path has first derivatives only."""
-    if by_onednn(x) and not torch.is_autocast_enabled("cpu"):
+    """As F.linear: x (..., n), weight (m, n), bias (m,) -> (..., m)."""
+    is_plain = not torch.is_autocast_enabled("cpu") and not transforms_are_active()
+    if by_onednn(x) and is_plain and _fits(x, weight, bias):
         return _OneDNNLinear.apply(x, weight, bias)
     return F.linear(x, weight, bias)
+
+
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the shapes and dtypes are the usual ones; F.linear takes further ones, and has errors for the rest."""
+    is_matrix = weight.ndim == 2 and weight.shape[1] == x.shape[-1] and len(weight) > 0 and weight.dtype == x.dtype
+    return is_matrix and (bias is None or (bias.shape == weight.shape[:1] and bias.dtype == x.dtype))
 
 
 class Linear(nn.Linear):
@@ -73,17 +79,33 @@ class _OneDNNLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
+        ctx.save_for_forward(x, weight)
         return product(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
+    def jvp(ctx, x_tangent: Tensor | None, weight_tangent: Tensor | None, bias_tangent: Tensor | None) -> Tensor:
+        # dy = dx W^T + x dW^T + db, of those that vary.
+        x, weight = ctx.saved_tensors
+        terms = [None if x_tangent is None else F.linear(x_tangent, weight)]
+        terms += [None if weight_tangent is None else F.linear(x, weight_tangent)]
+        terms += [None if bias_tangent is None else bias_tangent.expand(*x.shape[:-1], -1)]
+        first, *others = (term for term in terms if term is not None)
+        return sum(others, start=first)
+
+    @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         # For y = x W^T + b and the gradient g of y: dx = g W, dW = g^T x, db = sum of g, each where it is needed.
         x, weight = ctx.saved_tensors
-        rows = grad.flatten(0, -2)  # (N, m)
+        rows, x_rows = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])  # (N, m), (N, n)
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        if torch.is_grad_enabled() or transforms_are_active():  # create_graph=True, is_grads_batched=True
+            return (
+                grad @ weight if needs_x else None,
+                rows.T @ x_rows if needs_weight else None,
+                rows.sum(0) if needs_bias else None,
+            )
         return (
             product(grad, weight.T) if needs_x else None,  # (..., n)
-            product(rows.T, x.flatten(0, -2).T) if needs_weight else None,  # (m, n)
+            product(rows.T, x_rows.T) if needs_weight else None,  # (m, n)
             rows.sum(0) if needs_bias else None,  # (m,)
         )

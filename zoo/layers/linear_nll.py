@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from zoo.errors import UserError
 from zoo.layers.linear import by_onednn, is_eager_cpu_fp32, product
 from zoo.layers.widen import widen
+from zoo.private_apis.torch_api import keeps_graph
 
 IGNORED = -100  # a target that is not scored: the default ignore_index of torch's cross_entropy
 CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**29}  # of fp32 logits: about a CPU's cache; enough to fill a GPU
@@ -34,8 +36,18 @@ def linear_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         hidden: hidden states (N, d).
         weight: matrix of the output layer (V, d).
         targets: class of each position (N,), int64; -100 is not scored.
+
+    Raises:
+        UserError: a target is no class, on a CPU. On a GPU and in torch.compile an index error of torch follows.
     """
     device = hidden.device.type
+    if device == "cpu" and not torch.compiler.is_compiling():
+        is_wrong = (targets != IGNORE) & ((targets < 0) | (targets >= weight.shape[0]))
+        if is_wrong.any():
+            raise UserError(
+                f"targets hold {targets[is_wrong][0]}: each must be a class from 0 to {weight.shape[0] - 1}, or "
+                f"{IGNORE} where it is not scored"
+            )
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     return _LinearNLL.apply(hidden, weight, targets, dtype, torch.is_grad_enabled())
 
@@ -71,7 +83,10 @@ class _LinearNLL(torch.autograd.Function):
                 logits = widen(product(h, low_weight, out=None if memory is None else memory[: len(h)]))  # (chunk, V)
                 if n_padding:
                     logits[:, n_classes:] = -torch.inf
-                index, k = t.clamp(min=0)[:, None], k[:, None]  # (chunk, 1)
+                # A target that is no class gets an index beyond the logits, which torch refuses on every device.
+                is_class = (t >= 0) & (t < n_classes)
+                index = torch.where(k, torch.where(is_class, t, logits.shape[1]), 0)[:, None]  # (chunk, 1)
+                k = k[:, None]
                 if logits.device.type == "cpu" and not torch.compiler.is_compiling():
                     # A few rows at a time, which stay in the CPU's cache, and become their gradient in place.
                     n = max(1, BLOCK_BYTES // (4 * n_classes))
@@ -101,6 +116,8 @@ class _LinearNLL(torch.autograd.Function):
         hidden_dtype, weight_dtype = ctx.dtypes
         if grad.device.type != "cpu" or torch.compiler.is_compiling() or grad != 1:
             hidden_grad, weight_grad = hidden_grad * grad, weight_grad * grad
+        elif keeps_graph():  # another backward pass can follow, and must not see what happens to these gradients
+            hidden_grad, weight_grad = hidden_grad.clone(), weight_grad.clone()
         return hidden_grad.to(hidden_dtype), weight_grad.to(weight_dtype), None, None, None
 
 

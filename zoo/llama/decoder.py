@@ -39,8 +39,8 @@ class LlamaDecoder:
         model: a `zoo.llama.Llama`, which this module does not import because that imports it; its weights are copied,
             except in fp32 with `compile` on a CPU.
         batch: number of rows B.
-        max_len: number of columns of the cache, at least that of all tokens read; with `compile` it is rounded up to a
-            power of two.
+        max_len: number of columns of the cache, at least that of all tokens read; with `compile` it is rounded up, on a
+            CPU to a multiple of 16 and on a GPU to a power of two.
         precision: dtype of the copied weights, "fp32", "bf16" or "int8", which has a quarter of the bytes to read.
             Sums, norms and the cache stay fp32. Without `compile`, weights of 8 bits are widened to fp32 in advance.
         compile: compile the step: on a CPU from C, in a second, once per machine; on a GPU with torch.compile, once per

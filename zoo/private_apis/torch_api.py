@@ -1,5 +1,6 @@
 """Private APIs of torch: the fused AdamW kernel, Muon's update of one matrix, oneDNN's matrix product, the hook under
-`Module.to`, version counters of tensors, and whether a transform of torch.func is active.
+`Module.to`, version counters of tensors, whether a transform of torch.func is active, and whether a backward pass keeps
+its graph.
 
 All are written for torch 2.13. tests/private_apis/test_torch_api.py fails when one of them changes.
 """
@@ -113,3 +114,11 @@ def transforms_are_active() -> bool:
     Calls `torch._C._are_functorch_transforms_active` (torch 2.0 and later).
     """
     return torch._C._are_functorch_transforms_active()
+
+
+def keeps_graph() -> bool:
+    """Whether the backward pass that is running was called with retain_graph=True. For `torch.autograd.Function`s.
+
+    Calls `torch._C._autograd._get_current_graph_task_keep_graph` (torch 2.1 and later). True outside a backward pass.
+    """
+    return torch._C._autograd._get_current_graph_task_keep_graph()
