@@ -135,7 +135,7 @@ def warn_of_copied_targets(
     for name in columns:
         for k, target in enumerate(names):
             known = zip(rows, targets[:, k].tolist(), strict=True)
-            is_copy = all(is_number(cell := row.get(name)) and float(cell) == value for row, value in known)
+            is_copy = all(is_number(row.get(name)) and float(row[name]) == value for row, value in known)
             if is_copy and len(np.unique(targets[:, k])) > 1:
                 print_notice(
                     f"column {list_columns([name])} has the numbers of the target {target!r} in all rows, so that the "
