@@ -53,7 +53,7 @@ class RegressionRows:
     ) -> None:
         self.settings, self._record, self._cache_dir = settings, record, cache_dir
         self.n_numbers: int | None = None  # F, the number of features of each text, once the first is read
-        self._has_index = False  # whether a column of row numbers was left out
+        self._has_index = False  # whether an input only counts the rows
         self._teachers: dict[int, Teacher] = {}  # by seed
         self._synthetic: dict[int, tuple[list[str], np.ndarray]] = {}  # by seed
         self.reader = RowReader(
@@ -90,7 +90,7 @@ class RegressionRows:
             cells, columns = self.training_table.cells, self.reader.layout.columns
             warn_of_columns(cells, columns, rows.targets, self.reader.layout.targets, self.settings)
             if self._has_index:
-                print_notice("a column without a name counts the rows, and is not an input: give it a name to use it")
+                print_notice("a column without a name counts the rows, and is an input: leave it out of --data.columns")
         ids = tokenizer.encode_batch(self.rounded_texts(rows.texts))
         warn_of_unknown_words(split, rows.texts, ids, tokenizer, self.rounded_texts)
         features = [numbers_in(text) for text in rows.texts] if self.settings.features else None
@@ -183,9 +183,7 @@ class RegressionRows:
         # Input columns: as given, else all others; a YAML file has a default text column.
         others = {*targets, group_column}
         inputs = parse_columns(s.columns, names) or [name for name in names if name not in others]
-        if not s.columns and len(inputs) > 1 and (index := index_column(table, inputs)) is not None:
-            inputs.remove(index)
-            self._has_index = True
+        self._has_index = not s.columns and s.text_column is None and index_column(table, inputs) is not None
         if s.text_column is not None:
             inputs = parse_columns([s.text_column], names)
         elif is_yaml and not s.columns and s.row_format in (None, "text"):

@@ -64,15 +64,13 @@ def test_columns_of_dates_and_times_are_printed(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_column_without_a_name_that_counts_the_rows_is_no_input(tmp_path, capsys):
+def test_a_column_without_a_name_that_counts_the_rows_is_printed(tmp_path, capsys):
     rows = [f"{i},{i % 7},{i / 10}" for i in range(20)]
-    (tmp_path / "rows.csv").write_text("\n".join([",a,y", *rows]) + "\n")
-    data = TextRegression(str(tmp_path / "rows.csv"), target_columns="y", row_format="key_value")
-    assert data.texts("train")[0].startswith("a: ")
-    assert "a column without a name counts the rows, and is not an input" in capsys.readouterr().err
-    (tmp_path / "rows.csv").write_text("\n".join([",a,y", *reversed(rows)]) + "\n")  # not in order: a quantity
-    data = TextRegression(str(tmp_path / "rows.csv"), target_columns="y")
-    assert data.texts("train")[0].startswith(": ")
+    notice = "a column without a name counts the rows, and is an input: leave it out of --data.columns"
+    for lines, options, is_printed in ((rows, {}, True), (rows, {"columns": "a"}, False), (rows[::-1], {}, False)):
+        (tmp_path / "rows.csv").write_text("\n".join([",a,y", *lines]) + "\n")
+        TextRegression(str(tmp_path / "rows.csv"), target_columns="y", **options).texts("train")
+        assert (notice in capsys.readouterr().err) == is_printed
 
 
 def test_columns_that_equal_a_target_are_printed(capsys):
