@@ -15,13 +15,15 @@ def chart_name(metric: str) -> str:
     """The name of a metric in the loggers: its group, which TensorBoard and W&B show together, then the rest.
 
     `val_loss` becomes `val/loss`, `tokens_per_second` `speed/tokens_per_second`, and any other metric of training, such
-    as `grad_norm`, `train/grad_norm`. Names that have a group already stay.
+    as `grad_norm`, `train/grad_norm`. Names that have a group already stay, such as `val_mae/price` of one of several
+    targets.
     """
+    part = metric.partition("/")[2]  # Lightning appends the number of one of several dataloaders
+    if (part and not part.startswith("dataloader_idx_")) or metric == "hp_metric":  # TensorBoardLogger's own
+        return metric
     split, _, rest = metric.partition("_")
     if split in SPLITS and rest:
         return f"{split}/{rest}"
-    if "/" in metric or metric == "hp_metric":  # the latter is TensorBoardLogger's own
-        return metric
     return f"{'speed' if metric == 'mfu' or metric.endswith('_per_second') else 'train'}/{metric}"
 
 

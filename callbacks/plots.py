@@ -29,7 +29,8 @@ class Plots(Callback):
     The data are what a step returns: "prediction" and "target"; for the calibration "pit", the predicted distribution
     function at the target; and for intervals "quantiles" at 5, 25, 50, 75 and 95% (B, K, 5), or by level. They are
     tensors (B, K), or in a list of rows. Rows without a target are left out. With several processes only the rows of
-    the first are drawn.
+    the first are drawn. Several objectives have a panel each, with the names `pl_module.target_labels`, which are
+    optional.
 
     Args:
         enabled: whether to draw.
@@ -65,16 +66,17 @@ class Plots(Callback):
         columns = {name: np.concatenate(parts) for name, parts in self._columns.items()}
         self._columns = {}
         figures: dict[str, Figure] = model.figures() if self.enabled and hasattr(model, "figures") else {}
+        names = getattr(model, "target_labels", None)
         if "pit" in columns:
-            figures["calibration"] = regression_figures.calibration(columns["pit"].ravel())
+            figures["calibration"] = regression_figures.calibration(columns["pit"], names)
         if columns:
             predictions, targets = columns["prediction"], columns["target"]  # (N, K)
-            figures["scatter"] = regression_figures.scatter(predictions.ravel(), targets.ravel())
+            figures["scatter"] = regression_figures.scatter(predictions, targets, names)
             if self.ranking:
-                figures["ranking"] = regression_figures.ranking(predictions, targets, self.ranking)
+                figures["ranking"] = regression_figures.ranking(predictions, targets, self.ranking, names=names)
             if self.intervals:
                 bounds = columns.get("low"), columns.get("high")
-                figures["intervals"] = regression_figures.intervals(predictions, targets, *bounds)
+                figures["intervals"] = regression_figures.intervals(predictions, targets, *bounds, names=names)
         return figures
 
     def _write(self, trainer: Trainer, model: Any) -> None:

@@ -1,5 +1,6 @@
 """Figures of regression: predictions over targets, calibration, ranking and intervals. Drawing imports matplotlib."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,18 +19,32 @@ from zoo.callbacks.ranking import (
 if TYPE_CHECKING:  # imported when something is drawn: it takes half a second
     from matplotlib.figure import Figure
 
+Names = Sequence[str] | None
+LONGEST_NAME = 40  # characters of a name in a title
 MOST_POINTS = 200  # values of k at which the curves of a ranking are drawn
 
 
-def scatter(predictions: Floats, targets: Floats) -> "Figure":
-    """Predictions (N,) over targets (N,), with the diagonal on which both are equal, on two equal axes.
+def scatter(predictions: Floats, targets: Floats, names: Names = None) -> "Figure":
+    """Predictions over targets, with the diagonal on which both are equal, on two equal axes; a panel per objective.
 
     The targets set the limits of both axes; predictions outside them are drawn at the edge and counted in the title.
+
+    Args:
+        predictions: (N, K) or (N,) predicted numbers.
+        targets: (N, K) or (N,) true numbers.
+        names: of K objectives, for the titles. Default: their numbers.
     """
-    figure, (axes,) = _panels(1)
+    predictions, targets = _columns(predictions), _columns(targets)
+    figure, panels = _panels(predictions.shape[1])
+    for k, axes in enumerate(panels):
+        _scatter(axes, predictions[:, k], targets[:, k], _name(k, panels, names))
+    return figure
+
+
+def _scatter(axes: Any, predictions: Floats, targets: Floats, name: str) -> None:
     known = np.isfinite(targets) & ~np.isnan(predictions)
     true, predicted = targets[known], predictions[known]
-    title = f"{len(true):,} predictions"
+    title = f"{name}{len(true):,} predictions"
     if len(true):
         low, high = true.min() / 2, true.max() / 2  # halves: the difference of two large numbers remains finite
         margin = 0.1 * (high - low) or max(abs(high), 0.5)
@@ -45,14 +60,21 @@ def scatter(predictions: Floats, targets: Floats) -> "Figure":
         axes.legend(loc="upper left")
     axes.set_aspect("equal")
     axes.set(xlabel="target", ylabel="prediction", title=title)
-    return figure
 
 
-def calibration(pit: Floats) -> "Figure":
-    """Share of targets below each predicted quantile, from the distribution functions at the targets, pit (N,)."""
+def calibration(pit: Floats, names: Names = None) -> "Figure":
+    """Share of targets below each predicted quantile, a line per objective.
+
+    Args:
+        pit: (N, K) or (N,) the predicted distribution functions at the targets.
+        names: of K objectives, for the legend. Default: their numbers.
+    """
+    pit = _columns(pit)
     figure, (axes,) = _panels(1)
     levels = np.linspace(0, 1, 101)
-    axes.plot(levels, [(pit <= level).mean() for level in levels], label="model")
+    for k, column in enumerate(pit.T):
+        label = "model" if pit.shape[1] == 1 else f"model, {_shown(names, k)}"
+        axes.plot(levels, [(column <= level).mean() for level in levels], label=label)
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, label="calibrated")
     axes.set_aspect("equal")
     axes.legend(loc="upper left")
@@ -60,7 +82,7 @@ def calibration(pit: Floats) -> "Figure":
     return figure
 
 
-def ranking(predictions: Floats, targets: Floats, best: Best = "min") -> "Figure":
+def ranking(predictions: Floats, targets: Floats, best: Best = "min", names: Names = None) -> "Figure":
     """Search by predictions: the share of the k best targets among the k best predictions, and the best target found.
 
     Both are drawn against the number k of candidates tried, next to the expectation for a random order and to the
@@ -70,6 +92,7 @@ def ranking(predictions: Floats, targets: Floats, best: Best = "min") -> "Figure
         predictions: (N, K) predicted numbers.
         targets: (N, K) true numbers.
         best: whether the smallest ("min") or the largest ("max") numbers are the best.
+        names: of K objectives, for the titles. Default: their numbers.
     """
     figure, panels = _panels(2 * predictions.shape[1], height=3.2)
     panels = panels.reshape(-1, 2)
@@ -87,7 +110,7 @@ def ranking(predictions: Floats, targets: Floats, best: Best = "min") -> "Figure
         top.plot(tried, recall[at], label="predictions")
         top.plot(tried, top_k_recall_at_random(true, best)[at], "--", label="random order")
         top.axhline(1, color="black", linewidth=0.8, label="oracle")
-        top.set_title(f"{_name(k, panels)}top-{tenth} recall of {n:,}: {recall[tenth - 1]:.2f}")
+        top.set_title(f"{_name(k, panels, names)}top-{tenth} recall of {n:,}: {recall[tenth - 1]:.2f}")
         bottom.plot(tried, best_found(predicted, true, best)[at], label="predictions")
         bottom.plot(tried, best_found_at_random(true, best, tried.tolist()), "--", label="random order")
         bottom.axhline(true[ranked(true, best)[0]], color="black", linewidth=0.8, label="oracle")
@@ -96,7 +119,9 @@ def ranking(predictions: Floats, targets: Floats, best: Best = "min") -> "Figure
     return figure
 
 
-def intervals(predictions: Floats, targets: Floats, low: Floats | None, high: Floats | None) -> "Figure":
+def intervals(
+    predictions: Floats, targets: Floats, low: Floats | None, high: Floats | None, names: Names = None
+) -> "Figure":
     """Predictions, targets and central 50% intervals in the order of the targets, a panel per objective.
 
     Args:
@@ -104,13 +129,14 @@ def intervals(predictions: Floats, targets: Floats, low: Floats | None, high: Fl
         targets: (N, K) true numbers; rows in which one is NaN are left out.
         low: (N, K) predicted 25% quantiles; None for models without a distribution.
         high: (N, K) predicted 75% quantiles; None for models without a distribution.
+        names: of K objectives, for the titles. Default: their numbers.
     """
     figure, panels = _panels(predictions.shape[1], width=6)
     for k, axes in enumerate(panels):
         known = np.flatnonzero(~np.isnan(targets[:, k]))
         order = known[np.argsort(targets[known, k], kind="stable")]
         places = np.arange(len(order))
-        title = f"{_name(k, panels)}{len(order):,} rows"
+        title = f"{_name(k, panels, names)}{len(order):,} rows"
         if low is not None and high is not None:
             below, above, true = low[order, k], high[order, k], targets[order, k]
             axes.fill_between(places, below, above, alpha=0.3, linewidth=0, label="25% to 75%")
@@ -131,8 +157,21 @@ def _limit(axes: Any, targets: Floats) -> None:
         axes.set_ylim(finite.min() - 0.5 * np.ptp(finite), finite.max() + 0.5 * np.ptp(finite))
 
 
-def _name(objective: int, panels: NDArray[Any]) -> str:
-    return f"objective {objective + 1}: " if len(panels) > 1 else ""
+def _columns(values: Floats) -> Floats:
+    """(N, K) of (N, K) or (N,)."""
+    return values[:, None] if values.ndim == 1 else values
+
+
+def _name(objective: int, panels: NDArray[Any], names: Names) -> str:
+    return f"{_shown(names, objective)}: " if len(panels) > 1 else ""
+
+
+def _shown(names: Names, objective: int) -> str:
+    """A name as matplotlib draws it unchanged: two dollar signs would enclose a formula."""
+    if names is None:
+        return f"objective {objective + 1}"
+    name = names[objective]
+    return (name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}...").replace("$", r"\$")
 
 
 def _panels(down: int, width: float = 4.5, height: float = 4.5) -> "tuple[Figure, NDArray[Any]]":

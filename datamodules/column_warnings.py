@@ -1,20 +1,62 @@
-"""Warnings of columns whose numbers a model cannot read: they are equal after rounding, or some cells are words."""
+"""Warnings of columns: their numbers are equal after rounding, or words, or those of the target."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from zoo.console.argument_names import print_notice
+from zoo.datamodules.regression_settings import RegressionSettings
 from zoo.datamodules.row_text import is_missing, list_columns
-from zoo.datamodules.sources.tables import Cells
+from zoo.datamodules.sources.tables import Cells, Table
 from zoo.datamodules.table_columns import is_number
+from zoo.datamodules.written_numbers import plain_number
 from zoo.text_formats.json_text import shorten
-from zoo.tokenizers.numerals import NUMBER, rounded
+from zoo.tokenizers.numerals import DATE, NUMBER, rounded
 from zoo.training.text_statistics import MOST_DIGITS, MOST_TEXTS, loses_most
 
 MOST_ROWS = 10_000  # a teacher has fewer
+_DATE_OR_TIME = re.compile(
+    r"(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})(?:[T ]+\d{1,2}:\d{2}.*)?|\d{1,2}:\d{2}(?::\d{2})?"
+)
+_INDEX_NAMES = ("", "Unnamed: 0")
 LEAST_CELLS = 3
+LEAST_DISTINCT = 10
 NEARLY_ALL = 0.9  # share of the cells of a column
+
+
+def warn_of_columns(
+    rows: Sequence[Cells],
+    columns: Sequence[str],
+    targets: np.ndarray,
+    names: Sequence[str],
+    settings: RegressionSettings,
+) -> None:
+    """Print the columns that a model reads as something else than the user may expect.
+
+    Args:
+        rows: N rows of a table.
+        columns: that become texts.
+        targets: (N, K) their targets.
+        names: of the K targets.
+        settings: how numbers become texts.
+    """
+    warn_of_words(rows, columns)
+    warn_of_written_numbers(rows, columns)
+    warn_of_dates(rows, columns, settings.power_tokens)
+    warn_of_rounding(rows, columns, settings.round_digits)
+    warn_of_copied_targets(rows, columns, targets, names)
+
+
+def index_column(table: Table, columns: Sequence[str]) -> str | None:
+    """The column without a name that numbers the rows, as pandas writes it; None without one."""
+    for name in columns:
+        cells = [str(cells.get(name)) for _, cells in table.rows]
+        if name.strip() in _INDEX_NAMES and len(cells) > 1 and all(re.fullmatch("[0-9]{1,15}", cell) for cell in cells):
+            first = int(cells[0])
+            if [*map(int, cells)] == [*range(first, first + len(cells))]:
+                return name
+    return None
 
 
 def warn_of_words(rows: Sequence[Cells], columns: Sequence[str]) -> None:
@@ -35,6 +77,70 @@ def warn_of_words(rows: Sequence[Cells], columns: Sequence[str]) -> None:
                 f"{count} {verb}, such as {shorten(others[0])}, and "
                 "the column is read as words: correct such cells, or leave them empty where the number is unknown"
             )
+
+
+def warn_of_written_numbers(rows: Sequence[Cells], columns: Sequence[str]) -> None:
+    """Print the columns in which nearly all cells are numbers with units, signs or separators, such as "1,200 EUR".
+
+    Args:
+        rows: of a table; of more than `MOST_ROWS`, this many evenly spaced ones are used.
+        columns: that become texts.
+    """
+    sample = _evenly_spaced(rows, MOST_ROWS)
+    for name in columns:
+        cells = [cell for row in sample if not is_missing(cell := row.get(name))]
+        written = {cell: plain for cell in dict.fromkeys(map(str, cells)) if (plain := plain_number(cell)) is not None}
+        written = {cell: plain for cell, plain in written.items() if not is_number(cell)}
+        # Few distinct values, such as 4wd and 2wd, are categories.
+        if len(written) >= LEAST_DISTINCT and sum(str(cell) in written for cell in cells) >= NEARLY_ALL * len(cells):
+            cell, plain = next(iter(written.items()))
+            print_notice(
+                f"the values in column {list_columns([name])}, such as {shorten(cell)}, are read as words, not as "
+                f"numbers: write {plain}, without units, signs and thousands separators"
+            )
+
+
+def warn_of_dates(rows: Sequence[Cells], columns: Sequence[str], is_split: bool) -> None:
+    """Print the columns of dates or times of which most are different, so that each is a word that is rarely seen.
+
+    Args:
+        rows: of a table; of more than `MOST_ROWS`, this many evenly spaced ones are used.
+        columns: that become texts.
+        is_split: whether dates such as 1970-01-31 become three words, which a model can compare.
+    """
+    sample = _evenly_spaced(rows, MOST_ROWS)
+    for name in columns:
+        cells = [str(cell).strip() for row in sample if not is_missing(cell := row.get(name))]
+        dates = [cell for cell in cells if _DATE_OR_TIME.fullmatch(cell) and not (is_split and DATE.fullmatch(cell))]
+        if len(dates) >= NEARLY_ALL * len(cells) and len({*dates}) >= max(LEAST_DISTINCT, len(dates) / 4):
+            print_notice(
+                f"the dates or times in column {list_columns([name])}, such as {shorten(dates[0])}, are read as words, "
+                "most of which differ: replace them by numbers, such as the month and the days since the first date"
+            )
+
+
+def warn_of_copied_targets(
+    rows: Sequence[Cells], columns: Sequence[str], targets: np.ndarray, names: Sequence[str]
+) -> None:
+    """Print the columns whose numbers are those of a target in all rows.
+
+    Args:
+        rows: N rows of a table.
+        columns: that become texts.
+        targets: (N, K) their targets.
+        names: of the K targets.
+    """
+    if len(rows) < LEAST_DISTINCT:
+        return
+    for name in columns:
+        for k, target in enumerate(names):
+            known = zip(rows, targets[:, k].tolist(), strict=True)
+            is_copy = all(is_number(row.get(name)) and float(row[name]) == value for row, value in known)
+            if is_copy and len(np.unique(targets[:, k])) > 1:
+                print_notice(
+                    f"column {list_columns([name])} has the numbers of the target {target!r} in all rows, so that the "
+                    "model only copies it: leave it out of --data.columns if it is unknown for new rows"
+                )
 
 
 def warn_of_rounding(rows: Sequence[Cells], columns: Sequence[str], digits: int | None) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from zoo.console.argument_names import print_notice
 from zoo.datamodules.augment import Augmentation
-from zoo.datamodules.column_warnings import warn_of_rounding, warn_of_words
+from zoo.datamodules.column_warnings import index_column, warn_of_columns
 from zoo.datamodules.preparation import TeacherPlan, TrainingTable, plan_copies, plan_teacher
 from zoo.datamodules.regression_settings import RegressionSettings
 from zoo.datamodules.row_data import RowReader, Tables, train_row_tokenizer
@@ -53,6 +53,7 @@ class RegressionRows:
     ) -> None:
         self.settings, self._record, self._cache_dir = settings, record, cache_dir
         self.n_numbers: int | None = None  # F, the number of features of each text, once the first is read
+        self._has_index = False  # whether an input only counts the rows
         self._teachers: dict[int, Teacher] = {}  # by seed
         self._synthetic: dict[int, tuple[list[str], np.ndarray]] = {}  # by seed
         self.reader = RowReader(
@@ -71,6 +72,11 @@ class RegressionRows:
             return 1
         return len(self.reader.layout.targets) or 1
 
+    @property
+    def target_names(self) -> list[str] | None:
+        """The names of several target columns; None for one."""
+        return self.reader.layout.targets if self.n_objectives > 1 else None
+
     def rounded_texts(self, texts: list[str]) -> list[str]:
         """The texts as the tokenizer reads them: with rounded numbers."""
         digits, powers = self.settings.round_digits, self.settings.power_tokens
@@ -82,8 +88,9 @@ class RegressionRows:
         rows, limit = self.reader.rows(split), self.settings.max_input_len
         if split == "train":
             cells, columns = self.training_table.cells, self.reader.layout.columns
-            warn_of_words(cells, columns)
-            warn_of_rounding(cells, columns, self.settings.round_digits)
+            warn_of_columns(cells, columns, rows.targets, self.reader.layout.targets, self.settings)
+            if self._has_index:
+                print_notice("a column without a name counts the rows, and is an input: leave it out of --data.columns")
         ids = tokenizer.encode_batch(self.rounded_texts(rows.texts))
         warn_of_unknown_words(split, rows.texts, ids, tokenizer, self.rounded_texts)
         features = [numbers_in(text) for text in rows.texts] if self.settings.features else None
@@ -176,6 +183,7 @@ class RegressionRows:
         # Input columns: as given, else all others; a YAML file has a default text column.
         others = {*targets, group_column}
         inputs = parse_columns(s.columns, names) or [name for name in names if name not in others]
+        self._has_index = not s.columns and s.text_column is None and index_column(table, inputs) is not None
         if s.text_column is not None:
             inputs = parse_columns([s.text_column], names)
         elif is_yaml and not s.columns and s.row_format in (None, "text"):
@@ -266,6 +274,11 @@ class RegressionViews(UnlabelledViews):
     def n_objectives(self) -> int:
         """K, the number of values to predict for each text."""
         return self.source.n_objectives
+
+    @property
+    def target_names(self) -> list[str] | None:
+        """The names of several target columns; None for one."""
+        return self.source.target_names
 
     @property
     def n_features(self) -> int:

@@ -14,6 +14,7 @@ from zoo.datamodules.float64_targets import RoundedNumbers
 from zoo.datamodules.rows import Rows
 from zoo.datamodules.sources.labels import label_text
 from zoo.datamodules.sources.tables import BadRows, Cells, Table, repeated_name
+from zoo.datamodules.written_numbers import plain_number
 from zoo.errors import UserError
 from zoo.text_formats.json_text import shorten
 from zoo.tokenizers.numerals import NUMBER
@@ -190,7 +191,7 @@ class RowLayout(NamedTuple):
                 raise ValueError
             value = float(cell)
         except (ValueError, TypeError, OverflowError):
-            raise UserError(f"its target {name!r} is {shorten(cell)}, not a number") from None
+            raise UserError(f"its target {name!r} is {shorten(cell)}, not a number{_plainer(cell)}") from None
         # float() also accepts "inf" and "nan".
         if not math.isfinite(value):
             raise UserError(f"its target {name!r} is {value}, not a finite number")
@@ -239,10 +240,19 @@ def parse_columns(names: str | list[str] | None, known: Collection[str] = ()) ->
     return [name if name in known else stripped.get(name.strip(), name) for name in names]
 
 
+def _plainer(cell: Any) -> str:
+    """How a target that is not a number is written as one; "" where that is unknown."""
+    if str(cell).strip().lower() in ("true", "false", "yes", "no"):
+        return ": write 1 or 0"
+    plain = plain_number(cell)
+    return "" if plain is None else f": write {plain} (no unit, sign or thousands separator; a point before decimals)"
+
+
 def _nearest(name: str, names: Collection[str]) -> str:
     """A question for the column with the most similar name; "" without one."""
-    near = difflib.get_close_matches(name[:100], [other[:100] for other in islice(names, 1000)], n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    known = {other[:100].casefold(): other[:100] for other in islice(names, 1000)}
+    near = difflib.get_close_matches(name[:100].casefold(), known, n=1)
+    return f" (did you mean {known[near[0]]!r}?)" if near else ""
 
 
 def list_columns(names: Collection[str], most: int = 20) -> str:

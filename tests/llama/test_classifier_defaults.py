@@ -94,7 +94,7 @@ def test_from_data_builds_model_and_data_with_the_settings(tmp_path):
     assert data.hparams["stratified"]
     assert model.model.config.vocab_size == data.vocab_size
     model.check_data(data)
-    with pytest.raises(UserError, match="'dim' is not a setting of model, data or trainer"):
+    with pytest.raises(UserError, match="'dim' is not a setting of model, data, trainer or checkpoint"):
         LlamaClassifier.from_data(Reviews(str(tmp_path / "rows.csv")), {"dim": 3})
     with pytest.raises(UserError, match="has no texts with labels"):
         LlamaClassifier.choose_settings(object(), {})

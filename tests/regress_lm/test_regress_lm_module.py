@@ -134,7 +134,9 @@ def test_ranking_and_intervals_are_drawn_by_option(news, tmp_path, monkeypatch):
     fit(news, run)
     for name in ("ranking", "intervals"):
         draw = getattr(regression_figures, name)
-        monkeypatch.setattr(regression_figures, name, lambda *a, n=name, f=draw: drawn.update({n: a}) or f(*a))
+        monkeypatch.setattr(
+            regression_figures, name, lambda *a, n=name, f=draw, **k: drawn.update({n: a}) or f(*a, **k)
+        )
     options = ["--plots.ranking=max", "--plots.intervals=true", *QUIET]
     cli = ZooCLI(["test", f"--ckpt_path={run / 'best.ckpt'}", *options])
     for name in ("scatter", "ranking", "intervals"):

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.baselines.ngram import NGram
+from zoo.training.regression_metrics import target_labels
 
 MOST_TOKENS = 2_000_000  # of a training text from which n-grams are counted
 MOST_TEXTS = 10_000  # training texts of the bag of words
@@ -17,7 +18,8 @@ def baselines_of(trainer: Any, model: Any, data: Any, split: str = "val") -> dic
     """Scores on the data that a run evaluates, `<metric>_<baseline>` -> score; empty for unknown models and data.
 
     Language models: `loss` and `ppl` of the unigram model and, up to 2M training tokens, of the Kneser-Ney trigram, on
-    the tokens that a validation scores. Regression: `mae` of the training targets' median. Classifiers: `accuracy` of
+    the tokens that a validation scores. Regression: `mae` of the training targets' median; with several targets also
+    `relative_mae`, and `mae/<target>` and `relative_mae/<target>` of each. Classifiers: `accuracy` of
     the most frequent class, and of naive Bayes on words and pairs of words, fitted to at most 10,000 texts. ICR:
     `pretrain_mse` and `true_mse` of the exact estimators and of the prediction 0, and the distances of the latter from
     ridge and dMMSE. Except for language models they are of all rows of the split, and none are given where
@@ -68,8 +70,18 @@ def _regression(trainer: Any, data: Any, split: str) -> Mapping[str, float]:
     train, val = _training_targets(data), data.targets(split)
     if not len(train) or not len(val):
         return {}
-    with np.errstate(over="ignore", invalid="ignore"):  # such an error is not shown
-        return {"mae_median": float(np.abs(val - np.median(train, axis=0)).mean())}
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # such an error is not shown
+        errors = np.abs(val - np.median(train, axis=0))  # (N, K)
+        scores = {"mae_median": float(errors.mean())}
+        if (n_targets := errors.shape[1]) > 1:
+            of_own_median = np.abs(val - np.median(val, axis=0)).mean(0)
+            relative = np.where(np.ptp(val, axis=0) > 0, errors.mean(0) / of_own_median, np.nan)  # (K,)
+            varies = ~np.isnan(relative)
+            scores["relative_mae_median"] = float(relative[varies].mean()) if varies.any() else math.nan
+            for name, values in (("mae", errors.mean(0)), ("relative_mae", relative)):
+                labels = target_labels(getattr(data, "target_names", None), n_targets)
+                scores |= {f"{name}/{label}_median": float(v) for label, v in zip(labels, values, strict=True)}
+        return scores
 
 
 def _classification(trainer: Any, data: Any, split: str) -> Mapping[str, float]:

@@ -35,12 +35,19 @@ def choose(
     rules = getattr(model, "choose_settings", None)
     if rules is None:
         raise UserError(f"--automatic: {model.__name__} has no rules for its settings: drop it")
+    keys = list(keys)
     given = {key: value for key in _options(keys) if (value := _read(config, key)) is not _UNKNOWN}
     given.pop("budget", None)
     if seconds is not None:
         given["budget"] = seconds
     arguments = config.data.get("init_args") or {}
-    choices = [choice for choice in rules(data(**arguments), given) if choice.option not in given]
+    typed = _options((key, source) for key, source in keys if not source)
+    choices = [
+        choice
+        for choice in rules(data(**arguments), given)
+        if choice.option not in given
+        or (choice.replaces is not None and given[choice.option] == choice.replaces and choice.option not in typed)
+    ]
     for choice in choices:
         _write(config, choice.option, choice.value)
     return choices

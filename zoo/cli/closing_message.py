@@ -53,6 +53,7 @@ def _baselines(trainer: Any, monitor: str) -> str:
     if of_monitor := by_metric([monitor], scores):
         return f" ({', '.join(described(of_monitor[monitor]))})"
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
+    metrics = {name: value for name, value in metrics.items() if "/" not in name}  # of all targets together
     others = by_metric(metrics, scores)
     return "".join(f"; last {name} {metrics[name]:.4g} ({', '.join(described(others[name]))})" for name in others)
 

@@ -13,6 +13,8 @@ from zoo.errors import UserError
 class ScoreTable(Callback):
     """Print the metrics of a validation or test, with the scores of simple models on the same data.
 
+    With several targets a second table has the scores of each.
+
     The baselines are those of `zoo.baselines.of_data`, fitted to the training split of the data. They are left out
     where the data has no training split, or has a text that takes long to tokenize.
     """
@@ -31,12 +33,23 @@ class ScoreTable(Callback):
         scores = {name: value.item() for name, value in trainer.callback_metrics.items()}
         fitted = {} if trainer.fast_dev_run else evaluation_baselines(trainer, model, trainer.datamodule, split)
         baselines = by_metric(scores, fitted)
-        rows = [
-            {"metric": name, "score": f"{score:.5g}"}
-            | ({"baselines": ", ".join(described(baselines[name]))} if baselines.get(name) else {})
-            for name, score in scores.items()
-        ]
+        rows: list[dict[str, str]] = []
+        parts: dict[str, dict[str, str]] = {}  # target -> its row in the second table
+        for name, score in scores.items():
+            metric, _, target = name.partition("/")
+            of_others = described(baselines.get(name, {}))
+            if target and metric in scores:
+                column = metric.removeprefix(f"{split}_")
+                row = parts.setdefault(target, {"target": target})
+                row[column] = f"{score:.5g}" + (f" ({', '.join(of_others)})" if of_others else "")
+            else:
+                rows.append(
+                    {"metric": name, "score": f"{score:.5g}"}
+                    | ({"baselines": ", ".join(of_others)} if of_others else {})
+                )
         print(table(rows))
+        if parts:
+            print(f"\nof each target, logged as {split}_<metric>/<target>:\n{table([*parts.values()])}")
 
 
 def evaluation_baselines(trainer: Any, model: Any, data: Any, split: str) -> dict[str, float]:

@@ -60,10 +60,12 @@ class MiniRLM(Regressor):
             sizes replace the settings given here, except dropout; scales are fitted again. Default: random weights.
         vocab_size: number of token ids; the command line takes it from the data's tokenizer. Unused by encoder=mlp.
         tokenizer: the tokenizer of the data, stored in checkpoints; the command line takes it from the data.
+        target_names: names of the K targets, for the metrics of several targets; the command line takes them from the
+            data. Default: "objective_1" and so on.
         **settings: the other fields of `MiniRLMConfig`, and those of `OptimizerConfig`.
     """
 
-    data_arguments: ClassVar[tuple[str, ...]] = ("vocab_size", "tokenizer", "n_objectives", "n_features")
+    data_arguments: ClassVar[tuple[str, ...]] = (*Regressor.data_arguments, "n_features")
     fixed_arguments: ClassVar[tuple[str, ...]] = (
         *Regressor.fixed_arguments,
         *field_names(MiniRLMConfig, "dropout"),
@@ -92,6 +94,7 @@ class MiniRLM(Regressor):
         weights: str | None = None,
         vocab_size: int | None = None,
         tokenizer: Tokenizer | None = None,
+        target_names: list[str] | None = None,
         **settings: Any,
     ) -> None:
         refuse_derived(settings, outputs="n_classes or n_objectives")
@@ -124,7 +127,7 @@ class MiniRLM(Regressor):
             **settings,
         )
         network = start.build(lambda: MiniRLMNetwork(part(config, MiniRLMConfig)))
-        super().__init__(network, config, n_objectives, tokenizer)
+        super().__init__(network, config, n_objectives, tokenizer, target_names)
         self.save_hyperparameters(ignore=["tokenizer"])
         self.hparams.update(start.settings | {"weights": None})  # a checkpoint must not need the file it started from
         self.target_scale = Scale(n_objectives, "raw" if n_classes else target_scale)

@@ -49,7 +49,9 @@ class Scale(FixedBuffers):
             low, centre, high = np.percentile(column_values, [25, 50, 75], axis=0)
             spread = np.where(high > low, 2 * (high - low), spread)
         self.centre.copy_(torch.from_numpy(centre * units))
-        self.spread.copy_(torch.from_numpy(np.where(spread > 0, spread * units, 1.0)))
+        with np.errstate(over="ignore"):
+            spread = np.minimum(spread * units, np.finfo(np.float64).max)
+        self.spread.copy_(torch.from_numpy(np.where(spread > 0, spread, 1.0)))
 
     @classmethod
     def fitted(cls, column_values: np.ndarray, kind: ScaleKind) -> "Scale":

@@ -1,10 +1,12 @@
 """Statistics of sampled numbers: point estimates, quantiles, CRPS and calibration."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from zoo.training.number_range import mean_of
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 INTERVALS = {"50": (1, 3), "90": (0, 4)}
@@ -26,7 +28,10 @@ def quantiles(samples: Tensor, levels: Sequence[float]) -> Tensor:
     low, high = (ordered.gather(-1, place.long()) for place in (below, rank.ceil()))
     # Interpolation between a number and infinity, or between equal infinities, is undefined.
     between = torch.where(rank - below < 0.5, low, high)
-    return torch.where(low.isfinite() & high.isfinite(), low + (rank - below) * (high - low), between)
+    share, width = rank - below, high - low
+    # The width of two large numbers of opposite signs is infinite.
+    within = torch.where(width.isfinite(), low + share * width, (1 - share) * low + share * high)
+    return torch.where(low.isfinite() & high.isfinite(), within, between)
 
 
 def summary(samples: Tensor, log_prob: Tensor) -> dict[str, Tensor]:
@@ -37,11 +42,13 @@ def summary(samples: Tensor, log_prob: Tensor) -> dict[str, Tensor]:
         (B, K, 5) at 5, 25, 50, 75 and 95%.
     """
     levels = quantiles(samples, QUANTILES)  # (B, K, 5)
-    mean = samples.nanmean(1)  # (B, K)
+    unit = _units(samples)  # (B, 1, K)
+    scaled = samples / unit
+    mean = scaled.nanmean(1)  # (B, K)
     return {
         "median": levels[..., 2],
-        "mean": mean,
-        "std": (samples - mean.unsqueeze(1)).square().nanmean(1).sqrt(),
+        "mean": mean * unit.squeeze(1),
+        "std": (scaled - mean.unsqueeze(1)).square().nanmean(1).sqrt() * unit.squeeze(1),
         "mode": samples[torch.arange(len(samples), device=samples.device), log_prob.argmax(1)],
         "quantiles": levels,
     }
@@ -55,13 +62,25 @@ def crps(samples: Tensor, targets: Tensor) -> Tensor:
     row with a NaN sample.
     """
     n = samples.shape[1]
+    unit = _units(torch.cat([samples, targets.unsqueeze(1)], 1))  # (B, 1, K)
+    samples, targets = samples / unit, targets / unit.squeeze(1)
     error = (samples - targets.unsqueeze(1)).abs().mean(1)  # (B, K)
     if n == 1:
-        return error
+        return error * unit.squeeze(1)
     # Sum over pairs in n log n operations: in sorted order sample i is the larger of i - 1 pairs.
     rank = torch.arange(1, n + 1, device=samples.device, dtype=samples.dtype).view(1, n, 1)
     spread = ((2 * rank - n - 1) * samples.sort(1).values).sum(1) * 2 / (n * (n - 1))  # (B, K), E|X - X'|
-    return error - spread / 2
+    return (error - spread / 2) * unit.squeeze(1)
+
+
+def _units(samples: Tensor) -> Tensor:
+    """(B, 1, K) a unit in which sums and squares of samples (B, S, K) stay within the range of float64.
+
+    It is 1 for numbers from 1e-100 to 1e100, and a power of two, which does not round, for others.
+    """
+    largest = samples.abs().nan_to_num(0.0, 0.0).amax(1, keepdim=True)
+    unit = torch.ones_like(largest).masked_fill(largest > 1e100, 2.0**600)
+    return unit.masked_fill((largest < 1e-100) & (largest > 0), 2.0**-600)
 
 
 def pit(samples: Tensor, targets: Tensor) -> Tensor:
@@ -73,12 +92,23 @@ def pit(samples: Tensor, targets: Tensor) -> Tensor:
     return ((samples < y).double() + 0.5 * (samples == y).double()).mean(1)
 
 
-def coverage(quantiles: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """For each of `INTERVALS` the share of targets (N, K) from its lower to its upper end, both included.
+def scores_of_target(outputs: Mapping[str, np.ndarray], k: int) -> dict[str, float]:
+    """Mean "crps", "coverage_50" and "coverage_90" of target k.
 
     Args:
-        quantiles: (N, K, 5) at `QUANTILES`.
-        targets: (N, K).
+        outputs: "crps" and "target" (N, K), and "quantiles" (N, K, 5).
+        k: the target, from 0.
+    """
+    shares = coverage(outputs["quantiles"][:, k], outputs["target"][:, k])
+    return {"crps": mean_of(outputs["crps"][:, k])} | {f"coverage_{name}": s for name, s in shares.items()}
+
+
+def coverage(quantiles: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """For each of `INTERVALS` the share of targets (...) from its lower to its upper end, both included.
+
+    Args:
+        quantiles: (..., 5) at `QUANTILES`.
+        targets: (...).
     """
     return {
         name: float(((quantiles[..., low] <= targets) & (targets <= quantiles[..., high])).mean())

@@ -47,13 +47,13 @@ def train_on_data(
     # The data as the choices want it, with the seed of this run.
     arguments = {**data.hparams, **chosen["data"]}
     data = type(data)(**arguments | {"seed": seed if arguments.get("seed") is None else arguments["seed"]})
-    derived = {name: getattr(data, name) for name in cls.data_arguments}
+    derived = {name: getattr(data, name) for name in cls.data_arguments if hasattr(data, name)}
     with quiet_lightning(), torch.random.fork_rng():
         torch.manual_seed(derive(seed, "weights"))
         model = cls(**{"max_input_len": data.max_input_len, **chosen["model"], **derived})
         model.dropout_seed = seed
         model.check_data(data)
-        best = BestWeights(MONITOR)
+        best = BestWeights(chosen["checkpoint"].get("monitor", MONITOR))
         trainer = Trainer(
             **chosen["trainer"],
             devices=1,

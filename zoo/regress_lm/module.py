@@ -28,7 +28,7 @@ from zoo.regress_lm.target_warnings import warn_of_targets, warn_of_unscored
 from zoo.regress_lm.vocabulary import NumberVocabulary
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import TextBatch, n_given_rows, targets_and_features
-from zoo.training.choices import Choice
+from zoo.training.choices import Choice, choose_monitor
 from zoo.training.fixed_arguments import field_names
 from zoo.training.language_model import required_vocab_size
 from zoo.training.random_streams import derive
@@ -95,19 +95,16 @@ class RegressLMModule(EncoderPretrainer):
             the data.
         vocab_size: number of token ids; the command line takes it from the data's tokenizer.
         tokenizer: the tokenizer of the data, stored in checkpoints; the command line takes it from the data.
+        target_names: names of the K targets, for the metrics of several targets; the command line takes them from the
+            data. Default: "objective_1" and so on.
         unlabelled_texts: texts on which a fit pretrains the encoder; the command line takes them from the data.
         **settings: the other fields of `RegressLMConfig`, and those of `OptimizerConfig`.
     """
 
     internal_arguments: ClassVar[tuple[str, ...]] = ("encoder_config",)
     data_arguments: ClassVar[tuple[str, ...]] = (
-        "vocab_size",
-        "tokenizer",
-        "n_objectives",
-        "round_digits",
-        "power_tokens",
-        "unlabelled_texts",
-    )
+        *EncoderPretrainer.data_arguments, "round_digits", "power_tokens", "unlabelled_texts",
+    )  # fmt: skip
     fixed_arguments: ClassVar[tuple[str, ...]] = (
         *EncoderPretrainer.fixed_arguments,
         *field_names(RegressLMConfig, "dropout", "residual_dropout", "gradient_checkpointing"),
@@ -151,6 +148,7 @@ class RegressLMModule(EncoderPretrainer):
         power_tokens: bool = False,
         vocab_size: int | None = None,
         tokenizer: Tokenizer | None = None,
+        target_names: list[str] | None = None,
         unlabelled_texts: UnlabelledTexts | None = None,
         **settings: Any,
     ) -> None:
@@ -176,7 +174,7 @@ class RegressLMModule(EncoderPretrainer):
         )
         pretrained = pretrained_encoder(encoder, encoder_config, config, encoder_mode, lora_rank, lora_alpha, tokenizer)
         network = EncoderDecoder(part(config, RegressLMConfig), pretrained)
-        super().__init__(network, config, vocabulary, tokenizer)
+        super().__init__(network, config, vocabulary, tokenizer, target_names)
         self.save_hyperparameters(ignore=["tokenizer", "unlabelled_texts"])
         self.hparams.update(self.encoder_settings())
         self.unlabelled_texts = unlabelled_texts
@@ -209,7 +207,8 @@ class RegressLMModule(EncoderPretrainer):
             )
         of_weights = settings_of_weights(given)
         decided = dict(given) | {choice.option: choice.value for choice in of_weights}
-        return [*of_weights, *choose_within_budget(data, decided)]
+        chosen = choose_within_budget(data, decided)
+        return [*of_weights, *chosen, *choose_monitor(getattr(data, "n_objectives", 1))]
 
     def check_data(self, data: Any) -> None:
         """The data must hold texts with numbers, none longer than the model's max_input_len."""
@@ -368,10 +367,11 @@ class RegressLMModule(EncoderPretrainer):
         }
 
     def compute_metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
-        means = {name: float(outputs[name].mean()) for name in ("nll", "crps")}
-        coverage = estimates.coverage(outputs["quantiles"], outputs["target"])
-        shares = {f"coverage_{name}": share for name, share in coverage.items()}
-        return super().compute_metrics(outputs) | means | shares
+        return super().compute_metrics(outputs) | {"nll": float(outputs["nll"].mean())}
+
+    def scores_by_target(self, outputs: dict[str, np.ndarray]) -> list[dict[str, float]]:
+        columns = super().scores_by_target(outputs)
+        return [column | estimates.scores_of_target(outputs, k) for k, column in enumerate(columns)]
 
     @property
     def _validates_loss_only(self) -> bool:
@@ -395,4 +395,5 @@ class RegressLMModule(EncoderPretrainer):
         self.check_inputs(batch)
         samples, log_prob = self.draw_for_rows(batch, self.hparams["num_samples"])
         values = self.summarize(samples, log_prob, batch.targets)
-        return prediction_rows(batch, values, self.hparams["point"], samples if self.hparams["keep_samples"] else None)
+        kept = samples if self.hparams["keep_samples"] else None
+        return prediction_rows(batch, values, self.hparams["point"], self.name_fields(), kept)

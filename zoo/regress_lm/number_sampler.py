@@ -68,8 +68,9 @@ class NumberSampler(Regressor):
         optimizer_config: OptimizerConfig,
         vocabulary: NumberVocabulary,
         tokenizer: Tokenizer | None = None,
+        target_names: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(network, optimizer_config, vocabulary.n_objectives, tokenizer)
+        super().__init__(network, optimizer_config, vocabulary.n_objectives, tokenizer, target_names)
         self.vocabulary = vocabulary
         self.calibrates_in_fit = True
         self.magnitudes: list[list[Pattern]] | None = None

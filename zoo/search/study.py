@@ -130,7 +130,11 @@ def _optimize(
             label = labels[trial.number] = f"trial {len(labels) + 1} of {trials}"
             settings = [space.suggest(trial) for space in spaces]
             _report(f"{label}, {run.name}: {', '.join(setting.removeprefix('--') for setting in settings)}")
-            cli = TrialCLI(["fit", *fit, *settings, f"--output_dir={run}"], [Prune(trial)], label)
+            cli = TrialCLI(
+                ["fit", *fit, f"--checkpoint.monitor={monitor}", *settings, f"--output_dir={run}"],
+                [Prune(trial)],
+                label,
+            )
         except optuna.TrialPruned:
             raise
         except Diverged as error:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from zoo.errors import UserError
 
-GROUPS = ("model", "data", "trainer")
+GROUPS = ("model", "data", "trainer", "checkpoint")
 PREPARATION_SHARE = 0.25  # of the time of a run with a time limit: teachers, synthetic rows, bags of words
 
 
@@ -16,11 +16,13 @@ class Choice(NamedTuple):
         option: its name on the command line, without dashes: "model.dim".
         value: the value chosen.
         reason: why, in a few words.
+        replaces: a value of a config that the choice replaces; one that is given on the command line stays.
     """
 
     option: str
     value: Any
     reason: str
+    replaces: Any = None
 
 
 def choose_width(n_rows: int, given: Mapping[str, Any], least: int = 64) -> Iterator[Choice]:
@@ -38,8 +40,15 @@ def choose_width(n_rows: int, given: Mapping[str, Any], least: int = 64) -> Iter
     yield Choice("model.n_heads", heads, f"of {used // heads} dimensions each")
 
 
+def choose_monitor(n_targets: int) -> Iterator[Choice]:
+    """The metric that decides which weights are best, for several targets: one that does not depend on their units."""
+    if n_targets > 1:
+        reason = f"{n_targets} targets, each relative to the error of its median"
+        yield Choice("checkpoint.monitor", "val_relative_mae", reason, replaces="val_mae")
+
+
 def by_group(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Settings by option ("model.dim") as arguments of model, data and trainer: {"model": {"dim": 64}, ...}.
+    """Settings by option ("model.dim") as arguments of model, data, trainer and checkpoint: {"model": {"dim": 64}}.
 
     Raises:
         UserError: an option belongs to none of these groups.
@@ -48,7 +57,8 @@ def by_group(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for option, value in settings.items():
         group, _, name = option.partition(".")
         if group not in groups or not name:
-            raise UserError(f"{option!r} is not a setting of model, data or trainer: name it as in 'model.dim'")
+            names = f"{', '.join(GROUPS[:-1])} or {GROUPS[-1]}"
+            raise UserError(f"{option!r} is not a setting of {names}: name it as in 'model.dim'")
         groups[group][name] = value
     return groups
 

@@ -1,4 +1,4 @@
-"""A unit in which the squares of numbers stay within the range of float64."""
+"""A unit in which the squares of numbers stay within the range of float64, and means of large numbers."""
 
 import math
 
@@ -14,3 +14,9 @@ def unit_of(*arrays: np.ndarray) -> float:
     if not math.isfinite(largest) or largest == 0 or 1e-100 < largest < 1e100:
         return 1.0
     return 2.0 ** (math.frexp(largest)[1] - 1)
+
+
+def mean_of(values: np.ndarray) -> float:
+    """The mean of numbers (N,), also where their sum is beyond the range of float64."""
+    unit = unit_of(values)
+    return unit * float(np.mean(values / unit))

@@ -1,10 +1,12 @@
 """Base LightningModule of regression models: loss, scores and predictions for any network that reads texts."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from zoo.errors import UserError
@@ -15,8 +17,15 @@ from zoo.training.loss_weights import Counts, Loss
 from zoo.training.metrics import reset_metrics
 from zoo.training.module import ZooModule
 from zoo.training.protocols import RegressionNetwork, require
-from zoo.training.regression_metrics import GatheredOutputs, scores
+from zoo.training.regression_metrics import (
+    GatheredOutputs,
+    average_scores,
+    scores,
+    scores_by_target,
+    target_labels,
+)
 
+FP32 = torch.finfo(torch.float32)
 __all__ = ["Regressor", "scores", "target_fields", "to_json"]
 
 
@@ -25,19 +34,22 @@ class Regressor(ZooModule):
 
     A subclass implements `losses` and `estimate`. `module(batch)` is `estimate(batch)`.
 
-    Logged: `train_loss`; for val and test `<split>_loss` and each of `zoo.training.regression_metrics.scores`.
+    Logged: `train_loss`; for val and test `<split>_loss` and each of `zoo.training.regression_metrics.scores`. With
+    several targets these scores are means over the targets, and `<split>_<score>/<target>` are those of each target.
 
     Args:
         network: the model, a torch.nn.Module with the members of `RegressionNetwork`.
         optimizer_config: settings of the optimizer and its schedule.
         n_objectives: K, the number of targets of each text.
         tokenizer: turns text into the network's ids; stored in checkpoints.
+        target_names: K names of the targets, for the metrics of several targets. Default: "objective_1" and so on.
     """
 
-    data_arguments: ClassVar[tuple[str, ...]] = ("vocab_size", "tokenizer", "n_objectives")
+    data_arguments: ClassVar[tuple[str, ...]] = ("vocab_size", "tokenizer", "n_objectives", "target_names")
     charts: ClassVar[Mapping[str, Sequence[str]]] = {
         "loss": ("train/loss", "val/loss", "pretrain/loss"),
         "mean absolute error": ("val/mae", "baseline/mae_.*"),
+        "mean absolute error / that of the median": ("val/relative_mae", "val_relative_mae/.*"),
         "correlation": ("val/spearman", "val/pearson"),
     }
     hparam_metrics: ClassVar[tuple[str, ...]] = ("val_loss", "val_mae", "val_spearman")
@@ -52,10 +64,14 @@ class Regressor(ZooModule):
         optimizer_config: OptimizerConfig,
         n_objectives: int = 1,
         tokenizer: Tokenizer | None = None,
+        target_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__(optimizer_config, tokenizer)
+        if target_names is not None and len(target_names) != n_objectives:
+            raise UserError(f"target_names has {len(target_names)} names, but n_objectives is {n_objectives}")
         self.model = network
         self.n_objectives = n_objectives
+        self.target_labels = target_labels(target_names, n_objectives)
         self.gathered = nn.ModuleDict({split: GatheredOutputs(self.output_fields) for split in ("val", "test")})
 
     def setup(self, stage: str) -> None:
@@ -146,7 +162,16 @@ class Regressor(ZooModule):
 
     def compute_metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
         """The metrics to log, from arrays (N, ...) of a whole split, one for each of `output_fields`."""
-        return {"loss": float(outputs["loss"].mean()), **scores(outputs["prediction"], outputs["target"])}
+        columns = self.scores_by_target(outputs)
+        metrics = {"loss": float(outputs["loss"].mean()), **average_scores(columns, outputs["target"])}
+        if self.n_objectives > 1:
+            named = zip(self.target_labels, columns, strict=True)
+            metrics |= {f"{name}/{label}": score for label, column in named for name, score in column.items()}
+        return metrics
+
+    def scores_by_target(self, outputs: dict[str, np.ndarray]) -> list[dict[str, float]]:
+        """The scores of each target, from the same arrays."""
+        return scores_by_target(outputs["prediction"], outputs["target"])
 
     def _evaluate_and_gather(self, split: str, batch: TextBatch) -> dict[str, Tensor]:
         # Outputs of all batches are gathered, because some metrics are not means over batches.
@@ -159,8 +184,15 @@ class Regressor(ZooModule):
         gathered = self.gathered[split]
         metrics = self.compute_metrics(gathered.compute())
         # sync_dist: GatheredOutputs has synchronised already, so all ranks hold the same values.
-        self.log_dict({f"{split}_{name}": value for name, value in metrics.items()}, sync_dist=True)
+        self.log_dict({f"{split}_{name}": self._loggable(value) for name, value in metrics.items()}, sync_dist=True)
         reset_metrics(gathered)
+
+    def _loggable(self, value: float) -> float | Tensor:
+        """A metric as it is; in fp64 where it is beyond the range of fp32, in which Lightning stores floats."""
+        is_beyond = math.isfinite(value) and value != 0 and not FP32.tiny <= abs(value) <= FP32.max
+        if not is_beyond or self.device.type == "mps":  # which has no fp64
+            return value
+        return torch.tensor(value, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: TextBatch, batch_idx: int) -> dict[str, Tensor]:
         return self._evaluate_and_gather("val", batch)
@@ -181,9 +213,13 @@ class Regressor(ZooModule):
         estimates, targets = self.estimate(batch).cpu(), batch.targets.cpu()
         rows = zip(batch.index.tolist(), batch.texts, estimates, targets, strict=True)
         return [
-            {"index": i, "input": text, "prediction": to_json(prediction)} | target_fields(target)
+            {"index": i, "input": text, "prediction": to_json(prediction)} | self.name_fields() | target_fields(target)
             for i, text, prediction, target in rows
         ]
+
+    def name_fields(self) -> dict[str, list[str]]:
+        """Fields of a prediction of several targets: "target_names", their names in the order of its lists."""
+        return {"target_names": self.target_labels} if self.n_objectives > 1 else {}
 
 
 def to_json(values: Tensor) -> float | list[float]:
