@@ -314,7 +314,8 @@ class ZooCLI(OpenLightningCLI):
                 ) from error
             raise
         # The user's checkpoint callbacks follow that of the run, which is then `trainer.checkpoint_callback`.
-        trainer.callbacks.sort(key=lambda c: isinstance(c, LightningCheckpoint) and not isinstance(c, Checkpoint))
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.sort(key=lambda c: isinstance(c, LightningCheckpoint) and not isinstance(c, Checkpoint))
         if self.verb == "fit" and config.ckpt_path:
             for logger in trainer.loggers:
                 if isinstance(logger, CSVLogger):

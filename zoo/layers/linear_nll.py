@@ -42,11 +42,11 @@ def linear_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """
     device = hidden.device.type
     if device == "cpu" and not torch.compiler.is_compiling():
-        is_wrong = (targets != IGNORE) & ((targets < 0) | (targets >= weight.shape[0]))
+        is_wrong = (targets != IGNORED) & ((targets < 0) | (targets >= weight.shape[0]))
         if is_wrong.any():
             raise UserError(
                 f"targets hold {targets[is_wrong][0]}: each must be a class from 0 to {weight.shape[0] - 1}, or "
-                f"{IGNORE} where it is not scored"
+                f"{IGNORED} where it is not scored"
             )
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     return _LinearNLL.apply(hidden, weight, targets, dtype, torch.is_grad_enabled())
