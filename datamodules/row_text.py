@@ -13,6 +13,7 @@ import numpy as np
 from zoo.datamodules.float64_targets import RoundedNumbers
 from zoo.datamodules.rows import Rows
 from zoo.datamodules.sources.labels import label_text
+from zoo.datamodules.sources.nested_cells import contains_path
 from zoo.datamodules.sources.tables import BadRows, Cells, Table, repeated_name
 from zoo.errors import UserError
 from zoo.text_formats.json_text import shorten
@@ -59,7 +60,7 @@ class RowLayout(NamedTuple):
             UserError: a table lacks a column, no row can be used, a row is bad, or a column has two roles.
         """
         texts, targets, places, groups = [], [], [], []
-        self._check_roles()
+        self._check_roles(tables)
         self._check_keys(tables)
         rounded = [] if self.classes is not None else [RoundedNumbers(name) for name in self.targets]
         # Missing columns are an error of the options; problems of single rows are left to the policy for bad rows.
@@ -146,8 +147,8 @@ class RowLayout(NamedTuple):
                         f'that it has, {list_columns(known)}, or add "{name}": null to a row if the value is unknown'
                     )
 
-    def _check_roles(self) -> None:
-        """Raises UserError if a column is named twice, or is both an input and a target."""
+    def _check_roles(self, tables: Sequence[Table]) -> None:
+        """Raises UserError if a column is named twice, or is both an input and a target, or contains a target."""
         inputs = "text_column" if self.row_format == "text" else "columns"
         targets = "target_columns" if self.classes is None else "label_column"
         for option, names in ((inputs, self.columns), (targets, self.targets)):
@@ -158,6 +159,12 @@ class RowLayout(NamedTuple):
                 f"{both[0]!r} is a target and would be an input as well: drop it from --data.{inputs} or from "
                 f"--data.{targets}"
             )
+        for name, target in ((n, t) for n in self.columns for t in self.targets if t.startswith(f"{n}.")):
+            if any(contains_path(cells.get(name), target[len(name) + 1 :]) for t in tables for _, cells in t.rows):
+                raise UserError(
+                    f"{name!r} contains the target {target!r}, which would be an input as well: name the other cells of "
+                    f"{name!r} in --data.{inputs}, such as {name}.KEY"
+                )
 
     def target(self, cells: Cells, name: str, needed: bool = True) -> float:
         """The number in column `name`, or the number of its class; NaN for an invalid cell that is not needed.

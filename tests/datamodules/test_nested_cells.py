@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from zoo.datamodules import TextRegression
-from zoo.datamodules.sources.nested_cells import NestedCells
+from zoo.datamodules.sources.nested_cells import NestedCells, columns_without
 from zoo.errors import UserError
 
 ROWS = [{"a": {"b.c": f"text {i}", "y": i}, "d.e": {"z": -i}, "n": i} for i in range(20)]
@@ -44,6 +44,37 @@ def test_a_path_with_two_values_is_refused_where_it_is_read(suffix, tmp_path):
     place = "line 8" if suffix == ".jsonl" else "row 8"
     with pytest.raises(UserError, match=rf"{place}: its 'a\.b' may be 'a\.b' or 'b' in 'a', which differ: rename one"):
         TextRegression(path, text_column="text", target_columns="a.b").setup("fit")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_nested_targets_and_groups_are_no_part_of_the_text(suffix, tmp_path):
+    rows = [
+        {"cfg": {"lr": i}, "res": {"loss": i, "acc": -i, "by": {"run": i // 2, "k": i}}, "res.loss": i}
+        for i in range(20)
+    ]
+    path = write(tmp_path, rows, suffix)
+    data = TextRegression(path, target_columns="res.loss", group_column="res.by.run")
+    assert data.texts("predict")[3] == 'cfg: {"lr": 3}, res.acc: -3, res.by.k: 3'
+    assert data.targets("predict").tolist() == [[i] for i in range(20)]
+    assert data.hparams["columns"] == ["cfg", "res.acc", "res.by.k"]
+    only = TextRegression(path, columns="cfg", target_columns="res.loss")  # one mapping is rendered, not refused
+    assert only.texts("predict")[3] == 'cfg: {"lr": 3}'
+    for inputs in ("res,cfg", "res"):
+        with pytest.raises(
+            UserError, match=r"'res' contains the target 'res\.loss'.* --data\.columns, such as res\.KEY"
+        ):
+            TextRegression(path, columns=inputs, target_columns="res.loss").setup("fit")
+    with pytest.raises(UserError, match=r"'res\.by' contains the target 'res\.by\.run'"):
+        TextRegression(path, columns="cfg,res.by", target_columns="res.by.run").setup("fit")
+    flat = [{"res": f"r{i}", "res.loss": i} for i in range(20)]  # names with dots, as pandas writes them: no mappings
+    assert TextRegression(write(tmp_path, flat, suffix), target_columns="res.loss").texts("predict")[3] == "r3"
+
+
+def test_columns_without_paths():
+    rows = [{"a": 1, "b": {"c": 1}}, {"a": None, "b": {"d": {"e": 2, "f": 3}}, "b.c": 1}, {"b": None}]
+    assert columns_without(["a", "b"], rows, ["b.d.e"]) == ["a", "b.c", "b.d.f"]
+    assert columns_without(["a", "b", "b.c"], rows, ["b.c"]) == ["a", "b.d"]
+    assert columns_without(["a", "b"], rows, ["b.x", "a"]) == ["b"]
 
 
 def test_cells_of_nested_mappings():
