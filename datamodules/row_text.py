@@ -162,8 +162,8 @@ class RowLayout(NamedTuple):
         for name, target in ((n, t) for n in self.columns for t in self.targets if t.startswith(f"{n}.")):
             if any(contains_path(cells.get(name), target[len(name) + 1 :]) for t in tables for _, cells in t.rows):
                 raise UserError(
-                    f"{name!r} contains the target {target!r}, which would be an input as well: name the other cells of "
-                    f"{name!r} in --data.{inputs}, such as {name}.KEY"
+                    f"{name!r} contains the target {target!r}, which would be an input as well: name the other cells "
+                    f"of {name!r} in --data.{inputs}, such as {name}.KEY"
                 )
 
     def target(self, cells: Cells, name: str, needed: bool = True) -> float:
