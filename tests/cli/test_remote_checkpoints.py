@@ -8,6 +8,8 @@ import torch
 
 from tests.commands import TINY, complaint
 from zoo.__main__ import main
+from zoo.cli.arguments import read_arguments
+from zoo.cli.resume import with_chosen_settings
 from zoo.files import remote_files
 from zoo.files.remote_files import is_copy, local_copy
 
@@ -29,6 +31,16 @@ def test_a_remote_run_is_validated_and_resumed(remote, run, tmp_path, monkeypatc
     assert main(["fit", f"--ckpt_path={remote}/last.ckpt", "--trainer.max_steps=6", f"--output_dir={out}"]) == 0
     assert torch.load(out / "last.ckpt", weights_only=True)["global_step"] == 6
     assert not is_copy(out)
+
+
+def test_a_remote_run_with_chosen_settings_does_not_continue_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    folder = tmp_path / "remote" / "0"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("output_dir: runs/x\n")
+    arguments = read_arguments(["--config=regress_lm"])
+    words = with_chosen_settings(str(folder / "last.ckpt"), arguments)
+    assert words == ["--config=regress_lm", f"--config={folder / 'config.yaml'}"]
 
 
 def test_a_copy_is_used_until_the_file_changes(tmp_path, monkeypatch):

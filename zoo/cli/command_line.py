@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 from zoo.baselines.of_data import baselines_of
-from zoo.callbacks import Charts
+from zoo.callbacks import Charts, Predictions
 from zoo.callbacks.budget import seconds_left
 from zoo.callbacks.one_thread import OneThread
 from zoo.callbacks.progress import Progress
@@ -154,6 +154,7 @@ class ZooCLI(OpenLightningCLI):
         ckpt_path = given.get("ckpt_path")
         if ckpt_path is None and self.verb == "fit" and self.runs_verb and was_requeued():
             ckpt_path = "auto"
+        self.may_restart = ckpt_path == "auto"
         if ckpt_path is None and self.verb != "fit":
             ckpt_path = self.arguments.weights_alone()
         if ckpt_path == "auto" and self.verb != "fit":
@@ -230,7 +231,7 @@ class ZooCLI(OpenLightningCLI):
         check_trainer(config.trainer, self.verb)
         set_log_folder(config.trainer, config.output_dir)
         if self.verb == "fit" and self.runs_verb:
-            check_fit(config, self.classes["model"], self.ranks)
+            check_fit(config, self.classes["model"], self.ranks, self.may_restart)
         left = seconds_left(config.budget, self.started)
         # Everything that can be refused without reading the data has been refused: choose settings by the data.
         if config.automatic and self.verb == "fit":
@@ -354,9 +355,15 @@ class ZooCLI(OpenLightningCLI):
         folder = Path(fit.checkpoint.dirpath or fit.output_dir) if fit and self.trainer.is_global_zero else None
         return locked_and_watched(folder, self.ranks, self.trainer)
 
+    def before_predict(self) -> None:
+        # Refuse to replace files before the data is read.
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, Predictions) and self.trainer.is_global_zero:
+                callback.check(self.trainer, self.model, self.datamodule, self.config.predict.ckpt_path)
+
     def before_fit(self) -> None:
         config = self.config.fit
         folder = Path(config.checkpoint.dirpath or config.output_dir)
         if self.trainer.is_global_zero:  # the others may have another {time}, and write nothing
-            refuse_other_run(folder, config.ckpt_path)
+            refuse_other_run(folder, config.ckpt_path, None if self.may_restart else Path(config.output_dir))
             check_writable(folder)
