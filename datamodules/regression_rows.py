@@ -174,14 +174,14 @@ class RegressionRows:
         is_yaml = table.columns is None and Path(table.name).suffix.lower() in tables.YAML
         targets = parse_columns(s.target_columns, names) or ([YAML_TARGET] if is_yaml else [])
         [group_column] = parse_columns([s.group_column], names) if s.group_column else [None]
-        # Input columns: as given, else all others; a YAML file has a default text column.
+        # Input columns: as given, else all others; of YAML files with a default text column only that.
         # Targets and groups inside of mappings are no part of the text either.
         others = [*targets, *([group_column] if group_column else [])]
         rows = [cells for t in group for _, cells in t.rows]
         inputs = parse_columns(s.columns, names) or columns_without(names, rows, others)
         if s.text_column is not None:
             inputs = parse_columns([s.text_column], names)
-        elif is_yaml and not s.columns and s.row_format in (None, "text"):
+        elif is_yaml and YAML_TEXT in names and not s.columns and s.row_format in (None, "text"):
             inputs = [YAML_TEXT]
         is_text = len(inputs) == 1 and (
             s.text_column is not None or not any(isinstance(cells.get(inputs[0]), dict) for cells in rows)

@@ -13,7 +13,7 @@ import numpy as np
 from zoo.datamodules.float64_targets import RoundedNumbers
 from zoo.datamodules.rows import Rows
 from zoo.datamodules.sources.labels import label_text
-from zoo.datamodules.sources.nested_cells import contains_path
+from zoo.datamodules.sources.nested_cells import contains_path, list_paths
 from zoo.datamodules.sources.tables import BadRows, Cells, Table, repeated_name
 from zoo.errors import UserError
 from zoo.text_formats.json_text import shorten
@@ -86,7 +86,8 @@ class RowLayout(NamedTuple):
         # Nothing was left: name the first table, and the reason of the first bad row.
         if not texts:
             others = f", nor do the {len(tables) - 1} files read with it" if len(tables) > 1 else ""
-            raise UserError(f"{tables[0].name} has no row that can be used{others}{bad.first()}")
+            remedy = "" if bad.first() else ": give a file with rows"
+            raise UserError(f"{tables[0].name} has no row that can be used{others}{bad.first()}{remedy}")
         for column in rounded:
             column.warn()
         return Rows(texts, np.array(targets, dtype=np.float64).reshape(-1, len(self.targets) or 1), places, groups)
@@ -101,7 +102,7 @@ class RowLayout(NamedTuple):
         if need_targets and not self.targets:
             raise UserError(
                 "the columns of the numbers to predict are unknown: "
-                f"set --data.target_columns to some of {list_columns(table.names)}"
+                f"set --data.target_columns to some of {list_columns(_paths(table))}"
             )
         if table.columns is None:
             return
@@ -244,6 +245,11 @@ def parse_columns(names: str | list[str] | None, known: Collection[str] = ()) ->
         names = [names] if names in known else [name.strip() for name in names.split(",") if name.strip()]
     stripped = {name.strip(): name for name in known}
     return [name if name in known else stripped.get(name.strip(), name) for name in names]
+
+
+def _paths(table: Table) -> list[str]:
+    """Names of columns, with the paths of cells in mappings; those in the first rows."""
+    return list_paths(table.names, [cells for _, cells in table.rows[:100]])
 
 
 def _nearest(name: str, names: Collection[str]) -> str:

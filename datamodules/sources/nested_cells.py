@@ -66,6 +66,16 @@ def columns_without(names: Sequence[str], rows: Sequence[Mapping[str, Any]], pat
     return list(columns)
 
 
+def list_paths(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns by name, and in place of those that are mappings the paths of the cells in them."""
+    paths: dict[str, None] = {}
+    for name in names:
+        cells = [row[name] for row in rows if isinstance(row.get(name), dict)]
+        keys = list(dict.fromkeys(key for cell in cells for key in cell))
+        paths |= dict.fromkeys(f"{name}.{rest}" for rest in list_paths(keys, cells)) if keys else {name: None}
+    return list(paths)
+
+
 def contains_path(cell: Any, path: str) -> bool:
     """Whether a cell is a mapping with a cell at a path with dots."""
     return isinstance(cell, dict) and next(_find(cell, path), None) is not None
