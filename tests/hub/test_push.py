@@ -76,7 +76,7 @@ def test_the_checkpoint_that_the_card_describes_is_uploaded(hub, run, tmp_path, 
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
-    torch.save({**checkpoint, "global_step": 77}, folder / "other.ckpt")
+    write_checkpoint({**checkpoint, "global_step": 77}, folder / "other.ckpt")
     for name in ("other.ckpt", "last"):
         path = name if name == "last" else folder / name
         assert push(folder, REPOSITORY, f"--ckpt_path={path}") == 0

@@ -105,13 +105,14 @@ def _checkpoint_of(folder: Path, given: Path | None) -> Path | None:
     ]
     is_run = any(path.name in CHECKPOINTS for path in files)
     if given is not None and (files or is_safetensors_checkpoint(folder)):
-        if not any(path.samefile(given) for path in (*files, folder)):
+        if not any(path.samefile(given) for path in files or [folder]):
             raise UserError(
                 f"{given} is not a checkpoint in {folder}, whose own would be uploaded: give the folder that holds it, "
                 "or drop --ckpt_path"
             )
-    if given is None or not any(path.samefile(given) for path in files):
-        given = files[0] if is_run else None
+    if not is_run:
+        return None
+    given = given or files[0]
     if given is not None and is_checkpoint_folder(given):
         full = given.with_name(f"{given.stem}-full{given.suffix}")
         raise UserError(
