@@ -3,8 +3,10 @@
 import contextlib
 import errno
 import heapq
+import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +36,8 @@ class Predictions(Callback):
         text_path: second file, of lines `label ||| text` in the format of CMU's minllama course, for models that
             predict a "label". Default: none.
         overwrite: replace existing files when the new ones are complete; also `--overwrite`. Only empty files and
-            earlier predictions are replaced, and no file that the prediction reads. Default: refuse.
+            earlier predictions are replaced, and no file that the prediction reads; lines `label ||| text` are
+            earlier predictions if the JSON lines at `path` have the same labels and texts. Default: refuse.
     """
 
     def __init__(self, path: str | None = None, text_path: str | None = None, overwrite: bool = False) -> None:
@@ -51,25 +54,43 @@ class Predictions(Callback):
         if stage == "predict":
             predict_on_every_rank(trainer)  # all take part in the merge
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.files, self._temporary = {}, {}
-        # Open all files before the first batch, so that a path that cannot be written is an error before any work.
+    def check(self, trainer: Trainer, module: LightningModule, data: Any, ckpt_path: Any) -> list[Path]:
+        """The files to write, after a look at what exists; the command line calls it before the data is read.
+
+        Args:
+            trainer: that predicts.
+            module: files that its arguments name are inputs.
+            data: the data module, or None; its files are inputs.
+            ckpt_path: of the model, an input too.
+
+        Raises:
+            UserError: a path is no name of a file, or names a file that is not to be replaced.
+        """
+        paths: list[Path] = []
         for name in (self.main_path(trainer), self.text_path):
             if name is None:
                 continue
-            option = "predictions.text_path" if self.files else "predictions.path"
+            option = "predictions.text_path" if paths else "predictions.path"
             refuse_url(f"--{option}", name)
             path = Path(name)
             if not name.strip() or "\0" in name or path.is_dir():
                 what = "a folder" if path.is_dir() and name.strip() else "not a name of a file"
                 raise UserError(f"--{option} {name!r} is {what}: give the path of a file")
-            if any(path.resolve() == other.resolve() for other in self.files):
+            if any(path.resolve() == other.resolve() for other in paths):
                 raise UserError(f"{path} cannot hold both kinds of lines: give another --predictions.text_path")
-            if path.exists() and (reason := _why_not_replaced(path, bool(self.files), trainer, pl_module)):
+            main = paths[0] if paths else None
+            if path.exists() and (reason := _why_not_replaced(path, main, module, data, ckpt_path)):
                 raise UserError(f"{path} {reason}: give another --{option}")
             if path.exists() and not self.overwrite:
                 raise UserError(f"{path} exists already: add --overwrite to replace it, or give another --{option}")
-            with _named(path, f": give another --{option}"):
+            paths.append(path)
+        return paths
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.files, self._temporary = {}, {}
+        # Open all files before the first batch, so that a path that cannot be written is an error before any work.
+        for path in self.check(trainer, pl_module, getattr(trainer, "datamodule", None), trainer.ckpt_path):
+            with _named(path, f": give another --predictions.{'text_path' if self.files else 'path'}"):
                 if path.parent.exists() and not path.parent.is_dir():
                     raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,40 +172,66 @@ def merge_parts(targets: list[Path], parts: list[list[str]]) -> None:
                 output.write(line)
 
 
-def _why_not_replaced(path: Path, is_text: bool, trainer: Trainer, module: LightningModule) -> str | None:
+def _why_not_replaced(path: Path, main: Path | None, module: Any, data: Any, ckpt_path: Any) -> str | None:
     """Why an existing file is never replaced, also with overwrite=True; None for an empty file or old predictions.
 
     Args:
         path: the file.
-        is_text: whether lines `label ||| text` are to replace it, and not JSON lines.
-        trainer: its checkpoint and data are inputs.
+        main: the JSON lines, if `path` is the file of lines `label ||| text`; else None.
         module: files that its arguments name are inputs.
+        data: the data module; its data is a file, a folder, or a prefix of file names.
+        ckpt_path: another input.
     """
-    data = getattr(trainer, "datamodule", None)
     settings = [getattr(part, "hparams", {}) for part in (data, module)]
-    inputs = [trainer.ckpt_path, *(value for part in settings for value in part.values())]
+    inputs = [ckpt_path, *(value for part in settings for value in part.values())]
     for name in inputs:
         given = Path(os.path.expanduser(name)) if isinstance(name, str | Path) and "\0" not in str(name) else None
         with contextlib.suppress(OSError):  # texts that cannot be the name of a file
             if given and given.exists() and given.samefile(path):
                 return "is an input of this prediction"
-    folder = Path(os.path.expanduser(str(settings[0].get("data", ""))))
-    if settings[0].get("data") and folder.is_dir() and folder.samefile(path.resolve().parent):
-        return "is in the folder of the data"
-    return None if path.is_file() and _is_replaceable(path, is_text) else "is not a file of earlier predictions"
+    given = Path(os.path.expanduser(str(settings[0].get("data") or "\0")))
+    with contextlib.suppress(OSError, ValueError):  # the name of a data set, or no path at all
+        if given.is_dir() and given.samefile(path.resolve().parent):
+            return "is in the folder of the data"
+        # Of a prefix, the names of the files continue that of the data with -, _ or a dot.
+        name, is_prefix = path.resolve().name, not given.exists() and given.parent.is_dir()
+        if (
+            is_prefix
+            and given.parent.samefile(path.resolve().parent)
+            and re.match(rf"{re.escape(given.name)}[-_.]", name)
+        ):
+            return "is one of the files of the data"
+    return None if path.is_file() and _is_replaceable(path, main) else "is not a file of earlier predictions"
 
 
-def _is_replaceable(path: Path, is_text: bool) -> bool:
-    """Whether a file is empty, or its first line is one of predictions."""
+def _is_replaceable(path: Path, main: Path | None) -> bool:
+    """Whether a file is empty or has earlier predictions.
+
+    Lines `label ||| text` may be anybody's labels, so they must be those of the predictions in the JSON lines `main`.
+    """
     with open(path, encoding="utf-8", errors="replace") as file:
-        line = file.readline()
-    if not line or is_text:
-        return not line or " ||| " in line
+        if main is None:
+            line = file.readline()
+            row = _parse_row(line)
+            return not line or type(row.get("index")) is int or {"tokens", "loss"} <= row.keys()
+        if not file.readline():
+            return True
+        file.seek(0)
+        if not main.is_file():
+            return False
+        with open(main, encoding="utf-8", errors="replace") as rows:
+            return all(
+                line == _text_line(_parse_row(row)) for line, row in itertools.zip_longest(file, rows, fillvalue="")
+            )
+
+
+def _parse_row(line: str) -> dict[str, Any]:
+    """The object in a line of JSON; {} if it has none."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(row, dict) and (isinstance(row.get("index"), int) or {"tokens", "loss"} <= row.keys())
+        return {}
+    return row if isinstance(row, dict) else {}
 
 
 def _index(lines: tuple[str, ...]) -> int:
@@ -198,7 +245,7 @@ def _json_line(row: dict[str, Any]) -> str:
 
 
 def _text_line(row: dict[str, Any]) -> str:
-    return f"{row['label']} ||| {' '.join(row['input'].split())}\n"
+    return f"{row.get('label')} ||| {' '.join(str(row.get('input')).split())}\n"
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from zoo.datamodules.row_data import RowReader, Tables, train_row_tokenizer
 from zoo.datamodules.row_text import RowFormat, RowLayout, list_columns, numbers_in, parse_columns
 from zoo.datamodules.rows import TextRows
 from zoo.datamodules.sources import tables
+from zoo.datamodules.sources.nested_cells import columns_without
 from zoo.datamodules.sources.tables import BadRows, Table, read_table
 from zoo.datamodules.teacher import Teacher
 from zoo.datamodules.unknown_words import warn_of_unknown_words
@@ -180,15 +181,20 @@ class RegressionRows:
         is_yaml = table.columns is None and Path(table.name).suffix.lower() in tables.YAML
         targets = parse_columns(s.target_columns, names) or ([YAML_TARGET] if is_yaml else [])
         [group_column] = parse_columns([s.group_column], names) if s.group_column else [None]
-        # Input columns: as given, else all others; a YAML file has a default text column.
-        others = {*targets, group_column}
-        inputs = parse_columns(s.columns, names) or [name for name in names if name not in others]
+        # Input columns: as given, else all others; of YAML files with a default text column only that.
+        # Targets and groups inside of mappings are no part of the text either.
+        others = [*targets, *([group_column] if group_column else [])]
+        rows = [cells for t in group for _, cells in t.rows]
+        inputs = parse_columns(s.columns, names) or columns_without(names, rows, others)
         self._has_index = not s.columns and s.text_column is None and index_column(table, inputs) is not None
         if s.text_column is not None:
             inputs = parse_columns([s.text_column], names)
-        elif is_yaml and not s.columns and s.row_format in (None, "text"):
+        elif is_yaml and YAML_TEXT in names and not s.columns and s.row_format in (None, "text"):
             inputs = [YAML_TEXT]
-        row_format: RowFormat = s.row_format or ("text" if len(inputs) == 1 else "key_value")
+        is_text = len(inputs) == 1 and (
+            s.text_column is not None or not any(isinstance(cells.get(inputs[0]), dict) for cells in rows)
+        )
+        row_format: RowFormat = s.row_format or ("text" if is_text else "key_value")
         if row_format == "text" and len(inputs) != 1:
             raise UserError(
                 f"row_format text reads one column: set --data.text_column to one of {list_columns(inputs)}"

@@ -13,6 +13,7 @@ import numpy as np
 from zoo.datamodules.float64_targets import RoundedNumbers
 from zoo.datamodules.rows import Rows
 from zoo.datamodules.sources.labels import label_text
+from zoo.datamodules.sources.nested_cells import contains_path, list_paths
 from zoo.datamodules.sources.tables import BadRows, Cells, Table, repeated_name
 from zoo.datamodules.written_numbers import plain_number
 from zoo.errors import UserError
@@ -60,7 +61,7 @@ class RowLayout(NamedTuple):
             UserError: a table lacks a column, no row can be used, a row is bad, or a column has two roles.
         """
         texts, targets, places, groups = [], [], [], []
-        self._check_roles()
+        self._check_roles(tables)
         self._check_keys(tables)
         rounded = [] if self.classes is not None else [RoundedNumbers(name) for name in self.targets]
         # Missing columns are an error of the options; problems of single rows are left to the policy for bad rows.
@@ -86,7 +87,8 @@ class RowLayout(NamedTuple):
         # Nothing was left: name the first table, and the reason of the first bad row.
         if not texts:
             others = f", nor do the {len(tables) - 1} files read with it" if len(tables) > 1 else ""
-            raise UserError(f"{tables[0].name} has no row that can be used{others}{bad.first()}")
+            remedy = "" if bad.first() else ": give a file with rows"
+            raise UserError(f"{tables[0].name} has no row that can be used{others}{bad.first()}{remedy}")
         for column in rounded:
             column.warn()
         return Rows(texts, np.array(targets, dtype=np.float64).reshape(-1, len(self.targets) or 1), places, groups)
@@ -101,7 +103,7 @@ class RowLayout(NamedTuple):
         if need_targets and not self.targets:
             raise UserError(
                 "the columns of the numbers to predict are unknown: "
-                f"set --data.target_columns to some of {list_columns(table.names)}"
+                f"set --data.target_columns to some of {list_columns(_paths(table))}"
             )
         if table.columns is None:
             return
@@ -147,8 +149,8 @@ class RowLayout(NamedTuple):
                         f'that it has, {list_columns(known)}, or add "{name}": null to a row if the value is unknown'
                     )
 
-    def _check_roles(self) -> None:
-        """Raises UserError if a column is named twice, or is both an input and a target."""
+    def _check_roles(self, tables: Sequence[Table]) -> None:
+        """Raises UserError if a column is named twice, or is both an input and a target, or contains a target."""
         inputs = "text_column" if self.row_format == "text" else "columns"
         targets = "target_columns" if self.classes is None else "label_column"
         for option, names in ((inputs, self.columns), (targets, self.targets)):
@@ -159,6 +161,12 @@ class RowLayout(NamedTuple):
                 f"{both[0]!r} is a target and would be an input as well: drop it from --data.{inputs} or from "
                 f"--data.{targets}"
             )
+        for name, target in ((n, t) for n in self.columns for t in self.targets if t.startswith(f"{n}.")):
+            if any(contains_path(cells.get(name), target[len(name) + 1 :]) for t in tables for _, cells in t.rows):
+                raise UserError(
+                    f"{name!r} contains the target {target!r}, which would be an input as well: name the other cells "
+                    f"of {name!r} in --data.{inputs}, such as {name}.KEY"
+                )
 
     def target(self, cells: Cells, name: str, needed: bool = True) -> float:
         """The number in column `name`, or the number of its class; NaN for an invalid cell that is not needed.
@@ -246,6 +254,11 @@ def _plainer(cell: Any) -> str:
         return ": write 1 or 0"
     plain = plain_number(cell)
     return "" if plain is None else f": write {plain} (no unit, sign or thousands separator; a point before decimals)"
+
+
+def _paths(table: Table) -> list[str]:
+    """Names of columns, with the paths of cells in mappings; those in the first rows."""
+    return list_paths(table.names, [cells for _, cells in table.rows[:100]])
 
 
 def _nearest(name: str, names: Collection[str]) -> str:

@@ -19,6 +19,7 @@ from zoo.tokenizers import train_bpe
         (["fit", "--config", TINY, "--model.optimizer=sgd"], 2, "must be 'adamw', 'adafactor' or 'muon', not 'sgd'"),
         (["fit", "--config", TINY, "--trainer.default_root_dir=x"], 1, "set the run's folder with --output_dir x"),
         (["fit", "--config", TINY, "--overwrite"], 1, "--overwrite is for the files of predict: drop it for fit"),
+        (["fit", "--config", TINY, "--trainer.callbacks+=EarlyStoping"], 2, "mean zoo.callbacks.EarlyStopping?"),
         (["fit", "--config", TINY, "--trainer.callbacks=EarlyStopping"], 2, "write zoo.callbacks.EarlyStopping or"),
         (["fit", "--config", TINY, "--budget=0.000001s"], 1, "--budget 0.000001s is too short: the start"),
         (["fit"], 2, "a model and its data must be named: add --config NAME"),

@@ -122,7 +122,8 @@ def resume(of: Scenario, folder: Path) -> str:
 
 
 def resume_argv(of: Scenario, folder: Path) -> list[str]:
-    return of.argv() + ["--ckpt_path=last"] * (folder / "run" / "last.ckpt").exists()
+    has_checkpoint = (folder / "run" / "last.ckpt").exists()
+    return [*of.argv(), f"--ckpt_path={'last' if has_checkpoint else 'auto'}"]  # auto starts again after config.yaml
 
 
 def difference(expected: Path, folder: Path) -> str:

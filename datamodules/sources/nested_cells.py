@@ -1,6 +1,6 @@
 """A row whose cells may be mappings: "article.title" is the cell "title" inside the cell "article"."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from zoo.errors import UserError
@@ -39,6 +39,46 @@ class NestedCells(dict[str, Any]):
 def with_nested(cells: dict[str, Any]) -> dict[str, Any]:
     """The cells of a row, as `NestedCells` if one of them is a mapping."""
     return NestedCells(cells) if any(isinstance(cell, dict) for cell in cells.values()) else cells
+
+
+def columns_without(names: Sequence[str], rows: Sequence[Mapping[str, Any]], paths: Collection[str]) -> list[str]:
+    """The columns without the cells at some paths: a column that contains such a cell is replaced by its other cells.
+
+    Without "result.loss" the columns "model" and "result" of rows {"model": ..., "result": {"loss": 1, "size": 2}} are
+    "model" and "result.size".
+
+    Args:
+        names: of the columns.
+        rows: cells by name, among them the mappings that are columns of several cells.
+        paths: names of columns and paths of nested cells.
+    """
+    columns: dict[str, None] = {}
+    for name in names:
+        inner = [path[len(name) + 1 :] for path in paths if path.startswith(f"{name}.")]
+        cells = [row[name] for row in rows if inner and isinstance(row.get(name), dict)]
+        if name in paths:
+            continue
+        if any(contains_path(cell, path) for cell in cells for path in inner):
+            keys = list(dict.fromkeys(key for cell in cells for key in cell))
+            columns |= dict.fromkeys(f"{name}.{rest}" for rest in columns_without(keys, cells, inner))
+        else:
+            columns[name] = None
+    return list(columns)
+
+
+def list_paths(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns by name, and in place of those that are mappings the paths of the cells in them."""
+    paths: dict[str, None] = {}
+    for name in names:
+        cells = [row[name] for row in rows if isinstance(row.get(name), dict)]
+        keys = list(dict.fromkeys(key for cell in cells for key in cell))
+        paths |= dict.fromkeys(f"{name}.{rest}" for rest in list_paths(keys, cells)) if keys else {name: None}
+    return list(paths)
+
+
+def contains_path(cell: Any, path: str) -> bool:
+    """Whether a cell is a mapping with a cell at a path with dots."""
+    return isinstance(cell, dict) and next(_find(cell, path), None) is not None
 
 
 def _find(cells: dict[str, Any], path: object) -> Iterator[tuple[list[str], Any]]:

@@ -176,7 +176,7 @@ class Table(Documents):
 
     Args:
         texts: the table.
-        column: name of the column of texts.
+        column: name of the column of texts; a dotted one for a key of nested mappings, such as "article.text".
         join_rows: the rows are lines of one document; otherwise each is a document.
         name: what messages call the table.
 
@@ -190,10 +190,12 @@ class Table(Documents):
     name: str
 
     def __post_init__(self) -> None:
-        if self.column not in self.texts.column_names:
-            columns = ", ".join(self.texts.column_names)
+        # Keys of nested mappings are columns whose names have dots.
+        texts = self.texts if self.column in self.texts.column_names else self.texts.flatten()
+        if self.column not in texts.column_names:
+            columns = ", ".join(texts.column_names)
             raise UserError(f"{self.name} has no column {self.column!r}: set --data.text_column to one of {columns}")
-        object.__setattr__(self, "texts", self.texts.select_columns([self.column]))
+        object.__setattr__(self, "texts", texts.select_columns([self.column]))
 
     def _block(self, first: int) -> Sequence[str]:
         values = self.texts[first : first + BLOCK_ROWS][self.column]

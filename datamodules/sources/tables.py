@@ -79,6 +79,13 @@ class Table(NamedTuple):
         return list(dict.fromkeys(name for _, cells in self.rows for name in cells))
 
 
+_COMPRESSED = (  # first bytes, name, remedy
+    (b"PAR1", "a Parquet", "rename it to end in .parquet"),
+    (b"\x1f\x8b", "a gzip", "decompress it first"),
+    (b"PK\x03\x04", "a ZIP or Excel", "extract it first, or save the table as CSV"),
+)
+
+
 def read_table(file: Path, column_names: list[str] | None, bad: BadRows, separator: str | None = None) -> Table:
     """The table in `file`; the suffix of its name gives the format.
 
@@ -100,6 +107,7 @@ def read_table(file: Path, column_names: list[str] | None, bad: BadRows, separat
     regular_file(file)
     if suffix == ".parquet":
         return _read_parquet(file)
+    _check_uncompressed(file)
     if suffix in _SEPARATORS:
         return _read_separated(file, column_names, bad, SEPARATORS[separator] if separator else None)
     rows = _read_json(file, bad) if suffix in _JSON else _read_yaml(file, bad)
@@ -140,6 +148,16 @@ def _read_text(file: Path) -> str:
 
 
 # ---- CSV and TSV
+
+
+def _check_uncompressed(file: Path) -> None:
+    """Raises UserError if a file with the suffix of a text format is a compressed one."""
+    with file.open("rb") as content:
+        start = content.read(1024)
+    is_binary = any(byte < 9 for byte in start)  # control characters, unlike a text that begins with these letters
+    for magic, kind, remedy in _COMPRESSED:
+        if is_binary and start.startswith(magic):
+            raise UserError(f"{file} is {kind} file with another name: {remedy}")
 
 
 def _csv_options(file: Path, separator: str) -> dict[str, Any]:

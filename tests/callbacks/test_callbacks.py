@@ -156,6 +156,36 @@ def test_only_empty_files_and_earlier_predictions_are_overwritten(tmp_path):
     assert (old.read_bytes(), data.read_bytes()) == (content, b"mine")
 
 
+def test_only_lines_of_earlier_predictions_are_overwritten(tmp_path):
+    class Labels(Plane):
+        def predict_step(self, batch, batch_idx):
+            return [
+                row | {"label": "a", "input": f"text {row['index']}"} for row in super().predict_step(batch, batch_idx)
+            ]
+
+    def predict(text_path, data="rows.txt", name="new.jsonl"):
+        points = Points(3)
+        points.save_hyperparameters({"data": str(data)})
+        trainer(tmp_path, Predictions(str(tmp_path / name), str(text_path), overwrite=True)).predict(Labels(), points)
+
+    out, gold = tmp_path / "out.txt", tmp_path / "sst-test.txt"
+    for _ in range(2):  # the second time both files are replaced
+        predict(out)
+        assert out.read_text() == "a ||| text 0\na ||| text 1\na ||| text 2\n"
+    with pytest.raises(UserError, match=r"is not a file of earlier predictions: give another --predictions\.text_path"):
+        predict(out, name="other.jsonl")  # its JSON lines are unknown
+    for content in ("b ||| text 0\na ||| text 1\na ||| text 2\n", out.read_text() + "a ||| text 3\n", "a ||| text 0\n"):
+        gold.write_text(content)
+        with pytest.raises(UserError, match="is not a file of earlier predictions"):
+            predict(gold)
+        with pytest.raises(UserError, match="is one of the files of the data"):
+            predict(gold, data=tmp_path / "sst")
+        assert gold.read_text() == content
+    gold.write_text(out.read_text())
+    with pytest.raises(UserError, match="is one of the files of the data"):
+        predict(gold, data=tmp_path / "sst")
+
+
 def test_figures_of_predictions_are_next_to_them_and_kept(tmp_path):
     class Scored(Plane):
         def predict_step(self, batch, batch_idx):

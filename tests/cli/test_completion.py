@@ -22,14 +22,17 @@ def script(tmp_path_factory):
 
 def test_bash_completes(script):
     lines = [["f"], ["fit", "--model.readout"], ["fit", "--config", "tiny/i"], ["predict", "--overw"],
-             ["generate", "--precision", "b"], ["completion", "z"]]  # fmt: skip
+             ["generate", "--precision", "b"], ["completion", "z"],
+             ["push", "--lic"], ["export", "--format", "g"], ["pull", "--rev"], ["list", "--w"],
+             ["consolidate", "--output_"]]  # fmt: skip
     code = f". {script}\n" + "".join(
         f"COMP_WORDS=(zoo {' '.join(words)}); COMP_CWORD={len(words)}; COMPREPLY=(); "
         f"_shtab_zoo zoo '{words[-1]}' '{['zoo', *words][-2]}'; echo ${{COMPREPLY[@]}}\n"
         for words in lines
     )
     shown = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert shown == ["fit", "--model.readout_dim", "tiny/icr tiny/icr_pool", "--overwrite", "bf16", "zsh"]
+    assert shown == ["fit", "--model.readout_dim", "tiny/icr tiny/icr_pool", "--overwrite", "bf16", "zsh",
+                     "--licence", "gguf", "--revision", "--weights", "--output_dir"]  # fmt: skip
 
 
 def test_the_name_of_a_shell_is_needed(capsys):

@@ -1,6 +1,7 @@
 """Checkpoints at a URL: copied into the cache, read with the checks of a local file, resumed into a local folder."""
 
 import io
+import struct
 
 import fsspec
 import pytest
@@ -8,8 +9,10 @@ import torch
 
 from tests.commands import TINY, complaint
 from zoo.__main__ import main
+from zoo.cli.arguments import read_arguments
+from zoo.cli.resume import with_chosen_settings
 from zoo.files import remote_files
-from zoo.files.remote_files import is_copy, local_copy
+from zoo.files.remote_files import copy_with_neighbours, is_copy, local_copy
 
 
 @pytest.fixture
@@ -31,6 +34,16 @@ def test_a_remote_run_is_validated_and_resumed(remote, run, tmp_path, monkeypatc
     assert not is_copy(out)
 
 
+def test_a_remote_run_with_chosen_settings_does_not_continue_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    folder = tmp_path / "remote" / "0"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("output_dir: runs/x\n")
+    arguments = read_arguments(["--config=regress_lm"])
+    words = with_chosen_settings(str(folder / "last.ckpt"), arguments)
+    assert words == [*arguments.words, f"--config={folder / 'config.yaml'}"]
+
+
 def test_a_copy_is_used_until_the_file_changes(tmp_path, monkeypatch):
     files = fsspec.filesystem("memory")
     files.pipe("/bucket/a.ckpt", b"one")
@@ -44,6 +57,18 @@ def test_a_copy_is_used_until_the_file_changes(tmp_path, monkeypatch):
     files.pipe("/bucket/a.ckpt", b"other")
     assert local_copy("memory://bucket/a.ckpt") == path
     assert path.read_bytes() == b"other"
+
+
+def test_the_tokenizer_of_remote_llama2c_weights_is_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    files = fsspec.filesystem("memory")
+    old = struct.pack("<7i", 64, 172, 5, 8, 4, 512, 512) + bytes(64)
+    new = struct.pack("<9i", 0x616B3432, 1, 64, 172, 5, 8, 4, -512, 512) + bytes(64)
+    for folder, header in (("old", old), ("new", new)):
+        files.pipe(f"/bucket/{folder}/model.bin", header)
+        files.pipe(f"/bucket/{folder}/tok512.bin", b"tokenizer")
+        copy = copy_with_neighbours(f"memory://bucket/{folder}/model.bin", "--ckpt_path")
+        assert copy.with_name("tok512.bin").read_bytes() == b"tokenizer"
 
 
 class Code:

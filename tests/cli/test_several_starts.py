@@ -53,6 +53,14 @@ def test_runs_without_checkpoints(option, text_file, tmp_path, capsys):
     assert "run: 4 steps, no checkpoint saved (checkpoints are off)" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.ckpt"))
     assert (tmp_path / "run").exists() == ("checkpointing" in option)
+    # The config.yaml of such a run is not replaced by another run, unless the command is meant to start again.
+    if "checkpointing" in option:
+        config = (tmp_path / "run" / "config.yaml").read_bytes()
+        assert fit(tmp_path / "run", text_file, option, max_steps=2) == 1
+        assert "already holds the config.yaml of a run, which saved no checkpoint: remove it" in capsys.readouterr().err
+        assert (tmp_path / "run" / "config.yaml").read_bytes() == config
+        assert fit(tmp_path / "run", text_file, option, "--ckpt_path=auto", max_steps=2) == 0
+        assert (tmp_path / "run" / "config.yaml").read_bytes() != config
 
 
 def test_barebones_excludes_options_that_measure(text_file, tmp_path, capsys):

@@ -224,3 +224,18 @@ def test_any_file_of_prompts_is_read_or_refused(tmp_path, changes, text, at):
         file.write_bytes(as_bytes(damaged))
         with contextlib.suppress(UserError):
             read_queries(str(file), Task(D=2, K=3))
+
+
+@pytest.mark.parametrize(
+    ("start", "reason"),
+    [
+        (b"PAR1", r"is a Parquet file with another name: rename it to end in \.parquet"),
+        (b"\x1f\x8b\x08", "is a gzip file with another name: decompress it first"),
+        (b"PK\x03\x04", "is a ZIP or Excel file with another name: extract it first, or save the table as CSV"),
+    ],
+)
+def test_binary_files_with_the_name_of_a_text_are_named(start, reason, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(start + b"\0\xff" * 20)
+    with pytest.raises(UserError, match=reason):
+        TextRegression(str(path), target_columns="y").setup("fit")

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -69,6 +70,34 @@ def test_an_exported_folder_is_pushed_as_it_is(hub, run, tmp_path, capsys):
     assert push(folder, REPOSITORY) == 0
     assert hub.repositories[REPOSITORY]["README.md"] == b"# mine"
     assert sorted(file.name for file in folder.iterdir()) == [".hidden", "README.md", "config.json", "sub"]
+
+
+def test_the_checkpoint_that_the_card_describes_is_uploaded(hub, run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    write_checkpoint({**checkpoint, "global_step": 77}, folder / "other.ckpt")
+    for name in ("other.ckpt", "last"):
+        path = name if name == "last" else folder / name
+        assert push(folder, REPOSITORY, f"--ckpt_path={path}") == 0
+        files = hub.repositories[REPOSITORY]
+        step = torch.load(io.BytesIO(files["best.ckpt"]), weights_only=True)["global_step"]
+        assert step == (77 if name == "other.ckpt" else checkpoint["global_step"])
+        assert f"| optimizer steps | {step} |" in files["README.md"].decode()
+    capsys.readouterr()
+    said = complaint(capsys, 1, "push", folder, "a/b", "--licence=mit", f"--ckpt_path={run / 'last.ckpt'}")
+    assert f"is not a checkpoint in {folder}, whose own would be uploaded" in said
+    for licence in ("", " ", "my licence"):
+        assert "is no licence: give" in complaint(capsys, 1, "push", folder, "a/b", f"--licence={licence}")
+    # The checkpoint of a sharded run is a folder.
+    (folder / "best.ckpt").unlink()
+    (folder / "best.ckpt").mkdir()
+    (folder / "best.ckpt" / "meta.pt").touch()
+    said = complaint(capsys, 1, "push", folder, "a/b", "--licence=mit")
+    assert (
+        f"run `zoo consolidate --ckpt_path {folder / 'best.ckpt'}`, and add --ckpt_path {folder / 'best-full.ckpt'}"
+        in said
+    )
 
 
 def test_a_dry_run_uploads_nothing(hub, run, capsys):

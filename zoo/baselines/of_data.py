@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.baselines.ngram import NGram
+from zoo.console.argument_names import print_notice
 from zoo.training.regression_metrics import target_labels
 
 MOST_TOKENS = 2_000_000  # of a training text from which n-grams are counted
+NOTICED_TOKENS = 500_000  # of a training text, above which counting is announced
 MOST_TEXTS = 10_000  # training texts of the bag of words
 
 
@@ -52,6 +54,8 @@ def _language_model(trainer: Any, data: Any, split: str) -> Mapping[str, float]:
     n_batches = sum(trainer.num_val_batches if split == "val" else trainer.num_test_batches) * trainer.world_size
     val = val[: n_batches * data.batch_size * data.seq_len + 1]
     orders = {"unigram": 1, "trigram": 3} if len(train) <= MOST_TOKENS else {"unigram": 1}
+    if len(orders) > 1 and len(train) > NOTICED_TOKENS and trainer.is_global_zero:
+        print_notice(f"counts n-grams in {len(train):,} training tokens for the baselines, which can take minutes")
     scores: dict[str, float] = {}
     for name, order in orders.items():
         if len(val) > 1 and len(train) >= order and order * math.log2(data.vocab_size) <= 62:

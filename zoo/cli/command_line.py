@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from zoo.baselines.of_data import baselines_of
-from zoo.callbacks import Charts, Checkpoint
+from zoo.callbacks import Charts, Checkpoint, Predictions
 from zoo.callbacks.budget import seconds_left
 from zoo.callbacks.one_thread import OneThread
 from zoo.callbacks.progress import Progress
@@ -155,6 +155,7 @@ class ZooCLI(OpenLightningCLI):
         ckpt_path = given.get("ckpt_path")
         if ckpt_path is None and self.verb == "fit" and self.runs_verb and was_requeued():
             ckpt_path = "auto"
+        self.may_restart = ckpt_path == "auto"
         if ckpt_path is None and self.verb != "fit":
             ckpt_path = self.arguments.weights_alone()
         if ckpt_path == "auto" and self.verb != "fit":
@@ -237,7 +238,7 @@ class ZooCLI(OpenLightningCLI):
         check_trainer(config.trainer, self.verb)
         set_log_folder(config.trainer, config.output_dir)
         if self.verb == "fit" and self.runs_verb:
-            check_fit(config, self.classes["model"], self.ranks)
+            check_fit(config, self.classes["model"], self.ranks, self.may_restart)
         left = seconds_left(config.budget, self.started)
         # Everything that can be refused without reading the data has been refused: choose settings by the data.
         if config.automatic and self.verb == "fit":
@@ -314,8 +315,7 @@ class ZooCLI(OpenLightningCLI):
                 ) from error
             raise
         # The user's checkpoint callbacks follow that of the run, which is then `trainer.checkpoint_callback`.
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        callbacks.sort(key=lambda c: isinstance(c, LightningCheckpoint) and not isinstance(c, Checkpoint))
+        _callbacks(trainer).sort(key=lambda c: isinstance(c, LightningCheckpoint) and not isinstance(c, Checkpoint))
         if self.verb == "fit" and config.ckpt_path:
             for logger in trainer.loggers:
                 if isinstance(logger, CSVLogger):
@@ -366,9 +366,19 @@ class ZooCLI(OpenLightningCLI):
         folder = checkpoint_folder(fit) if fit and self.trainer.is_global_zero else None
         return locked_and_watched(folder, self.ranks, self.trainer)
 
+    def before_predict(self) -> None:
+        # Refuse to replace files before the data is read.
+        for callback in _callbacks(self.trainer):
+            if isinstance(callback, Predictions) and self.trainer.is_global_zero:
+                callback.check(self.trainer, self.model, self.datamodule, self.config.predict.ckpt_path)
+
     def before_fit(self) -> None:
         config = self.config.fit
         folder = checkpoint_folder(config)
         if self.trainer.is_global_zero:  # the others may have another {time}, and write nothing
-            refuse_other_run(folder, config.ckpt_path)
+            refuse_other_run(folder, config.ckpt_path, None if self.may_restart else Path(config.output_dir))
             check_writable(folder)
+
+
+def _callbacks(trainer: Trainer) -> list[Callback]:
+    return trainer.callbacks  # type: ignore[attr-defined]

@@ -5,19 +5,33 @@ The script holds all names, so that completion starts no Python. It is written b
 
 import argparse
 import typing
+from collections.abc import Callable
 from typing import Any
 
 from zoo.cli.command_line import ZooCLI
 from zoo.cli.config_names import config_files
-from zoo.cli.overview import VERBS
+from zoo.cli.consolidate import consolidate_parser
+from zoo.cli.export import export_parser
+from zoo.cli.overview import VERBS, list_parser
+from zoo.cli.pull import pull_parser
+from zoo.cli.push import push_parser
 from zoo.cli.trainer import ZooTrainer
 from zoo.errors import UserError
+from zoo.export.formats import FORMATS
 from zoo.private_apis.jsonargparse_api import Option, class_options, options
 from zoo.registry import DATA_MODULES, MODELS, load_class
 
 SHELLS = ("bash", "zsh", "tcsh")
 FILES = ("ckpt_path", "data_dir", "weights", "tokenizer", "embeddings", "data", "path", "text_path")  # last parts
-FOLDERS = ("output_dir", "cache_dir", "dirpath")
+FOLDERS = ("output_dir", "cache_dir", "dirpath", "folder")
+POSITIONAL = ("destination", "output", "base")  # further files of verbs that build no model
+PLAIN_PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
+    "consolidate": consolidate_parser,
+    "export": export_parser,
+    "list": list_parser,
+    "pull": pull_parser,
+    "push": push_parser,
+}
 USAGE = (
     f"usage: zoo completion {'|'.join(SHELLS)}\n\nFor bash: zoo completion bash > ~/.zoo-completion; "
     "echo '. ~/.zoo-completion' >> ~/.bashrc"
@@ -41,7 +55,7 @@ def print_completion(words: list[str]) -> None:
     try:
         import shtab
     except ModuleNotFoundError as error:
-        raise UserError("zoo completion needs the package shtab: pip install 'zoo[completion]'") from error
+        raise UserError("zoo completion needs the package shtab: pip install '.[completion]'") from error
     print(shtab.complete(command_parser(), shell=words[0]))
 
 
@@ -57,7 +71,10 @@ def command_parser() -> argparse.ArgumentParser:
     ]
     parsers = _Parsers().parsers
     for verb, description in VERBS.items():
-        of_verb = verbs.add_parser(verb, help=description, add_help=False)
+        # Verbs that build no model have a complete parser already.
+        of_verb = verbs.add_parser(
+            verb, help=description, add_help=False, parents=[_plain_parser(verb)] if verb in PLAIN_PARSERS else []
+        )
         if verb == "completion":
             of_verb.add_argument("shell", choices=SHELLS)
         seen = set()
@@ -65,6 +82,19 @@ def command_parser() -> argparse.ArgumentParser:
             if option.name not in seen and not option.name.endswith("+"):
                 seen.add(option.name)
                 _add(of_verb, option)
+    return parser
+
+
+def _plain_parser(verb: str) -> argparse.ArgumentParser:
+    """The parser of a verb that builds no model, with the kinds of paths that its options take."""
+    import shtab
+
+    parser = PLAIN_PARSERS[verb]()
+    for action in parser._actions:
+        if action.dest in (*FILES, *FOLDERS, *POSITIONAL):
+            action.complete = shtab.DIRECTORY if action.dest in FOLDERS else shtab.FILE  # type: ignore[attr-defined]
+        elif action.dest == "format":
+            action.choices = [*FORMATS]
     return parser
 
 

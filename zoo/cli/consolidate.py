@@ -14,6 +14,18 @@ from zoo.files.checkpoints import read_checkpoint, write_checkpoint
 from zoo.files.remote_files import refuse_url
 
 
+def consolidate_parser() -> PlainParser:
+    """The options of the verb."""
+    parser = PlainParser(
+        prog="zoo consolidate",
+        description="Write the checkpoint folder of a sharded run as one file. Needs as much memory as the folder has.",
+    )
+    parser.add_argument("--ckpt_path", required=True, help="the folder, such as runs/mine/best.ckpt")
+    parser.add_argument("--output_dir", help="folder of the run, for --ckpt_path best and last")
+    parser.add_argument("--output", help="the file; default: next to the folder, as best-full.ckpt for best.ckpt")
+    return parser
+
+
 def consolidate(argv: list[str]) -> None:
     """Run the verb.
 
@@ -24,14 +36,8 @@ def consolidate(argv: list[str]) -> None:
         FileNotFoundError: the folder does not exist.
         UserError: it is not a sharded checkpoint or is damaged, or the output exists.
     """
-    parser = PlainParser(
-        prog="zoo consolidate",
-        description="Write the checkpoint folder of a sharded run as one file. Needs as much memory as the folder has.",
-    )
-    parser.add_argument("--ckpt_path", required=True, help="the folder, such as runs/mine/best.ckpt")
-    parser.add_argument("--output", help="the file; default: next to the folder, as best-full.ckpt for best.ckpt")
-    options = parser.parse_args(argv)
-    folder = Path(find_checkpoint(options.ckpt_path, None) or "")
+    options = consolidate_parser().parse_args(argv)
+    folder = Path(find_checkpoint(options.ckpt_path, options.output_dir) or "")
     if not is_checkpoint_folder(folder):
         raise UserError(f"{folder} is not a checkpoint of several files: there is nothing to consolidate")
     output = Path(options.output or folder.with_name(f"{folder.stem}-full{folder.suffix}"))

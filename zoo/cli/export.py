@@ -21,16 +21,8 @@ NO_TOKENIZER = "none"
 _EXTERNAL: dict[str, Any] = {"zoo": {"data": "TextLM"}, "datamodule_hyper_parameters": {}}
 
 
-def export(argv: list[str]) -> None:
-    """Run the verb.
-
-    Args:
-        argv: the options.
-
-    Raises:
-        FileNotFoundError: the checkpoint or the tokenizer does not exist.
-        UserError: the checkpoint is damaged, the format cannot hold the model, or the destination exists.
-    """
+def export_parser() -> PlainParser:
+    """The options of the verb."""
     parser = PlainParser(
         prog="zoo export",
         description="Write a checkpoint in a format of other programs. Nothing is overwritten.",
@@ -60,6 +52,20 @@ def export(argv: list[str]) -> None:
         metavar="DEST",
         help="a new folder; or a new file, for llama2c with the suffix .bin, for gguf .gguf, for onnx .onnx",
     )
+    return parser
+
+
+def export(argv: list[str]) -> None:
+    """Run the verb.
+
+    Args:
+        argv: the options.
+
+    Raises:
+        FileNotFoundError: the checkpoint or the tokenizer does not exist.
+        UserError: the checkpoint is damaged, the format cannot hold the model, or the destination exists.
+    """
+    parser = export_parser()
     options = parser.parse_args(argv)
     if options.format not in FORMATS:
         parser.error(f"--format must be one of {', '.join(FORMATS)}, not {options.format!r}")

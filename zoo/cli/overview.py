@@ -81,9 +81,14 @@ def listed(options: list[str]) -> list[dict[str, str]]:
     Raises:
         UsageError: another option is given.
     """
+    return weights_rows() if list_parser().parse_args(options).weights else configs()
+
+
+def list_parser() -> PlainParser:
+    """The options of `zoo list`."""
     parser = PlainParser(prog="zoo list", description="Show every config of the zoo.")
     parser.add_argument("--weights", action="store_true", help="show trained weights instead, for --ckpt_path zoo:NAME")
-    return weights_rows() if parser.parse_args(options).weights else configs()
+    return parser
 
 
 def configs() -> list[dict[str, str]]:

@@ -58,7 +58,8 @@ def check_settings(config: Any, verb: str, info: CheckpointInfo | None) -> None:
         raise UserError(f"zoo {verb} needs a trained model: add --ckpt_path FILE")
     if config.overwrite:
         if verb != "predict":
-            raise UserError(f"--overwrite is for the files of predict: drop it for {verb}, which overwrites nothing")
+            instead = ", and give a new --output_dir: no run is replaced" if verb == "fit" else ""
+            raise UserError(f"--overwrite is for the files of predict: drop it for {verb}{instead}")
         config.predictions.overwrite = True
     if config.budget is not None:
         if verb != "fit":
@@ -66,13 +67,14 @@ def check_settings(config: Any, verb: str, info: CheckpointInfo | None) -> None:
         parse_duration(config.budget)
 
 
-def check_fit(config: Any, model: type | None, ranks: Ranks) -> None:
+def check_fit(config: Any, model: type | None, ranks: Ranks, may_restart: bool) -> None:
     """Refuse a `fit` for what is known before its data is read: its time limit and its folder.
 
     Args:
         config: the settings of the verb.
         model: the class of the model.
         ranks: the processes of the run; only the first looks at the folder.
+        may_restart: whether a run that saved no checkpoint may be started again in its folder.
 
     Raises:
         UserError: the schedule cannot be planned for a time limit, a minimum of steps excludes the limit, or the folder
@@ -91,7 +93,7 @@ def check_fit(config: Any, model: type | None, ranks: Ranks) -> None:
     if world is None or world.rank == 0:
         folder = checkpoint_folder(config)
         with locked_folder(folder):
-            refuse_other_run(folder, config.ckpt_path)
+            refuse_other_run(folder, config.ckpt_path, None if may_restart else Path(config.output_dir))
 
 
 def checkpoint_folder(config: Any) -> Path:

@@ -5,8 +5,22 @@ from pathlib import Path
 
 from zoo.cli.plain_parser import PlainParser
 from zoo.hub.pull import pull
+from zoo.weights import PREFIX
 from zoo.weights.downloads import downloaded
 from zoo.weights.table import PUBLIC
+
+
+def pull_parser() -> PlainParser:
+    """The options of the verb."""
+    parser = PlainParser(
+        prog="zoo pull",
+        description="Download weights from the Hugging Face hub into $ZOO_CACHE/weights (default: ~/.cache/zoo). They "
+        "are then zoo:NAME for --ckpt_path, --model.weights and --data.tokenizer. Every file is compared with its "
+        "digest on the hub; an interrupted download is continued. HF_ENDPOINT sets another address of the hub.",
+    )
+    parser.add_argument("name", help=f"{', '.join(PUBLIC)}, or a repository with a Llama, OWNER/NAME")
+    parser.add_argument("--revision", help="branch, tag or commit of the repository; default: its main branch")
+    return parser
 
 
 def run_pull(argv: list[str]) -> None:
@@ -18,19 +32,12 @@ def run_pull(argv: list[str]) -> None:
     Raises:
         UserError: as `zoo.hub.pull.pull`.
     """
-    parser = PlainParser(
-        prog="zoo pull",
-        description="Download weights from the Hugging Face hub into $ZOO_CACHE/weights (default: ~/.cache/zoo). They "
-        "are then zoo:NAME for --ckpt_path, --model.weights and --data.tokenizer. Every file is compared with its "
-        "digest on the hub; an interrupted download is continued. HF_ENDPOINT sets another address of the hub.",
-    )
-    parser.add_argument("name", help=f"{', '.join(PUBLIC)}, or a repository with a Llama, OWNER/NAME")
-    parser.add_argument("--revision", help="branch, tag or commit of the repository; default: its main branch")
-    options = parser.parse_args(argv)
-    folder = pull(options.name, options.revision, _check_config)
-    downloaded(options.name)
+    options = pull_parser().parse_args(argv)
+    name = options.name.removeprefix(PREFIX)
+    folder = pull(name, options.revision, _check_config)
+    downloaded(name)
     print(f"{folder}: digests verified", file=sys.stderr)
-    print(f"zoo:{options.name}")
+    print(f"{PREFIX}{name}")
 
 
 def _check_config(path: Path) -> None:

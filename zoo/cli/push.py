@@ -8,15 +8,8 @@ from zoo.cli.run_folder import find_checkpoint
 from zoo.hub.push import push
 
 
-def run_push(argv: list[str]) -> None:
-    """Run the verb.
-
-    Args:
-        argv: the options.
-
-    Raises:
-        UserError: as `zoo.hub.push.push`.
-    """
+def push_parser() -> PlainParser:
+    """The options of the verb."""
     parser = PlainParser(
         prog="zoo push",
         description="Upload a folder to the Hugging Face hub. Of the folder of a run the best checkpoint is uploaded, "
@@ -29,11 +22,27 @@ def run_push(argv: list[str]) -> None:
     parser.add_argument(
         "--licence", required=True, help="of the weights, as the hub writes it, such as apache-2.0 or cc-by-sa-4.0"
     )
-    parser.add_argument("--ckpt_path", help="checkpoint that the card describes; default: best.ckpt in the folder")
+    parser.add_argument(
+        "--ckpt_path",
+        help="checkpoint of the run to upload, a file or last; of an export, the checkpoint that the card describes; "
+        "default: best.ckpt in the folder",
+    )
     parser.add_argument("--private", action="store_true", help="create the repository as a private one")
     parser.add_argument("--dry_run", action="store_true", help="print the card and the names of the files only")
-    options = parser.parse_args(argv)
-    path = find_checkpoint(options.ckpt_path, None)
+    return parser
+
+
+def run_push(argv: list[str]) -> None:
+    """Run the verb.
+
+    Args:
+        argv: the options.
+
+    Raises:
+        UserError: as `zoo.hub.push.push`.
+    """
+    options = push_parser().parse_args(argv)
+    path = find_checkpoint(options.ckpt_path, str(options.folder))
     checkpoint = Path(path) if path else None
     config = (checkpoint.parent if checkpoint else options.folder) / "config.yaml"
     settings = load_config(str(config))[1] if config.is_file() else None

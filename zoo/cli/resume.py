@@ -47,9 +47,7 @@ def saved_run(ckpt_path: str | None, arguments: Arguments) -> list[str]:
     is_named = any(word.startswith("--config=") for word in arguments.words) or any(arguments.class_paths.values())
     if ckpt_path is None or is_named or not (path := Path(ckpt_path).parent / "config.yaml").is_file():
         return []
-    _check_classes(path)
-    # The folder of a copied remote run is in the cache: the run continues in the folder that its config names.
-    return [f"--config={path}"] if is_copy(path) else [f"--config={path}", f"--output_dir={path.parent}"]
+    return _words_of(path)
 
 
 def copy_remote_config(url: str) -> None:
@@ -73,8 +71,14 @@ def with_chosen_settings(ckpt_path: str | None, arguments: Arguments) -> list[st
     start = arguments.automatic_from
     if ckpt_path is None or start is None or not (path := Path(ckpt_path).parent / "config.yaml").is_file():
         return arguments.words
+    return [*arguments.words[:start], *_words_of(path), *arguments.words[start:]]
+
+
+def _words_of(path: Path) -> list[str]:
+    """The words that repeat the run of a config.yaml, whose classes are checked."""
     _check_classes(path)
-    return [*arguments.words[:start], f"--config={path}", f"--output_dir={path.parent}", *arguments.words[start:]]
+    # The folder of a copied remote run is in the cache: the run continues in the folder that its config names.
+    return [f"--config={path}"] if is_copy(path) else [f"--config={path}", f"--output_dir={path.parent}"]
 
 
 def _check_classes(path: Path) -> None:

@@ -108,15 +108,28 @@ class CommonFolder(Callback):
             set_default_root_dir(trainer, trainer.strategy.broadcast(str(trainer.default_root_dir)))
 
 
-def refuse_other_run(folder: Path, ckpt_path: str | None) -> None:
-    """Raises UserError if the folder holds a run other than the one that is resumed."""
+def refuse_other_run(folder: Path, ckpt_path: str | None, config_folder: Path | None = None) -> None:
+    """Raises UserError if the folder holds a run other than the one that is resumed.
+
+    Args:
+        folder: of the checkpoints.
+        ckpt_path: the checkpoint to resume from, if any.
+        config_folder: where config.yaml is saved, which a run without checkpoints leaves there; None where it may be
+            replaced, because the command is meant to start again.
+    """
     names = ("last.ckpt", "best.ckpt", f"last.ckpt{OLD}", f"best.ckpt{OLD}")
     runs = [name for name in names if (folder / name).exists()]
-    is_resumed = ckpt_path is not None and Path(ckpt_path).resolve().parent == folder.resolve()
-    if runs and not is_resumed:
+    if ckpt_path is not None and Path(ckpt_path).resolve().parent == folder.resolve():
+        return
+    if runs:
         raise UserError(
             f"{folder} already holds a run ({runs[0]}): add --ckpt_path last to continue it, "
             "or give another --output_dir"
+        )
+    if config_folder is not None and os.path.lexists(config_folder / "config.yaml"):
+        raise UserError(
+            f"{config_folder} already holds the config.yaml of a run, which saved no checkpoint: remove it, or give "
+            "another --output_dir"
         )
 
 

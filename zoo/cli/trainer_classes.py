@@ -34,9 +34,8 @@ def class_names(option: str | None) -> list[str]:
     noun, module = KINDS[option][0], import_module(f"lightning.pytorch.{KINDS[option][1]}")
     base = getattr(module, noun.capitalize(), object)  # LitLogger is listed as a logger, and is none of the Trainer's
     classes = {name: cls for name in module.__all__ if isinstance(cls := getattr(module, name), type)}
-    names = [name for name, cls in classes.items() if issubclass(cls, base)]
-    own = callbacks.__all__ if option == "trainer.callbacks" else ()
-    return [name for name in (*names, *own) if name[0].isupper() and name not in BASES and not name.startswith("Base")]
+    names = [name for name, cls in classes.items() if issubclass(cls, base)] + own_names(option)
+    return [name for name in names if name[0].isupper() and name not in BASES and not name.startswith("Base")]
 
 
 def settings_of(option: str, path: str | None) -> list[str]:
@@ -60,7 +59,16 @@ def suggestion(option: str | None, name: str, short_names: tuple[str, ...] = ())
     names = class_names(option)
     choices = short_names or names
     listed = f": it is one of {', '.join(choices)}" if option in KINDS and len(choices) <= MOST else ""
-    return did_you_mean(name, [*short_names, *names], listed)
+    hint = did_you_mean(name, [*short_names, *names], listed)
+    # A name that Lightning and the zoo have needs an import path.
+    for shared in {*own_names(option)} & {*import_module("lightning.pytorch.callbacks").__all__}:
+        hint = hint.replace(f"mean {shared}?", f"mean {callbacks.__name__}.{shared}?")
+    return hint
+
+
+def own_names(option: str | None) -> list[str]:
+    """The classes of the zoo that an option of the Trainer accepts."""
+    return list(callbacks.__all__) if option == "trainer.callbacks" else []
 
 
 def describe_text(option: str, text: str, short_names: tuple[str, ...]) -> str:

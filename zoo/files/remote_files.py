@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +25,7 @@ NEIGHBOURS = (  # names under which a tokenizer and its settings are next to wei
     "vocab.json", "merges.txt", "encoder.json", "vocab.bpe",
 )  # fmt: skip
 
+LLAMA2C_MAGIC = 0x616B3432  # "ak42"
 READ_AT_ONCE = 4 << 20  # bytes of a remote file that one request reads, by default
 
 
@@ -77,11 +79,25 @@ def copy_with_neighbours(url: str, option: str) -> Path:
     """As `local_copy`; small files next to it that belong to a tokenizer or to Llama weights are copied, too."""
     copy = local_copy(url, option)
     folder = url.partition("?")[0].rpartition("/")[0]
-    for name in () if copy.suffix == ".ckpt" else NEIGHBOURS:
+    for name in () if copy.suffix == ".ckpt" else (*NEIGHBOURS, *_llama2c_tokenizer(copy)):
         if name != copy.name:
             with contextlib.suppress(OSError):  # there is none
                 local_copy(f"{folder}/{name}", option)
     return copy
+
+
+def _llama2c_tokenizer(weights: Path) -> list[str]:
+    """The name of the tokenizer next to llama2.c's weights, which has the size of the vocabulary: tok512.bin."""
+    if weights.suffix != ".bin":
+        return []
+    with weights.open("rb") as content:
+        header = content.read(36)
+    if len(header) < 36:
+        return []
+    # Seven integers, the sixth of which is the size; since version 1 the format's name and version precede them.
+    numbers = struct.unpack("<9i", header)
+    size = abs(numbers[7] if numbers[0] == LLAMA2C_MAGIC else numbers[5])
+    return [f"tok{size}.bin"]
 
 
 @dataclass(frozen=True)

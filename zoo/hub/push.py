@@ -1,6 +1,7 @@
 """Uploads of a folder to the Hugging Face hub, with a model card."""
 
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError
+from zoo.files.checkpoint_folders import is_checkpoint_folder
 from zoo.files.checkpoints import read_checkpoint, write_checkpoint
 from zoo.files.safetensors_checkpoints import (
     is_safetensors_checkpoint,
@@ -37,15 +39,17 @@ def push(
 ) -> str:
     """Upload a folder as one commit to a repository of the hub, which is created where it does not exist.
 
-    Of the folder of a run the best checkpoint is uploaded, without the state of its training; of any other folder, such
-    as one that `zoo export` has written, all files. Local paths in a checkpoint are replaced by the names of the files.
-    A README.md in the folder is uploaded as it is; otherwise one is generated from the checkpoint.
+    Of the folder of a run the best checkpoint is uploaded, or the one that is given, without the state of its training;
+    of any other folder, such as one that `zoo export` has written, all files. Local paths in a checkpoint are replaced
+    by the names of the files. A README.md in the folder is uploaded as it is; otherwise one is generated from the
+    checkpoint.
 
     Args:
         folder: the folder.
         repository: "owner/name".
         licence: the hub's identifier of the licence of the weights, such as "apache-2.0".
-        checkpoint: the checkpoint that the model card describes. Default: that in the folder.
+        checkpoint: of the folder of a run, the checkpoint to upload; of files in other formats, the checkpoint that the
+            model card describes. Default: the best one in the folder.
         config: the settings of the run, for the card.
         private: create the repository as a private one.
         dry: only print the model card and the names of the files.
@@ -54,14 +58,17 @@ def push(
         The address of the repository.
 
     Raises:
-        UserError: the folder is missing or empty, the name or licence is none, or the hub refuses the upload.
+        UserError: the folder is missing or empty, the name or licence is none, the checkpoint is not in the folder or
+            consists of several files, or the hub refuses the upload.
     """
     if not is_repository(repository):
         raise UserError(f"{repository} is not the name of a repository on the hub: give OWNER/NAME")
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the folder of a run, or one that was exported")
-    own = next((folder / name for name in CHECKPOINTS if (folder / name).is_file()), None)
-    described = checkpoint or own
+    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", licence):
+        raise UserError(f"--licence {licence!r} is no licence: give the hub's name of one, such as apache-2.0")
+    own = _checkpoint_of(folder, checkpoint)
+    described = own or checkpoint
     with tempfile.TemporaryDirectory(prefix="zoo-push-") as temporary:
         staged = Path(temporary)
         if own is not None:
@@ -69,7 +76,7 @@ def push(
         elif is_safetensors_checkpoint(folder):
             content = without_training_state(read_safetensors_checkpoint(folder))
             write_safetensors_checkpoint(content, staged)
-            described = checkpoint or folder
+            described = folder
         else:
             _stage(folder, staged)
         if not any(staged.iterdir()):
@@ -85,6 +92,34 @@ def push(
             print("files: " + ", ".join(sorted(p.relative_to(staged).as_posix() for p in _visible_files(staged))))
             return f"{endpoint()}/{repository}"
         return _upload(staged, repository, private)
+
+
+def _checkpoint_of(folder: Path, given: Path | None) -> Path | None:
+    """The checkpoint to upload: the given one, or the best one in the folder; None for files in other formats.
+
+    Raises:
+        UserError: the given one is not that of the folder, or the checkpoint is a folder of a sharded run.
+    """
+    files = [
+        path for path in (*(folder / name for name in CHECKPOINTS), *sorted(folder.glob("*.ckpt"))) if path.exists()
+    ]
+    is_run = any(path.name in CHECKPOINTS for path in files)
+    has_own = files or is_safetensors_checkpoint(folder)
+    if given is not None and has_own and not any(path.samefile(given) for path in files or [folder]):
+        raise UserError(
+            f"{given} is not a checkpoint in {folder}, whose own would be uploaded: give the folder that holds it, "
+            "or drop --ckpt_path"
+        )
+    if not is_run:
+        return None
+    given = given or files[0]
+    if given is not None and is_checkpoint_folder(given):
+        full = given.with_name(f"{given.stem}-full{given.suffix}")
+        raise UserError(
+            f"{given} is a checkpoint of several files: run `zoo consolidate --ckpt_path {given}`, and add --ckpt_path "
+            f"{full}"
+        )
+    return given
 
 
 def _publish(checkpoint: Path, target: Path) -> None:
