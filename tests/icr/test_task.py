@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from zoo.errors import UserError
 from zoo.icr import ICRegConfig, Task
 from zoo.icr.evaluation import evaluation
 from zoo.icr.task import BLOCK, draw
@@ -28,6 +29,26 @@ def test_a_draw_is_a_function_of_seed_purpose_and_step():
         assert torch.equal(part, again)
     for other in (task.draw(6, 1, "train", 3), task.draw(6, 0, "train", 4), task.draw(6, 0, "val", 3)):
         assert not torch.equal(first.x, other.x)
+
+
+@pytest.mark.parametrize("M", [True, False, 0, 1.5, "many"])
+def test_a_pool_size_that_is_no_whole_number_is_refused(M):
+    with pytest.raises(UserError, match='M must be a number of tasks, at least 1, or "inf"'):
+        Task(M=M)
+
+
+@pytest.mark.parametrize("seed", [1.5, 1.0, True, "1", None])
+def test_a_seed_that_is_no_whole_number_is_refused(seed):
+    with pytest.raises(UserError, match="seed must be a whole number"):
+        Task().draw(2, seed)
+    with pytest.raises(UserError, match="task_seed must be a whole number"):
+        Task(task_seed=seed)
+
+
+@pytest.mark.parametrize("n", [-1, 1.5, True])
+def test_a_number_of_prompts_that_is_no_count_is_refused(n):
+    with pytest.raises(UserError, match="n must be"):
+        Task().draw(n, 0)
 
 
 def test_streams_are_independent():

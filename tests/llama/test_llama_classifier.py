@@ -5,6 +5,8 @@ import os
 import pytest
 import torch
 from sklearn.metrics import confusion_matrix, f1_score
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.commands import complaint
 from tests.llama.reviews import (
@@ -25,6 +27,7 @@ from zoo.errors import UserError
 from zoo.layers.lora import merge_lora
 from zoo.llama import Llama, LlamaClassifier, LlamaConfig, load_checkpoint, save_checkpoint
 from zoo.llama.export_classifier import export
+from zoo.training.batches import TextBatch
 
 
 def fit(out, reviews, *options, steps=6, sizes=SIZES):
@@ -218,6 +221,25 @@ def test_lora_checkpoint_is_small(reviews, tmp_path):
     options = ["--model.method=lora", f"--model.weights={tmp_path / 'base.bin'}", "--model.lora_rank=2"]
     best = fit(tmp_path / "run", reviews, *options, "--model.lora_targets=wqkv,wo", steps=1, sizes={})
     assert best.stat().st_size < 0.02 * (tmp_path / "base.bin").stat().st_size
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"lm_weight": 0.5}, {"tie_embeddings": False}, {"tie_embeddings": False, "lm_weight": 0.5}, {"method": "head"},
+    {"method": "lora", "lora_rank": 4}, {"method": "lora", "lora_targets": "w2"},
+    {"method": "lora", "lora_targets": "wo", "lm_weight": 0.5},
+])  # fmt: skip
+def test_flops_are_those_of_the_products_that_are_computed(weights, options, monkeypatch):
+    monkeypatch.setattr("zoo.layers.linear.ONEDNN", False)  # torch does not count oneDNN's products
+    if "method" not in options:  # torch does not count a product that is added in place, here to a matrix's gradient
+        monkeypatch.setattr("zoo.layers.linear_nll._add_product", lambda total, a, b: total.add_(a @ b))
+    module = classifier(weights=weights if "method" in options else None, **options)
+    tokens = torch.randint(257, (4, 24))
+    targets = torch.zeros(4, 1)
+    batch = TextBatch(tokens, None, targets, index=torch.arange(4), texts=["a"] * 4, features=None)
+    monkeypatch.setattr(module, "step_loss", lambda batch, *losses: sum(loss.mean for loss in losses))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        module.training_step(batch, 0).backward()
+    assert 4 * module.flops_per_item(batch) == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 @pytest.mark.parametrize("names", ["bad,good", '["bad", "good"]', "[bad, good]", '{"0": "bad", "1": "good"}', "file"])

@@ -49,6 +49,9 @@ assert not {"transformers", "matplotlib", "scipy", "sympy", "torch.distributed.t
 from lightning.pytorch.utilities.compile import OptimizedModule, to_uncompiled
 optimizer = trainer.optimizers[0]
 assert not isinstance(model, OptimizedModule) and is_deferred(DYNAMO)
+import torch._dynamo.config as settings  # a module that takes no attributes but its settings
+assert settings is torch._dynamo.config and settings.__spec__.name == "torch._dynamo.config"
+assert settings.cache_size_limit == torch._dynamo.config.recompile_limit
 import torch._dynamo.backends.registry as registry
 assert not is_deferred(DYNAMO) and registry is torch._dynamo.backends.registry
 assert sys.modules[DYNAMO] is torch._dynamo and torch._dynamo.__spec__.name == DYNAMO
@@ -65,6 +68,8 @@ optimizer.step()
 import torchmetrics
 from torchmetrics.aggregation import MeanMetric
 assert torchmetrics.__version__.startswith("1.") and is_deferred("torchmetrics")
+assert torchmetrics.__author__ and is_deferred("torchmetrics")
+assert {"Accuracy", "functional"} <= set(dir(torchmetrics))
 assert torchmetrics.SpearmanCorrCoef and not is_deferred("torchmetrics")
 assert torchmetrics.Metric is Metric and torchmetrics.MeanMetric is MeanMetric
 assert torchmetrics.functional.accuracy and not is_deferred("torchmetrics.functional")

@@ -104,7 +104,7 @@ class Task:
             raise UserError(f"task_seed must be a whole number, not {self.task_seed!r}")
         if self.M == "inf":
             return
-        if not isinstance(self.M, int) or self.M < 1:
+        if isinstance(self.M, bool) or not isinstance(self.M, int) or self.M < 1:
             raise UserError(f'M must be a number of tasks, at least 1, or "inf", not {self.M!r}')
         if self.max_M < self.M:
             raise UserError(f"M {self.M} is more tasks than the pool holds: raise max_M, which is {self.max_M}")
@@ -120,7 +120,7 @@ class Task:
         return _pool(self.M, self.D, self.task_seed, str(device))
 
     def draw(self, n: int, seed: int, *purpose: str | int, device: str | torch.device = "cpu") -> Prompts:
-        """Draw n prompts; `seed` and `purpose` name the random streams."""
+        """Draw n prompts, at least 1; `seed`, a whole number, and `purpose` name the random streams."""
         x, y, w = draw([self], n, seed, *purpose, device=device)
         assert w is not None
         return Prompts(x, y[0], w[0])
@@ -131,7 +131,13 @@ def draw(tasks: Sequence[Task], n: int, seed: int, *purpose: str | int, device: 
 
     The S sets share x, the noise and a uniform number u in [0, 1) per prompt, whose task is number floor(u M) of each
     pool. x, u and the noise come from separate random streams.
+
+    Raises:
+        UserError: n is not a whole number of at least 1, or the seed is not a whole number.
     """
+    check_counts(n=n)
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise UserError(f"seed must be a whole number, not {seed!r}")
     # Each quantity has its own random stream, so that none depends on the sizes of the others.
     K, D = tasks[0].K, tasks[0].D
 

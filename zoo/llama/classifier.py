@@ -22,6 +22,7 @@ from zoo.llama.classifier_head import ClassifierHead, Pooling
 from zoo.llama.model import LlamaConfig
 from zoo.llama.module import LlamaSettings
 from zoo.llama.text_classifier import required_label_names
+from zoo.llama.training_flops import training_flops
 from zoo.private_apis.lightning_api import is_fitting
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import IGNORED, TextBatch, check_text_batch
@@ -248,9 +249,8 @@ class LlamaClassifier(BowClassifier):
         return len(batch.index)
 
     def flops_per_item(self, batch: TextBatch) -> float:
-        """Floating-point operations of one training sample, forward and backward."""
-        length = batch.tokens.shape[1]
-        return length * self.model.flops_per_token(length)
+        """Floating-point operations of one training sample, forward and backward, by `training_flops`."""
+        return training_flops(self.model, self.head.linear, *batch.tokens.shape, scores_tokens=bool(self.lm_weight))
 
     # ---- checkpoints
 

@@ -21,6 +21,7 @@ from typing import Any
 
 DYNAMO = "torch._dynamo"
 PLOT = "torchmetrics.utilities.plot"
+ABOUT = ("__version__", "__author__", "__author_email__", "__license__", "__copyright__", "__homepage__", "__docs__")
 _LOADING = threading.RLock()
 
 
@@ -40,6 +41,9 @@ class DeferredPackage(ModuleType):
             # Programs that look at every module, such as `inspect.getmodule`, load nothing.
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         return getattr(load(self.__name__), name)
+
+    def __dir__(self) -> list[str]:
+        return dir(load(self.__name__))
 
 
 def is_deferred(name: str) -> bool:
@@ -74,8 +78,9 @@ class _DeferredFinder(MetaPathFinder):
             load(DYNAMO)
             if module := sys.modules.get(name):
                 # The package has imported the submodule, which must not run twice: importlib takes its __spec__.
-                module.__spec__ = ModuleSpec(name, _ImportedLoader(module))
-                return module.__spec__
+                # Set in the module's dict: torch's modules of settings take no other attributes.
+                spec = vars(module)["__spec__"] = ModuleSpec(name, _ImportedLoader(module))
+                return spec
         return None
 
 
@@ -107,7 +112,7 @@ class _ImportedLoader(Loader):
         return self.module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self.spec
+        vars(module)["__spec__"] = self.spec
 
 
 class _AnyOptimizedModule(type):
@@ -154,7 +159,7 @@ def _function(module: str, name: str) -> Callable[..., Any]:
 
 SHORTCUTS: dict[str, dict[str, Callable[[], Any]]] = {  # deferred package -> attribute -> how to get it alone
     "torchmetrics": {
-        "__version__": partial(_attribute, "torchmetrics.__about__", "__version__"),
+        **{name: partial(_attribute, "torchmetrics.__about__", name) for name in ABOUT},
         "_logger": partial(logging.getLogger, "torchmetrics"),
         "Metric": partial(_attribute, "torchmetrics.metric", "Metric"),
         "MetricCollection": partial(_attribute, "torchmetrics.collections", "MetricCollection"),
