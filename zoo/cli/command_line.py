@@ -380,5 +380,5 @@ class ZooCLI(OpenLightningCLI):
             check_writable(folder)
 
 
-def _callbacks(trainer: Trainer) -> list[Callback]:
-    return trainer.callbacks  # type: ignore[attr-defined]
+def _callbacks(trainer: Any) -> list[Callback]:
+    return trainer.callbacks
