@@ -190,6 +190,28 @@ def test_without_a_cache_folder_the_library_is_temporary(monkeypatch, cache):
     library.load_library.__wrapped__()
 
 
+@pytest.mark.parametrize("fault", ["full disk", "no execution"])
+def test_where_the_cache_folder_does_not_serve_the_library_is_temporary(tmp_path, monkeypatch, fault):
+    cache, load = tmp_path / "cache", library.ctypes.CDLL
+    monkeypatch.setenv("ZOO_CACHE", str(cache))
+    if fault == "full disk":  # the compiler fails to write
+        compiler = tmp_path / "compiler"
+        command = library._compiler()[0]
+        compiler.write_text(f'#!/bin/sh\ncase "$*" in *{cache}*) exit 1;; esac\nexec {command} "$@"\n')
+        compiler.chmod(0o700)
+        monkeypatch.setenv("CC", str(compiler))
+    else:
+
+        def refuse(path):
+            if path.startswith(str(cache)):
+                raise OSError("failed to map segment from shared object")
+            return load(path)
+
+        monkeypatch.setattr(library.ctypes, "CDLL", refuse)
+    assert library.load_library.__wrapped__().decode_step
+    assert not list(cache.rglob("*.so"))
+
+
 def test_without_any_folder_there_is_no_library(monkeypatch):
     monkeypatch.setenv("ZOO_CACHE", "/proc/no/folder")
     monkeypatch.setattr("tempfile.tempdir", "/proc/no/folder")

@@ -2,8 +2,9 @@
 
 The folder is `libraries` in $ZOO_CACHE, by default in ~/.cache/zoo. A library's name is a digest of the source, the
 flags, the compiler with its version, and the CPU; a file next to it holds its SHA-256, and a damaged library is
-compiled again. Only a folder that no other user can write to is used; otherwise, and where no folder can be created,
-each process compiles into a temporary folder. Nothing in a checkpoint refers to a library.
+compiled again. Only a folder that no other user can write to is used; otherwise, and where the folder cannot be
+written to or its files cannot be executed, each process compiles into a temporary folder. Nothing in a checkpoint
+refers to a library.
 """
 
 import contextlib
@@ -49,7 +50,8 @@ def load_library() -> ctypes.CDLL:
     folder = _cache_folder()
     if folder is not None:
         path = folder / f"step-{_digest(command)}.so"
-        with contextlib.suppress(OSError):  # a full disk, or something else of that name
+        # The disk can be full or allow no execution, and something else can have that name.
+        with contextlib.suppress(OSError, CompilerMissing):
             return _load(path if _is_complete(path) else _compile(command, path))
     # The library stays loaded when its file is gone.
     try:
