@@ -6,6 +6,7 @@ the file: no number is reformatted, and YAML's `no` is a word.
 """
 
 import csv
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -77,6 +78,23 @@ class Table(NamedTuple):
         if self.columns is not None:
             return self.columns
         return list(dict.fromkeys(name for _, cells in self.rows for name in cells))
+
+
+def input_positions(table: Table, bad: BadRows) -> tuple[list[int], int]:
+    """Position of each of a table's rows among all rows of its file, from 0, and the number of all rows.
+
+    Rows that could not be parsed are counted; `bad` has their places.
+    """
+    parsed = {place for place, _ in table.rows}
+    # Places end with the number of a line or a row, unless the file is a single row.
+    prefixes = (f"{table.name}, line ", f"{table.name}, row ")
+    unparsed = [place for place in bad.reasons if place not in parsed and place.startswith(prefixes)]
+    n_rows = len(table.rows) + len(unparsed) + (table.name in bad.reasons and table.name not in parsed)
+    if not unparsed:
+        return [*range(len(table.rows))], n_rows
+    numbers = sorted(int(place.rpartition(" ")[2]) for place in unparsed)
+    rows = enumerate(int(place.rpartition(" ")[2]) for place, _ in table.rows)
+    return [i + bisect_left(numbers, number) for i, number in rows], n_rows
 
 
 def read_table(file: Path, column_names: list[str] | None, bad: BadRows, separator: str | None = None) -> Table:

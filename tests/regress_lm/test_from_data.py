@@ -76,11 +76,21 @@ def test_example_of_the_card(table, monkeypatch):
 
 def test_row_text_is_the_text_that_a_model_reads(table):
     data = TextRegression(table, target_columns="y")
-    assert data.row_text({"y": 1, "b": 5.5, "a": 40, "c": 1}) == "a: 40, b: 5.5"
+    assert data.row_text({"y": 1, "b": 5.5, "a": 40}) == "a: 40, b: 5.5"
     assert data.row_text({"a": 40, "b": None}) == data.row_text({"a": "40"}) == "a: 40"
     assert data.row_text({"a": 1, "b": 1.5}) in data.texts("train") + data.texts("val") + data.texts("test")
     with pytest.raises(UserError, match="all of a, b are empty in it"):
-        data.row_text({"c": 1})
+        data.row_text({"y": 1})
+    with pytest.raises(UserError, match=r"the table has no column 'A'.*: name columns as it does, a, b"):
+        data.row_text({"A": 1, "b": 5.5})
+
+
+def test_misspelt_columns_name_the_nearest_one(tmp_path):
+    (tmp_path / "house.csv").write_text("rooms,city,agent,price\n" + "3,Bonn,x,4\n" * 20)
+    data = TextRegression(str(tmp_path / "house.csv"), target_columns="price", group_column="agent")
+    assert data.row_text({"rooms": 3, "agent": "x", "price": 4}) == "rooms: 3"
+    with pytest.raises(UserError, match=r"no column 'Rooms' \(did you mean 'rooms'\?\): name columns .*, rooms, city$"):
+        data.row_text({"Rooms": 3, "city": "Bonn"})
 
 
 def test_saved_model_predicts_rows_as_it_was_trained(table, tmp_path):
