@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from zoo.baselines.bag_of_words import BowKind
+from zoo.console.argument_names import argument_names
 from zoo.errors import UserError, check_choice, check_counts, check_number, check_weight
 from zoo.layers.linear_nll import linear_nll
 from zoo.layers.lora import add_lora
@@ -207,10 +208,11 @@ class LlamaClassifier(BowClassifier):
         groups = by_group(given)
         for group, owner in (("model", cls), ("data", type(data)), ("trainer", Trainer)):
             check_argument_names(owner, groups[group])
-        given = settings_of_model(cls, data, groups["model"]) | given
-        groups = by_group(given | {choice.option: choice.value for choice in cls.choose_settings(data, given)})
-        data = type(data)(**{**data.hparams, **groups["data"]})
-        model = cls(**{name: getattr(data, name) for name in cls.data_arguments}, **groups["model"])
+        with argument_names():
+            given = settings_of_model(cls, data, groups["model"]) | given
+            groups = by_group(given | {choice.option: choice.value for choice in cls.choose_settings(data, given)})
+            data = type(data)(**{**data.hparams, **groups["data"]})
+            model = cls(**{name: getattr(data, name) for name in cls.data_arguments}, **groups["model"])
         return model, data, groups["trainer"]
 
     def forward(self, batch: TextBatch | Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from zoo.private_apis.jsonargparse_api import constructor_types
 
 def check_argument_names(cls: type, names: Iterable[str]) -> None:
     """Raises UserError if a name is not an argument of a class, or the argument follows from the data."""
-    known, from_data = constructor_types(cls), getattr(cls, "data_arguments", ())
+    names = list(names)
+    known, from_data = constructor_types(cls) if names else {}, getattr(cls, "data_arguments", ())
     for name in names:
         if name in getattr(cls, "renamed_arguments", ()):
             refuse_renamed(cls, [name])
