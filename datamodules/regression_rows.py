@@ -84,6 +84,8 @@ class RegressionRows:
             cells, columns = self.training_table.cells, self.reader.layout.columns
             warn_of_words(cells, columns)
             warn_of_rounding(cells, columns, self.settings.round_digits)
+        if split == "predict":
+            self._print_guessed_columns()
         ids = tokenizer.encode_batch(self.rounded_texts(rows.texts))
         warn_of_unknown_words(split, rows.texts, ids, tokenizer, self.rounded_texts)
         features = [numbers_in(text) for text in rows.texts] if self.settings.features else None
@@ -160,6 +162,16 @@ class RegressionRows:
 
     # ---- private
 
+    def _print_guessed_columns(self) -> None:
+        """Print the columns of the texts where no option names them: the checkpoint is of a model of examples."""
+        layout, table = self.reader.layout, self.reader.tables[self.reader.predicted_split][0]
+        is_given = self.settings.columns or self.settings.text_column or {*layout.targets} & {*table.names}
+        if not is_given and len(layout.columns) > 1:
+            print_notice(
+                f"{table.name}: the texts are made of all columns, {list_columns(layout.columns)}: if one is the "
+                "target, name it with --data.target_columns; others are left out by --data.columns"
+            )
+
     def _read_file(self, file: Path, bad: BadRows) -> Table:
         return read_table(file, parse_columns(self.settings.column_names) or None, bad, self.settings.separator)
 
@@ -188,13 +200,6 @@ class RegressionRows:
             )
         if not inputs:
             raise UserError(f"{table.name} has no column for the text: its columns are {list_columns(names)}")
-        # A model that was trained on examples has the columns of no table in its checkpoint.
-        is_guess = not (s.columns or s.text_column or is_yaml) and targets[:1] in ([], ["target1"])
-        if is_guess and len(inputs) > 1 and not {*targets} & {*names}:
-            print_notice(
-                f"{table.name}: the texts are made of all columns, {list_columns(inputs)}: if one is the target, name "
-                "it with --data.target_columns; others are left out by --data.columns"
-            )
         # Other data, read from a checkpoint's settings, must become texts in the same way.
         if row_format == "text":
             self._record({"text_column": inputs[0], "columns": None})

@@ -113,6 +113,16 @@ def test_saved_model_predicts_rows_as_it_was_trained(table, tmp_path):
         assert [row["median"] for row in predicted] == expected.tolist()
 
 
+def test_columns_of_a_table_are_printed_where_no_option_names_them(table, capsys):
+    message = "table.csv: the texts are made of all columns, a, b, y: if one is the target, name it with"
+    for options, is_printed in (
+        ({}, True), ({"target_columns": "target1,target2"}, True), ({"target_columns": "y"}, False),
+        ({"columns": "a,b"}, False), ({"text_column": "a"}, False),
+    ):  # fmt: skip
+        TextRegression(table, **options).dataset("predict")
+        assert (message in capsys.readouterr().err) == is_printed
+
+
 def test_options_that_change_the_texts_of_a_trained_model(table, tmp_path):
     data = TextRegression(table, target_columns="y", round_digits=2, power_tokens=True)
     assert data.reader.layout.columns == ["a", "b"]

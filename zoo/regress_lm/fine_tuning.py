@@ -161,7 +161,7 @@ def check_options(
             similar = {"epochs": "max_epochs", "steps": "max_epochs"}.get(name)
             remedy = f"; did you mean {similar}?" if similar else did_you_mean(name, known, ": drop it")
             raise UserError(f"fine_tune has no argument {name!r}{remedy}")
-    o = known | options
+    o = known | dict(options)
     if o["lora_rank"] and model.pretrained_encoder is not None:
         raise UserError("lora_rank would adapt the pretrained encoder too: make the model with encoder_mode='lora'")
     if not examples or (validation_examples is not None and not validation_examples):
