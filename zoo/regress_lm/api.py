@@ -145,7 +145,7 @@ class RegressLM(RegressLMModule):
         """
         is_named = isinstance(path, str) and is_project_weights(path)
         model = cls.load_from_checkpoint(
-            find_weights(path) if is_named else path, map_location="cpu", weights_only=True
+            find_weights(str(path)) if is_named else path, map_location="cpu", weights_only=True
         )
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
