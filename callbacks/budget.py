@@ -86,16 +86,21 @@ class Budget(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.world_size > 1:
             raise UserError(ONE_PROCESS)
+        self._check_left()
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module: Any = pl_module
-        if not hasattr(module, "plan_steps") or not module.total_steps:
-            raise UserError(f"--budget: {type(pl_module).__name__} has a schedule that cannot be planned; drop it")
+    def _check_left(self) -> None:
+        """Raises UserError if the time is over before a first step, of a pretraining or of the training."""
         if time.monotonic() >= self.end and self._pretraining_start is None:
             seconds, passed = self.end - self.since, time.monotonic() - self.since
             raise UserError(
                 f"--budget of {seconds:.0f} s is too short: {passed:.0f} s had passed before the first step; raise it"
             )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module: Any = pl_module
+        if not hasattr(module, "plan_steps") or not module.total_steps:
+            raise UserError(f"--budget: {type(pl_module).__name__} has a schedule that cannot be planned; drop it")
+        self._check_left()
         self._limit = module.total_steps
         self._is_warm = False
         self._restart(trainer)

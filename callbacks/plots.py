@@ -1,5 +1,6 @@
 """Plots of a regression model: predictions over targets, calibration, ranking, intervals, the model's own figures."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:  # imported when something is drawn: it takes half a second
 class Plots(Callback):
     """Draw predictions over targets, the calibration of predicted distributions, and the model's `figures()`.
 
-    Validate and test write `test-scatter.png`, `test-calibration.png` and so on into the run's folder. Predict writes
+    Validate and test write `test-scatter.png`, `test-calibration.png` and so on into the run's folder; figures of other
+    data, whose name is in the metadata of the file, are not replaced. Predict writes
     `predictions-scatter.png` and so on next to the file of predictions and named after it; an existing figure is
     replaced only with `--overwrite`. Each validation during fit writes its figures to the loggers: images in
     TensorBoard and W&B, artifacts in MLflow, and with CSVLogger files in the folder `figures` next to metrics.csv.
@@ -82,6 +84,7 @@ class Plots(Callback):
     def _write(self, trainer: Trainer, model: Any) -> None:
         assert trainer.state.fn is not None
         start, is_kept = self._name(trainer)
+        data = _data_of(trainer)
         for name in ("ranking", "intervals"):
             if self.enabled and getattr(self, name) and not self._columns:
                 rank_zero_warn(f"--plots.{name} draws nothing: no row has both a target and a predicted number")
@@ -91,8 +94,12 @@ class Plots(Callback):
                 if path.exists() and is_kept:
                     rank_zero_warn(f"{path} exists already and is not drawn again: add --overwrite to replace it")
                     continue
+                drawn = _data_in(path) if trainer.state.fn != "predict" and path.exists() else None
+                if drawn and drawn != data:
+                    rank_zero_warn(f"{path} shows other data, {drawn}, and is not replaced: give another --output_dir")
+                    continue
                 path.parent.mkdir(parents=True, exist_ok=True)  # missing where only an evaluation was run
-                figure.savefig(path, dpi=120)
+                figure.savefig(path, dpi=120, metadata={"Source": data})
 
     @staticmethod
     def _name(trainer: Trainer) -> tuple[Path, bool]:
@@ -129,3 +136,21 @@ class Plots(Callback):
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         self._collect(outputs)
+
+
+def _data_of(trainer: Trainer) -> str:
+    """The name of the data of a run, a path as an absolute one; "" where it has none."""
+    name = getattr(getattr(trainer, "datamodule", None), "hparams", {}).get("data")
+    name = str(Path(name).absolute()) if isinstance(name, str) and os.path.exists(name) else str(name or "")
+    return name.encode("utf-8", "replace").decode()
+
+
+def _data_in(path: Path) -> str | None:
+    """The name of the data in the metadata of a figure; None without one."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Source")
+    except OSError:  # not an image
+        return None

@@ -239,7 +239,7 @@ def read_queries(path: str, task: Task, bad: BadRows | None = None) -> list[Quer
         UserError: a line is not a prompt, or does not fit the task; the message names the line.
     """
     queries: list[Query] = []
-    bad = bad or BadRows("stop")
+    bad, index = bad or BadRows("stop"), -1
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no file of prompts {path}")
     # Each line that is not blank is one prompt; a byte that is not UTF-8 becomes a surrogate, which is not JSON.
@@ -247,6 +247,7 @@ def read_queries(path: str, task: Task, bad: BadRows | None = None) -> list[Quer
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
+            index += 1  # of the prompt in the file
             try:
                 parts = _read_prompt(line)
                 check_prompt(task, *parts)
@@ -254,7 +255,7 @@ def read_queries(path: str, task: Task, bad: BadRows | None = None) -> list[Quer
                 bad.refuse(f"{path} line {number}", str(error))
                 continue
             x_context, y_context, x_query = (part.float() for part in parts)
-            queries.append(Query(len(queries), x_context, y_context, x_query, number))
+            queries.append(Query(index, x_context, y_context, x_query, number))
     if not queries:
         raise UserError(f"{path} holds no prompts{bad.first()}")
     return queries

@@ -18,17 +18,17 @@ from zoo.datamodules.column_warnings import index_column, warn_of_columns
 from zoo.datamodules.preparation import TeacherPlan, TrainingTable, plan_copies, plan_teacher
 from zoo.datamodules.regression_settings import RegressionSettings
 from zoo.datamodules.row_data import RowReader, Tables, train_row_tokenizer
-from zoo.datamodules.row_text import RowFormat, RowLayout, list_columns, numbers_in, parse_columns
+from zoo.datamodules.row_text import RowFormat, RowLayout, list_columns, nearest_column, numbers_in, parse_columns
 from zoo.datamodules.rows import TextRows
 from zoo.datamodules.sources import tables
 from zoo.datamodules.sources.nested_cells import columns_without
 from zoo.datamodules.sources.tables import BadRows, Table, read_table
 from zoo.datamodules.teacher import Teacher
-from zoo.datamodules.unknown_words import warn_of_unknown_words
 from zoo.datamodules.unlabelled import UnlabelledViews, read_unlabelled
 from zoo.errors import UserError
 from zoo.tokenizers import Tokenizer
 from zoo.tokenizers.numerals import rounded
+from zoo.tokenizers.unknown_words import warn_of_unknown_words
 from zoo.training.random_streams import derive, stream
 from zoo.training.text_statistics import TextStatistics, text_statistics
 
@@ -92,6 +92,8 @@ class RegressionRows:
             warn_of_columns(cells, columns, rows.targets, self.reader.layout.targets, self.settings)
             if self._has_index:
                 print_notice("a column without a name counts the rows, and is an input: leave it out of --data.columns")
+        if split == "predict":
+            self._print_guessed_columns()
         ids = tokenizer.encode_batch(self.rounded_texts(rows.texts))
         warn_of_unknown_words(split, rows.texts, ids, tokenizer, self.rounded_texts)
         features = [numbers_in(text) for text in rows.texts] if self.settings.features else None
@@ -111,7 +113,8 @@ class RegressionRows:
             all_texts, all_ids, all_numbers = all_texts + new_texts, all_ids + new_ids, all_numbers + new_numbers
             targets = np.concatenate([targets, new_targets])
         all_features = np.array(all_numbers, dtype=np.float32) if features is not None else None
-        return TextRows(all_texts, all_ids, targets, all_features, n_given=len(used))
+        positions = None if split == "train" or rows.positions is None else rows.positions[used]
+        return TextRows(all_texts, all_ids, targets, all_features, len(used), positions)
 
     def teacher(self, seed: int) -> Teacher:
         """The models that label synthetic rows, fitted to the training rows.
@@ -166,6 +169,16 @@ class RegressionRows:
         return [texts[i] for i in used], [ids[i][:limit] for i in used], used, [numbers[i] for i in used]
 
     # ---- private
+
+    def _print_guessed_columns(self) -> None:
+        """Print the columns of the texts where no option names them: the checkpoint is of a model of examples."""
+        layout, table = self.reader.layout, self.reader.tables[self.reader.predicted_split][0]
+        is_given = self.settings.columns or self.settings.text_column or {*layout.targets} & {*table.names}
+        if not is_given and len(layout.columns) > 1:
+            print_notice(
+                f"{table.name}: the texts are made of all columns, {list_columns(layout.columns)}: if one is the "
+                "target, name it with --data.target_columns; others are left out by --data.columns"
+            )
 
     def _read_file(self, file: Path, bad: BadRows) -> Table:
         return read_table(file, parse_columns(self.settings.column_names) or None, bad, self.settings.separator)
@@ -308,13 +321,23 @@ class RegressionViews(UnlabelledViews):
         """The text of a table's row, as the model reads it: what `ExampleInput` needs.
 
         Args:
-            cells: column -> value. Other columns than those of the texts are not read; one that is missing, None or
-                empty is left out of the text.
+            cells: column -> value. One that is missing, None or empty is left out of the text. Columns of the training
+                table that are not part of the texts, such as the target's, are not read.
 
         Raises:
-            UserError: all of the row's columns are empty.
+            UserError: all of the row's columns are empty, or the table has no column of a given name.
         """
-        return self.reader.layout.text(dict(cells))
+        layout, known = (
+            self.reader.layout,
+            {name for group in self.reader.tables.values() for t in group for name in t.names},
+        )
+        for name in cells:
+            if name not in known and name not in layout.columns:
+                raise UserError(
+                    f"the table has no column {name!r}{nearest_column(name, layout.columns)}: name columns as it does, "
+                    f"{list_columns(layout.columns)}"
+                )
+        return layout.text(dict(cells))
 
     def plan_synthetic_rows(self, most: int, seconds: float) -> TeacherPlan:
         """The teacher and the number of synthetic rows, at most `most`, for which some seconds suffice."""

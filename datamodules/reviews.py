@@ -17,9 +17,9 @@ from zoo.datamodules.rows import TextRows
 from zoo.datamodules.sources.labels import Labels, label_text, labels_of_rows, read_labels
 from zoo.datamodules.sources.tables import BadRows, Table, read_labelled, read_table
 from zoo.datamodules.text_data import SPLITS, TextData
-from zoo.datamodules.unknown_words import warn_of_unknown_words
 from zoo.errors import UserError
 from zoo.tokenizers import Tokenizer
+from zoo.tokenizers.unknown_words import warn_of_unknown_words
 from zoo.training.batches import collate
 from zoo.training.text_statistics import TextStatistics, text_statistics
 
@@ -249,7 +249,8 @@ class Reviews(RowViews, TextData):
                 f"--data.max_input_len above {end}, not {limit}"
             )
         cut = [ids[i] if len(ids[i]) <= limit else ids[i][: limit - end] + ids[i][len(ids[i]) - end :] for i in used]
-        return TextRows([rows.texts[i] for i in used], cut, rows.targets[used])
+        positions = None if split == "train" or rows.positions is None else rows.positions[used]
+        return TextRows([rows.texts[i] for i in used], cut, rows.targets[used], positions=positions)
 
 
 def _is_label(cell: Any) -> bool:

@@ -14,7 +14,7 @@ from zoo.datamodules.float64_targets import RoundedNumbers
 from zoo.datamodules.rows import Rows
 from zoo.datamodules.sources.labels import label_text
 from zoo.datamodules.sources.nested_cells import contains_path, list_paths
-from zoo.datamodules.sources.tables import BadRows, Cells, Table, repeated_name
+from zoo.datamodules.sources.tables import BadRows, Cells, Table, input_positions, repeated_name
 from zoo.datamodules.written_numbers import plain_number
 from zoo.errors import UserError
 from zoo.text_formats.json_text import shorten
@@ -60,30 +60,34 @@ class RowLayout(NamedTuple):
         Raises:
             UserError: a table lacks a column, no row can be used, a row is bad, or a column has two roles.
         """
-        texts, targets, places, groups = [], [], [], []
+        texts, targets, places, groups, positions = [], [], [], [], []
         self._check_roles(tables)
         self._check_keys(tables)
         rounded = [] if self.classes is not None else [RoundedNumbers(name) for name in self.targets]
         # Missing columns are an error of the options; problems of single rows are left to the policy for bad rows.
+        n_before = 0  # rows of the tables before
         for table in tables:
             self._check_columns(table, need_targets)
-            for place, cells in table.rows:
+            table_positions, n_rows = input_positions(table, bad)
+            for position, (place, cells) in zip(table_positions, table.rows, strict=True):
                 try:
                     # The row's text, its targets, and its group (its place, if rows are independent).
-                    text, numbers = self.text(cells), [self.target(cells, name, need_targets) for name in self.targets]
+                    text, values = self.text(cells), [self.target(cells, name, need_targets) for name in self.targets]
                     group = (
                         _cell(cells, self.group, "group_column") if self.group is not None and need_targets else place
                     )
                 except UserError as error:
                     bad.refuse(place, str(error))
                     continue
-                for column, number in zip(rounded, numbers, strict=False):
+                for column, number in zip(rounded, values, strict=False):
                     if not math.isnan(number):
                         column.add(place, cells[column.column], number)
                 texts.append(text)
-                targets.append(numbers or [math.nan])
+                targets.append(values or [math.nan])
                 places.append(place)
                 groups.append(str(group))
+                positions.append(n_before + position)
+            n_before += n_rows
         # Nothing was left: name the first table, and the reason of the first bad row.
         if not texts:
             others = f", nor do the {len(tables) - 1} files read with it" if len(tables) > 1 else ""
@@ -91,7 +95,8 @@ class RowLayout(NamedTuple):
             raise UserError(f"{tables[0].name} has no row that can be used{others}{bad.first()}{remedy}")
         for column in rounded:
             column.warn()
-        return Rows(texts, np.array(targets, dtype=np.float64).reshape(-1, len(self.targets) or 1), places, groups)
+        numbers = np.array(targets, dtype=np.float64).reshape(-1, len(self.targets) or 1)
+        return Rows(texts, numbers, places, groups, np.array(positions))
 
     def _check_columns(self, table: Table, need_targets: bool) -> None:
         """Raises UserError if the header lacks a column: then the option is wrong, not a row."""
@@ -111,7 +116,7 @@ class RowLayout(NamedTuple):
         for option, names in options.items():
             for name in names:
                 if name not in known and not any(name in cells for _, cells in table.rows):
-                    start = f"{table.name} has no column {name!r}{_nearest(name, table.columns)}"
+                    start = f"{table.name} has no column {name!r}{nearest_column(name, table.columns)}"
                     if self.is_stored and option == "columns":
                         raise UserError(
                             f"{start}, which the model was trained with: add it to the file, with empty cells where "
@@ -139,13 +144,14 @@ class RowLayout(NamedTuple):
             known = dict.fromkeys(name for table in group for name in table.names)
             for name in self.columns if known else []:
                 if name not in known and not any(name in cells for table in group for _, cells in table.rows):
+                    start = f"{group[0].name} has {name!r} in no row{nearest_column(name, known)}"
                     if self.is_stored:
                         raise UserError(
-                            f"{group[0].name} has {name!r} in no row{_nearest(name, known)}, but the model was trained "
-                            f'with it: add it to the rows, or "{name}": null to a row if the value is unknown'
+                            f"{start}, but the model was trained with it: "
+                            f'add it to the rows, or "{name}": null to a row if the value is unknown'
                         )
                     raise UserError(
-                        f"{group[0].name} has {name!r} in no row{_nearest(name, known)}: set --data.columns to keys "
+                        f"{start}: set --data.columns to keys "
                         f'that it has, {list_columns(known)}, or add "{name}": null to a row if the value is unknown'
                     )
 
@@ -261,7 +267,7 @@ def _paths(table: Table) -> list[str]:
     return list_paths(table.names, [cells for _, cells in table.rows[:100]])
 
 
-def _nearest(name: str, names: Collection[str]) -> str:
+def nearest_column(name: str, names: Collection[str]) -> str:
     """A question for the column with the most similar name; "" without one."""
     known = {other[:100].casefold(): other[:100] for other in islice(names, 1000)}
     near = difflib.get_close_matches(name[:100].casefold(), known, n=1)

@@ -13,12 +13,17 @@ from zoo.training.batches import Row
 
 
 class Rows(NamedTuple):
-    """N texts with K targets (N, K) float64 (NaN where unknown), the place of each row, and its group."""
+    """N texts with K targets (N, K) float64 (NaN where unknown), the place of each row, and its group.
+
+    `positions` (N,) are the rows' positions in the input, which has rows between them that were left out; None after a
+    selection of rows.
+    """
 
     texts: list[str]
     targets: np.ndarray
     places: Sequence[str]
     groups: Sequence[str]
+    positions: np.ndarray | None = None
 
     def select(self, indices: np.ndarray) -> "Rows":
         """The rows of the given indices."""
@@ -80,6 +85,7 @@ class TextRows(Dataset):
         features: (N, F) float32, or None.
         n_given: number of rows, the first ones, that come from the data; the others are changed copies of them or
             synthetic, and warnings about the data do not count them. Default: all.
+        positions: (N,) the `index` of each row. Default: its place in the dataset.
     """
 
     def __init__(
@@ -89,9 +95,11 @@ class TextRows(Dataset):
         targets: np.ndarray,
         features: np.ndarray | None = None,
         n_given: int | None = None,
+        positions: np.ndarray | None = None,
     ) -> None:
         self.texts, self.targets, self.features = texts, targets, features
         self.n_given = len(texts) if n_given is None else n_given
+        self.positions = np.arange(len(texts)) if positions is None else positions
         self._starts = np.cumsum([0, *map(len, ids)])  # (N + 1,)
         self._tokens = np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=self._starts[-1])
 
@@ -114,4 +122,5 @@ class TextRows(Dataset):
     def __getitem__(self, index: int) -> Row:
         tokens = self._tokens[self._starts[index] : self._starts[index + 1]].tolist()
         features = None if self.features is None else tuple(self.features[index].tolist())
-        return Row(tokens, tuple(self.targets[index].tolist()), index, self.texts[index], features)
+        position = int(self.positions[index])
+        return Row(tokens, tuple(self.targets[index].tolist()), position, self.texts[index], features)

@@ -26,7 +26,7 @@ def unlabelled_files(data: str) -> list[Path] | None:
         data: a file; a folder, of which all files with a known suffix are used; or the name of a hub data set.
 
     Raises:
-        UserError: a folder is without such files, or a file has another suffix.
+        UserError: a folder is without such files, a file has another suffix, or there is no text.
     """
     if not data.strip():
         raise UserError("--data.unlabelled is empty: give a file, a folder or the name of a data set")
@@ -39,6 +39,8 @@ def unlabelled_files(data: str) -> list[Path] | None:
         return None
     if not files or not all(file.suffix.lower() in SUFFIXES for file in files):
         raise UserError(f"--data.unlabelled {data} holds no text: give files of {', '.join(sorted(SUFFIXES))}")
+    if all(file.suffix.lower() in TEXT_SUFFIXES and not read_text(file).strip() for file in files):
+        raise UserError(f"--data.unlabelled {data} has no text, only blank lines: give texts, or drop the option")
     return files
 
 
@@ -60,7 +62,7 @@ def read_unlabelled(
 
     Raises:
         FileNotFoundError: neither a file nor a data set on the hub has this name.
-        UserError: a file cannot be read, or a table lacks the columns of the training rows.
+        UserError: a file cannot be read, there is no text, or a table lacks the columns of the training rows.
     """
     files = unlabelled_files(data)
     if files is None:

@@ -6,6 +6,7 @@ the file: no number is reformatted, and YAML's `no` is a word.
 """
 
 import csv
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -84,6 +85,23 @@ _COMPRESSED = (  # first bytes, name, remedy
     (b"\x1f\x8b", "a gzip", "decompress it first"),
     (b"PK\x03\x04", "a ZIP or Excel", "extract it first, or save the table as CSV"),
 )
+
+
+def input_positions(table: Table, bad: BadRows) -> tuple[list[int], int]:
+    """Position of each of a table's rows among all rows of its file, from 0, and the number of all rows.
+
+    Rows that could not be parsed are counted; `bad` has their places.
+    """
+    parsed = {place for place, _ in table.rows}
+    # Places end with the number of a line or a row, unless the file is a single row.
+    prefixes = (f"{table.name}, line ", f"{table.name}, row ")
+    unparsed = [place for place in bad.reasons if place not in parsed and place.startswith(prefixes)]
+    n_rows = len(table.rows) + len(unparsed) + (table.name in bad.reasons and table.name not in parsed)
+    if not unparsed:
+        return [*range(len(table.rows))], n_rows
+    numbers = sorted(int(place.rpartition(" ")[2]) for place in unparsed)
+    rows = enumerate(int(place.rpartition(" ")[2]) for place, _ in table.rows)
+    return [i + bisect_left(numbers, number) for i, number in rows], n_rows
 
 
 def read_table(file: Path, column_names: list[str] | None, bad: BadRows, separator: str | None = None) -> Table:

@@ -110,6 +110,13 @@ def test_several_processes_are_refused_at_the_start():
         Budget(10, 0.0, 6, print).setup(SimpleNamespace(world_size=2), SimpleNamespace(), "fit")
 
 
+def test_time_that_is_over_is_refused_before_the_data_is_prepared(monkeypatch):
+    monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: 100.0))
+    Budget(10, 91.0, 6, print).setup(SimpleNamespace(world_size=1), SimpleNamespace(), "fit")
+    with pytest.raises(UserError, match="--budget of 10 s is too short: 12 s had passed before the first step"):
+        Budget(10, 88.0, 6, print).setup(SimpleNamespace(world_size=1), SimpleNamespace(), "fit")
+
+
 def test_a_schedule_that_cannot_be_planned_is_refused():
     callback = Budget(10, 0.0, 6, print)
     with pytest.raises(UserError, match="has a schedule that cannot be planned"):

@@ -1,12 +1,14 @@
 """Each other shared callback on a model of one weight matrix, with expectations worked out by hand."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision as MixedPrecisionPlugin
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
 from tests.callbacks.plane import Plane, Points, trainer
@@ -208,6 +210,25 @@ def test_figures_of_predictions_are_next_to_them_and_kept(tmp_path):
     assert figure.read_bytes() == b"mine"
     predict("y.v1.jsonl", overwrite=True)
     assert figure.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_figures_of_other_data_are_not_replaced(tmp_path):
+    def evaluate(data):
+        plots = Plots()
+        run = SimpleNamespace(
+            state=SimpleNamespace(fn=TrainerFn.TESTING), callbacks=[plots], default_root_dir=tmp_path,
+            is_global_zero=True, datamodule=SimpleNamespace(hparams={"data": data}),
+        )  # fmt: skip
+        values = torch.rand(4, 1)
+        plots.on_test_batch_end(run, None, {"prediction": values, "target": values})
+        plots.on_test_end(run, None)
+        return (tmp_path / "test-scatter.png").read_bytes()
+
+    first = evaluate("first.csv")
+    second = evaluate("first.csv")
+    assert second != first
+    with pytest.warns(UserWarning, match=r"test-scatter\.png shows other data, first\.csv, and is not replaced: give"):
+        assert evaluate("other.csv") == second
 
 
 def test_two_processes_share_the_predictions(tmp_path):

@@ -95,6 +95,42 @@ def test_reader_counts_bad_and_long_rows(tmp_path, capsys):
         reader(tmp_path, file).rows("train")
 
 
+BAD_FILES = {
+    # Rows that cannot be parsed, that have no text, and that are too long, between those of the indices 1, 4 and 6.
+    ".csv": "x,y\none,two,three\nb,1\n,2\none,two,three\nc,nothing\nlong text that is long,4\nd,5\n",
+    ".jsonl": "{\n".join(
+        ["", '{"x": "b", "y": 1}\n{"y": 2}\n', '{"x": "c"}\n{"x": "long text that is long"}\n{"x": "d", "y": 5}\n']
+    ),
+    ".json": '[1, {"x": "b", "y": 1}, {"y": 2}, null, {"x": "c"}, {"x": "long text that is long"}, {"x": "d"}]',
+    ".yaml": "- 1\n- {x: b, y: 1}\n- {y: 2}\n- 3\n- {x: c}\n- {x: long text that is long}\n- {x: d, y: 5}\n",
+}
+
+
+@pytest.mark.parametrize("suffix", BAD_FILES)
+def test_index_is_the_position_in_the_input(suffix, tmp_path):
+    file = tmp_path / f"rows{suffix}"
+    file.write_text(BAD_FILES[suffix])
+    skip = {"bad_rows": "skip", "long_rows": "skip", "max_input_len": 10}
+    data = TextRegression(str(file), text_column="x", target_columns="y", **skip)
+    rows = [*data.dataset("predict")]
+    assert [(row.index, row.text) for row in rows] == [(1, "b"), (4, "c"), (6, "d")]
+    # A second file continues the count.
+    (tmp_path / "test-1.csv").write_text("x,y\ntoo,many,cells\na,1\n")
+    (tmp_path / f"test-2{suffix}").write_text(BAD_FILES[suffix])
+    (tmp_path / "train.csv").write_text("x,y\na,1\nb,2\n")
+    file.unlink()
+    if suffix == ".csv":
+        data = TextRegression(str(tmp_path), text_column="x", target_columns="y", **skip)
+        assert [row.index for row in data.dataset("test")] == [1, 3, 8]  # "c" has no number
+
+
+def test_index_of_labelled_lines(tmp_path):
+    file = tmp_path / "rows.txt"
+    file.write_text("no bar\n\n1 ||| good\n1 |||\n0 ||| bad\n")
+    data = Reviews(str(file), "bad,good", bad_rows="skip")
+    assert [(row.index, row.text) for row in data.dataset("predict")] == [(1, "good"), (3, "bad")]
+
+
 def test_reader_does_not_read_placeholders(tmp_path):
     write_csv(tmp_path / "train.csv", [("a", 1, 1)])
     write_csv(tmp_path / "test.csv", [("b", "placeholder", 1)])

@@ -8,6 +8,7 @@ from zoo.datamodules import Reviews
 from zoo.errors import UserError
 from zoo.llama import LlamaClassifier
 from zoo.llama.classifier_defaults import bow_trials, choose_settings
+from zoo.tokenizers import load_tokenizer
 from zoo.training.text_statistics import TextStatistics
 
 QUESTIONS = TextStatistics(
@@ -82,7 +83,7 @@ def test_bags_are_compared_unless_the_command_decides():
     assert [trial.kind for trial in bow_trials(texts, targets, 2, {"budget": 0.0})] == ["naive_bayes"]
 
 
-def test_from_data_builds_model_and_data_with_the_settings(tmp_path):
+def test_from_data_builds_model_and_data_with_the_settings(tmp_path, monkeypatch):
     rows = "".join(f"a {'good' if i % 2 else 'bad'} film number {i},{'yes' if i % 2 else 'no'}\n" for i in range(60))
     (tmp_path / "rows.csv").write_text(f"sentence,liked\n{rows}")
     given = {"model.dim": 32, "trainer.max_steps": 5}
@@ -96,6 +97,21 @@ def test_from_data_builds_model_and_data_with_the_settings(tmp_path):
     model.check_data(data)
     with pytest.raises(UserError, match="'dim' is not a setting of model, data, trainer or checkpoint"):
         LlamaClassifier.from_data(Reviews(str(tmp_path / "rows.csv")), {"dim": 3})
+    # A misspelt setting is refused before bags of words are compared.
+    for setting, message in (
+        ({"model.dimm": 128}, "LlamaClassifier has no argument 'dimm'; did you mean dim"),
+        ({"data.tokeniser": "bpe"}, "Reviews has no argument 'tokeniser'; did you mean tokenizer"),
+        ({"trainer.max_step": 5}, "Trainer has no argument 'max_step'; did you mean max_steps"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr("zoo.llama.classifier.bow_trials", lambda *_: pytest.fail("compared"))
+            with pytest.raises(UserError, match=message):
+                LlamaClassifier.from_data(Reviews(str(tmp_path / "rows.csv")), setting)
+    # Pretrained weights bring their tokenizer.
+    given = {"model.weights": "zoo:llama-wikitext2", "model.bow_features": None}
+    model, data, _ = LlamaClassifier.from_data(Reviews(str(tmp_path / "rows.csv")), given)
+    assert data.hparams["tokenizer"] == "zoo:llama-wikitext2"
+    assert model.tokenizer.fingerprint == load_tokenizer("zoo:llama-wikitext2").fingerprint
     with pytest.raises(UserError, match="has no texts with labels"):
         LlamaClassifier.choose_settings(object(), {})
 

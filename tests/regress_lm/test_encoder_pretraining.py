@@ -112,6 +112,7 @@ def test_changed_texts_and_steps_are_refused_on_resume(data, tmp_path, monkeypat
     [
         (["--data.unlabelled=nowhere.txt"], "no text is at nowhere.txt"),
         (["--data.unlabelled="], "--data.unlabelled is empty"),
+        (["--data.unlabelled=blank.txt"], "--data.unlabelled blank.txt has no text, only blank lines"),
         (["--data.unlabelled=rows.bin"], "holds no text: give files of"),
         (["--data.unlabelled=other.csv"], "other.csv has no column 'text'"),
         (["--model.pretrain_steps=0"], "pretrain_steps must be at least 1"),
@@ -120,6 +121,7 @@ def test_changed_texts_and_steps_are_refused_on_resume(data, tmp_path, monkeypat
 )
 def test_wrong_options_are_named(options, message, data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(data)
+    (data / "blank.txt").write_text(" \n\n")
     (data / "rows.bin").write_bytes(b"1")
     (data / "other.csv").write_text("words,y\na b,1\n")
     assert message in complaint(capsys, 1, *words_of_fit(data, tmp_path / "run", *options))

@@ -1,16 +1,20 @@
 """RegressLM with a pretrained encoder: equality with transformers, modes, stored states, checkpoints, wrong folders."""
 
 import json
+import re
 import sys
 
 import pytest
 import torch
 
 from tests.commands import complaint
+from tests.regress_lm.test_defaults import TEXTS
 from zoo.__main__ import main
+from zoo.datamodules import TextRegression
 from zoo.errors import UserError
 from zoo.regress_lm import Example, RegressLM
-from zoo.regress_lm.encoders import encoder_from_config, load_encoder, longest_input
+from zoo.regress_lm.defaults import choose_settings
+from zoo.regress_lm.encoders import count_weights, encoder_from_config, load_encoder, longest_input
 from zoo.tokenizers import from_state, load_tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -225,6 +229,64 @@ def test_command_line(mode, bert, tmp_path, capsys):
         "--data.target_columns=y", "--data.tokenizer=bytes", f"--output_dir={tmp_path / 'other'}",
     )  # fmt: skip
     assert f"--data.tokenizer transformers:{bert}" in message
+
+
+# ---- settings that the rules choose
+
+
+@pytest.fixture
+def table(tmp_path):
+    rows = "".join(f"{i % 9},{'abc'[i % 3]},{100 * (i % 9) + i % 5}\n" for i in range(60))
+    (tmp_path / "table.csv").write_text("a,b,y\n" + rows)
+    return str(tmp_path / "table.csv")
+
+
+def test_automatic_settings_train_in_every_mode(bert, table, tmp_path, capsys):
+    main(
+        ["fit", "--config=regress_lm", f"--data_dir={table}", "--data.target_columns=y", f"--model.encoder={bert}",
+         "--model.encoder_mode=lora", "--model.dim=8", "--trainer.max_steps=1", "--model.num_samples=4",
+         "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", f"--output_dir={tmp_path / 'run'}"]
+    )  # fmt: skip
+    printed = capsys.readouterr().err
+    assert "--data.tokenizer" not in printed  # it follows from the encoder and is not chosen
+    assert re.search(r"--data.synthetic_rows 0 +the encoder would read each of them", printed)
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    for line in (f"tokenizer: transformers:{bert}", "max_input_len: 32", "optimizer: adamw", "lora_rank: 8"):
+        assert line in config
+
+
+@pytest.mark.parametrize(("mode", "optimizer"), [("frozen", "adamw"), ("full", "adamw")])
+def test_from_data_reads_the_tokens_of_the_encoder(bert, table, mode, optimizer):
+    data = TextRegression(table, target_columns="y")
+    model = RegressLM.from_data(
+        data, encoder=bert, encoder_mode=mode, dim=8, num_samples=4, val_samples=2, max_steps=2, progress=False
+    )
+    assert model.tokenizer.fingerprint == load_tokenizer(f"transformers:{bert}").fingerprint
+    assert model.model.config.max_input_len == model.stored_data_settings["max_input_len"] == 32
+    assert model.hparams["optimizer"] == optimizer
+    assert model.stored_data_settings["synthetic_rows"] == 0
+    # What is given to the data is kept.
+    with pytest.raises(UserError, match="its own tokenizer: set tokenizer transformers:"):
+        RegressLM.from_data(TextRegression(table, target_columns="y", tokenizer="bytes"), encoder=bert, max_steps=1)
+
+
+def test_chosen_steps_follow_the_cost_of_the_encoder(bert, monkeypatch):
+    def steps(rows, mode, weights):
+        monkeypatch.setattr("zoo.regress_lm.encoder_defaults.count_weights", lambda _: weights)
+        given = {"model.encoder": bert, "model.encoder_mode": mode}
+        choices = choose_settings(TEXTS._replace(n_rows=rows), given)
+        settings = {choice.option: choice.value for choice in choices}
+        assert settings["model.optimizer"] == "adamw"
+        assert not settings.keys() & {"data.tokenizer", "data.power_tokens", "model.muon_lr"}
+        assert settings["data.synthetic_rows"] == settings["data.augment_copies"] == 0
+        return settings["trainer.max_steps"]
+
+    assert [steps(6400, mode, 10**5) for mode in ("frozen", "lora", "full")] == [800, 400, 300]  # 8, 4 and 3 epochs
+    assert [steps(64, mode, 10**5) for mode in ("frozen", "lora", "full")] == [400, 100, 100]
+    assert [steps(10**6, mode, 10**5) for mode in ("frozen", "full")] == [4000, 4000]
+    # 300 s of 5e10 operations; a step reads 64 texts of 20 tokens: 2.56e9 weights x passes.
+    assert [steps(10**6, mode, 10**8) for mode in ("frozen", "lora", "full")] == [58, 29, 19]
+    assert count_weights(bert) == 2 * (4 * 16 * 16 + 2 * 16 * 24)
 
 
 # ---- the tokenizer

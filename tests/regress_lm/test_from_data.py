@@ -76,11 +76,21 @@ def test_example_of_the_card(table, monkeypatch):
 
 def test_row_text_is_the_text_that_a_model_reads(table):
     data = TextRegression(table, target_columns="y")
-    assert data.row_text({"y": 1, "b": 5.5, "a": 40, "c": 1}) == "a: 40, b: 5.5"
+    assert data.row_text({"y": 1, "b": 5.5, "a": 40}) == "a: 40, b: 5.5"
     assert data.row_text({"a": 40, "b": None}) == data.row_text({"a": "40"}) == "a: 40"
     assert data.row_text({"a": 1, "b": 1.5}) in data.texts("train") + data.texts("val") + data.texts("test")
     with pytest.raises(UserError, match="all of a, b are empty in it"):
-        data.row_text({"c": 1})
+        data.row_text({"y": 1})
+    with pytest.raises(UserError, match=r"the table has no column 'A'.*: name columns as it does, a, b"):
+        data.row_text({"A": 1, "b": 5.5})
+
+
+def test_misspelt_columns_name_the_nearest_one(tmp_path):
+    (tmp_path / "house.csv").write_text("rooms,city,agent,price\n" + "3,Bonn,x,4\n" * 20)
+    data = TextRegression(str(tmp_path / "house.csv"), target_columns="price", group_column="agent")
+    assert data.row_text({"rooms": 3, "agent": "x", "price": 4}) == "rooms: 3"
+    with pytest.raises(UserError, match=r"no column 'Rooms' \(did you mean 'rooms'\?\): name columns .*, rooms, city$"):
+        data.row_text({"Rooms": 3, "city": "Bonn"})
 
 
 def test_saved_model_predicts_rows_as_it_was_trained(table, tmp_path):
@@ -101,6 +111,16 @@ def test_saved_model_predicts_rows_as_it_was_trained(table, tmp_path):
         predicted = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
         assert [row["input"] for row in predicted] == texts
         assert [row["median"] for row in predicted] == expected.tolist()
+
+
+def test_columns_of_a_table_are_printed_where_no_option_names_them(table, capsys):
+    message = "table.csv: the texts are made of all columns, a, b, y: if one is the target, name it with"
+    for options, is_printed in (
+        ({}, True), ({"target_columns": "target1,target2"}, True), ({"target_columns": "y"}, False),
+        ({"columns": "a,b"}, False), ({"text_column": "a"}, False),
+    ):  # fmt: skip
+        TextRegression(table, **options).dataset("predict")
+        assert (message in capsys.readouterr().err) == is_printed
 
 
 def test_options_that_change_the_texts_of_a_trained_model(table, tmp_path):

@@ -1,6 +1,7 @@
 """The Python API of RegressLM: fine-tuning, sampling, probabilities, saving and loading."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from zoo.errors import UserError
 from zoo.regress_lm import Example, ExampleInput, RegressLM
 from zoo.regress_lm.estimates import summary
-from zoo.tokenizers import load_tokenizer
+from zoo.tokenizers import load_tokenizer, train_words
 
 SMALL = {"dim": 32, "n_heads": 2, "n_encoder_layers": 1, "n_decoder_layers": 1}
 
@@ -52,8 +53,6 @@ def test_default_weights_warn_once_before_they_are_fine_tuned():
 def test_unknown_arguments_are_refused(small):
     with pytest.raises(TypeError, match="max_input_length"):
         RegressLM.from_scratch(max_input_length=2048)
-    with pytest.raises(TypeError, match="epochs"):
-        small.fine_tune(words(4), epochs=3)
 
 
 def test_fine_tune_learns_and_restores_the_best_weights(small):
@@ -210,6 +209,52 @@ def test_bad_examples_are_refused_by_number(small):
     said = "\n".join(str(one.message) for one in caught)
     assert "clamp" in said
     assert "loss and nll are those of the nearest number" in said
+
+
+def test_fine_tune_checks_its_options_before_it_changes_the_model():
+    model = RegressLM.from_default(max_input_len=64)
+    tokens, examples = model.tokenizer.fingerprint, [Example("rooms: 3, city: Bonn", 1.0)] * 4
+    for options, message in (
+        ({"max_epochs": 0}, "max_epochs must be at least 1"),
+        ({"epochs": 3}, r"fine_tune has no argument 'epochs'; did you mean max_epochs\?"),
+        ({"batchsize": 3}, "did you mean batch_size"),
+        ({"lr": -1.0}, "lr must be"),
+        ({"weight_decay": math.nan}, "weight_decay must be"),
+        ({"validation_examples": []}, "no validation examples"),
+    ):
+        with pytest.raises(UserError, match=message):
+            model.fine_tune(examples, progress=False, **options)
+        assert not model.is_adapted
+        assert model.tokenizer.fingerprint == tokens
+    model.fine_tune(examples, max_epochs=1, progress=False)
+    assert model.is_adapted
+    assert "Bonn" in model.tokenizer.tokens
+
+
+def test_weights_by_name(tmp_path):
+    model = RegressLM.load("zoo:regress-lm")
+    assert model.hparams["dim"] == RegressLM.from_default(max_input_len=8).hparams["dim"]
+    with pytest.raises(UserError, match="the zoo has no weights zoo:regress; did you mean zoo:regress-lm"):
+        RegressLM.load("zoo:regress")
+    with pytest.raises(UserError, match="from_default has the tokenizer of zoo:regress-lm: drop tokenizer"):
+        RegressLM.from_default(tokenizer="bytes")
+
+
+def test_unknown_words_are_warned_of_and_a_last_word_is_read_without_its_comma():
+    model = RegressLM.from_scratch(64, tokenizer=train_words(["a: 1, b: x, c: 7", "a: 2, b: y, c: 8"]), **SMALL)
+    ids = model.tokenizer.tokens
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        full, cut, short, own = model.rows([ExampleInput(text) for text in FULL_AND_CUT])
+    assert full.tokens[:4] == cut.tokens == [ids[word] for word in ("a:", "1,", "b:", "x,")]
+    assert short.tokens == [ids["a:"], ids["2,"]]
+    assert own.tokens[-1] == ids["7"]  # a word of its own is not changed
+    with pytest.warns(UserWarning, match="in 1 of the 2 texts, such as 'z,': the model reads all of them as one"):
+        model.sample([ExampleInput("a: 1, b: z, c: 7"), ExampleInput("a: 1")], 1)
+    assert model.tokenizer.encode("a: 1, b: x c") == [ids["a:"], ids["1,"], ids["b:"], 0, 0]
+
+
+FULL_AND_CUT = ("a: 1, b: x, c: 7", "a: 1, b: x", "a: 2", "c: 7")
 
 
 def test_save_and_load_restore_the_model(small, tmp_path):

@@ -230,8 +230,9 @@ class ZooCLI(OpenLightningCLI):
         # Lightning loads the checkpoint that was found, and the model itself weights of another project.
         config.ckpt_path = None if info is None or info.is_external else info.path
         move_data_dir(config)
+        decided = self.arguments.keys  # also settings of the data that follow from the model's
         if self.verb == "fit" or not info:
-            fill_data_settings(config, self.classes["model"], self.arguments.keys)
+            decided = [*decided, *fill_data_settings(config, self.classes["model"], decided)]
         if info:
             compare_with_checkpoint(info, config, self.verb, self.classes["data"])
         config.output_dir = output_dir(config, self.is_project_weights)
@@ -245,7 +246,9 @@ class ZooCLI(OpenLightningCLI):
             config.automatic = False  # for the saved config, which has the settings chosen
             if left is not None:
                 print_shares(config.budget, left)
-            print_choices(choose(config, self.arguments.keys, self.classes["model"], self.classes["data"], left))
+            chosen = choose(config, decided, self.classes["model"], self.classes["data"], left)
+            seconds_left(config.budget, self.started)  # refuses a run without any
+            print_choices(chosen)
 
     # ---- building
 

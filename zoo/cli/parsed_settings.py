@@ -129,20 +129,26 @@ def move_data_dir(config: Any) -> None:
         raise UserError("--data_dir is empty: give a file, a folder or the name of a data set")
 
 
-def fill_data_settings(config: Any, model: type | None, keys: Iterable[tuple[str, str]]) -> None:
+def fill_data_settings(config: Any, model: type | None, keys: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """Set options of the data that follow from the model's and were not given, as the tokenizer of an encoder.
 
     Args:
         config: the settings of the verb.
         model: the class of the model.
         keys: (dotted key, its source) of all settings that were given.
+
+    Returns:
+        Their keys, in the form of `keys`.
     """
     if model is None or not issubclass(model, ZooModule):
-        return
+        return []
+    keys, filled = list(keys), []
     settings = config.model.get("init_args") or {}  # absent for a class without arguments
     for name, value in model.data_settings(settings).items():
         if name in config.data.init_args and follows_model(keys, name):
             config.data.init_args[name] = value
+            filled.append((f"data.init_args.{name}", ""))
+    return filled
 
 
 def compare_with_checkpoint(info: CheckpointInfo, config: Any, verb: str, data: type | None) -> None:

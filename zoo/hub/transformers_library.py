@@ -38,13 +38,13 @@ def load_pretrained(kind: str, name: str, **options: Any) -> Any:
         FileNotFoundError: neither a folder nor a model on the hub has this name.
         UserError: the folder or model cannot be loaded, or transformers is not installed.
     """
-    library = transformers_library()
     path = Path(name).expanduser()
     if path.exists() and not path.is_dir():
         raise UserError(f"{name} is a file: give the folder that holds the encoder's config.json and model.safetensors")
     is_local = path.is_dir()
     if not is_local and not re.fullmatch(r"[\w-]+(/[\w.-]+)?", name):
         raise FileNotFoundError(f"there is no folder {name} with an encoder: check the path")
+    library = transformers_library()  # its import takes seconds
     # Without a connection only an earlier download is used.
     reachable = not is_local and online()
     with quiet(library):

@@ -8,9 +8,11 @@ from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from zoo.baselines.bag_of_words import BowKind
+from zoo.console.argument_names import argument_names
 from zoo.errors import UserError, check_choice, check_counts, check_number, check_weight
 from zoo.layers.linear_nll import linear_nll
 from zoo.layers.lora import add_lora
@@ -28,6 +30,7 @@ from zoo.tokenizers import Tokenizer
 from zoo.training.batches import IGNORED, TextBatch, check_text_batch
 from zoo.training.choices import Choice, by_group, given_arguments
 from zoo.training.fixed_arguments import check_fixed, field_names
+from zoo.training.given_settings import check_argument_names, settings_of_model
 from zoo.training.initial_weights import check_tokenizer
 from zoo.training.language_model import required_vocab_size
 from zoo.training.loss_weights import Counts, Loss
@@ -198,11 +201,19 @@ class LlamaClassifier(BowClassifier):
 
         Returns:
             The classifier, the data module to train it with, and arguments for `lightning.Trainer`.
+
+        Raises:
+            UserError: the data does not consist of texts with labels, or a setting does not exist.
         """
         given = {f"data.{name}": value for name, value in given_arguments(data).items()} | dict(given or {})
-        groups = by_group(given | {choice.option: choice.value for choice in cls.choose_settings(data, given)})
-        data = type(data)(**{**data.hparams, **groups["data"]})
-        model = cls(**{name: getattr(data, name) for name in cls.data_arguments}, **groups["model"])
+        groups = by_group(given)
+        for group, owner in (("model", cls), ("data", type(data)), ("trainer", Trainer)):
+            check_argument_names(owner, groups[group])
+        with argument_names():
+            given = settings_of_model(cls, data, groups["model"]) | given
+            groups = by_group(given | {choice.option: choice.value for choice in cls.choose_settings(data, given)})
+            data = type(data)(**{**data.hparams, **groups["data"]})
+            model = cls(**{name: getattr(data, name) for name in cls.data_arguments}, **groups["model"])
         return model, data, groups["trainer"]
 
     def forward(self, batch: TextBatch | Tensor) -> Tensor:

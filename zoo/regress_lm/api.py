@@ -6,7 +6,7 @@ samples1, samples2 = regress_lm.sample([ExampleInput(x="hi"), ExampleInput(x="by
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from zoo.console.argument_names import argument_names
-from zoo.console.progress_display import counting
 from zoo.errors import UserError, check_counts
 from zoo.files.checkpoints import read_checkpoint, write_checkpoint
 from zoo.generation.options import check_sampling
@@ -24,7 +23,7 @@ from zoo.registry import registered_name
 from zoo.regress_lm import decoding, fine_tuning
 from zoo.regress_lm.denoising import DenoisingConfig
 from zoo.regress_lm.estimates import QUANTILES
-from zoo.regress_lm.example import Example, ExampleInput, as_examples
+from zoo.regress_lm.example import Example, ExampleInput, as_examples, counted_texts
 from zoo.regress_lm.from_data import data_settings, train_on_data
 from zoo.regress_lm.initial_weights import SIZES
 from zoo.regress_lm.module import RegressLMModule
@@ -32,19 +31,12 @@ from zoo.regress_lm.word_transfer import add_words
 from zoo.tokenizers import Tokenizer, from_state, load_tokenizer
 from zoo.tokenizers.encoder_tokenizer import PREFIX
 from zoo.tokenizers.numerals import rounded
+from zoo.tokenizers.unknown_words import unknown_words
 from zoo.training.batches import Row, TextBatch, collate
 from zoo.training.random_streams import derive
-from zoo.weights import find_weights
+from zoo.weights import find_weights, is_project_weights
 
 DEFAULT_WEIGHTS = "zoo:regress-lm"
-
-
-def _shown(batches: list[TextBatch], progress: bool) -> Iterator[TextBatch]:
-    """The batches, with a progress line on standard error that counts their texts."""
-    with counting(sum(len(batch.texts) for batch in batches), "text", "sampling", progress) as add:
-        for batch in batches:
-            yield batch
-            add(len(batch.texts))
 
 
 class RegressLM(RegressLMModule):
@@ -110,6 +102,8 @@ class RegressLM(RegressLMModule):
             name: checkpoint["hyper_parameters"][name]
             for name in (*SIZES, "number_digits", "round_digits", "power_tokens")
         }
+        for name in settings.keys() & {"tokenizer", "weights"}:
+            raise UserError(f"from_default has the {name} of {DEFAULT_WEIGHTS}: drop {name}, or use from_scratch")
         changed: dict[str, Any] = {"weights": DEFAULT_WEIGHTS} | stored | settings
         model = cls.from_scratch(max_input_len, tokenizer=from_state(checkpoint["tokenizer"]), seed=seed, **changed)
         model.is_adapted = False
@@ -144,8 +138,15 @@ class RegressLM(RegressLMModule):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """The model in a checkpoint of `save` or `zoo fit`, on the GPU if there is one. UserError for other files."""
-        model = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+        """The model in a checkpoint of `save` or `zoo fit`, on the GPU if there is one. UserError for other files.
+
+        Args:
+            path: a file, or weights by name such as "zoo:regress-lm".
+        """
+        is_named = isinstance(path, str) and is_project_weights(path)
+        model = cls.load_from_checkpoint(
+            find_weights(str(path)) if is_named else path, map_location="cpu", weights_only=True
+        )
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def save(self, path: str | Path) -> None:
@@ -248,14 +249,13 @@ class RegressLM(RegressLMModule):
             UserError: `examples` is empty, one of them cannot be learned, an option is out of range, or training
                 diverges.
         """
-        given = as_examples("examples", examples, need_numbers=True)
-        self.is_adapted = True
-        add_words(self, self.rounded_texts([example.x for example in given]), seed or 0)
-        rows = self.rows(given)
-        held_out = None
+        given, held_out = as_examples("examples", examples, need_numbers=True), None
         if validation_examples is not None:
-            held_out = self.rows(as_examples("validation_examples", validation_examples, need_numbers=True))
-        return fine_tuning.fine_tune(self, rows, held_out, seed, **options)
+            held_out = as_examples("validation_examples", validation_examples, need_numbers=True)
+        fine_tuning.check_options(self, given, held_out, seed, options)  # before the words of the examples are added
+        add_words(self, self.rounded_texts([example.x for example in given]), seed or 0)
+        validation_rows = None if held_out is None else self.rows(held_out)
+        return fine_tuning.fine_tune(self, self.rows(given), validation_rows, seed, **options)
 
     # ---- predict
 
@@ -291,7 +291,7 @@ class RegressLM(RegressLMModule):
         check_sampling(temperature, top_k, seed=seed, num_samples=num_samples)
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         samples: list[np.ndarray] = []
-        for batch in _shown(self.batches(as_examples("inputs", inputs), batch_size), progress):
+        for batch in counted_texts(self.batches(as_examples("inputs", inputs), batch_size), progress):
             ids, _ = decoding.sample(
                 self.model, self.vocabulary, batch.tokens, batch.padding_mask, num_samples,
                 temperature=temperature, top_k=top_k, seed=seed, rows=batch.index,
@@ -380,9 +380,12 @@ class RegressLM(RegressLMModule):
         """
         assert self.tokenizer is not None
         k, limit, h = self.n_objectives, self.model.config.max_input_len, self.hparams
-        texts = self.rounded_texts([e.x for e in examples])
+        texts = [e.x for e in examples]
+        encoded = self.tokenizer.encode_batch(self.rounded_texts(texts))
+        if sentence := unknown_words(texts, encoded, self.tokenizer, self.rounded_texts):
+            warnings.warn(sentence, stacklevel=4)
         rows = []
-        for i, (example, ids) in enumerate(zip(examples, self.tokenizer.encode_batch(texts), strict=True)):
+        for i, (example, ids) in enumerate(zip(examples, encoded, strict=True)):
             if not 0 < len(ids) <= limit:
                 what = f"{len(ids)} tokens, beyond max_input_len {limit}" if ids else "no text"
                 raise UserError(f"example {i} has {what}: {example.x[:40]!r}")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from zoo.regress_lm.encoder_defaults import encoder_choices, encoder_steps
 from zoo.regress_lm.number_formats import number_tokenizer
 from zoo.training.choices import Choice, choose_width, rounded_down
 from zoo.training.distinct_targets import ENOUGH, QUANTILES
@@ -31,6 +32,7 @@ SYNTHETIC_ROWS = 20_000
 CALIBRATED = 400  # training rows with which there are enough validation rows for conformal intervals
 MANY_ROWS = 2000  # with more rows than these, copies of the rows themselves are learned in addition
 MOSTLY_NEW = 0.25  # share of the numbers of new texts that no training text has, from which words cannot be read
+END = "the schedule ends with the run"
 AUGMENTATIONS = ("jitter", "target_jitter", "synonyms", "background", "number_formats")
 
 
@@ -45,6 +47,8 @@ def choose_settings(statistics: TextStatistics, given: Mapping[str, Any]) -> lis
         Choices for options that are not in `given`.
     """
     kind = kind_of(statistics)
+    if given.get("model.encoder"):
+        return _with_encoder(statistics, kind, given)
     synthetic = list(_synthetic(statistics, kind, given))
     is_synthetic = bool(given.get("data.synthetic_rows", synthetic))
     synthetic = synthetic if is_synthetic else []
@@ -80,6 +84,20 @@ def kind_of(statistics: TextStatistics) -> Kind:
 
 
 # ---- rules
+
+
+def _with_encoder(statistics: TextStatistics, kind: Kind, given: Mapping[str, Any]) -> list[Choice]:
+    """Settings of a model with a pretrained encoder, which has its own tokenizer."""
+    batch_size = min(_batch_size(statistics), statistics.n_rows)
+    changes = [f"data.{name}" for name in AUGMENTATIONS]
+    choices = [
+        *encoder_choices(statistics, given, changes, is_rounded=kind == "numbers" and statistics.numbers > 0),
+        *_number_format(statistics, given, is_synthetic=False),
+        Choice("data.batch_size", batch_size, f"texts of {statistics.characters:.0f} characters"),
+    ]
+    settings = {choice.option: choice.value for choice in choices} | dict(given)
+    choices += [*_schedule(statistics, kind, settings), Choice("model.min_lr_ratio", 0.02, END)]
+    return [choice for choice in choices if choice.option not in given]
 
 
 def _is_pretrained(kind: Kind, is_synthetic: bool, given: Mapping[str, Any]) -> bool:
@@ -208,7 +226,8 @@ def _schedule(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any
         steps = epochs * math.ceil(rows / batch)
         yield Choice("model.warmup_steps", max(1, steps // 20), f"5 % of {steps:,} steps")
         return
-    steps, reason = _steps(s, kind, settings)
+    has_encoder = bool(settings.get("model.encoder"))
+    steps, reason = encoder_steps(s, settings) if has_encoder else _steps(s, kind, settings)
     yield Choice("trainer.max_steps", steps, reason)
     steps = settings.get("trainer.max_steps", steps)
     if steps > 0:
@@ -291,7 +310,7 @@ def _optimizer(kind: Kind, is_synthetic: bool) -> Iterator[Choice]:
         # Of the embeddings: a rare word is in few steps, and must move by about its initial length.
         yield Choice("model.lr", 1e-2 if is_synthetic else 2e-3, "rare words" if is_synthetic else reason)
     yield Choice("model.beta2", 0.98, "a step's gradient is noisy")
-    yield Choice("model.min_lr_ratio", 0.02, "the schedule ends with the run")
+    yield Choice("model.min_lr_ratio", 0.02, END)
 
 
 def _batch_size(statistics: TextStatistics) -> int:

@@ -105,9 +105,20 @@ def longest_input(encoder: Any) -> int | None:
 def data_settings(name: str) -> dict[str, Any]:
     """Settings of the data that an encoder implies: its tokenizer, and the length of its longest input."""
     settings: dict[str, Any] = {"tokenizer": f"transformers:{name}"}
-    config = load_pretrained("AutoConfig", name)
-    with quiet(transformers_library()), torch.device("meta"):
-        encoder, _ = _encoder_of(transformers_library().AutoModel.from_config(config, trust_remote_code=False))
-    if limit := longest_input(encoder):
+    if limit := longest_input(_without_weights(name)):
         settings["max_input_len"] = min(limit, 2048)
     return settings
+
+
+def count_weights(name: str) -> int:
+    """The number of weights in the encoder's matrices, without those of its embeddings."""
+    encoder = _without_weights(name)
+    embeddings = sum(m.weight.numel() for m in encoder.modules() if isinstance(m, nn.Embedding))
+    return sum(p.numel() for p in encoder.parameters() if p.ndim == 2) - embeddings
+
+
+def _without_weights(name: str) -> nn.Module:
+    """The encoder of a folder or on the hub as its configuration describes it, without memory for its weights."""
+    config = load_pretrained("AutoConfig", name)
+    with quiet(transformers_library()), torch.device("meta"):
+        return _encoder_of(transformers_library().AutoModel.from_config(config, trust_remote_code=False))[0]

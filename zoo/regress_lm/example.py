@@ -1,11 +1,13 @@
 """Input types of the Python API: a text, and a text with its numbers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zoo.console.progress_display import counting
 from zoo.errors import UserError
 from zoo.regress_lm.number_inputs import as_numbers
+from zoo.training.batches import TextBatch
 
 
 @dataclass
@@ -84,3 +86,11 @@ def as_examples(name: str, examples: Any, need_numbers: bool = False) -> list[Ex
             raise UserError(f"{name}[{i}] must be an {kind}, not a {type(example).__name__}")
         checked.append(example)
     return checked
+
+
+def counted_texts(batches: list[TextBatch], progress: bool) -> Iterator[TextBatch]:
+    """The batches, with a progress line on standard error that counts their texts."""
+    with counting(sum(len(batch.texts) for batch in batches), "text", "sampling", progress) as add:
+        for batch in batches:
+            yield batch
+            add(len(batch.texts))

@@ -1,8 +1,10 @@
 """Fine-tuning on a list of examples: the Python API's counterpart of `zoo fit`, with the same module and Trainer."""
 
+import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -12,7 +14,7 @@ from zoo.callbacks.best_weights import BestWeights
 from zoo.callbacks.early_stopping import EarlyStopping
 from zoo.callbacks.non_finite import NonFinite
 from zoo.callbacks.progress import Progress
-from zoo.console.messages import quiet_lightning
+from zoo.console.messages import did_you_mean, quiet_lightning
 from zoo.errors import UserError, check_counts, check_number, check_positive
 from zoo.layers.lora import add_lora, merge_lora
 from zoo.optim import OptimizerConfig
@@ -69,17 +71,12 @@ def fine_tune(
         UserError: `rows` is empty, an option is out of range, or training diverges; the model then has the best
             weights so far.
     """
-    if lora_rank and model.pretrained_encoder is not None:
-        raise UserError("lora_rank would adapt the pretrained encoder too: make the model with encoder_mode='lora'")
-    if not rows or (validation_rows is not None and not validation_rows):
-        raise UserError(f"there are no {'validation ' if rows else ''}examples to fine-tune on")
-    check_counts(max_epochs=max_epochs, batch_size=batch_size, patience=patience)
-    check_counts(0, lora_rank=lora_rank)
-    check_number("warmup_share", warmup_share, "from 0 to 1", lambda share: 0 <= share <= 1)
-    check_positive("clip", clip)
-    check_number("lora_alpha", lora_alpha, "finite", math.isfinite)
-    if seed is not None:
-        check_number("seed", seed, "or None", lambda seed: True, whole=True)
+    given = {
+        "max_epochs": max_epochs, "batch_size": batch_size, "patience": patience, "warmup_share": warmup_share,
+        "clip": clip, "lora_rank": lora_rank, "lora_alpha": lora_alpha, "lr": lr, "min_lr_ratio": min_lr_ratio,
+        "weight_decay": weight_decay,
+    }  # fmt: skip
+    check_options(model, rows, validation_rows, seed, given)
     # Data: held-out rows for early stopping, and batches of texts of similar length.
     seed = seed or 0
     train, held_out = _split(rows, seed) if validation_rows is None else (rows, validation_rows)
@@ -136,6 +133,50 @@ def _new_trainer(
         enable_progress_bar=progress,
         num_sanity_val_steps=0,
     )
+
+
+def check_options(
+    model: RegressLMModule,
+    examples: Sequence[Any],
+    validation_examples: Sequence[Any] | None,
+    seed: int | None,
+    options: Mapping[str, Any],
+) -> None:
+    """Check the arguments of `fine_tune` before the model is changed.
+
+    Args:
+        model: to be trained.
+        examples: to train on.
+        validation_examples: as the validation rows of `fine_tune`.
+        seed: as for `fine_tune`.
+        options: the keyword arguments that are given.
+
+    Raises:
+        UserError: there are no examples, an option does not exist, or it is out of range.
+    """
+    known = {
+        name: parameter.default
+        for name, parameter in inspect.signature(fine_tune).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    for name in options:
+        if name not in known:
+            similar = {"epochs": "max_epochs", "steps": "max_epochs"}.get(name)
+            remedy = f"; did you mean {similar}?" if similar else did_you_mean(name, known, ": drop it")
+            raise UserError(f"fine_tune has no argument {name!r}{remedy}")
+    o = known | dict(options)
+    if o["lora_rank"] and model.pretrained_encoder is not None:
+        raise UserError("lora_rank would adapt the pretrained encoder too: make the model with encoder_mode='lora'")
+    if not examples or (validation_examples is not None and not validation_examples):
+        raise UserError(f"there are no {'validation ' if examples else ''}examples to fine-tune on")
+    check_counts(max_epochs=o["max_epochs"], batch_size=o["batch_size"], patience=o["patience"])
+    check_counts(0, lora_rank=o["lora_rank"])
+    check_number("warmup_share", o["warmup_share"], "from 0 to 1", lambda share: 0 <= share <= 1)
+    check_positive("clip", o["clip"])
+    check_number("lora_alpha", o["lora_alpha"], "finite", math.isfinite)
+    OptimizerConfig(lr=o["lr"], min_lr_ratio=o["min_lr_ratio"], weight_decay=o["weight_decay"]).check()
+    if seed is not None:
+        check_number("seed", seed, "or None", lambda seed: True, whole=True)
 
 
 @contextmanager

@@ -9,11 +9,12 @@ from lightning.pytorch import Trainer
 from zoo.callbacks.best_weights import BestWeights
 from zoo.callbacks.non_finite import NonFinite
 from zoo.callbacks.progress import Progress
-from zoo.console.messages import did_you_mean, quiet_lightning
-from zoo.errors import UserError, check_counts, check_number, refuse_renamed
+from zoo.console.messages import quiet_lightning
+from zoo.errors import check_counts, check_number
 from zoo.private_apis.jsonargparse_api import constructor_types
 from zoo.regress_lm.module import RegressLMModule
 from zoo.training.choices import by_group, given_arguments
+from zoo.training.given_settings import check_argument_names, settings_of_model
 from zoo.training.random_streams import derive
 
 Model = TypeVar("Model", bound=RegressLMModule)
@@ -38,10 +39,11 @@ def train_on_data(
     """
     if max_steps is not None:
         check_counts(max_steps=max_steps)
-    _check_names(cls, settings)
+    check_argument_names(cls, settings)
     _check_numbers(cls, settings)
     given: dict[str, Any] = {f"model.{name}": value for name, value in settings.items()}
     given |= {f"data.{name}": value for name, value in given_arguments(data).items()}
+    given |= settings_of_model(cls, data, settings)
     given |= {} if max_steps is None else {"trainer.max_steps": max_steps}
     chosen = by_group(given | {choice.option: choice.value for choice in cls.choose_settings(data, given)})
     # The data as the choices want it, with the seed of this run.
@@ -80,19 +82,6 @@ def train_on_data(
 def data_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments among the stored settings of a data module: without those that Lightning adds."""
     return {name: value for name, value in stored.items() if not name.startswith("_")}
-
-
-def _check_names(cls: type[RegressLMModule], settings: Mapping[str, Any]) -> None:
-    """Raises UserError if a setting is not an argument of the class, or is one that follows from the data."""
-    known = constructor_types(cls)
-    for name in settings:
-        if name in cls.renamed_arguments:
-            refuse_renamed(cls, [name])
-        if name in cls.data_arguments:
-            raise UserError(f"{name} follows from the data: drop it, and give it to the data module if it takes it")
-        if name not in known:
-            names = [other for other in known if other not in cls.data_arguments]
-            raise UserError(f"{cls.__name__} has no argument {name!r}{did_you_mean(name, names, ': drop it')}")
 
 
 def _check_numbers(cls: type[RegressLMModule], settings: Mapping[str, Any]) -> None:

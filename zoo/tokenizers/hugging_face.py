@@ -75,6 +75,10 @@ class HuggingFaceTokenizer(Tokenizer):
                 raise damaged(f"the id {ids[name]} of the added token {name!r} does not continue the vocabulary")
         self.tokens: dict[str, int] = ids
         """Token -> id."""
+        is_of_words = (
+            model.get("type") == "WordLevel" and model.get("unk_token") == _UNKNOWN
+        )  # as `train_words` makes it
+        self._unknown_id = ids.get(_UNKNOWN) if is_of_words else None
         self.vocab_size = max(ids.values(), default=-1) + 1
         if not self.vocab_size:
             raise damaged("its vocabulary is empty")
@@ -93,7 +97,18 @@ class HuggingFaceTokenizer(Tokenizer):
             lambda: self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False),
             f"{self.source} cannot encode a text",
         )
-        return [encoding.ids for encoding in encodings]
+        ids = [encoding.ids for encoding in encodings]
+        return ids if self._unknown_id is None else self._with_last_words(texts, ids)
+
+    def _with_last_words(self, texts: Sequence[str], ids: list[list[int]]) -> list[list[int]]:
+        """The ids, with that of "WORD," for an unknown last word WORD of a text.
+
+        A row whose last columns are unknown ends with a word that has a comma in all other rows.
+        """
+        for text, row in zip(texts, ids, strict=True):
+            if row and row[-1] == self._unknown_id:
+                row[-1] = self.tokens.get(f"{text.split()[-1]},", row[-1])
+        return ids
 
     def _decode(self, ids: list[int]) -> str:
         ids = [i for i in ids if i not in self._control_ids]
@@ -141,7 +156,10 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:
 
 
 def train_words(texts: Iterable[str]) -> HuggingFaceTokenizer:
-    """A tokenizer with one token per word (text between white space) of `texts`; any other word is token 0, <unk>."""
+    """A tokenizer with one token per word (text between white space) of `texts`; any other word is token 0, <unk>.
+
+    An unknown last word of a text is read as the same word with a comma, if that is known.
+    """
     library = tokenizers_library()
     # Sorted, so that equal texts give equal ids.
     words = sorted({word for text in texts for word in text.split()} - {_UNKNOWN})
