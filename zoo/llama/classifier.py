@@ -250,7 +250,8 @@ class LlamaClassifier(BowClassifier):
 
     def flops_per_item(self, batch: TextBatch) -> float:
         """Floating-point operations of one training sample, forward and backward, by `training_flops`."""
-        return training_flops(self.model, self.head.linear, *batch.tokens.shape, scores_tokens=bool(self.lm_weight))
+        n_rows, length = batch.tokens.shape
+        return training_flops(self.model, self.head.linear, n_rows, length, scores_tokens=bool(self.lm_weight))
 
     # ---- checkpoints
 

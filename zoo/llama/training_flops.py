@@ -1,5 +1,7 @@
 """Floating-point operations of a training step of the classifier, by what is trained."""
 
+from typing import Any
+
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -25,20 +27,21 @@ def training_flops(model: Llama, head: nn.Linear, batch: int, seq_len: int, scor
     per_token, per_batch = 0, 0
     is_reached = model.tok_embeddings.weight.requires_grad  # whether the gradient of the next input is needed
 
-    def multiply(module: nn.Module) -> int:
+    def multiply(module: Any) -> int:
         """Operations of one vector's product with the module's weight."""
         nonlocal is_reached, per_batch
         parameters = list(module.parameters())
         is_trained = any(parameter.requires_grad for parameter in parameters)
-        size = module.weight.numel()  # type: ignore[operator, union-attr]
+        size = module.weight.numel()
         if parametrize.is_parametrized(module):
             # W + B A, A (r, in): 2 r n forward, 4 r n backward.
-            per_batch += 6 * module.parametrizations.weight[0].a.shape[0] * size  # type: ignore[index, union-attr]
+            per_batch += 6 * module.parametrizations.weight[0].a.shape[0] * size
         products = 1 + is_trained + is_reached
         is_reached |= is_trained
         return 2 * size * products
 
-    for layer in model.layers:
+    layers: Any = model.layers
+    for layer in layers:
         attention, feed_forward = layer.attention, layer.feed_forward
         per_token += multiply(layer.attention_norm) + multiply(attention.wqkv)
         per_token += (12 if is_reached else 4) * model.config.dim * seq_len
