@@ -138,7 +138,7 @@ def test_llama_classifier_runs_from_top_to_bottom(kernel, tmp_path):
     options = ["--model.dim=16", "--model.n_layers=1", *BRIEF]
     execute(notebook, tmp_path, f"MAX_STEPS, OPTIONS = 6, {options}", kernel)
     accuracies = [float(line.split()[-1]) for line in printed(notebook, "validation").splitlines()]
-    assert accuracies[1:] == [0.768, 0.504]  # those of the baselines in the README
+    assert accuracies[1:] == [0.744, 0.504]  # those of the baselines in the README
     assert has_image(notebook, "plot")
     lines = printed(notebook, "predict").splitlines()
     assert len(lines) == 4
