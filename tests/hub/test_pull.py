@@ -143,7 +143,7 @@ def test_wrong_names_are_refused_in_one_sentence(hub, capsys, monkeypatch):
     assert "the hub has no repository a/b" in complaint(capsys, 1, "pull", "a/b")
     for name in ("../x", "a/..", "a/b/c", "/etc/passwd", ""):
         assert "nor a repository" in complaint(capsys, 1, "pull", name)
-    assert "required" in complaint(capsys, 2, "pull")
+    assert "needs name" in complaint(capsys, 2, "pull")
     assert "run `zoo pull a/b` first" in complaint(capsys, 1, "validate", "--ckpt_path=zoo:a/b")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert "the hub cannot be reached" in complaint(capsys, 1, "pull", "a/b")

@@ -121,4 +121,4 @@ def test_warnings_count_the_rows_of_the_data_only(tmp_path):
         counts = [text.partition(" become")[0] for text in texts if "distinct" in text]
         assert counts == ["the 60 distinct training targets"]
         clamped = [text[:24] for text in texts if "beyond the range" in text]
-        assert clamped == (["60 of 60 numbers lie bey"] if model.hparams.get("number_format") == "normalized" else [])
+        assert clamped == (["60 of 60 numbers are bey"] if model.hparams.get("number_format") == "normalized" else [])

@@ -102,8 +102,8 @@ class RegressLM(RegressLMModule):
             name: checkpoint["hyper_parameters"][name]
             for name in (*SIZES, "number_digits", "round_digits", "power_tokens")
         }
-        for name in settings.keys() & {"tokenizer", "weights"}:
-            raise UserError(f"from_default has the {name} of {DEFAULT_WEIGHTS}: drop {name}, or use from_scratch")
+        if "tokenizer" in settings:
+            raise UserError(f"from_default has the tokenizer of {DEFAULT_WEIGHTS}: drop tokenizer, or use from_scratch")
         changed: dict[str, Any] = {"weights": DEFAULT_WEIGHTS} | stored | settings
         model = cls.from_scratch(max_input_len, tokenizer=from_state(checkpoint["tokenizer"]), seed=seed, **changed)
         model.is_adapted = False

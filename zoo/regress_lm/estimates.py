@@ -76,10 +76,13 @@ def crps(samples: Tensor, targets: Tensor) -> Tensor:
 def _units(samples: Tensor) -> Tensor:
     """(B, 1, K) a unit in which sums and squares of samples (B, S, K) stay within the range of float64.
 
-    It is 1 for numbers from 1e-100 to 1e100, and a power of two, which does not round, for others.
+    It is 1 for numbers from 1e-100 to 1e100 and for other types, and a power of two, which does not round, otherwise.
     """
     largest = samples.abs().nan_to_num(0.0, 0.0).amax(1, keepdim=True)
-    unit = torch.ones_like(largest).masked_fill(largest > 1e100, 2.0**600)
+    unit = torch.ones_like(largest)
+    if samples.dtype != torch.float64:
+        return unit
+    unit = unit.masked_fill(largest > 1e100, 2.0**600)
     return unit.masked_fill((largest < 1e-100) & (largest > 0), 2.0**-600)
 
 
