@@ -327,12 +327,13 @@ class RegressionViews(UnlabelledViews):
         Raises:
             UserError: all of the row's columns are empty, or the table has no column of a given name.
         """
-        layout, known = (
-            self.reader.layout,
-            {name for group in self.reader.tables.values() for t in group for name in t.names},
-        )
+        layout, tables_by_split = self.reader.layout, self.reader.tables
+        known = {
+            *layout.columns,
+            *(name for group in tables_by_split.values() for table in group for name in table.names),
+        }
         for name in cells:
-            if name not in known and name not in layout.columns:
+            if name not in known:
                 raise UserError(
                     f"the table has no column {name!r}{nearest_column(name, layout.columns)}: name columns as it does, "
                     f"{list_columns(layout.columns)}"
