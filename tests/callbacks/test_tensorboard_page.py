@@ -32,7 +32,7 @@ MODELS = {
 }  # fmt: skip
 SHORT = [
     "--trainer.max_steps=20", "--trainer.val_check_interval=10", "--trainer.check_val_every_n_epoch=null",
-    "--trainer.limit_val_batches=2", "--trainer.log_every_n_steps=5", "--trainer.accelerator=cpu",
+    "--trainer.log_every_n_steps=5", "--trainer.accelerator=cpu",
     "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--model.warmup_steps=5",
     "--throughput.every_n_steps=5", "--samples.max_new_tokens=20",
 ]  # fmt: skip
