@@ -118,7 +118,7 @@ def loss_of(name: str, module: Any, batch: Any) -> Tensor:
     if name in ("LlamaLM", "RevDEQLM"):
         return module.training_loss(*batch)
     if name == "LlamaClassifier":
-        logits = module._classify(module.model.hidden(batch.tokens), batch.padding_mask, None)
+        logits = module.classify(module.model.hidden(batch.tokens), batch.padding_mask, None)
         return torch.nn.functional.cross_entropy(logits, batch.targets[:, 0].long())
     if name == "ICRTransformer":
         return module.losses(Prompts(*batch))

@@ -80,8 +80,8 @@ class Task:
         columns = {"text_column": "verified_reviews", "label_column": "rating"}
         data = Reviews(str(table), STARS, bad_rows="skip", long_rows="truncate", **columns)
         texts = (" ".join(text.split()) for text in data.texts("predict"))
-        unique = dict(zip(texts, data.targets("predict")[:, 0].astype(int), strict=True))  # each text once
-        lines = [f"{label} ||| {text}\n" for text, label in unique.items()]
+        unique = dict(zip(texts, data.targets("predict")[:, 0].tolist(), strict=True))  # each text once
+        lines = [f"{label:.0f} ||| {text}\n" for text, label in unique.items() if label >= 0]  # not those of 3 stars
         order = np.random.default_rng(0).permutation(len(lines))
         tenth = len(lines) // 10
         parts = {"dev": order[:tenth], "test": order[tenth : 2 * tenth], "train": order[2 * tenth :], "all": order}
