@@ -30,7 +30,7 @@ test-all: setup  ## run the test suite with its slow tests
 
 # The oldest and the newest versions that setup.cfg allows, each in a separate environment. Old packages call what newer
 # ones, which they require without an upper bound, deprecate, and leave files open: such warnings are no errors there.
-OLD_WARNINGS := -W ignore::DeprecationWarning -W ignore::FutureWarning -W ignore::pytest.PytestUnraisableExceptionWarning
+OLD_WARNINGS := -W 'ignore:The loaded checkpoint was produced with Lightning' -W ignore::DeprecationWarning -W ignore::FutureWarning -W ignore::pytest.PytestUnraisableExceptionWarning
 test-oldest: .venv-oldest/ready  ## run the test suite with the oldest versions that setup.cfg allows
 	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile $(OLD_WARNINGS)
 
