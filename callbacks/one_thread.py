@@ -1,12 +1,12 @@
 """Number of CPU threads of a training run: one for small steps, and after resuming as many as before."""
 
 import os
-import sys
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from zoo.console.argument_names import print_notice
 from zoo.console.threads import available_cores
 from zoo.errors import check_counts
 
@@ -45,14 +45,13 @@ class OneThread(Callback):
             reason = f"because {available_cores()} cores are available"
         if reason:
             self.n_threads = current
-            _print(
-                trainer,
+            print_notice(
                 f"the checkpoint was trained with {_threads(stored)}, this run uses {current}, {reason}: results can "
-                "differ in the last digits",
+                "differ in the last digits"
             )
         else:
             self._use(stored)
-            _print(trainer, f"{_threads(stored)}, as before the run was resumed; {REMEDY}")
+            print_notice(f"{_threads(stored)}, as before the run was resumed; {REMEDY}")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         model: Any = pl_module
@@ -68,7 +67,7 @@ class OneThread(Callback):
         )
         if is_small:
             self._use(1)
-            _print(trainer, f"one thread, because a step is small; {REMEDY}")
+            print_notice(f"one thread, because a step is small; {REMEDY}")
         self.n_threads = torch.get_num_threads()
 
     def _use(self, n_threads: int) -> None:
@@ -110,8 +109,3 @@ def _is_set_by_user() -> bool:
 
 def _threads(n: int) -> str:
     return "one thread" if n == 1 else f"{n} threads"
-
-
-def _print(trainer: Trainer, message: str) -> None:
-    if trainer.is_global_zero:
-        print(f"zoo: {message}", file=sys.stderr)

@@ -1,7 +1,8 @@
 """Warnings of columns: their numbers are equal after rounding, or words, or those of the target."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -51,8 +52,10 @@ def warn_of_columns(
 def index_column(table: Table, columns: Sequence[str]) -> str | None:
     """The column without a name that numbers the rows, as pandas writes it; None without one."""
     for name in columns:
+        if name.strip() not in _INDEX_NAMES:
+            continue
         cells = [str(cells.get(name)) for _, cells in table.rows]
-        if name.strip() in _INDEX_NAMES and len(cells) > 1 and all(re.fullmatch("[0-9]{1,15}", cell) for cell in cells):
+        if len(cells) > 1 and all(re.fullmatch("[0-9]{1,15}", cell) for cell in cells):
             first = int(cells[0])
             if [*map(int, cells)] == [*range(first, first + len(cells))]:
                 return name
@@ -66,9 +69,7 @@ def warn_of_words(rows: Sequence[Cells], columns: Sequence[str]) -> None:
         rows: of a table; of more than `MOST_ROWS`, this many evenly spaced ones are used.
         columns: that become texts.
     """
-    sample = _evenly_spaced(rows, MOST_ROWS)
-    for name in columns:
-        cells = [cell for row in sample if not is_missing(cell := row.get(name))]
+    for name, cells in _known_cells(rows, columns):
         others = [cell for cell in cells if not is_number(cell)]
         if others and len(cells) > LEAST_CELLS and len(others) <= max(1, (1 - NEARLY_ALL) * len(cells)):
             verb = "is no number" if len(others) == 1 else "are no numbers"
@@ -86,9 +87,7 @@ def warn_of_written_numbers(rows: Sequence[Cells], columns: Sequence[str]) -> No
         rows: of a table; of more than `MOST_ROWS`, this many evenly spaced ones are used.
         columns: that become texts.
     """
-    sample = _evenly_spaced(rows, MOST_ROWS)
-    for name in columns:
-        cells = [cell for row in sample if not is_missing(cell := row.get(name))]
+    for name, cells in _known_cells(rows, columns):
         written = {cell: plain for cell in dict.fromkeys(map(str, cells)) if (plain := plain_number(cell)) is not None}
         written = {cell: plain for cell, plain in written.items() if not is_number(cell)}
         # Few distinct values, such as 4wd and 2wd, are categories.
@@ -108,9 +107,8 @@ def warn_of_dates(rows: Sequence[Cells], columns: Sequence[str], is_split: bool)
         columns: that become texts.
         is_split: whether dates such as 1970-01-31 become three words, which a model can compare.
     """
-    sample = _evenly_spaced(rows, MOST_ROWS)
-    for name in columns:
-        cells = [str(cell).strip() for row in sample if not is_missing(cell := row.get(name))]
+    for name, known in _known_cells(rows, columns):
+        cells = [str(cell).strip() for cell in known]
         dates = [cell for cell in cells if _DATE_OR_TIME.fullmatch(cell) and not (is_split and DATE.fullmatch(cell))]
         if len(dates) >= NEARLY_ALL * len(cells) and len({*dates}) >= max(LEAST_DISTINCT, len(dates) / 4):
             print_notice(
@@ -132,11 +130,12 @@ def warn_of_copied_targets(
     """
     if len(rows) < LEAST_DISTINCT:
         return
+    columns_of_targets = zip(names, targets.T, strict=False)  # without names where the rows have no targets
+    values_of = {target: values.tolist() for target, values in columns_of_targets if values.min() < values.max()}
     for name in columns:
-        for k, target in enumerate(names):
-            known = zip(rows, targets[:, k].tolist(), strict=True)
-            is_copy = all(is_number(row.get(name)) and float(row[name]) == value for row, value in known)
-            if is_copy and len(np.unique(targets[:, k])) > 1:
+        for target, values in values_of.items():
+            known = zip(rows, values, strict=True)
+            if all(is_number(row.get(name)) and float(row[name]) == value for row, value in known):
                 print_notice(
                     f"column {list_columns([name])} has the numbers of the target {target!r} in all rows, so that the "
                     "model only copies it: leave it out of --data.columns if it is unknown for new rows"
@@ -171,6 +170,13 @@ def warn_of_rounding(rows: Sequence[Cells], columns: Sequence[str], digits: int 
                     f"most numbers in column {shown} are equal to others after rounding to {digits} digits: "
                     f"if they matter, {remedy}; if not, leave it out of --data.columns"
                 )
+
+
+def _known_cells(rows: Sequence[Cells], columns: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
+    """Each column, and its cells that are not missing in at most `MOST_ROWS` evenly spaced rows."""
+    sample = _evenly_spaced(rows, MOST_ROWS)
+    for name in columns:
+        yield name, [cell for row in sample if not is_missing(cell := row.get(name))]
 
 
 def _evenly_spaced(rows: Sequence[Cells], most: int) -> list[Cells]:

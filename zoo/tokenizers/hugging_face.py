@@ -24,7 +24,7 @@ from zoo.tokenizers.tokenizer_json import (
 )
 
 DOCUMENT = "<|endoftext|>"  # GPT-2's special token, which starts and ends a document; also used by `train_bpe`
-_UNKNOWN = "<unk>"
+UNKNOWN = "<unk>"
 # Names of BOS and EOS, tried in this order if no configuration file names them.
 _BOS_NAMES = ("<s>", "<|begin_of_text|>", "<bos>", "[BOS]", DOCUMENT)
 _EOS_NAMES = ("</s>", "<|end_of_text|>", "<eos>", "[EOS]", DOCUMENT)
@@ -75,10 +75,9 @@ class HuggingFaceTokenizer(Tokenizer):
                 raise damaged(f"the id {ids[name]} of the added token {name!r} does not continue the vocabulary")
         self.tokens: dict[str, int] = ids
         """Token -> id."""
-        is_of_words = (
-            model.get("type") == "WordLevel" and model.get("unk_token") == _UNKNOWN
-        )  # as `train_words` makes it
-        self._unknown_id = ids.get(_UNKNOWN) if is_of_words else None
+        # As `train_words` makes it.
+        is_of_words = model.get("type") == "WordLevel" and model.get("unk_token") == UNKNOWN
+        self._unknown_id = ids.get(UNKNOWN) if is_of_words else None
         self.vocab_size = max(ids.values(), default=-1) + 1
         if not self.vocab_size:
             raise damaged("its vocabulary is empty")
@@ -162,9 +161,9 @@ def train_words(texts: Iterable[str]) -> HuggingFaceTokenizer:
     """
     library = tokenizers_library()
     # Sorted, so that equal texts give equal ids.
-    words = sorted({word for text in texts for word in text.split()} - {_UNKNOWN})
-    vocabulary = {word: i for i, word in enumerate([_UNKNOWN, *words])}
-    tokenizer = library.Tokenizer(library.models.WordLevel(vocabulary, unk_token=_UNKNOWN))
+    words = sorted({word for text in texts for word in text.split()} - {UNKNOWN})
+    vocabulary = {word: i for i, word in enumerate([UNKNOWN, *words])}
+    tokenizer = library.Tokenizer(library.models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
     return HuggingFaceTokenizer(tokenizer.to_str(), bos_id=None, eos_id=None)
 

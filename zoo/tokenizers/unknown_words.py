@@ -5,9 +5,7 @@ from collections.abc import Callable, Sequence
 from zoo.console.argument_names import print_notice
 from zoo.text_formats.json_text import shorten
 from zoo.tokenizers import Tokenizer
-from zoo.tokenizers.hugging_face import HuggingFaceTokenizer
-
-UNKNOWN = "<unk>"
+from zoo.tokenizers.hugging_face import UNKNOWN, HuggingFaceTokenizer
 
 
 def warn_of_unknown_words(

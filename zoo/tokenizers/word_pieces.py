@@ -4,9 +4,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from zoo.tokenizers.base import Tokenizer
-from zoo.tokenizers.hugging_face import HuggingFaceTokenizer, tokenizers_library
+from zoo.tokenizers.hugging_face import UNKNOWN, HuggingFaceTokenizer, tokenizers_library
 
-UNKNOWN = "<unk>"
 CONTINUED = "##"  # starts the parts of a word after the first
 LONGEST_WORD = 1000  # bytes; a longer word is unknown
 
