@@ -29,10 +29,11 @@ test-all: setup  ## run the test suite with its slow tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
 
 # The oldest and the newest versions that setup.cfg allows, each in a separate environment. Old packages call what newer
-# ones, which they require without an upper bound, deprecate, and leave files open: such warnings are no errors there.
+# ones, which they require without an upper bound, deprecate, and leave files open: such warnings are no errors there, and
+# neither in the processes that tests start.
 OLD_WARNINGS := -W 'ignore:The loaded checkpoint was produced with Lightning' -W ignore::DeprecationWarning -W ignore::FutureWarning -W ignore::pytest.PytestUnraisableExceptionWarning
 test-oldest: .venv-oldest/ready  ## run the test suite with the oldest versions that setup.cfg allows
-	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile $(OLD_WARNINGS)
+	PYTEST_ADDOPTS="$(OLD_WARNINGS)" .venv-oldest/bin/python -m pytest -n 2 --dist loadfile
 
 test-newest: .venv-newest/ready  ## run the test suite with the newest versions that setup.cfg allows
 	.venv-newest/bin/python -m pytest -n 2 --dist loadfile
