@@ -77,6 +77,15 @@ def test_loss_equals_cross_entropy_with_and_without_gradient_checkpointing():
         torch.testing.assert_close(torch.autograd.grad(loss, list(model.parameters())), reference)
 
 
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_left_padding_changes_no_hidden_state(gradient_checkpointing):
+    network = build(gradient_checkpointing=gradient_checkpointing)
+    tokens = torch.randint(0, 30, (2, 7))
+    padded = torch.cat([torch.zeros(2, 3, dtype=torch.long), tokens], 1)
+    hidden = network.hidden(padded, left_padding=torch.tensor([3, 3]))[:, 3:]
+    assert torch.allclose(hidden, network.hidden(tokens), atol=1e-5)
+
+
 def test_initial_loss_is_uniform_and_residual_branches_start_small():
     torch.manual_seed(0)
     model = Llama(LlamaConfig(vocab_size=1000, dim=64, n_layers=8, n_heads=4))

@@ -219,9 +219,9 @@ class Llama(nn.Module):
             if cache is not None:
                 x = layer(x, self.rotary, cache=(cache, number, start), **past)
             elif self.config.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, self.rotary, use_reentrant=False)
+                x = checkpoint(layer, x, self.rotary, use_reentrant=False, **past)
             else:
-                x = layer(x, self.rotary)
+                x = layer(x, self.rotary, **past)
         return self.norm(x)
 
     def generate(
