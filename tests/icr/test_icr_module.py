@@ -226,7 +226,7 @@ def test_a_recorded_network_serves_batches_of_one_shape(monkeypatch):
 
     def record(call, examples, num_warmup_iters):
         recorded.append(examples)
-        return lambda x, y: call(x, y) + 1
+        return lambda x, y: call.network(x, y) + 1
 
     monkeypatch.setattr("torch.cuda.make_graphed_callables", record)
     network = GraphedNetwork(lambda x, y: y)
@@ -236,6 +236,23 @@ def test_a_recorded_network_serves_batches_of_one_shape(monkeypatch):
     assert network(x[:2], y[:2]).eq(0).all()
     assert network(x, y[None]).eq(0).all()
     assert len(recorded) == 1
+
+
+def test_a_recording_keeps_no_graph_of_autograd(monkeypatch):
+    outputs = []
+
+    def record(call, examples, num_warmup_iters):
+        outputs.append(call(*examples))  # the recorded graphs keep the memory of this tensor
+        return call
+
+    monkeypatch.setattr("torch.cuda.make_graphed_callables", record)
+    own = module().model
+    GraphedNetwork(own)(torch.randn(4, own.config.K, own.config.D), torch.zeros(4, own.config.K))
+    assert outputs[0].grad_fn is None
+    # The accumulator is created again, in the stream of training.
+    weight = own.readout.weight
+    weight.view_as(weight).grad_fn.next_functions[0][0].metadata["is_new"] = True
+    assert "is_new" not in weight.view_as(weight).grad_fn.next_functions[0][0].metadata
 
 
 @pytest.mark.slow
