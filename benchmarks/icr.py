@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader, Dataset
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.gpu import peak_flops  # noqa: E402
 from benchmarks.measure import facts, in_turn, store  # noqa: E402
+from zoo.callbacks.peak_flops import peak_flops  # noqa: E402
 from zoo.datamodules import LinearRegressionTasks  # noqa: E402
 from zoo.icr import ICRegConfig, ICRTransformer, Task  # noqa: E402
 from zoo.icr.cuda_graph import GraphedNetwork  # noqa: E402

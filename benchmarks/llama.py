@@ -20,10 +20,11 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.gpu import peak_flops, training_step, with_smaller_batches  # noqa: E402
+from benchmarks.gpu import training_step, with_smaller_batches  # noqa: E402
 from benchmarks.llama_decoding import decode, decode_batch, precision  # noqa: E402
 from benchmarks.llama_pair import Row, build, peer_of, row  # noqa: E402
 from benchmarks.measure import facts, in_turn, process_megabytes, store  # noqa: E402
+from zoo.callbacks.peak_flops import peak_flops  # noqa: E402
 from zoo.optim import AdamW  # noqa: E402
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.gpu import peak_flops, training_step, with_smaller_batches  # noqa: E402
+from benchmarks.gpu import training_step, with_smaller_batches  # noqa: E402
 from benchmarks.measure import in_turn  # noqa: E402
 from benchmarks.regress_lm_pair import SIZES, Row, ours_of, padded, peer_of, row, sampling, texts, their_sampling  # noqa: E402
+from zoo.callbacks.peak_flops import peak_flops  # noqa: E402
 from zoo.optim import AdamW  # noqa: E402
 from zoo.regress_lm.upstream_weights import load_upstream  # noqa: E402
 

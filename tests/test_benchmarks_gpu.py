@@ -1,40 +1,12 @@
-"""The GPU parts of the benchmarks: peaks by the name of the card, and smaller batches where memory ends."""
+"""The GPU parts of the benchmarks: smaller batches where memory ends, and the error of reversible gradients."""
 
-import math
 from functools import partial
 
 import pytest
 import torch
 
 from benchmarks import revdeq
-from benchmarks.gpu import peak_flops, with_smaller_batches
-
-
-@pytest.mark.parametrize(
-    ("name", "fp16", "bf16"),
-    [
-        ("NVIDIA H100 80GB HBM3", 989.4e12, 989.4e12),
-        ("NVIDIA H100 PCIe", 756e12, 756e12),
-        ("NVIDIA H100 NVL", 835.5e12, 835.5e12),
-        ("NVIDIA H200", 989.4e12, 989.4e12),
-        ("NVIDIA GH200 480GB", 989.4e12, 989.4e12),
-        ("NVIDIA A100-SXM4-80GB", 312e12, 312e12),
-        ("NVIDIA A100-PCIE-40GB", 312e12, 312e12),
-        ("NVIDIA L4", 121e12, 121e12),
-        ("NVIDIA L40S", 362e12, 362e12),
-        ("NVIDIA L40", math.nan, math.nan),
-        ("Tesla T4", 65e12, math.nan),
-        ("Tesla V100-SXM2-16GB", 125e12, math.nan),
-        ("Tesla V100-PCIE-32GB", 112e12, math.nan),
-        ("NVIDIA GeForce RTX 3090", 71e12, 71e12),
-        ("NVIDIA GeForce RTX 4090", 165.2e12, 165.2e12),
-        ("NVIDIA B200", 2250e12, 2250e12),
-        ("AMD Instinct MI300X", math.nan, math.nan),
-    ],
-)
-def test_peak_flops_by_the_name_of_the_card(name, fp16, bf16):
-    assert peak_flops(name, torch.float16) == pytest.approx(fp16, nan_ok=True)
-    assert peak_flops(name, torch.bfloat16) == pytest.approx(bf16, nan_ok=True)
+from benchmarks.gpu import with_smaller_batches
 
 
 def test_a_batch_is_halved_until_it_fits():
