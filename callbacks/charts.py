@@ -17,6 +17,7 @@ CHARTS: dict[str, Sequence[str]] = {  # of every model, after its own
     "gradient norm": ("train/grad_norm",),
     "speed": ("speed/.*_per_second",),
 }
+MOST_WAITING = 50  # steps whose learning rates are written together
 LONGEST_HPARAM = 200  # characters of a text in TensorBoard's table of hyperparameters
 
 
@@ -43,6 +44,7 @@ class Charts(Callback):
         self.baselines = baselines
         self._scores: dict[str, float] | None = None
         self._first_step = 0
+        self._rates: list[tuple[int, dict[str, float]]] = []  # steps and learning rates that TensorBoard waits for
         self._logged: set[str] = set()  # names that the loggers have received
         self._described: dict[Logger, list[str]] = {}  # TensorBoard's loggers -> titles of the charts in their layout
 
@@ -56,7 +58,7 @@ class Charts(Callback):
             group_names(logger, self._logged)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._first_step = trainer.global_step
+        self._first_step, self._rates = trainer.global_step, []
 
     # ---- learning rates
 
@@ -65,13 +67,31 @@ class Charts(Callback):
             return
         step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
         is_logged = every > 0 and (step + 1) % every == 0
-        rates: dict[str, float] = {}
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) or is_logged:
-                rates = rates or learning_rates(trainer.optimizers)
-                logger.log_metrics(rates, step)
+        others = [logger for logger in trainer.loggers if not isinstance(logger, TensorBoardLogger)]
+        if len(others) < len(trainer.loggers) or is_logged:
+            self._rates.append((step, learning_rates(trainer.optimizers)))
+        if is_logged:
+            for logger in others:
+                logger.log_metrics(self._rates[-1][1], step)
+        # Together, because each value on its own wakes TensorBoard's thread, which delays the step.
+        if is_logged or len(self._rates) >= MOST_WAITING:
+            self._write_rates(trainer)
         if is_logged:
             self._describe(trainer, pl_module)
+
+    def _write_rates(self, trainer: Trainer) -> None:
+        """Write the learning rates of the steps since the last time to TensorBoard."""
+        waiting, self._rates = self._rates, []
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                for step, rates in waiting:
+                    logger.log_metrics(rates, step)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write_rates(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._write_rates(trainer)
 
     # ---- baselines
 
@@ -119,6 +139,7 @@ class Charts(Callback):
         return any(re.fullmatch(name, logged) for name in names for logged in self._logged)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write_rates(trainer)
         if trainer.is_global_zero:
             self._describe(trainer, pl_module, is_logged=True)
             for logger in self._described:

@@ -34,8 +34,6 @@ class Throughput(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restart()
         self.warm = False
-        dtype = {"16": torch.float16, "bf": torch.bfloat16}.get(str(trainer.precision)[:2], torch.float32)
-        self.peak = device_flops(pl_module.device, dtype)  # of one device, None where it is not known
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # The clock runs from the first batch of a window, or of the part after a pause.
@@ -60,8 +58,11 @@ class Throughput(Callback):
             speed = self.items / self.seconds
             # On the CPU: the progress bar reads the value after every step, and would wait for a GPU.
             model.log(f"{model.item}_per_second", torch.tensor(speed), prog_bar=True, rank_zero_only=True)
-            if self.peak:  # model FLOPs utilization: the share of the devices' peak speed
-                mfu = speed * model.flops_per_item(batch) / (self.peak * trainer.world_size)
+            dtype = {"16": torch.float16, "bf": torch.bfloat16}.get(str(trainer.precision)[:2], torch.float32)
+            # Model FLOPs utilization: the share of the devices' peak speed.
+            peak = device_flops(model.device, dtype)  # of one device, None where it is not known
+            if peak:
+                mfu = speed * model.flops_per_item(batch) / (peak * trainer.world_size)
                 model.log("mfu", torch.tensor(mfu), rank_zero_only=True)
         self.warm = True
         self._restart()
