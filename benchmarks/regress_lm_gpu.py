@@ -2,7 +2,7 @@
 
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,15 @@ from zoo.optim import AdamW  # noqa: E402
 from zoo.regress_lm.upstream_weights import load_upstream  # noqa: E402
 
 
-def gpu(repeats: int) -> list[Row]:
+def gpu(repeats: int) -> Iterator[Row]:
     """fp16 with autocast on a GPU: compiled training at full length, and sampling."""
-    rows = []
     for measure, size in ((gpu_training, 32), (gpu_sampling, 64)):
         try:
             result, sizes = with_smaller_batches(partial(measure, repeats), size)
         except torch.cuda.OutOfMemoryError as error:
             print(f"{measure.__name__}: skipped: {error}")
             continue
-        rows.append(result | sizes)
-    return rows
+        yield result | sizes
 
 
 def gpu_training(repeats: int, size: int) -> Row:
