@@ -73,7 +73,10 @@ def _hide_gpu(patch: pytest.MonkeyPatch) -> None:
 def pytest_runtest_protocol(item):
     """A test without the mark `gpu` runs as on a machine without one, its fixtures included."""
     if item.get_closest_marker("gpu") is not None:
-        return (yield)
+        try:
+            return (yield)
+        finally:
+            torch.set_float32_matmul_precision("highest")  # a run on a GPU has allowed TF32
     with pytest.MonkeyPatch.context() as patch:
         _hide_gpu(patch)
         return (yield)
