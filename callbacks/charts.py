@@ -186,12 +186,12 @@ def learning_rates(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, flo
 
     Groups with the same peak are one, because the schedule multiplies all rates by the same factor.
     """
-    sizes: dict[Any, int] = {}
-    rates: dict[Any, float] = {}
+    groups: dict[Any, list[dict[str, Any]]] = {}  # optimizer and peak -> parameter groups
     for number, optimizer in enumerate(optimizers):
         for group in optimizer.param_groups:
-            key = number, float(group.get("initial_lr", group["lr"]))
-            sizes[key] = sizes.get(key, 0) + sum(p.numel() for p in group["params"])
-            rates[key] = float(group["lr"])
-    keys = sorted((key for key in sizes if sizes[key]), key=lambda key: -sizes[key])
-    return {f"train/lr_{i}" if i > 1 else "train/lr": rates[key] for i, key in enumerate(keys, 1)}
+            if group["params"]:
+                groups.setdefault((number, float(group.get("initial_lr", group["lr"]))), []).append(group)
+    largest_first = list(groups.values())
+    if len(largest_first) > 1:  # otherwise nothing is counted, which would take time in every step
+        largest_first.sort(key=lambda same: -sum(p.numel() for group in same for p in group["params"]))
+    return {f"train/lr_{i}" if i > 1 else "train/lr": float(same[-1]["lr"]) for i, same in enumerate(largest_first, 1)}

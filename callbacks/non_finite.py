@@ -106,7 +106,7 @@ class NonFinite(Callback):
         bad = []
         for dtype in {value.dtype for _, value in unread}:  # in bf16-true the loss is fp32
             steps, values = zip(*(each for each in unread if each[1].dtype == dtype), strict=True)
-            numbers = torch.stack(values).tolist()
+            numbers = torch.stack(values).tolist() if len(values) > 1 else [values[0].item()]
             bad += [step for step, number in zip(steps, numbers, strict=True) if not math.isfinite(number)]
         if bad:
             step = min(bad)
