@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from shutil import which
 from typing import Any
@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader, Dataset
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.gpu import peak_flops  # noqa: E402
-from benchmarks.measure import facts, in_turn, store  # noqa: E402
+from benchmarks.measure import facts, in_turn, measure_parts  # noqa: E402
+from zoo.callbacks.peak_flops import peak_flops  # noqa: E402
 from zoo.datamodules import LinearRegressionTasks  # noqa: E402
 from zoo.icr import ICRegConfig, ICRTransformer, Task  # noqa: E402
 from zoo.icr.cuda_graph import GraphedNetwork  # noqa: E402
@@ -200,21 +200,21 @@ class Clock(Callback):
         self.seconds = time.perf_counter() - self.since
 
 
-def gpu(repeats: int, batch: int = 256) -> list[Row]:
+def gpu(repeats: int, batch: int = 256) -> Iterator[Row]:
     """The paper's base model: steps on a fixed batch, and `zoo fit`'s, compared with a plain eager loop of GPT-2."""
     if not torch.cuda.is_available():
         print("gpu: skipped, because torch finds no CUDA device")
-        return []
+        return
     torch.set_float32_matmul_precision("high")
     name, config = torch.cuda.get_device_name(), ICRegConfig(**BASE)
-    peak = peak_flops(name, torch.float32) / Network(config).flops() / batch  # steps/s that the arithmetic allows
     plain = loop(config, GPT2(config).cuda(), batch, 100, device="cuda")
     peer = in_turn({"peer": plain}, repeats)["peer"] / 100
-    rows = []
 
-    def add(what: str, ours: float) -> None:
-        facts = {"steps_per_s": 1 / ours, "peer_steps_per_s": 1 / peer, "MFU": 1 / ours / peak}
-        rows.append(row(f"the paper's base model, batch {batch}, {what}, {name}", peer, ours) | facts)
+    def result(what: str, ours: float, dtype: torch.dtype = torch.float32) -> Row:
+        # The steps per second that the arithmetic allows, in TF32 for fp32.
+        peak = peak_flops(name, dtype) / Network(config).flops() / batch
+        rates = {"steps_per_s": 1 / ours, "peer_steps_per_s": 1 / peer, "MFU": 1 / ours / peak}
+        return row(f"the paper's base model, batch {batch}, {what}, {name}", peer, ours) | rates
 
     x, y, _ = config.draw(batch, 0, "bench", device="cuda")
     for kind in ("eager", "compiled", "compiled, as CUDA graphs"):
@@ -224,13 +224,13 @@ def gpu(repeats: int, batch: int = 256) -> list[Row]:
         forward = GraphedNetwork(network) if "graphs" in kind else network
         update = updater(network, x, y, forward)
         seconds = in_turn({"ours": lambda: [update() for _ in range(100)]}, repeats)["ours"] / 100  # noqa: B023
-        add(f"TF32, a fixed batch, {kind}", seconds)
+        yield result(f"TF32, a fixed batch, {kind}", seconds)
     for precision, compile in (("32-true", False), ("32-true", True), ("bf16-mixed", True)):
         clock, steps = Clock(100), 100 * (1 + repeats)
         fit(BASE, batch, steps, compile=compile, accelerator="gpu", precision=precision, callbacks=[clock])()
         kind = f"{'TF32' if precision == '32-true' else precision}, zoo fit, {'compiled' if compile else 'eager'}"
-        add(kind, clock.seconds / (steps - clock.first))
-    return rows
+        dtype = torch.float32 if precision == "32-true" else torch.bfloat16
+        yield result(kind, clock.seconds / (steps - clock.first), dtype)
 
 
 def row(name: str, peer: float, ours: float) -> Row:
@@ -238,7 +238,7 @@ def row(name: str, peer: float, ours: float) -> Row:
     return {"benchmark": name, "peer": peer, "ours": ours, "ratio": peer / ours, "unit": "s"}
 
 
-PARTS = {"data": data, "step": step, "members": members, "gpu": gpu}
+PARTS: dict[str, Callable[[int], Iterable[Row]]] = {"data": data, "step": step, "members": members, "gpu": gpu}
 
 
 def main() -> None:
@@ -250,15 +250,13 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    rows: list[Row] = []
+
+    def describe(row: Row) -> str:
+        return f"{row['benchmark']:<80} {1e3 * row['ours']:8.2f} ms, {row['ratio']:5.2f} times as fast"
+
     about = {"repeats": args.repeats, "threads": args.threads} | facts()
-    for part in args.only:
-        for measured in PARTS[part](args.repeats):
-            rows.append(measured | about)
-            name, ours, ratio = (measured[key] for key in ("benchmark", "ours", "ratio"))
-            print(f"{name:<80} {1e3 * ours:8.2f} ms, {ratio:5.2f} times as fast", flush=True)
-    if rows:
-        store(rows, ROOT / "results" / "icr_speed.json")
+    path = ROOT / "results" / "icr_speed.json"
+    sys.exit(measure_parts(args.only, lambda part: PARTS[part](args.repeats), describe, path, **about))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import argparse
 import gc
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.gpu import peak_flops, training_step, with_smaller_batches  # noqa: E402
+from benchmarks.gpu import training_step, with_smaller_batches  # noqa: E402
 from benchmarks.llama_decoding import decode, decode_batch, precision  # noqa: E402
 from benchmarks.llama_pair import Row, build, peer_of, row  # noqa: E402
-from benchmarks.measure import facts, in_turn, process_megabytes, store  # noqa: E402
+from benchmarks.measure import facts, in_turn, measure_parts, process_megabytes  # noqa: E402
+from zoo.callbacks.peak_flops import peak_flops  # noqa: E402
 from zoo.optim import AdamW  # noqa: E402
 
 
@@ -146,11 +147,10 @@ def gpu_step(who: str, dtype: torch.dtype, repeats: int, batch: int, length: int
     return rate, torch.cuda.max_memory_allocated() / 2**20, rate * flops
 
 
-def gpu(repeats: int, batch: int = 32, length: int = 1024) -> list[Row]:
+def gpu(repeats: int, batch: int = 32, length: int = 1024) -> Iterator[Row]:
     """A compiled training step of the 110M shape, in both 16-bit types: tokens/s, MFU, peak memory."""
-    rows = []
     name = torch.cuda.get_device_name()
-    for dtype in (torch.float16, torch.bfloat16):
+    for dtype in (torch.bfloat16, torch.float16):
         peak = peak_flops(name, dtype)
 
         def both(size: int) -> dict[str, tuple[float, float, float]]:
@@ -169,13 +169,12 @@ def gpu(repeats: int, batch: int = 32, length: int = 1024) -> list[Row]:
         (speed, memory, flops), (peer_speed, peer_memory, peer_flops) = result["ours"], result["peer"]
         what = f"train 110M, {sizes['batch']} x {length}, {str(dtype).removeprefix('torch.')}, compiled, {name}"
         mfu = {"MFU": round(flops / peak, 3), "peer_MFU": round(peer_flops / peak, 3)}
-        rows.append(row(what, speed, peer_speed, "tokens/s", **mfu, **sizes))
-        rows.append(row(f"peak memory, {what}", memory, peer_memory, "MB", **sizes))
-    return rows
+        yield row(what, speed, peer_speed, "tokens/s", **mfu, **sizes)
+        yield row(f"peak memory, {what}", memory, peer_memory, "MB", **sizes)
 
 
 def main() -> None:
-    parts = {
+    parts: dict[str, Callable[[], Iterable[Row]]] = {
         "decode-260K": lambda: decode("260K", args.repeats, args.compile, args.llama2c),
         "decode-15M": lambda: decode("15M", args.repeats, args.compile, args.llama2c),
         "decode-batch": lambda: decode_batch(args.repeats, args.llama2c),
@@ -197,22 +196,20 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.memory_of:
         return memory_of(args.memory_of)
-    about = {"repeats": args.repeats, "threads": args.threads, **facts()}
-    rows = []
-    for name in args.only:
+
+    def measure(name: str) -> Iterable[Row]:
         if name == "gpu" and not torch.cuda.is_available():
             print("gpu: skipped, because torch finds no CUDA device")
-            continue
-        for result in parts[name]():
-            rows.append({**result, **about})
-            more = f"{result['share_of_floor']:.0%} of the floor" if "share_of_floor" in result else ""
-            print(
-                f"{result['benchmark']:<48} {result['ours']:>10.5g} {result['peer']:>10.5g} {result['unit']:<9}"
-                f"{result['ratio']:>7.3f}  {more}",
-                flush=True,
-            )
-    if rows:
-        store(rows, args.output)
+            return []
+        return parts[name]()
+
+    def describe(row: Row) -> str:
+        more = f"{row['share_of_floor']:.0%} of the floor" if "share_of_floor" in row else ""
+        figures = f"{row['ours']:>10.5g} {row['peer']:>10.5g} {row['unit']:<9}{row['ratio']:>7.3f}"
+        return f"{row['benchmark']:<48} {figures}  {more}"
+
+    about = {"repeats": args.repeats, "threads": args.threads, **facts()}
+    sys.exit(measure_parts(args.only, measure, describe, args.output, **about))
 
 
 if __name__ == "__main__":

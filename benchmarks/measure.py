@@ -6,7 +6,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,40 @@ def store(rows: list[dict[str, Any]], path: Path) -> None:
     old = json.loads(path.read_text()) if path.exists() else []
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(dump_json(list({row["benchmark"]: row for row in old + rows}.values()), indent=1) + "\n")
+
+
+def measure_parts(
+    names: Iterable[str],
+    measure: Callable[[str], Iterable[dict[str, Any]]],
+    describe: Callable[[dict[str, Any]], str],
+    path: Path | None,
+    **about: Any,
+) -> int:
+    """Measure parts of a benchmark one after the other. A part that fails loses neither its own rows nor others'.
+
+    Args:
+        names: of the parts.
+        measure: yields the rows of a part.
+        describe: the line that is printed for a row.
+        path: each row is stored there as soon as it is measured; None: nowhere.
+        **about: fields that every row gets in addition.
+
+    Returns:
+        The exit code: 1 if a part failed.
+    """
+    failed = []
+    for name in names:
+        try:
+            for row in measure(name):
+                if path is not None:
+                    store([row | about], path)
+                print(describe(row), flush=True)
+        except Exception:  # whatever it is, the other parts are measured
+            traceback.print_exc()
+            failed.append(name)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def process_megabytes(kind: str) -> float:

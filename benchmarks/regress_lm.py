@@ -12,7 +12,7 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts, in_turn, process_megabytes, store  # noqa: E402
+from benchmarks.measure import facts, in_turn, measure_parts, process_megabytes  # noqa: E402
 from benchmarks.regress_lm_gpu import gpu  # noqa: E402
 from benchmarks.regress_lm_pair import (  # noqa: E402
     CHARACTERS,
@@ -177,7 +177,7 @@ def memory_of(what: str, who: str) -> None:
     print(process_megabytes("VmHWM") - before)
 
 
-PARTS: dict[str, Callable[[int], list[Row]]] = {
+PARTS: dict[str, Callable[[int], Iterable[Row]]] = {
     "train-short": lambda repeats: train(SIZES["inputs"], SIZES["short"], SIZES["full"], repeats),
     "train-full": lambda repeats: train(SIZES["rows"], SIZES["full"], SIZES["full"], repeats),
     "independence": independence,
@@ -214,21 +214,20 @@ def main() -> None:
     if args.memory_of:
         return memory_of(*args.memory_of)
     about = {"repeats": args.repeats, "threads": args.threads, **facts()}
-    rows = []
-    for name in args.only:
+
+    def measure(name: str) -> Iterable[Row]:
         if name == "gpu" and not torch.cuda.is_available():
             print("gpu: skipped, no CUDA device")
-            continue
-        for result in PARTS[name](args.repeats):
-            rows.append({**result, **about})
-            share = f"{result['attention_share']:.0%} in attention" if "attention_share" in result else ""
-            print(
-                f"{result['benchmark']:<72} {result['ours']:>10.4g} {result['peer']:>10.4g} {result['unit']:<9}"
-                f"{result['peer'] / result['ours']:>8.2f}x  {share}",
-                flush=True,
-            )
-    if rows and not args.tiny:
-        store(rows, args.output)
+            return []
+        return PARTS[name](args.repeats)
+
+    def describe(row: Row) -> str:
+        share = f"{row['attention_share']:.0%} in attention" if "attention_share" in row else ""
+        figures = f"{row['ours']:>10.4g} {row['peer']:>10.4g} {row['unit']:<9}{row['peer'] / row['ours']:>8.2f}x"
+        return f"{row['benchmark']:<72} {figures}  {share}"
+
+    output = None if args.tiny else args.output
+    sys.exit(measure_parts(args.only, measure, describe, output, **about))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,24 +14,23 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.gpu import peak_flops, training_step, with_smaller_batches  # noqa: E402
+from benchmarks.gpu import training_step, with_smaller_batches  # noqa: E402
 from benchmarks.measure import in_turn  # noqa: E402
 from benchmarks.regress_lm_pair import SIZES, Row, ours_of, padded, peer_of, row, sampling, texts, their_sampling  # noqa: E402
+from zoo.callbacks.peak_flops import peak_flops  # noqa: E402
 from zoo.optim import AdamW  # noqa: E402
 from zoo.regress_lm.upstream_weights import load_upstream  # noqa: E402
 
 
-def gpu(repeats: int) -> list[Row]:
+def gpu(repeats: int) -> Iterator[Row]:
     """fp16 with autocast on a GPU: compiled training at full length, and sampling."""
-    rows = []
     for measure, size in ((gpu_training, 32), (gpu_sampling, 64)):
         try:
             result, sizes = with_smaller_batches(partial(measure, repeats), size)
         except torch.cuda.OutOfMemoryError as error:
             print(f"{measure.__name__}: skipped: {error}")
             continue
-        rows.append(result | sizes)
-    return rows
+        yield result | sizes
 
 
 def gpu_training(repeats: int, size: int) -> Row:

@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.gpu import training_step, with_smaller_batches  # noqa: E402
-from benchmarks.measure import facts, in_turn, process_megabytes, store  # noqa: E402
+from benchmarks.measure import facts, in_turn, measure_parts, process_megabytes  # noqa: E402
 from zoo.revdeq import ReconstructionError, RevDEQ, RevDEQConfig  # noqa: E402
 
 SMALL: dict[str, Any] = {"vocab_size": 256, "hidden_size": 256, "num_heads": 4, "intermediate_size": 1024}
@@ -182,19 +182,20 @@ def gradients(repeats: int) -> list[Row]:
     return rows
 
 
-def gpu(repeats: int, device: str = "cuda", batch: int = 32, **sizes: Any) -> list[Row]:
+def gpu(repeats: int, device: str = "cuda", batch: int = 32, **sizes: Any) -> Iterator[Row]:
     """The paper's model (94M parameters) with its block compiled: exactness, tokens/s and peak memory."""
-    rows = []
     name = torch.cuda.get_device_name() if device == "cuda" else device
-    for dtype, n in itertools.product((torch.float16, torch.bfloat16), (4, 8, 16, 32)):
-        if n == 4:
-            torch._dynamo.reset()  # each dtype has its own kernels, which serve all N
+    for dtype in (torch.float16, torch.bfloat16):
         of = f"{str(dtype).removeprefix('torch.')} autocast, compiled, {name}"
-        model = compiled(device, sizes)
-        few = text(model, max(1, batch // 8), model.config.max_position_embeddings - 1, device)
-        autocast = partial(torch.autocast, device, dtype)
-        rows.append(exactness(model, few, autocast, of, max_steps=n, keep_every=KEEP))
-        for way in ("reversible", "plain"):
+        # Exactness first, on batches of one shape: where the compiler has a version of the block for one shape and one
+        # for all shapes, unrolled and reversible gradients can come from different ones, which round differently.
+        torch._dynamo.reset()
+        for n in (4, 8, 16, 32):
+            model = compiled(device, sizes)
+            few = text(model, max(1, batch // 8), model.config.max_position_embeddings - 1, device)
+            yield exactness(model, few, partial(torch.autocast, device, dtype), of, max_steps=n, keep_every=KEEP)
+        torch._dynamo.reset()
+        for n, way in itertools.product((4, 8, 16, 32), ("reversible", "plain")):
             model = compiled(device, sizes)
             benchmark = f"training, {way}, {of}, N {n}"
             try:
@@ -205,8 +206,7 @@ def gpu(repeats: int, device: str = "cuda", batch: int = 32, **sizes: Any) -> li
             except (torch.cuda.OutOfMemoryError, ReconstructionError) as error:
                 print(f"{benchmark}: skipped: {error}")
                 continue
-            rows.append({"benchmark": benchmark, "part": "gpu", "of": f"{way}, {of}", "N": n, **measured, **used})
-    return rows
+            yield {"benchmark": benchmark, "part": "gpu", "of": f"{way}, {of}", "N": n, **measured, **used}
 
 
 def compiled(device: str, sizes: Row) -> RevDEQ:
@@ -255,7 +255,7 @@ def plot(path: Path, into: Path) -> None:
     figure.savefig(into, dpi=120)
 
 
-PARTS = {"memory": memory, "time": time, "gradients": gradients, "gpu": gpu}
+PARTS: dict[str, Callable[[int], Iterable[Row]]] = {"memory": memory, "time": time, "gradients": gradients, "gpu": gpu}
 
 
 def main() -> None:
@@ -272,19 +272,21 @@ def main() -> None:
     about = {"repeats": args.repeats, "threads": args.threads, **facts()}
     if PEER not in ways():
         print(f"{PEER}: skipped, because it is not installed (pip install --no-deps torchdeq)")
-    rows = []
-    for part in args.only:
+
+    def measure(part: str) -> Iterable[Row]:
         if part == "gpu" and not torch.cuda.is_available():
             print("gpu: skipped, because there is no CUDA device")
-            continue
-        for result in PARTS[part](args.repeats):
-            rows.append(result | about)
-            figures = (f"{key} {result[key]:.4g}" for key in ("value", "error", "tokens_per_s", "MB") if key in result)
-            print(f"{result['benchmark']:<72} {', '.join(figures)} {result.get('unit', '')}", flush=True)
-    if rows:
-        store(rows, args.output)
+            return []
+        return PARTS[part](args.repeats)
+
+    def describe(row: Row) -> str:
+        figures = (f"{key} {row[key]:.4g}" for key in ("value", "error", "tokens_per_s", "MB") if key in row)
+        return f"{row['benchmark']:<72} {', '.join(figures)} {row.get('unit', '')}"
+
+    code = measure_parts(args.only, measure, describe, args.output, **about)
     if {"memory", "time"} & set(args.only):
         plot(args.output, args.output.with_name("revdeq_memory.png"))
+    sys.exit(code)
 
 
 if __name__ == "__main__":

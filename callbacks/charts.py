@@ -17,6 +17,7 @@ CHARTS: dict[str, Sequence[str]] = {  # of every model, after its own
     "gradient norm": ("train/grad_norm",),
     "speed": ("speed/.*_per_second",),
 }
+MOST_WAITING = 50  # steps whose learning rates are written together
 LONGEST_HPARAM = 200  # characters of a text in TensorBoard's table of hyperparameters
 
 
@@ -43,6 +44,7 @@ class Charts(Callback):
         self.baselines = baselines
         self._scores: dict[str, float] | None = None
         self._first_step = 0
+        self._rates: list[tuple[int, dict[str, float]]] = []  # steps and learning rates that TensorBoard waits for
         self._logged: set[str] = set()  # names that the loggers have received
         self._described: dict[Logger, list[str]] = {}  # TensorBoard's loggers -> titles of the charts in their layout
 
@@ -56,7 +58,7 @@ class Charts(Callback):
             group_names(logger, self._logged)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._first_step = trainer.global_step
+        self._first_step, self._rates = trainer.global_step, []
 
     # ---- learning rates
 
@@ -65,13 +67,31 @@ class Charts(Callback):
             return
         step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
         is_logged = every > 0 and (step + 1) % every == 0
-        rates: dict[str, float] = {}
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) or is_logged:
-                rates = rates or learning_rates(trainer.optimizers)
-                logger.log_metrics(rates, step)
+        others = [logger for logger in trainer.loggers if not isinstance(logger, TensorBoardLogger)]
+        if len(others) < len(trainer.loggers) or is_logged:
+            self._rates.append((step, learning_rates(trainer.optimizers)))
+        if is_logged:
+            for logger in others:
+                logger.log_metrics(self._rates[-1][1], step)
+        # Together, because each value on its own wakes TensorBoard's thread, which delays the step.
+        if is_logged or len(self._rates) >= MOST_WAITING:
+            self._write_rates(trainer)
         if is_logged:
             self._describe(trainer, pl_module)
+
+    def _write_rates(self, trainer: Trainer) -> None:
+        """Write the learning rates of the steps since the last time to TensorBoard."""
+        waiting, self._rates = self._rates, []
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                for step, rates in waiting:
+                    logger.log_metrics(rates, step)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write_rates(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._write_rates(trainer)
 
     # ---- baselines
 
@@ -119,6 +139,7 @@ class Charts(Callback):
         return any(re.fullmatch(name, logged) for name in names for logged in self._logged)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write_rates(trainer)
         if trainer.is_global_zero:
             self._describe(trainer, pl_module, is_logged=True)
             for logger in self._described:
@@ -165,12 +186,12 @@ def learning_rates(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, flo
 
     Groups with the same peak are one, because the schedule multiplies all rates by the same factor.
     """
-    sizes: dict[Any, int] = {}
-    rates: dict[Any, float] = {}
+    groups: dict[Any, list[dict[str, Any]]] = {}  # optimizer and peak -> parameter groups
     for number, optimizer in enumerate(optimizers):
         for group in optimizer.param_groups:
-            key = number, float(group.get("initial_lr", group["lr"]))
-            sizes[key] = sizes.get(key, 0) + sum(p.numel() for p in group["params"])
-            rates[key] = float(group["lr"])
-    keys = sorted((key for key in sizes if sizes[key]), key=lambda key: -sizes[key])
-    return {f"train/lr_{i}" if i > 1 else "train/lr": rates[key] for i, key in enumerate(keys, 1)}
+            if group["params"]:
+                groups.setdefault((number, float(group.get("initial_lr", group["lr"]))), []).append(group)
+    largest_first = list(groups.values())
+    if len(largest_first) > 1:  # otherwise nothing is counted, which would take time in every step
+        largest_first.sort(key=lambda same: -sum(p.numel() for group in same for p in group["params"]))
+    return {f"train/lr_{i}" if i > 1 else "train/lr": float(same[-1]["lr"]) for i, same in enumerate(largest_first, 1)}

@@ -1,5 +1,6 @@
 """Stops training, or skips the step, when the loss or a gradient is not finite."""
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -31,7 +32,7 @@ class NonFinite(Callback):
         self.action = action
         self.every_n_steps = every_n_steps
         self.skipped_steps = 0
-        self._first_bad: Tensor | None = None  # (), the first step with a non-finite value, -1 for none; on the device
+        self._unread: list[tuple[int, Tensor]] = []  # steps and values () on the device, which must be finite
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped_steps": self.skipped_steps}
@@ -40,7 +41,7 @@ class NonFinite(Callback):
         self.skipped_steps = state_dict["skipped_steps"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._first_bad = torch.full((), -1, device=pl_module.device)
+        self._unread = []
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         # Gradients are accumulated, averaged over ranks and unscaled here, so all ranks decide alike.
@@ -50,14 +51,13 @@ class NonFinite(Callback):
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not gradients:
             return
-        is_finite = total_norm(gradients).isfinite()
+        norm = total_norm(gradients)
         if self.action == "skip":
-            if not is_finite:
+            if not norm.isfinite():
                 optimizer.zero_grad()  # sets gradients to None: the optimizer then changes nothing
                 self.skipped_steps += 1
         else:
-            self._note(is_finite, trainer.global_step)
-            self._read(trainer)
+            self._note(trainer, norm)
         if self.skipped_steps:
             pl_module.log("skipped_steps", float(self.skipped_steps))
 
@@ -76,12 +76,11 @@ class NonFinite(Callback):
         # A non-finite loss is noted even if the gradients are finite.
         loss = outputs["loss"] if isinstance(outputs, dict) and "loss" in outputs else outputs
         if isinstance(loss, Tensor) and self.action == "stop":
-            self._note(loss.isfinite().all(), trainer.global_step)
-            self._read(trainer)
+            self._note(trainer, loss.detach() if loss.ndim == 0 else loss.detach().abs().amax())
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._first_bad is not None and not trainer.sanity_checking:
-            self._read(trainer, always=True)
+        if not trainer.sanity_checking:
+            self._read(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Early stopping would end such a run as if it had converged.
@@ -93,22 +92,24 @@ class NonFinite(Callback):
             )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._read(trainer, always=True)
+        self._read(trainer)
 
-    def _note(self, is_finite: Tensor, step: int) -> None:
-        assert self._first_bad is not None
-        # Computed on the device, without waiting for it: the first bad step stays.
-        is_first = ~is_finite & (self._first_bad < 0)
-        self._first_bad = torch.where(is_first, torch.full_like(self._first_bad, step), self._first_bad)
+    def _note(self, trainer: Trainer, value: Tensor) -> None:
+        """Check a value () of this step: at once on a CPU, later on a GPU, for which the host would wait."""
+        self._unread.append((trainer.global_step, value))
+        if value.device.type == "cpu" or trainer.global_step % self.every_n_steps == 0:
+            self._read(trainer)
 
-    def _read(self, trainer: Trainer, always: bool = False) -> None:
-        assert self._first_bad is not None
-        on_cpu = self._first_bad.device.type == "cpu"
-        if not (always or on_cpu or trainer.global_step % self.every_n_steps == 0):
-            return
-        # This waits for the device.
-        step = int(self._first_bad)
-        if step >= 0:
+    def _read(self, trainer: Trainer) -> None:
+        """Raises Diverged if a value since the last reading is not finite; waits for the device."""
+        unread, self._unread = self._unread, []
+        bad = []
+        for dtype in {value.dtype for _, value in unread}:  # in bf16-true the loss is fp32
+            steps, values = zip(*(each for each in unread if each[1].dtype == dtype), strict=True)
+            numbers = torch.stack(values).tolist() if len(values) > 1 else [values[0].item()]
+            bad += [step for step, number in zip(steps, numbers, strict=True) if not math.isfinite(number)]
+        if bad:
+            step = min(bad)
             # A model may know the reason.
             if (check := getattr(trainer.lightning_module, "check_gradients", None)) is not None:
                 check()

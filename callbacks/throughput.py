@@ -4,9 +4,9 @@ import time
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from zoo.callbacks.peak_flops import device_flops
 from zoo.errors import check_counts
 
 
@@ -60,7 +60,7 @@ class Throughput(Callback):
             model.log(f"{model.item}_per_second", torch.tensor(speed), prog_bar=True, rank_zero_only=True)
             dtype = {"16": torch.float16, "bf": torch.bfloat16}.get(str(trainer.precision)[:2], torch.float32)
             # Model FLOPs utilization: the share of the devices' peak speed.
-            peak = get_available_flops(model.device, dtype)  # per device, None where it is not known
+            peak = device_flops(model.device, dtype)  # of one device, None where it is not known
             if peak:
                 mfu = speed * model.flops_per_item(batch) / (peak * trainer.world_size)
                 model.log("mfu", torch.tensor(mfu), rank_zero_only=True)

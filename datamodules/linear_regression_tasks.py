@@ -100,7 +100,7 @@ class LinearRegressionTasks(ZooDataModule):
         # All ranks make the same draw, of which each takes its slice.
         rank, ranks = self.rank_and_ranks()
         prompts = self.task.draw(ranks * self.batch_size, self.seed, number, device=self.device)
-        return prompts.rows(slice(rank * self.batch_size, (rank + 1) * self.batch_size))
+        return prompts if ranks == 1 else prompts.rows(slice(rank * self.batch_size, (rank + 1) * self.batch_size))
 
     def evaluation(self, split: str) -> EvaluationBatch:
         """All prompts of a split, "val" or "test", with the exact estimators' predictions; computed once."""

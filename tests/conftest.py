@@ -61,8 +61,29 @@ def run(tmp_path_factory, text_file):
     return out
 
 
+def _hide_gpu(patch: pytest.MonkeyPatch) -> None:
+    """No GPU for torch and Lightning in this process, nor in processes that it starts."""
+    patch.setenv("CUDA_VISIBLE_DEVICES", "")
+    patch.setattr(torch.cuda, "is_available", lambda: False)
+    patch.setattr(torch.cuda, "device_count", lambda: 0)
+    patch.setattr(torch.cuda, "is_initialized", lambda: False)  # otherwise Lightning refuses to fork
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """A test without the mark `gpu` runs as on a machine without one, its fixtures included."""
+    if item.get_closest_marker("gpu") is not None:
+        try:
+            return (yield)
+        finally:
+            torch.set_float32_matmul_precision("highest")  # a run on a GPU has allowed TF32
+    with pytest.MonkeyPatch.context() as patch:
+        _hide_gpu(patch)
+        return (yield)
+
+
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in items:
-            if "gpu" in item.keywords:
+            if item.get_closest_marker("gpu") is not None:  # not the keyword: a folder of the path may have this name
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -1,40 +1,16 @@
-"""The GPU parts of the benchmarks: peaks by the name of the card, and smaller batches where memory ends."""
+"""The GPU parts of the benchmarks: smaller batches where memory ends, errors of gradients, all parts in one command."""
 
-import math
+import json
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import revdeq
-from benchmarks.gpu import peak_flops, with_smaller_batches
-
-
-@pytest.mark.parametrize(
-    ("name", "fp16", "bf16"),
-    [
-        ("NVIDIA H100 80GB HBM3", 989.4e12, 989.4e12),
-        ("NVIDIA H100 PCIe", 756e12, 756e12),
-        ("NVIDIA H100 NVL", 835.5e12, 835.5e12),
-        ("NVIDIA H200", 989.4e12, 989.4e12),
-        ("NVIDIA GH200 480GB", 989.4e12, 989.4e12),
-        ("NVIDIA A100-SXM4-80GB", 312e12, 312e12),
-        ("NVIDIA A100-PCIE-40GB", 312e12, 312e12),
-        ("NVIDIA L4", 121e12, 121e12),
-        ("NVIDIA L40S", 362e12, 362e12),
-        ("NVIDIA L40", math.nan, math.nan),
-        ("Tesla T4", 65e12, math.nan),
-        ("Tesla V100-SXM2-16GB", 125e12, math.nan),
-        ("Tesla V100-PCIE-32GB", 112e12, math.nan),
-        ("NVIDIA GeForce RTX 3090", 71e12, 71e12),
-        ("NVIDIA GeForce RTX 4090", 165.2e12, 165.2e12),
-        ("NVIDIA B200", 2250e12, 2250e12),
-        ("AMD Instinct MI300X", math.nan, math.nan),
-    ],
-)
-def test_peak_flops_by_the_name_of_the_card(name, fp16, bf16):
-    assert peak_flops(name, torch.float16) == pytest.approx(fp16, nan_ok=True)
-    assert peak_flops(name, torch.bfloat16) == pytest.approx(bf16, nan_ok=True)
+from benchmarks import gpu_run, revdeq
+from benchmarks.gpu import with_smaller_batches
+from benchmarks.measure import measure_parts
 
 
 def test_a_batch_is_halved_until_it_fits():
@@ -69,3 +45,76 @@ def test_the_error_of_reversible_gradients():
         return revdeq.exactness(model, tokens, autocast, "f", max_steps=4, state_dtype=state_dtype)["error"]
 
     assert error(torch.float64) < 1e-6 < error(torch.float32) < 1e-3
+
+
+# ---- everything on a GPU in one command
+
+
+LOG = """\
+[gw0] linux -- Python 3.11
+tests/a/test_one.py::test_x[True]
+tests/a/test_one.py::test_y[0-b c]
+tests/a/test_two.py::test_z
+[gw0] [ 33%] PASSED tests/a/test_one.py::test_x[True]
+[gw1] [ 66%] FAILED tests/a/test_two.py::test_z
+tests/a/test_two.py::test_w
+ERROR tests/a/test_three.py - ImportError
+"""
+
+
+def test_names_of_tests_that_failed_or_did_not_end():
+    expected = ["FAILED tests/a/test_two.py::test_z", "ERROR tests/a/test_three.py"]
+    not_ended = ["NOT ENDED tests/a/test_two.py::test_w"]
+    assert gpu_run.unsuccessful_tests(LOG) == expected + not_ended
+    plain = "tests/a.py::test_x PASSED [ 50%]\ntests/a.py::test_y FAILED [100%]\n"
+    assert gpu_run.unsuccessful_tests(plain) == ["FAILED tests/a.py::test_y"]
+
+
+def test_a_part_that_fails_or_takes_too_long_ends_alone(tmp_path, monkeypatch, capsys):
+    (tmp_path / "results").mkdir()
+    row = f"import pathlib; pathlib.Path({str(tmp_path / 'results' / 'a.json')!r}).write_text('[1]')"
+    python = [sys.executable, "-S", "-c"]
+    parts = {
+        "tests": gpu_run.Part([*python, "print('tests/a.py::test_y FAILED [100%]'); raise SystemExit(1)"], 60),
+        "slow": gpu_run.Part([*python, f"{row}; import time; print('begun'); time.sleep(60)"], 1.5),
+        "good": gpu_run.Part([*python, "print('done')"], 60),
+    }
+    monkeypatch.setattr(gpu_run, "parts", lambda upstream: parts)
+    monkeypatch.setattr(gpu_run, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(sys, "argv", ["gpu_run.py", f"--output={tmp_path / 'out'}"])
+    with pytest.raises(SystemExit, match="1"):
+        gpu_run.main()
+    lines = (tmp_path / "out" / "summary.txt").read_text().splitlines()
+    assert [line.partition(" after ")[0] for line in lines] == [
+        "tests: failed with exit code 1",
+        "slow: stopped",
+        "good: done",
+    ]
+    assert (tmp_path / "out" / "failed_tests.txt").read_text() == "FAILED tests/a.py::test_y\n"
+    assert (tmp_path / "out" / "slow.log").read_text() == "begun\n"
+    assert json.loads((tmp_path / "out" / "a.json").read_text()) == [1]
+
+
+def test_the_parts_of_the_command():
+    parts = gpu_run.parts(upstream=Path("checkout"))
+    assert list(parts) == ["tests", "icr", "llama", "revdeq", "regress_lm"]
+    assert {"tests/shared/test_on_a_gpu.py", "tests/icr/test_icr_module.py"} <= set(parts["tests"].command)
+    assert parts["regress_lm"].command[-2:] == ["--upstream", "checkout"]
+
+
+def test_a_part_that_fails_loses_no_rows(tmp_path, capsys):
+    def measure(name):
+        yield {"benchmark": f"{name} 1"}
+        if name == "a":
+            raise RuntimeError("CUDA error")
+        yield {"benchmark": f"{name} 2"}
+
+    path = tmp_path / "rows.json"
+    assert measure_parts("ab", measure, lambda row: row["benchmark"], path, torch="2.13") == 1
+    names = ["a 1", "b 1", "b 2"]
+    assert json.loads(path.read_text()) == [{"benchmark": name, "torch": "2.13"} for name in names]
+    out, err = capsys.readouterr()
+    assert out.splitlines() == names
+    assert "RuntimeError: CUDA error" in err
+    assert err.endswith("failed: a\n")
+    assert measure_parts("b", measure, str, None) == 0

@@ -100,7 +100,7 @@ def test_throughput_is_items_per_second_of_training(tmp_path, monkeypatch):
 
 
 def test_mfu_is_flops_per_second_over_the_peak(tmp_path, monkeypatch):
-    monkeypatch.setattr("zoo.callbacks.throughput.get_available_flops", lambda device, dtype: 1e6)
+    monkeypatch.setattr("zoo.callbacks.throughput.device_flops", lambda device, dtype: 1e6)
     t = trainer(tmp_path, Throughput(every_n_steps=2), max_steps=6, log_every_n_steps=1)
     t.fit(Plane(), Points())
     assert t.logged_metrics["mfu"] == pytest.approx(t.logged_metrics["samples_per_second"] * 24 / 1e6)

@@ -151,6 +151,25 @@ def test_learning_rate_of_every_step_once_per_peak(run):
     assert points(events, "train/lr_2") == [(step, 0.2 * 0.5**step) for step in range(6)]
 
 
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+@pytest.mark.parametrize("every", [0, 100])
+def test_learning_rates_of_the_steps_before_an_error_are_written(tmp_path, every):
+    class Fails(Line):
+        def on_train_batch_start(self, batch, batch_idx):
+            if self.global_step == 3:
+                raise RuntimeError("at step 3")
+
+    logger = TensorBoardLogger(tmp_path, "", "", default_hp_metric=False)
+    trainer = Trainer(
+        max_steps=6, log_every_n_steps=every, logger=logger, accelerator="cpu", callbacks=[Charts()],
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="at step 3"):
+        trainer.fit(Fails(), loader(6), loader(2))
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [step for step, _ in points(events, "train/lr")] == [0, 1, 2]
+
+
 def test_learning_rates_ignore_groups_without_parameters():
     weight, bias = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
     groups = [{"params": [bias], "lr": 3.0}, {"params": [], "lr": 1.0}, {"params": [weight], "lr": 2.0}]

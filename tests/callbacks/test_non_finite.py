@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tests.commands import complaint
 from tests.commands import fit as fit_command
+from tests.pretended_cuda import PretendedStrategy, pretend_cuda
 from zoo.callbacks import Checkpoint
 from zoo.callbacks.non_finite import NonFinite
 from zoo.errors import UserError
@@ -34,7 +35,8 @@ class Line(LightningModule):
 def fit(callback, rows, **options):
     module = Line()
     trainer = Trainer(
-        accelerator="cpu", max_epochs=1, callbacks=[callback], logger=False, enable_checkpointing=False,
+        accelerator="auto" if "strategy" in options else "cpu", max_epochs=1, callbacks=[callback], logger=False,
+        enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, **options,
     )  # fmt: skip
     trainer.fit(module, DataLoader(TensorDataset(torch.tensor(rows)[:, None]), batch_size=1))
@@ -50,6 +52,19 @@ def test_last_shorter_reading_interval_is_read_at_the_end():
     callback = NonFinite(every_n_steps=100)
     with pytest.raises(UserError, match="step 3"):
         fit(callback, [1.0, 2.0, 1.0, float("inf")])
+
+
+@pytest.mark.parametrize(("n_rows", "ended_at"), [(6, 4), (2, 2)])
+def test_on_a_gpu_values_are_read_together_and_the_first_bad_step_is_named(n_rows, ended_at):
+    class Steps(NonFinite):
+        def on_exception(self, trainer, pl_module, exception):
+            self.ended_at = trainer.global_step
+
+    callback = Steps(every_n_steps=4)
+    rows = [1.0, float("nan"), 1.0, 1.0, 1.0, 1.0][:n_rows]
+    with pretend_cuda(), pytest.raises(UserError, match="not finite at step 1"):
+        fit(callback, rows, strategy=PretendedStrategy())
+    assert callback.ended_at == ended_at
 
 
 def test_skip_leaves_weights_unchanged_and_counts():

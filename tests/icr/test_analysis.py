@@ -18,7 +18,6 @@ from zoo.icr.analysis.gradients import PARTS, normals, score_function
 from zoo.icr.task import Task
 
 TASK = {"D": 2, "K": 3, "sigma2": 0.25}
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # the device that load_model chooses
 SIZES = {"d_model": 16, "d_mlp": 16, "n_heads": 2, "n_layers": 1}
 
 
@@ -86,7 +85,7 @@ def test_scores_equal_a_plain_loop(sweep, scored):
 def test_reference_scores_and_no_dmmse_for_infinite_pools(scored):
     by_M = {row["M"]: row for row in scored["references"]}
     assert list(by_M) == [2, 16, "inf"]
-    x, y, _ = Task(**TASK, M="inf").draw(40, 0, "analysis", "true", device=DEVICE)
+    x, y, _ = Task(**TASK, M="inf").draw(40, 0, "analysis", "true")
     expected = (ridge(x, y, 0.25) - y).square().mean().item()
     for M, row in by_M.items():
         assert row["ridge"]["true"]["mse"]["mean"] == pytest.approx(expected, rel=1e-5)  # the same new tasks for all M
@@ -136,7 +135,7 @@ def test_gradients_of_every_checkpoint(sweep, measured):
         at = [0, 0, 1, 1, 0, 0, 1, 1, 0, 0.5]
         assert [number for part in PARTS for number in row["parameters"][part]] == at
         draws = normals(model.config, 20000, 5, model.device)
-        value, error = (part.cpu().numpy() for part in score_function(model, torch.tensor(at, device=DEVICE), draws)[1])
+        value, error = (part.cpu().numpy() for part in score_function(model, torch.tensor(at), draws)[1])
         ours = [np.concatenate([row[name][part] for part in PARTS]) for name in ("gradients", "standard_errors")]
         assert (abs(ours[0] - value) < 4.5 * np.hypot(ours[1], error)).all()
     assert content["ridge"]["expected_loss"] < min(row["expected_loss"] for row in content["checkpoints"])

@@ -33,6 +33,8 @@ class Recorder(LightningModule):
         assert lightning_api.batch_index(self.trainer) == len(self.ended)
         self.ended.append(self.counters())
         assert lightning_api.is_epoch_done(self.trainer) == (batch_idx == 2)
+        validation = self.trainer.fit_loop.epoch_loop.val_loop.batch_progress
+        assert lightning_api.validation_progress(self.trainer) == validation.state_dict()
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)

@@ -27,8 +27,9 @@ class GraphedNetwork:
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         if self._graphed is None:
             # A separate module, because recording replaces the method `forward` of the module.
-            examples = x.clone(), y.clone()
-            self._graphed = torch.cuda.make_graphed_callables(_Call(self.network), examples, num_warmup_iters=WARM_UP)
+            call, examples = _Call(self.network), (x.clone(), y.clone())
+            self._graphed = torch.cuda.make_graphed_callables(call, examples, num_warmup_iters=WARM_UP)
+            call.release_graph()
             self._shapes = x.shape, y.shape
         return self._graphed(x, y) if (x.shape, y.shape) == self._shapes else self.network(x, y)
 
@@ -39,6 +40,18 @@ class _Call(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self._output: Tensor | None = None
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.network(x, y)
+        self._output = self.network(x, y).clone()  # no view, which could not be detached in place
+        return self._output
+
+    def release_graph(self) -> None:
+        """Release autograd's graph of the last call, whose output the recorded graphs keep.
+
+        It would keep the parameters' gradient accumulators alive, which belong to the stream of the recording: every
+        backward pass would then make the two streams wait for each other, once per parameter, and torch would warn.
+        """
+        if self._output is not None:
+            self._output.detach_()
+            self._output = None

@@ -95,6 +95,7 @@ class ICRTransformer(ZooModule):
         self.model = start.build(self.new_network)
         self.errors = self.build_metrics()
         self._graphed: GraphedNetwork | None = None  # set for training on a GPU
+        self._clipped: list[nn.Parameter] = []  # the network's parameters, listed once: a list takes as long as a norm
         self.split = ""  # of the last evaluation
         self.reached: ErrorsByKind = {}  # in the last evaluation
 
@@ -123,7 +124,7 @@ class ICRTransformer(ZooModule):
                 self._graphed = GraphedNetwork(self.model)
 
     def teardown(self, stage: str) -> None:
-        self._graphed = None  # the weights move to other memory
+        self._graphed, self._clipped = None, []  # the weights move to other memory
 
     def check_data(self, data: Any) -> None:
         """The data must be `LinearRegressionTasks` of the same sizes."""
@@ -170,6 +171,7 @@ class ICRTransformer(ZooModule):
 
     def on_train_start(self) -> None:
         """Store the task of the training data, if it names one, so that checkpoints tell what the model has learned."""
+        self._clipped = list(self.model.parameters())
         task = getattr(getattr(self.trainer.train_dataloader, "dataset", None), "task", None)
         if isinstance(task, Task):
             self._compare_sizes(task)
@@ -220,7 +222,7 @@ class ICRTransformer(ZooModule):
     ) -> None:
         # The base class logs grad_norm before this.
         if self.settings.grad_clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
+            nn.utils.clip_grad_norm_(self._clipped or self.model.parameters(), self.settings.grad_clip)
         if gradient_clip_val is not None:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 

@@ -54,10 +54,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor |
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """As F.linear: x (..., n), weight (m, n), bias (m,) -> (..., m)."""
-    is_plain = not torch.is_autocast_enabled("cpu") and not transforms_are_active()
-    if by_onednn(x) and is_plain and _fits(x, weight, bias):
-        return _OneDNNLinear.apply(x, weight, bias)
-    return F.linear(x, weight, bias)
+    if not by_onednn(x) or torch.is_autocast_enabled("cpu") or transforms_are_active() or not _fits(x, weight, bias):
+        return F.linear(x, weight, bias)
+    return _OneDNNLinear.apply(x, weight, bias)
 
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

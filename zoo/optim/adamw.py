@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from zoo.errors import UserError
 from zoo.private_apis.torch_api import fused_adamw, has_fused_adamw
-from zoo.sharding.tensors import local
+from zoo.sharding.tensors import is_divided, local
 
 Bucket = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]  # parameters, gradients, m, v
 
@@ -88,6 +88,9 @@ class AdamW(Optimizer):
     def _buckets(self, group: dict[str, Any]) -> dict[tuple[int, bool, torch.device, torch.dtype], Bucket]:
         """Parameters with a gradient, grouped by (step, fused, device, dtype): one kernel call updates each bucket."""
         buckets: dict[Any, Bucket] = defaultdict(lambda: ([], [], [], []))
+        # lr wd = 1 sets the weights to 0, which the fused kernel cannot express: see `_fused_step`.
+        has_kernel = has_fused_adamw()
+        is_allowed = has_kernel and group["fused"] is not False and group["lr"] * group["weight_decay"] < 1
         for parameter in group["params"]:
             gradient = parameter.grad
             if gradient is None:
@@ -101,16 +104,18 @@ class AdamW(Optimizer):
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
             state["step"] += 1
             # Use the fused kernel where it exists and the settings allow it.
-            on_device = parameter.device.type in ("cpu", "cuda")
-            fused = has_fused_adamw() and parameter.is_floating_point() and on_device
-            if group["fused"] and not fused:
-                raise UserError(f"AdamW: fused=True has no kernel for {parameter.dtype} on {parameter.device}")
-            # lr wd = 1 sets the weights to 0, which the fused kernel cannot express: see `_fused_step`.
-            fused = fused and group["fused"] is not False and group["lr"] * group["weight_decay"] < 1
-            bucket = buckets[state["step"], fused, parameter.device, parameter.dtype]
-            tensors = (parameter, gradient, state["exp_avg"], state["exp_avg_sq"])
-            for part, tensor in zip(bucket, tensors, strict=True):
-                part.append(local(tensor))  # the update is elementwise: each process updates its part
+            device = parameter.device
+            is_supported = device.type in ("cpu", "cuda") and parameter.is_floating_point()
+            if group["fused"] and not (has_kernel and is_supported):
+                raise UserError(f"AdamW: fused=True has no kernel for {parameter.dtype} on {device}")
+            parameters, gradients, m, v = buckets[state["step"], is_allowed and is_supported, device, parameter.dtype]
+            tensors = [parameter, gradient, state["exp_avg"], state["exp_avg_sq"]]
+            if is_divided(parameter):  # the update is elementwise: each process updates its part
+                tensors = [local(tensor) for tensor in tensors]
+            parameters.append(tensors[0])
+            gradients.append(tensors[1])
+            m.append(tensors[2])
+            v.append(tensors[3])
         return buckets
 
 

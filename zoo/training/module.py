@@ -14,6 +14,7 @@ from zoo.optim import OptimizerConfig, ResumedSchedule
 from zoo.private_apis.lightning_api import batch_index, is_fitting, total_training_steps
 from zoo.private_apis.lightning_batches import attached_trainer
 from zoo.private_apis.lightning_logger import show_in_progress_bar
+from zoo.private_apis.lightning_profiler import use_no_profiler
 from zoo.registry import registered_name
 from zoo.sharding.strategy import shard_module
 from zoo.sharding.tensors import are_finite, total_norm
@@ -190,6 +191,7 @@ class ZooModule(WeightedLosses):
     def setup(self, stage: str) -> None:
         """Prepare the Trainer's precision; let its checkpoints contain a digest, verified when it reads one."""
         use_precision(self.trainer, self, stage)
+        use_no_profiler(self.trainer)
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # a user's own plugin stays
             self.trainer.strategy.checkpoint_io = DigestCheckpointIO()
 
