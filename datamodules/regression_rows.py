@@ -166,7 +166,8 @@ class RegressionRows:
             for i, (tokens, values) in enumerate(zip(ids, numbers, strict=True))
             if tokens and (is_cut or len(tokens) <= limit) and (values is None or len(values) == self.n_numbers)
         ]
-        return [texts[i] for i in used], [ids[i][:limit] for i in used], used, [numbers[i] for i in used]
+        cut = [tokenizer.truncated(ids[i], limit) for i in used]
+        return [texts[i] for i in used], cut, used, [numbers[i] for i in used]
 
     # ---- private
 

@@ -53,8 +53,10 @@ class ReviewSettings(RowSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.prompt is not None and "{text}" not in self.prompt:
-            raise UserError(f"--data.prompt must contain {{text}}, which the text replaces, not be {self.prompt!r}")
+        if self.prompt is not None and self.prompt.count("{text}") != 1:
+            raise UserError(
+                f"--data.prompt must contain {{text}}, which the text replaces, once, not be {self.prompt!r}"
+            )
         if unknown := set(parse_columns(self.unlabelled)) - {"train", "val", "test"}:
             raise UserError(
                 f"--data.unlabelled must name some of train, val, test, separated by commas, not {min(unknown)!r}"

@@ -113,6 +113,8 @@ class RowReader:
         """Whether there are rows for the split "train", "val" or "test"."""
         if split in self.tables or self.is_generated:
             return True
+        if "train" not in self.tables:
+            return False
         return (split == "val" or "val" not in self.tables) and bool(self._cut_rows[split].texts)
 
     def has_valid_length(self, place: str, n_tokens: int) -> bool:
@@ -155,7 +157,10 @@ class RowReader:
             )
 
     def print_sizes(self) -> None:
-        """Print the number of rows of each split of a run, where some were cut off at random."""
+        """Print the number of rows of each split of a run, where some were cut off at random.
+
+        Print as well which training file is named for another split: without a name for training all files are.
+        """
         if "val" in self.tables or self.is_generated:
             return
         sizes = [
@@ -164,6 +169,14 @@ class RowReader:
             if (rows := self._cut_rows[split]).texts
         ]
         print_notice(f"rows of {self.settings.data}: {', '.join(sizes)}; cut off at random (--data.val_fraction)")
+        # Names of YAML files are often those of their texts.
+        files = [Path(table.name) for table in self.tables["train"]]
+        named = [file for file in files if split_named(file.name) in ("val", "test") and file.suffix not in tables.YAML]
+        if named and len(files) > 1:
+            print_notice(
+                f"{named[0]} is used for training, because no file is named for it: if it is not for training, put the "
+                "word train into the names of the files that are"
+            )
 
     def print_skipped(self) -> None:
         """Print how many rows were left out, and why the first one was."""

@@ -86,7 +86,7 @@ class TextLM(TextData):
                 f"val_fraction {val_fraction} must be positive, test_fraction {test_fraction} not negative,"
                 " and both together less than 1 (val_fraction 1.0 alone validates on the complete text)"
             )
-        self.seq_len = seq_len
+        self.seq_len, self.eval_stride = seq_len, eval_stride or seq_len
 
     def stats(self, split: str) -> dict[str, int]:
         """Counts of "tokens", "words" and "bytes" of a split. Words are counted as on WikiText, line ends included.
@@ -137,7 +137,7 @@ class TextLM(TextData):
         if stats["tokens"] < needed:
             remedy = "lower --data.seq_len" if split == "train" else "give a longer text"
             raise UserError(f"{name} has {stats['tokens']} tokens, but one window needs {needed}: {remedy}")
-        stride = None if split == "train" else self.hparams["eval_stride"] or self.seq_len
+        stride = None if split == "train" else self.eval_stride
         return Windows(self._file(split), token_dtype(self.vocab_size), self.seq_len, stride, stats["words"])
 
     def fingerprint(self, split: str) -> dict[str, Any]:

@@ -95,8 +95,9 @@ def test_prompts_are_tokenized_but_not_part_of_the_texts(folder):
     assert Reviews(f"{folder}/cfimdb").prompt_parts is None
     five = Reviews(f"{folder}/sst", "a,b,c,d,e", prompt="{text} {choices}")
     assert five.choices == "a, b, c, d, or e"
-    with pytest.raises(UserError, match=r"prompt must contain {text}, which"):
-        Reviews("x", prompt="Is it good?")
+    for prompt in ("Is it good?", "{text} Is {text} good?"):
+        with pytest.raises(UserError, match=r"prompt must contain {text}, which the text replaces, once"):
+            Reviews("x", prompt=prompt)
 
 
 def test_truncation_keeps_the_prompt(folder):

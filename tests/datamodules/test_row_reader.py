@@ -68,6 +68,29 @@ def test_reader_splits_a_folder_and_separates_files_without_targets(tmp_path):
         rows.rows("test")
 
 
+def test_a_file_named_for_tests_that_is_used_for_training_is_reported(tmp_path, capsys):
+    """Without a file named for training, all files of a folder are."""
+    write_csv(tmp_path / "wine.csv", [(f"t{i}", i, i) for i in range(20)])
+    write_csv(tmp_path / "wine-test.csv", [("v", 1, 1)])
+    notice = f"{tmp_path}/wine-test.csv is used for training, because no file is named for it"
+
+    def is_reported(data):
+        reader(tmp_path, data).print_sizes()
+        return notice in capsys.readouterr().err
+
+    assert is_reported(tmp_path)
+    assert not is_reported(tmp_path / "wine-test.csv")
+    (tmp_path / "wine.csv").rename(tmp_path / "wine-train.csv")
+    assert not is_reported(tmp_path)
+
+
+def test_rows_to_predict_alone_have_no_other_splits(tmp_path):
+    write_csv(tmp_path / "test.csv", [("q", "", 1)])
+    rows = reader(tmp_path, tmp_path)
+    assert rows.predicted_split == "predict"
+    assert not any(rows.has_split(split) for split in ("train", "val", "test"))
+
+
 def test_reader_of_a_generated_data_set(tmp_path):
     def squares(split: str) -> Table:
         size = {"train": 4, "val": 2, "test": 3}[split]

@@ -332,6 +332,7 @@ REFUSED = {
     "together at most 1": {"val_fraction": 0.6, "test_fraction": 0.6},
     "max_input_len must be at least 1": {"max_input_len": 0},
     "round_digits must be from 1 to 17": {"round_digits": 0},
+    "round_digits must be a whole number, from 1 to 17, not 2.5": {"round_digits": 2.5},
     "text_column names the whole text": {"text_column": "a", "columns": "b"},
     "augment_copies is 2: set it above 0 together with synonyms": {"augment_copies": 2},
     "data.jitter must be from 0 to 10, not -1": {"jitter": -1.0, "augment_copies": 1},

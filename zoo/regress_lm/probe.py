@@ -131,7 +131,12 @@ def probe(
 
     Returns:
         Table rows. "same" is the share of the pairs with different targets for which the predictions are equal.
+
+    Raises:
+        UserError: the model predicts several targets.
     """
+    if model.n_objectives > 1:
+        raise UserError(f"the probe measures models of one target, and this one has {model.n_objectives}")
     predictions, targets = [], []
     for text, target in TEXTS.items():
         samples = model.sample([ExampleInput(pair[text]) for pair in pairs], num_samples, seed=0)
