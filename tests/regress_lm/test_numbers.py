@@ -126,7 +126,7 @@ def test_clamping_warns(tokenizer, inside, beyond):
         tokenizer.encode(inside)
     with pytest.warns(UserWarning, match=rf"^{len(beyond)} of {len(inside + beyond)} numbers are beyond .* clamped"):
         ids = tokenizer.encode(inside + beyond)
-    assert tokenizer.clamped(inside + beyond).tolist() == [False] * len(inside) + [True] * len(beyond)
+    assert tokenizer.encode_clamped(inside + beyond)[1].tolist() == [False] * len(inside) + [True] * len(beyond)
     low, high = tokenizer.limits
     assert tokenizer.decode(ids)[len(inside) :].tolist() == [high if value > 0.5 else low for value in beyond]
 
@@ -195,10 +195,10 @@ def test_grammar_allows_encoded_numbers(tokenizer):
     for row in ids.tolist():
         state = 0
         for token in row:
-            assert vocabulary.allowed[state, token]
-            state = int(vocabulary.next_state[state, token])
+            assert vocabulary.automaton.allowed[state, token]
+            state = int(vocabulary.automaton.next_state[state, token])
         assert state == 0
-    assert vocabulary.allowed.any(1).all()
+    assert vocabulary.automaton.allowed.any(1).all()
 
 
 def test_vocabulary_ids_match_upstream_and_sequences_are_counted():

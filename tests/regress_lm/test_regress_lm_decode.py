@@ -34,9 +34,9 @@ def texts():
 def allowed_everywhere(vocabulary, ids):
     state = torch.zeros_like(ids[:, 0])
     for token in ids.unbind(1):
-        if not vocabulary.allowed[state, token].all():
+        if not vocabulary.automaton.allowed[state, token].all():
             return False
-        state = vocabulary.next_state[state, token]
+        state = vocabulary.automaton.next_state[state, token]
     return bool((state == 0).all())
 
 
@@ -123,9 +123,9 @@ def test_greedy_takes_the_most_likely_token_at_each_position(texts):
         logits = model(tokens, ids[:, 0], padding_mask)
     state = torch.zeros(3, dtype=torch.int64)
     for position, token in enumerate(ids[:, 0].unbind(1)):
-        best = logits[:, position].masked_fill(~SMALL.allowed[state], -torch.inf).argmax(1)
+        best = logits[:, position].masked_fill(~SMALL.automaton.allowed[state], -torch.inf).argmax(1)
         assert torch.equal(token, best)
-        state = SMALL.next_state[state, token]
+        state = SMALL.automaton.next_state[state, token]
 
 
 def test_draws_depend_on_seed_and_row_only(texts):
@@ -159,7 +159,9 @@ def test_log_prob_is_renormalised_over_the_grammar(texts):
     logits = model(tokens, ids, padding_mask)
     theirs = -F.cross_entropy(logits.mT, ids, reduction="none").sum(1)  # upstream's: over all tokens
     assert (ours > theirs).all()
-    lost = torch.stack([logits[:, p].log_softmax(-1)[:, IEEE.allowed[p]].logsumexp(-1) for p in range(7)], 1).sum(1)
+    lost = torch.stack(
+        [logits[:, p].log_softmax(-1)[:, IEEE.automaton.allowed[p]].logsumexp(-1) for p in range(7)], 1
+    ).sum(1)
     torch.testing.assert_close(ours.float(), theirs - lost, rtol=0, atol=1e-5)
     ours.sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.regress_lm.defaults import choose_settings
-from zoo.training.choices import PREPARATION_SHARE, Choice, rounded_down
+from zoo.training.choices import PREPARATION_SHARE, Choice, rounded_down, settings_of
 
 CHANGES = ("synonyms", "background", "number_formats", "jitter")
 
@@ -27,7 +27,7 @@ def choose_within_budget(data: Any, given: Mapping[str, Any]) -> list[Choice]:
     reason = f"{seconds:.0f} s are for preparing the data"
 
     def settings() -> dict[str, Any]:
-        return {choice.option: choice.value for choice in choices} | dict(given)
+        return settings_of(choices) | dict(given)
 
     def plan(option: str, value: Any, needed: Any) -> None:
         if option not in given and value != needed:
@@ -39,13 +39,13 @@ def choose_within_budget(data: Any, given: Mapping[str, Any]) -> list[Choice]:
         plan("data.synthetic_rows", rounded_down(teacher.rows), rows)
         if teacher.rows:
             plan("data.teacher", teacher.kind, "thorough")
-        choices = choose_settings(statistics, {**given, **{choice.option: choice.value for choice in planned}})
+        choices = choose_settings(statistics, dict(given) | settings_of(planned))
     if copies := settings().get("data.augment_copies"):
         changes = {name: settings()[f"data.{name}"] for name in CHANGES if f"data.{name}" in settings()}
         # Without copies there is nothing to change.
         n_copies = data.plan_copies(changes, copies, seconds)
         plan("data.augment_copies", n_copies, copies)
         if not n_copies and "data.augment_copies" not in given:
-            choices = choose_settings(statistics, {**given, **{choice.option: choice.value for choice in planned}})
+            choices = choose_settings(statistics, dict(given) | settings_of(planned))
     options = {choice.option for choice in planned}
     return [*planned, *(choice for choice in choices if choice.option not in options)]

@@ -1,7 +1,6 @@
 """RegressLM in Lightning: loss, evaluation and predictions. The class with the Python API is in api.py."""
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
@@ -28,7 +27,7 @@ from zoo.regress_lm.target_warnings import warn_of_targets, warn_of_unscored
 from zoo.regress_lm.vocabulary import NumberVocabulary
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import TextBatch, n_given_rows, targets_and_features
-from zoo.training.choices import Choice, choose_monitor
+from zoo.training.choices import Choice, choose_monitor, settings_of
 from zoo.training.fixed_arguments import field_names
 from zoo.training.language_model import required_vocab_size
 from zoo.training.random_streams import derive
@@ -206,7 +205,7 @@ class RegressLMModule(EncoderPretrainer):
                 f"{type(data).__name__} has no texts with numbers for {cls.__name__}: give --data=TextRegression"
             )
         of_weights = settings_of_weights(given)
-        decided = dict(given) | {choice.option: choice.value for choice in of_weights}
+        decided = dict(given) | settings_of(of_weights)
         chosen = choose_within_budget(data, decided)
         return [*of_weights, *chosen, *choose_monitor(getattr(data, "n_objectives", 1))]
 
@@ -240,9 +239,7 @@ class RegressLMModule(EncoderPretrainer):
             column[~absent][0] if not absent.all() else 0.0
             for column, absent in zip(targets.T, is_absent.T, strict=True)
         ]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of clamped targets, of synthetic rows as well
-            tokens = self.vocabulary.encode(np.where(is_absent, first, targets))
+        tokens = self.vocabulary.encode(np.where(is_absent, first, targets))
         self.set_magnitudes(tokens)
         if self.trainer.is_global_zero:
             given = slice(n_given_rows(self.trainer.train_dataloader))
@@ -305,9 +302,7 @@ class RegressLMModule(EncoderPretrainer):
         is_absent = self._is_absent(targets)
         if self._has_unknown(targets):
             raise UserError("these rows have no targets whose loss or probability could be computed")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `on_train_start` has warned of clamped targets
-            tokens = self.vocabulary.encode(np.where(is_absent, 0.0, targets))
+        tokens = self.vocabulary.encode(np.where(is_absent, 0.0, targets))  # `on_train_start` warns of clamped targets
         each = self.vocabulary.tokenizer.num_tokens
         return tokens.masked_fill(torch.from_numpy(is_absent.repeat(each, axis=1)), 0).to(batch.targets.device)
 

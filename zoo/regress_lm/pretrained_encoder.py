@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from zoo.errors import UserError, check_choice
 from zoo.files.cache_folder import cache_folder
 from zoo.layers.lora import add_lora
-from zoo.regress_lm.encoders import digest, encoder_from_config, load_encoder, longest_input
+from zoo.regress_lm.encoders import count_weights, digest, encoder_from_config, load_encoder, longest_input
 from zoo.regress_lm.state_cache import StateCache
 from zoo.tokenizers import Tokenizer, load_tokenizer
 from zoo.tokenizers.encoder_tokenizer import PREFIX, EncoderTokenizer
@@ -114,11 +114,9 @@ class PretrainedEncoder(nn.Module):
 
     def multiplications(self, length: int) -> float:
         """Multiplications of training on a text of `length` tokens, in passes of which three make a training step."""
-        embeddings = sum(m.weight.numel() for m in self.pretrained.modules() if isinstance(m, nn.Embedding))
-        matrices = sum(p.numel() for p in self.pretrained.parameters() if p.ndim == 2) - embeddings
         # A frozen encoder's states are computed once; low-rank updates need no gradient of the matrices.
         passes = {"frozen": 0, "lora": 2 / 3, "full": 1}[self.mode]
-        return length * (passes * matrices + self.width * self.project.out_features)
+        return length * (passes * count_weights(self.pretrained) + self.width * self.project.out_features)
 
 
 def _drop_frozen(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:

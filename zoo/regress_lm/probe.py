@@ -30,6 +30,7 @@ from zoo.files.checkpoints import read_checkpoint
 from zoo.registry import DATA_MODULES, load_class
 from zoo.regress_lm.api import RegressLM
 from zoo.regress_lm.example import ExampleInput
+from zoo.regress_lm.from_data import data_settings
 
 COLUMNS = ("text", "target", "change", "changed", "changed_target")
 TEXTS = {"text": "target", "changed": "changed_target"}  # column of a text -> column of its target
@@ -59,8 +60,7 @@ def load_data(ckpt_path: str) -> Any:
     name = next((name for name in DATA_MODULES if name in checkpoint), None)
     if name is None or not issubclass(load_class(name), RegressionViews):
         raise UserError(f"{ckpt_path} stores no data settings of texts with numbers: give a RegressLM's of `zoo fit`")
-    settings = checkpoint.get("datamodule_hyper_parameters", {})
-    settings = {key: value for key, value in settings.items() if not key.startswith("_")}
+    settings = data_settings(checkpoint.get("datamodule_hyper_parameters", {}))
     return load_class(name)(**settings | {"tokenizer": ckpt_path})
 
 

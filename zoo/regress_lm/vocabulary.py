@@ -77,16 +77,6 @@ class NumberVocabulary:
             self.temperature = by_position[self.automaton.position]
         self._tables: dict[torch.device, Tables] = {}
 
-    @property
-    def allowed(self) -> Tensor:
-        """(S, V) bool: the tokens that may come in each state; the first state is 0."""
-        return self.automaton.allowed
-
-    @property
-    def next_state(self) -> Tensor:
-        """(S, V) int64: the state after each token; after the last one of a row, 0 again."""
-        return self.automaton.next_state
-
     @cached_property
     def unrestricted(self) -> "NumberVocabulary":
         """The same vocabulary and temperatures with all numbers of the tokenizer."""
@@ -150,8 +140,8 @@ class NumberVocabulary:
         return result
 
     def encode(self, values: ArrayLike) -> Tensor:
-        """Numbers (B, K) to ids (B, length), int64."""
-        ids = self._ids[self.tokenizer.encode(values)]  # (B, K, num_tokens)
+        """Numbers (B, K) to ids (B, length), int64; those outside the tokenizer's range are clamped."""
+        ids = self._ids[self.tokenizer.encode_clamped(values)[0]]  # (B, K, num_tokens)
         if ids.shape[1] != self.n_objectives:
             raise UserError(f"a row holds {self.n_objectives} numbers here, not {ids.shape[1]}")
         return torch.from_numpy(ids.reshape(len(ids), self.length))
