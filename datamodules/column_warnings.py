@@ -9,7 +9,7 @@ import numpy as np
 from zoo.console.argument_names import print_notice
 from zoo.datamodules.regression_settings import RegressionSettings
 from zoo.datamodules.row_text import is_missing, list_columns
-from zoo.datamodules.sources.tables import Cells, Table
+from zoo.datamodules.sources.table_rows import Cells, Table
 from zoo.datamodules.table_columns import is_number
 from zoo.datamodules.written_numbers import plain_number
 from zoo.text_formats.json_text import shorten

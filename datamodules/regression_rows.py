@@ -22,7 +22,8 @@ from zoo.datamodules.row_text import RowFormat, RowLayout, list_columns, nearest
 from zoo.datamodules.rows import TextRows
 from zoo.datamodules.sources import tables
 from zoo.datamodules.sources.nested_cells import columns_without
-from zoo.datamodules.sources.tables import BadRows, Table, read_table
+from zoo.datamodules.sources.table_rows import BadRows, Table
+from zoo.datamodules.sources.tables import read_table
 from zoo.datamodules.teacher import Teacher
 from zoo.datamodules.unlabelled import UnlabelledViews, read_unlabelled
 from zoo.errors import UserError

@@ -5,7 +5,7 @@ from typing import get_args
 
 from zoo.datamodules.row_settings import RowSettings, check_text
 from zoo.datamodules.row_text import RowFormat, parse_columns
-from zoo.datamodules.sources.tables import repeated_name
+from zoo.datamodules.sources.table_rows import repeated_name
 from zoo.datamodules.teacher_models import TeacherKind
 from zoo.errors import UserError, check_choice, check_counts, check_number
 

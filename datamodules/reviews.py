@@ -15,7 +15,8 @@ from zoo.datamodules.row_settings import RowSettings
 from zoo.datamodules.row_text import RowLayout, parse_columns
 from zoo.datamodules.rows import TextRows
 from zoo.datamodules.sources.labels import Labels, label_text, labels_of_rows, read_labels
-from zoo.datamodules.sources.tables import BadRows, Table, read_labelled, read_table
+from zoo.datamodules.sources.table_rows import BadRows, Table
+from zoo.datamodules.sources.tables import read_labelled, read_table
 from zoo.datamodules.text_data import SPLITS, TextData
 from zoo.errors import UserError
 from zoo.tokenizers import Tokenizer

@@ -22,7 +22,8 @@ from zoo.datamodules.rows import Rows, TextRows
 from zoo.datamodules.sources import tables
 from zoo.datamodules.sources.corpus import hub_tables, is_local, split_files, split_named
 from zoo.datamodules.sources.remote import copied_file
-from zoo.datamodules.sources.tables import BadRows, Table, hub_table
+from zoo.datamodules.sources.table_rows import BadRows, Table
+from zoo.datamodules.sources.tables import hub_table
 from zoo.errors import UserError
 from zoo.files.remote_files import is_url
 from zoo.tokenizers import Tokenizer, train_bpe, train_words
@@ -138,11 +139,6 @@ class RowReader:
         self.bad_rows.leave_out(place, reason)
         return False
 
-    @property
-    def skipped(self) -> int:
-        """Number of rows left out so far because they cannot be used."""
-        return len(self.bad_rows.reasons)
-
     def print_cut(self, split: str) -> None:
         """Print how many rows a validation or test split has that was cut at random from a larger data set."""
         s = self.settings
@@ -169,20 +165,15 @@ class RowReader:
             if (rows := self._cut_rows[split]).texts
         ]
         print_notice(f"rows of {self.settings.data}: {', '.join(sizes)}; cut off at random (--data.val_fraction)")
-        # Names of YAML files are often those of their texts.
+        # The name of a YAML file is often that of its text.
         files = [Path(table.name) for table in self.tables["train"]]
-        named = [file for file in files if split_named(file.name) in ("val", "test") and file.suffix not in tables.YAML]
+        others = [file for file in files if file.suffix.lower() not in tables.YAML]
+        named = [file for file in others if split_named(file.name) in ("val", "test")]
         if named and len(files) > 1:
             print_notice(
                 f"{named[0]} is used for training, because no file is named for it: if it is not for training, put the "
                 "word train into the names of the files that are"
             )
-
-    def print_skipped(self) -> None:
-        """Print how many rows were left out, and why the first one was."""
-        if self.skipped:
-            count = "1 row was" if self.skipped == 1 else f"{self.skipped} rows were"
-            print_notice(f"{count} left out{self.bad_rows.first()}")
 
     @cached_property
     def tables(self) -> dict[str, list[Table]]:
@@ -269,18 +260,13 @@ class RowViews:
         super().setup(stage)  # type: ignore[misc]
         if stage in ("validate", "test"):
             self.reader.print_cut("val" if stage == "validate" else "test")
-        self.reader.print_skipped()
+        self.reader.bad_rows.print_left_out()
 
     def train_dataloader(self) -> Any:
         """The loader of the training rows; in a run, the sizes of the splits are printed before."""
         if self.trainer is not None:  # type: ignore[attr-defined]
             self.reader.print_sizes()
         return super().train_dataloader()  # type: ignore[misc]
-
-    @property
-    def skipped(self) -> int:
-        """Number of rows left out so far because they cannot be used."""
-        return self.reader.skipped
 
     def has_split(self, split: str) -> bool:
         """Whether there are rows for the split "train", "val" or "test"."""

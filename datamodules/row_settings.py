@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from zoo.datamodules.sources import tables
+from zoo.datamodules.sources.separated import SEPARATORS
 from zoo.errors import UserError, check_choice, check_counts, check_number
 from zoo.text_formats.json_text import shorten
 
@@ -60,7 +60,7 @@ class RowSettings:
         for name, choices in (("bad_rows", ("stop", "skip")), ("long_rows", ("stop", "truncate", "skip"))):
             check_choice(f"--data.{name}", getattr(self, name), choices)
         if self.separator is not None:
-            check_choice("--data.separator", self.separator, tables.SEPARATORS)
+            check_choice("--data.separator", self.separator, SEPARATORS)
         for name in ("val_fraction", "test_fraction"):
             check_number(f"--data.{name}", getattr(self, name), "a fraction", lambda value: True)
         # The cuts may take all training rows, but not more.

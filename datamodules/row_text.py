@@ -14,7 +14,7 @@ from zoo.datamodules.float64_targets import RoundedNumbers
 from zoo.datamodules.rows import Rows
 from zoo.datamodules.sources.labels import label_text
 from zoo.datamodules.sources.nested_cells import contains_path, list_paths
-from zoo.datamodules.sources.tables import BadRows, Cells, Table, input_positions, repeated_name
+from zoo.datamodules.sources.table_rows import BadRows, Cells, Table, input_positions, repeated_name
 from zoo.datamodules.written_numbers import plain_number
 from zoo.errors import UserError
 from zoo.text_formats.json_text import shorten

@@ -19,7 +19,7 @@ from zoo.datamodules.regression_rows import RegressionRows, RegressionViews
 from zoo.datamodules.regression_settings import RegressionSettings
 from zoo.datamodules.row_data import TRAINED_TOKENIZERS
 from zoo.datamodules.row_text import RowFormat
-from zoo.datamodules.sources.tables import Table
+from zoo.datamodules.sources.table_rows import Table
 from zoo.datamodules.text_data import TextData
 from zoo.datamodules.text_regression import INTEGERS, integers
 from zoo.errors import UserError

@@ -11,7 +11,7 @@ from zoo.datamodules.regression_rows import RegressionRows, RegressionViews
 from zoo.datamodules.regression_settings import RegressionSettings
 from zoo.datamodules.resumable import EvalLoader
 from zoo.datamodules.row_data import TRAINED_TOKENIZERS
-from zoo.datamodules.sources.tables import Table
+from zoo.datamodules.sources.table_rows import Table
 from zoo.datamodules.text_data import TextData
 from zoo.training.batches import Row, collate
 

@@ -9,7 +9,8 @@ from zoo.datamodules.row_data import RowViews
 from zoo.datamodules.row_text import RowLayout
 from zoo.datamodules.sources import tables
 from zoo.datamodules.sources.corpus import TEXT_SUFFIXES, hub_tables
-from zoo.datamodules.sources.tables import BadRows, Table, hub_table
+from zoo.datamodules.sources.table_rows import BadRows, Table
+from zoo.datamodules.sources.tables import hub_table
 from zoo.errors import UserError
 from zoo.files import regular_file
 from zoo.text_formats.text_file import read_text

@@ -72,7 +72,10 @@ def test_table_formats_and_merged_labels(tmp_path, suffix):
     names = '{"1": "negative", "2": "negative", "4": "positive", "5": "positive"}'
     binary = Reviews(str(file), names, bad_rows="skip", val_fraction=0, test_fraction=1, **columns)
     binary.setup("test")
-    assert (binary.label_names, binary.skipped) == (["negative", "positive"], 4)  # label 3 has no name
+    assert (binary.label_names, len(binary.reader.bad_rows.reasons)) == (
+        ["negative", "positive"],
+        4,
+    )  # label 3 has no name
     assert binary.label_spellings == ["1", "4"]
 
 
@@ -148,7 +151,7 @@ def test_bad_line_is_named_or_skipped_and_counted(tmp_path, line, sentence):
     data = Reviews(str(file), "negative,positive", max_input_len=50, bad_rows="skip", long_rows="skip")
     for split in SPLITS:
         data.dataset(split)
-    assert data.skipped == 1
+    assert len(data.reader.bad_rows.reasons) == 1
 
 
 @pytest.mark.parametrize(
@@ -199,4 +202,4 @@ def test_sst_and_amazon_alexa(zoo_data):
         long_rows="truncate", text_column="verified_reviews", label_column="rating",
     )  # fmt: skip
     alexa.setup("fit")
-    assert alexa.skipped > 0
+    assert len(alexa.reader.bad_rows.reasons) > 0

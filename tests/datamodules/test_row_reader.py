@@ -16,7 +16,8 @@ from zoo.datamodules import Reviews, SyntheticConfigs, TextRegression
 from zoo.datamodules.row_data import RowReader
 from zoo.datamodules.row_settings import RowSettings
 from zoo.datamodules.row_text import RowLayout, parse_columns
-from zoo.datamodules.sources.tables import Table, read_table
+from zoo.datamodules.sources.table_rows import Table
+from zoo.datamodules.sources.tables import read_table
 from zoo.errors import UserError
 from zoo.training.batches import Row, collate
 
@@ -108,10 +109,10 @@ def test_reader_counts_bad_and_long_rows(tmp_path, capsys):
     file = write_csv(tmp_path / "a.csv", [("a", 1, 1), ("b", "much", 2), ("c", 3, 3)])
     rows = reader(tmp_path, file, bad_rows="skip", long_rows="skip", max_input_len=5, val_fraction=0, test_fraction=0)
     assert rows.rows("train").texts == ["a", "c"]
-    assert rows.skipped == 1
+    assert len(rows.bad_rows.reasons) == 1
     assert [rows.has_valid_length("place", n) for n in (0, 1, 5, 6)] == [False, True, True, False]
-    assert rows.skipped == 2
-    rows.print_skipped()
+    assert len(rows.bad_rows.reasons) == 2
+    rows.bad_rows.print_left_out()
     assert "zoo: 2 rows were left out; the first, " in capsys.readouterr().err
     with pytest.raises(UserError, match=r"line 3: its target 'y' is 'much', not a number; fix it"):
         reader(tmp_path, file).rows("train")

@@ -24,7 +24,8 @@ from zoo.console.exit_codes import run_command
 from zoo.console.table import table
 from zoo.datamodules.regression_rows import RegressionViews
 from zoo.datamodules.row_text import RowLayout, is_missing
-from zoo.datamodules.sources.tables import BadRows, read_table
+from zoo.datamodules.sources.table_rows import BadRows
+from zoo.datamodules.sources.tables import read_table
 from zoo.errors import UserError, check_weight
 from zoo.files.checkpoints import read_checkpoint
 from zoo.registry import DATA_MODULES, load_class
