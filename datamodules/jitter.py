@@ -29,13 +29,13 @@ class Jitter:
     A column is the numbers with the same word before them, or, in texts without such words, at the same position.
 
     Args:
-        jitter: standard deviation of the noise, relative to the number.
+        jitter: standard deviation of the noise, relative to the number; positive.
         texts: from which the columns are known; without them all numbers get the same noise.
     """
 
-    def __init__(self, jitter: float, texts: Sequence[str] = ()) -> None:
+    def __init__(self, jitter: float, texts: Sequence[str]) -> None:
         self._jitter, self._narrow = jitter, {}
-        if not jitter or not texts:
+        if not texts:
             return
         chosen = np.unique(np.linspace(0, len(texts) - 1, MOST_TEXTS).round().astype(int))
         columns = defaultdict(list)

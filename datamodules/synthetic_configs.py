@@ -15,14 +15,15 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from zoo.datamodules.regression_rows import RegressionRows, RegressionViews
+from zoo.datamodules.regression_rows import RegressionRows
 from zoo.datamodules.regression_settings import RegressionSettings
+from zoo.datamodules.regression_views import RegressionViews
 from zoo.datamodules.row_data import TRAINED_TOKENIZERS
 from zoo.datamodules.row_text import RowFormat
 from zoo.datamodules.sources.table_rows import Table
 from zoo.datamodules.text_data import TextData
 from zoo.datamodules.text_regression import INTEGERS, integers
-from zoo.errors import UserError
+from zoo.errors import UserError, check_choice
 from zoo.training.batches import collate
 from zoo.training.random_streams import derive
 
@@ -140,8 +141,7 @@ class SyntheticConfigs(RegressionViews, TextData):
         super().__init__(batch_size=options.batch_size, num_workers=options.num_workers, seed=options.seed)
         if n_rows < 20:
             raise UserError(f"--data.n_rows must be at least 20, so that every split has rows, not {n_rows}")
-        if test_on not in get_args(TestOn):
-            raise UserError(f"--data.test_on must be one of {', '.join(get_args(TestOn))}, not {test_on!r}")
+        check_choice("--data.test_on", test_on, get_args(TestOn))
         own = {"n_rows": n_rows, "rows_seed": rows_seed, "test_on": test_on}
         self.save_hyperparameters(own | asdict(options), logger=False)  # models log settings of the same names
         if options.data == SYNTHETIC:

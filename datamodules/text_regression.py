@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from zoo.datamodules.calibration_rows import calibration_rows
-from zoo.datamodules.regression_rows import RegressionRows, RegressionViews
+from zoo.datamodules.regression_rows import RegressionRows
 from zoo.datamodules.regression_settings import RegressionSettings
+from zoo.datamodules.regression_views import RegressionViews
 from zoo.datamodules.resumable import EvalLoader
 from zoo.datamodules.row_data import TRAINED_TOKENIZERS
 from zoo.datamodules.sources.table_rows import Table

@@ -235,10 +235,8 @@ class RegressLMModule(EncoderPretrainer):
         self.check_targets(torch.from_numpy(targets), range(len(targets)))
         # An absent number has the first target of its column in its place, which adds no sign or exponent.
         is_absent = self._is_absent(targets)
-        first = [
-            column[~absent][0] if not absent.all() else 0.0
-            for column, absent in zip(targets.T, is_absent.T, strict=True)
-        ]
+        first = targets[is_absent.argmin(0), np.arange(self.n_objectives)]
+        first = np.where(is_absent.all(0), 0.0, first)
         tokens = self.vocabulary.encode(np.where(is_absent, first, targets))
         self.set_magnitudes(tokens)
         if self.trainer.is_global_zero:

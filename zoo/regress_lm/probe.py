@@ -22,7 +22,7 @@ import numpy as np
 
 from zoo.console.exit_codes import run_command
 from zoo.console.table import table
-from zoo.datamodules.regression_rows import RegressionViews
+from zoo.datamodules.regression_views import RegressionViews
 from zoo.datamodules.row_text import RowLayout, is_missing
 from zoo.datamodules.sources.table_rows import BadRows
 from zoo.datamodules.sources.tables import read_table
