@@ -88,7 +88,5 @@ def _check_numbers(cls: type[RegressLMModule], settings: Mapping[str, Any]) -> N
     """Raises UserError if an argument of a numeric type is not a number; rules compute with these arguments."""
     types = constructor_types(cls)
     for name, value in settings.items():
-        kind = types[name][0]
-        if kind in (int, float):
-            is_whole = kind is int
-            check_number(name, value, "such as 64" if is_whole else "a number", lambda _: True, is_whole)
+        if (kind := types[name][0]) in (int, float):
+            check_number(name, value, "such as 64" if kind is int else "a number", lambda _: True, whole=kind is int)

@@ -22,7 +22,7 @@ import numpy as np
 
 from zoo.console.exit_codes import run_command
 from zoo.console.table import table
-from zoo.datamodules.regression_views import RegressionViews
+from zoo.datamodules.regression_module import RegressionModule
 from zoo.datamodules.row_text import RowLayout, is_missing
 from zoo.datamodules.sources.table_rows import BadRows
 from zoo.datamodules.sources.tables import read_table
@@ -59,7 +59,7 @@ def load_data(ckpt_path: str) -> Any:
     """
     checkpoint = read_checkpoint(ckpt_path)
     name = next((name for name in DATA_MODULES if name in checkpoint), None)
-    if name is None or not issubclass(load_class(name), RegressionViews):
+    if name is None or not issubclass(load_class(name), RegressionModule):
         raise UserError(f"{ckpt_path} stores no data settings of texts with numbers: give a RegressLM's of `zoo fit`")
     settings = data_settings(checkpoint.get("datamodule_hyper_parameters", {}))
     return load_class(name)(**settings | {"tokenizer": ckpt_path})

@@ -1,7 +1,6 @@
-"""RegressionViews: what data modules of texts with numbers, TextRegression and SyntheticConfigs, share."""
+"""RegressionModule: base data module of texts with numbers, of TextRegression and SyntheticConfigs."""
 
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,27 +8,34 @@ import numpy as np
 from zoo.datamodules.augment import Augmentation
 from zoo.datamodules.preparation import TeacherPlan, plan_copies, plan_teacher
 from zoo.datamodules.regression_rows import RegressionRows
-from zoo.datamodules.row_data import train_row_tokenizer
+from zoo.datamodules.regression_settings import RegressionSettings
+from zoo.datamodules.row_module import RowModule
 from zoo.datamodules.row_text import list_columns, nearest_column
 from zoo.datamodules.rows import TextRows
-from zoo.datamodules.unlabelled import UnlabelledViews
+from zoo.datamodules.sources.table_rows import Table
+from zoo.datamodules.unlabelled import unlabelled_files
 from zoo.errors import UserError
-from zoo.tokenizers import Tokenizer
 from zoo.training.text_statistics import TextStatistics, text_statistics
+from zoo.training.unlabelled_texts import UnlabelledTexts
 
 
-class RegressionViews(UnlabelledViews):
-    """Mixin of data modules that hold a `RegressionRows` in `source`: datasets, and the sizes that models need."""
+class RegressionModule(RowModule):
+    """Base data module of texts with numbers. A subclass calls `open_rows` in its constructor."""
 
     text_arguments: ClassVar[tuple[str, ...]] = ("row_format", "round_digits", "power_tokens")
     column_arguments: ClassVar[tuple[str, ...]] = ("columns", "text_column")
-    source: RegressionRows
-    tokenizer: Tokenizer
-    seed: int
+    renamed_arguments: ClassVar[dict[str, str]] = {"digits": "round_digits", "powers": "power_tokens"}
 
-    @cached_property
-    def _datasets(self) -> dict[str, TextRows]:
-        return {}
+    def open_rows(self, settings: RegressionSettings, generated: Mapping[str, Callable[[str], Table]]) -> None:
+        """Open the data; its sizes and rounding become attributes, which models get.
+
+        Args:
+            settings: all settings of the rows.
+            generated: data sets that need no file: name -> function from a split to its table of "text" and "target".
+        """
+        self.source = RegressionRows(settings, generated, self.cache / "datasets", self.hparams.update)
+        self.reader, self.max_input_len = self.source.reader, settings.max_input_len
+        self.round_digits, self.power_tokens = settings.round_digits, settings.power_tokens
 
     @property
     def n_objectives(self) -> int:
@@ -104,18 +110,28 @@ class RegressionViews(UnlabelledViews):
         """(N, F) float32, the numbers in each text; None if they are off."""
         return self.dataset(split).features
 
-    def dataset(self, split: str) -> TextRows:
-        """The tokenized rows of a split, made when first requested.
+    def encode(self, split: str) -> TextRows:
+        return self.source.encode(split, self.tokenizer, self.seed)
 
-        Raises:
-            UserError: the split does not exist, or a row in it cannot be used.
-        """
-        if split not in self._datasets:
-            self._datasets[split] = self.source.encode(split, self.tokenizer, self.seed)
-        return self._datasets[split]
-
-    def train_tokenizer(self, kind: str) -> Tokenizer:
-        """A tokenizer "bpe" or "words", trained on the training and unlabelled texts; equal whenever it is trained."""
+    def tokenizer_texts(self) -> list[str]:
+        """The training and unlabelled texts and the synthetic rows, with rounded numbers."""
         training = self.source.unlabelled or self.reader.rows("train").texts
-        texts = self.source.rounded_texts(training + self.source.synthetic(self.seed)[0])
-        return train_row_tokenizer(kind, texts, self.source.settings.bpe_vocab_size)
+        return self.source.rounded_texts(training + self.source.synthetic(self.seed)[0])
+
+    @property
+    def unlabelled_texts(self) -> UnlabelledTexts | None:
+        """The texts on which a model pretrains; None unless the option `unlabelled` is set."""
+        settings = self.source.settings
+        if settings.unlabelled is None:
+            return None
+
+        def read() -> list[list[int]]:
+            return self.tokenizer.encode_batch(self.source.rounded_texts(self.source.unlabelled))
+
+        return UnlabelledTexts(settings.unlabelled, read, settings.batch_size)
+
+    def setup(self, stage: str) -> None:
+        """Check, in addition, that the unlabelled texts exist."""
+        super().setup(stage)
+        if stage == "fit" and (data := self.source.settings.unlabelled) is not None:
+            unlabelled_files(data)
