@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from zoo.regress_lm.decoding import enumerate_all, log_prob, sample
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
 from zoo.regress_lm.number_tokenizers import IEEEFloatTokenizer, NormalizedTokenizer, P10Tokenizer
-from zoo.regress_lm.number_wrappers import Separator, SpecialValues
+from zoo.regress_lm.special_values import SpecialValues
 from zoo.regress_lm.vocabulary import NumberVocabulary
 
 DIGITS = NumberVocabulary(NormalizedTokenizer(length=2))
-SMALL = NumberVocabulary(Separator(SpecialValues(P10Tokenizer(1, 1))), 2)  # (2 10 3 + 4)^2 spellings
+SMALL = NumberVocabulary(SpecialValues(P10Tokenizer(1, 1)), 2)  # (2 10 3 + 4)^2 spellings
 IEEE = NumberVocabulary(IEEEFloatTokenizer())
 
 
@@ -167,15 +167,6 @@ def test_log_prob_is_renormalised_over_the_grammar(texts):
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     ids[1, 0] = 5  # a digit in the position of a sign
     assert log_prob(model, IEEE, tokens, padding_mask, ids)[1] == -torch.inf
-
-
-def test_separators_do_not_change_log_prob(texts):
-    with_pad, without = NumberVocabulary(Separator(P10Tokenizer(2, 1))), NumberVocabulary(P10Tokenizer(2, 1))
-    model = build(with_pad)
-    tokens, padding_mask = texts
-    ids = with_pad.encode([[12.0], [-0.5], [99.0]])
-    expected = log_prob(model, without, tokens, padding_mask, ids[:, :-1])
-    torch.testing.assert_close(log_prob(model, with_pad, tokens, padding_mask, ids), expected)
 
 
 def test_sampling_disables_dropout_and_restores_training_mode(texts):

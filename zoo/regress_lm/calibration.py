@@ -52,7 +52,7 @@ def fit_temperatures(log_probs: Tensor) -> list[float]:
     """
     prior = TEMPERATURES.log().square() / (2 * 0.5**2)  # (G,)
     score = log_probs.cpu().double() - prior[:, None]
-    # A token that is certain, for instance a separator, has the same likelihood at all temperatures: the prior decides.
+    # A certain token, for instance the only sign, has the same likelihood at all temperatures: the prior decides.
     return TEMPERATURES[score.argmax(0)].tolist() if score.isfinite().all() else [1.0] * score.shape[1]
 
 

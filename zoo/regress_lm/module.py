@@ -310,7 +310,7 @@ class RegressLMModule(EncoderPretrainer):
         return decoding.log_prob(self.model, self.vocabulary, batch.tokens, batch.padding_mask, numbers)
 
     def losses(self, batch: TextBatch) -> Tensor:
-        """(B,) mean cross-entropy of a row's number tokens in nats, separators excluded, and the z-loss."""
+        """(B,) mean cross-entropy of a row's number tokens in nats, without those of absent numbers; and the z-loss."""
         numbers = self.encode_targets(batch)
         return self._losses_of_logits(self.model(batch.tokens, numbers, batch.padding_mask), numbers)
 

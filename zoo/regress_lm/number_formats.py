@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from zoo.errors import UserError, check_choice, check_counts
 from zoo.regress_lm.number_tokenizers import IEEEFloatTokenizer, NormalizedTokenizer, NumberTokenizer, P10Tokenizer
-from zoo.regress_lm.number_wrappers import SpecialValues
+from zoo.regress_lm.special_values import SpecialValues
 from zoo.training.distinct_targets import Floats, Represent, best_setting
 
 NumberFormat = Literal["ieee", "p10", "normalized"]

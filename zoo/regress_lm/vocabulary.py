@@ -14,9 +14,9 @@ from torch import Tensor
 from zoo.errors import UserError, check_counts
 from zoo.regress_lm.automaton import ANY, Automaton, Pattern, between, positions
 from zoo.regress_lm.number_tokenizers import NumberTokenizer
-from zoo.regress_lm.number_wrappers import PAD
 from zoo.regress_lm.rounding import Floats, to_digits
 
+PAD = "<pad>"
 MARGIN = 0.1
 """Share of the range of the training targets by which sampled numbers may exceed it, on each side."""
 
@@ -55,7 +55,7 @@ class NumberVocabulary:
         check_counts(n_objectives=n_objectives)
         self.tokenizer, self.n_objectives = tokenizer, n_objectives
         self.magnitudes, self.temperatures = magnitudes, temperatures
-        self.tokens = [PAD, *sorted(set(tokenizer.tokens) - {PAD})]
+        self.tokens = [PAD, *sorted(tokenizer.tokens)]
         self.size = len(self.tokens)
         self.length = n_objectives * tokenizer.num_tokens
         self._ids = np.array([self.tokens.index(token) for token in tokenizer.tokens])  # by local id
@@ -114,7 +114,7 @@ class NumberVocabulary:
         At least one number must be in this range. Numbers must grow in size with their digits.
         """
         tokenizer = self.tokenizer
-        digits = [i for i, token in enumerate(magnitude) if token == ANY and tokenizer.allowed[i].sum() > 1]
+        digits = [i for i, token in enumerate(magnitude) if token == ANY]
         tokens = np.stack([np.flatnonzero(tokenizer.allowed[i]) for i in digits])  # (n, base) local ids
         base, largest = tokens.shape[1], tokens.shape[1] ** len(digits) - 1
 
