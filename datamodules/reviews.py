@@ -32,8 +32,8 @@ class ReviewSettings(RowSettings):
         label_names: see `Reviews`.
         unlabelled: splits (train, val, test), separated by commas, whose labels are placeholders: the labels are not
             read, and no score is computed on them; default: none.
-        prompt: template of what a model reads: {text} is replaced by the text, {choices} by the list of class names;
-            default: the text alone.
+        prompt: template of what a model reads: {text}, which occurs once, is replaced by the text, {choices} by the
+            list of class names; default: the text alone.
         lowercase: convert texts to lower case before tokenization.
         text_column: column of the texts in a table; default: "text", or the other one of two columns.
         label_column: column of the labels in a table; default: "label", or the other one of two columns. Without these

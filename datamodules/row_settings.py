@@ -16,8 +16,8 @@ class RowSettings:
     Args:
         data: a CSV, TSV, JSON-lines, Parquet or YAML file; a folder of such files; the beginning of their names
             (`reviews/sst` for reviews/sst-train.txt and so on); a hub data set, "name" or "name:config"; or the name
-            of a generated data set. Splits are given by the names of files (train, valid or dev, test) or by the hub;
-            a missing one is cut from the training rows at random.
+            of a generated data set. Splits are given by the names of files (train, valid or dev, test), if one of them
+            has train in its name, or by the hub; a missing one is cut from the training rows at random.
         tokenizer: "bytes"; "characters"; "bpe" or "words" (split at white space), trained on the training texts; or a
             path that `load_tokenizer` takes.
         bpe_vocab_size: number of tokens of tokenizer=bpe; at least 257.
