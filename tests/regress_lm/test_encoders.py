@@ -1,5 +1,6 @@
 """RegressLM with a pretrained encoder: equality with transformers, modes, stored states, checkpoints, wrong folders."""
 
+import copy
 import json
 import re
 import sys
@@ -297,6 +298,17 @@ def test_damaged_states_are_computed_again(content, tmp_path):
     assert stored.read([[1, 2]])[0].tolist() == [[0, 1], [2, 3]]
     stored._execute("UPDATE states SET states = ?", content)
     assert stored.read([[1, 2], [3]]) == [None, None]
+
+
+def test_interrupted_fine_tuning_ends_the_storing_of_states(bert, monkeypatch):
+    model = new(bert)
+    monkeypatch.setattr(model, "training_step", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.fine_tune(EXAMPLES, max_epochs=1, progress=False)
+    assert model.pretrained_encoder.cache is None
+    with model.stored_states():
+        expected = model.log_prob(EXAMPLES[:2])
+        assert torch.equal(copy.deepcopy(model).log_prob(EXAMPLES[:2]), expected)
 
 
 # ---- the tokenizer

@@ -115,7 +115,8 @@ def fine_tune(
     optimizer_config = s.optimizer_config(s.max_epochs * len(batches))
     device = model.device
     best = BestWeights("val_loss")
-    with quiet_lightning(), torch.random.fork_rng(), _settings(model, optimizer_config, seed):
+    # `stored_states` also ends the storing of an encoder's states where training is interrupted.
+    with quiet_lightning(), torch.random.fork_rng(), _settings(model, optimizer_config, seed), model.stored_states():
         # Train until the validation loss stops falling; `best` remembers the weights with the lowest one.
         callbacks = [NonFinite(), EarlyStopping("val_loss", patience=s.patience), best]
         trainer = _new_trainer(device, s, callbacks)

@@ -5,6 +5,7 @@ import os
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ class StateCache:
         self.file, self.width = file, width
         self._connection: sqlite3.Connection | None = None
         self._process = -1
+
+    def __getstate__(self) -> dict[str, Any]:  # a copy opens the file itself
+        return vars(self) | {"_connection": None}
 
     def read(self, texts: Sequence[Sequence[int]]) -> list[Tensor | None]:
         """The states (T, width) of each text's tokens, None where they are not stored."""
