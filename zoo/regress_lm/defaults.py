@@ -15,6 +15,7 @@ from zoo.regress_lm.encoder_defaults import encoder_choices, encoder_steps
 from zoo.regress_lm.number_formats import number_tokenizer
 from zoo.training.choices import Choice, choose_width, rounded_down, settings_of
 from zoo.training.distinct_targets import ENOUGH, QUANTILES
+from zoo.training.number_range import evenly_spaced
 from zoo.training.text_statistics import FEW_NUMBERS, TextStatistics
 
 Kind = Literal["numbers", "digits", "language"]
@@ -187,7 +188,7 @@ def shortest_format(targets: np.ndarray, most_exact: int = 15) -> tuple[int, int
     """
     columns = []
     for values in map(np.unique, targets.T):
-        columns.append(values[np.unique(np.linspace(0, len(values) - 1, QUANTILES).round().astype(int))])
+        columns.append(values[evenly_spaced(len(values), QUANTILES)])
     for exponent in (1, 2, 3):
         exact = next(
             (n for n in range(1, most_exact + 1) if all(_is_exact(column, n, exponent) for column in columns)), 16
