@@ -1,4 +1,9 @@
-"""Data modules: one file per kind of data, over one resumable base class."""
+"""Data modules: one file per kind of data, over one resumable base class.
+
+`resumable` is the base class of all, `text_data` that of texts, `row_module` that of texts with targets, and
+`regression_module` that of texts with numbers. `sources` reads files and the hub, `row_data` divides rows into splits,
+and `row_text` turns the cells of a row into a text.
+"""
 
 from zoo.datamodules.linear_regression_tasks import LinearRegressionTasks
 from zoo.datamodules.resumable import ZooDataModule

@@ -9,11 +9,12 @@ import numpy as np
 from zoo.console.argument_names import print_notice
 from zoo.datamodules.regression_settings import RegressionSettings
 from zoo.datamodules.row_text import is_missing, list_columns
-from zoo.datamodules.sources.tables import Cells, Table
+from zoo.datamodules.sources.table_rows import Cells, Table
 from zoo.datamodules.table_columns import is_number
 from zoo.datamodules.written_numbers import plain_number
 from zoo.text_formats.json_text import shorten
 from zoo.tokenizers.numerals import DATE, NUMBER, rounded
+from zoo.training.number_range import evenly_spaced
 from zoo.training.text_statistics import MOST_DIGITS, MOST_TEXTS, loses_most
 
 MOST_ROWS = 10_000  # a teacher has fewer
@@ -152,7 +153,7 @@ def warn_of_rounding(rows: Sequence[Cells], columns: Sequence[str], digits: int 
     """
     if not digits:
         return
-    sample = _evenly_spaced(rows, MOST_TEXTS)
+    sample = [rows[i] for i in evenly_spaced(len(rows), MOST_TEXTS)]
     remedy = "subtract a constant from them" if digits >= MOST_DIGITS else "raise --data.round_digits"
     for name in columns:
         cells = [row.get(name) for row in sample]
@@ -174,10 +175,6 @@ def warn_of_rounding(rows: Sequence[Cells], columns: Sequence[str], digits: int 
 
 def _known_cells(rows: Sequence[Cells], columns: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
     """Each column, and its cells that are not missing in at most `MOST_ROWS` evenly spaced rows."""
-    sample = _evenly_spaced(rows, MOST_ROWS)
+    sample = [rows[i] for i in evenly_spaced(len(rows), MOST_ROWS)]
     for name in columns:
         yield name, [cell for row in sample if not is_missing(cell := row.get(name))]
-
-
-def _evenly_spaced(rows: Sequence[Cells], most: int) -> list[Cells]:
-    return [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, most).round().astype(int))] if rows else []

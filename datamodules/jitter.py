@@ -9,6 +9,7 @@ from random import Random
 import numpy as np
 
 from zoo.tokenizers.numerals import DATE, NUMBER
+from zoo.training.number_range import evenly_spaced
 
 MOST_TEXTS = 5000  # of more texts, this many evenly spaced ones are used
 LEAST_NUMBERS = 3  # of a column, to tell how far they differ
@@ -29,15 +30,15 @@ class Jitter:
     A column is the numbers with the same word before them, or, in texts without such words, at the same position.
 
     Args:
-        jitter: standard deviation of the noise, relative to the number.
+        jitter: standard deviation of the noise, relative to the number; positive.
         texts: from which the columns are known; without them all numbers get the same noise.
     """
 
-    def __init__(self, jitter: float, texts: Sequence[str] = ()) -> None:
+    def __init__(self, jitter: float, texts: Sequence[str]) -> None:
         self._jitter, self._narrow = jitter, {}
-        if not jitter or not texts:
+        if not texts:
             return
-        chosen = np.unique(np.linspace(0, len(texts) - 1, MOST_TEXTS).round().astype(int))
+        chosen = evenly_spaced(len(texts), MOST_TEXTS)
         columns = defaultdict(list)
         for i in chosen:
             for column, number in _numbers(texts[i]):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from zoo.datamodules.row_text import list_columns
-from zoo.datamodules.sources.tables import Table
+from zoo.datamodules.sources.table_rows import Table
 from zoo.errors import UserError
 
 TEXT, LABEL = "text", "label"  # usual names, and those of `label ||| text` files

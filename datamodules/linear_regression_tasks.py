@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from zoo.console.argument_names import print_notice
 from zoo.datamodules.resumable import ZooDataModule
-from zoo.datamodules.sources.tables import BadRows
+from zoo.datamodules.sources.table_rows import BadRows
 from zoo.errors import UserError, check_choice, check_counts
 from zoo.files import regular_file
 from zoo.icr.evaluation import KINDS, EvaluationBatch, evaluation
@@ -118,9 +117,7 @@ class LinearRegressionTasks(ZooDataModule):
         if split == "predict":
             bad = BadRows(self.hparams["bad_rows"])
             queries = read_queries(self.hparams["data"], self.task, bad)
-            if bad.reasons:
-                count = "1 line was" if len(bad.reasons) == 1 else f"{len(bad.reasons)} lines were"
-                print_notice(f"{count} left out{bad.first()}")
+            bad.print_left_out("line")
             return queries  # type: ignore[return-value]
         return EvaluationPrompts(self.hparams[f"n_{split}"], lambda: self.evaluation(split))
 

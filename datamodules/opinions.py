@@ -7,7 +7,7 @@ know which clause a word is in.
 
 from random import Random
 
-from zoo.datamodules.sources.tables import Table
+from zoo.datamodules.sources.table_rows import Table
 from zoo.training.random_streams import derive
 
 OPINIONS = "opinions"

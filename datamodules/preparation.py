@@ -10,7 +10,7 @@ import numpy as np
 
 from zoo.datamodules.augment import Augmentation
 from zoo.datamodules.row_text import RowLayout
-from zoo.datamodules.sources.tables import Cells
+from zoo.datamodules.sources.table_rows import Cells
 from zoo.datamodules.teacher import Teacher
 from zoo.datamodules.teacher_models import TeacherKind
 from zoo.training.random_streams import derive

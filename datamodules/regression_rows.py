@@ -1,13 +1,9 @@
-"""RegressionRows: texts with numbers from a RowReader, tokenized, with features and augmented copies.
-
-TextRegression and SyntheticConfigs share it.
-"""
+"""RegressionRows: texts with numbers from a RowReader, tokenized, with features, changed copies and synthetic rows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,22 +11,22 @@ import torch
 from zoo.console.argument_names import print_notice
 from zoo.datamodules.augment import Augmentation
 from zoo.datamodules.column_warnings import index_column, warn_of_columns
-from zoo.datamodules.preparation import TeacherPlan, TrainingTable, plan_copies, plan_teacher
+from zoo.datamodules.preparation import TrainingTable
 from zoo.datamodules.regression_settings import RegressionSettings
-from zoo.datamodules.row_data import RowReader, Tables, train_row_tokenizer
-from zoo.datamodules.row_text import RowFormat, RowLayout, list_columns, nearest_column, numbers_in, parse_columns
+from zoo.datamodules.row_data import RowReader, Tables
+from zoo.datamodules.row_text import RowFormat, RowLayout, list_columns, numbers_in, parse_columns
 from zoo.datamodules.rows import TextRows
 from zoo.datamodules.sources import tables
 from zoo.datamodules.sources.nested_cells import columns_without
-from zoo.datamodules.sources.tables import BadRows, Table, read_table
+from zoo.datamodules.sources.table_rows import BadRows, Table
+from zoo.datamodules.sources.tables import read_table
 from zoo.datamodules.teacher import Teacher
-from zoo.datamodules.unlabelled import UnlabelledViews, read_unlabelled
+from zoo.datamodules.unlabelled import read_unlabelled
 from zoo.errors import UserError
 from zoo.tokenizers import Tokenizer
 from zoo.tokenizers.numerals import rounded
 from zoo.tokenizers.unknown_words import warn_of_unknown_words
 from zoo.training.random_streams import derive, stream
-from zoo.training.text_statistics import TextStatistics, text_statistics
 
 YAML_TEXT, YAML_TARGET = "news", "change_rate"  # default columns of YAML files
 
@@ -109,9 +105,10 @@ class RegressionRows:
         all_numbers = [numbers[i] for i in used] * (1 + copies)
         # Synthetic rows of the training split.
         if split == "train" and self.settings.synthetic_rows:
-            new_texts, new_ids, new_targets, new_numbers = self._encode_synthetic(tokenizer, seed)
+            new_texts, labels = self.synthetic(seed)
+            new_texts, new_ids, new_used, new_numbers = self.encode_texts(new_texts, tokenizer)
             all_texts, all_ids, all_numbers = all_texts + new_texts, all_ids + new_ids, all_numbers + new_numbers
-            targets = np.concatenate([targets, new_targets])
+            targets = np.concatenate([targets, labels[new_used]])
         all_features = np.array(all_numbers, dtype=np.float32) if features is not None else None
         positions = None if split == "train" or rows.positions is None else rows.positions[used]
         return TextRows(all_texts, all_ids, targets, all_features, len(used), positions)
@@ -166,7 +163,8 @@ class RegressionRows:
             for i, (tokens, values) in enumerate(zip(ids, numbers, strict=True))
             if tokens and (is_cut or len(tokens) <= limit) and (values is None or len(values) == self.n_numbers)
         ]
-        return [texts[i] for i in used], [ids[i][:limit] for i in used], used, [numbers[i] for i in used]
+        cut = [tokenizer.truncated(ids[i], limit) for i in used]
+        return [texts[i] for i in used], cut, used, [numbers[i] for i in used]
 
     # ---- private
 
@@ -239,14 +237,6 @@ class RegressionRows:
                 return False
         return True
 
-    def _encode_synthetic(
-        self, tokenizer: Tokenizer, seed: int
-    ) -> tuple[list[str], list[list[int]], np.ndarray, list[list[float] | None]]:
-        """Texts, tokens, targets and features of the synthetic rows that can be used."""
-        texts, targets = self.synthetic(seed)
-        texts, ids, used, numbers = self.encode_texts(texts, tokenizer)
-        return texts, ids, targets[used], numbers
-
     def _add_copies(
         self, texts: list[str], ids: list[list[int]], copies: int, tokenizer: Tokenizer, seed: int
     ) -> tuple[list[str], list[list[int]]]:
@@ -274,106 +264,3 @@ class RegressionRows:
             jittered = targets * np.exp(self.settings.target_jitter * noise.numpy())
         jittered = np.where(np.isfinite(jittered), jittered, targets)  # beyond the range of floats: unchanged
         return np.concatenate([targets, jittered.reshape(-1, targets.shape[1])])
-
-
-class RegressionViews(UnlabelledViews):
-    """Mixin of data modules that hold a `RegressionRows` in `source`: datasets, and the sizes that models need."""
-
-    text_arguments: ClassVar[tuple[str, ...]] = ("row_format", "round_digits", "power_tokens")
-    column_arguments: ClassVar[tuple[str, ...]] = ("columns", "text_column")
-    source: RegressionRows
-    tokenizer: Tokenizer
-    seed: int
-
-    @cached_property
-    def _datasets(self) -> dict[str, TextRows]:
-        return {}
-
-    @property
-    def n_objectives(self) -> int:
-        """K, the number of values to predict for each text."""
-        return self.source.n_objectives
-
-    @property
-    def target_names(self) -> list[str] | None:
-        """The names of several target columns; None for one."""
-        return self.source.target_names
-
-    @property
-    def n_features(self) -> int:
-        """F, the number of features of each text; 0 where they are off."""
-        if not self.source.settings.features:
-            return 0
-        if self.source.n_numbers is None:
-            try:
-                self.dataset("train")
-            except UserError:  # the data may be rows to predict, without targets; `setup` reports any other fault
-                self.dataset("predict")
-        return self.source.n_numbers or 0
-
-    def statistics(self) -> TextStatistics:
-        """Statistics of the training rows as they are given: neither rounded nor tokenized nor copied."""
-        rows = self.reader.rows("train")
-        layout = self.reader.layout
-        return text_statistics(rows.texts, rows.targets, 0 if layout.row_format == "text" else len(layout.columns))
-
-    def row_text(self, cells: Mapping[str, Any]) -> str:
-        """The text of a table's row, as the model reads it: what `ExampleInput` needs.
-
-        Args:
-            cells: column -> value. One that is missing, None or empty is left out of the text. Columns of the training
-                table that are not part of the texts, such as the target's, are not read.
-
-        Raises:
-            UserError: all of the row's columns are empty, or the table has no column of a given name.
-        """
-        layout, tables_by_split = self.reader.layout, self.reader.tables
-        known = {
-            *layout.columns,
-            *(name for group in tables_by_split.values() for table in group for name in table.names),
-        }
-        for name in cells:
-            if name not in known:
-                raise UserError(
-                    f"the table has no column {name!r}{nearest_column(name, layout.columns)}: name columns as it does, "
-                    f"{list_columns(layout.columns)}"
-                )
-        return layout.text(dict(cells))
-
-    def plan_synthetic_rows(self, most: int, seconds: float) -> TeacherPlan:
-        """The teacher and the number of synthetic rows, at most `most`, for which some seconds suffice."""
-        source = self.source
-        return plan_teacher(source.training_table, most, seconds, self.seed, source.rounded_texts)
-
-    def plan_copies(self, settings: Mapping[str, Any], most: int, seconds: float) -> int:
-        """The number of changed copies of each training row, at most `most`, that are made in some seconds.
-
-        Args:
-            settings: arguments of the data module that say what is changed; those that are missing are its own.
-            most: copies where time does not matter.
-            seconds: for all copies.
-        """
-        s = {**vars(self.source.settings), **settings}
-        texts = self.reader.rows("train").texts
-        change = Augmentation(s["synonyms"], s["background"], s["number_formats"], s["jitter"], texts)
-        return plan_copies(texts, change, most, seconds, self.source.rounded_texts)
-
-    def features(self, split: str) -> np.ndarray | None:
-        """(N, F) float32, the numbers in each text; None if they are off."""
-        return self.dataset(split).features
-
-    def dataset(self, split: str) -> TextRows:
-        """The tokenized rows of a split, made when first requested.
-
-        Raises:
-            UserError: the split does not exist, or a row in it cannot be used.
-        """
-        if split not in self._datasets:
-            self._datasets[split] = self.source.encode(split, self.tokenizer, self.seed)
-        return self._datasets[split]
-
-    def train_tokenizer(self, kind: str) -> Tokenizer:
-        """A tokenizer "bpe" or "words", trained on the training and unlabelled texts; equal whenever it is trained."""
-        training = self.source.unlabelled or self.reader.rows("train").texts
-        texts = self.source.rounded_texts(training + self.source.synthetic(self.seed)[0])
-        return train_row_tokenizer(kind, texts, self.source.settings.bpe_vocab_size)

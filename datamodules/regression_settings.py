@@ -5,7 +5,7 @@ from typing import get_args
 
 from zoo.datamodules.row_settings import RowSettings, check_text
 from zoo.datamodules.row_text import RowFormat, parse_columns
-from zoo.datamodules.sources.tables import repeated_name
+from zoo.datamodules.sources.table_rows import repeated_name
 from zoo.datamodules.teacher_models import TeacherKind
 from zoo.errors import UserError, check_choice, check_counts, check_number
 
@@ -74,8 +74,9 @@ class RegressionSettings(RowSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.round_digits is not None and not 1 <= self.round_digits <= 17:
-            raise UserError(f"--data.round_digits must be from 1 to 17, not {self.round_digits}")
+        if self.round_digits is not None:
+            name, digits = "--data.round_digits", self.round_digits
+            check_number(name, digits, "from 1 to 17", lambda value: 1 <= value <= 17, whole=True)
         check_counts(0, **{"--data.synthetic_rows": self.synthetic_rows})
         noise = "--data.synthetic_noise"
         check_number(noise, self.synthetic_noise, "from 0 to 1", lambda value: 0 <= value <= 1)

@@ -10,17 +10,17 @@ import numpy as np
 from zoo.console.argument_names import print_notice
 from zoo.datamodules.label_columns import LABEL, TEXT, find_columns
 from zoo.datamodules.opinions import OPINIONS, opinions
-from zoo.datamodules.row_data import TRAINED_TOKENIZERS, RowReader, RowViews, Tables, train_row_tokenizer
+from zoo.datamodules.row_data import RowReader, Tables
+from zoo.datamodules.row_module import RowModule
 from zoo.datamodules.row_settings import RowSettings
 from zoo.datamodules.row_text import RowLayout, parse_columns
 from zoo.datamodules.rows import TextRows
 from zoo.datamodules.sources.labels import Labels, label_text, labels_of_rows, read_labels
-from zoo.datamodules.sources.tables import BadRows, Table, read_labelled, read_table
-from zoo.datamodules.text_data import SPLITS, TextData
+from zoo.datamodules.sources.table_rows import BadRows, Table
+from zoo.datamodules.sources.tables import read_labelled, read_table
+from zoo.datamodules.text_data import SPLITS
 from zoo.errors import UserError
-from zoo.tokenizers import Tokenizer
 from zoo.tokenizers.unknown_words import warn_of_unknown_words
-from zoo.training.batches import collate
 from zoo.training.text_statistics import TextStatistics, text_statistics
 
 
@@ -32,8 +32,8 @@ class ReviewSettings(RowSettings):
         label_names: see `Reviews`.
         unlabelled: splits (train, val, test), separated by commas, whose labels are placeholders: the labels are not
             read, and no score is computed on them; default: none.
-        prompt: template of what a model reads: {text} is replaced by the text, {choices} by the list of class names;
-            default: the text alone.
+        prompt: template of what a model reads: {text}, which occurs once, is replaced by the text, {choices} by the
+            list of class names; default: the text alone.
         lowercase: convert texts to lower case before tokenization.
         text_column: column of the texts in a table; default: "text", or the other one of two columns.
         label_column: column of the labels in a table; default: "label", or the other one of two columns. Without these
@@ -53,15 +53,17 @@ class ReviewSettings(RowSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.prompt is not None and "{text}" not in self.prompt:
-            raise UserError(f"--data.prompt must contain {{text}}, which the text replaces, not be {self.prompt!r}")
+        if self.prompt is not None and self.prompt.count("{text}") != 1:
+            raise UserError(
+                f"--data.prompt must contain {{text}}, which the text replaces, once, not be {self.prompt!r}"
+            )
         if unknown := set(parse_columns(self.unlabelled)) - {"train", "val", "test"}:
             raise UserError(
                 f"--data.unlabelled must name some of train, val, test, separated by commas, not {min(unknown)!r}"
             )
 
 
-class Reviews(RowViews, TextData):
+class Reviews(RowModule):
     """Batches of `zoo.training.batches.TextBatch`, each target the number of a class.
 
     In training, the texts of a batch have similar lengths. Each text begins with the tokenizer's BOS token, if it has
@@ -78,8 +80,6 @@ class Reviews(RowViews, TextData):
         **settings: the fields of `ReviewSettings`.
     """
 
-    collate = staticmethod(collate)
-    learnt = TRAINED_TOKENIZERS
     text_arguments = ("lowercase",)
     n_objectives = 1
 
@@ -106,7 +106,6 @@ class Reviews(RowViews, TextData):
             self.unlabelled,
             options.stratified,
         )
-        self._datasets: dict[str, TextRows] = {}
 
     # ---- classes
 
@@ -211,26 +210,15 @@ class Reviews(RowViews, TextData):
                     f"set --data.unlabelled {split}",
                 )
 
-    def dataset(self, split: str) -> TextRows:
-        """The tokenized rows of a split, made when first requested.
-
-        Raises:
-            UserError: the split does not exist, or a row in it cannot be used.
-        """
-        if split not in self._datasets:
-            self._datasets[split] = self._encode(split)
-        return self._datasets[split]
-
-    def train_tokenizer(self, kind: str) -> Tokenizer:
-        texts = self._prompted_texts(self.reader.rows("train").texts)
-        return train_row_tokenizer(kind, texts, self.settings.bpe_vocab_size)
+    def tokenizer_texts(self) -> list[str]:
+        return self._prompted_texts(self.reader.rows("train").texts)
 
     def _prompted_texts(self, texts: list[str]) -> list[str]:
         """The texts as the tokenizer reads them."""
         before, after = self.prompt_parts or ("", "")
         return [f"{before}{text.lower() if self.settings.lowercase else text}{after}" for text in texts]
 
-    def _encode(self, split: str) -> TextRows:
+    def encode(self, split: str) -> TextRows:
         # Encode all texts with BOS, and leave out rows that cannot be used.
         rows, limit = self.reader.rows(split), self.max_input_len
         bos = self.tokenizer.leading_ids

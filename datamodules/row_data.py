@@ -10,29 +10,24 @@ from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
 
 from zoo.console.argument_names import print_notice
 from zoo.datamodules.row_settings import RowSettings
 from zoo.datamodules.row_text import RowLayout, is_missing, parse_columns
-from zoo.datamodules.rows import Rows, TextRows
+from zoo.datamodules.rows import Rows
 from zoo.datamodules.sources import tables
 from zoo.datamodules.sources.corpus import hub_tables, is_local, split_files, split_named
 from zoo.datamodules.sources.remote import copied_file
-from zoo.datamodules.sources.tables import BadRows, Table, hub_table
+from zoo.datamodules.sources.table_rows import BadRows, Table
+from zoo.datamodules.sources.tables import hub_table
 from zoo.errors import UserError
 from zoo.files.remote_files import is_url
-from zoo.tokenizers import Tokenizer, train_bpe, train_words
 from zoo.training.random_streams import stream
 
 # Files whose names have one of these words and that hold no target are to be predicted.
 _UNLABELLED = re.compile(r"(?<![a-z])(test|predict)(?![a-z])", re.IGNORECASE)
 
 Tables = Mapping[str, list[Table]]  # by split
-TRAINED_TOKENIZERS = ("bpe", "words")
 
 
 class RowReader:
@@ -113,6 +108,8 @@ class RowReader:
         """Whether there are rows for the split "train", "val" or "test"."""
         if split in self.tables or self.is_generated:
             return True
+        if "train" not in self.tables:
+            return False
         return (split == "val" or "val" not in self.tables) and bool(self._cut_rows[split].texts)
 
     def has_valid_length(self, place: str, n_tokens: int) -> bool:
@@ -136,11 +133,6 @@ class RowReader:
         self.bad_rows.leave_out(place, reason)
         return False
 
-    @property
-    def skipped(self) -> int:
-        """Number of rows left out so far because they cannot be used."""
-        return len(self.bad_rows.reasons)
-
     def print_cut(self, split: str) -> None:
         """Print how many rows a validation or test split has that was cut at random from a larger data set."""
         s = self.settings
@@ -155,7 +147,10 @@ class RowReader:
             )
 
     def print_sizes(self) -> None:
-        """Print the number of rows of each split of a run, where some were cut off at random."""
+        """Print the number of rows of each split of a run, where some were cut off at random.
+
+        Print as well which training file is named for another split: without a name for training all files are.
+        """
         if "val" in self.tables or self.is_generated:
             return
         sizes = [
@@ -164,12 +159,15 @@ class RowReader:
             if (rows := self._cut_rows[split]).texts
         ]
         print_notice(f"rows of {self.settings.data}: {', '.join(sizes)}; cut off at random (--data.val_fraction)")
-
-    def print_skipped(self) -> None:
-        """Print how many rows were left out, and why the first one was."""
-        if self.skipped:
-            count = "1 row was" if self.skipped == 1 else f"{self.skipped} rows were"
-            print_notice(f"{count} left out{self.bad_rows.first()}")
+        # The name of a YAML file is often that of its text.
+        files = [Path(table.name) for table in self.tables["train"]]
+        others = [file for file in files if file.suffix.lower() not in tables.YAML]
+        named = [file for file in others if split_named(file.name) in ("val", "test")]
+        if named and len(files) > 1:
+            print_notice(
+                f"{named[0]} is used for training, because no file is named for it: if it is not for training, put the "
+                "word train into the names of the files that are"
+            )
 
     @cached_property
     def tables(self) -> dict[str, list[Table]]:
@@ -239,62 +237,6 @@ class RowReader:
         return self._read_given("train").split(fractions, stream(s.split_seed, "split"), self._is_stratified)
 
 
-class RowViews:
-    """Mixin of data modules of rows, placed before `TextData`: texts, targets and lengths of `dataset(split)`.
-
-    The training split includes its augmented copies.
-    """
-
-    reader: RowReader
-
-    def dataset(self, split: str) -> TextRows:
-        """The tokenized rows of a split."""
-        raise NotImplementedError
-
-    def setup(self, stage: str) -> None:
-        """Read and check the splits of a stage, and print how many rows were cut off for it or left out."""
-        super().setup(stage)  # type: ignore[misc]
-        if stage in ("validate", "test"):
-            self.reader.print_cut("val" if stage == "validate" else "test")
-        self.reader.print_skipped()
-
-    def train_dataloader(self) -> Any:
-        """The loader of the training rows; in a run, the sizes of the splits are printed before."""
-        if self.trainer is not None:  # type: ignore[attr-defined]
-            self.reader.print_sizes()
-        return super().train_dataloader()  # type: ignore[misc]
-
-    @property
-    def skipped(self) -> int:
-        """Number of rows left out so far because they cannot be used."""
-        return self.reader.skipped
-
-    def has_split(self, split: str) -> bool:
-        """Whether there are rows for the split "train", "val" or "test"."""
-        return self.reader.has_split(split)
-
-    @property
-    def predicted_split(self) -> str:
-        """The split that `predict` reads; "train" where it is all rows of data without splits."""
-        return self.reader.predicted_split
-
-    def texts(self, split: str) -> list[str]:
-        """(N,) the texts."""
-        return self.dataset(split).texts
-
-    def targets(self, split: str) -> np.ndarray:
-        """(N, K) float64, NaN where unknown."""
-        return self.dataset(split).targets
-
-    def lengths(self, split: str) -> np.ndarray:
-        """(N,) number of tokens of each text."""
-        return self.dataset(split).lengths
-
-    def train_lengths(self) -> torch.Tensor:
-        """(N,) lengths of the training texts, by which batches are formed."""
-        return torch.from_numpy(self.lengths("train"))
-
-
 def _has_targets(table: Table, columns: str | list[str] | None) -> bool:
     """Whether a row has a target. A table without rows keeps its split, whose error then names it."""
     # One cell with a value is enough.
@@ -303,11 +245,6 @@ def _has_targets(table: Table, columns: str | list[str] | None) -> bool:
         return not table.rows or any(not is_missing(cells.get(name)) for _, cells in table.rows for name in names)
     except UserError:  # two cells have this name: the error about their row names its place
         return True
-
-
-def train_row_tokenizer(kind: str, texts: list[str], vocab_size: int) -> Tokenizer:
-    """A tokenizer "bpe" with `vocab_size` tokens, or "words", trained on `texts`."""
-    return train_bpe(texts, vocab_size) if kind == "bpe" else train_words(texts)
 
 
 def _files_by_split(path: Path) -> dict[str, list[Path]]:

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from zoo.datamodules.sources import tables
+from zoo.datamodules.sources.separated import SEPARATORS
 from zoo.errors import UserError, check_choice, check_counts, check_number
 from zoo.text_formats.json_text import shorten
 
@@ -16,8 +16,8 @@ class RowSettings:
     Args:
         data: a CSV, TSV, JSON-lines, Parquet or YAML file; a folder of such files; the beginning of their names
             (`reviews/sst` for reviews/sst-train.txt and so on); a hub data set, "name" or "name:config"; or the name
-            of a generated data set. Splits are given by the names of files (train, valid or dev, test) or by the hub;
-            a missing one is cut from the training rows at random.
+            of a generated data set. Splits are given by the names of files (train, valid or dev, test), if one of them
+            has train in its name, or by the hub; a missing one is cut from the training rows at random.
         tokenizer: "bytes"; "characters"; "bpe" or "words" (split at white space), trained on the training texts; or a
             path that `load_tokenizer` takes.
         bpe_vocab_size: number of tokens of tokenizer=bpe; at least 257.
@@ -60,7 +60,7 @@ class RowSettings:
         for name, choices in (("bad_rows", ("stop", "skip")), ("long_rows", ("stop", "truncate", "skip"))):
             check_choice(f"--data.{name}", getattr(self, name), choices)
         if self.separator is not None:
-            check_choice("--data.separator", self.separator, tables.SEPARATORS)
+            check_choice("--data.separator", self.separator, SEPARATORS)
         for name in ("val_fraction", "test_fraction"):
             check_number(f"--data.{name}", getattr(self, name), "a fraction", lambda value: True)
         # The cuts may take all training rows, but not more.

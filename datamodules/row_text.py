@@ -14,7 +14,7 @@ from zoo.datamodules.float64_targets import RoundedNumbers
 from zoo.datamodules.rows import Rows
 from zoo.datamodules.sources.labels import label_text
 from zoo.datamodules.sources.nested_cells import contains_path, list_paths
-from zoo.datamodules.sources.tables import BadRows, Cells, Table, input_positions, repeated_name
+from zoo.datamodules.sources.table_rows import BadRows, Cells, Table, input_positions, repeated_name
 from zoo.datamodules.written_numbers import plain_number
 from zoo.errors import UserError
 from zoo.text_formats.json_text import shorten
@@ -48,6 +48,16 @@ class RowLayout(NamedTuple):
     group: str | None = None
     classes: dict[str, int] | None = None
     is_stored: bool = False
+
+    @property
+    def input_option(self) -> str:
+        """The option that names the columns of the text."""
+        return "text_column" if self.row_format == "text" else "columns"
+
+    @property
+    def target_option(self) -> str:
+        """The option that names the columns of the targets."""
+        return "target_columns" if self.classes is None else "label_column"
 
     def read(self, tables: Sequence[Table], bad: BadRows, need_targets: bool = True) -> Rows:
         """All rows of the tables.
@@ -101,10 +111,9 @@ class RowLayout(NamedTuple):
     def _check_columns(self, table: Table, need_targets: bool) -> None:
         """Raises UserError if the header lacks a column: then the option is wrong, not a row."""
         # The options that name columns, with the columns that they name.
-        options = {"text_column" if self.row_format == "text" else "columns": self.columns}
-        target = "target_columns" if self.classes is None else "label_column"
+        options = {self.input_option: self.columns}
         if need_targets:
-            options |= {target: self.targets, "group_column": [] if self.group is None else [self.group]}
+            options |= {self.target_option: self.targets, "group_column": [] if self.group is None else [self.group]}
         if need_targets and not self.targets:
             raise UserError(
                 "the columns of the numbers to predict are unknown: "
@@ -122,7 +131,7 @@ class RowLayout(NamedTuple):
                             f"{start}, which the model was trained with: add it to the file, with empty cells where "
                             "the value is unknown"
                         )
-                    if self.is_stored and option == target:  # validate or test
+                    if self.is_stored and option == self.target_option:  # validate or test
                         raise UserError(
                             f"{start}, which holds what the model predicts: add it to the file, name the column that "
                             f"holds it with --data.{option}, or use `zoo predict`, which needs no such column"
@@ -157,8 +166,7 @@ class RowLayout(NamedTuple):
 
     def _check_roles(self, tables: Sequence[Table]) -> None:
         """Raises UserError if a column is named twice, or is both an input and a target, or contains a target."""
-        inputs = "text_column" if self.row_format == "text" else "columns"
-        targets = "target_columns" if self.classes is None else "label_column"
+        inputs, targets = self.input_option, self.target_option
         for option, names in ((inputs, self.columns), (targets, self.targets)):
             if (repeated := repeated_name(names)) is not None:
                 raise UserError(f"--data.{option} names {repeated!r} twice: name each column once")
@@ -181,8 +189,7 @@ class RowLayout(NamedTuple):
             UserError: the cell is needed and missing, not a finite number, or the label of no class.
         """
         try:
-            option = "target_columns" if self.classes is None else "label_column"
-            return self._parse_target(_cell(cells, name, option), name)
+            return self._parse_target(_cell(cells, name, self.target_option), name)
         except UserError:
             if needed:
                 raise

@@ -7,23 +7,20 @@ A text is `{"lr": 0.0123, "batch_size": 32, "layers": 4, "dropout": 0.25}`. Most
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from random import Random
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from zoo.datamodules.regression_rows import RegressionRows, RegressionViews
+from zoo.datamodules.regression_module import RegressionModule
 from zoo.datamodules.regression_settings import RegressionSettings
-from zoo.datamodules.row_data import TRAINED_TOKENIZERS
 from zoo.datamodules.row_text import RowFormat
-from zoo.datamodules.sources.tables import Table
-from zoo.datamodules.text_data import TextData
+from zoo.datamodules.sources.table_rows import Table
 from zoo.datamodules.text_regression import INTEGERS, integers
-from zoo.errors import UserError
-from zoo.training.batches import collate
+from zoo.errors import UserError, check_choice
 from zoo.training.random_streams import derive
 
 SYNTHETIC = "synthetic"
@@ -115,7 +112,7 @@ class SyntheticSettings(RegressionSettings):
     max_input_len: int = 128
 
 
-class SyntheticConfigs(RegressionViews, TextData):
+class SyntheticConfigs(RegressionModule):
     """Configurations as JSON, each with its score; no download.
 
     `--data_dir` replaces them by your configurations: a table with the columns lr, batch_size, layers, dropout
@@ -130,28 +127,20 @@ class SyntheticConfigs(RegressionViews, TextData):
         **settings: the fields of `SyntheticSettings`.
     """
 
-    collate = staticmethod(collate)
-    changeable_arguments = (*TextData.changeable_arguments, "test_on")
-    learnt = TRAINED_TOKENIZERS
-    renamed_arguments: ClassVar[dict[str, str]] = {"digits": "round_digits", "powers": "power_tokens"}
+    changeable_arguments = (*RegressionModule.changeable_arguments, "test_on")
 
     def __init__(self, n_rows: int = 2000, rows_seed: int = 0, test_on: TestOn = "same", **settings: Any) -> None:
         options = SyntheticSettings(**settings)
         super().__init__(batch_size=options.batch_size, num_workers=options.num_workers, seed=options.seed)
         if n_rows < 20:
             raise UserError(f"--data.n_rows must be at least 20, so that every split has rows, not {n_rows}")
-        if test_on not in get_args(TestOn):
-            raise UserError(f"--data.test_on must be one of {', '.join(get_args(TestOn))}, not {test_on!r}")
+        check_choice("--data.test_on", test_on, get_args(TestOn))
         own = {"n_rows": n_rows, "rows_seed": rows_seed, "test_on": test_on}
         self.save_hyperparameters(own | asdict(options), logger=False)  # models log settings of the same names
         if options.data == SYNTHETIC:
             self.hparams["columns"] = list(Config._fields)  # in this order a checkpoint reads rows of other data
         self.synthetic = SyntheticRows(n_rows, rows_seed, test_on)
-        generated: dict[str, Callable[[str], Table]] = {SYNTHETIC: self.synthetic, INTEGERS: integers}
-        self.source = RegressionRows(options, generated, self.cache / "datasets", self.hparams.update)
-        self.reader = self.source.reader
-        self.max_input_len = options.max_input_len
-        self.round_digits, self.power_tokens = options.round_digits, options.power_tokens
+        self.open_rows(options, {SYNTHETIC: self.synthetic, INTEGERS: integers})
 
     def configs(self, split: str) -> np.ndarray:
         """(N, 4) float64: the values of each configuration, for models of numbers."""

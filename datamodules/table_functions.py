@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import ndtr
 
-from zoo.datamodules.sources.tables import Cells
+from zoo.datamodules.sources.table_rows import Cells
 from zoo.training.random_streams import derive
 
 Values = np.ndarray  # (N,) float64

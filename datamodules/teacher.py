@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from zoo.datamodules.row_text import is_empty, list_columns
-from zoo.datamodules.sources.tables import Cells
+from zoo.datamodules.sources.table_rows import Cells
 from zoo.datamodules.table_columns import TextColumn, count_decimals, read_column
 from zoo.datamodules.teacher_models import Ensemble, TargetScale, TeacherKind
 from zoo.errors import UserError

@@ -21,6 +21,8 @@ class TextData(ZooDataModule):
     A subclass has `tokenizer` and `cache_dir` among its hyperparameters and implements `train_tokenizer`.
     """
 
+    changeable_arguments = (*ZooDataModule.changeable_arguments, "tokenizer", "bpe_vocab_size")
+    """As in `ZooDataModule`; `load_state_dict` compares the tokenizers themselves."""
     learnt: tuple[str, ...] = ("bpe",)
     """Values of the option `tokenizer` for which a tokenizer is trained on the training split."""
 
@@ -55,8 +57,6 @@ class TextData(ZooDataModule):
 
     def fingerprint(self, split: str) -> dict[str, Any]:
         return super().fingerprint(split) | {"tokenizer": self.tokenizer.fingerprint}
-
-    changeable_arguments = (*ZooDataModule.changeable_arguments, "tokenizer", "bpe_vocab_size")  # see load_state_dict
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"tokenizer": self.tokenizer.fingerprint}

@@ -12,7 +12,7 @@ from zoo.datamodules.packing import chunk_rows, pack, read_counts, token_dtype, 
 from zoo.datamodules.sources.corpus import Corpus, open_corpus
 from zoo.datamodules.text_data import SPLITS, TextData
 from zoo.datamodules.windows import PackedTokens, Windows
-from zoo.errors import UserError, check_counts
+from zoo.errors import UserError, check_counts, check_number
 from zoo.text_formats.json_text import dump_json, parse_json
 from zoo.tokenizers import Tokenizer, from_state, train_bpe
 
@@ -77,16 +77,19 @@ class TextLM(TextData):
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         self.save_hyperparameters()
         check_counts(seq_len=seq_len)
-        if eval_stride is not None and not 1 <= eval_stride <= seq_len:
-            raise UserError(f"eval_stride must be between 1 and seq_len {seq_len}, not {eval_stride}")
+        if eval_stride is not None:
+            allowed = f"between 1 and seq_len {seq_len}"
+            check_number("eval_stride", eval_stride, allowed, lambda stride: 1 <= stride <= seq_len, whole=True)
         if packing_processes is not None:
             check_counts(**{"--data.packing_processes": packing_processes})
+        for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+            check_number(name, fraction, "a fraction", lambda _: True)
         if not (val_fraction > 0 and test_fraction >= 0 and (val_fraction + test_fraction < 1 or val_fraction == 1)):
             raise UserError(
                 f"val_fraction {val_fraction} must be positive, test_fraction {test_fraction} not negative,"
                 " and both together less than 1 (val_fraction 1.0 alone validates on the complete text)"
             )
-        self.seq_len = seq_len
+        self.seq_len, self.eval_stride = seq_len, eval_stride or seq_len
 
     def stats(self, split: str) -> dict[str, int]:
         """Counts of "tokens", "words" and "bytes" of a split. Words are counted as on WikiText, line ends included.
@@ -137,7 +140,7 @@ class TextLM(TextData):
         if stats["tokens"] < needed:
             remedy = "lower --data.seq_len" if split == "train" else "give a longer text"
             raise UserError(f"{name} has {stats['tokens']} tokens, but one window needs {needed}: {remedy}")
-        stride = None if split == "train" else self.hparams["eval_stride"] or self.seq_len
+        stride = None if split == "train" else self.eval_stride
         return Windows(self._file(split), token_dtype(self.vocab_size), self.seq_len, stride, stats["words"])
 
     def fingerprint(self, split: str) -> dict[str, Any]:

@@ -2,18 +2,16 @@
 
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from zoo.datamodules.calibration_rows import calibration_rows
-from zoo.datamodules.regression_rows import RegressionRows, RegressionViews
+from zoo.datamodules.regression_module import RegressionModule
 from zoo.datamodules.regression_settings import RegressionSettings
 from zoo.datamodules.resumable import EvalLoader
-from zoo.datamodules.row_data import TRAINED_TOKENIZERS
-from zoo.datamodules.sources.tables import Table
-from zoo.datamodules.text_data import TextData
-from zoo.training.batches import Row, collate
+from zoo.datamodules.sources.table_rows import Table
+from zoo.training.batches import Row
 
 INTEGERS = "integers"
 
@@ -25,7 +23,7 @@ def integers(split: str) -> Table:
     return Table(INTEGERS, ["text", "target"], [(f"X1: {v}", {"text": f"X1: {v}", "target": v}) for v in x])
 
 
-class TextRegression(RegressionViews, TextData):
+class TextRegression(RegressionModule):
     """Batches of `zoo.training.batches.TextBatch`: texts and the numbers to predict from them.
 
     In training, the texts of a batch have similar lengths. "predict" has the files of a folder that hold no target and
@@ -42,18 +40,11 @@ class TextRegression(RegressionViews, TextData):
         **settings: the fields of `RegressionSettings`.
     """
 
-    collate = staticmethod(collate)
-    learnt = TRAINED_TOKENIZERS
-    renamed_arguments: ClassVar[dict[str, str]] = {"digits": "round_digits", "powers": "power_tokens"}
-
     def __init__(self, data: str = INTEGERS, tokenizer: str = "bytes", **settings: Any) -> None:
         options = RegressionSettings(data=data, tokenizer=tokenizer, **settings)
         super().__init__(batch_size=options.batch_size, num_workers=options.num_workers, seed=options.seed)
         self.save_hyperparameters(asdict(options), logger=False)  # models log settings of the same names
-        self.source = RegressionRows(options, {INTEGERS: integers}, self.cache / "datasets", self.hparams.update)
-        self.reader = self.source.reader
-        self.max_input_len = options.max_input_len
-        self.round_digits, self.power_tokens = options.round_digits, options.power_tokens
+        self.open_rows(options, {INTEGERS: integers})
 
     @cached_property
     def calibration_rows(self) -> list[Row]:

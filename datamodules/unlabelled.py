@@ -3,18 +3,15 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from zoo.datamodules.row_data import RowViews
 from zoo.datamodules.row_text import RowLayout
 from zoo.datamodules.sources import tables
 from zoo.datamodules.sources.corpus import TEXT_SUFFIXES, hub_tables
-from zoo.datamodules.sources.tables import BadRows, Table, hub_table
+from zoo.datamodules.sources.table_rows import BadRows, Table
+from zoo.datamodules.sources.tables import hub_table
 from zoo.errors import UserError
 from zoo.files import regular_file
 from zoo.text_formats.text_file import read_text
-from zoo.tokenizers import Tokenizer
-from zoo.training.unlabelled_texts import UnlabelledTexts
 
 SUFFIXES = TEXT_SUFFIXES | tables.SUFFIXES
 
@@ -80,28 +77,3 @@ def read_unlabelled(
 
 def _rows(given: list[Table], layout: RowLayout, bad: BadRows) -> list[str]:
     return layout._replace(targets=[], group=None).read(given, bad, need_targets=False).texts
-
-
-class UnlabelledViews(RowViews):
-    """Mixin of data modules whose `source` is a `RegressionRows`: its unlabelled texts."""
-
-    source: Any
-    tokenizer: Tokenizer
-
-    @property
-    def unlabelled_texts(self) -> UnlabelledTexts | None:
-        """The texts on which a model pretrains; None unless the option `unlabelled` is set."""
-        settings = self.source.settings
-        if settings.unlabelled is None:
-            return None
-
-        def read() -> list[list[int]]:
-            return self.tokenizer.encode_batch(self.source.rounded_texts(self.source.unlabelled))
-
-        return UnlabelledTexts(settings.unlabelled, read, settings.batch_size)
-
-    def setup(self, stage: str) -> None:
-        """Check, in addition, that the unlabelled texts exist."""
-        super().setup(stage)
-        if stage == "fit" and (data := self.source.settings.unlabelled) is not None:
-            unlabelled_files(data)

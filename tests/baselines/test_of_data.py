@@ -47,6 +47,13 @@ def test_language_model_has_n_grams_of_the_scored_tokens_only(monkeypatch):
     assert scores["loss_unigram"] == pytest.approx(-np.log(4 / 6))  # of the tokens 0, 0
     assert scores["ppl_unigram"] == pytest.approx(6 / 4)
     assert {"loss_trigram", "ppl_trigram"} <= scores.keys()
+    # Windows that overlap: the second one adds a single token, 1.
+    scores = baselines_of(
+        SimpleNamespace(num_val_batches=[2], world_size=1),
+        model("LanguageModel"),
+        SimpleNamespace(**text, eval_stride=1),
+    )
+    assert scores["loss_unigram"] == pytest.approx(-np.log([4 / 6, 4 / 6, 2 / 6]).mean())
     monkeypatch.setattr(of_data, "MOST_TOKENS", 3)  # the unigram model of 0, 0, 0, with one added to each count
     scores = baselines_of(TRAINER, model("LanguageModel"), SimpleNamespace(**text))
     assert scores == {"loss_unigram": pytest.approx(-np.log(4 / 5)), "ppl_unigram": pytest.approx(5 / 4)}

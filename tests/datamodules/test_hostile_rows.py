@@ -14,7 +14,8 @@ from zoo.datamodules.augment import Augmentation, number_forms
 from zoo.datamodules.linear_regression_tasks import read_queries
 from zoo.datamodules.row_text import list_columns
 from zoo.datamodules.sources.labels import labels_of_rows, read_labels
-from zoo.datamodules.sources.tables import BadRows, read_labelled, read_table
+from zoo.datamodules.sources.table_rows import BadRows
+from zoo.datamodules.sources.tables import read_labelled, read_table
 from zoo.errors import UserError
 from zoo.icr import Task
 from zoo.tokenizers.numerals import rounded

@@ -9,7 +9,7 @@ import torch
 
 from zoo.datamodules import LinearRegressionTasks
 from zoo.datamodules.linear_regression_tasks import DrawnPrompts, PromptLoader, read_queries
-from zoo.datamodules.sources.tables import BadRows
+from zoo.datamodules.sources.table_rows import BadRows
 from zoo.errors import UserError
 from zoo.icr import Task, dmmse, least_squares, ridge
 

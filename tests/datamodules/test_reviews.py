@@ -72,7 +72,10 @@ def test_table_formats_and_merged_labels(tmp_path, suffix):
     names = '{"1": "negative", "2": "negative", "4": "positive", "5": "positive"}'
     binary = Reviews(str(file), names, bad_rows="skip", val_fraction=0, test_fraction=1, **columns)
     binary.setup("test")
-    assert (binary.label_names, binary.skipped) == (["negative", "positive"], 4)  # label 3 has no name
+    assert (binary.label_names, len(binary.reader.bad_rows.reasons)) == (
+        ["negative", "positive"],
+        4,
+    )  # label 3 has no name
     assert binary.label_spellings == ["1", "4"]
 
 
@@ -95,8 +98,9 @@ def test_prompts_are_tokenized_but_not_part_of_the_texts(folder):
     assert Reviews(f"{folder}/cfimdb").prompt_parts is None
     five = Reviews(f"{folder}/sst", "a,b,c,d,e", prompt="{text} {choices}")
     assert five.choices == "a, b, c, d, or e"
-    with pytest.raises(UserError, match=r"prompt must contain {text}, which"):
-        Reviews("x", prompt="Is it good?")
+    for prompt in ("Is it good?", "{text} Is {text} good?"):
+        with pytest.raises(UserError, match=r"prompt must contain {text}, which the text replaces, once"):
+            Reviews("x", prompt=prompt)
 
 
 def test_truncation_keeps_the_prompt(folder):
@@ -147,7 +151,7 @@ def test_bad_line_is_named_or_skipped_and_counted(tmp_path, line, sentence):
     data = Reviews(str(file), "negative,positive", max_input_len=50, bad_rows="skip", long_rows="skip")
     for split in SPLITS:
         data.dataset(split)
-    assert data.skipped == 1
+    assert len(data.reader.bad_rows.reasons) == 1
 
 
 @pytest.mark.parametrize(
@@ -198,4 +202,4 @@ def test_sst_and_amazon_alexa(zoo_data):
         long_rows="truncate", text_column="verified_reviews", label_column="rating",
     )  # fmt: skip
     alexa.setup("fit")
-    assert alexa.skipped > 0
+    assert len(alexa.reader.bad_rows.reasons) > 0

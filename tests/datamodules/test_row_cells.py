@@ -9,7 +9,8 @@ import pytest
 
 from tests.datamodules.test_row_reader import write_csv
 from zoo.datamodules import Reviews, TextRegression
-from zoo.datamodules.sources.tables import BadRows, read_table
+from zoo.datamodules.sources.table_rows import BadRows
+from zoo.datamodules.sources.tables import read_table
 from zoo.errors import UserError
 
 

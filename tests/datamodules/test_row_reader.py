@@ -16,7 +16,8 @@ from zoo.datamodules import Reviews, SyntheticConfigs, TextRegression
 from zoo.datamodules.row_data import RowReader
 from zoo.datamodules.row_settings import RowSettings
 from zoo.datamodules.row_text import RowLayout, parse_columns
-from zoo.datamodules.sources.tables import Table, read_table
+from zoo.datamodules.sources.table_rows import Table
+from zoo.datamodules.sources.tables import read_table
 from zoo.errors import UserError
 from zoo.training.batches import Row, collate
 
@@ -68,6 +69,29 @@ def test_reader_splits_a_folder_and_separates_files_without_targets(tmp_path):
         rows.rows("test")
 
 
+def test_a_file_named_for_tests_that_is_used_for_training_is_reported(tmp_path, capsys):
+    """Without a file named for training, all files of a folder are."""
+    write_csv(tmp_path / "wine.csv", [(f"t{i}", i, i) for i in range(20)])
+    write_csv(tmp_path / "wine-test.csv", [("v", 1, 1)])
+    notice = f"{tmp_path}/wine-test.csv is used for training, because no file is named for it"
+
+    def is_reported(data):
+        reader(tmp_path, data).print_sizes()
+        return notice in capsys.readouterr().err
+
+    assert is_reported(tmp_path)
+    assert not is_reported(tmp_path / "wine-test.csv")
+    (tmp_path / "wine.csv").rename(tmp_path / "wine-train.csv")
+    assert not is_reported(tmp_path)
+
+
+def test_rows_to_predict_alone_have_no_other_splits(tmp_path):
+    write_csv(tmp_path / "test.csv", [("q", "", 1)])
+    rows = reader(tmp_path, tmp_path)
+    assert rows.predicted_split == "predict"
+    assert not any(rows.has_split(split) for split in ("train", "val", "test"))
+
+
 def test_reader_of_a_generated_data_set(tmp_path):
     def squares(split: str) -> Table:
         size = {"train": 4, "val": 2, "test": 3}[split]
@@ -85,10 +109,10 @@ def test_reader_counts_bad_and_long_rows(tmp_path, capsys):
     file = write_csv(tmp_path / "a.csv", [("a", 1, 1), ("b", "much", 2), ("c", 3, 3)])
     rows = reader(tmp_path, file, bad_rows="skip", long_rows="skip", max_input_len=5, val_fraction=0, test_fraction=0)
     assert rows.rows("train").texts == ["a", "c"]
-    assert rows.skipped == 1
+    assert len(rows.bad_rows.reasons) == 1
     assert [rows.has_valid_length("place", n) for n in (0, 1, 5, 6)] == [False, True, True, False]
-    assert rows.skipped == 2
-    rows.print_skipped()
+    assert len(rows.bad_rows.reasons) == 2
+    rows.bad_rows.print_left_out()
     assert "zoo: 2 rows were left out; the first, " in capsys.readouterr().err
     with pytest.raises(UserError, match=r"line 3: its target 'y' is 'much', not a number; fix it"):
         reader(tmp_path, file).rows("train")

@@ -9,7 +9,8 @@ import pytest
 
 from zoo.datamodules.row_text import RowLayout, numbers_in
 from zoo.datamodules.sources import tables
-from zoo.datamodules.sources.tables import BadRows, read_table
+from zoo.datamodules.sources.table_rows import BadRows
+from zoo.datamodules.sources.tables import read_table
 from zoo.errors import UserError
 from zoo.tokenizers.numerals import rounded
 

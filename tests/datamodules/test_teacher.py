@@ -16,6 +16,7 @@ from zoo.datamodules.teacher_models import Ensemble, TargetScale
 from zoo.datamodules.text_scores import TextScores
 from zoo.errors import UserError
 from zoo.regress_lm import RegressLM
+from zoo.tokenizers.byte_level import ByteTokenizer
 
 COLORS = ("red", "green", "blue")
 
@@ -317,6 +318,24 @@ def test_long_synthetic_rows_are_left_out_or_truncated(table):
     data = open_table(table, **options, max_input_len=longest, long_rows="truncate")
     assert data.lengths("train").max() == longest
     assert len(data.texts("train")) == 272
+
+
+class Closed(ByteTokenizer):
+    """Bytes with a special token behind each text, which remains when a text is truncated."""
+
+    def _encode_batch(self, texts):
+        return [[*ids, self.eos_id] for ids in super()._encode_batch(texts)]
+
+    def truncated(self, ids, limit):
+        return ids if len(ids) <= limit else [*ids[: limit - 1], self.eos_id]
+
+
+def test_truncated_synthetic_rows_keep_the_special_token_behind_them(table):
+    data = open_table(table, synthetic_rows=50, tokenizer="bytes", max_input_len=12, long_rows="truncate")
+    data.tokenizer = Closed()
+    rows = data.dataset("train")
+    assert rows.lengths.max() == 12
+    assert {row.tokens[-1] for row in rows} == {Closed.eos_id}
 
 
 def test_data_without_a_table_refuse_synthetic_rows(tmp_path):

@@ -348,6 +348,10 @@ def test_invalid_options_and_folders_are_named(make, text_file, tmp_path):
         make(seq_len=0)
     with pytest.raises(ValueError, match="eval_stride must be between 1 and seq_len 16, not 17"):
         make(eval_stride=17)
+    with pytest.raises(ValueError, match=r"eval_stride must be a whole number, between 1 and seq_len 16, not 1\.5"):
+        make(eval_stride=1.5)
+    with pytest.raises(ValueError, match="val_fraction must be a fraction, not 'a'"):
+        make(val_fraction="a")
     with pytest.raises(ValueError, match="both together less than 1"):
         make(val_fraction=0.5, test_fraction=0.5)
     with pytest.raises(ValueError, match="fewer than the 10000 of one step"):

@@ -95,7 +95,7 @@ def test_yaml_file_without_a_key_is_named_or_skipped(news):
     (news / "22.yml").write_text("headline: no text\nchange_rate: 1\n")
     data = TextRegression(str(news), bad_rows="skip")
     data.setup("fit")
-    assert data.skipped == 2
+    assert len(data.reader.bad_rows.reasons) == 2
 
 
 def test_keys_of_nested_mappings_are_named_with_dots(tmp_path):
@@ -279,7 +279,7 @@ def test_long_texts_stop_are_truncated_or_skipped(reviews, capsys):
     skip = TextRegression(reviews, long_rows="skip", **options)
     skip.setup("fit")
     skip.setup("test")
-    assert sum(len(skip.texts(split)) for split in SPLITS) == 60 - skip.skipped == 27
+    assert sum(len(skip.texts(split)) for split in SPLITS) == 60 - len(skip.reader.bad_rows.reasons) == 27
     assert len(skip.targets("train")) == len(skip.texts("train"))
     assert "zoo: 33 rows were left out; the first, " in capsys.readouterr().err
     with pytest.raises(UserError, match=r"no row of the train split is left; the first, .* more than max_input_len 3"):
@@ -332,6 +332,7 @@ REFUSED = {
     "together at most 1": {"val_fraction": 0.6, "test_fraction": 0.6},
     "max_input_len must be at least 1": {"max_input_len": 0},
     "round_digits must be from 1 to 17": {"round_digits": 0},
+    "round_digits must be a whole number, from 1 to 17, not 2.5": {"round_digits": 2.5},
     "text_column names the whole text": {"text_column": "a", "columns": "b"},
     "augment_copies is 2: set it above 0 together with synonyms": {"augment_copies": 2},
     "data.jitter must be from 0 to 10, not -1": {"jitter": -1.0, "augment_copies": 1},

@@ -163,6 +163,8 @@ def test_a_target_out_of_the_classes_is_refused(invalid, tmp_path):
         quiet(max_steps=1).fit(module(n_classes=3), texts)
     with pytest.raises(ValueError, match="n_classes needs one target column, not 2"):
         module(n_classes=3, n_objectives=2)
+    with pytest.raises(ValueError, match="n_classes must be 0 or at least 2, not 1"):  # its loss would always be 0
+        module(n_classes=1)
 
 
 # ---- embeddings

@@ -241,6 +241,18 @@ def test_copies_of_a_row_calibrate_on_equal_samples():
     assert model.offsets == fit_offsets(*(column.repeat(20, axis=0) for column in by_text), targets)
 
 
+def test_no_process_calibrates_where_another_one_has_no_batches(monkeypatch):
+    """Otherwise it would wait for the results of the other one without end."""
+    model = RegressLM.from_scratch(max_input_len=8, dim=16, n_heads=2, calibration="temperature")
+    batches = model.batches([Example("a", 1.0), Example("b", 2.0)], 2)
+    model.calibrate(batches)
+    assert model.temperatures is not None
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda number, op: number.fill_(0))
+    model.calibrate(batches)
+    assert model.temperatures is None
+
+
 def test_small_table_with_synthetic_rows_is_calibrated_on_drawn_targets(tmp_path, monkeypatch):
     for name, value in (("N_TREES", 20), ("N_COMPARED_TREES", 10), ("MOST_FOLDS", 2)):
         monkeypatch.setattr(f"zoo.datamodules.teacher_models.{name}", value)

@@ -12,10 +12,21 @@ from zoo.errors import UserError
 from zoo.optim import OptimizerConfig
 from zoo.regress_lm import Example, RegressLM
 from zoo.regress_lm.denoising import Denoising, DenoisingConfig, check_state
-from zoo.regress_lm.span_corruption import Corrupted, corrupt, count_spans, restore
+from zoo.regress_lm.span_corruption import Corrupted, corrupt, count_spans
 
 SMALL = {"dim": 16, "n_heads": 2, "n_encoder_layers": 1, "n_decoder_layers": 1}
 WORDS = ["good", "fine", "nice", "great", "happy", "bad", "awful", "poor", "sad", "dull"]
+
+
+def restore(corrupted: Corrupted, vocab_size: int) -> list[int]:
+    """The text's tokens: `corrupt` inverted."""
+    spans: dict[int, list[int]] = {}
+    for token in corrupted.targets:
+        if token >= vocab_size:
+            spans[token] = span = []
+        else:
+            span.append(token)
+    return [token for part in corrupted.inputs for token in spans.get(part, [part])]
 
 
 def sentences(n: int, seed: int = 0, length: int = 7) -> list[str]:

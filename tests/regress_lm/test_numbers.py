@@ -11,7 +11,7 @@ import pytest
 
 from zoo.regress_lm.number_formats import number_tokenizer
 from zoo.regress_lm.number_tokenizers import IEEEFloatTokenizer, NormalizedTokenizer, P10Tokenizer
-from zoo.regress_lm.number_wrappers import Separator, SpecialValues
+from zoo.regress_lm.special_values import SpecialValues
 from zoo.regress_lm.vocabulary import NumberVocabulary
 
 # Upstream's tokens for some numbers, written by make_golden.py.
@@ -32,8 +32,7 @@ ALL = [
     NormalizedTokenizer(),
     NormalizedTokenizer(16, 3),
     SpecialValues(P10Tokenizer()),
-    Separator(IEEEFloatTokenizer()),
-    Separator(SpecialValues(NormalizedTokenizer(length=1))),
+    SpecialValues(NormalizedTokenizer(length=1)),
 ]
 NAMES = [f"{type(t).__name__}-{t.num_tokens}" for t in ALL]
 
@@ -126,7 +125,7 @@ def test_clamping_warns(tokenizer, inside, beyond):
         tokenizer.encode(inside)
     with pytest.warns(UserWarning, match=rf"^{len(beyond)} of {len(inside + beyond)} numbers are beyond .* clamped"):
         ids = tokenizer.encode(inside + beyond)
-    assert tokenizer.clamped(inside + beyond).tolist() == [False] * len(inside) + [True] * len(beyond)
+    assert tokenizer.encode_clamped(inside + beyond)[1].tolist() == [False] * len(inside) + [True] * len(beyond)
     low, high = tokenizer.limits
     assert tokenizer.decode(ids)[len(inside) :].tolist() == [high if value > 0.5 else low for value in beyond]
 
@@ -173,15 +172,6 @@ def test_special_values_repeat_their_token():
             tokenizer.from_tokens(tokens)
 
 
-def test_separator_appends_pad():
-    tokenizer = Separator(SpecialValues(P10Tokenizer(2, 1)))
-    assert joined(tokenizer, 12.0) == "<+><1><2><E0><pad>"
-    assert joined(tokenizer, np.inf) == "<INF><INF><INF><INF><pad>"
-    assert tokenizer.from_tokens(["<+>", "<1>", "<2>", "<E0>", "<pad>"]) == 12.0
-    with pytest.raises(ValueError, match="token 4"):
-        tokenizer.from_tokens(["<+>", "<1>", "<2>", "<E0>", "<E0>"])
-
-
 @pytest.mark.parametrize("tokenizer", ALL, ids=NAMES)
 def test_grammar_allows_encoded_numbers(tokenizer):
     rng = np.random.default_rng(0)
@@ -195,10 +185,10 @@ def test_grammar_allows_encoded_numbers(tokenizer):
     for row in ids.tolist():
         state = 0
         for token in row:
-            assert vocabulary.allowed[state, token]
-            state = int(vocabulary.next_state[state, token])
+            assert vocabulary.automaton.allowed[state, token]
+            state = int(vocabulary.automaton.next_state[state, token])
         assert state == 0
-    assert vocabulary.allowed.any(1).all()
+    assert vocabulary.automaton.allowed.any(1).all()
 
 
 def test_vocabulary_ids_match_upstream_and_sequences_are_counted():
@@ -207,6 +197,6 @@ def test_vocabulary_ids_match_upstream_and_sequences_are_counted():
     assert (ieee.size, ieee.length, ieee.count) == (13, 7, 400_000)
     assert (NumberVocabulary(P10Tokenizer()).size, NumberVocabulary(P10Tokenizer()).count) == (34, 420_000)
     assert NumberVocabulary(SpecialValues(NormalizedTokenizer()), 2).count == 1004**2
-    assert NumberVocabulary(Separator(SpecialValues(NormalizedTokenizer(length=1)))).count == 14
+    assert NumberVocabulary(SpecialValues(NormalizedTokenizer(length=1))).count == 14
     with pytest.raises(ValueError, match="2 numbers"):
         NumberVocabulary(IEEEFloatTokenizer(), 2).encode(np.zeros((4, 3)))

@@ -32,7 +32,7 @@ class Reader(RegressLM):
     """Predicts the number in the text, or always `fixed`."""
 
     def __init__(self, fixed=None):
-        self.fixed = fixed
+        self.fixed, self.n_objectives = fixed, 1
 
     def sample(self, inputs, num_samples, **options):
         return [np.full(num_samples, float(x.x.split()[-1]) if self.fixed is None else self.fixed) for x in inputs]
@@ -50,6 +50,14 @@ def test_probe_detects_a_shortcut_that_accuracy_hides():
     assert reads["accuracy"] == "0.750"
     assert reads["accuracy, changed"] == "1.000"
     assert reads["same"] == "0.000"
+
+
+def test_a_model_of_several_targets_is_refused():
+    """The median of the samples of all targets together would be compared with the first target."""
+    model = RegressLM.from_scratch(max_input_len=8, dim=16, n_heads=2, n_objectives=2)
+    pairs = [{"text": "1", "target": 1.0, "change": "number", "changed": "2", "changed_target": 2.0}]
+    with pytest.raises(UserError, match="the probe measures models of one target, and this one has 2"):
+        probe(model, pairs, tolerance=0.0, num_samples=2)
 
 
 def test_pairs_are_written_filled_in_and_measured(tmp_path, capsys):

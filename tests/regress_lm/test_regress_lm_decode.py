@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from zoo.regress_lm.decoding import enumerate_all, log_prob, sample
 from zoo.regress_lm.model import EncoderDecoder, RegressLMConfig
 from zoo.regress_lm.number_tokenizers import IEEEFloatTokenizer, NormalizedTokenizer, P10Tokenizer
-from zoo.regress_lm.number_wrappers import Separator, SpecialValues
+from zoo.regress_lm.special_values import SpecialValues
 from zoo.regress_lm.vocabulary import NumberVocabulary
 
 DIGITS = NumberVocabulary(NormalizedTokenizer(length=2))
-SMALL = NumberVocabulary(Separator(SpecialValues(P10Tokenizer(1, 1))), 2)  # (2 10 3 + 4)^2 spellings
+SMALL = NumberVocabulary(SpecialValues(P10Tokenizer(1, 1)), 2)  # (2 10 3 + 4)^2 spellings
 IEEE = NumberVocabulary(IEEEFloatTokenizer())
 
 
@@ -34,9 +34,9 @@ def texts():
 def allowed_everywhere(vocabulary, ids):
     state = torch.zeros_like(ids[:, 0])
     for token in ids.unbind(1):
-        if not vocabulary.allowed[state, token].all():
+        if not vocabulary.automaton.allowed[state, token].all():
             return False
-        state = vocabulary.next_state[state, token]
+        state = vocabulary.automaton.next_state[state, token]
     return bool((state == 0).all())
 
 
@@ -123,9 +123,9 @@ def test_greedy_takes_the_most_likely_token_at_each_position(texts):
         logits = model(tokens, ids[:, 0], padding_mask)
     state = torch.zeros(3, dtype=torch.int64)
     for position, token in enumerate(ids[:, 0].unbind(1)):
-        best = logits[:, position].masked_fill(~SMALL.allowed[state], -torch.inf).argmax(1)
+        best = logits[:, position].masked_fill(~SMALL.automaton.allowed[state], -torch.inf).argmax(1)
         assert torch.equal(token, best)
-        state = SMALL.next_state[state, token]
+        state = SMALL.automaton.next_state[state, token]
 
 
 def test_draws_depend_on_seed_and_row_only(texts):
@@ -159,21 +159,14 @@ def test_log_prob_is_renormalised_over_the_grammar(texts):
     logits = model(tokens, ids, padding_mask)
     theirs = -F.cross_entropy(logits.mT, ids, reduction="none").sum(1)  # upstream's: over all tokens
     assert (ours > theirs).all()
-    lost = torch.stack([logits[:, p].log_softmax(-1)[:, IEEE.allowed[p]].logsumexp(-1) for p in range(7)], 1).sum(1)
+    lost = torch.stack(
+        [logits[:, p].log_softmax(-1)[:, IEEE.automaton.allowed[p]].logsumexp(-1) for p in range(7)], 1
+    ).sum(1)
     torch.testing.assert_close(ours.float(), theirs - lost, rtol=0, atol=1e-5)
     ours.sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     ids[1, 0] = 5  # a digit in the position of a sign
     assert log_prob(model, IEEE, tokens, padding_mask, ids)[1] == -torch.inf
-
-
-def test_separators_do_not_change_log_prob(texts):
-    with_pad, without = NumberVocabulary(Separator(P10Tokenizer(2, 1))), NumberVocabulary(P10Tokenizer(2, 1))
-    model = build(with_pad)
-    tokens, padding_mask = texts
-    ids = with_pad.encode([[12.0], [-0.5], [99.0]])
-    expected = log_prob(model, without, tokens, padding_mask, ids[:, :-1])
-    torch.testing.assert_close(log_prob(model, with_pad, tokens, padding_mask, ids), expected)
 
 
 def test_sampling_disables_dropout_and_restores_training_mode(texts):

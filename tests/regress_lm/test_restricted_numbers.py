@@ -7,7 +7,7 @@ import torch
 from tests.regress_lm.test_regress_lm_decode import allowed_everywhere, build
 from zoo.regress_lm.decoding import enumerate_all, log_prob, sample
 from zoo.regress_lm.number_tokenizers import IEEEFloatTokenizer, NormalizedTokenizer, P10Tokenizer
-from zoo.regress_lm.number_wrappers import Separator, SpecialValues
+from zoo.regress_lm.special_values import SpecialValues
 from zoo.regress_lm.vocabulary import NumberVocabulary
 
 TEXTS = torch.randint(1, 30, (3, 6), generator=torch.Generator().manual_seed(1))
@@ -33,10 +33,10 @@ def match_one_of(patterns, ids):
         IEEEFloatTokenizer(digits=2),
         IEEEFloatTokenizer(exponent_digits=2, digits=2),
         P10Tokenizer(2, 12),
-        Separator(SpecialValues(IEEEFloatTokenizer(digits=1))),
+        SpecialValues(IEEEFloatTokenizer(digits=1)),
         SpecialValues(P10Tokenizer(1)),
     ],
-    ids=["ieee", "ieee-2", "p10", "ieee-special-separator", "p10-special"],
+    ids=["ieee", "ieee-2", "p10", "ieee-special", "p10-special"],
 )
 def test_only_signs_and_exponents_of_the_training_targets_are_sampled(tokenizer):
     vocabulary, full = restricted(tokenizer, MANY)

@@ -15,7 +15,7 @@ from zoo.regress_lm import ExampleInput, RegressLM
 from zoo.regress_lm.automaton import between
 from zoo.regress_lm.decoding import enumerate_all, log_prob, sample
 from zoo.regress_lm.number_tokenizers import IEEEFloatTokenizer, P10Tokenizer
-from zoo.regress_lm.number_wrappers import Separator, SpecialValues
+from zoo.regress_lm.special_values import SpecialValues
 from zoo.regress_lm.vocabulary import extended_range
 
 RATINGS = tuple(float(i) for i in range(1, 11))
@@ -23,7 +23,7 @@ TOKENIZERS = {
     "ieee": IEEEFloatTokenizer(digits=2),
     "ieee-base-12": IEEEFloatTokenizer(base=12, digits=2),  # the tokens' order is not the digits'
     "p10": P10Tokenizer(2, 3),
-    "special-separator": Separator(SpecialValues(IEEEFloatTokenizer(digits=2))),
+    "special": SpecialValues(IEEEFloatTokenizer(digits=2)),
 }
 
 

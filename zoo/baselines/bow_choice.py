@@ -46,7 +46,6 @@ def compare_bow(
     targets: np.ndarray,
     n_classes: int,
     kinds: Sequence[BowKind] | None = None,
-    seed: int = 0,
     seconds: float = np.inf,
 ) -> list[BowTrial]:
     """Cross-validate the kinds of `BowFeatures`, then inverse penalties of the best kind.
@@ -56,7 +55,6 @@ def compare_bow(
         targets: their classes, (N,).
         n_classes: number of classes C.
         kinds: the kinds to compare; by default all that can be fitted to these texts in a minute or two.
-        seed: of the drawing of rows.
         seconds: time that the comparison may take, and after it the fit of the best kind to all texts. Kinds and
             penalties that do not fit are left out, except the first kind. With a limit the result depends on the speed
             of the machine.
@@ -68,7 +66,7 @@ def compare_bow(
     n_texts = len(texts)
     chosen: list[int] = list(range(n_texts))
     if n_texts > MOST_ROWS:
-        chosen = torch.randperm(n_texts, generator=stream(seed, "bow rows"))[:MOST_ROWS].tolist()
+        chosen = torch.randperm(n_texts, generator=stream(0, "bow rows"))[:MOST_ROWS].tolist()
     texts, targets = [texts[i] for i in chosen], targets[chosen].astype(int)
     share, start = len(chosen) / n_texts, time.monotonic()
     fitted, taken = {}, 0.0

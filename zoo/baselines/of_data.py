@@ -52,7 +52,9 @@ def baselines_of(trainer: Any, model: Any, data: Any, split: str = "val") -> dic
 def _language_model(trainer: Any, data: Any, split: str) -> Mapping[str, float]:
     train, val = data.tokens("train"), data.tokens(split)
     n_batches = sum(trainer.num_val_batches if split == "val" else trainer.num_test_batches) * trainer.world_size
-    val = val[: n_batches * data.batch_size * data.seq_len + 1]
+    # The targets of the first window, and those that each further window adds.
+    n_scored = data.seq_len + (n_batches * data.batch_size - 1) * getattr(data, "eval_stride", data.seq_len)
+    val = val[: n_scored + 1 if n_batches else 0]
     orders = {"unigram": 1, "trigram": 3} if len(train) <= MOST_TOKENS else {"unigram": 1}
     if len(orders) > 1 and len(train) > NOTICED_TOKENS and trainer.is_global_zero:
         print_notice(f"counts n-grams in {len(train):,} training tokens for the baselines, which can take minutes")

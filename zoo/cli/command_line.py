@@ -71,7 +71,7 @@ from zoo.console.exit_codes import is_out_of_memory, user_error_behind
 from zoo.console.messages import silence_lightning
 from zoo.console.slurm import was_requeued
 from zoo.datamodules import ZooDataModule
-from zoo.datamodules.row_data import RowViews
+from zoo.datamodules.row_module import RowModule
 from zoo.errors import UserError
 from zoo.files.remote_files import is_url
 from zoo.private_apis.csv_log import continue_csv
@@ -288,7 +288,7 @@ class ZooCLI(OpenLightningCLI):
             refuse_contradictions(self.arguments.keys, settings, self.model, weights)
             record_used(settings, self.model)
         named = {"columns", "text_column"} & {*given_options(self.arguments.keys, "data")}
-        if self.verb != "fit" and self.checkpoint_info and isinstance(self.datamodule, RowViews) and not named:
+        if self.verb != "fit" and self.checkpoint_info and isinstance(self.datamodule, RowModule) and not named:
             self.datamodule.reader.has_stored_columns = True
         if self.verb != "generate":  # which reads no data, only its tokenizer
             self.model.check_data(self.datamodule)

@@ -28,7 +28,7 @@ from zoo.llama.training_flops import training_flops
 from zoo.private_apis.lightning_api import is_fitting
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import IGNORED, TextBatch, check_text_batch
-from zoo.training.choices import Choice, by_group, given_arguments
+from zoo.training.choices import Choice, by_group, given_arguments, settings_of
 from zoo.training.fixed_arguments import check_fixed, field_names
 from zoo.training.given_settings import check_argument_names, settings_of_model
 from zoo.training.initial_weights import check_tokenizer
@@ -211,7 +211,7 @@ class LlamaClassifier(BowClassifier):
             check_argument_names(owner, groups[group])
         with argument_names():
             given = settings_of_model(cls, data, groups["model"]) | given
-            groups = by_group(given | {choice.option: choice.value for choice in cls.choose_settings(data, given)})
+            groups = by_group(given | settings_of(cls.choose_settings(data, given)))
             data = type(data)(**{**data.hparams, **groups["data"]})
             model = cls(**{name: getattr(data, name) for name in cls.data_arguments}, **groups["model"])
         return model, data, groups["trainer"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.console.argument_names import print_notice
-from zoo.training.choices import PREPARATION_SHARE, Choice, choose_width, rounded_down
+from zoo.training.choices import PREPARATION_SHARE, Choice, choose_width, rounded_down, settings_of
 from zoo.training.text_statistics import TextStatistics
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ def choose_settings(statistics: TextStatistics, trials: "Sequence[BowTrial]", gi
     """
     choices = [*_bag(trials), *_tokens(statistics, given)]
     if not (given.get("model.weights") or given.get("model.base")):
-        choices += _sizes(statistics, {choice.option: choice.value for choice in choices} | dict(given))
+        choices += _sizes(statistics, settings_of(choices) | dict(given))
     choices += _regularisation(statistics)
-    settings = {choice.option: choice.value for choice in choices} | dict(given)
+    settings = settings_of(choices) | dict(given)
     choices += _schedule(statistics, settings)
     return [choice for choice in choices if choice.option not in given]
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.errors import UserError, check_choice, check_counts, check_positive
+from zoo.errors import UserError, check_choice, check_counts, check_number, check_positive
 from zoo.layers.widen import widen
 from zoo.mini_rlm.embeddings import read_embeddings
 from zoo.mini_rlm.model import Encoder, MiniRLMConfig, MiniRLMNetwork, Pooling
@@ -99,7 +99,8 @@ class MiniRLM(Regressor):
     ) -> None:
         refuse_derived(settings, outputs="n_classes or n_objectives")
         check_counts(n_objectives=n_objectives)
-        check_counts(0, n_classes=n_classes, n_features=n_features)
+        check_counts(0, n_features=n_features)
+        check_number("n_classes", n_classes, "0 or at least 2", lambda n: n == 0 or n >= 2, whole=True)
         check_choice("loss", loss, ("huber", "mse"))
         check_positive("huber_delta", huber_delta)
         if n_classes and n_objectives != 1:

@@ -1,5 +1,13 @@
 """RegressLM: text in, distribution over numbers out, decoded token by token. See README.md.
 
+Where to start reading:
+- the network: `model`, and `decoding`, which samples from it;
+- numbers as tokens: `number_tokenizers`, `vocabulary`, and `automaton`, which tokens may follow each other;
+- the LightningModule, each class a subclass of the one before: `number_sampler` (samples and calibration),
+  `encoder_user` (pretrained encoders), `encoder_pretraining` (span denoising), `module` (loss, metrics, predictions)
+  and `api` (lists of examples);
+- settings that follow from the data: `defaults`.
+
 `RegressLM` is imported on first use, because it needs Lightning.
 """
 

@@ -161,17 +161,14 @@ class RegressLM(RegressLMModule):
         assert self.tokenizer is not None
         if Path(path).is_dir() or not Path(path).parent.is_dir():
             raise UserError(f"{path} cannot be written: give the path of a file in a folder that exists")
-        k, h = self.n_objectives, self.hparams
+        k = self.n_objectives
         # Rows to predict need no target columns, but their number must match the model.
         unknown = {"target_columns": ",".join(f"target{i}" for i in range(1, k + 1)) if k > 1 else None}
-        data = (self.stored_data_settings or unknown) | {
-            "max_input_len": self.model.config.max_input_len,
-            "round_digits": h["round_digits"],
-            "power_tokens": h["power_tokens"],
-        }
+        data = (self.stored_data_settings or unknown) | {"max_input_len": self.model.config.max_input_len}
+        data |= {name: self.hparams[name] for name in ("round_digits", "power_tokens")}
         checkpoint = {
             "state_dict": self.state_dict(),
-            "hyper_parameters": dict(h),
+            "hyper_parameters": dict(self.hparams),
             "datamodule_hyper_parameters": data,
             "TextRegression": {"class": "TextRegression", "tokenizer": self.tokenizer.fingerprint},
             "pytorch-lightning_version": lightning.__version__,
@@ -240,7 +237,7 @@ class RegressLM(RegressLMModule):
                 scored.
             validation_examples: determine the best weights. Default: a tenth of the examples.
             seed: of the order, of the held-out part and of dropout. Default: 0.
-            **options: the other arguments of `zoo.regress_lm.fine_tuning.fine_tune`.
+            **options: the fields of `zoo.regress_lm.fine_tuning.FineTuning`.
 
         Returns:
             The validation loss (nats per number token) after each epoch.
@@ -252,10 +249,12 @@ class RegressLM(RegressLMModule):
         given, held_out = as_examples("examples", examples, need_numbers=True), None
         if validation_examples is not None:
             held_out = as_examples("validation_examples", validation_examples, need_numbers=True)
-        fine_tuning.check_options(self, given, held_out, seed, options)  # before the words of the examples are added
+        # All checks come before the words of the examples are added.
+        settings = fine_tuning.new_settings(options)
+        fine_tuning.check_examples(self, given, held_out, seed, settings)
         add_words(self, self.rounded_texts([example.x for example in given]), seed or 0)
         validation_rows = None if held_out is None else self.rows(held_out)
-        return fine_tuning.fine_tune(self, self.rows(given), validation_rows, seed, **options)
+        return fine_tuning.fine_tune(self, self.rows(given), validation_rows, seed or 0, settings)
 
     # ---- predict
 

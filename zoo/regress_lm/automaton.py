@@ -70,10 +70,6 @@ class Automaton(NamedTuple):
             state = next_state[state, token]
         return torch.stack(states, -1)
 
-    def count(self, length: int) -> int:
-        """Number of token sequences of this length that the automaton allows."""
-        return self.prefix_counts(length)[-1]
-
     def prefix_counts(self, length: int) -> list[int]:
         """Number of token sequences of each length from 0 to `length` that the automaton allows."""
         # The number of prefixes that lead to each state, position by position.

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import UserError
+from zoo.regress_lm.automaton import ANY
 from zoo.regress_lm.estimates import quantiles
 
 TEMPERATURES = torch.logspace(math.log2(0.25), math.log2(8), 61, base=2, dtype=torch.float64)
@@ -51,7 +52,7 @@ def fit_temperatures(log_probs: Tensor) -> list[float]:
     """
     prior = TEMPERATURES.log().square() / (2 * 0.5**2)  # (G,)
     score = log_probs.cpu().double() - prior[:, None]
-    # A token that is certain, for instance a separator, has the same likelihood at all temperatures: the prior decides.
+    # A certain token, for instance the only sign, has the same likelihood at all temperatures: the prior decides.
     return TEMPERATURES[score.argmax(0)].tolist() if score.isfinite().all() else [1.0] * score.shape[1]
 
 
@@ -120,31 +121,28 @@ def check_stored(stored: Any, num_tokens: int, n_objectives: int, size: int) -> 
         UserError: the structure is another one.
     """
 
-    def is_numbers(values: Any, length: int, positive: bool) -> bool:
-        return (
-            isinstance(values, list)
-            and len(values) == length
-            and all(isinstance(v, float) and math.isfinite(v) and (v > 0 or not positive) for v in values)
-        )
+    def is_list(values: Any, length: int) -> bool:
+        return isinstance(values, list) and len(values) == length
 
-    def is_magnitude(tokens: Any) -> bool:
-        is_tuple = isinstance(tokens, list | tuple) and len(tokens) == num_tokens
-        return is_tuple and all(type(token) is int and -1 <= token < size for token in tokens)
+    def are_numbers(values: Any, length: int, above: float = -math.inf) -> bool:
+        return is_list(values, length) and all(isinstance(v, float) and above < v < math.inf for v in values)
 
-    def are_magnitudes(values: Any) -> bool:
-        return isinstance(values, list) and len(values) > 0 and all(map(is_magnitude, values))
+    def is_pattern(tokens: Any) -> bool:
+        is_number = isinstance(tokens, list | tuple) and len(tokens) == num_tokens
+        return is_number and all(type(token) is int and ANY <= token < size for token in tokens)
 
-    names = {"magnitudes", "temperatures", "offsets", "floor"}
-    is_valid = isinstance(stored, dict) and stored.keys() == names
+    names = ("magnitudes", "temperatures", "offsets", "floor")
+    is_valid = isinstance(stored, dict) and stored.keys() == {*names}
     if is_valid:
-        m, t, o, f = (stored[name] for name in ("magnitudes", "temperatures", "offsets", "floor"))
+        magnitudes, temperatures, offsets, floor = (stored[name] for name in names)
+        k = n_objectives
         is_valid = (
-            (t is None or is_numbers(t, num_tokens, True))
-            and ((o is None) == (f is None))
-            and (f is None or is_numbers(f, n_objectives, True))
-            and (o is None or (isinstance(o, list) and len(o) == n_objectives))
-            and (o is None or all(is_numbers(v, len(LEVELS), False) for v in o))
-            and (m is None or (isinstance(m, list) and len(m) == n_objectives and all(map(are_magnitudes, m))))
+            (magnitudes is None or (is_list(magnitudes, k) and all(isinstance(m, list) and m for m in magnitudes)))
+            and all(is_pattern(pattern) for patterns in magnitudes or () for pattern in patterns)
+            and (temperatures is None or are_numbers(temperatures, num_tokens, above=0))
+            and (offsets is None) == (floor is None)
+            and (floor is None or are_numbers(floor, k, above=0))
+            and (offsets is None or (is_list(offsets, k) and all(are_numbers(v, len(LEVELS)) for v in offsets)))
         )
     if not is_valid:
         raise UserError("the checkpoint's calibration of numbers is damaged: give another checkpoint")

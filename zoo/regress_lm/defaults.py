@@ -6,7 +6,6 @@ matter. "language": everything else.
 """
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -14,8 +13,9 @@ import numpy as np
 
 from zoo.regress_lm.encoder_defaults import encoder_choices, encoder_steps
 from zoo.regress_lm.number_formats import number_tokenizer
-from zoo.training.choices import Choice, choose_width, rounded_down
+from zoo.training.choices import Choice, choose_width, rounded_down, settings_of
 from zoo.training.distinct_targets import ENOUGH, QUANTILES
+from zoo.training.number_range import evenly_spaced
 from zoo.training.text_statistics import FEW_NUMBERS, TextStatistics
 
 Kind = Literal["numbers", "digits", "language"]
@@ -59,12 +59,12 @@ def choose_settings(statistics: TextStatistics, given: Mapping[str, Any]) -> lis
         *_tokenizer(statistics, kind, given, is_synthetic),
         Choice("data.batch_size", _batch_size(statistics), f"texts of {statistics.characters:.0f} characters"),
     ]
-    settings = {choice.option: choice.value for choice in choices} | dict(given)
+    settings = settings_of(choices) | dict(given)
     schedule = list(_schedule(statistics, kind, settings))
-    settings = {choice.option: choice.value for choice in schedule} | settings
+    settings = settings_of(schedule) | settings
     choices += [*schedule, *_augmentation(statistics, kind, settings), *_optimizer(kind, is_synthetic)]
     # A step has at most all training rows; other choices follow from its size.
-    settings = {choice.option: choice.value for choice in choices} | dict(given)
+    settings = settings_of(choices) | dict(given)
     n_rows = statistics.n_rows + max(settings.get("data.synthetic_rows", 0), 0)
     n_copies = statistics.n_rows * max(settings.get("data.augment_copies", 0), 0)
     if "data.batch_size" not in given and n_rows + n_copies < settings["data.batch_size"]:
@@ -95,7 +95,7 @@ def _with_encoder(statistics: TextStatistics, kind: Kind, given: Mapping[str, An
         *_number_format(statistics, given, is_synthetic=False),
         Choice("data.batch_size", batch_size, f"texts of {statistics.characters:.0f} characters"),
     ]
-    settings = {choice.option: choice.value for choice in choices} | dict(given)
+    settings = settings_of(choices) | dict(given)
     choices += [*_schedule(statistics, kind, settings), Choice("model.min_lr_ratio", 0.02, END)]
     return [choice for choice in choices if choice.option not in given]
 
@@ -188,7 +188,7 @@ def shortest_format(targets: np.ndarray, most_exact: int = 15) -> tuple[int, int
     """
     columns = []
     for values in map(np.unique, targets.T):
-        columns.append(values[np.unique(np.linspace(0, len(values) - 1, QUANTILES).round().astype(int))])
+        columns.append(values[evenly_spaced(len(values), QUANTILES)])
     for exponent in (1, 2, 3):
         exact = next(
             (n for n in range(1, most_exact + 1) if all(_is_exact(column, n, exponent) for column in columns)), 16
@@ -202,20 +202,13 @@ def shortest_format(targets: np.ndarray, most_exact: int = 15) -> tuple[int, int
 
 
 def _is_exact(column: np.ndarray, digits: int, exponent: int) -> bool:
-    decoded = _decoded(column, digits, exponent)
+    decoded = number_tokenizer("ieee", digits, exponent).rounded(column)
     return np.allclose(decoded, column, rtol=1e-6, atol=0) and len(np.unique(decoded)) == len(column)
 
 
 def _is_distinct(column: np.ndarray, digits: int, exponent: int) -> bool:
-    decoded = _decoded(column, digits, exponent)
+    decoded = number_tokenizer("ieee", digits, exponent).rounded(column)
     return np.allclose(decoded, column, rtol=0.1, atol=0) and len(np.unique(decoded)) >= ENOUGH * len(column)
-
-
-def _decoded(column: np.ndarray, digits: int, exponent: int) -> np.ndarray:
-    tokenizer = number_tokenizer("ieee", digits, exponent)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of targets beyond the range
-        return np.asarray(tokenizer.decode(tokenizer.encode(column)))
 
 
 def _schedule(statistics: TextStatistics, kind: Kind, settings: Mapping[str, Any]) -> Iterator[Choice]:

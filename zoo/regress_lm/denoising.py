@@ -177,13 +177,9 @@ class Denoising:
             lengths = torch.from_numpy(np.diff(self._starts))
             self._epoch, self._order = epoch, bucketed(order, lengths, size, shuffle).tolist()
         generator = stream(c.seed, "denoising", "corruption", step)
-        return [
-            corrupt(self._text(i), self._vocab_size, generator, c.corrupted_share, c.mean_span)
-            for i in self._order[place * size : (place + 1) * size]
-        ]
-
-    def _text(self, i: int) -> list[int]:
-        return self._tokens[self._starts[i] : self._starts[i + 1]].tolist()
+        used = self._order[place * size : (place + 1) * size]
+        texts = [self._tokens[self._starts[i] : self._starts[i + 1]].tolist() for i in used]
+        return [corrupt(text, self._vocab_size, generator, c.corrupted_share, c.mean_span) for text in texts]
 
     def _summed_loss(self, corrupted: Sequence[Corrupted]) -> Tensor:
         """Sum of the cross-entropy of all target tokens in nats."""

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -15,6 +14,7 @@ from zoo.optim import OptimizerConfig
 from zoo.regress_lm.denoising import Denoising, DenoisingConfig, check_state
 from zoo.regress_lm.encoder_user import EncoderUser
 from zoo.training.random_streams import global_seed
+from zoo.training.settings import part
 from zoo.training.unlabelled_texts import UnlabelledTexts
 
 REPORTS = 10  # losses that are printed
@@ -72,9 +72,7 @@ class EncoderPretrainer(EncoderUser):
         return losses
 
     def _new_denoising(self, texts: Sequence[Sequence[int]], config: DenoisingConfig) -> Denoising:
-        # The optimizer has the settings of the model's own.
-        own = {field.name: getattr(self.optimizer_config, field.name) for field in fields(OptimizerConfig)}
-        return Denoising(self.model.encoder, texts, OptimizerConfig(**own), config)
+        return Denoising(self.model.encoder, texts, part(self.optimizer_config, OptimizerConfig), config)
 
     # ---- in a fit
 

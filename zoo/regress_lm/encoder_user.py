@@ -112,25 +112,19 @@ class EncoderUser(NumberSampler):
 
     def on_fit_start(self) -> None:
         """Store the states of a frozen encoder on disk while training."""
-        self._open_cache()
-
-    def on_fit_end(self) -> None:
-        self._close_cache()
-
-    @contextmanager
-    def stored_states(self) -> Iterator[None]:
-        """A context in which the states of a frozen encoder are read from disk and stored there, as while training."""
-        self._open_cache()
-        try:
-            yield
-        finally:
-            self._close_cache()
-
-    def _open_cache(self) -> None:
         encoder = self.pretrained_encoder
         if encoder is not None and encoder.mode == "frozen" and self.hparams["encoder_cache"]:
             encoder.cache = StateCache(states_folder() / f"{encoder.digest}.sqlite", encoder.width)
 
-    def _close_cache(self) -> None:
+    def on_fit_end(self) -> None:
         if (encoder := self.pretrained_encoder) is not None:
             encoder.cache = None
+
+    @contextmanager
+    def stored_states(self) -> Iterator[None]:
+        """A context in which the states of a frozen encoder are read from disk and stored there, as while training."""
+        self.on_fit_start()
+        try:
+            yield
+        finally:
+            self.on_fit_end()

@@ -110,9 +110,13 @@ def data_settings(name: str) -> dict[str, Any]:
     return settings
 
 
-def count_weights(name: str) -> int:
-    """The number of weights in the encoder's matrices, without those of its embeddings."""
-    encoder = _without_weights(name)
+def count_weights(encoder: str | nn.Module) -> int:
+    """The number of weights in an encoder's matrices, without those of its embeddings.
+
+    Args:
+        encoder: the encoder, or the name of one for `load_encoder`.
+    """
+    encoder = _without_weights(encoder) if isinstance(encoder, str) else encoder
     embeddings = sum(m.weight.numel() for m in encoder.modules() if isinstance(m, nn.Embedding))
     return sum(p.numel() for p in encoder.parameters() if p.ndim == 2) - embeddings
 

@@ -1,9 +1,9 @@
 """Fine-tuning on a list of examples: the Python API's counterpart of `zoo fit`, with the same module and Trainer."""
 
-import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -24,34 +24,11 @@ from zoo.training.batches import BucketBatchSampler, Row, TextBatch, collate
 from zoo.training.random_streams import derive, stream
 
 
-def fine_tune(
-    model: RegressLMModule,
-    rows: Sequence[Row],
-    validation_rows: Sequence[Row] | None = None,
-    seed: int | None = None,
-    *,
-    max_epochs: int = 60,
-    batch_size: int = 64,
-    lr: float = 2e-3,
-    warmup_share: float = 0.05,
-    min_lr_ratio: float = 0.01,
-    weight_decay: float = 0.3,
-    patience: int = 20,
-    clip: float = 1.0,
-    lora_rank: int = 0,
-    lora_alpha: float = 16.0,
-    progress: bool = True,
-) -> list[float]:
-    """Train `model` on `rows` in mini-batches, and leave it with the weights of the lowest validation loss.
-
-    AdamW with linear warm-up and cosine decay; on a GPU in bf16, or in fp16 with a gradient scaler before Ampere.
+@dataclass
+class FineTuning:
+    """Settings of fine-tuning.
 
     Args:
-        model: trained in place.
-        rows: tokenized texts and their numbers.
-        validation_rows: determine the best weights and when to stop. Default: a tenth of the rows, which is then not
-            trained on; fewer than 20 rows are all used for both.
-        seed: of the order, of the held-out part and of dropout. Default: 0.
         max_epochs: largest number of epochs, at least 1; the cosine ends there.
         batch_size: rows per step, at least 1.
         lr: peak learning rate, at least 0.
@@ -64,40 +41,90 @@ def fine_tune(
         lora_alpha: the update is multiplied by lora_alpha / lora_rank.
         progress: show a progress line.
 
+    Raises:
+        UserError: a setting is out of range.
+    """
+
+    max_epochs: int = 60
+    batch_size: int = 64
+    lr: float = 2e-3
+    warmup_share: float = 0.05
+    min_lr_ratio: float = 0.01
+    weight_decay: float = 0.3
+    patience: int = 20
+    clip: float = 1.0
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_counts(max_epochs=self.max_epochs, batch_size=self.batch_size, patience=self.patience)
+        check_counts(0, lora_rank=self.lora_rank)
+        check_number("warmup_share", self.warmup_share, "from 0 to 1", lambda share: 0 <= share <= 1)
+        check_positive("clip", self.clip)
+        check_number("lora_alpha", self.lora_alpha, "finite", math.isfinite)
+        self.optimizer_config(0).check()
+
+    def optimizer_config(self, steps: int) -> OptimizerConfig:
+        """AdamW with warm-up and cosine over so many steps, even if training stops earlier."""
+        return OptimizerConfig(
+            lr=self.lr,
+            warmup_steps=int(self.warmup_share * steps),
+            min_lr_ratio=self.min_lr_ratio,
+            weight_decay=self.weight_decay,
+        )
+
+
+def new_settings(options: Mapping[str, Any]) -> FineTuning:
+    """The settings with the given options; raises UserError if one does not exist or is out of range."""
+    known = [field.name for field in fields(FineTuning)]
+    for name in options:
+        if name not in known:
+            similar = {"epochs": "max_epochs", "steps": "max_epochs"}.get(name)
+            remedy = f"; did you mean {similar}?" if similar else did_you_mean(name, known, ": drop it")
+            raise UserError(f"fine_tune has no argument {name!r}{remedy}")
+    return FineTuning(**options)
+
+
+def fine_tune(
+    model: RegressLMModule, rows: Sequence[Row], validation_rows: Sequence[Row] | None, seed: int, settings: FineTuning
+) -> list[float]:
+    """Train `model` on `rows` in mini-batches, and leave it with the weights of the lowest validation loss.
+
+    AdamW with linear warm-up and cosine decay; on a GPU in bf16, or in fp16 with a gradient scaler before Ampere.
+
+    Args:
+        model: trained in place.
+        rows: tokenized texts and their numbers, at least one.
+        validation_rows: determine the best weights and when to stop. None for a tenth of the rows, which is then not
+            trained on; fewer than 20 rows are all used for both.
+        seed: of the order, of the held-out part and of dropout.
+        settings: of the training.
+
     Returns:
         The validation loss (nats per number token) after each epoch.
 
     Raises:
-        UserError: `rows` is empty, an option is out of range, or training diverges; the model then has the best
-            weights so far.
+        UserError: training diverges; the model then has the best weights so far.
     """
-    given = {
-        "max_epochs": max_epochs, "batch_size": batch_size, "patience": patience, "warmup_share": warmup_share,
-        "clip": clip, "lora_rank": lora_rank, "lora_alpha": lora_alpha, "lr": lr, "min_lr_ratio": min_lr_ratio,
-        "weight_decay": weight_decay,
-    }  # fmt: skip
-    check_options(model, rows, validation_rows, seed, given)
+    s = settings
     # Data: held-out rows for early stopping, and batches of texts of similar length.
-    seed = seed or 0
     train, held_out = _split(rows, seed) if validation_rows is None else (rows, validation_rows)
-    batch_size = min(batch_size, len(rows))
+    batch_size = min(s.batch_size, len(rows))
     batches = BucketBatchSampler([len(row.tokens) for row in train], batch_size, seed)
-    steps = max_epochs * len(batches)
-    # Warm-up and cosine over all epochs, even if training stops earlier.
-    optimizer_config = OptimizerConfig(
-        lr=lr, warmup_steps=int(warmup_share * steps), min_lr_ratio=min_lr_ratio, weight_decay=weight_decay
-    )
+    optimizer_config = s.optimizer_config(s.max_epochs * len(batches))
     device = model.device
     best = BestWeights("val_loss")
-    with quiet_lightning(), torch.random.fork_rng(), _settings(model, optimizer_config, seed):
+    # `stored_states` also ends the storing of an encoder's states where training is interrupted.
+    with quiet_lightning(), torch.random.fork_rng(), _settings(model, optimizer_config, seed), model.stored_states():
         # Train until the validation loss stops falling; `best` remembers the weights with the lowest one.
-        callbacks = [NonFinite(), EarlyStopping("val_loss", patience=patience), best]
-        trainer = _new_trainer(device, max_epochs, clip, callbacks, progress)
+        callbacks = [NonFinite(), EarlyStopping("val_loss", patience=s.patience), best]
+        trainer = _new_trainer(device, s, callbacks)
         # Low-rank updates, whose initial values depend on the seed only.
         model.train()
-        if lora_rank:
+        if s.lora_rank:
             torch.manual_seed(derive(seed, "lora"))
-            add_lora(model.model, lora_rank, lora_alpha)
+            add_lora(model.model, s.lora_rank, s.lora_alpha)
         try:
             trainer.fit(
                 model,
@@ -107,7 +134,7 @@ def fine_tune(
         finally:
             # Also after Ctrl-C the model has the best weights so far.
             best.restore(model)
-            if lora_rank:
+            if s.lora_rank:
                 merge_lora(model.model)
             model.to(device).eval()
     # Calibrate the best weights, unless the model was trained on the validation rows.
@@ -116,65 +143,35 @@ def fine_tune(
     return best.values
 
 
-def _new_trainer(
-    device: torch.device, max_epochs: int, clip: float, callbacks: list[Callback], progress: bool
-) -> Trainer:
+def _new_trainer(device: torch.device, settings: FineTuning, callbacks: list[Callback]) -> Trainer:
     """A Trainer on the model's device that writes no files; on a GPU it trains in mixed precision."""
     return Trainer(
         accelerator=device.type if device.type != "cuda" else "gpu",
         devices=1,
         precision=mixed_precision_of(device) if device.type == "cuda" else "32-true",
-        max_epochs=max_epochs,
-        gradient_clip_val=clip,
-        callbacks=[*callbacks, *([Progress()] if progress else [])],
+        max_epochs=settings.max_epochs,
+        gradient_clip_val=settings.clip,
+        callbacks=[*callbacks, *([Progress()] if settings.progress else [])],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=progress,
+        enable_progress_bar=settings.progress,
         num_sanity_val_steps=0,
     )
 
 
-def check_options(
+def check_examples(
     model: RegressLMModule,
     examples: Sequence[Any],
     validation_examples: Sequence[Any] | None,
     seed: int | None,
-    options: Mapping[str, Any],
+    settings: FineTuning,
 ) -> None:
-    """Check the arguments of `fine_tune` before the model is changed.
-
-    Args:
-        model: to be trained.
-        examples: to train on.
-        validation_examples: as the validation rows of `fine_tune`.
-        seed: as for `fine_tune`.
-        options: the keyword arguments that are given.
-
-    Raises:
-        UserError: there are no examples, an option does not exist, or it is out of range.
-    """
-    known = {
-        name: parameter.default
-        for name, parameter in inspect.signature(fine_tune).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
-    for name in options:
-        if name not in known:
-            similar = {"epochs": "max_epochs", "steps": "max_epochs"}.get(name)
-            remedy = f"; did you mean {similar}?" if similar else did_you_mean(name, known, ": drop it")
-            raise UserError(f"fine_tune has no argument {name!r}{remedy}")
-    o = known | dict(options)
-    if o["lora_rank"] and model.pretrained_encoder is not None:
+    """Raises UserError if there are no examples, the seed is no integer, or the settings do not fit the model."""
+    if settings.lora_rank and model.pretrained_encoder is not None:
         raise UserError("lora_rank would adapt the pretrained encoder too: make the model with encoder_mode='lora'")
     if not examples or (validation_examples is not None and not validation_examples):
         raise UserError(f"there are no {'validation ' if examples else ''}examples to fine-tune on")
-    check_counts(max_epochs=o["max_epochs"], batch_size=o["batch_size"], patience=o["patience"])
-    check_counts(0, lora_rank=o["lora_rank"])
-    check_number("warmup_share", o["warmup_share"], "from 0 to 1", lambda share: 0 <= share <= 1)
-    check_positive("clip", o["clip"])
-    check_number("lora_alpha", o["lora_alpha"], "finite", math.isfinite)
-    OptimizerConfig(lr=o["lr"], min_lr_ratio=o["min_lr_ratio"], weight_decay=o["weight_decay"]).check()
     if seed is not None:
         check_number("seed", seed, "or None", lambda seed: True, whole=True)
 

@@ -13,7 +13,7 @@ from zoo.console.messages import quiet_lightning
 from zoo.errors import check_counts, check_number
 from zoo.private_apis.jsonargparse_api import constructor_types
 from zoo.regress_lm.module import RegressLMModule
-from zoo.training.choices import by_group, given_arguments
+from zoo.training.choices import by_group, given_arguments, settings_of
 from zoo.training.given_settings import check_argument_names, settings_of_model
 from zoo.training.random_streams import derive
 
@@ -45,7 +45,7 @@ def train_on_data(
     given |= {f"data.{name}": value for name, value in given_arguments(data).items()}
     given |= settings_of_model(cls, data, settings)
     given |= {} if max_steps is None else {"trainer.max_steps": max_steps}
-    chosen = by_group(given | {choice.option: choice.value for choice in cls.choose_settings(data, given)})
+    chosen = by_group(given | settings_of(cls.choose_settings(data, given)))
     # The data as the choices want it, with the seed of this run.
     arguments = {**data.hparams, **chosen["data"]}
     data = type(data)(**arguments | {"seed": seed if arguments.get("seed") is None else arguments["seed"]})
@@ -88,7 +88,5 @@ def _check_numbers(cls: type[RegressLMModule], settings: Mapping[str, Any]) -> N
     """Raises UserError if an argument of a numeric type is not a number; rules compute with these arguments."""
     types = constructor_types(cls)
     for name, value in settings.items():
-        kind = types[name][0]
-        if kind in (int, float):
-            is_whole = kind is int
-            check_number(name, value, "such as 64" if is_whole else "a number", lambda _: True, is_whole)
+        if (kind := types[name][0]) in (int, float):
+            check_number(name, value, "such as 64" if kind is int else "a number", lambda _: True, whole=kind is int)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.regress_lm.defaults import choose_settings
-from zoo.training.choices import PREPARATION_SHARE, Choice, rounded_down
+from zoo.training.choices import PREPARATION_SHARE, Choice, rounded_down, settings_of
 
 CHANGES = ("synonyms", "background", "number_formats", "jitter")
 
@@ -23,29 +23,28 @@ def choose_within_budget(data: Any, given: Mapping[str, Any]) -> list[Choice]:
     if "budget" not in given or not hasattr(data, "plan_synthetic_rows"):
         return choices
     seconds = given["budget"] * PREPARATION_SHARE
-    planned: list[Choice] = []
-    reason = f"{seconds:.0f} s are for preparing the data"
-
-    def settings() -> dict[str, Any]:
-        return {choice.option: choice.value for choice in choices} | dict(given)
+    planned: dict[str, Any] = {}
 
     def plan(option: str, value: Any, needed: Any) -> None:
         if option not in given and value != needed:
-            planned.append(Choice(option, value, reason))
+            planned[option] = value
 
-    rows = settings().get("data.synthetic_rows")
+    settings = settings_of(choices) | dict(given)
+    rows = settings.get("data.synthetic_rows")
     if rows and not {"data.synthetic_rows", "data.teacher"} <= given.keys():
         teacher = data.plan_synthetic_rows(rows, seconds)
         plan("data.synthetic_rows", rounded_down(teacher.rows), rows)
         if teacher.rows:
             plan("data.teacher", teacher.kind, "thorough")
-        choices = choose_settings(statistics, {**given, **{choice.option: choice.value for choice in planned}})
-    if copies := settings().get("data.augment_copies"):
-        changes = {name: settings()[f"data.{name}"] for name in CHANGES if f"data.{name}" in settings()}
-        # Without copies there is nothing to change.
+        choices = choose_settings(statistics, dict(given) | planned)
+        settings = settings_of(choices) | dict(given)
+    if copies := settings.get("data.augment_copies"):
+        changes = {name: settings[f"data.{name}"] for name in CHANGES if f"data.{name}" in settings}
         n_copies = data.plan_copies(changes, copies, seconds)
         plan("data.augment_copies", n_copies, copies)
+        # Without copies there is nothing to change.
         if not n_copies and "data.augment_copies" not in given:
-            choices = choose_settings(statistics, {**given, **{choice.option: choice.value for choice in planned}})
-    options = {choice.option for choice in planned}
-    return [*planned, *(choice for choice in choices if choice.option not in options)]
+            choices = choose_settings(statistics, dict(given) | planned)
+    reason = f"{seconds:.0f} s are for preparing the data"
+    changed = [Choice(option, value, reason) for option, value in planned.items()]
+    return [*changed, *(choice for choice in choices if choice.option not in planned)]

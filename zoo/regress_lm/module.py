@@ -1,7 +1,6 @@
 """RegressLM in Lightning: loss, evaluation and predictions. The class with the Python API is in api.py."""
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
@@ -28,7 +27,7 @@ from zoo.regress_lm.target_warnings import warn_of_targets, warn_of_unscored
 from zoo.regress_lm.vocabulary import NumberVocabulary
 from zoo.tokenizers import Tokenizer
 from zoo.training.batches import TextBatch, n_given_rows, targets_and_features
-from zoo.training.choices import Choice, choose_monitor
+from zoo.training.choices import Choice, choose_monitor, settings_of
 from zoo.training.fixed_arguments import field_names
 from zoo.training.language_model import required_vocab_size
 from zoo.training.random_streams import derive
@@ -206,7 +205,7 @@ class RegressLMModule(EncoderPretrainer):
                 f"{type(data).__name__} has no texts with numbers for {cls.__name__}: give --data=TextRegression"
             )
         of_weights = settings_of_weights(given)
-        decided = dict(given) | {choice.option: choice.value for choice in of_weights}
+        decided = dict(given) | settings_of(of_weights)
         chosen = choose_within_budget(data, decided)
         return [*of_weights, *chosen, *choose_monitor(getattr(data, "n_objectives", 1))]
 
@@ -236,13 +235,9 @@ class RegressLMModule(EncoderPretrainer):
         self.check_targets(torch.from_numpy(targets), range(len(targets)))
         # An absent number has the first target of its column in its place, which adds no sign or exponent.
         is_absent = self._is_absent(targets)
-        first = [
-            column[~absent][0] if not absent.all() else 0.0
-            for column, absent in zip(targets.T, is_absent.T, strict=True)
-        ]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of clamped targets, of synthetic rows as well
-            tokens = self.vocabulary.encode(np.where(is_absent, first, targets))
+        first = targets[is_absent.argmin(0), np.arange(self.n_objectives)]
+        first = np.where(is_absent.all(0), 0.0, first)
+        tokens = self.vocabulary.encode(np.where(is_absent, first, targets))
         self.set_magnitudes(tokens)
         if self.trainer.is_global_zero:
             given = slice(n_given_rows(self.trainer.train_dataloader))
@@ -305,9 +300,7 @@ class RegressLMModule(EncoderPretrainer):
         is_absent = self._is_absent(targets)
         if self._has_unknown(targets):
             raise UserError("these rows have no targets whose loss or probability could be computed")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `on_train_start` has warned of clamped targets
-            tokens = self.vocabulary.encode(np.where(is_absent, 0.0, targets))
+        tokens = self.vocabulary.encode(np.where(is_absent, 0.0, targets))  # `on_train_start` warns of clamped targets
         each = self.vocabulary.tokenizer.num_tokens
         return tokens.masked_fill(torch.from_numpy(is_absent.repeat(each, axis=1)), 0).to(batch.targets.device)
 
@@ -317,7 +310,7 @@ class RegressLMModule(EncoderPretrainer):
         return decoding.log_prob(self.model, self.vocabulary, batch.tokens, batch.padding_mask, numbers)
 
     def losses(self, batch: TextBatch) -> Tensor:
-        """(B,) mean cross-entropy of a row's number tokens in nats, separators excluded, and the z-loss."""
+        """(B,) mean cross-entropy of a row's number tokens in nats, without those of absent numbers; and the z-loss."""
         numbers = self.encode_targets(batch)
         return self._losses_of_logits(self.model(batch.tokens, numbers, batch.padding_mask), numbers)
 

@@ -1,14 +1,11 @@
 """Number formats by name, as configurations select them."""
 
-import warnings
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import numpy as np
-
 from zoo.errors import UserError, check_choice, check_counts
 from zoo.regress_lm.number_tokenizers import IEEEFloatTokenizer, NormalizedTokenizer, NumberTokenizer, P10Tokenizer
-from zoo.regress_lm.number_wrappers import SpecialValues
+from zoo.regress_lm.special_values import SpecialValues
 from zoo.training.distinct_targets import Floats, Represent, best_setting
 
 NumberFormat = Literal["ieee", "p10", "normalized"]
@@ -78,13 +75,4 @@ def _finer_formats(kind: NumberFormat, digits: int | None, exponent: int | None)
             options += [f"--model.number_digits {n}"] * (n != first)
             options += [f"--model.number_exponent {e}"] * (e != least)
             if options:
-                yield " ".join(options), _rounding(number_tokenizer(name, n, e or None))
-
-
-def _rounding(tokenizer: NumberTokenizer) -> Represent:
-    def represent(values: Floats) -> Floats:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of targets beyond the range
-            return np.asarray(tokenizer.decode(tokenizer.encode(values)))
-
-    return represent
+                yield " ".join(options), number_tokenizer(name, n, e or None).rounded

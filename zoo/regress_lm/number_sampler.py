@@ -141,43 +141,56 @@ class NumberSampler(Regressor):
         """Fit what `calibration` names on batches of rows that the model was not trained on.
 
         Args:
-            batches: on the model's device. With several processes each has its share of them. Without batches the
-                model is not calibrated.
+            batches: on the model's device. With several processes each has its share of them. Where one process has
+                none, the model is not calibrated.
         """
         self.temperatures = self.offsets = None
         self._update_vocabulary()
-        batches = [] if self.hparams["calibration"] == "none" else list(batches)
-        if not batches:
+        if self.hparams["calibration"] == "none":
             return
-        n_tokens = self.vocabulary.tokenizer.num_tokens
+        batches = list(batches)
+        n_batches = torch.tensor(len(batches))
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # A process without batches would not collect the results of all, for which the others would wait.
+            n_batches = n_batches.to(self.device)
+            torch.distributed.all_reduce(n_batches, torch.distributed.ReduceOp.MIN)
+        if not n_batches:
+            return
         with evaluating(self.model):
-            # Log-likelihoods at all temperatures; targets without a probability have none.
-            sums = GatheredOutputs(("log_probs",)).to(self.device)
-            for batch in batches:
-                numbers = self.encode_targets(batch)
-                logits = self.model(batch.tokens, numbers, batch.padding_mask)
-                log_probs = decoding.log_probs_by_temperature(logits, self.vocabulary, numbers, TEMPERATURES)
-                # The automaton's state is undefined after a forbidden token: later tokens do not count either.
-                is_forbidden = log_probs.isneginf().cumsum(2) > 0
-                log_probs = log_probs.masked_fill(is_forbidden, 0.0)  # (B, G, L)
-                by_token = log_probs.unflatten(2, (-1, n_tokens)).sum((0, 2))  # (G, T)
-                sums.update(log_probs=by_token.unsqueeze(0))
-            self.temperatures = fit_temperatures(torch.from_numpy(sums.compute()["log_probs"].sum(0)))
+            self.temperatures = self._fit_temperatures(batches)
             self._update_vocabulary()
-            # Residuals of the targets from the quantiles of the calibrated distribution.
             if self.hparams["calibration"] == "conformal":
-                rows = GatheredOutputs(("quantiles", "spread", "targets")).to(self.device)
-                step = max(1, sum(len(batch.index) for batch in batches) // MOST_ROWS)
-                for batch in batches[::step]:
-                    # Copies of a row, which have equal samples, are sampled once.
-                    keys = list(zip(batch.index.tolist(), batch.texts, strict=True))
-                    first = {key: i for i, key in reversed([*enumerate(keys)])}
-                    distinct = list(dict.fromkeys(first[key] for key in keys))
-                    copy_of = [distinct.index(first[key]) for key in keys]
-                    samples, _ = self.draw_for_rows(batch.select(distinct), self.hparams["num_samples"])
-                    by_level, spread = estimates.quantiles(samples, LEVELS), spread_of(samples)
-                    rows.update(quantiles=by_level[copy_of], spread=spread[copy_of], targets=batch.targets)
-                self.offsets = fit_offsets(*(rows.compute()[name] for name in rows.names))
+                self.offsets = self._fit_offsets(batches)
+
+    def _fit_temperatures(self, batches: Sequence[TextBatch]) -> list[float]:
+        """(num_tokens,) temperatures from the log-likelihoods of the targets at all `TEMPERATURES`."""
+        sums = GatheredOutputs(("log_probs",)).to(self.device)
+        for batch in batches:
+            numbers = self.encode_targets(batch)
+            logits = self.model(batch.tokens, numbers, batch.padding_mask)
+            log_probs = decoding.log_probs_by_temperature(logits, self.vocabulary, numbers, TEMPERATURES)
+            # Tokens without a probability do not count, nor do later ones: the automaton's state is undefined there.
+            is_forbidden = log_probs.isneginf().cumsum(2) > 0
+            log_probs = log_probs.masked_fill(is_forbidden, 0.0)  # (B, G, L)
+            by_token = log_probs.unflatten(2, (-1, self.vocabulary.tokenizer.num_tokens)).sum((0, 2))  # (G, T)
+            sums.update(log_probs=by_token.unsqueeze(0))
+        return fit_temperatures(torch.from_numpy(sums.compute()["log_probs"].sum(0)))
+
+    def _fit_offsets(self, batches: Sequence[TextBatch]) -> Offsets | None:
+        """Offsets from the residuals of the targets from the quantiles of the distribution at its temperatures."""
+        rows = GatheredOutputs(("quantiles", "spread", "targets")).to(self.device)
+        step = max(1, sum(len(batch.index) for batch in batches) // MOST_ROWS)
+        for batch in batches[::step]:
+            # Copies of a row, which have equal samples, are sampled once.
+            keys = list(zip(batch.index.tolist(), batch.texts, strict=True))
+            distinct = list(dict.fromkeys(keys))
+            copy_of = [distinct.index(key) for key in keys]
+            samples, _ = self.draw_for_rows(
+                batch.select([keys.index(key) for key in distinct]), self.hparams["num_samples"]
+            )
+            by_level, spread = estimates.quantiles(samples, LEVELS), spread_of(samples)
+            rows.update(quantiles=by_level[copy_of], spread=spread[copy_of], targets=batch.targets)
+        return fit_offsets(*(rows.compute()[name] for name in rows.names))
 
     def _update_vocabulary(self) -> None:
         """Give the vocabulary what has been fitted, as far as the settings use it."""

@@ -79,21 +79,24 @@ class NumberTokenizer(ABC):
 
     def encode(self, values: ArrayLike) -> Ints:
         """Local ids (..., num_tokens) of values (...,). Values outside the range are clamped, with one warning."""
-        # All numbers are encoded together, with a single warning for those out of range.
-        values = as_numbers("a number to encode", values)
-        ids, clamped = self.tokenize(values.ravel())
+        ids, clamped = self.encode_clamped(values)
         if clamped.any():
             warnings.warn(
                 f"{clamped.sum()} of {clamped.size} numbers are beyond the range of the number tokenizer, "
                 f"{self.limits[0]:g} to {self.limits[1]:g}, and are clamped to it",
                 stacklevel=2,
             )
-        return ids.reshape(*values.shape, self.num_tokens)
+        return ids
 
-    def clamped(self, values: ArrayLike) -> Flags:
-        """Whether each of values (...,) is outside the range."""
+    def encode_clamped(self, values: ArrayLike) -> tuple[Ints, Flags]:
+        """As `encode`, without a warning; and whether each of values (...,) was clamped to the range."""
         values = as_numbers("a number to encode", values)
-        return self.tokenize(values.ravel())[1].reshape(values.shape)
+        ids, clamped = self.tokenize(values.ravel())
+        return ids.reshape(*values.shape, self.num_tokens), clamped.reshape(values.shape)
+
+    def rounded(self, values: ArrayLike) -> Floats:
+        """The number that each of values (...,) becomes as tokens, without a warning of those that are clamped."""
+        return self.decode(self.encode_clamped(values)[0])
 
     @property
     @abstractmethod
@@ -133,7 +136,38 @@ class NumberTokenizer(ABC):
         return float(self.decode(np.array(ids)))
 
 
-class IEEEFloatTokenizer(NumberTokenizer):
+class SignedTokenizer(NumberTokenizer):
+    """Base class of formats with a sign, a mantissa and an exponent.
+
+    Attributes:
+        base: of the digits.
+        digits: digits of the mantissa.
+        top: largest exponent of the mantissa's first digit.
+    """
+
+    base: int
+    digits: int
+    top: int
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        mantissa, exponent = self.largest
+        greatest = float(product(np.array(mantissa), self.base, np.array(exponent - self.digits + 1)))
+        return -greatest, greatest
+
+    @cached_property
+    def largest(self) -> tuple[int, int]:
+        """Mantissa of the largest number, and the exponent of its first digit."""
+        return largest_finite(self.base, self.digits, self.top)
+
+    def clamp(self, mantissa: Ints, exponent: Ints) -> tuple[Ints, Ints, Flags]:
+        """Mantissas and exponents (N,), those of the largest number for larger ones; and whether each was larger."""
+        most, top = self.largest
+        is_larger = (exponent > top) | ((exponent == top) & (mantissa > most))
+        return np.where(is_larger, most, mantissa), np.minimum(exponent, top), is_larger
+
+
+class IEEEFloatTokenizer(SignedTokenizer):
     """Sign, sign of the exponent, digits of the exponent, digits of the mantissa: 2 + exponent_digits + digits tokens.
 
     Below the smallest exponent the mantissa starts with zeros, so that small numbers lose digits one by one.
@@ -167,17 +201,6 @@ class IEEEFloatTokenizer(NumberTokenizer):
     def magnitude_states(self) -> tuple[int, ...]:
         return tuple(range(2 + self.exponent_digits))
 
-    @property
-    def limits(self) -> tuple[float, float]:
-        mantissa, exponent = self.largest
-        greatest = float(product(np.array(mantissa), self.base, np.array(exponent - self.digits + 1)))
-        return -greatest, greatest
-
-    @cached_property
-    def largest(self) -> tuple[int, int]:
-        """Mantissa and exponent of the largest number."""
-        return largest_finite(self.base, self.digits, self.top)
-
     def tokenize(self, values: Floats) -> tuple[Ints, Flags]:
         # The sign has its own token, so only the size is split into mantissa and exponent.
         size = np.abs(_finite(values))
@@ -190,11 +213,8 @@ class IEEEFloatTokenizer(NumberTokenizer):
             mantissa, exponent = np.where(small, 0, mantissa), np.where(small, 0, exponent)
         else:
             mantissa, exponent = significant(size, self.base, self.digits, -self.top)
-            # Numbers beyond the range become the largest number.
-            most, top = self.largest
-            clamped = (exponent > top) | ((exponent == top) & (mantissa > most))
             minus = exponent < 0
-            mantissa, exponent = np.where(clamped, most, mantissa), np.minimum(exponent, top)
+            mantissa, exponent, clamped = self.clamp(mantissa, exponent)
         # 2: the digits follow the two sign tokens in the list of tokens.
         signs = np.stack([values < 0, minus], 1)  # (N, 2)
         exponents = to_digits(np.abs(exponent), self.base, self.exponent_digits)
@@ -208,7 +228,7 @@ class IEEEFloatTokenizer(NumberTokenizer):
         return signs[..., 0] * product(mantissa, self.base, exponent - self.digits + 1)
 
 
-class P10Tokenizer(NumberTokenizer):
+class P10Tokenizer(SignedTokenizer):
     """Sign, digits of the mantissa, a token for the power of ten from -exponent to exponent: 2 + digits tokens.
 
     A number smaller than 10...0 at the smallest power becomes that number or 0, whichever is nearer.
@@ -222,7 +242,8 @@ class P10Tokenizer(NumberTokenizer):
     def __init__(self, digits: int = 4, exponent: int = 10, truncate: bool = False) -> None:
         _check(digits=digits)
         check_number("exponent", exponent, f"from 1 to {LARGEST_POWER}", lambda e: 1 <= e <= LARGEST_POWER, whole=True)
-        self.digits, self.exponent = int(digits), int(exponent)
+        self.base, self.digits, self.exponent = 10, int(digits), int(exponent)
+        self.top = self.exponent + self.digits - 1
         self.num_tokens = 2 + self.digits
         exponents = range(-self.exponent, self.exponent + 1)
         self.tokens = ["<+>", "<->", *(f"<{i}>" for i in range(10)), *(f"<E{i}>" for i in exponents)]
@@ -236,17 +257,6 @@ class P10Tokenizer(NumberTokenizer):
     def magnitude_states(self) -> tuple[int, ...]:
         return 0, self.num_tokens - 1
 
-    @property
-    def limits(self) -> tuple[float, float]:
-        mantissa, exponent = self.largest
-        greatest = float(product(np.array(mantissa), 10, np.array(exponent - self.digits + 1)))
-        return -greatest, greatest
-
-    @cached_property
-    def largest(self) -> tuple[int, int]:
-        """Mantissa of the largest number, and the exponent of its first digit."""
-        return largest_finite(10, self.digits, self.exponent + self.digits - 1)
-
     def tokenize(self, values: Floats) -> tuple[Ints, Flags]:
         # Split the size into a mantissa d...d and the exponent of its first digit.
         lowest = self.digits - 1 - self.exponent  # exponent of the smallest number's first digit
@@ -256,10 +266,8 @@ class P10Tokenizer(NumberTokenizer):
         small, least = mantissa < 10 ** (self.digits - 1), float(product(np.array(1), 10, np.array(lowest)))
         exponent = np.where(small, np.where(size > least / 2, lowest, 0), exponent)
         mantissa = np.where(small, np.where(size > least / 2, 10 ** (self.digits - 1), 0), mantissa)
-        # Large numbers are clamped. The token is the power of ten of the last digit; 0 is written with power 0.
-        most, top = self.largest
-        clamped = (exponent > top) | ((exponent == top) & (mantissa > most))
-        mantissa, exponent = np.where(clamped, most, mantissa), np.minimum(exponent, top)
+        mantissa, exponent, clamped = self.clamp(mantissa, exponent)
+        # The token is the power of ten of the last digit; 0 is written with power 0.
         power = np.where(mantissa > 0, exponent - self.digits + 1, 0)
         # Ids: two signs, ten digits, then the powers from -exponent on.
         parts = (values < 0)[:, None], 2 + to_digits(mantissa, 10, self.digits), (12 + self.exponent + power)[:, None]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from zoo.errors import UserError, check_choice
 from zoo.files.cache_folder import cache_folder
 from zoo.layers.lora import add_lora
-from zoo.regress_lm.encoders import digest, encoder_from_config, load_encoder, longest_input
+from zoo.regress_lm.encoders import count_weights, digest, encoder_from_config, load_encoder, longest_input
 from zoo.regress_lm.state_cache import StateCache
 from zoo.tokenizers import Tokenizer, load_tokenizer
 from zoo.tokenizers.encoder_tokenizer import PREFIX, EncoderTokenizer
@@ -45,7 +45,8 @@ class PretrainedEncoder(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("encoder_mode", mode, ("frozen", "lora", "full"))
-        self.mode, self.cache = mode, None
+        self.mode = mode
+        self.cache: StateCache | None = None  # where states of a frozen encoder are stored; None to compute them anew
         self.width: int = encoder.config.get_text_config().hidden_size
         self.vocab_size = encoder.get_input_embeddings().num_embeddings
         self.longest_input = longest_input(encoder)
@@ -54,19 +55,15 @@ class PretrainedEncoder(nn.Module):
         self.pretrained.keeps_dtype = mode == "frozen"  # its states, which are stored, are fp32 in every precision
         if mode == "lora":
             add_lora(self.pretrained, lora_rank, lora_alpha)
-        self.pretrained.requires_grad_(mode == "full")
         for name, parameter in self.pretrained.named_parameters():
-            if mode == "lora" and name.endswith((".0.a", ".0.b")):
-                parameter.requires_grad_(True)
+            is_update = mode == "lora" and name.endswith((".0.a", ".0.b"))
+            parameter.requires_grad_(mode == "full" or is_update)
         self.norm = nn.LayerNorm(self.width)
         self.dropout = nn.Dropout(dropout)
         self.project = nn.Linear(self.width, dim)
         if mode != "full":
             self.register_state_dict_post_hook(_drop_frozen)
             self.register_load_state_dict_pre_hook(_add_frozen)
-
-    cache: StateCache | None
-    """Where the states of a frozen encoder are stored; None to compute them at every call."""
 
     def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """The memory (B, T, dim) of tokens (B, T); mask (B, 1, 1, T) is True at tokens, None without padding."""
@@ -103,22 +100,18 @@ class PretrainedEncoder(nn.Module):
         if missing:
             some = None if padding_mask is None else padding_mask[missing]
             computed = self._run(tokens[missing], some)
-            for row, i in enumerate(missing):
-                states[i] = computed[row, : lengths[i]]
-            self.cache.write(
-                [texts[i] for i in missing], [computed[row, : lengths[i]] for row, i in enumerate(missing)]
-            )
-        return nn.utils.rnn.pad_sequence(
-            [known.to(tokens.device) for known in states if known is not None], batch_first=True
-        )
+            new = [computed[row, : lengths[i]] for row, i in enumerate(missing)]
+            self.cache.write([texts[i] for i in missing], new)
+            for i, values in zip(missing, new, strict=True):
+                states[i] = values
+        known = [values.to(tokens.device) for values in states if values is not None]
+        return nn.utils.rnn.pad_sequence(known, batch_first=True)
 
     def multiplications(self, length: int) -> float:
         """Multiplications of training on a text of `length` tokens, in passes of which three make a training step."""
-        embeddings = sum(m.weight.numel() for m in self.pretrained.modules() if isinstance(m, nn.Embedding))
-        matrices = sum(p.numel() for p in self.pretrained.parameters() if p.ndim == 2) - embeddings
         # A frozen encoder's states are computed once; low-rank updates need no gradient of the matrices.
         passes = {"frozen": 0, "lora": 2 / 3, "full": 1}[self.mode]
-        return length * (passes * matrices + self.width * self.project.out_features)
+        return length * (passes * count_weights(self.pretrained) + self.width * self.project.out_features)
 
 
 def _drop_frozen(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:

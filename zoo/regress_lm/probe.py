@@ -22,14 +22,16 @@ import numpy as np
 
 from zoo.console.exit_codes import run_command
 from zoo.console.table import table
-from zoo.datamodules.regression_rows import RegressionViews
+from zoo.datamodules.regression_module import RegressionModule
 from zoo.datamodules.row_text import RowLayout, is_missing
-from zoo.datamodules.sources.tables import BadRows, read_table
+from zoo.datamodules.sources.table_rows import BadRows
+from zoo.datamodules.sources.tables import read_table
 from zoo.errors import UserError, check_weight
 from zoo.files.checkpoints import read_checkpoint
 from zoo.registry import DATA_MODULES, load_class
 from zoo.regress_lm.api import RegressLM
 from zoo.regress_lm.example import ExampleInput
+from zoo.regress_lm.from_data import data_settings
 
 COLUMNS = ("text", "target", "change", "changed", "changed_target")
 TEXTS = {"text": "target", "changed": "changed_target"}  # column of a text -> column of its target
@@ -57,10 +59,9 @@ def load_data(ckpt_path: str) -> Any:
     """
     checkpoint = read_checkpoint(ckpt_path)
     name = next((name for name in DATA_MODULES if name in checkpoint), None)
-    if name is None or not issubclass(load_class(name), RegressionViews):
+    if name is None or not issubclass(load_class(name), RegressionModule):
         raise UserError(f"{ckpt_path} stores no data settings of texts with numbers: give a RegressLM's of `zoo fit`")
-    settings = checkpoint.get("datamodule_hyper_parameters", {})
-    settings = {key: value for key, value in settings.items() if not key.startswith("_")}
+    settings = data_settings(checkpoint.get("datamodule_hyper_parameters", {}))
     return load_class(name)(**settings | {"tokenizer": ckpt_path})
 
 
@@ -131,7 +132,12 @@ def probe(
 
     Returns:
         Table rows. "same" is the share of the pairs with different targets for which the predictions are equal.
+
+    Raises:
+        UserError: the model predicts several targets.
     """
+    if model.n_objectives > 1:
+        raise UserError(f"the probe measures models of one target, and this one has {model.n_objectives}")
     predictions, targets = [], []
     for text, target in TEXTS.items():
         samples = model.sample([ExampleInput(pair[text]) for pair in pairs], num_samples, seed=0)

@@ -63,14 +63,3 @@ def corrupt(
 def _choose(n: int, k: int, generator: torch.Generator) -> list[int]:
     """k distinct numbers of 0 ... n - 1 in ascending order, uniformly."""
     return torch.randperm(n, generator=generator)[:k].sort().values.tolist() if k else []
-
-
-def restore(corrupted: Corrupted, vocab_size: int) -> list[int]:
-    """The text's tokens: `corrupt` inverted."""
-    spans: dict[int, list[int]] = {}
-    for token in corrupted.targets:
-        if token >= vocab_size:
-            spans[token] = span = []
-        else:
-            span.append(token)
-    return [token for part in corrupted.inputs for token in spans.get(part, [part])]

@@ -5,6 +5,7 @@ import os
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,16 +27,18 @@ class StateCache:
         self._connection: sqlite3.Connection | None = None
         self._process = -1
 
+    def __getstate__(self) -> dict[str, Any]:  # a copy opens the file itself
+        return vars(self) | {"_connection": None}
+
     def read(self, texts: Sequence[Sequence[int]]) -> list[Tensor | None]:
         """The states (T, width) of each text's tokens, None where they are not stored."""
         states: list[Tensor | None] = []
         for tokens in texts:
-            found = self._execute("SELECT states FROM states WHERE tokens = ?", _key(tokens)).fetchone()
-            array = np.frombuffer(found[0], dtype=np.float32) if found else None
-            # Other sizes can only come from a damaged file: encode the text again.
-            is_valid = array is not None and array.size == len(tokens) * self.width
+            row = self._execute("SELECT states FROM states WHERE tokens = ?", _key(tokens)).fetchone()
+            # Other content can only come from a damaged file: encode the text again.
+            is_valid = row is not None and isinstance(row[0], bytes) and len(row[0]) == 4 * len(tokens) * self.width
             states.append(
-                torch.from_numpy(array.copy()).view(-1, self.width) if is_valid and array is not None else None
+                torch.frombuffer(bytearray(row[0]), dtype=torch.float32).view(-1, self.width) if is_valid else None
             )
         return states
 

@@ -47,7 +47,7 @@ def warn_of_unscored(vocabulary: NumberVocabulary, targets: np.ndarray) -> bool:
     NaN does not count. The other scores, such as the mean absolute error, are those of the targets as they are given.
     """
     values = targets[np.isfinite(targets)]
-    outside = values[vocabulary.tokenizer.clamped(values)] if len(values) else values
+    outside = values[vocabulary.tokenizer.encode_clamped(values)[1]] if len(values) else values
     if not len(outside):
         return False
     low, high = vocabulary.tokenizer.limits

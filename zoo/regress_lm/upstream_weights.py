@@ -33,7 +33,10 @@ def load_upstream(
         content = read_torch_file(source)
     state = content.get("model_state", content) if isinstance(content, Mapping) else None  # next to the optimizer's
     name = "these weights" if isinstance(source, Mapping) else str(source)
-    if not isinstance(state, Mapping) or not all(_is_weight(*item) for item in state.items()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) and tensor.is_floating_point()
+        for name, tensor in state.items()
+    ):
         raise UserError(f"{name} are not the weights of a RegressLM: a state dict of floating-point tensors is needed")
     weights: dict[str, Tensor] = {name.removeprefix("encoder_decoder."): state[name] for name in state}
     positions = weights.pop("decoder_positional_encoding.pe", None)  # (1, number_len + 1, dim)
@@ -71,7 +74,3 @@ def _encoder_heads(rotary: Tensor, dim: int, given: int | None) -> int:
     if given not in (None, heads):
         raise UserError(f"the encoder has {heads} heads, not n_encoder_heads {given}")
     return heads
-
-
-def _is_weight(name: Any, tensor: Any) -> bool:
-    return isinstance(name, str) and isinstance(tensor, Tensor) and tensor.is_floating_point()

@@ -14,9 +14,9 @@ from torch import Tensor
 from zoo.errors import UserError, check_counts
 from zoo.regress_lm.automaton import ANY, Automaton, Pattern, between, positions
 from zoo.regress_lm.number_tokenizers import NumberTokenizer
-from zoo.regress_lm.number_wrappers import PAD
 from zoo.regress_lm.rounding import Floats, to_digits
 
+PAD = "<pad>"
 MARGIN = 0.1
 """Share of the range of the training targets by which sampled numbers may exceed it, on each side."""
 
@@ -55,7 +55,7 @@ class NumberVocabulary:
         check_counts(n_objectives=n_objectives)
         self.tokenizer, self.n_objectives = tokenizer, n_objectives
         self.magnitudes, self.temperatures = magnitudes, temperatures
-        self.tokens = [PAD, *sorted(set(tokenizer.tokens) - {PAD})]
+        self.tokens = [PAD, *sorted(tokenizer.tokens)]
         self.size = len(self.tokens)
         self.length = n_objectives * tokenizer.num_tokens
         self._ids = np.array([self.tokens.index(token) for token in tokenizer.tokens])  # by local id
@@ -76,16 +76,6 @@ class NumberVocabulary:
             by_position = torch.tensor(temperatures or [1.0] * tokenizer.num_tokens, dtype=torch.float64)
             self.temperature = by_position[self.automaton.position]
         self._tables: dict[torch.device, Tables] = {}
-
-    @property
-    def allowed(self) -> Tensor:
-        """(S, V) bool: the tokens that may come in each state; the first state is 0."""
-        return self.automaton.allowed
-
-    @property
-    def next_state(self) -> Tensor:
-        """(S, V) int64: the state after each token; after the last one of a row, 0 again."""
-        return self.automaton.next_state
 
     @cached_property
     def unrestricted(self) -> "NumberVocabulary":
@@ -124,7 +114,7 @@ class NumberVocabulary:
         At least one number must be in this range. Numbers must grow in size with their digits.
         """
         tokenizer = self.tokenizer
-        digits = [i for i, token in enumerate(magnitude) if token == ANY and tokenizer.allowed[i].sum() > 1]
+        digits = [i for i, token in enumerate(magnitude) if token == ANY]
         tokens = np.stack([np.flatnonzero(tokenizer.allowed[i]) for i in digits])  # (n, base) local ids
         base, largest = tokens.shape[1], tokens.shape[1] ** len(digits) - 1
 
@@ -150,8 +140,8 @@ class NumberVocabulary:
         return result
 
     def encode(self, values: ArrayLike) -> Tensor:
-        """Numbers (B, K) to ids (B, length), int64."""
-        ids = self._ids[self.tokenizer.encode(values)]  # (B, K, num_tokens)
+        """Numbers (B, K) to ids (B, length), int64; those outside the tokenizer's range are clamped."""
+        ids = self._ids[self.tokenizer.encode_clamped(values)[0]]  # (B, K, num_tokens)
         if ids.shape[1] != self.n_objectives:
             raise UserError(f"a row holds {self.n_objectives} numbers here, not {ids.shape[1]}")
         return torch.from_numpy(ids.reshape(len(ids), self.length))

@@ -14,24 +14,22 @@ _HINTS = {
 }
 
 
-def read_text(path: str | os.PathLike, option: str = "", max_bytes: int | None = None) -> str:
+def read_text(path: str | os.PathLike, max_bytes: int | None = None) -> str:
     """The content of a text file; all line ends become \\n.
 
     Args:
         path: the file.
-        option: what messages call the file; "" uses the path alone.
         max_bytes: the largest size that is accepted; None accepts any.
 
     Raises:
         FileNotFoundError: the file does not exist.
         UserError: it is not a regular file, it is empty or too large, or it is not UTF-8; the message names the byte.
     """
-    content = regular_file(path, option, max_bytes).read_bytes()
+    content = regular_file(path, max_bytes=max_bytes).read_bytes()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        prefix = f"{option} " if option else ""
-        raise UserError(f"{prefix}{path} is not UTF-8 text: {describe_byte(error)}") from error
+        raise UserError(f"{path} is not UTF-8 text: {describe_byte(error)}") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

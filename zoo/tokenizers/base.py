@@ -15,6 +15,10 @@ from zoo.text_formats.json_text import shorten
 State = dict[str, str | int | None]
 
 
+class OtherFormat(UserError):
+    """A file is not of the format that a tokenizer reads."""
+
+
 class Tokenizer(ABC):
     """Converts text to token ids and back. `decode` omits the tokens BOS and EOS."""
 

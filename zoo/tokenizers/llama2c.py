@@ -20,7 +20,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from zoo.errors import UserError
-from zoo.tokenizers.base import State, Tokenizer
+from zoo.tokenizers.base import OtherFormat, State, Tokenizer
 
 _BYTE_PIECE = re.compile(rb"<0x[0-9A-F]{2}>")
 _FIRST_BYTE = 3
@@ -133,7 +133,7 @@ def _parse(data: bytes) -> tuple[list[bytes], list[float]]:
     # The pieces of the 256 bytes at fixed ids identify the format.
     head = [b"<0x%02X>" % byte for byte in range(256)]
     if pieces[_FIRST_BYTE : _FIRST_BYTE + 256] != head:
-        raise UserError("it is not a llama2.c tokenizer")
+        raise OtherFormat("it is not a llama2.c tokenizer")
     if at != len(data):
         raise UserError("it is a truncated llama2.c tokenizer; download it again")
     if wrong := [i for i, score in enumerate(scores) if not math.isfinite(score)]:

@@ -3,13 +3,12 @@
 import base64
 import re
 from pathlib import Path
-from typing import Any
 
 from zoo.errors import UserError
 from zoo.files.remote_files import copy_with_neighbours, is_url
 from zoo.hub.connection import online
 from zoo.text_formats.json_text import describe_json_error, parse_object
-from zoo.tokenizers.base import State, Tokenizer
+from zoo.tokenizers.base import OtherFormat, State, Tokenizer
 from zoo.tokenizers.byte_level import ByteTokenizer
 from zoo.tokenizers.characters import CharacterTokenizer
 from zoo.tokenizers.encoder_tokenizer import PREFIX, EncoderTokenizer, load_encoder_tokenizer
@@ -42,12 +41,10 @@ def load_tokenizer(path_or_name: str | Path) -> Tokenizer:
     Args:
         path_or_name: "bytes" or "characters"; a file: a SentencePiece `.model`, llama2.c's `tok*.bin`, either of
             GPT-2's two files (the other must be in the same folder), a `tokenizer.json`, or a checkpoint of the zoo
-            that contains its tokenizer, also as zoo:NAME; any of these files at a URL; a Hugging Face folder,
-            of which `tokenizer.json`,
-            `tokenizer.model` or vocabulary and merges are read, in this order; the name of a model on the hub, "gpt2"
-            or "owner/name"; or
-            "transformers:" and a folder or name on the hub, for the tokenizer of a pretrained encoder, which adds the
-            encoder's special tokens to every text.
+            that contains its tokenizer, also as zoo:NAME; any of these files at a URL; a Hugging Face folder, of which
+            `tokenizer.json`, `tokenizer.model` or vocabulary and merges are read, in this order; the name of a model
+            on the hub, "gpt2" or "owner/name"; or "transformers:" and a folder or name on the hub, for the tokenizer
+            of a pretrained encoder, which adds the encoder's special tokens to every text.
 
     Raises:
         FileNotFoundError: neither a file, nor a folder, nor a model on the hub has this name.
@@ -98,22 +95,9 @@ def from_state(state: State) -> Tokenizer:
     Raises:
         UserError: the state is damaged or of an unknown kind.
     """
-    try:
-        return _from_state(state)
-    except _DamagedStateError:
-        raise UserError(
-            "the checkpoint's tokenizer is damaged: use another checkpoint, or give the tokenizer"
-        ) from None
-
-
-class _DamagedStateError(Exception):
-    """A tokenizer's state has a value of a wrong type."""
-
-
-def _from_state(state: Any) -> Tokenizer:
+    damaged = UserError("the checkpoint's tokenizer is damaged: use another checkpoint, or give the tokenizer")
     if not isinstance(state, dict):
-        raise _DamagedStateError
-    # Binary models are stored as base64.
+        raise damaged
     kind, model = state.get("kind"), state.get("model")
     if isinstance(kind, str) and kind in _NAMED:
         return _NAMED[kind]()
@@ -122,23 +106,19 @@ def _from_state(state: Any) -> Tokenizer:
         raise UserError(
             f"the checkpoint's tokenizer is of the unknown kind {kind!r:.40}: update the zoo, or give another file"
         )
-    bos, eos, adds_bos = (
-        state.get(key, default) for key, default in (("bos_id", None), ("eos_id", None), ("adds_bos", 1))
-    )
-    if (
-        not isinstance(model, str)
-        or any(type(i) not in (int, type(None)) for i in (bos, eos))
-        or adds_bos not in (0, 1)
-    ):
-        raise _DamagedStateError
+    bos, eos, adds_bos = state.get("bos_id"), state.get("eos_id"), state.get("adds_bos", 1)
+    are_ids = all(i is None or type(i) is int for i in (bos, eos))
+    if not isinstance(model, str) or not are_ids or adds_bos not in (0, 1):
+        raise damaged
     if kind == HuggingFaceTokenizer.kind:
-        return HuggingFaceTokenizer(model, bos, eos, bool(adds_bos))
+        return HuggingFaceTokenizer(model, bos, eos, bool(adds_bos))  # type: ignore[arg-type]
     if kind == EncoderTokenizer.kind:
         return EncoderTokenizer(model)
+    # Binary models are stored as base64.
     try:
         data = base64.b64decode(model, validate=True)
-    except ValueError:  # no base64
-        raise _DamagedStateError from None
+    except ValueError:
+        raise damaged from None
     return Llama2cTokenizer(data) if kind == Llama2cTokenizer.kind else SentencePieceTokenizer(data, bool(adds_bos))
 
 
@@ -191,14 +171,11 @@ def _load_file(file: Path) -> Tokenizer:
     # Binary: llama2.c's format is recognised by its fixed first tokens; otherwise the file must be SentencePiece's.
     try:
         return Llama2cTokenizer(data)
-    except ValueError as error:
-        if "truncated" in str(error) or "damaged" in str(error):
-            raise
+    except OtherFormat:
+        pass
     try:
         tokenizer = SentencePieceTokenizer(data)
-    except ValueError as error:
-        if "damaged" in str(error):
-            raise
+    except OtherFormat:
         raise UserError(_UNKNOWN) from None
     # The name follows Hugging Face's folders, where a configuration file can turn BOS off.
     if file.name == "tokenizer.model":

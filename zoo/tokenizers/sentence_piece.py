@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 from zoo.errors import UserError
-from zoo.tokenizers.base import State, Tokenizer
+from zoo.tokenizers.base import OtherFormat, State, Tokenizer
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -30,9 +30,9 @@ class SentencePieceTokenizer(Tokenizer):
             self._model = SentencePieceProcessor(model_proto=proto)
             self.vocab_size = self._model.vocab_size()
         except RuntimeError as error:
-            raise UserError("it is not a SentencePiece model") from error
+            raise OtherFormat("it is not a SentencePiece model") from error
         if not self.vocab_size:
-            raise UserError("it is an empty SentencePiece model")
+            raise OtherFormat("it is an empty SentencePiece model")
         if not all(map(math.isfinite, self._model.GetScore(list(range(self.vocab_size))))):
             raise UserError("it is a damaged SentencePiece model: a score in it is not finite")
         self.proto, self.adds_bos = proto, adds_bos

@@ -1,6 +1,6 @@
 """Choice: one setting that a rule derives from the data, with its reason; what the rules of several models share."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from zoo.errors import UserError
@@ -23,6 +23,11 @@ class Choice(NamedTuple):
     value: Any
     reason: str
     replaces: Any = None
+
+
+def settings_of(choices: Iterable[Choice]) -> dict[str, Any]:
+    """The chosen values by option."""
+    return {choice.option: choice.value for choice in choices}
 
 
 def choose_width(n_rows: int, given: Mapping[str, Any], least: int = 64) -> Iterator[Choice]:

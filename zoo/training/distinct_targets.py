@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo.training.number_range import evenly_spaced
+
 Floats = NDArray[np.floating[Any]]
 Represent = Callable[[Floats], Floats]  # targets (N, K) to what the model sees of them, (N, K)
 
@@ -50,7 +52,7 @@ def find_merged(targets: Floats, represented: Floats) -> list[Merged]:
         if len(values) < 2:
             continue
         seen = represented[is_finite, k][first]  # what each distinct target becomes
-        chosen = np.unique(np.linspace(0, len(values) - 1, QUANTILES).round().astype(int))
+        chosen = evenly_spaced(len(values), QUANTILES)
         if len(np.unique(seen[chosen])) < ENOUGH * len(chosen):
             merged.append(Merged(k, values[chosen], len(values), len(np.unique(seen))))
     return merged

@@ -1,4 +1,4 @@
-"""A unit in which the squares of numbers stay within the range of float64, and means of large numbers."""
+"""A unit in which the squares of numbers stay within the range of float64, means of large numbers, and samples."""
 
 import math
 
@@ -20,3 +20,8 @@ def mean_of(values: np.ndarray) -> float:
     """The mean of numbers (N,), also where their sum is beyond the range of float64."""
     unit = unit_of(values)
     return unit * float(np.mean(values / unit))
+
+
+def evenly_spaced(n: int, most: int) -> np.ndarray:
+    """(m,) the numbers from 0 to n - 1 in ascending order; of more than `most`, this many evenly spaced ones."""
+    return np.unique(np.linspace(0, n - 1, most).round().astype(int)) if n else np.arange(0)

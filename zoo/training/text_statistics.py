@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from zoo.tokenizers.numerals import DATE, NUMBER, rounded
+from zoo.training.number_range import evenly_spaced
 
 _WORD = re.compile(r"[^\W\d_][^\s,:;\"{}]*")
 MOST_TEXTS = 5000  # of more texts, this many evenly spaced ones are used
@@ -57,7 +58,7 @@ class TextStatistics(NamedTuple):
 
 def text_statistics(texts: Sequence[str], targets: np.ndarray, n_columns: int = 0) -> TextStatistics:
     """The statistics of N texts with targets (N, K), N at least 1, and of their number of columns."""
-    chosen = np.unique(np.linspace(0, len(texts) - 1, MOST_TEXTS).round().astype(int))
+    chosen = evenly_spaced(len(texts), MOST_TEXTS)
     sample = [texts[i] for i in chosen]
     without_dates = [DATE.sub(" ", text) for text in sample]  # which are not rounded
     numbers = [[float(number) for number in NUMBER.findall(text)] for text in without_dates]
@@ -115,7 +116,7 @@ def share_kept(column: np.ndarray, digits: int) -> float:
         digits: significant digits.
     """
     values = np.unique(column)
-    quantiles = values[np.unique(np.linspace(0, len(values) - 1, QUANTILES).round().astype(int))]
+    quantiles = values[evenly_spaced(len(values), QUANTILES)]
     return len({rounded(f"{value!r}", digits) for value in quantiles.tolist()}) / len(quantiles)
 
 

@@ -1,4 +1,4 @@
-"""Wrappers of number tokenizers: special values such as NaN, and separators between several numbers."""
+"""SpecialValues: tokens of NaN and the infinities, in addition to those of a number tokenizer."""
 
 from functools import cached_property
 
@@ -7,25 +7,10 @@ import numpy as np
 from zoo.regress_lm.number_tokenizers import Flags, NumberTokenizer
 from zoo.regress_lm.rounding import Floats, Ints
 
-PAD = "<pad>"
 SPECIAL = {"<INVALID>": np.nan, "<NAN>": np.nan, "<INF>": np.inf, "<NINF>": -np.inf}
 
 
-class NumberWrapper(NumberTokenizer):
-    """Base class of wrappers: the range and the exponents are those of `inner`."""
-
-    inner: NumberTokenizer
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        return self.inner.limits
-
-    @property
-    def magnitude_states(self) -> tuple[int, ...]:
-        return self.inner.magnitude_states
-
-
-class SpecialValues(NumberWrapper):
+class SpecialValues(NumberTokenizer):
     """Adds NaN, the infinities and `<INVALID>`, which decodes to NaN. A special value is one token, repeated.
 
     Args:
@@ -36,6 +21,14 @@ class SpecialValues(NumberWrapper):
         self.inner = tokenizer
         self.num_tokens = tokenizer.num_tokens
         self.tokens = [*tokenizer.tokens, *SPECIAL]
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        return self.inner.limits
+
+    @property
+    def magnitude_states(self) -> tuple[int, ...]:
+        return self.inner.magnitude_states
 
     @cached_property
     def allowed(self) -> Flags:
@@ -67,35 +60,3 @@ class SpecialValues(NumberWrapper):
         which = ids[..., 0] - len(self.inner.tokens)
         values = self.inner.decode(np.where(which[..., None] < 0, ids, self.inner.encode(0.0)))
         return np.where(which < 0, values, np.array(list(SPECIAL.values()))[np.maximum(which, 0)])
-
-
-class Separator(NumberWrapper):
-    """Appends `<pad>` to each number, which separates several objectives.
-
-    Its probability under the grammar is 1, so it does not change the distribution, and upstream's loss ignores it.
-
-    Args:
-        tokenizer: for the numbers.
-    """
-
-    def __init__(self, tokenizer: NumberTokenizer) -> None:
-        self.inner = tokenizer
-        self.num_tokens = tokenizer.num_tokens + 1
-        self.tokens = [*tokenizer.tokens, PAD]
-
-    @cached_property
-    def allowed(self) -> Flags:
-        end = np.arange(len(self.tokens)) == len(self.tokens) - 1
-        return np.concatenate([np.pad(self.inner.allowed, ((0, 0), (0, 1))), end[None]])
-
-    @cached_property
-    def next_state(self) -> Ints:
-        """The end state of the inner tokenizer is the state in which the separator follows."""
-        return np.pad(self.inner.next_state, ((0, 1), (0, 1)), constant_values=len(self.allowed))
-
-    def tokenize(self, values: Floats) -> tuple[Ints, Flags]:
-        ids, clamped = self.inner.tokenize(values)
-        return np.pad(ids, ((0, 0), (0, 1)), constant_values=len(self.tokens) - 1), clamped
-
-    def decode(self, ids: Ints) -> Floats:
-        return self.inner.decode(ids[..., :-1])
