@@ -8,6 +8,7 @@ Example: `windows` is a dataset of pairs (tokens, targets), both (T,) int64.
 """
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -27,6 +28,8 @@ from zoo.training.metrics import SummedLoss, reset_metrics
 from zoo.training.module import ZooModule
 from zoo.training.protocols import LanguageModelConfig, LanguageModelNetwork, require
 from zoo.training.random_streams import derive, global_seed
+
+LARGEST_LOSS = math.log(sys.float_info.max)  # whose exponential is a float
 
 
 class LanguageModel(ZooModule):
@@ -194,7 +197,8 @@ class LanguageModel(ZooModule):
             if self.tokenizer is not None:
                 row["text"] = self.tokenizer.decode(targets[i][is_scored[i]].tolist())
             loss = losses[i].item()
-            row |= {"tokens": int(counts[i]), "loss": loss, "ppl": math.exp(loss)}
+            # Beyond the range of a float the perplexity is infinite, as in validation.
+            row |= {"tokens": int(counts[i]), "loss": loss, "ppl": math.inf if loss > LARGEST_LOSS else math.exp(loss)}
         return rows
 
     # ---- text
