@@ -16,6 +16,7 @@ from zoo.files.remote_files import refuse_url
 from zoo.llama.module import LlamaLM
 from zoo.tokenizers import load_tokenizer
 from zoo.tokenizers.load import adjacent_tokenizer
+from zoo.training.initial_weights import refuse_other_tokenizer
 
 NO_TOKENIZER = "none"
 _EXTERNAL: dict[str, Any] = {"zoo": {"data": "TextLM"}, "datamodule_hyper_parameters": {}}
@@ -116,17 +117,18 @@ def load_module(
     module = cls.load_from_checkpoint(path, map_location="cpu", **changes).eval()
     checkpoint = read_checkpoint(path, required=("state_dict",))
     if tokenizer is not None:
-        _replace_tokenizer(module, given, ckpt_path)
-        checkpoint.pop("tokenizer", None)
+        _replace_tokenizer(module, given, ckpt_path, checkpoint.pop("tokenizer", None))
     return module, checkpoint
 
 
-def _replace_tokenizer(module: Any, tokenizer: Any, ckpt_path: str) -> None:
-    """Give the module another tokenizer, of the same number of tokens, or none."""
+def _replace_tokenizer(module: Any, tokenizer: Any, ckpt_path: str, stored: dict[str, Any] | None) -> None:
+    """Give the module another tokenizer with the same ids as the one that the checkpoint stores, or none."""
     size = getattr(getattr(module.model, "config", None), "vocab_size", None)
     if tokenizer is not None and size is not None and tokenizer.vocab_size != size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, but the model in {ckpt_path} {size}: set "
             "--data.tokenizer to the model's tokenizer, or drop it"
         )
+    if tokenizer is not None and stored is not None:
+        refuse_other_tokenizer(ckpt_path, tokenizer, stored)
     module.tokenizer = tokenizer

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from zoo.errors import UserError
 from zoo.files import regular_file
-from zoo.files.checkpoint_folders import is_checkpoint_folder
+from zoo.files.checkpoint_folders import is_checkpoint_folder, read_meta
 from zoo.files.checkpoints import read_checkpoint
 from zoo.files.finite import check_finite
 from zoo.files.memory_limit import memory_limit, tensor_sizes
+from zoo.files.safetensors_checkpoints import is_safetensors_checkpoint, read_content
 from zoo.tokenizers import Tokenizer, from_state
 from zoo.tokenizers.load import adjacent_tokenizer
 from zoo.weights import find_weights
@@ -119,21 +120,25 @@ def tokenizer_of_weights(path: str | None) -> str | None:
     if not path:
         return None
     file = Path(find_weights(path))
-    if not file.exists() or is_checkpoint_folder(file):
-        return None
-    if file.is_file() and is_zipfile(regular_file(file)):
-        content = read_checkpoint(file)
+    if (content := _zoo_content(file)) is not None:
         return path if "tokenizer" in content else None
-    return str(tokenizer) if (tokenizer := adjacent_tokenizer(file)) else None
+    return str(tokenizer) if file.exists() and (tokenizer := adjacent_tokenizer(file)) else None
 
 
 def check_tokenizer(path: str | None, tokenizer: Tokenizer | None) -> None:
     """Raises UserError if initial weights were trained with another tokenizer, which their checkpoint stores."""
-    if tokenizer is None or not path:
-        return
-    file = Path(find_weights(path))
-    if file.is_file() and is_zipfile(file) and "tokenizer" in (content := read_checkpoint(file)):
+    if tokenizer is not None and path and "tokenizer" in (content := _zoo_content(Path(find_weights(path))) or {}):
         refuse_other_tokenizer(path, tokenizer, content["tokenizer"])
+
+
+def _zoo_content(file: Path) -> Mapping[str, Any] | None:
+    """The entries of a checkpoint of the zoo, of a folder only those that are no tensors; None for other weights."""
+    if is_checkpoint_folder(file):
+        return read_meta(file)
+    if is_safetensors_checkpoint(file):
+        return read_content(file)
+    content = read_checkpoint(file) if file.is_file() and is_zipfile(regular_file(file)) else {}
+    return content if "state_dict" in content else None
 
 
 def refuse_other_tokenizer(path: str, tokenizer: Tokenizer, stored: dict[str, Any]) -> None:
