@@ -9,7 +9,7 @@ from zoo.cli.class_names import ClassNames
 from zoo.cli.plain_parser import PlainParser
 from zoo.cli.run_folder import find_checkpoint
 from zoo.errors import UserError
-from zoo.export.formats import FORMATS
+from zoo.export.formats import FORMATS, check_format
 from zoo.export.write import check_absent, export_module
 from zoo.files.checkpoints import read_checkpoint
 from zoo.files.remote_files import refuse_url
@@ -76,6 +76,9 @@ def export(argv: list[str]) -> None:
     check_absent(Path(options.destination))
     path = find_checkpoint(options.ckpt_path, options.output_dir) or ""
     module, checkpoint = load_module(path, options.tokenizer, options.base, options.model)
+    check_format(module, options.format)
+    if options.format == "onnx":  # torch's exporter takes from seconds to minutes
+        print("zoo: writing the graphs, and comparing them with the model in onnxruntime", file=sys.stderr, flush=True)
     for path, note in export_module(module, options.format, options.destination, checkpoint).items():
         size = Path(path).stat().st_size / 2**20
         print(f"{path}: {size:.1f} MiB{note and ', '}{note}", file=sys.stderr)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 
-from zoo.cli.ranks import World
+from zoo.cli.world import World
 from zoo.errors import UserError, check_counts
 from zoo.files.checkpoints import read_checkpoint
 from zoo.tokenizers import stream_decode
