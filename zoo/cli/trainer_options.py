@@ -130,9 +130,8 @@ def check_names(trainer: Any) -> None:
         raise UserError(f"--trainer.devices must be a number of processes from 1, or auto, not {devices!r}")
     if isinstance(trainer.profiler, str) and trainer.profiler.lower() not in PROFILERS:
         raise UserError(describe_text("trainer.profiler", trainer.profiler, PROFILERS))
-    if (str(trainer.profiler).lower() == "xla" or named(trainer.profiler, "XLAProfiler")) and not find_spec(
-        "torch_xla"
-    ):
+    is_xla = str(trainer.profiler).lower() == "xla" or named(trainer.profiler, "XLAProfiler")
+    if is_xla and not find_spec("torch_xla"):
         raise UserError("--trainer.profiler xla needs the package torch_xla: drop it, or set it to simple or pytorch")
     accelerators = ("auto", "gpu", *AcceleratorRegistry.available_accelerators())
     if isinstance(trainer.accelerator, str) and trainer.accelerator not in accelerators:

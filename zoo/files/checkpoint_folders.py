@@ -77,7 +77,7 @@ def write_folder(checkpoint: Mapping[str, Any], path: Path) -> None:
             dtype = str(tensor.dtype).removeprefix("torch.")
             table.append({"name": name, "place": list(place), "shape": list(tensor.shape), "dtype": dtype})
             assign(content, place, None)
-    partial = _broadcast(_new_folder(path) if _rank() == 0 else None)
+    partial = _gather(_new_folder(path) if _rank() == 0 else None)[0]
     problem = None
     try:
         if isinstance(partial, Exception):
@@ -311,8 +311,3 @@ def _gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * _processes()
     dist.all_gather_object(values, value)
     return values
-
-
-def _broadcast(value: Any) -> Any:
-    """The value of the first process."""
-    return _gather(value)[0]

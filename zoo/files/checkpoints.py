@@ -142,7 +142,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "tokenizer": _is_dict,
     "epoch": _is_count,
     "global_step": _is_count,
-    "loops": lambda value: _is_dict(value, lambda item: _is_dict(item)),
+    "loops": lambda value: _is_dict(value, _is_dict),
     "callbacks": lambda value: _is_dict(value, lambda item: isinstance(item, dict)),
     "optimizer_states": lambda value: _is_list(value, _is_optimizer),
     "lr_schedulers": lambda value: _is_list(value, _is_dict),

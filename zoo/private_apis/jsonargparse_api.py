@@ -7,7 +7,7 @@ tests/private_apis/test_jsonargparse_api.py fails when one of them changes.
 
 import re
 from argparse import SUPPRESS
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Mapping
 from enum import Enum
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,10 +29,14 @@ class Option(NamedTuple):
 
 def options(parser: ArgumentParser) -> list[Option]:
     """The options of a parser and of its subcommands, without those of subclasses (`class_options`)."""
+    subparsers = (getattr(parser._subcommands_action, "choices", None) or {}).values()
+    return [option for one in (parser, *subparsers) for option in _own_options(one)]
+
+
+def _own_options(parser: ArgumentParser) -> list[Option]:
     return [
         Option(name, action.help or "", getattr(action, "_typehint", None), action.default)
-        for one in (parser, *_subparsers(parser))
-        for name, action in one._option_string_actions.items()
+        for name, action in parser._option_string_actions.items()
     ]
 
 
@@ -41,11 +45,7 @@ def class_options(cls: type) -> list[Option]:
     parser = ArgumentParser()
     own = set(parser._option_string_actions)
     parser.add_class_arguments(cls, fail_untyped=False)
-    return [
-        Option(name, action.help or "", getattr(action, "_typehint", None), action.default)
-        for name, action in parser._option_string_actions.items()
-        if name not in own
-    ]
+    return [option for option in _own_options(parser) if option.name not in own]
 
 
 def class_help(cls: type, group: str, skip: Container[str] = (), values: Mapping[str, Any] | None = None) -> str:
@@ -137,10 +137,6 @@ def _is_raised_in_jsonargparse(error: BaseException) -> bool:
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
     return traceback is not None and traceback.tb_frame.f_globals.get("__name__", "").startswith("jsonargparse.")
-
-
-def _subparsers(parser: ArgumentParser) -> Iterator[ArgumentParser]:
-    yield from (getattr(parser._subcommands_action, "choices", None) or {}).values()
 
 
 # ---- error messages: each function returns the name that the message complains about, or None for another message

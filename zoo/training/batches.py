@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from zoo.errors import UserError
+from zoo.layers.linear_nll import IGNORED
 from zoo.tokenizers import Tokenizer
 from zoo.training.random_streams import stream
-
-IGNORED = -100  # a target that is not scored: the default ignore_index of torch's cross_entropy
 
 
 class TokenBatch(NamedTuple):

@@ -18,11 +18,12 @@ from torch import Tensor
 from zoo.errors import UserError, check_counts
 from zoo.generation.decoders import left_pad
 from zoo.generation.sampling import stream_tokens
+from zoo.layers.linear_nll import IGNORED
 from zoo.layers.token_nll import token_nll
 from zoo.layers.widen import widen
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
-from zoo.training.batches import IGNORED, as_token_batch, check_token_ids
+from zoo.training.batches import as_token_batch, check_token_ids
 from zoo.training.loss_weights import Counts, Loss
 from zoo.training.metrics import SummedLoss, reset_metrics
 from zoo.training.module import ZooModule
