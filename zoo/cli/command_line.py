@@ -48,7 +48,7 @@ from zoo.cli.ranks import Ranks, connect
 from zoo.cli.renamed_arguments import find_renamed
 from zoo.cli.resume import copy_remote_config, refuse_overridden_checkpoint, saved_run, with_chosen_settings
 from zoo.cli.run_callbacks import callbacks_of_run
-from zoo.cli.run_folder import SaveConfig, check_pattern, check_writable, find_checkpoint, refuse_other_run
+from zoo.cli.run_folder import SaveConfig, check_pattern, find_checkpoint, refuse_other_run
 from zoo.cli.run_lock import locked_and_watched
 from zoo.cli.time_limit import print_shares
 from zoo.cli.trainer import ZooTrainer
@@ -345,10 +345,10 @@ class ZooCLI(OpenLightningCLI):
     def before_fit(self) -> None:
         check_callbacks(_callbacks(self.trainer), self.model)
         config = self.config.fit
-        folder = checkpoint_folder(config)
         if self.trainer.is_global_zero:  # the others may have another {time}, and write nothing
-            refuse_other_run(folder, config.ckpt_path, None if self.may_restart else Path(config.output_dir))
-            check_writable(folder)
+            refuse_other_run(
+                checkpoint_folder(config), config.ckpt_path, None if self.may_restart else Path(config.output_dir)
+            )
 
 
 def _callbacks(trainer: Any) -> list[Callback]:

@@ -7,7 +7,6 @@ because of its data, leaves no trace.
 import contextlib
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -131,19 +130,6 @@ def refuse_other_run(folder: Path, ckpt_path: str | None, config_folder: Path | 
             f"{config_folder} already holds the config.yaml of a run, which saved no checkpoint: remove it, or give "
             "another --output_dir"
         )
-
-
-def check_writable(folder: Path) -> None:
-    """Raises OSError if nothing can be written into the folder: before training rather than after it."""
-    missing = list(missing_folders([folder]))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(f"cannot write to {folder} ({error.strerror}): give another --output_dir") from error
-    finally:
-        remove_empty(missing)
 
 
 class EmptyFolders(Callback):
