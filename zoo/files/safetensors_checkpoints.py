@@ -53,12 +53,8 @@ def write_safetensors_checkpoint(checkpoint: Mapping[str, Any], folder: Path) ->
     (folder / CONTENT).write_text(text + "\n", encoding="utf-8")
 
 
-def read_safetensors_checkpoint(folder: str | Path, verify: bool | None = None) -> dict[str, Any]:
-    """The checkpoint in a folder, its tensors on the CPU.
-
-    Args:
-        folder: the folder.
-        verify: compare the content with the digest in it. Default: unless the environment variable ZOO_VERIFY is 0.
+def read_safetensors_checkpoint(folder: str | Path) -> dict[str, Any]:
+    """The checkpoint in a folder, its tensors on the CPU. Its content is compared with the digest in it.
 
     Raises:
         UserError: a file is missing or damaged, or the digest differs.
@@ -74,8 +70,7 @@ def read_safetensors_checkpoint(folder: str | Path, verify: bool | None = None) 
     except _DamagedError:
         raise damaged(folder, "a value in it does not have the structure of a checkpoint's") from None
     checkpoint = {_STATE: state} | decoded
-    if verify is not False and KEY in checkpoint:
-        verify_digest(checkpoint, folder / TENSORS)
+    verify_digest(checkpoint, folder / TENSORS)
     return checkpoint
 
 
