@@ -23,11 +23,12 @@ class Plots(Callback):
     """Draw predictions over targets, the calibration of predicted distributions, and the model's `figures()`.
 
     Validate and test write `test-scatter.png`, `test-calibration.png` and so on into the run's folder; figures of other
-    data, whose name is in the metadata of the file, are not replaced. Predict writes
-    `predictions-scatter.png` and so on next to the file of predictions and named after it; an existing figure is
-    replaced only with `--overwrite`. Each validation during fit writes its figures to the loggers: images in
-    TensorBoard and W&B, artifacts in MLflow, and with CSVLogger files in the folder `figures` next to metrics.csv.
-    `pl_module.figures() -> {name: Figure}` is optional.
+    data, whose name is in the metadata of the file, are not replaced. Predict writes `predictions-scatter.png` and so
+    on next to the file of predictions and named after it; an existing figure is replaced only with `--overwrite`. Each
+    validation during fit writes its figures to the loggers: images in TensorBoard and W&B, artifacts in MLflow, and
+    with CSVLogger files in the folder `figures` next to metrics.csv. `pl_module.figures() -> {name: Figure}` is
+    optional.
+
     The data are what a step returns: "prediction" and "target"; for the calibration "pit", the predicted distribution
     function at the target; and for intervals "quantiles" at 5, 25, 50, 75 and 95% (B, K, 5), or by level. They are
     tensors (B, K), or in a list of rows. Rows without a target are left out. With several processes only the rows of

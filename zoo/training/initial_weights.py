@@ -68,14 +68,8 @@ class InitialWeights:
             self._load(module, state)
 
     def _load(self, module: nn.Module, state: Mapping[str, Tensor]) -> None:
-        own = module.state_dict()
-        for name in [*own, *state]:
-            shapes = [tuple(tensors[name].shape) if name in tensors else "missing" for tensors in (own, state)]
-            if shapes[0] != shapes[1]:
-                raise UserError(
-                    f"the weights in {self.path} do not fit: {name} is {shapes[1]} in the file and {shapes[0]} in the "
-                    "model; give other weights"
-                )
+        if difference := first_difference(state, module.state_dict()):
+            raise UserError(f"the weights in {self.path} do not fit: {difference}; give other weights")
         module.load_state_dict(state)
 
     def check_data(self, tokenizer: Tokenizer | None = None, **sizes: tuple[Any, str]) -> None:
@@ -110,6 +104,15 @@ class InitialWeights:
             network = make()
         self._load(network, self._tensors)
         return network
+
+
+def first_difference(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
+    """A clause about the first tensor whose shape differs between a file and a model, or that one of them lacks."""
+    for name in [*own, *stored]:
+        shapes = [tuple(tensors[name].shape) if name in tensors else "missing" for tensors in (stored, own)]
+        if shapes[0] != shapes[1]:
+            return f"{name} is {shapes[0]} in the file and {shapes[1]} in the model"
+    return None
 
 
 def tokenizer_of_weights(path: str | None) -> str | None:
