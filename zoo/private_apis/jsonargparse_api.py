@@ -142,16 +142,19 @@ def _is_raised_in_jsonargparse(error: BaseException) -> bool:
 # ---- error messages: each function returns the name that the message complains about, or None for another message
 
 
+def _first(pattern: str, message: str) -> str | None:
+    found = re.search(pattern, message)
+    return found[1] if found else None
+
+
 def unknown_option(message: str) -> str | None:
     """The option of "unrecognized arguments: --trainer.max_stepz=3"."""
-    found = re.search(r"unrecognized arguments: (\S+)", message)
-    return found[1].split("=")[0] if found else None
+    return _first(r"unrecognized arguments: ([^\s=]+)", message)
 
 
 def without_value(message: str) -> str | None:
     """The option of "argument --prompt: expected one argument"."""
-    found = re.search(r"argument (?:-\w/)?(--\S+): expected one argument", message)
-    return found[1] if found else None
+    return _first(r"argument (?:-\w/)?(--\S+): expected one argument", message)
 
 
 def unknown_setting(message: str) -> str | None:
@@ -162,8 +165,7 @@ def unknown_setting(message: str) -> str | None:
 
 def unknown_class(message: str) -> str | None:
     """The class name that is neither known nor importable."""
-    found = re.search(r"dot import path string: (\S+)", message)
-    return found[1] if found else None
+    return _first(r"dot import path string: (\S+)", message)
 
 
 def class_of_another_kind(message: str) -> str | None:
@@ -175,8 +177,7 @@ def class_of_another_kind(message: str) -> str | None:
 
 def class_with_settings(message: str) -> str | None:
     """The import path of the class, a setting of which is wrong."""
-    found = re.search(r"Problem with given class_path '([\w.]+)'", message)
-    return found[1] if found else None
+    return _first(r"Problem with given class_path '([\w.]+)'", message)
 
 
 def ambiguous_class(message: str) -> tuple[str, list[str]] | None:
@@ -189,8 +190,7 @@ def ambiguous_class(message: str) -> tuple[str, list[str]] | None:
 
 def missing_file(message: str) -> str | None:
     """The path of a config file that does not exist."""
-    found = re.search(r"File does not exist: '([^']+)'", message)
-    return found[1] if found else None
+    return _first(r"File does not exist: '([^']+)'", message)
 
 
 def missing_arguments(message: str) -> list[str]:
@@ -201,8 +201,7 @@ def missing_arguments(message: str) -> list[str]:
 
 def key_of(message: str) -> str | None:
     """The key whose value is wrong, as in 'Parser key "model": ...'."""
-    found = re.search(r'Parser key "([^"]+)"', message)
-    return found[1] if found else None
+    return _first(r'Parser key "([^"]+)"', message)
 
 
 def failed_import(message: str) -> tuple[str, str] | None:

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_counts
 from zoo.layers.linear_nll import IGNORED
 from zoo.tokenizers import Tokenizer
 from zoo.training.random_streams import stream
@@ -275,6 +275,7 @@ class BucketBatchSampler:
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int = 0) -> None:
+        check_counts(batch_size=batch_size)
         self.lengths, self.batch_size, self.seed, self.epoch = torch.tensor(lengths), batch_size, seed, 0
 
     def __len__(self) -> int:

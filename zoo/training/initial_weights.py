@@ -69,7 +69,11 @@ class InitialWeights:
 
     def _load(self, module: nn.Module, state: Mapping[str, Tensor]) -> None:
         if difference := first_difference(state, module.state_dict()):
-            raise UserError(f"the weights in {self.path} do not fit: {difference}; give other weights")
+            name, given, expected = difference
+            raise UserError(
+                f"the weights in {self.path} do not fit: {name} is {given} in the file and {expected} in the model; "
+                "give other weights"
+            )
         module.load_state_dict(state)
 
     def check_data(self, tokenizer: Tokenizer | None = None, **sizes: tuple[Any, str]) -> None:
@@ -106,12 +110,12 @@ class InitialWeights:
         return network
 
 
-def first_difference(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
-    """A clause about the first tensor whose shape differs between a file and a model, or that one of them lacks."""
+def first_difference(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[str, Any, Any] | None:
+    """The first tensor that differs between a file and a model: its name, and its shape or "missing" in each."""
     for name in [*own, *stored]:
-        shapes = [tuple(tensors[name].shape) if name in tensors else "missing" for tensors in (stored, own)]
-        if shapes[0] != shapes[1]:
-            return f"{name} is {shapes[0]} in the file and {shapes[1]} in the model"
+        given, expected = (tuple(tensors[name].shape) if name in tensors else "missing" for tensors in (stored, own))
+        if given != expected:
+            return name, given, expected
     return None
 
 

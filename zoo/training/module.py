@@ -264,9 +264,10 @@ class ZooModule(WeightedLosses):
         """As torch's, except that a missing, unknown or misshapen tensor raises UserError."""
         own = self.state_dict()
         if strict and (difference := first_difference(state_dict, own)):
+            name, given, expected = difference
             raise UserError(
-                f"the checkpoint does not fit this {type(self).__name__}: {difference}; drop the settings that change "
-                "the model's sizes"
+                f"the checkpoint does not fit this {type(self).__name__}: {name} is {given} in the file and {expected} "
+                "in the model; drop the settings that change the model's sizes"
             )
         for name, tensor in own.items():
             if name in state_dict and state_dict[name].is_floating_point() != tensor.is_floating_point():
