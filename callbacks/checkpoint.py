@@ -31,12 +31,13 @@ class Checkpoint(LightningCheckpoint):
 
     `last.ckpt` is written after every validation, every `every_n_steps` steps, when training ends, and after a signal:
     Ctrl-C (SIGINT), SIGTERM and SIGHUP save and stop, SIGUSR1 saves and continues; in a SLURM job it also requeues the
-    job, once. A signal is recorded, and all ranks
-    exchange it after an optimizer step and before a validation batch: they save and stop together, so that none waits
-    for another. On several GPUs the exchange takes effect one step later, so that no step waits for it. One process
-    alone interrupts a validation immediately. A checkpoint saved during a validation holds the state before it. A
-    second Ctrl-C stops without waiting for the end of the step and without saving; a save that has begun is always
-    completed. Weights that are not finite are never saved: training then stops with an error.
+    job, once. Weights that are not finite are never saved: training then stops with an error.
+
+    A signal is recorded, and all ranks exchange it after an optimizer step and before a validation batch: they save and
+    stop together, so that none waits for another. On several GPUs the exchange takes effect one step later, so that no
+    step waits for it. One process alone interrupts a validation immediately. A checkpoint saved during a validation
+    holds the state before it. A second Ctrl-C stops without waiting for the end of the step and without saving; a save
+    that has begun is always completed.
 
     Args:
         dirpath: folder of the checkpoints. Default: the run's folder (the Trainer's `default_root_dir`).

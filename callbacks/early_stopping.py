@@ -6,7 +6,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
 from zoo.callbacks.checkpoint import require_logged
-from zoo.errors import UserError, check_choice
+from zoo.errors import UserError, check_choice, check_weight
 
 
 class EarlyStopping(LightningEarlyStopping):
@@ -25,6 +25,7 @@ class EarlyStopping(LightningEarlyStopping):
         check_choice("--early_stopping.mode", mode, ("min", "max"))
         if patience is not None and patience < 1:
             raise UserError(f"--early_stopping.patience must be at least 1, or null to never stop, not {patience}")
+        check_weight("--early_stopping.min_delta", min_delta)
         self.enabled = patience is not None
         super().__init__(
             monitor, patience=patience or 1, min_delta=min_delta, mode=mode, check_on_train_epoch_end=False

@@ -10,6 +10,7 @@ from zoo.errors import check_choice
 from zoo.private_apis.lightning_precision import mixed_precision_of
 from zoo.private_apis.lightning_trainer import set_precision
 
+DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "xla")  # torch's names of the types of Lightning's accelerators
 _LIGHTNING_NAME: dict[str, Literal["16-mixed", "bf16-mixed"]] = {"fp16": "16-mixed", "bf16": "bf16-mixed"}
 
 
@@ -35,6 +36,8 @@ class MixedPrecision(Callback):
         tf32: bool = True,
     ) -> None:
         check_choice("mixed_precision.dtype", dtype, ("auto", *_LIGHTNING_NAME, "off"))
+        for device in devices:
+            check_choice("each of --mixed_precision.devices", device, DEVICES)
         self.dtype = dtype
         self.devices = devices
         self.tf32 = tf32

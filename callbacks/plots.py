@@ -23,11 +23,12 @@ class Plots(Callback):
     """Draw predictions over targets, the calibration of predicted distributions, and the model's `figures()`.
 
     Validate and test write `test-scatter.png`, `test-calibration.png` and so on into the run's folder; figures of other
-    data, whose name is in the metadata of the file, are not replaced. Predict writes
-    `predictions-scatter.png` and so on next to the file of predictions and named after it; an existing figure is
-    replaced only with `--overwrite`. Each validation during fit writes its figures to the loggers: images in
-    TensorBoard and W&B, artifacts in MLflow, and with CSVLogger files in the folder `figures` next to metrics.csv.
-    `pl_module.figures() -> {name: Figure}` is optional.
+    data, whose name is in the metadata of the file, are not replaced. Predict writes `predictions-scatter.png` and so
+    on next to the file of predictions and named after it; an existing figure is replaced only with `--overwrite`. Each
+    validation during fit writes its figures to the loggers: images in TensorBoard and W&B, artifacts in MLflow, and
+    with CSVLogger files in the folder `figures` next to metrics.csv. `pl_module.figures() -> {name: Figure}` is
+    optional.
+
     The data are what a step returns: "prediction" and "target"; for the calibration "pit", the predicted distribution
     function at the target; and for intervals "quantiles" at 5, 25, 50, 75 and 95% (B, K, 5), or by level. They are
     tensors (B, K), or in a list of rows. Rows without a target are left out. With several processes only the rows of
@@ -125,17 +126,12 @@ class Plots(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer, pl_module)
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(trainer, pl_module)
+    on_predict_end = on_test_end
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         self._collect(outputs)
 
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        self._collect(outputs)
-
-    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        self._collect(outputs)
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end  # type: ignore[assignment]
 
 
 def _data_of(trainer: Trainer) -> str:

@@ -98,7 +98,13 @@ class Progress(ProgressBar):
             self._open_evaluation(trainer.num_val_batches)
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         self._count_batch(trainer)
 
@@ -117,24 +123,15 @@ class Progress(ProgressBar):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._open_evaluation(trainer.num_test_batches)
 
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        self._count_batch(trainer)
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._open_evaluation(trainer.num_predict_batches)
+
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close(trainer)
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._open_evaluation(trainer.num_predict_batches)
-
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        self._count_batch(trainer)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._close(trainer)
+    on_predict_end = on_test_end
 
     # ---- the end of a run that failed or was stopped
 

@@ -75,7 +75,7 @@ def best_found_at_random(targets: Floats, best: Best = "min", tried: Sequence[in
     n = len(targets)
     for k in (numbers := range(1, n + 1) if tried is None else tried):
         check_number("tried", k, f"from 1 to {n}", lambda k: 1 <= k <= n, whole=True)
-    ordered = np.sort(targets) if best == "min" else -np.sort(-targets)
+    ordered = np.sort(targets) if best == "min" else np.sort(targets)[::-1]
     expected = []
     for k in numbers:
         # The j-th best is the best of k with probability C(n - j, k - 1) / C(n, k), computed by a recursion over j.
@@ -86,7 +86,7 @@ def best_found_at_random(targets: Floats, best: Best = "min", tried: Sequence[in
 
 
 def _losses(values: Floats, best: Best) -> Floats:
-    return values if best == "min" else -values
+    return values if best == "min" else -values.astype(np.float64)  # an unsigned integer has no negative
 
 
 def _check(predictions: Floats, targets: Floats, best: Best) -> None:

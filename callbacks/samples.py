@@ -3,15 +3,15 @@
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from zoo.callbacks.loggers import log_text
-from zoo.errors import check_counts
+from zoo.errors import check_counts, check_weight
 
 
 class Samples(Callback):
     """After a validation, write generated text to the loggers.
 
     TensorBoard shows it in its text tab, W&B in a table; MLflow gets an artifact, and CSVLogger a file in the folder
-    `samples` next to metrics.csv. The text is what
-    `pl_module.sample_text(prompt, max_new_tokens, temperature)` returns; without that method nothing is written.
+    `samples` next to metrics.csv. The text is what `pl_module.sample_text(prompt, max_new_tokens, temperature)`
+    returns; without that method nothing is written.
 
     Args:
         prompt: text that the model continues; the empty default starts a new text.
@@ -27,6 +27,8 @@ class Samples(Callback):
         temperature: float = 0.8,
         every_n_validations: int = 1,
     ) -> None:
+        check_counts(0, **{"--samples.max_new_tokens": max_new_tokens})
+        check_weight("--samples.temperature", temperature)
         check_counts(**{"--samples.every_n_validations": every_n_validations})
         self.prompt = prompt
         self.max_new_tokens = max_new_tokens

@@ -1,9 +1,7 @@
 """Signals received during training: handlers that record them, for a callback that saves and stops."""
 
 import contextlib
-import os
 import signal
-import sys
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -15,6 +13,7 @@ from zoo.console.signals import (
     leave_lost_terminal,
     signal_name,
     stop_exception,
+    write_message,
 )
 
 
@@ -88,12 +87,6 @@ class SignalRecord:
             self.was_raised = True
             raise self.exception()
         if is_first and not self._is_quiet:
-            _tell(f"\nzoo: {signal_name(signum)}: saving and stopping after this step")
+            write_message(f"\nzoo: {signal_name(signum)}: saving and stopping after this step")
         if not is_first and signum == signal.SIGINT:
             raise self.exception()
-
-
-def _tell(message: str) -> None:
-    """Print from a signal handler, where print() may fail because it was interrupted itself."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        os.write(sys.stderr.fileno(), f"{message}\n".encode())

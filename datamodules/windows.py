@@ -14,7 +14,8 @@ from zoo.datamodules import packing
 from zoo.datamodules.checksums import LazyCheck
 from zoo.datamodules.packing import read_counts, shard_files
 from zoo.errors import UserError
-from zoo.training.batches import IGNORED, TokenBatch
+from zoo.layers.linear_nll import IGNORED
+from zoo.training.batches import TokenBatch
 
 OPEN_SHARDS = 256  # mapped at the same time: the system limits the number of maps and of open files
 

@@ -53,7 +53,8 @@ def _run_verb(argv: list[str]) -> None:
         # Imported here, so that help and list need not import torch.
         defer_imports()
         from zoo.cli.command_line import ZooCLI
-        from zoo.cli.ranks import Ranks, World
+        from zoo.cli.ranks import Ranks
+        from zoo.cli.world import World
 
     if argv[0] in WITHOUT_TRAINER:
         module, function = WITHOUT_TRAINER[argv[0]]

@@ -1,6 +1,7 @@
 """Each other shared callback on a model of one weight matrix, with expectations worked out by hand."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -275,3 +276,18 @@ def test_a_failed_prediction_leaves_no_file(tmp_path):
 def test_settings_out_of_range_are_refused(make):
     with pytest.raises(ValueError, match=r"must be|is"):
         make()
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (lambda: EarlyStopping(patience=1, min_delta=-0.1), "--early_stopping.min_delta must be"),
+        (lambda: EarlyStopping(patience=1, min_delta=math.nan), "--early_stopping.min_delta must be"),
+        (lambda: MixedPrecision(devices=("gpu",)), "each of --mixed_precision.devices must be one of cpu, cuda"),
+        (lambda: Samples(max_new_tokens=-1), "--samples.max_new_tokens must be at least 0"),
+        (lambda: Samples(temperature=-1.0), "--samples.temperature must be a finite number of at least 0"),
+    ],
+)
+def test_settings_outside_their_range_are_refused_by_the_constructor(build, sentence):
+    with pytest.raises(UserError, match=sentence):
+        build()

@@ -123,3 +123,12 @@ def test_figures_of_rows_without_targets_are_named(tmp_path):
     ):
         plots.on_predict_end(trainer, None)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_largest_of_unsigned_integers_are_the_best():
+    values = np.array([0, 200, 7], dtype=np.uint8)
+    for target in (values, values.astype(np.float64)):
+        assert ranked(target, "max").tolist() == [1, 2, 0]
+        assert best_found(target, target, "max").tolist() == [200, 200, 200]
+        assert top_k_recall(target, target, "max").tolist() == [1, 1, 1]
+        assert best_found_at_random(target, "max").tolist() == pytest.approx([69, 200 * 2 / 3 + 7 / 3, 200])

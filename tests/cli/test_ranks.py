@@ -12,7 +12,8 @@ from tests.commands import MICRO, TINY, start
 from tests.ranks import free_port, run_ranks
 from zoo.cli import command_line
 from zoo.cli.command_line import ZooCLI
-from zoo.cli.ranks import Ranks, World
+from zoo.cli.ranks import Ranks
+from zoo.cli.world import World
 from zoo.datamodules.text_lm import TextLM
 from zoo.errors import UserError
 from zoo.llama import LlamaLM

@@ -62,12 +62,12 @@ def test_a_copy_is_used_until_the_file_changes(tmp_path, monkeypatch):
 def test_the_tokenizer_of_remote_llama2c_weights_is_found(monkeypatch, tmp_path):
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
     files = fsspec.filesystem("memory")
-    old = struct.pack("<7i", 64, 172, 5, 8, 4, 512, 512) + bytes(64)
-    new = struct.pack("<9i", 0x616B3432, 1, 64, 172, 5, 8, 4, -512, 512) + bytes(64)
-    for folder, header in (("old", old), ("new", new)):
-        files.pipe(f"/bucket/{folder}/model.bin", header)
-        files.pipe(f"/bucket/{folder}/tok512.bin", b"tokenizer")
-        copy = copy_with_neighbours(f"memory://bucket/{folder}/model.bin", "--ckpt_path")
+    torch.save({"model_args": {"vocab_size": 512}, "model": {}}, content := io.BytesIO())
+    header = struct.pack("<7i", 64, 172, 5, 8, 4, -512, 512) + bytes(64)
+    for name, weights in (("model.bin", header), ("model.pt", content.getvalue())):
+        files.pipe(f"/bucket/{name[-2:]}/{name}", weights)
+        files.pipe(f"/bucket/{name[-2:]}/tok512.bin", b"tokenizer")
+        copy = copy_with_neighbours(f"memory://bucket/{name[-2:]}/{name}", "--ckpt_path")
         assert copy.with_name("tok512.bin").read_bytes() == b"tokenizer"
 
 

@@ -30,6 +30,13 @@ from tests.commands import TINY, complaint
         ),
         (["trainer.strategy=fsdp"], "--trainer.strategy fsdp is not supported: set it to ddp, or to fsdp2"),
         (["trainer.profiler=simpel"], "there is no profiler 'simpel'; did you mean simple?"),
+        (["trainer.profiler=xla"], "--trainer.profiler xla needs the package torch_xla: drop it, or set it to simple"),
+        (["trainer.profiler=XLAProfiler"], "--trainer.profiler xla needs the package torch_xla"),
+        (["trainer.callbacks+=BackboneFinetuning"], "needs a model with an attribute `backbone`, and LlamaLM has none"),
+        (
+            ["trainer.logger=CSVLogger", "trainer.logger.flush_logs_every_n_steps=0"],
+            "--trainer.logger.flush_logs_every_n_steps must be at least 1, not 0",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

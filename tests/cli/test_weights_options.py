@@ -1,5 +1,7 @@
 """Paths and settings next to weights: URLs, zoo:NAME, weights of another model, settings that contradict them."""
 
+import json
+
 import fsspec
 import pytest
 import torch
@@ -8,8 +10,10 @@ import yaml
 from tests.commands import TINY, complaint
 from zoo.__main__ import main
 from zoo.errors import UserError
+from zoo.export import export_module
+from zoo.export.tokenizer_json import tokenizer_files
 from zoo.files.remote_files import is_copy
-from zoo.llama import load_checkpoint, save_checkpoint
+from zoo.llama import LlamaLM, load_checkpoint, save_checkpoint
 from zoo.tokenizers import load_tokenizer
 from zoo.training.initial_weights import tokenizer_of_weights
 from zoo.weights import find_weights
@@ -75,3 +79,55 @@ def test_the_saved_config_has_the_sizes_of_the_weights(run, text_file, tmp_path)
     stored = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["hyper_parameters"]
     for name in ("dim", "n_layers", "n_heads", "max_seq_len"):
         assert saved[name] == stored[name] == original[name]
+
+
+@pytest.fixture(scope="module")
+def other_tokenizer(tmp_path_factory):
+    """The tokenizer of bytes as a tokenizer.json, with the ids of two letters exchanged."""
+    content = json.loads(tokenizer_files(load_tokenizer("bytes"))["tokenizer.json"])
+    vocabulary = content["model"]["vocab"]
+    vocabulary["e"], vocabulary["t"] = vocabulary["t"], vocabulary["e"]
+    path = tmp_path_factory.mktemp("other") / "tokenizer.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(other_tokenizer):
+    """The folder of an exported model with that tokenizer."""
+    tokenizer = load_tokenizer(other_tokenizer)
+    module = LlamaLM(vocab_size=257, dim=32, n_layers=1, n_heads=2, max_seq_len=32, tokenizer=tokenizer)
+    export_module(module, "safetensors", other_tokenizer.with_name("model"))
+    return other_tokenizer.with_name("model")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fit", "--config", TINY, "--output_dir={tmp}/run", "--model.weights={exported}", "--data.tokenizer=bytes"],
+        ["generate", "--ckpt_path={run}/best.ckpt", "--prompt=The fox", "--data.tokenizer={other}"],
+        ["export", "--ckpt_path={run}/best.ckpt", "--format=hf", "{tmp}/hf", "--data.tokenizer={other}"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_tokenizer_with_other_ids_is_refused(words, run, exported, other_tokenizer, tmp_path, capsys):
+    paths = {"run": run, "exported": exported, "other": other_tokenizer, "tmp": tmp_path}
+    sentence = complaint(capsys, 1, *(str(word).format(**paths) for word in words))
+    assert "is not that of the weights in" in sentence
+    assert "so that their ids mean other words: set --data.tokenizer" in sentence
+    assert not list(tmp_path.iterdir())
+
+
+def test_initial_weights_of_an_export_bring_their_tokenizer(exported, text_file, tmp_path):
+    few = ["--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--samples.max_new_tokens=0", "--data.seq_len=16"]
+    argv = ["fit", f"--config={TINY}", f"--data_dir={text_file}", f"--output_dir={tmp_path}/run", *few]
+    assert main([*argv, f"--model.weights={exported}"]) == 0
+    assert tokenizer_of_weights(str(exported)) == str(exported)
+    assert load_tokenizer(tmp_path / "run" / "last.ckpt").encode("te") == load_tokenizer("bytes").encode("et")
+
+
+def test_the_tokenizer_next_to_weights_by_torch_save(tmp_path):
+    torch.save({"model_args": {"vocab_size": 512}, "model": {}}, tmp_path / "stories.pt")
+    assert tokenizer_of_weights(str(tmp_path / "stories.pt")) is None
+    (tmp_path / "tok512.bin").write_bytes(b"content")
+    assert tokenizer_of_weights(str(tmp_path / "stories.pt")) == str(tmp_path / "tok512.bin")

@@ -92,7 +92,7 @@ def test_speed_leaves_out_the_first_step_and_validations_and_the_time_left_inclu
 
 
 def test_log_lines_have_no_control_characters(capsys):
-    log = LogLines(seconds=10)
+    log = LogLines()
     assert not log.is_due()
     log.show(RUN, is_event=True)
     log.show(Progress(401, 2000), is_event=True)  # within a second of the line before

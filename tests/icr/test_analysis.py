@@ -8,13 +8,14 @@ import pytest
 import torch
 from sklearn.linear_model import RidgeCV
 
+from tests.icr.score_function import score_function
 from tests.resume import BATCH_END, train
 from zoo.console.exit_codes import run_command
 from zoo.datamodules.linear_regression_tasks import LinearRegressionTasks
 from zoo.icr import ICRTransformer, load_model, ridge
 from zoo.icr.analysis import __main__ as analysis
 from zoo.icr.analysis import explain, scores
-from zoo.icr.analysis.gradients import PARTS, normals, score_function
+from zoo.icr.analysis.gradients import PARTS, normals
 from zoo.icr.task import Task
 
 TASK = {"D": 2, "K": 3, "sigma2": 0.25}

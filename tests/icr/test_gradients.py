@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from tests.icr.score_function import score_function
 from zoo.icr import ICRegConfig, ridge
 from zoo.icr.analysis import gradients
-from zoo.icr.analysis.gradients import losses, normals, parts, prior, reparameterised, score_function
+from zoo.icr.analysis.gradients import losses, normals, parts, prior, reparameterised
 from zoo.icr.model import Network
 from zoo.icr.task import Task
 

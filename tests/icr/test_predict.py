@@ -216,6 +216,25 @@ def test_other_files_are_refused(checkpoint, tmp_path):
         load_model(tmp_path / "no.ckpt")
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"d_model": None}, "lacks the setting d_model"),
+        ({"d_model": "8"}, "d_model must be a whole number"),
+        ({"d_model": 2**20}, "declares a model that is far larger than the tensors in the file"),
+        ({"n_layers": 10**9}, "declares a model that is far larger than the tensors in the file"),
+    ],
+)
+def test_damaged_settings_are_refused_before_memory_is_used(checkpoint, tmp_path, change, sentence):
+    content = torch.load(checkpoint, weights_only=True)
+    settings = content["hyper_parameters"] | change
+    content["hyper_parameters"] = {name: value for name, value in settings.items() if value is not None}
+    content.pop("zoo_digest", None)
+    torch.save(content, tmp_path / "damaged.ckpt")
+    with pytest.raises(UserError, match=rf"damaged\.ckpt.* {sentence}"):
+        load_model(tmp_path / "damaged.ckpt")
+
+
 def test_config_or_its_fields_but_not_both():
     with pytest.raises(ValueError, match="give a config or K, not both"):
         ICRTransformer(CONFIG, K=4)

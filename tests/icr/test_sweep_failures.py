@@ -60,7 +60,8 @@ def test_stack_that_raises_does_not_stop_the_next(tmp_path, monkeypatch):
     "options",
     [
         {"tasks": "2,many"}, {"share": "3/2"}, {"num_steps": 0}, {"seed": "x"}, {"stack": -1}, {"grad_clip": 0},
-        {"learning_rate": 0}, {"early_stopping_patience": 0}, {"processes": 2, "share": "1/2"},
+        {"learning_rate": 0}, {"early_stopping_patience": 0}, {"early_stopping_min_delta": -1},
+        {"processes": 2, "share": "1/2"},
     ],
 )  # fmt: skip
 def test_usage_errors(options, tmp_path, capsys):

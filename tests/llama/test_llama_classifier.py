@@ -25,7 +25,7 @@ from zoo.__main__ import main
 from zoo.datamodules import Reviews
 from zoo.errors import UserError
 from zoo.layers.lora import merge_lora
-from zoo.llama import Llama, LlamaClassifier, LlamaConfig, load_checkpoint, save_checkpoint
+from zoo.llama import Llama, LlamaClassifier, LlamaConfig, LlamaLM, load_checkpoint, save_checkpoint
 from zoo.llama.export_classifier import export
 from zoo.training.batches import TextBatch
 
@@ -277,3 +277,12 @@ def test_half_precision_on_a_gpu(reviews, weights, method):
     trainer.test(module, film, verbose=False)
     assert 0 <= trainer.callback_metrics["test_accuracy"] <= 1
     assert len(trainer.predict(module, film)[0]) == 7
+
+
+def test_weights_of_a_language_model_in_a_classifier_are_refused_in_one_sentence():
+    sizes = {"vocab_size": 300, "dim": 16, "n_layers": 1, "n_heads": 2}
+    checkpoint = {"state_dict": LlamaLM(**sizes).state_dict()}
+    classifier = LlamaClassifier(NAMES, **sizes)
+    classifier.on_load_checkpoint(checkpoint)  # it has no names of classes to compare
+    with pytest.raises(UserError, match=r"does not fit this LlamaClassifier: head\.linear\.weight is missing"):
+        classifier.load_state_dict(checkpoint["state_dict"])

@@ -137,6 +137,9 @@ def test_compiles_without_a_graph_break():
         ({"dropout": 1.0}, "dropout must be in"),
         ({"norm_eps": 0.0}, "must be positive"),
         ({"rope_scaling": {"factor": 2.0, "type": "linear"}}, "rope_scaling lacks low_freq_factor"),
+        ({"rope_scaling": LLAMA3 | {"factor": 0}}, "factor in rope_scaling must be positive, not 0"),
+        ({"rope_scaling": LLAMA3 | {"low_freq_factor": "1"}}, "low_freq_factor in rope_scaling must be positive"),
+        ({"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}}, "low_freq_factor of at least high_freq_factor"),
     ],
 )
 def test_invalid_settings_are_named(changes, sentence):

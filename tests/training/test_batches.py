@@ -134,7 +134,7 @@ def test_wrong_token_ids_are_named(tokens, targets, sentence):
     check_token_ids(torch.zeros(0, 3, dtype=torch.long), 5)
 
 
-@pytest.mark.parametrize("wrong", [["1", "2"], ["x", 1], [1, [1, 2]], [{}, 1], ["1", None]])
+@pytest.mark.parametrize("wrong", [["1", "2"], ["x", 1], [1, [1, 2]], [{}, 1], ["1", None], 3.0, [1j, 2]])
 @pytest.mark.parametrize("name", ["targets", "features"])
 def test_rows_need_numbers(name, wrong):
     values = {"targets": [1.0, 2.0], "features": [[1.0], [2.0]]} | {name: wrong}
@@ -143,3 +143,18 @@ def test_rows_need_numbers(name, wrong):
     rows = text_rows(["a", "b"], [None, np.float32(2)], load_tokenizer("bytes"))
     assert np.isnan(rows[0].targets[0])
     assert rows[1].targets == (2.0,)
+
+
+def test_rows_of_dates_are_refused():
+    with pytest.raises(UserError, match="targets must be numbers"):
+        text_rows(["a"], np.array(["2026-11-26"], dtype="datetime64[D]"), load_tokenizer("bytes"))
+
+
+def test_rows_of_no_texts_of_one_text_and_of_one_feature():
+    tokenizer = load_tokenizer("bytes")
+    assert text_rows([], [], tokenizer) == text_rows([], None, tokenizer) == []
+    with pytest.raises(UserError, match="texts must be a list of texts, not a single one"):
+        text_rows("ab", [1, 2], tokenizer)
+    assert [row.features for row in text_rows(["a", "b"], None, tokenizer, [1, 2])] == [(1.0,), (2.0,)]
+    with pytest.raises(UserError, match="there are 2 texts, but 1 features"):
+        text_rows(["a", "b"], None, tokenizer, [1])

@@ -144,6 +144,15 @@ def test_predictions_score_only_targets_that_are_not_ignored():
     assert second["ppl"] == pytest.approx(nll[1].mean().exp().item(), rel=1e-5)
 
 
+def test_perplexity_beyond_the_range_of_a_float_is_infinite():
+    module = LlamaLM(**SIZES).eval()
+    with torch.no_grad():
+        module.model.tok_embeddings.weight.mul_(1e5)
+    [row] = module.predict_step((torch.zeros(1, 4, dtype=torch.long), torch.arange(1, 5)[None]), 0)
+    assert row["loss"] > 1000
+    assert row["ppl"] == math.inf
+
+
 def test_ids_beyond_the_vocabulary_are_refused(tmp_path):
     module = LlamaLM(**SIZES)
     tokens = torch.full((2, 4), 300)

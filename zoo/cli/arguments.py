@@ -14,6 +14,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from zoo.cli.config_names import UnknownWordError, describe_stray_word, find_config
+from zoo.console.messages import refuse_non_utf8
 from zoo.errors import UserError
 from zoo.private_apis.jsonargparse_api import load_yaml
 from zoo.text_formats.json_text import shorten
@@ -72,12 +73,10 @@ def read_arguments(words: list[str]) -> Arguments:
 
     Raises:
         UnknownWordError: a config does not exist, or a word is neither an option nor the value of one.
-        UserError: a config is not valid YAML, or holds no settings.
+        UserError: a config is not valid YAML, or holds no settings; or a word is not UTF-8.
     """
     arguments = Arguments()
-    for word in words:
-        if any("\udc80" <= character <= "\udcff" for character in word):  # Python's surrogate escapes
-            raise UserError(f"the argument {shorten(word)} is not UTF-8 text: rename the file, or write it in UTF-8")
+    refuse_non_utf8(words)
     rest = list(words)
     before = None  # option and value before the present word
     while rest:
@@ -267,9 +266,7 @@ def _add_settings(arguments: Arguments, settings: dict[str, Any], source: str) -
     for group in GROUPS:
         _check_group(settings.get(group), f"{shorten(source, 200).strip(QUOTES)}: {group}")
     for key, value in _flatten(settings):
-        arguments.keys.append((key, source))
-        arguments.settings[key.replace(".init_args.", ".")] = value
-        _add_class(arguments, key, value)
+        _add_setting(arguments, key, value, source)
 
 
 def _check_group(value: Any, name: str) -> None:
@@ -294,17 +291,16 @@ def _add_option(arguments: Arguments, key: str, value: str) -> None:
     if key.split(".")[0] in arguments.class_paths and value.startswith("{"):  # --model '{"class_path": ...}'
         settings = _load_mapping(value)
         for name, entry in _flatten(settings, f"{key}."):
-            arguments.keys.append((name, ""))
-            arguments.settings[name.replace(".init_args.", ".")] = entry
-            _add_class(arguments, name, entry)
+            _add_setting(arguments, name, entry)
         if settings:
             return
-    arguments.keys.append((key, ""))
+    _add_setting(arguments, key, value)
+
+
+def _add_setting(arguments: Arguments, key: str, value: Any, source: str = "") -> None:
+    """Add one setting by its dotted key. Raises UserError if it is the class of model or data and is empty."""
+    arguments.keys.append((key, source))
     arguments.settings[key.replace(".init_args.", ".")] = value
-    _add_class(arguments, key, value)
-
-
-def _add_class(arguments: Arguments, key: str, value: Any) -> None:
     group = key.removesuffix(".class_path")
     if group in arguments.class_paths and isinstance(value, str):
         if not value.strip():

@@ -46,7 +46,7 @@ class CheckpointInfo:
         """Refuses a model that is far larger than the checkpoint's tensors, when it is built inside."""
         if self.is_external:  # its reader compares settings and sizes
             return nullcontext()
-        settings = (self.model or {}).get("init_args", {})
+        settings = _settings(self.model)
         n_bytes, n_tensors = self.sizes
         return memory_limit(self.path, n_bytes + file_bytes(settings.get("base")), n_tensors)
 
@@ -76,7 +76,7 @@ class CheckpointInfo:
             name: the model in configs and on the command line, if any.
             cls: its class, which may also be a subclass of the checkpoint's.
         """
-        stored = (self.model or {}).get("class_path", "").rpartition(".")[2]
+        stored = _class_name(self.model)
         name = (name or "").rpartition(".")[2]
         if self.is_external or not stored or not name or name == stored:
             return
@@ -100,8 +100,8 @@ class CheckpointInfo:
         Raises:
             UserError: texts would be written in another way than in training.
         """
-        stored = (self.data or {}).get("init_args", {})
-        if cls is None or (self.data or {}).get("class_path", "").rpartition(".")[2] != cls.__name__:
+        stored = _settings(self.data)
+        if cls is None or _class_name(self.data) != cls.__name__:
             return None
 
         def differs(name: str) -> bool:
@@ -126,7 +126,7 @@ class CheckpointInfo:
 
     def check_tokenizer(self, data: Any) -> None:
         """Raises UserError if the data's tokenizer has another vocabulary size than the model was trained with."""
-        trained = (self.model or {}).get("init_args", {}).get("vocab_size")
+        trained = _settings(self.model).get("vocab_size")
         given = getattr(data, "vocab_size", trained)
         if given != trained:
             raise UserError(
@@ -136,7 +136,7 @@ class CheckpointInfo:
 
     def check_label(self, data: str | None) -> None:
         """Raises UserError if the checkpoint was trained on data of another label than `data`."""
-        trained = (self.data or {}).get("init_args", {}).get("data")
+        trained = _settings(self.data).get("data")
         if trained and data and data_label(trained) != data_label(data):
             raise UserError(
                 f"{self.path} was trained on {data_label(trained)!r}, and this is {data_label(data)!r}: "
@@ -194,6 +194,15 @@ def _own(path: str, checkpoint: dict[str, Any], own_classes: Mapping[str, str]) 
         step=checkpoint.get("global_step"),
         sizes=tensor_sizes(checkpoint.get("state_dict", {})),
     )
+
+
+def _settings(spec: dict[str, Any] | None) -> dict[str, Any]:
+    return (spec or {}).get("init_args", {})
+
+
+def _class_name(spec: dict[str, Any] | None) -> str:
+    """The name of a class without its package; "" for None."""
+    return (spec or {}).get("class_path", "").rpartition(".")[2]
 
 
 def _columns(value: Any) -> Any:

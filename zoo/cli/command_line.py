@@ -20,20 +20,15 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from zoo.baselines.of_data import baselines_of
-from zoo.callbacks import Charts, Checkpoint, Predictions
+from zoo.callbacks import Checkpoint, Predictions
 from zoo.callbacks.budget import seconds_left
-from zoo.callbacks.one_thread import OneThread
 from zoo.callbacks.progress import Progress
 from zoo.cli.arguments import read_arguments
 from zoo.cli.automatic import choose, print_choices
 from zoo.cli.checkpoint_info import CheckpointInfo, read_checkpoint_info
 from zoo.cli.class_names import ClassNames
-from zoo.cli.closing_message import ClosingMessage
 from zoo.cli.config_names import UnknownWordError
-from zoo.cli.equal_ranks import EqualRanks, comparable_settings
 from zoo.cli.linked_arguments import find_linked, find_missing, given_options, linked_arguments
-from zoo.cli.opening_message import OpeningMessage
 from zoo.cli.options import CALLBACKS, NOT_OPTIONS, add_shared_options
 from zoo.cli.parsed_settings import (
     check_fit,
@@ -49,24 +44,15 @@ from zoo.cli.parsed_settings import (
     set_log_folder,
 )
 from zoo.cli.parser import ZooParser, refuse
-from zoo.cli.predicted_rows import PredictedRows, names_data
-from zoo.cli.ranks import FailureReport, Ranks, connect
+from zoo.cli.ranks import Ranks, connect
 from zoo.cli.renamed_arguments import find_renamed
 from zoo.cli.resume import copy_remote_config, refuse_overridden_checkpoint, saved_run, with_chosen_settings
-from zoo.cli.run_folder import (
-    CommonFolder,
-    EmptyFolders,
-    SaveConfig,
-    check_pattern,
-    check_writable,
-    find_checkpoint,
-    refuse_other_run,
-)
+from zoo.cli.run_callbacks import callbacks_of_run
+from zoo.cli.run_folder import SaveConfig, check_pattern, find_checkpoint, refuse_other_run
 from zoo.cli.run_lock import locked_and_watched
-from zoo.cli.score_table import ScoreTable
-from zoo.cli.time_limit import limit_time, print_shares
+from zoo.cli.time_limit import print_shares
 from zoo.cli.trainer import ZooTrainer
-from zoo.cli.trainer_options import check_trainer, shows_own_bar, suits
+from zoo.cli.trainer_options import check_callbacks, check_trainer, suits
 from zoo.console.exit_codes import is_out_of_memory, user_error_behind
 from zoo.console.messages import silence_lightning
 from zoo.console.slurm import was_requeued
@@ -326,26 +312,7 @@ class ZooCLI(OpenLightningCLI):
         return trainer
 
     def more_callbacks(self, trainer_config: dict[str, Any]) -> list[Callback]:
-        step = self.checkpoint_info.step if self.checkpoint_info else None
-        more: list[Callback] = [OneThread()] if self.verb == "fit" else []
-        if trainer_config["logger"]:
-            more.append(Charts(baselines_of))
-        if shows_own_bar(trainer_config) and self.verb != "generate":
-            more.append(self.build_progress())
-        if self.verb in ("validate", "test") and self.config[self.verb].verbose:
-            more.append(ScoreTable())
-        if self.verb == "predict" and not names_data(self.arguments.keys):
-            more.append(PredictedRows())
-        if self.verb == "fit":
-            if trainer_config["enable_model_summary"] is False and self.config.fit.trainer.enable_model_summary is None:
-                more.append(OpeningMessage())
-            more += [ClosingMessage(step, self.names_next_command), *limit_time(self, self.started)]
-        config = self.config[self.verb]
-        files = [config.predictions.path, config.predictions.text_path] if self.verb == "predict" else []
-        folders = [Path(file).parent for file in files if file]
-        equal = EqualRanks(comparable_settings(config, step))
-        own = [equal, CommonFolder(), FailureReport(self.ranks), EmptyFolders([Path(config.output_dir), *folders])]
-        return [*more, *self.callbacks, *own]
+        return callbacks_of_run(self, trainer_config)
 
     def build_progress(self) -> Progress:
         """The progress line of the run."""
@@ -376,11 +343,12 @@ class ZooCLI(OpenLightningCLI):
                 callback.check(self.trainer, self.model, self.datamodule, self.config.predict.ckpt_path)
 
     def before_fit(self) -> None:
+        check_callbacks(_callbacks(self.trainer), self.model)
         config = self.config.fit
-        folder = checkpoint_folder(config)
         if self.trainer.is_global_zero:  # the others may have another {time}, and write nothing
-            refuse_other_run(folder, config.ckpt_path, None if self.may_restart else Path(config.output_dir))
-            check_writable(folder)
+            refuse_other_run(
+                checkpoint_folder(config), config.ckpt_path, None if self.may_restart else Path(config.output_dir)
+            )
 
 
 def _callbacks(trainer: Any) -> list[Callback]:

@@ -9,13 +9,14 @@ from zoo.cli.class_names import ClassNames
 from zoo.cli.plain_parser import PlainParser
 from zoo.cli.run_folder import find_checkpoint
 from zoo.errors import UserError
-from zoo.export.formats import FORMATS
+from zoo.export.formats import FORMATS, check_format
 from zoo.export.write import check_absent, export_module
 from zoo.files.checkpoints import read_checkpoint
 from zoo.files.remote_files import refuse_url
 from zoo.llama.module import LlamaLM
 from zoo.tokenizers import load_tokenizer
 from zoo.tokenizers.load import adjacent_tokenizer
+from zoo.training.initial_weights import refuse_other_tokenizer
 
 NO_TOKENIZER = "none"
 _EXTERNAL: dict[str, Any] = {"zoo": {"data": "TextLM"}, "datamodule_hyper_parameters": {}}
@@ -75,6 +76,9 @@ def export(argv: list[str]) -> None:
     check_absent(Path(options.destination))
     path = find_checkpoint(options.ckpt_path, options.output_dir) or ""
     module, checkpoint = load_module(path, options.tokenizer, options.base, options.model)
+    check_format(module, options.format)
+    if options.format == "onnx":  # torch's exporter takes from seconds to minutes
+        print("zoo: writing the graphs, and comparing them with the model in onnxruntime", file=sys.stderr, flush=True)
     for path, note in export_module(module, options.format, options.destination, checkpoint).items():
         size = Path(path).stat().st_size / 2**20
         print(f"{path}: {size:.1f} MiB{note and ', '}{note}", file=sys.stderr)
@@ -116,17 +120,18 @@ def load_module(
     module = cls.load_from_checkpoint(path, map_location="cpu", **changes).eval()
     checkpoint = read_checkpoint(path, required=("state_dict",))
     if tokenizer is not None:
-        _replace_tokenizer(module, given, ckpt_path)
-        checkpoint.pop("tokenizer", None)
+        _replace_tokenizer(module, given, ckpt_path, checkpoint.pop("tokenizer", None))
     return module, checkpoint
 
 
-def _replace_tokenizer(module: Any, tokenizer: Any, ckpt_path: str) -> None:
-    """Give the module another tokenizer, of the same number of tokens, or none."""
+def _replace_tokenizer(module: Any, tokenizer: Any, ckpt_path: str, stored: dict[str, Any] | None) -> None:
+    """Give the module another tokenizer with the same ids as the one that the checkpoint stores, or none."""
     size = getattr(getattr(module.model, "config", None), "vocab_size", None)
     if tokenizer is not None and size is not None and tokenizer.vocab_size != size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, but the model in {ckpt_path} {size}: set "
             "--data.tokenizer to the model's tokenizer, or drop it"
         )
+    if tokenizer is not None and stored is not None:
+        refuse_other_tokenizer(ckpt_path, tokenizer, stored)
     module.tokenizer = tokenizer

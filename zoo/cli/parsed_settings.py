@@ -11,11 +11,12 @@ from zoo.callbacks.budget import ONE_PROCESS, parse_duration
 from zoo.cli.arguments import RUN_FOLDER
 from zoo.cli.checkpoint_info import CheckpointInfo
 from zoo.cli.linked_arguments import follows_model, given_options, linked_arguments
-from zoo.cli.ranks import Ranks, World
+from zoo.cli.ranks import Ranks
 from zoo.cli.resume import refuse_changed_settings
 from zoo.cli.run_folder import fill_in, refuse_other_run
 from zoo.cli.run_lock import locked_folder
-from zoo.cli.trainer_options import names_callback
+from zoo.cli.trainer_options import as_list, named
+from zoo.cli.world import World
 from zoo.datamodules.sources.corpus import data_label
 from zoo.errors import UserError
 from zoo.files.remote_files import is_copy
@@ -105,7 +106,7 @@ def check_time_limit(config: Any) -> None:
     """Raises UserError if a run has a time limit and a minimum of steps or epochs, below which it does not stop."""
     trainer = config.trainer
     limit = "--budget" if config.budget is not None else "--trainer.max_time" if trainer.max_time is not None else None
-    if limit is None and names_callback(trainer, "Timer"):
+    if limit is None and named(trainer.callbacks, "Timer"):
         limit = "the time limit of the callback Timer"
     for name in ("min_steps", "min_epochs"):
         if limit is not None and trainer[name]:
@@ -229,8 +230,7 @@ def set_log_folder(trainer: Any, folder: str) -> None:
         trainer: the Trainer's options.
         folder: of the run.
     """
-    loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-    for logger in loggers:
+    for logger in as_list(trainer.logger):
         arguments = getattr(logger, "init_args", None)
         if arguments is not None and arguments.get("save_dir") == RUN_FOLDER:
             arguments.save_dir = folder

@@ -17,13 +17,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 from lightning.pytorch import Callback
-from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.distributed import PrefixStore, Store, TCPStore
 from torch.multiprocessing import ProcessExitedException
 
+from zoo.cli.world import World
 from zoo.console.exit_codes import BAD_INPUT, USAGE, UsageError, exception_chain, print_error, run_command
 from zoo.console.signals import (
     LOST_RANK,
@@ -46,42 +47,6 @@ LOST_CONNECTION = (
     r"Connection (closed|reset) by peer|Broken pipe|Socket closed|Connection refused|NCCL.*(remote|system error)|"
     r"failed to recv, got 0 bytes|store.*(socket|connection)"
 )
-
-
-class World(NamedTuple):
-    """The ranks of a run, and the address of their store."""
-
-    rank: int
-    size: int
-    host: str
-    port: int
-    is_kept_by_torchrun: bool  # otherwise by rank 0
-
-    @classmethod
-    def from_environment(cls) -> "World | None":
-        """The ranks that this process's launcher sets in environment variables; None for a single process."""
-        variables = os.environ
-        if "SLURM_PROCID" in variables and "TORCHELASTIC_RUN_ID" not in variables and SLURMEnvironment.detect():
-            slurm = SLURMEnvironment()
-            rank, size, host, port = slurm.global_rank(), slurm.world_size(), slurm.main_address, slurm.main_port
-        else:
-            # torchrun sets RANK; Lightning, for the ranks that it starts on this machine, NODE_RANK and LOCAL_RANK.
-            try:
-                on_node = int(variables["LOCAL_RANK"])
-                rank = int(variables.get("RANK", 1000 * int(variables.get("NODE_RANK", 0)) + on_node))
-                size, host, port = int(variables["WORLD_SIZE"]), variables["MASTER_ADDR"], int(variables["MASTER_PORT"])
-            except (KeyError, ValueError):
-                return None
-        return cls(rank, size, host, port, _torchrun_keeps_store()) if size > 1 else None
-
-    @classmethod
-    def of(cls, trainer: Any) -> "World | None":
-        """The ranks of a trainer before it starts them; None for a single process."""
-        environment = cluster_environment(trainer)
-        if trainer.world_size == 1 or environment is None:
-            return None
-        address = environment.main_address, environment.main_port
-        return cls(trainer.global_rank, trainer.world_size, *address, _torchrun_keeps_store())
 
 
 class Ranks:
@@ -356,10 +321,6 @@ def is_lost_connection(error: BaseException) -> bool:
 def _write_no_signals() -> None:
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.set_wakeup_fd(-1)
-
-
-def _torchrun_keeps_store() -> bool:
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _is_reachable(host: str, port: int) -> bool:

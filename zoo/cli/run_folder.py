@@ -7,7 +7,6 @@ because of its data, leaves no trace.
 import contextlib
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -41,16 +40,19 @@ def find_checkpoint(ckpt_path: str | None, output_dir: str | None, verb: str = "
             name of the zoo that it does not have.
         FileNotFoundError: the file does not exist.
     """
-    if ckpt_path is not None and not ckpt_path.strip():
+    if ckpt_path is None:
+        return None
+    if not ckpt_path.strip():
         raise UserError("--ckpt_path is empty: name a checkpoint, or drop it")
     if is_project_weights(ckpt_path):
-        return find_weights(str(ckpt_path))
-    if ckpt_path is not None and is_url(ckpt_path):
+        return find_weights(ckpt_path)
+    if is_url(ckpt_path):
         return str(copy_with_neighbours(ckpt_path, "--ckpt_path"))
-    if ckpt_path and os.path.basename(ckpt_path) == META and is_checkpoint_folder(os.path.dirname(ckpt_path)):
+    if os.path.basename(ckpt_path) == META and is_checkpoint_folder(os.path.dirname(ckpt_path)):
         raise UserError(
             f"{ckpt_path} is one file of a checkpoint folder: give --ckpt_path {os.path.dirname(ckpt_path)}"
         )
+    # The name of a file, with the suffix .old where a run was killed while it replaced a folder.
     if ckpt_path in ("last", "best", "auto"):
         if not output_dir or "{" in output_dir:
             where = f"which run of {output_dir} is meant" if output_dir else "the run's folder"
@@ -59,20 +61,20 @@ def find_checkpoint(ckpt_path: str | None, output_dir: str | None, verb: str = "
         if ckpt_path == "auto" and not os.path.lexists(path):
             return None
         ckpt_path = str(path)
-    elif ckpt_path:
-        ckpt_path = str(complete_path(Path(ckpt_path))) if not os.path.lexists(ckpt_path) else ckpt_path
-    if ckpt_path and os.path.islink(ckpt_path) and not Path(ckpt_path).exists():
+    elif not os.path.lexists(ckpt_path):
+        ckpt_path = str(complete_path(Path(ckpt_path)))
+    # It is a file, or the folder of a sharded run.
+    if os.path.islink(ckpt_path) and not Path(ckpt_path).exists():
         raise UserError(f"the checkpoint {ckpt_path} is a symbolic link to nothing: give the path of the file")
-    if ckpt_path and Path(ckpt_path).is_dir() and (files := [*map(str, Path(ckpt_path).glob("*.ckpt"))]):
+    if Path(ckpt_path).is_dir() and (files := [*map(str, Path(ckpt_path).glob("*.ckpt"))]):
         names = ("last", "best") if verb == "fit" else ("best", "last")  # a fit resumes from the last state
         preferred = [file for name in names for file in files if Path(file).stem == name]
         raise UserError(f"{ckpt_path} is the folder of a run: give --ckpt_path {(preferred or sorted(files))[0]}")
-    if ckpt_path and not Path(ckpt_path).exists():
+    if not Path(ckpt_path).exists():
         others = sorted(str(p) for p in Path(ckpt_path).parent.glob("*.ckpt"))
         hint = f"; there is {' and '.join(others)}" if others else ""
         raise FileNotFoundError(f"there is no checkpoint {ckpt_path}{hint}")
-    if ckpt_path:
-        check_complete(ckpt_path)
+    check_complete(ckpt_path)
     return ckpt_path
 
 
@@ -131,19 +133,6 @@ def refuse_other_run(folder: Path, ckpt_path: str | None, config_folder: Path | 
             f"{config_folder} already holds the config.yaml of a run, which saved no checkpoint: remove it, or give "
             "another --output_dir"
         )
-
-
-def check_writable(folder: Path) -> None:
-    """Raises OSError if nothing can be written into the folder: before training rather than after it."""
-    missing = list(missing_folders([folder]))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(f"cannot write to {folder} ({error.strerror}): give another --output_dir") from error
-    finally:
-        remove_empty(missing)
 
 
 class EmptyFolders(Callback):

@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 
-from zoo.cli.ranks import World
+from zoo.cli.world import World
 from zoo.errors import UserError, check_counts
 from zoo.files.checkpoints import read_checkpoint
 from zoo.tokenizers import stream_decode
+from zoo.training.initial_weights import refuse_other_tokenizer
 from zoo.training.language_model import LanguageModel
 
 NEW_TOKENS = 200  # that `generate` adds at most by default
@@ -74,10 +75,13 @@ class ZooTrainer(Trainer):
         if not isinstance(model, LanguageModel):
             raise UserError(f"{type(model).__name__} is not a language model: `zoo generate` needs one")
         _check_options(prompt, prompts, max_new_tokens, max_length, seed)
-        if ckpt_path:
-            model.load_state_dict(read_checkpoint(ckpt_path, required=("state_dict",))["state_dict"])
-        model.to(self.strategy.root_device).eval()
         tokenizer: Any = model.tokenizer
+        if ckpt_path:
+            checkpoint = read_checkpoint(ckpt_path, required=("state_dict",))
+            if "tokenizer" in checkpoint:
+                refuse_other_tokenizer(ckpt_path, tokenizer, checkpoint["tokenizer"])
+            model.load_state_dict(checkpoint["state_dict"])
+        model.to(self.strategy.root_device).eval()
         ids = _encode(tokenizer, [prompt] if prompts is None else prompts)
         if max_new_tokens is None:
             max_new_tokens = NEW_TOKENS

@@ -2,11 +2,12 @@
 
 import re
 import warnings
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from lightning.pytorch.accelerators import AcceleratorRegistry
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks import BackboneFinetuning, Callback, ProgressBar
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
@@ -65,7 +66,7 @@ def check_trainer(trainer: Any, verb: str) -> None:
     check_numbers(trainer, verb)
     check_names(trainer)
     apply_barebones(trainer)
-    if verb == "fit" and names_callback(trainer, SWA):
+    if verb == "fit" and named(trainer.callbacks, SWA):
         warnings.filterwarnings("ignore", message=EVERY_EPOCH)
         rank_zero_warn(
             f"{SWA} replaces the learning-rate schedule, and best.ckpt does not have its average: WeightAveraging and "
@@ -77,10 +78,14 @@ def check_trainer(trainer: Any, verb: str) -> None:
         warnings.filterwarnings("ignore", message=UNUSED_STATE)
 
 
-def names_callback(trainer: Any, name: str) -> bool:
-    """Whether the Trainer's options name a callback of a class, by the name of the class without its package."""
-    callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
-    return any(str(getattr(callback, "class_path", "")).rpartition(".")[2] == name for callback in callbacks)
+def as_list(value: Any) -> list[Any]:
+    """The entries of an option that accepts one object or a list of them."""
+    return value if isinstance(value, list) else [value]
+
+
+def named(option: Any, name: str) -> list[Any]:
+    """The entries of an option that name a class, by the name of the class without its package."""
+    return [entry for entry in as_list(option) if str(getattr(entry, "class_path", "")).rpartition(".")[2] == name]
 
 
 def check_numbers(trainer: Any, verb: str) -> None:
@@ -105,6 +110,9 @@ def check_numbers(trainer: Any, verb: str) -> None:
             "--trainer.val_check_interval", interval, "a number of batches, or a share of the epoch in (0, 1]",
             lambda share: 0 < share <= 1,
         )  # fmt: skip
+    for logger in named(trainer.logger, "CSVLogger"):
+        if (every := logger.init_args.get("flush_logs_every_n_steps")) is not None:
+            check_counts(**{"--trainer.logger.flush_logs_every_n_steps": every})
 
 
 def check_names(trainer: Any) -> None:
@@ -122,6 +130,9 @@ def check_names(trainer: Any) -> None:
         raise UserError(f"--trainer.devices must be a number of processes from 1, or auto, not {devices!r}")
     if isinstance(trainer.profiler, str) and trainer.profiler.lower() not in PROFILERS:
         raise UserError(describe_text("trainer.profiler", trainer.profiler, PROFILERS))
+    is_xla = str(trainer.profiler).lower() == "xla" or named(trainer.profiler, "XLAProfiler")
+    if is_xla and not find_spec("torch_xla"):
+        raise UserError("--trainer.profiler xla needs the package torch_xla: drop it, or set it to simple or pytorch")
     accelerators = ("auto", "gpu", *AcceleratorRegistry.available_accelerators())
     if isinstance(trainer.accelerator, str) and trainer.accelerator not in accelerators:
         raise UserError(describe_text("trainer.accelerator", trainer.accelerator, accelerators))
@@ -134,10 +145,16 @@ def shows_own_bar(trainer: dict[str, Any]) -> bool:
         trainer: the Trainer's arguments, with its callbacks.
     """
     is_on = trainer["enable_progress_bar"] is not False and not trainer["barebones"]
-    callbacks = trainer.get("callbacks") or []
-    return is_on and not any(
-        isinstance(c, ProgressBar) for c in (callbacks if isinstance(callbacks, list) else [callbacks])
-    )
+    return is_on and not any(isinstance(callback, ProgressBar) for callback in as_list(trainer.get("callbacks")))
+
+
+def check_callbacks(callbacks: list[Callback], model: Any) -> None:
+    """Raises UserError if a callback of Lightning needs what the model lacks."""
+    if any(isinstance(callback, BackboneFinetuning) for callback in callbacks) and not hasattr(model, "backbone"):
+        raise UserError(
+            f"trainer.callbacks names BackboneFinetuning, which needs a model with an attribute `backbone`, and "
+            f"{type(model).__name__} has none: drop it"
+        )
 
 
 def strategy_name(name: str) -> str:

@@ -57,8 +57,8 @@ class Display(ABC):
 class LogLines(Display):
     """Lines without control characters, for pipes, files and logs of continuous integration."""
 
-    def __init__(self, seconds: float = LOG_SECONDS, event_seconds: float = LOG_EVENT_SECONDS) -> None:
-        super().__init__(seconds, event_seconds)
+    def __init__(self) -> None:
+        super().__init__(LOG_SECONDS, LOG_EVENT_SECONDS)
         self._next = time.monotonic() + self._seconds  # a short run needs no line before its end
         self._last: Progress | None = None
 
@@ -72,8 +72,8 @@ class LogLines(Display):
 class NotebookOutput(Display):
     """One output of a notebook's cell, which is replaced at every update; needs no widgets."""
 
-    def __init__(self, seconds: float = 0.5) -> None:
-        super().__init__(seconds)
+    def __init__(self) -> None:
+        super().__init__(seconds=0.5)
         self._handle: Any = None
 
     def _draw(self, progress: Progress) -> None:
@@ -89,8 +89,8 @@ class NotebookOutput(Display):
 class TerminalLine(Display):
     """The last line of a terminal, redrawn in place. Other output is printed above it."""
 
-    def __init__(self, seconds: float = 0.1) -> None:
-        super().__init__(seconds)
+    def __init__(self) -> None:
+        super().__init__(seconds=0.1)
         self._terminal, self._progress = sys.stderr, Progress(0)
         self._is_drawn, self._is_line_start = False, True
         self._fill = "█" if "utf" in (getattr(sys.stderr, "encoding", "") or "").lower() else "#"

@@ -123,9 +123,13 @@ def _ignore(signum: int, frame: FrameType | None) -> None:
 
 def _requeue(signum: int, frame: FrameType | None) -> None:
     if os.environ["SLURM_PROCID"] == "0":
-        said = requeue_job()
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # print() may be interrupted itself
-            os.write(sys.stderr.fileno(), f"zoo: {said}\n".encode())
+        write_message(f"zoo: {requeue_job()}")
+
+
+def write_message(message: str) -> None:
+    """Print to standard error from a signal handler or thread, where print() may have been interrupted itself."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.write(sys.stderr.fileno(), f"{message}\n".encode())
 
 
 def leave_lost_terminal(signum: int) -> None:
@@ -161,8 +165,7 @@ def end_with_parent() -> None:
             time.sleep(0.5)
         is_first = os.environ.get("LOCAL_RANK") == "1" or os.environ.get(PARENT_VARIABLE) == REPORTS
         if is_first and needs_parent.is_set():
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                os.write(sys.stderr.fileno(), f"zoo: {LOST_RANK}\n".encode())
+            write_message(f"zoo: {LOST_RANK}")
         os._exit(1)  # a thread cannot raise in the main thread, and that may wait inside torch
 
     threading.Thread(target=watch, name="end with parent", daemon=True).start()

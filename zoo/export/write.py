@@ -116,14 +116,11 @@ def _checkpoint_of(module: Any, checkpoint: Mapping[str, Any]) -> dict[str, Any]
     content: dict[str, Any] = {"state_dict": state, "hyper_parameters": dict(module.hparams)}
     module.on_save_checkpoint(content)
     kept = {name: value for name, value in checkpoint.items() if name not in (*NOT_EXPORTED, *content)}
-    content["zoo"] = {**checkpoint.get("zoo", {}), **content["zoo"], **_seed(checkpoint)}
+    run = checkpoint.get("zoo", {})
+    content["zoo"] = run | content["zoo"]
+    if run.get("seed") is not None:  # of the run that wrote the checkpoint, not of this process
+        content["zoo"]["seed"] = run["seed"]
     return {name: value for name, value in (kept | content).items() if name not in NOT_EXPORTED}
-
-
-def _seed(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The seed of the run that wrote the checkpoint."""
-    seed = checkpoint.get("zoo", {}).get("seed")
-    return {} if seed is None else {"seed": seed}
 
 
 def _write_folder(target: Path, write: Callable[[Path, str | None], None]) -> list[Path]:

@@ -77,7 +77,7 @@ def write_folder(checkpoint: Mapping[str, Any], path: Path) -> None:
             dtype = str(tensor.dtype).removeprefix("torch.")
             table.append({"name": name, "place": list(place), "shape": list(tensor.shape), "dtype": dtype})
             assign(content, place, None)
-    partial = _broadcast(_new_folder(path) if _rank() == 0 else None)
+    partial = _gather(_new_folder(path) if _rank() == 0 else None)[0]
     problem = None
     try:
         if isinstance(partial, Exception):
@@ -125,14 +125,14 @@ def _describe_file(path: Path) -> dict[str, Any]:
 # ---- reading
 
 
-def read_meta(path: str | Path, verify: bool | None = None) -> dict[str, Any]:
+def read_meta(path: str | Path) -> dict[str, Any]:
     """A checkpoint in which every sharded tensor is a tensor on the device "meta", and its table under `KEY`.
 
     Raises:
         UserError: a file is missing or has another size, or the table is damaged.
     """
     path = Path(path)
-    checkpoint = read_torch_file(path / META, verify=verify)
+    checkpoint = read_torch_file(path / META)
     if not isinstance(checkpoint, dict) or not _is_table(checkpoint.get(KEY)):
         raise _damaged(path, f"{META} has no valid table of its tensors")
     files, tensors = checkpoint[KEY]["files"], checkpoint[KEY]["tensors"]
@@ -153,14 +153,14 @@ def read_meta(path: str | Path, verify: bool | None = None) -> dict[str, Any]:
     return checkpoint
 
 
-def read_folder(path: str | Path, verify: bool | None = None) -> dict[str, Any]:
+def read_folder(path: str | Path) -> dict[str, Any]:
     """The checkpoint in a folder, with complete tensors on the CPU.
 
     Raises:
         UserError: it is damaged.
     """
-    checkpoint = read_meta(path, verify)
-    verify_files(path, checkpoint, verify, alone=True)
+    checkpoint = read_meta(path)
+    verify_files(path, checkpoint, alone=True)
     tensors: dict[str, Tensor] = {}
     for entry in checkpoint[KEY]["tensors"]:
         tensors[entry["name"]] = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
@@ -171,21 +171,18 @@ def read_folder(path: str | Path, verify: bool | None = None) -> dict[str, Any]:
     return checkpoint
 
 
-def verify_files(
-    path: str | Path, checkpoint: Mapping[str, Any], verify: bool | None = None, alone: bool = False
-) -> None:
-    """Compare the files of a folder with their SHA-256.
+def verify_files(path: str | Path, checkpoint: Mapping[str, Any], alone: bool = False) -> None:
+    """Compare the files of a folder with their SHA-256, unless the environment variable ZOO_VERIFY is 0.
 
     Args:
         path: the folder.
         checkpoint: what `read_meta` returned.
-        verify: False skips the check. Default: unless the environment variable ZOO_VERIFY is 0.
         alone: read all files; otherwise all processes must call this, and each of them reads its share.
 
     Raises:
         UserError: a file has changed. All processes raise it.
     """
-    if is_skipped() if verify is None else not verify:
+    if is_skipped():
         return
     files = checkpoint[KEY]["files"]
     names = sorted(files) if alone else sorted(files)[_rank() :: _processes()]
@@ -311,8 +308,3 @@ def _gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * _processes()
     dist.all_gather_object(values, value)
     return values
-
-
-def _broadcast(value: Any) -> Any:
-    """The value of the first process."""
-    return _gather(value)[0]

@@ -21,17 +21,17 @@ def read_checkpoint(
     *,
     required: tuple[str, ...] = (),
     mmap: bool = True,
-    verify: bool | None = None,
     map_location: Any = "cpu",
 ) -> dict[str, Any]:
     """The dictionary in a file by torch.save. The entries that Lightning and the zoo write have the right types.
+
+    The content is compared with the digest in it, unless the environment variable ZOO_VERIFY is 0.
 
     Args:
         path: the file; or the folder that a sharded run wrote, whose tensors are put together in memory; or the
             folder that `zoo export --format safetensors` wrote.
         required: entries that the checkpoint must have.
         mmap: leave the tensors on the disk until they are used.
-        verify: compare the content with the digest in it. Default: unless the environment variable ZOO_VERIFY is 0.
         map_location: device of the tensors, as in torch.load.
 
     Raises:
@@ -39,11 +39,11 @@ def read_checkpoint(
         UserError: it is not a checkpoint, is damaged, or holds more than tensors and plain values.
     """
     if is_checkpoint_folder(path):
-        checkpoint = read_folder(path, verify)
+        checkpoint = read_folder(path)
     elif is_safetensors_checkpoint(path):
-        checkpoint = read_safetensors_checkpoint(path, verify)
+        checkpoint = read_safetensors_checkpoint(path)
     else:
-        checkpoint = read_torch_file(path, mmap=mmap, verify=verify, map_location=map_location)
+        checkpoint = read_torch_file(path, mmap=mmap, map_location=map_location)
     check_structure(checkpoint, path, required)
     return checkpoint
 
@@ -142,7 +142,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "tokenizer": _is_dict,
     "epoch": _is_count,
     "global_step": _is_count,
-    "loops": lambda value: _is_dict(value, lambda item: _is_dict(item)),
+    "loops": lambda value: _is_dict(value, _is_dict),
     "callbacks": lambda value: _is_dict(value, lambda item: isinstance(item, dict)),
     "optimizer_states": lambda value: _is_list(value, _is_optimizer),
     "lr_schedulers": lambda value: _is_list(value, _is_dict),

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import io
 import os
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,6 +13,7 @@ import fsspec
 from zoo.errors import UserError
 from zoo.files.atomic import replacing
 from zoo.files.cache_folder import cache_folder
+from zoo.files.llama2c_files import declared_vocab_size
 
 # What a file system says about the version of a file. A copy is used as long as these stay the same; without any of
 # them the file is copied each time, because a new checkpoint often has the size of the old one.
@@ -24,8 +24,6 @@ NEIGHBOURS = (  # names under which a tokenizer and its settings are next to wei
     "tokenizer.model", "tokenizer.bin", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "encoder.json", "vocab.bpe",
 )  # fmt: skip
-
-LLAMA2C_MAGIC = 0x616B3432  # "ak42"
 READ_AT_ONCE = 4 << 20  # bytes of a remote file that one request reads, by default
 
 
@@ -79,25 +77,15 @@ def copy_with_neighbours(url: str, option: str) -> Path:
     """As `local_copy`; small files next to it that belong to a tokenizer or to Llama weights are copied, too."""
     copy = local_copy(url, option)
     folder = url.partition("?")[0].rpartition("/")[0]
-    for name in () if copy.suffix == ".ckpt" else (*NEIGHBOURS, *_llama2c_tokenizer(copy)):
+    if copy.suffix == ".ckpt":
+        return copy
+    # llama2.c's tokenizer for a smaller vocabulary is named after its size: tok512.bin.
+    size = declared_vocab_size(copy)
+    for name in (*NEIGHBOURS, *([f"tok{size}.bin"] if size else [])):
         if name != copy.name:
             with contextlib.suppress(OSError):  # there is none
                 local_copy(f"{folder}/{name}", option)
     return copy
-
-
-def _llama2c_tokenizer(weights: Path) -> list[str]:
-    """The name of the tokenizer next to llama2.c's weights, which has the size of the vocabulary: tok512.bin."""
-    if weights.suffix != ".bin":
-        return []
-    with weights.open("rb") as content:
-        header = content.read(36)
-    if len(header) < 36:
-        return []
-    # Seven integers, the sixth of which is the size; since version 1 the format's name and version precede them.
-    numbers = struct.unpack("<9i", header)
-    size = abs(numbers[7] if numbers[0] == LLAMA2C_MAGIC else numbers[5])
-    return [f"tok{size}.bin"]
 
 
 @dataclass(frozen=True)

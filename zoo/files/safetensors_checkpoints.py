@@ -6,7 +6,7 @@ that are not texts: objects with one of the keys in `_TAGS` encode them, and ten
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,8 @@ def write_safetensors_checkpoint(checkpoint: Mapping[str, Any], folder: Path) ->
     (folder / CONTENT).write_text(text + "\n", encoding="utf-8")
 
 
-def read_safetensors_checkpoint(folder: str | Path, verify: bool | None = None) -> dict[str, Any]:
-    """The checkpoint in a folder, its tensors on the CPU.
-
-    Args:
-        folder: the folder.
-        verify: compare the content with the digest in it. Default: unless the environment variable ZOO_VERIFY is 0.
+def read_safetensors_checkpoint(folder: str | Path) -> dict[str, Any]:
+    """The checkpoint in a folder, its tensors on the CPU. Its content is compared with the digest in it.
 
     Raises:
         UserError: a file is missing or damaged, or the digest differs.
@@ -74,8 +70,7 @@ def read_safetensors_checkpoint(folder: str | Path, verify: bool | None = None) 
     except _DamagedError:
         raise damaged(folder, "a value in it does not have the structure of a checkpoint's") from None
     checkpoint = {_STATE: state} | decoded
-    if verify is not False and KEY in checkpoint:
-        verify_digest(checkpoint, folder / TENSORS)
+    verify_digest(checkpoint, folder / TENSORS)
     return checkpoint
 
 
@@ -133,41 +128,17 @@ def _decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return [_decoded(item, tensors) for item in value]
     if not isinstance(value, dict):
         return value
-    tags = [key for key in value if key in _TAGS]
-    if not tags:
+    if not any(key in _TAGS for key in value):
         return {key: _decoded(item, tensors) for key, item in value.items()}
-    if len(value) != 1:
-        raise _DamagedError
-    return _READERS[tags[0]](value[tags[0]], tensors)
-
-
-def _read_tuple(value: Any, tensors: Mapping[str, Tensor]) -> tuple:
-    if not isinstance(value, list):
-        raise _DamagedError
-    return tuple(_decoded(item, tensors) for item in value)
-
-
-def _read_float(value: Any, tensors: Mapping[str, Tensor]) -> float:
-    if value not in ("nan", "inf", "-inf"):
-        raise _DamagedError
-    return float(value)
-
-
-def _read_tensor(value: Any, tensors: Mapping[str, Tensor]) -> Tensor:
-    if not isinstance(value, str) or not value.startswith(_OTHER) or value not in tensors:
-        raise _DamagedError
-    return tensors[value]
-
-
-def _read_items(value: Any, tensors: Mapping[str, Tensor]) -> dict:
-    if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
-        raise _DamagedError
-    keys = [_decoded(key, tensors) for key, _ in value]
-    if not all(isinstance(key, str | int | float | None | bool) for key in keys):
-        raise _DamagedError
-    return {key: _decoded(item, tensors) for key, (_, item) in zip(keys, value, strict=True)}
-
-
-_READERS: dict[str, Callable[[Any, Mapping[str, Tensor]], Any]] = dict(
-    zip(_TAGS, (_read_tuple, _read_float, _read_tensor, _read_items), strict=True)
-)
+    match value if len(value) == 1 else None:
+        case {"__tuple__": [*items]}:
+            return tuple(_decoded(item, tensors) for item in items)
+        case {"__float__": "nan" | "inf" | "-inf" as text}:
+            return float(text)
+        case {"__tensor__": str(name)} if name.startswith(_OTHER) and name in tensors:
+            return tensors[name]
+        case {"__items__": [*pairs]} if all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+            keys = [_decoded(key, tensors) for key, _ in pairs]
+            if all(isinstance(key, str | int | float | None) for key in keys):
+                return {key: _decoded(item, tensors) for key, (_, item) in zip(keys, pairs, strict=True)}
+    raise _DamagedError

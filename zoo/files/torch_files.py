@@ -34,16 +34,15 @@ ALLOWED = re.compile(
 PICKLES_OF_OLD_FORMAT = 5  # magic number, protocol, system, content, names of the storages
 
 
-def read_torch_file(
-    path: str | os.PathLike, mmap: bool = False, verify: bool | None = None, map_location: Any = "cpu"
-) -> Any:
+def read_torch_file(path: str | os.PathLike, mmap: bool = False, map_location: Any = "cpu") -> Any:
     """The content of a file by torch.save.
+
+    A dictionary is compared with the digest in it, or else the records of the archive with their checksums, unless the
+    environment variable ZOO_VERIFY is 0.
 
     Args:
         path: the file.
         mmap: leave the tensors of a file in the zip format on the disk until they are used.
-        verify: compare a dictionary with the digest in it, or else the records of the archive with their checksums.
-            Default: unless the environment variable ZOO_VERIFY is 0.
         map_location: device of the tensors, as in torch.load.
 
     Raises:
@@ -52,7 +51,6 @@ def read_torch_file(
     """
     path = regular_file(path)
     refuse_larger_than_memory(path)
-    verify = not is_skipped() if verify is None else verify
     with path.open("rb") as file:
         magic = file.read(4)
         if magic not in (ZIP_MAGIC, OLD_MAGIC):
@@ -78,9 +76,9 @@ def read_torch_file(
     except Exception as error:  # torch raises errors of many types for a damaged file
         raise _damaged(path) from error
     _check_values(content, path, n_bytes)
-    if verify and isinstance(content, dict) and KEY in content:
+    if isinstance(content, dict) and KEY in content:
         verify_digest(content, path)
-    elif verify and is_zip:
+    elif is_zip and not is_skipped():
         _check_records(path)
     return content
 

@@ -20,7 +20,8 @@ def online() -> bool:
         return True
     host = urllib.parse.urlsplit(endpoint())
     try:
-        socket.create_connection((host.hostname, host.port or 443), timeout=5).close()
+        port = host.port or (80 if host.scheme == "http" else 443)
+        socket.create_connection((host.hostname, port), timeout=5).close()
     except OSError:
         return False
     return True

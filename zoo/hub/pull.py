@@ -229,7 +229,7 @@ def _matching_sha256(path: Path, file: HubFile) -> str | None:
 
 def _damaged(folder: Path, files: dict[str, Iterable[Any]]) -> bool:
     """Whether a file of a finished download is missing or differs from its digest."""
-    for name, (size, sha256) in files.items():
-        if _matching_sha256(folder / name, HubFile(name, size, sha256, None)) is None:
-            return True
-    return False
+    return any(
+        _matching_sha256(folder / name, HubFile(name, size, sha256, None)) is None
+        for name, (size, sha256) in files.items()
+    )

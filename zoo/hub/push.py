@@ -82,7 +82,8 @@ def push(
         if not any(staged.iterdir()):
             raise UserError(f"{folder} has no files to upload: give the folder of a run, or one that was exported")
         if (folder / CARD).is_file():
-            shutil.copyfile(folder / CARD, _replaced(staged / CARD))
+            (staged / CARD).unlink(missing_ok=True)  # it may be a link to that file
+            shutil.copyfile(folder / CARD, staged / CARD)
         else:
             about = read_checkpoint(described, required=("state_dict", "zoo")) if described else {}
             card = model_card(repository, licence, about, config, _other_format(staged))
@@ -160,11 +161,6 @@ def _other_format(folder: Path) -> str | None:
     """The format of an export that the zoo does not read; None for any other folder."""
     formats = {file.suffix.lower() for file in folder.rglob("*")} & {".onnx", ".gguf"}
     return min(formats).removeprefix(".") if formats else None
-
-
-def _replaced(path: Path) -> Path:
-    path.unlink(missing_ok=True)
-    return path
 
 
 def _visible_files(folder: Path) -> list[Path]:

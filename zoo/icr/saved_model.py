@@ -2,7 +2,6 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -12,19 +11,24 @@ from zoo.icr.model import ICRegConfig
 from zoo.icr.module import ICRTransformer
 
 
-def read_config(path: str | Path) -> tuple[ICRegConfig, dict[str, Any]]:
-    """The config in a checkpoint of `zoo fit` or of a sweep, and the checkpoint itself.
+def read_config(path: str | Path) -> ICRegConfig:
+    """The config in a checkpoint of `zoo fit` or of a sweep.
 
     Raises:
-        UserError: the file is not a checkpoint of an ICRTransformer.
+        FileNotFoundError: the file does not exist.
+        UserError: the file is damaged, or is not a checkpoint of an ICRTransformer.
     """
     checkpoint = read_checkpoint(path)
-    metadata = checkpoint.get("zoo")
-    name = str(metadata.get("model")) if isinstance(metadata, dict) else ""
-    if name.rpartition(".")[2] != "ICRTransformer":
+    if checkpoint.get("zoo", {}).get("model", "").rpartition(".")[2] != "ICRTransformer":
         raise UserError(f"{path} is not a checkpoint of an ICRTransformer")
-    settings = checkpoint["hyper_parameters"]
-    return ICRegConfig(**{field.name: settings[field.name] for field in fields(ICRegConfig)}), checkpoint
+    settings = checkpoint.get("hyper_parameters", {})
+    names = [field.name for field in fields(ICRegConfig)]
+    if missing := [name for name in names if name not in settings]:
+        raise UserError(f"{path} is damaged: it lacks the setting {missing[0]}; give another checkpoint")
+    try:
+        return ICRegConfig(**{name: settings[name] for name in names})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def load_model(path: str | Path, config: ICRegConfig | None = None) -> ICRTransformer:
@@ -39,12 +43,8 @@ def load_model(path: str | Path, config: ICRegConfig | None = None) -> ICRTransf
         UserError: the file is not a checkpoint of an ICRTransformer, or its config is another one, or its weights
             are not finite.
     """
-    trained, checkpoint = read_config(path)
+    trained = read_config(path)
     if config is not None and config != trained:
         raise UserError(f"{path} was trained as {trained}, not as {config}")
-    model = ICRTransformer(trained)
-    try:
-        model.load_state_dict(checkpoint["state_dict"])
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    model = ICRTransformer.load_from_checkpoint(path, map_location="cpu")
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

@@ -14,7 +14,7 @@ from torch import Tensor
 from zoo.baselines.bag_of_words import BowKind
 from zoo.console.argument_names import argument_names
 from zoo.errors import UserError, check_choice, check_counts, check_number, check_weight
-from zoo.layers.linear_nll import linear_nll
+from zoo.layers.linear_nll import IGNORED, linear_nll
 from zoo.layers.lora import add_lora
 from zoo.layers.widen import widen
 from zoo.llama.bow_classifier import BowClassifier, BowRows
@@ -27,7 +27,7 @@ from zoo.llama.text_classifier import required_label_names
 from zoo.llama.training_flops import training_flops
 from zoo.private_apis.lightning_api import is_fitting
 from zoo.tokenizers import Tokenizer
-from zoo.training.batches import IGNORED, TextBatch, check_text_batch
+from zoo.training.batches import TextBatch, check_text_batch
 from zoo.training.choices import Choice, by_group, given_arguments, settings_of
 from zoo.training.fixed_arguments import check_fixed, field_names
 from zoo.training.given_settings import check_argument_names, settings_of_model

@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from zoo.export.merging import merge_updates
+from zoo.export.write import NOT_EXPORTED
 from zoo.files.checkpoints import read_checkpoint, write_checkpoint
-from zoo.layers.lora import merge_lora
 from zoo.llama.classifier import LlamaClassifier
-
-NOT_EXPORTED = ("optimizer_states", "lr_schedulers", "base_digest", "loops", "callbacks")
 
 
 def export(path: str | Path, target: str | Path, base: str | Path | None = None) -> None:
@@ -19,10 +18,8 @@ def export(path: str | Path, target: str | Path, base: str | Path | None = None)
         base: path of the pretrained weights of a "head" or "lora" checkpoint, where they have moved since training.
     """
     options: Any = {} if base is None else {"base": str(base)}
-    module = LlamaClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True, **options)
-    merge_lora(module.model)
-    if module.stores_adapter_only:
-        module.hparams.update({"method": "full", "base": None})
+    module = LlamaClassifier.load_from_checkpoint(path, map_location="cpu", **options)
+    merge_updates(module)
     checkpoint = read_checkpoint(path)
     exported = {name: value for name, value in checkpoint.items() if name not in NOT_EXPORTED}
     write_checkpoint(exported | {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}, target)

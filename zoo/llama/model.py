@@ -105,8 +105,15 @@ class LlamaConfig:
         check_probability("dropout", self.dropout)
         check_positive("norm_eps", self.norm_eps)
         check_positive("rope_theta", self.rope_theta)
-        if self.rope_scaling is not None and (missing := [k for k in SCALING_KEYS if k not in self.rope_scaling]):
-            raise UserError(f"rope_scaling lacks {', '.join(missing)}: only Llama 3's scaling is supported")
+        if self.rope_scaling is not None:
+            if missing := [key for key in SCALING_KEYS if key not in self.rope_scaling]:
+                raise UserError(f"rope_scaling lacks {', '.join(missing)}: only Llama 3's scaling is supported")
+            for key in SCALING_KEYS:
+                check_positive(f"{key} in rope_scaling", self.rope_scaling[key])
+            if self.rope_scaling["low_freq_factor"] >= self.rope_scaling["high_freq_factor"]:
+                raise UserError(
+                    "rope_scaling has a low_freq_factor of at least high_freq_factor: set it to a smaller one"
+                )
 
     @property
     def n_rows(self) -> int:

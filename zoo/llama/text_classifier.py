@@ -171,7 +171,7 @@ class TextClassifier(ZooModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        stored = checkpoint["hyper_parameters"]["label_names"]
+        stored = checkpoint.get("hyper_parameters", {}).get("label_names", self.label_names)
         if stored != self.label_names:
             raise UserError(
                 f"this checkpoint was trained with the classes {stored}, in this order, not {self.label_names}: drop "

@@ -85,7 +85,7 @@ class LlamaZeroShot(TextClassifier):
         super().setup(stage)
         if stage == "fit":
             raise UserError("LlamaZeroShot is not trained: use zoo validate, test or predict")
-        _ = self.name_tokens  # a missing prompt is reported before the run starts
+        _ = self.name_tokens, self.calibrate and self.prompt_tokens  # errors are reported before the run starts
         self._calibration = None  # the weights may have changed since it was computed
 
     @property
@@ -105,6 +105,17 @@ class LlamaZeroShot(TextClassifier):
             raise UserError("course_scoring needs a prompt that ends with a space: add one to --data.prompt")
         return [self.tokenizer.encode(name, bos=False) for name in self.label_names]
 
+    @cached_property
+    def prompt_tokens(self) -> list[int]:
+        """The token ids of the prompt without a text, at least one."""
+        _ = self.name_tokens  # a missing prompt or tokenizer is an error
+        assert self.tokenizer is not None
+        assert self.prompt_parts is not None
+        ids = self.tokenizer.encode("".join(self.prompt_parts).strip())
+        if not ids:
+            raise UserError("calibrate needs a prompt with words besides the text: add some to --data.prompt")
+        return ids
+
     def forward(self, batch: TextBatch | Tensor) -> Tensor:
         """Scores (B, C) of a batch of prompts, or of tokens (B, T) without padding."""
         tokens, padding_mask = (batch, None) if isinstance(batch, Tensor) else (batch.tokens, batch.padding_mask)
@@ -116,12 +127,8 @@ class LlamaZeroShot(TextClassifier):
     def _calibration_scores(self) -> Tensor:
         """Scores (1, C) of the names after the prompt without a text, computed once."""
         if self._calibration is None:
-            names = self.name_tokens
-            assert self.tokenizer is not None
-            assert self.prompt_parts is not None
-            ids = self.tokenizer.encode("".join(self.prompt_parts).strip())
-            prompt = torch.tensor([ids], device=self.device)
-            self._calibration = continuation_scores(self.model, prompt, None, names, self.normalize)
+            prompt = torch.tensor([self.prompt_tokens], device=self.device)
+            self._calibration = continuation_scores(self.model, prompt, None, self.name_tokens, self.normalize)
         return self._calibration
 
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:

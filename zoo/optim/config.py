@@ -10,7 +10,6 @@ from torch import nn
 from zoo.errors import UserError, check_choice, check_number, check_probability, check_weight
 from zoo.optim.adamw import AdamW
 from zoo.optim.muon import MuonAdamW
-from zoo.optim.resumed_schedule import ResumedSchedule
 from zoo.optim.schedule import warmup_cosine
 
 OptimizerName = Literal["adamw", "adafactor", "muon"]
@@ -96,10 +95,6 @@ class OptimizerConfig:
             matrices = [p for name, p in trained.items() if name in muon_names]
             return MuonAdamW(matrices, groups, muon_lr=self.muon_lr, lr=self.lr, betas=betas)
         return AdamW(groups, lr=self.lr, betas=betas)
-
-    def schedule(self, optimizer: torch.optim.Optimizer, total_steps: int) -> ResumedSchedule:
-        """Warm-up and cosine decay over `total_steps` optimizer steps."""
-        return ResumedSchedule(optimizer, lambda step: self.lr_factor(step, total_steps))
 
     def lr_factor(self, step: int, total_steps: int) -> float:
         """The learning rate at a step, divided by its peak."""

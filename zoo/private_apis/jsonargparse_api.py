@@ -7,7 +7,7 @@ tests/private_apis/test_jsonargparse_api.py fails when one of them changes.
 
 import re
 from argparse import SUPPRESS
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Mapping
 from enum import Enum
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,10 +29,14 @@ class Option(NamedTuple):
 
 def options(parser: ArgumentParser) -> list[Option]:
     """The options of a parser and of its subcommands, without those of subclasses (`class_options`)."""
+    subparsers = (getattr(parser._subcommands_action, "choices", None) or {}).values()
+    return [option for one in (parser, *subparsers) for option in _own_options(one)]
+
+
+def _own_options(parser: ArgumentParser) -> list[Option]:
     return [
         Option(name, action.help or "", getattr(action, "_typehint", None), action.default)
-        for one in (parser, *_subparsers(parser))
-        for name, action in one._option_string_actions.items()
+        for name, action in parser._option_string_actions.items()
     ]
 
 
@@ -41,11 +45,7 @@ def class_options(cls: type) -> list[Option]:
     parser = ArgumentParser()
     own = set(parser._option_string_actions)
     parser.add_class_arguments(cls, fail_untyped=False)
-    return [
-        Option(name, action.help or "", getattr(action, "_typehint", None), action.default)
-        for name, action in parser._option_string_actions.items()
-        if name not in own
-    ]
+    return [option for option in _own_options(parser) if option.name not in own]
 
 
 def class_help(cls: type, group: str, skip: Container[str] = (), values: Mapping[str, Any] | None = None) -> str:
@@ -139,23 +139,22 @@ def _is_raised_in_jsonargparse(error: BaseException) -> bool:
     return traceback is not None and traceback.tb_frame.f_globals.get("__name__", "").startswith("jsonargparse.")
 
 
-def _subparsers(parser: ArgumentParser) -> Iterator[ArgumentParser]:
-    yield from (getattr(parser._subcommands_action, "choices", None) or {}).values()
-
-
 # ---- error messages: each function returns the name that the message complains about, or None for another message
+
+
+def _first(pattern: str, message: str) -> str | None:
+    found = re.search(pattern, message)
+    return found[1] if found else None
 
 
 def unknown_option(message: str) -> str | None:
     """The option of "unrecognized arguments: --trainer.max_stepz=3"."""
-    found = re.search(r"unrecognized arguments: (\S+)", message)
-    return found[1].split("=")[0] if found else None
+    return _first(r"unrecognized arguments: ([^\s=]+)", message)
 
 
 def without_value(message: str) -> str | None:
     """The option of "argument --prompt: expected one argument"."""
-    found = re.search(r"argument (?:-\w/)?(--\S+): expected one argument", message)
-    return found[1] if found else None
+    return _first(r"argument (?:-\w/)?(--\S+): expected one argument", message)
 
 
 def unknown_setting(message: str) -> str | None:
@@ -166,8 +165,7 @@ def unknown_setting(message: str) -> str | None:
 
 def unknown_class(message: str) -> str | None:
     """The class name that is neither known nor importable."""
-    found = re.search(r"dot import path string: (\S+)", message)
-    return found[1] if found else None
+    return _first(r"dot import path string: (\S+)", message)
 
 
 def class_of_another_kind(message: str) -> str | None:
@@ -179,8 +177,7 @@ def class_of_another_kind(message: str) -> str | None:
 
 def class_with_settings(message: str) -> str | None:
     """The import path of the class, a setting of which is wrong."""
-    found = re.search(r"Problem with given class_path '([\w.]+)'", message)
-    return found[1] if found else None
+    return _first(r"Problem with given class_path '([\w.]+)'", message)
 
 
 def ambiguous_class(message: str) -> tuple[str, list[str]] | None:
@@ -193,8 +190,7 @@ def ambiguous_class(message: str) -> tuple[str, list[str]] | None:
 
 def missing_file(message: str) -> str | None:
     """The path of a config file that does not exist."""
-    found = re.search(r"File does not exist: '([^']+)'", message)
-    return found[1] if found else None
+    return _first(r"File does not exist: '([^']+)'", message)
 
 
 def missing_arguments(message: str) -> list[str]:
@@ -205,8 +201,7 @@ def missing_arguments(message: str) -> list[str]:
 
 def key_of(message: str) -> str | None:
     """The key whose value is wrong, as in 'Parser key "model": ...'."""
-    found = re.search(r'Parser key "([^"]+)"', message)
-    return found[1] if found else None
+    return _first(r'Parser key "([^"]+)"', message)
 
 
 def failed_import(message: str) -> tuple[str, str] | None:

@@ -34,8 +34,8 @@ def fused_adamw(
     """One AdamW update of all parameters, in place, in one pass over memory.
 
     Calls `torch._fused_adamw_` (torch 2.0 and later), the kernel behind `torch.optim.AdamW(fused=True)`. It exists for
-    floating-point tensors on a CPU or a CUDA GPU. The public class has its own bias
-    correction; `zoo.optim.AdamW` has another one, which it passes in `lr` and `eps`.
+    floating-point tensors on a CPU or a CUDA GPU. The public class has its own bias correction; `zoo.optim.AdamW` has
+    another one, which it passes in `lr` and `eps`.
 
     Args:
         parameters: tensors of one dtype on one device, changed in place.

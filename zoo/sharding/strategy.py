@@ -98,23 +98,8 @@ class FullySharded(OpenModelParallelStrategy):
         release(self.lightning_module.model)  # type: ignore[union-attr]
         self._is_collected = False
 
-    def on_validation_start(self) -> None:
-        self._collect()
-
-    def on_validation_end(self) -> None:
-        self._release()
-
-    def on_test_start(self) -> None:
-        self._collect()
-
-    def on_test_end(self) -> None:
-        self._release()
-
-    def on_predict_start(self) -> None:
-        self._collect()
-
-    def on_predict_end(self) -> None:
-        self._release()
+    on_validation_start = on_test_start = on_predict_start = _collect
+    on_validation_end = on_test_end = on_predict_end = _release
 
     # ---- checkpoints
 

@@ -9,11 +9,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_counts
+from zoo.layers.linear_nll import IGNORED
 from zoo.tokenizers import Tokenizer
 from zoo.training.random_streams import stream
-
-IGNORED = -100  # a target that is not scored: the default ignore_index of torch's cross_entropy
 
 
 class TokenBatch(NamedTuple):
@@ -137,17 +136,20 @@ def check_token_ids(tokens: Tensor, vocab_size: int, targets: Tensor | None = No
                 )
 
 
-def _as_numbers(name: str, values: ArrayLike) -> np.ndarray:
-    """Numbers as float64, None as NaN. Raises UserError for texts and other values."""
+def _as_columns(name: str, values: ArrayLike, n_texts: int) -> np.ndarray:
+    """Numbers (N,) or (N, K) as float64 (N, K), None as NaN. Raises UserError for other values, or another N."""
     try:
         given = np.asarray(values)
-        if given.dtype.kind in "US" or any(
-            isinstance(value, str | bytes) for value in given.flat if given.dtype == object
-        ):
+        if given.ndim == 0 or given.dtype.kind not in "biufO":
             raise ValueError
-        return given.astype(np.float64)
+        if given.dtype == object and any(isinstance(value, str | bytes) for value in given.flat):
+            raise ValueError
+        numbers = given.astype(np.float64)
     except (TypeError, ValueError):
         raise UserError(f"{name} must be numbers, equally many for each text, not {values!r:.100}") from None
+    if len(numbers) != n_texts:
+        raise UserError(f"there are {n_texts} texts, but {len(numbers)} {name}: give one for each text")
+    return numbers.reshape(n_texts, numbers.size // max(n_texts, 1))
 
 
 def text_rows(
@@ -165,17 +167,14 @@ def text_rows(
         features: (N, F) numbers, for models that read numbers instead of text.
 
     Raises:
-        UserError: a text is empty, targets or features are not numbers, or their count differs from that of the
-            texts.
+        UserError: `texts` is a single text, a text is empty, targets or features are not numbers, or their count
+            differs from that of the texts.
     """
-    # Unknown targets are NaN; targets and features have one row per text.
-    values = np.full(len(texts), np.nan) if targets is None else _as_numbers("targets", targets)
-    numbers = None if features is None else _as_numbers("features", features)
-    for name, array in (("targets", values), ("features", numbers)):
-        if array is not None and len(array) != len(texts):
-            raise UserError(f"there are {len(texts)} texts, but {len(array)} {name}: give one for each text")
-    # A single target per text becomes a column.
-    columns = values.reshape(len(texts), -1)  # (N, K)
+    if isinstance(texts, str):
+        raise UserError("texts must be a list of texts, not a single one: put it in a list")
+    # Unknown targets are NaN.
+    columns = _as_columns("targets", [np.nan] * len(texts) if targets is None else targets, len(texts))  # (N, K)
+    numbers = None if features is None else _as_columns("features", features, len(texts))  # (N, F)
     rows = []
     # A row needs at least one token, since models pool over tokens.
     for i, (text, ids) in enumerate(zip(texts, tokenizer.encode_batch(texts), strict=True)):
@@ -276,6 +275,7 @@ class BucketBatchSampler:
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int = 0) -> None:
+        check_counts(batch_size=batch_size)
         self.lengths, self.batch_size, self.seed, self.epoch = torch.tensor(lengths), batch_size, seed, 0
 
     def __len__(self) -> int:

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from zoo.errors import UserError
 from zoo.files import regular_file
-from zoo.files.checkpoint_folders import is_checkpoint_folder
+from zoo.files.checkpoint_folders import is_checkpoint_folder, read_meta
 from zoo.files.checkpoints import read_checkpoint
 from zoo.files.finite import check_finite
 from zoo.files.memory_limit import memory_limit, tensor_sizes
+from zoo.files.safetensors_checkpoints import is_safetensors_checkpoint, read_content
 from zoo.tokenizers import Tokenizer, from_state
 from zoo.tokenizers.load import adjacent_tokenizer
 from zoo.weights import find_weights
@@ -67,14 +68,12 @@ class InitialWeights:
             self._load(module, state)
 
     def _load(self, module: nn.Module, state: Mapping[str, Tensor]) -> None:
-        own = module.state_dict()
-        for name in [*own, *state]:
-            shapes = [tuple(tensors[name].shape) if name in tensors else "missing" for tensors in (own, state)]
-            if shapes[0] != shapes[1]:
-                raise UserError(
-                    f"the weights in {self.path} do not fit: {name} is {shapes[1]} in the file and {shapes[0]} in the "
-                    "model; give other weights"
-                )
+        if difference := first_difference(state, module.state_dict()):
+            name, given, expected = difference
+            raise UserError(
+                f"the weights in {self.path} do not fit: {name} is {given} in the file and {expected} in the model; "
+                "give other weights"
+            )
         module.load_state_dict(state)
 
     def check_data(self, tokenizer: Tokenizer | None = None, **sizes: tuple[Any, str]) -> None:
@@ -111,6 +110,15 @@ class InitialWeights:
         return network
 
 
+def first_difference(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[str, Any, Any] | None:
+    """The first tensor that differs between a file and a model: its name, and its shape or "missing" in each."""
+    for name in [*own, *stored]:
+        given, expected = (tuple(tensors[name].shape) if name in tensors else "missing" for tensors in (stored, own))
+        if given != expected:
+            return name, given, expected
+    return None
+
+
 def tokenizer_of_weights(path: str | None) -> str | None:
     """Where the tokenizer of initial weights is, for `--data.tokenizer`; None if it is not known.
 
@@ -119,21 +127,25 @@ def tokenizer_of_weights(path: str | None) -> str | None:
     if not path:
         return None
     file = Path(find_weights(path))
-    if not file.exists() or is_checkpoint_folder(file):
-        return None
-    if file.is_file() and is_zipfile(regular_file(file)):
-        content = read_checkpoint(file)
+    if (content := _zoo_content(file)) is not None:
         return path if "tokenizer" in content else None
-    return str(tokenizer) if (tokenizer := adjacent_tokenizer(file)) else None
+    return str(tokenizer) if file.exists() and (tokenizer := adjacent_tokenizer(file)) else None
 
 
 def check_tokenizer(path: str | None, tokenizer: Tokenizer | None) -> None:
     """Raises UserError if initial weights were trained with another tokenizer, which their checkpoint stores."""
-    if tokenizer is None or not path:
-        return
-    file = Path(find_weights(path))
-    if file.is_file() and is_zipfile(file) and "tokenizer" in (content := read_checkpoint(file)):
+    if tokenizer is not None and path and "tokenizer" in (content := _zoo_content(Path(find_weights(path))) or {}):
         refuse_other_tokenizer(path, tokenizer, content["tokenizer"])
+
+
+def _zoo_content(file: Path) -> Mapping[str, Any] | None:
+    """The entries of a checkpoint of the zoo, of a folder only those that are no tensors; None for other weights."""
+    if is_checkpoint_folder(file):
+        return read_meta(file)
+    if is_safetensors_checkpoint(file):
+        return read_content(file)
+    content = read_checkpoint(file) if file.is_file() and is_zipfile(regular_file(file)) else {}
+    return content if "state_dict" in content else None
 
 
 def refuse_other_tokenizer(path: str, tokenizer: Tokenizer, stored: dict[str, Any]) -> None:

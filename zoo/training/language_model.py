@@ -8,6 +8,7 @@ Example: `windows` is a dataset of pairs (tokens, targets), both (T,) int64.
 """
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -17,16 +18,19 @@ from torch import Tensor
 from zoo.errors import UserError, check_counts
 from zoo.generation.decoders import left_pad
 from zoo.generation.sampling import stream_tokens
+from zoo.layers.linear_nll import IGNORED
 from zoo.layers.token_nll import token_nll
 from zoo.layers.widen import widen
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
-from zoo.training.batches import IGNORED, as_token_batch, check_token_ids
+from zoo.training.batches import as_token_batch, check_token_ids
 from zoo.training.loss_weights import Counts, Loss
 from zoo.training.metrics import SummedLoss, reset_metrics
 from zoo.training.module import ZooModule
 from zoo.training.protocols import LanguageModelConfig, LanguageModelNetwork, require
 from zoo.training.random_streams import derive, global_seed
+
+LARGEST_LOSS = math.log(sys.float_info.max)  # whose exponential is a float
 
 
 class LanguageModel(ZooModule):
@@ -194,7 +198,8 @@ class LanguageModel(ZooModule):
             if self.tokenizer is not None:
                 row["text"] = self.tokenizer.decode(targets[i][is_scored[i]].tolist())
             loss = losses[i].item()
-            row |= {"tokens": int(counts[i]), "loss": loss, "ppl": math.exp(loss)}
+            # Beyond the range of a float the perplexity is infinite, as in validation.
+            row |= {"tokens": int(counts[i]), "loss": loss, "ppl": math.inf if loss > LARGEST_LOSS else math.exp(loss)}
         return rows
 
     # ---- text

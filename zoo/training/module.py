@@ -20,7 +20,7 @@ from zoo.sharding.strategy import shard_module
 from zoo.sharding.tensors import are_finite, total_norm
 from zoo.tokenizers import Tokenizer, from_state
 from zoo.training.fixed_arguments import check_fixed
-from zoo.training.initial_weights import tokenizer_of_weights
+from zoo.training.initial_weights import first_difference, tokenizer_of_weights
 from zoo.training.loss_weights import WeightedLosses
 from zoo.training.precision import ignore_skipped_first_step, use_precision
 from zoo.training.random_streams import derive, global_seed
@@ -265,13 +265,12 @@ class ZooModule(WeightedLosses):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As torch's, except that a missing, unknown or misshapen tensor raises UserError."""
         own = self.state_dict()
-        for name in [*own, *state_dict] if strict else []:
-            expected, given = (tuple(state[name].shape) if name in state else "missing" for state in (own, state_dict))
-            if expected != given:
-                raise UserError(
-                    f"the checkpoint does not fit this {type(self).__name__}: {name} is {given} in the file and "
-                    f"{expected} in the model; drop the settings that change the model's sizes"
-                )
+        if strict and (difference := first_difference(state_dict, own)):
+            name, given, expected = difference
+            raise UserError(
+                f"the checkpoint does not fit this {type(self).__name__}: {name} is {given} in the file and {expected} "
+                "in the model; drop the settings that change the model's sizes"
+            )
         for name, tensor in own.items():
             if name in state_dict and state_dict[name].is_floating_point() != tensor.is_floating_point():
                 raise UserError(

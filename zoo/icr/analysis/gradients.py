@@ -3,9 +3,9 @@
     L = E[mean over k of (f(x, y)_k - y_k)^2],  x_k = a + b * u_k,  w = c + d * v,  y_k = w . x_k + g + h r_k
 
 with u, v and r standard normal and one w for all pairs of a prompt. There are 4D + 2 parameters: a, b, c, d are vectors
-of D numbers, g and h are numbers. Two estimators of the gradient: differentiation through the draws (Kingma & Welling
-2014, https://arxiv.org/abs/1312.6114), which has a low variance, and the score function (Williams 1992,
-https://doi.org/10.1007/BF00992696), which needs no derivative of f and serves to check the first.
+of D numbers, g and h are numbers. The gradient is estimated by differentiation through the draws (Kingma & Welling
+2014, https://arxiv.org/abs/1312.6114). The tests compare it with the score function (Williams 1992,
+https://doi.org/10.1007/BF00992696), which needs no derivative of f and has a higher variance.
 """
 
 import math
@@ -84,22 +84,6 @@ def reparameterised(model: Predictor, parameters: Tensor, draws: Normals) -> tup
         gradient.append(torch.autograd.grad(batch_loss.sum(), repeated)[0])
         loss.append(batch_loss.detach())
     return estimate(torch.cat(loss)), estimate(torch.cat(gradient))
-
-
-@torch.no_grad()
-def score_function(model: Predictor, parameters: Tensor, draws: Normals) -> tuple[Estimate, Estimate]:
-    """The same by E[(L - b) d log p / d parameters]; the baseline b is the mean loss of the other prompts."""
-    # The losses of all prompts.
-    batches = zip(*(part.split(BATCH) for part in draws), strict=True)
-    loss = torch.cat([losses(model, parameters.expand(len(batch[0]), -1), Normals(*batch)) for batch in batches])
-    # For N(m, s^2), d log p / dm = u / s and d log p / ds = (u^2 - 1) / s, with u the standard normal draw.
-    u, v, r = draws.x, draws.task, draws.noise[..., None]
-    sums = [u.sum(1), (u**2 - 1).sum(1), v, v**2 - 1, r.sum(1), (r**2 - 1).sum(1)]
-    p = parts(parameters)
-    score = torch.cat(sums, -1) / torch.cat([p[f"{name}_sd"] for name in ("x", "x", "task", "task", "noise", "noise")])
-    # L - b, with b the mean of the other prompts, is n / (n - 1) times L - mean L.
-    n = len(loss)
-    return estimate(loss), estimate((loss - loss.mean())[:, None] * n / (n - 1) * score)
 
 
 def estimate(values: Tensor) -> Estimate:

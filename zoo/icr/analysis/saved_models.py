@@ -42,7 +42,7 @@ def find_models(folder: Path) -> list[SavedModel]:
     models = []
     for path in sorted(folder.glob("checkpoints_M*/checkpoint_step_*.ckpt")):
         if step := re.fullmatch(r"checkpoint_step_(\d+)", path.stem):
-            models.append(SavedModel(path, int(step[1]), read_config(path)[0]))
+            models.append(SavedModel(path, int(step[1]), read_config(path)))
     if not models:
         raise UserError(f"{folder} holds no checkpoints_M*/checkpoint_step_*.ckpt: give the folder of a sweep")
     for other in models:

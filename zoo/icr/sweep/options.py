@@ -140,6 +140,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error(f"--stack must be at least 1, or 0 for all, not {args.stack}")
     if not args.learning_rate > 0:
         parser.error(f"--learning_rate must be positive, not {args.learning_rate}")
+    if not args.early_stopping_min_delta >= 0:
+        parser.error(f"--early_stopping_min_delta must be at least 0, not {args.early_stopping_min_delta}")
     if args.processes > 1 and args.share:
         parser.error("--processes makes the shares itself: drop --share")
 

@@ -120,7 +120,7 @@ def new_or_loaded(config: LlamaConfig, weights: str | None, vocab_size: int | No
     changes: dict[str, Any] = {"dropout": config.dropout, "gradient_checkpointing": config.gradient_checkpointing}
     if vocab_size not in (None, loaded.config.vocab_size):
         n_rows = loaded.config.n_rows
-        _check_padding(Path(weights), vocab_size, n_rows, is_expected=config.padded_vocab_size == n_rows)
+        _check_padding(Path(find_weights(weights)), vocab_size, n_rows, is_expected=config.padded_vocab_size == n_rows)
         changes |= {"vocab_size": vocab_size, "padded_vocab_size": None if vocab_size == n_rows else n_rows}
     model = Llama(replace(loaded.config, **changes))
     model.load_state_dict(loaded.state_dict())
@@ -135,7 +135,8 @@ def _check_padding(weights: Path, vocab_size: int, n_rows: int, is_expected: boo
     Raises:
         UserError: it is the model of another tokenizer.
     """
-    is_foreign = not weights.is_dir() or _tokenizer_size(weights) is not None
+    is_hugging_face = weights.is_dir() and not is_safetensors_checkpoint(weights)
+    is_foreign = not is_hugging_face or _tokenizer_size(weights) is not None
     if vocab_size > n_rows or (vocab_size < n_rows and is_foreign):
         raise UserError(
             f"the tokenizer has {vocab_size} tokens, but the model in {weights} {n_rows} rows: set --data.tokenizer to "

@@ -11,7 +11,7 @@ from typing import Any
 
 from zoo.errors import UserError
 from zoo.llama.model import SCALING_KEYS, LlamaConfig
-from zoo.text_formats.json_text import read_object
+from zoo.text_formats.json_text import read_object, shorten
 
 # Keys that set sizes and constants.
 _READ = {
@@ -111,7 +111,7 @@ def _check_keys(file: Path, settings: dict[str, Any]) -> None:
     """Raises UserError for the first key, or value of a key, that zoo.llama does not support."""
     if settings.get("model_type") != "llama":
         raise UserError(
-            f"{file} describes a {_shown(settings.get('model_type'))} model, not a 'llama': give another folder"
+            f"{file} describes a {shorten(settings.get('model_type'), 60)} model, not a 'llama': give another folder"
         )
     allowed = _NEUTRAL | {
         "hidden_act": ("silu", "swish"),  # two names of one function
@@ -125,13 +125,13 @@ def _check_keys(file: Path, settings: dict[str, Any]) -> None:
             if not any(value == other and type(value) in (type(other), float) for other in allowed[key]):
                 only = " or ".join(json.dumps(other) for other in allowed[key] or [None])
                 raise UserError(
-                    f"{file} sets {key} to {_shown(value)}, which zoo.llama does not support, only {only}: give "
+                    f"{file} sets {key} to {shorten(value, 60)}, which zoo.llama does not support, only {only}: give "
                     "another folder"
                 )
         elif key not in _READ:
             raise UserError(
-                f"{file} sets {key} to {_shown(value)}, a key that zoo.llama does not know: remove it only if it has "
-                "no influence on the logits, otherwise give another folder"
+                f"{file} sets {key} to {shorten(value, 60)}, a key that zoo.llama does not know: remove it only if it "
+                "has no influence on the logits, otherwise give another folder"
             )
 
 
@@ -146,17 +146,17 @@ def _rotary_settings(settings: dict[str, Any]) -> dict[str, Any]:
     name = "rope_scaling" if settings.get("rope_scaling") else "rope_parameters"
     rope = settings.get(name) or {}
     if not isinstance(rope, dict):
-        raise UserError(f"{name} is {_shown(rope)}, not an object")
+        raise UserError(f"{name} is {shorten(rope, 60)}, not an object")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
         raise UserError(
-            f"{name} sets the rotary scaling {_shown(kind)}, which zoo.llama does not support, only 'default' and "
+            f"{name} sets the rotary scaling {shorten(kind, 60)}, which zoo.llama does not support, only 'default' and "
             "'llama3': give another folder"
         )
     for key, value in rope.items():
         neutral = value is None or (key == "partial_rotary_factor" and value == 1)
         if key not in _ROPE_KEYS and not neutral:
-            raise UserError(f"{name} sets {key} to {_shown(value)}, which zoo.llama does not support")
+            raise UserError(f"{name} sets {key} to {shorten(value, 60)}, which zoo.llama does not support")
     theta = _positive(rope if "rope_theta" in rope else settings, "rope_theta", 10000.0)
     scaling = None
     if kind == "llama3":
@@ -177,7 +177,7 @@ def _stop_tokens(file: Path, settings: dict[str, Any], vocab_size: int) -> list[
     given = settings.get("eos_token_id")
     ids = given if isinstance(given, list) else [] if given is None else [given]
     if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-        raise UserError(f"{file}: eos_token_id must be a token id or a list of them, not {_shown(given)}")
+        raise UserError(f"{file}: eos_token_id must be a token id or a list of them, not {shorten(given, 60)}")
     # An id outside the vocabulary, such as -1, is never generated.
     return sorted({i for i in ids if 0 <= i < vocab_size}) or None
 
@@ -190,7 +190,7 @@ def _size(settings: dict[str, Any], key: str, default: int | None = 0) -> Any:
     if value is None:
         raise UserError(f"it lacks the field {key!r}; download it again")
     if type(value) is not int or not 1 <= value <= _LARGEST_SIZE:
-        raise UserError(f"{key} must be a whole number from 1 to {_LARGEST_SIZE}, not {_shown(value)}")
+        raise UserError(f"{key} must be a whole number from 1 to {_LARGEST_SIZE}, not {shorten(value, 60)}")
     return value
 
 
@@ -198,11 +198,5 @@ def _positive(settings: dict[str, Any], key: str, default: float | None = None) 
     """The number at `key`, positive and finite; `default`, if there is one, where it is missing."""
     value: Any = settings.get(key, default)
     if type(value) not in (int, float) or not 1e-30 <= value <= 1e30:
-        raise UserError(f"{key} must be a number from 1e-30 to 1e30, not {_shown(value)}")
+        raise UserError(f"{key} must be a number from 1e-30 to 1e30, not {shorten(value, 60)}")
     return float(value)
-
-
-def _shown(value: Any) -> str:
-    """A value in a message, shortened."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from zoo.errors import UserError
+from zoo.files.llama2c_files import HEADER
 from zoo.files.regular_files import refuse_larger_than_memory, regular_file
+from zoo.layers import RotaryEmbedding
 from zoo.llama.checkpoints.names import FORMATS, Weights, llama2c_count, llama2c_shapes
 from zoo.llama.model import LlamaConfig
 
-HEADER = struct.Struct("<7i")  # dim, hidden_dim, n_layers, n_heads, n_kv_heads, +-vocab_size, max_seq_len
 NEWER_MAGIC = b"24ka"  # first bytes of export.py's versions 1 and 2
 
 
@@ -75,13 +76,10 @@ def write_bin(path: Path, config: LlamaConfig, weights: Weights) -> None:
     """Write a `.bin` file that run.c reads."""
     vocab = config.n_rows if config.tie_embeddings else -config.n_rows
     sizes = config.dim, config.ffn_dim, config.n_layers, config.n_heads, config.kv_heads, vocab, config.max_seq_len
-    # Angles and tables are computed by torch in fp32 as in llama2.c's model.py, so that its files are reproduced
-    # exactly.
-    frequencies = 1.0 / 10000.0 ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)
-    angles = torch.outer(torch.arange(config.max_seq_len), frequencies)
+    rotary = RotaryEmbedding(config.head_dim, config.max_seq_len)  # to the bit as llama2.c's model.py computes it
     output = [weights["output.weight"]] if not config.tie_embeddings else []
     body = [weights[name] for name in llama2c_shapes(config) if name != "output.weight"]
     with path.open("wb") as file:
         file.write(HEADER.pack(*sizes))
-        for tensor in (*body, angles.cos(), angles.sin(), *output):
+        for tensor in (*body, rotary.cos, rotary.sin, *output):
             file.write(tensor.contiguous().numpy().astype("<f4", copy=False).tobytes())

@@ -82,9 +82,8 @@ def solve(
             buffers (BatchNorm and spectral norm in training mode do), which is checked. State that f keeps elsewhere
             (numbers and lists in attributes, random numbers of NumPy) and changes of parameters through `.data`, which
             autograd does not notice, are not checked. The backward pass uses the modes (`train()`, `eval()`) that f
-            had in `solve`. With "reversible" and "implicit" every other
-            tensor that f uses and that needs a gradient must be in x. Hooks on parameters run once, those on modules at
-            every evaluation.
+            had in `solve`. With "reversible" and "implicit" every other tensor that f uses and that needs a gradient
+            must be in x. Hooks on parameters run once, those on modules at every evaluation.
         x: a tensor (B, ...), or a tuple of tensors that begins with such a tensor. f computes in its dtype.
         z0: the first state (B, ...); None: zeros of the shape of x, or of its first tensor.
         beta: share of f in every half-step, in (0, 2) and not 1.
