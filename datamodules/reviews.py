@@ -81,6 +81,7 @@ class Reviews(RowViews, TextData):
     collate = staticmethod(collate)
     learnt = TRAINED_TOKENIZERS
     text_arguments = ("lowercase",)
+    token_arguments = ("prompt",)
     n_objectives = 1
 
     def __init__(

@@ -75,7 +75,9 @@ class ZooTrainer(Trainer):
             raise UserError(f"{type(model).__name__} is not a language model: `zoo generate` needs one")
         _check_options(prompt, prompts, max_new_tokens, max_length, seed)
         if ckpt_path:
-            model.load_state_dict(read_checkpoint(ckpt_path, required=("state_dict",))["state_dict"])
+            checkpoint = read_checkpoint(ckpt_path, required=("state_dict",))
+            model.on_load_checkpoint(checkpoint)
+            model.load_state_dict(checkpoint["state_dict"])
         model.to(self.strategy.root_device).eval()
         tokenizer: Any = model.tokenizer
         ids = _encode(tokenizer, [prompt] if prompts is None else prompts)

@@ -66,6 +66,7 @@ class ICRTransformer(ZooModule):
         "squared error, new tasks": ("val/true_mse", "baseline/true_mse_.*"),
         "distance to the exact estimators": ("val/.*_to_.*", "baseline/.*_to_.*"),
     }
+    network_arguments: ClassVar[tuple[str, ...]] = ("n_heads", "use_prenorm")
     hparam_metrics: ClassVar[tuple[str, ...]] = ("val_loss", "val_true_mse", "val_true_to_ridge")
     item = "prompts"  # unit of the Throughput callback
 

@@ -18,7 +18,7 @@ from zoo.registry import registered_name
 from zoo.sharding.strategy import shard_module
 from zoo.sharding.tensors import are_finite, total_norm
 from zoo.tokenizers import Tokenizer, from_state
-from zoo.training.fixed_arguments import check_fixed
+from zoo.training.fixed_arguments import check_fixed, report_changed
 from zoo.training.initial_weights import tokenizer_of_weights
 from zoo.training.loss_weights import WeightedLosses
 from zoo.training.precision import ignore_skipped_first_step, use_precision
@@ -52,6 +52,9 @@ class ZooModule(WeightedLosses):
 
     fixed_arguments: ClassVar[tuple[str, ...]] = ("optimizer",)
     """Constructor arguments that a resumed run cannot change; all others take effect from the step of the stop on."""
+
+    network_arguments: ClassVar[tuple[str, ...]] = ()
+    """Constructor arguments with which the same weights are another function: a change after training is reported."""
 
     charts: ClassVar[Mapping[str, Sequence[str]]] = {"loss": ("train/loss", "val/loss", "baseline/loss_.*")}
     """TensorBoard's charts of the model: title -> regular expressions of the names of their lines."""
@@ -246,7 +249,7 @@ class ZooModule(WeightedLosses):
             checkpoint["tokenizer"] = self.tokenizer.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the tokenizer, unless the constructor was given one; check the arguments of a resumed run.
+        """Restore the tokenizer, unless the constructor was given one; compare the arguments with the stored ones.
 
         Raises:
             UserError: training is resumed with another value of one of the `fixed_arguments`, or another seed.
@@ -257,6 +260,7 @@ class ZooModule(WeightedLosses):
             seeds = {"seed_everything": global_seed()}
             stored = checkpoint.get("zoo", {}).get("seed", global_seed())
             check_fixed({"seed_everything": stored}, seeds, seeds, "--")
+        report_changed(checkpoint.get("hyper_parameters", {}), self.hparams, self.network_arguments)
         if self.tokenizer is None and "tokenizer" in checkpoint:
             self.tokenizer = from_state(checkpoint["tokenizer"])
 
