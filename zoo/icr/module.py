@@ -164,6 +164,8 @@ class ICRTransformer(ZooModule):
             total = total_training_steps(self.trainer)  # a DataLoader for a number of epochs
         if not 0 <= total < math.inf:
             raise UserError("warmup_steps needs an end at which the rate is 0: give --trainer.max_steps")
+        if self.settings.warmup_steps is not None:
+            self.report_warmup(self.settings.warmup_steps, int(total))
         optimizer = self.settings.build(self.named_parameters())
         schedule = self.settings.schedule(optimizer, int(total))
         ignore_skipped_first_step()

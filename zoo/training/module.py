@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
+from zoo.console.argument_names import print_notice
 from zoo.errors import UserError, refuse_renamed
 from zoo.files.checkpoints import DigestCheckpointIO, available_device, is_remote, read_checkpoint
 from zoo.files.memory_limit import file_bytes, memory_limit, tensor_sizes
@@ -151,9 +152,18 @@ class ZooModule(WeightedLosses):
             raise UserError("the learning-rate schedule needs the number of steps: set trainer.max_steps or max_epochs")
         optimizer = self.optimizer_config.build(self.named_parameters(), self.lr_scale)
         self.total_steps = int(total_steps)
+        self.report_warmup(self.optimizer_config.warmup_steps, self.total_steps)
         ignore_skipped_first_step()
         schedule = ResumedSchedule(optimizer, lambda step: self.optimizer_config.lr_factor(step, self.total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def report_warmup(self, warmup_steps: int, total_steps: int) -> None:
+        """Print a line if the run ends before the learning rate has risen to its peak."""
+        if warmup_steps > total_steps and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            print_notice(
+                f"the learning rate does not reach its peak: warmup_steps is {warmup_steps:,}, and the run ends after "
+                f"step {total_steps:,}"
+            )
 
     def plan_steps(self, total_steps: int) -> dict[str, int]:
         """Change the length of the schedule during a run; the warm-up remains the same share of it.
