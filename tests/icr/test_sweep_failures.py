@@ -65,9 +65,11 @@ def test_stack_that_raises_does_not_stop_the_next(tmp_path, monkeypatch):
 )  # fmt: skip
 def test_usage_errors(options, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
-        sweep(tmp_path / "new", **options)
+        run_command(lambda: sweep(tmp_path / "new", **options))
     assert stopped.value.code == 2
-    assert f"--{next(iter(options))}" in capsys.readouterr().err
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("zoo: ")
+    assert f"--{next(iter(options))}" in line
     assert not (tmp_path / "new").exists()
 
 
