@@ -134,6 +134,12 @@ STUDIES = (
 )
 
 
+def storing(command: str) -> str:
+    """The command with the option that puts its rows into results/."""
+    script, _, options = command.partition(" ")
+    return f"{script} --store {options}".strip()
+
+
 def words_of(command: str, places: dict[str, Path | None], needs: tuple[str, ...]) -> tuple[list[str], str]:
     """The words of a command with its places filled in, and the reason why it cannot run, "" if it can."""
     missing = [name for name, path in places.items() if path is None and f"{{{name}}}" in command]
@@ -202,9 +208,9 @@ def main() -> int:
         command = study.small if args.quick else study.command
         if args.only and study.script not in args.only:
             continue
-        words, reason = words_of(command, places, study.needs) if command else ([], "it has no small version")
+        words, reason = words_of(storing(command), places, study.needs) if command else ([], "it has no small version")
         if args.list:
-            reason = f"python benchmarks/{command}" if command else reason
+            reason = f"python benchmarks/{storing(command)}" if command else reason
         elif not reason and end is not None and time.monotonic() >= end:
             reason = "not started: the time is over"
         elif not reason:

@@ -9,7 +9,7 @@ default, in which a thread that waits for another occupies its core; that of the
 time and then sleeps; passive waiting, in which it sleeps at once; and one thread. Each setting
 trains in a process that is measured in rounds, alternating with the others. A measurement ends after --steps steps, or
 after the first step that ends more than --seconds after its start. Rows, one for each config and setting, go to
-results/busy.json.
+busy.json.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts, store  # noqa: E402
+from benchmarks.measure import facts, parse_arguments, store  # noqa: E402
 from zoo.cli.config_names import config_files  # noqa: E402
 from zoo.console.threads import SPINS, WAIT_VARIABLES  # noqa: E402
 
@@ -164,12 +164,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="most steps of a measurement (%(default)s)")
     parser.add_argument("--seconds", type=float, default=1.0, help="after which a measurement ends (%(default)s)")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds after every two configs (%(default)s)")
-    args = parser.parse_args()
+    args = parse_arguments(parser, "busy.json")
     for i, config in enumerate(args.configs):
         time.sleep(args.pause * (i > 0 and i % 2 == 0))
         start = time.perf_counter()
         rows = measure_config(config, args.rounds, args.steps, args.seconds)
-        store(rows, ROOT / "results" / "busy.json")
+        store(rows, args.output)
         for row in rows:
             print(
                 f"{row['benchmark']:<40}",

@@ -5,7 +5,7 @@
 Each table is split at random into 55% training, 15% validation and 30% test rows (rows of one group stay together); the
 validation rows select the weights and fit the calibration. Models are trained once per table and seed, stored in
 --output_dir, and evaluated with each calibration. Rows replace those of the same table and seed in
-results/regress_lm_calibration.json. Fields `error_50` and `error_90` are the standard deviations of the two shares that
+regress_lm_calibration.json. Fields `error_50` and `error_90` are the standard deviations of the two shares that
 follow from the numbers of test rows (and of validation rows, where these fit the quantiles), groups of rows counted.
 """
 
@@ -24,7 +24,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts  # noqa: E402
+from benchmarks.measure import facts, parse_arguments  # noqa: E402
 from zoo.regress_lm import Example, RegressLM, estimates  # noqa: E402
 from zoo.text_formats.json_text import dump_json  # noqa: E402
 from zoo.tokenizers.hugging_face import train_bpe, train_words  # noqa: E402
@@ -211,12 +211,11 @@ def main() -> None:
     parser.add_argument("--tables", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--steps", type=int, default=300, help="training steps of each model")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "regress_lm-calibration")
-    parser.add_argument("--results", type=Path, default=ROOT / "results" / "regress_lm_calibration.json")
-    args = parser.parse_args()
+    args = parse_arguments(parser, "regress_lm_calibration.json")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     tasks = {name: TASKS[name](args.data_dir) for name in TASKS}
     machine = facts() | {"threads": torch.get_num_threads()}
-    stored = json.loads(args.results.read_text()) if args.results.exists() else []
+    stored = json.loads(args.output.read_text()) if args.output.exists() else []
     for seed in args.seeds:
         for name in args.tables:
             task = tasks[name]
@@ -251,7 +250,7 @@ def main() -> None:
                 rows.append({**about, "tested_on": other, "calibration": "training targets", **scores})
             stored = [row for row in stored if (row["table"], row["seed"]) != (name, seed)]
             stored += [{**row, **machine} for row in rows]
-            args.results.write_text(dump_json(stored, indent=1) + "\n")
+            args.output.write_text(dump_json(stored, indent=1) + "\n")
 
 
 if __name__ == "__main__":

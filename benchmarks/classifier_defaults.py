@@ -8,7 +8,7 @@ DIR is the folder with reviews/; the other sets come with packages that benchmar
 this classifier adds to its head, alone. The other bags of words are scikit-learn's logistic regression on sublinear
 TF-IDF of words and pairs of words, of 2 to 5 characters, and of both, with the inverse penalty of the best accuracy in
 cross-validation; and naive Bayes with the best smoothing. They are fitted to all training rows, of which the classifier
-keeps a tenth for validation. Each row of results/classifier_defaults.json is one model on one set; rows measured before
+keeps a tenth for validation. Each row of classifier_defaults.json is one model on one set; rows measured before
 stay, and are not measured again.
 """
 
@@ -33,13 +33,12 @@ from sklearn.pipeline import make_pipeline, make_union
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts, store  # noqa: E402
+from benchmarks.measure import facts, parse_arguments, store  # noqa: E402
 from benchmarks.text_sets import NAMES, load  # noqa: E402
 from benchmarks.text_sets import Row as TextRow  # noqa: E402
 from zoo.cli.command_line import ZooCLI  # noqa: E402
 from zoo.text_formats.json_text import dump_json  # noqa: E402
 
-FILE = ROOT / "results" / "classifier_defaults.json"
 QUIET = [
     *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
     *("--trainer.num_sanity_val_steps=0", "--trainer.accelerator=cpu"),
@@ -118,7 +117,7 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, default=Path())
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "classifier-defaults")
-    args, options = parser.parse_known_args()
+    args = parse_arguments(parser, "classifier_defaults.json", passes_on=True)
     about = facts() | {"threads": torch.get_num_threads()}
 
     for name in args.sets:
@@ -131,16 +130,19 @@ def main() -> None:
 
         def save(row: Row, shared: Row = shared) -> None:
             label = f"{shared['set']}, {row['model']}" + (f", seed {row['seed']}" if "seed" in row else "")
-            store([{"benchmark": label, **shared, **row, **about}], FILE)
+            store([{"benchmark": label, **shared, **row, **about}], args.output)
             print(label, dump_json({k: round(v, 4) for k, v in row.items() if isinstance(v, float)}), flush=True)
 
-        done = {row["benchmark"] for row in json.loads(FILE.read_text())} if FILE.exists() else set()
+        measured = json.loads(args.output.read_text()) if args.output.exists() else []
+        done = {row["benchmark"] for row in measured}
         if "baselines" in args.models and f"{name}, logistic regression, both" not in done:
             for row in baselines(train, test):
                 save(row)
         for seed in args.seeds if "rules" in args.models else []:
             if f"{name}, LlamaClassifier, seed {seed}" not in done:
-                for row in classifier(args.output_dir.resolve() / name / f"seed-{seed}", data, test, seed, options):
+                for row in classifier(
+                    args.output_dir.resolve() / name / f"seed-{seed}", data, test, seed, args.options
+                ):
                     save(row)
 
 

@@ -10,7 +10,7 @@ other mileage) with plotnine 0.15.9. A fifth of the rows is held out for the tes
 "rules" is `zoo fit --config regress_lm` with nothing but the data and its columns. "search" is the best of --trials
 short runs of --trial_steps steps, by the validation error, which then trains as long as the rules say. The search runs
 once, with the first of --seeds; its best settings train with each of them. Each row of
-results/regress_lm_defaults.json is one model on one table; rows measured before stay, and are not measured again.
+regress_lm_defaults.json is one model on one table; rows measured before stay, and are not measured again.
 """
 
 import argparse
@@ -34,7 +34,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts  # noqa: E402
+from benchmarks.measure import facts, parse_arguments  # noqa: E402
 from benchmarks.small_tables import baselines  # noqa: E402
 from benchmarks.text_regression import (  # noqa: E402
     SCAN_INPUTS,
@@ -51,7 +51,6 @@ from zoo.datamodules.teacher import Teacher  # noqa: E402
 from zoo.text_formats.json_text import dump_json  # noqa: E402
 from zoo.training.random_streams import derive  # noqa: E402
 
-FILE = ROOT / "results" / "regress_lm_defaults.json"
 TARGETS = {
     "diabetes": "progression",
     "penguins": "body_mass_g",
@@ -255,7 +254,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--trial_steps", type=int, default=100)
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "regress_lm-defaults")
-    args = parser.parse_args()
+    args = parse_arguments(parser, "regress_lm_defaults.json")
     args.output_dir = args.output_dir.resolve()
     about = facts() | {"threads": torch.get_num_threads()}
 
@@ -263,12 +262,12 @@ def main() -> None:
         return any((r["table"], r["model"], r["seed"]) == (table, model, seed) for r in stored())
 
     def stored() -> list[Row]:
-        return json.loads(FILE.read_text()) if FILE.exists() else []
+        return json.loads(args.output.read_text()) if args.output.exists() else []
 
     for name in args.tables:
         for row in measure(args, name, is_measured):
             finite = {k: v for k, v in row.items() if not isinstance(v, float) or np.isfinite(v)}
-            FILE.write_text(dump_json([*stored(), {**finite, **about}], indent=1) + "\n")
+            args.output.write_text(dump_json([*stored(), {**finite, **about}], indent=1) + "\n")
             with contextlib.suppress(BrokenPipeError):
                 print(dump_json({k: round(v, 4) if isinstance(v, float) else v for k, v in finite.items()}), flush=True)
 

@@ -6,7 +6,7 @@ A text names a shape, its centre and its scale (`zoo.regress_lm.shapes`); every 
 models have the same size, number tokens, batches and steps. Upstream is trained as its notebook on densities trains:
 Muon with AdamW at 2e-3, constant for a tenth of the steps, then falling with the root of the step. Ours is trained in
 the same way, and by `fine_tune`. The energy distance to true samples is averaged over eight texts whose combination of
-shape, centre and scale is in no training row. Rows are written to results/regress_lm_densities.json.
+shape, centre and scale is in no training row. Rows are written to regress_lm_densities.json.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts  # noqa: E402
+from benchmarks.measure import facts, parse_arguments  # noqa: E402
 from zoo.regress_lm import Example, RegressLM  # noqa: E402
 from zoo.regress_lm.shapes import SHAPES, Points, Shape, draw_shapes, energy_distance  # noqa: E402
 from zoo.text_formats.json_text import dump_json  # noqa: E402
@@ -159,8 +159,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     models = ["RegressLM, fine_tune", "RegressLM, upstream's recipe", "upstream"]
     parser.add_argument("--models", nargs="+", default=models, choices=models)
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "regress_lm_densities.json")
-    args = parser.parse_args()
+    args = parse_arguments(parser, "regress_lm_densities.json")
     sys.path.insert(0, str(args.upstream))
     about = facts() | {"threads": torch.get_num_threads()}
     rows = []

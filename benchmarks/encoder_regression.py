@@ -2,7 +2,7 @@
 
     python benchmarks/encoder_regression.py --data_dir DIR --encoder FOLDER [--encoder_modes frozen lora full]
 
-The texts and splits are those of `text_regression.py vader`. Writes results/regress_lm_encoders.json, where rows of an
+The texts and splits are those of `text_regression.py vader`. Writes regress_lm_encoders.json, where rows of an
 earlier run with other modes or seeds stay.
 """
 
@@ -21,7 +21,7 @@ from sklearn.linear_model import RidgeCV
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts  # noqa: E402
+from benchmarks.measure import facts, parse_arguments  # noqa: E402
 from benchmarks.text_regression import TFIDF, Row, Table, one_objective, texts_and_moods, tfidf_ridge, vader_splits  # noqa: E402
 from zoo.regress_lm import Example, ExampleInput, RegressLM, estimates  # noqa: E402
 from zoo.regress_lm.encoders import load_encoder  # noqa: E402
@@ -150,8 +150,7 @@ def main() -> None:
     parser.add_argument("--encoder_modes", nargs="+", default=["frozen"], choices=RECIPES)
     parser.add_argument("--trained_on", nargs="+", default=["tweets", "amazon"], choices=("tweets", "amazon"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "regress_lm_encoders.json")
-    args = parser.parse_args()
+    args = parse_arguments(parser, "regress_lm_encoders.json")
     about = facts() | {"threads": torch.get_num_threads()}
     rows = {row_key(row): row for row in json.loads(args.output.read_text())} if args.output.exists() else {}
     for row in vader(args):

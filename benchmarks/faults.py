@@ -7,7 +7,7 @@
 
 Cases run in processes with limits on time and memory, forked from one that has imported everything. Case i of a kind
 depends on (seed, kind, i) alone, except for the moments of signals and kills that are measured in seconds. A failure is
-printed with the command that repeats it, and makes the exit code 1. Rows are written to results/faults.json.
+printed with the command that repeats it, and makes the exit code 1. Rows are written to faults.json.
 """
 
 import argparse
@@ -31,7 +31,7 @@ import torch.utils.tensorboard  # noqa: E402
 from benchmarks.fault_kinds import KINDS  # noqa: E402
 from benchmarks.fault_kinds.cases import Kind  # noqa: E402
 from benchmarks.fault_kinds.processes import run_cases  # noqa: E402
-from benchmarks.measure import facts, store  # noqa: E402
+from benchmarks.measure import facts, parse_arguments, store  # noqa: E402
 from zoo.cli import command_line  # noqa: E402, F401
 from zoo.registry import load_all  # noqa: E402
 
@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument("--index", type=int, help="only this case, of the one kind in --only; no rows are written")
     parser.add_argument("--jobs", type=int, default=2, help="processes that try cases at the same time")
     parser.add_argument("--all", action="store_true", help=f"print all failures, not only {SHOWN} of each kind")
-    args = parser.parse_args()
+    args = parse_arguments(parser, "faults.json")
     if args.index is not None and len(args.only) != 1:
         parser.error("--index needs --only with one kind")
     torch.set_num_threads(1)
@@ -62,7 +62,7 @@ def main() -> int:
             shown = sys.maxsize if args.all else SHOWN
             rows.append(about | try_kind(kind, args.seed, indices, Path(scratch, "kinds"), args.jobs, shown))
     if not args.quick and args.index is None:
-        store(rows, ROOT / "results" / "faults.json")
+        store(rows, args.output)
     print(f"{sum(row['cases'] for row in rows):,} cases, {(bad := sum(row['otherwise'] for row in rows)):,} failures")
     return int(bad > 0)
 

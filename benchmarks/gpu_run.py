@@ -41,7 +41,8 @@ def parts(upstream: Path | None) -> dict[str, Part]:
     pytest = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", "-p", "no:benchmark"]
     commands = {"icr": "icr.py", "llama": "llama.py", "revdeq": "revdeq.py", "regress_lm": "regress_lm.py"}
     scripts = {
-        name: [sys.executable, str(ROOT / "benchmarks" / script), "--only", "gpu"] for name, script in commands.items()
+        name: [sys.executable, str(ROOT / "benchmarks" / script), "--only", "gpu", "--store"]
+        for name, script in commands.items()
     }
     if upstream is not None:
         scripts["regress_lm"] += ["--upstream", str(upstream)]

@@ -2,7 +2,7 @@
 
     python benchmarks/icr.py [--only data step members gpu] [--threads 1]
 
-Each row in results/icr_speed.json is a ratio of two candidates measured alternately in one process. The last part needs
+Each row in icr_speed.json is a ratio of two candidates measured alternately in one process. The last part needs
 a GPU: steps per second of the paper's base model, and their share of what the card's peak allows.
 """
 
@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts, in_turn, measure_parts  # noqa: E402
+from benchmarks.measure import facts, in_turn, measure_parts, parse_arguments  # noqa: E402
 from zoo.callbacks.peak_flops import peak_flops  # noqa: E402
 from zoo.datamodules import LinearRegressionTasks  # noqa: E402
 from zoo.icr import ICRegConfig, ICRTransformer, Task  # noqa: E402
@@ -246,7 +246,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
+    args = parse_arguments(parser, "icr_speed.json")
     torch.set_num_threads(args.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
@@ -255,8 +255,7 @@ def main() -> None:
         return f"{row['benchmark']:<80} {1e3 * row['ours']:8.2f} ms, {row['ratio']:5.2f} times as fast"
 
     about = {"repeats": args.repeats, "threads": args.threads} | facts()
-    path = ROOT / "results" / "icr_speed.json"
-    sys.exit(measure_parts(args.only, lambda part: PARTS[part](args.repeats), describe, path, **about))
+    sys.exit(measure_parts(args.only, lambda part: PARTS[part](args.repeats), describe, args.output, **about))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/icr_contrast.py
 
-Rows in results/icr_contrast.json: squared distances per dimension, means over all positions; also those of the
+Rows in icr_contrast.json: squared distances per dimension, means over all positions; also those of the
 predictor 0 and of the exact estimators.
 """
 
@@ -18,7 +18,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts  # noqa: E402
+from benchmarks.measure import facts, parse_arguments  # noqa: E402
 from zoo.cli.command_line import ZooCLI  # noqa: E402
 from zoo.icr.evaluation import EvaluationBatch  # noqa: E402
 from zoo.text_formats.json_text import dump_json  # noqa: E402
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of each training, with a quarter of them as warm-up")
     stamp = time.strftime("%Y%m%d-%H%M%S")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / f"icr-contrast-{stamp}")
-    args = parser.parse_args()
+    args = parse_arguments(parser, "icr_contrast.json")
     about, quiet = facts() | {"threads": torch.get_num_threads()}, "--trainer.enable_progress_bar=false"
     shorter = [] if args.steps is None else [
         f"--trainer.max_steps={args.steps}", f"--trainer.val_check_interval={args.steps}",
@@ -69,8 +69,7 @@ def main() -> None:
             near = {label: value.item() / data.D for label, value in near.items() if value is not None}
             rows.append({"M": data.M, "model": "ICRTransformer", "seed": seed, **near, "seconds": seconds})
         rows += reference_rows(data.M, data.evaluation("test"), data.D)
-    path = ROOT / "results" / "icr_contrast.json"
-    path.write_text(dump_json([{**row, **about} for row in rows], indent=1) + "\n")
+    args.output.write_text(dump_json([{**row, **about} for row in rows], indent=1) + "\n")
 
 
 if __name__ == "__main__":

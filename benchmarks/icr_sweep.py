@@ -3,7 +3,7 @@
     python benchmarks/icr_sweep.py
 
 One sweep per length, all members in one stack, then the distances of every member to the exact estimators: rows in
-results/icr_sweep.json and a figure of the same name. A second call resumes. The paper's setting (D = 8, K = 16, 1.6M
+icr_sweep.json and a figure of the same name. A second call resumes. The paper's setting (D = 8, K = 16, 1.6M
 parameters, 500,000 steps) needs a GPU: see the model card.
 """
 
@@ -20,7 +20,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts  # noqa: E402
+from benchmarks.measure import facts, parse_arguments  # noqa: E402
 from zoo.text_formats.json_text import dump_json  # noqa: E402
 
 TINY = {
@@ -82,14 +82,13 @@ def main() -> None:
     parser.add_argument("--tasks", default="1,4,16,64,256,1024,4096,16384,inf")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "icr-sweep-benchmark")
-    args = parser.parse_args()
+    args = parse_arguments(parser, "icr_sweep.json")
     about = facts() | {"threads": torch.get_num_threads()}
     rows = []
     for steps in args.steps:
         rows += study(steps, args.tasks, args.output_dir / str(steps), args.seed)
-        path = ROOT / "results" / "icr_sweep.json"
-        path.write_text(dump_json([{**row, **about} for row in rows], indent=1) + "\n")
-    draw(rows, path.with_suffix(".png"))
+        args.output.write_text(dump_json([{**row, **about} for row in rows], indent=1) + "\n")
+    draw(rows, args.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

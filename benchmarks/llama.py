@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.gpu import training_step, with_smaller_batches  # noqa: E402
 from benchmarks.llama_decoding import decode, decode_batch, precision  # noqa: E402
 from benchmarks.llama_pair import Row, build, peer_of, row  # noqa: E402
-from benchmarks.measure import facts, in_turn, measure_parts, process_megabytes  # noqa: E402
+from benchmarks.measure import facts, in_turn, measure_parts, parse_arguments, process_megabytes  # noqa: E402
 from zoo.callbacks.peak_flops import peak_flops  # noqa: E402
 from zoo.optim import AdamW  # noqa: E402
 
@@ -190,9 +190,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="with compiled decoding")
     parser.add_argument("--llama2c", type=Path, help="llama2.c's program run, built for this CPU: a second peer")
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "llama.json", help="file of the rows")
     parser.add_argument("--memory-of", choices=("ours", "peer"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse_arguments(parser, "llama.json")
     torch.set_num_threads(args.threads)
     if args.memory_of:
         return memory_of(args.memory_of)

@@ -1,5 +1,6 @@
 """Shared by the benchmarks: candidates timed alternately within one run, and the facts stored with each row."""
 
+import argparse
 import json
 import platform
 import statistics
@@ -19,6 +20,42 @@ from zoo.text_formats.json_text import dump_json
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def parse_arguments(parser: argparse.ArgumentParser, file: str, passes_on: bool = False) -> argparse.Namespace:
+    """The arguments of a benchmark, whose rows go to the file `args.output`.
+
+    That is a file in runs/benchmarks/, unless --store puts the rows into results/, from which the published tables and
+    figures are made, or --output names another file.
+
+    Args:
+        parser: with the options of the benchmark.
+        file: name of the file of rows; {study} is replaced by the argument `study`.
+        passes_on: whether unknown options are for `zoo fit`; they become `args.options`.
+    """
+    parser.allow_abbrev = False  # `facts` removes the two options by their names
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--store", action="store_true", help="put the rows into results/ (default: runs/benchmarks/)")
+    group.add_argument("--output", type=Path, metavar="FILE", help="put the rows into this JSON file instead")
+    args, unknown = parser.parse_known_args()
+    if passes_on:
+        args.options = unknown
+    elif unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    for name in ("repeats", "rounds", "threads"):
+        if getattr(args, name, 1) < 1:
+            parser.error(f"--{name} must be at least 1, not {getattr(args, name)}")
+    if args.output is None:
+        folder = ROOT / "results" if args.store else ROOT / "runs" / "benchmarks"
+        args.output = folder / file.format(**vars(args))
+    if args.output.is_dir():
+        parser.error(f"--output {args.output} is a folder: give a file")
+    args.output = args.output.resolve()
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    # Processes that measure a part print only their numbers, and checks write no rows.
+    if not any(getattr(args, name, None) not in (None, False) for name in ("memory_of", "measure", "tiny", "quick")):
+        print(f"rows go to {args.output}", file=sys.stderr)
+    return args
+
+
 def in_turn(
     candidates: dict[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
@@ -36,9 +73,16 @@ def in_turn(
 
 
 def facts() -> dict[str, Any]:
-    """Processor and GPU, versions, commit, day and command of this run; paths in the command are cut to their names."""
+    """Processor and GPU, versions, commit, day and command of this run.
+
+    Paths in the command are cut to their names; it is without --store and --output, which say only where rows go.
+    """
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    arguments = [Path(w).name if Path(w).exists() or Path(w).is_absolute() else w for w in sys.argv[1:]]
+    words = [word for word in sys.argv[1:] if word != "--store" and not word.startswith("--output=")]
+    if "--output" in words:
+        place = words.index("--output")
+        del words[place : place + 2]
+    arguments = [Path(w).name if Path(w).exists() or Path(w).is_absolute() else w for w in words]
     card = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
         "cpu": cpu_name(),

@@ -3,7 +3,7 @@
     python benchmarks/mini_rlm.py
 
 Trains each model with `zoo fit`, evaluates its best checkpoint with `zoo test` on the 400 test rows and on rows outside
-the training ranges, and writes results/mini_rlm.json (a row per model). The baselines are fitted to training and
+the training ranges, and writes mini_rlm.json (a row per model). The baselines are fitted to training and
 validation rows together. The runs remain in --output_dir, for TensorBoard.
 """
 
@@ -30,7 +30,7 @@ from sklearn.preprocessing import FunctionTransformer, RobustScaler, StandardSca
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts  # noqa: E402
+from benchmarks.measure import facts, parse_arguments  # noqa: E402
 from zoo.cli.command_line import ZooCLI  # noqa: E402
 from zoo.datamodules.synthetic_configs import ELSEWHERE, SyntheticConfigs  # noqa: E402
 from zoo.text_formats.json_text import dump_json  # noqa: E402
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--encoders", nargs="+", default=["lstm", "transformer", "mlp"])
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "mini_rlm-benchmark")
-    args = parser.parse_args()
+    args = parse_arguments(parser, "mini_rlm.json")
     about = facts() | {"threads": torch.get_num_threads()}
     rows = []
     for encoder in args.encoders:
@@ -136,8 +136,7 @@ def main() -> None:
     if "lstm" in args.encoders:
         rows += [train(name, args.output_dir / name, *options) for name, options in other.items()]
     rows += baselines()
-    path = ROOT / "results" / "mini_rlm.json"
-    path.write_text(dump_json([{**row, **about} for row in rows], indent=1) + "\n")
+    args.output.write_text(dump_json([{**row, **about} for row in rows], indent=1) + "\n")
     for row in rows:
         print(f"{row['model']:<32} Spearman {row['spearman'] or 0:.4f}, median error {row['median_error']:6.2f}")
 

@@ -7,7 +7,7 @@
 validation loss to 64-true, relative. 16-true does not train: there the loss is that of the initial weights, compared
 with their loss in fp64. `chunks`: loss and gradients of one batch under autocast, with the chunk size of a CUDA GPU and
 a loss scale of 65536, compared with fp64; the error of the gradient is |g - g64| / |g64| over all weights. Rows are
-written to results/precisions.json.
+written to precisions.json.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts, store  # noqa: E402
+from benchmarks.measure import facts, parse_arguments, store  # noqa: E402
 from zoo.callbacks import MixedPrecision  # noqa: E402
 from zoo.icr import ICRTransformer  # noqa: E402
 from zoo.icr.task import Prompts  # noqa: E402
@@ -186,8 +186,7 @@ def errors(loss: Any, module: Any) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("training", "chunks"))
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "precisions.json")
-    args = parser.parse_args()
+    args = parse_arguments(parser, "precisions.json")
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     for kind, measure in (("training", training), ("chunks", chunks)):

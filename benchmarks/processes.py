@@ -6,7 +6,7 @@
 Each row is a run of the command line: ten steps from the same weights, each step with the same four samples in the same
 order, gradients clipped to norm 0.5, no dropout. `loss` and `weights` are the largest differences from the run of one
 process in fp32 with the same optimizer: of the training loss of a step, and of a weight after the last step. Rows are
-written to results/processes.json.
+written to processes.json.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts, store  # noqa: E402
+from benchmarks.measure import facts, parse_arguments, store  # noqa: E402
 from zoo.files.checkpoints import read_checkpoint  # noqa: E402
 
 STEPS, SAMPLES = 10, 4
@@ -56,7 +56,8 @@ def run(config: str, folder: Path, processes: int, options: list[str]) -> tuple[
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", choices=MODELS)
-    only = parser.parse_args().only
+    args = parse_arguments(parser, "processes.json")
+    only = args.only
     common = facts()
     with tempfile.TemporaryDirectory() as temporary:
         for model, config in MODELS.items():
@@ -76,7 +77,7 @@ def main() -> None:
                     row["weights"] = max((weights[n] - w).abs().max().item() for n, w in reference[1].items())
                 rows.append(row | common)
                 print(rows[-1], flush=True)
-            store(rows, ROOT / "results" / "processes.json")
+            store(rows, args.output)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Usage:
 
 "two nodes" are two torchrun agents on 127.0.0.1 with one rank each. A row holds the seconds from the failure (for a
 refusal: from the end of its rank) to the end of the last process, the exit codes, the messages, and whether the run
-that is started again with the same command has the weights of an uninterrupted one. Rows go to results/ranks.json.
+that is started again with the same command has the weights of an uninterrupted one. Rows go to ranks.json.
 """
 
 import argparse
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.commands import free_port  # noqa: E402
-from benchmarks.measure import facts, store  # noqa: E402
+from benchmarks.measure import facts, parse_arguments, store  # noqa: E402
 
 STEPS = 200
 FIT = [
@@ -126,7 +126,8 @@ def same_weights(one: Path, other: Path) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="start of the names of the cases to try (default: all)")
-    only = parser.parse_args().only
+    args = parse_arguments(parser, "ranks.json")
+    only = args.only
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for process in start("ddp", folder / "uninterrupted"):
@@ -141,7 +142,7 @@ def main() -> None:
                 {name: row[name] for name in ("benchmark", "seconds", "codes", "messages", "resumed", "same_bits")},
                 flush=True,
             )
-            store([row], ROOT / "results" / "ranks.json")
+            store([row], args.output)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts, in_turn, measure_parts, process_megabytes  # noqa: E402
+from benchmarks.measure import facts, in_turn, measure_parts, parse_arguments, process_megabytes  # noqa: E402
 from benchmarks.regress_lm_gpu import gpu  # noqa: E402
 from benchmarks.regress_lm_pair import (  # noqa: E402
     CHARACTERS,
@@ -203,9 +203,8 @@ def main() -> None:
     parser.add_argument(
         "--tiny", action="store_true", help="tiny sizes, as a check that everything runs; stores nothing"
     )
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "regress_lm.json", help="file of the rows")
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse_arguments(parser, "regress_lm.json")
     if args.upstream:
         sys.path.insert(0, str(args.upstream))
     torch.set_num_threads(args.threads)

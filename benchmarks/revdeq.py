@@ -5,7 +5,7 @@
 Always the same network, with a backward pass that is reversible, plain (unrolled), checkpointed at each step, or
 implicit (2N evaluations in each pass). If torchdeq is installed, it is measured on the same block and weights: implicit
 too, 2N evaluations in each pass, default solver. Every memory peak is measured in a new process. Rows are written to
-results/revdeq.json, the plot of memory and time to results/revdeq_memory.png.
+revdeq.json, the plot of memory and time to results/revdeq_memory.png.
 """
 
 import argparse
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.gpu import training_step, with_smaller_batches  # noqa: E402
-from benchmarks.measure import facts, in_turn, measure_parts, process_megabytes  # noqa: E402
+from benchmarks.measure import facts, in_turn, measure_parts, parse_arguments, process_megabytes  # noqa: E402
 from zoo.revdeq import ReconstructionError, RevDEQ, RevDEQConfig  # noqa: E402
 
 SMALL: dict[str, Any] = {"vocab_size": 256, "hidden_size": 256, "num_heads": 4, "intermediate_size": 1024}
@@ -263,9 +263,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run (default: all)")
     parser.add_argument("--repeats", type=int, default=5, help="measured rounds of each time (default: 5)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "revdeq.json", help="file of the rows")
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse_arguments(parser, "revdeq.json")
     torch.set_num_threads(args.threads)
     if args.memory_of:
         return memory_of(args.memory_of[0], int(args.memory_of[1]))

@@ -3,7 +3,7 @@
     python benchmarks/revdeq_tiny.py [--seeds 0 1 2]
 
 Both blocks, with configs/tiny/revdeq.yaml, and n-gram models of the same bytes. Rows are written to
-results/revdeq_tiny.json.
+revdeq_tiny.json.
 """
 
 import argparse
@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks.measure import facts  # noqa: E402
+from benchmarks.measure import facts, parse_arguments  # noqa: E402
 from zoo.baselines import NGram  # noqa: E402
 from zoo.cli.command_line import ZooCLI  # noqa: E402
 from zoo.text_formats.json_text import dump_json  # noqa: E402
@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
+    args = parse_arguments(parser, "revdeq_tiny.json")
     torch.set_num_threads(args.threads)
     about, rows = facts() | {"threads": args.threads}, []
     with tempfile.TemporaryDirectory() as folder:
@@ -56,8 +56,7 @@ def main() -> None:
     for name, order in (("unigram", 1), ("Kneser-Ney trigram", 3)):
         nats = NGram(data.tokens("train"), data.vocab_size, order).nll(data.tokens("val"))
         rows.append({"block": "", "model": name, "nats": nats})
-    path = ROOT / "results" / "revdeq_tiny.json"
-    path.write_text(dump_json([row | about for row in rows], indent=1) + "\n")
+    args.output.write_text(dump_json([row | about for row in rows], indent=1) + "\n")
 
 
 if __name__ == "__main__":

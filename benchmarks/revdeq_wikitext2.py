@@ -3,7 +3,7 @@
     python benchmarks/revdeq_wikitext2.py --data_dir wikitext-2/    # a folder with train.txt, valid.txt, test.txt
 
 Both are trained with their configs in configs/wikitext2, the Llama reduced to RevDEQ's size. Rows are written to
-results/revdeq_wikitext2.json; the runs remain in --output_dir.
+revdeq_wikitext2.json; the runs remain in --output_dir.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts, in_turn  # noqa: E402
+from benchmarks.measure import facts, in_turn, parse_arguments  # noqa: E402
 from benchmarks.wikitext2 import COUNTING, counting, train  # noqa: E402
 from zoo.cli.command_line import ZooCLI  # noqa: E402
 from zoo.text_formats.json_text import dump_json  # noqa: E402
@@ -71,8 +71,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS), help="models to train")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "wikitext2-revdeq")
-    args = parser.parse_args()
-    path = ROOT / "results" / "revdeq_wikitext2.json"
+    args = parse_arguments(parser, "revdeq_wikitext2.json")
+    path = args.output
     about = facts() | {"threads": torch.get_num_threads()}
     again = [*args.models, *COUNTING]
     rows = [r for r in json.loads(path.read_text()) if r["model"] not in again] if path.exists() else []

@@ -10,7 +10,7 @@ test file has placeholder labels; products (Alexa's reviews: 1 and 2 stars are n
 duplicates, a tenth each for dev and test). Models trained on cfimdb are also tested "elsewhere", on all products, and
 models trained on products on cfimdb's dev file.
 
-Rows go to results/reviews.json and replace older rows of the same name. Runs stay in --output_dir; a row whose run
+Rows go to reviews.json and replace older rows of the same name. Runs stay in --output_dir; a row whose run
 exists is only evaluated. Several seeds give one more row, for the mean of their probabilities. Options that this
 program does not know are passed on to `zoo fit`.
 """
@@ -32,7 +32,7 @@ from sklearn.metrics import accuracy_score, f1_score
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts, store  # noqa: E402
+from benchmarks.measure import facts, parse_arguments, store  # noqa: E402
 from zoo.baselines import bag_of_words  # noqa: E402
 from zoo.cli.command_line import ZooCLI  # noqa: E402
 from zoo.datamodules import Reviews  # noqa: E402
@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--stories", type=Path, help="folder of stories260K")
     parser.add_argument("--wikitext", type=Path, help="folder of WikiText-2")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "reviews")
-    args, args.options = parser.parse_known_args()
+    args = parse_arguments(parser, "reviews.json", passes_on=True)
     for name in ("data_dir", "output_dir", "stories", "wikitext"):
         setattr(args, name, getattr(args, name) and getattr(args, name).resolve())
     about = facts() | {"threads": torch.get_num_threads()}
@@ -252,7 +252,7 @@ def main() -> None:
             rows_of = {"baselines": baselines, "zero_shot": zero_shot}.get(kind)
             for row in rows_of(task, args) if rows_of else trained(kind, task, args):
                 label = f"{name}, {row['model']}" + (f", seed {row['seed']}" if "seed" in row else "")
-                store([{"benchmark": label, "task": name, **row, **about}], ROOT / "results" / "reviews.json")
+                store([{"benchmark": label, "task": name, **row, **about}], args.output)
                 print(label, dump_json({k: round(v, 4) for k, v in row.items() if isinstance(v, float)}), flush=True)
 
 

@@ -4,7 +4,7 @@
 
 `--rows` rows of each table train the model, a tenth of them as validation rows; others test it, so that the shares are
 known well although the table is small. Intervals are calibrated on targets that the teacher draws, as the run does, and
-on the validation rows' own targets. Rows of results/regress_lm_small_intervals.json replace those of the same table,
+on the validation rows' own targets. Rows of regress_lm_small_intervals.json replace those of the same table,
 number of rows and seed; a run whose checkpoint is in --output_dir is not trained again. Other options are passed to
 `zoo fit`.
 """
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.calibration import SCAN_COLUMNS, TIMM_COLUMNS, measure  # noqa: E402
-from benchmarks.measure import facts  # noqa: E402
+from benchmarks.measure import facts, parse_arguments  # noqa: E402
 from benchmarks.text_regression import read, write  # noqa: E402
 from zoo.datamodules import TextRegression  # noqa: E402
 from zoo.regress_lm import RegressLM, estimates  # noqa: E402
@@ -124,16 +124,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "small_intervals")
-    parser.add_argument("--results", type=Path, default=ROOT / "results" / "regress_lm_small_intervals.json")
-    args, args.options = parser.parse_known_args()
+    args = parse_arguments(parser, "regress_lm_small_intervals.json", passes_on=True)
     args.output_dir = args.output_dir.resolve()
     machine = facts() | {"threads": torch.get_num_threads()}
     for seed in args.seeds:
         for name in args.tables:
             rows = [{**row, **machine} for row in study(name, seed, args)]
-            stored = json.loads(args.results.read_text()) if args.results.exists() else []
+            stored = json.loads(args.output.read_text()) if args.output.exists() else []
             stored = [r for r in stored if (r["table"], r["rows"], r["seed"]) != (name, args.rows, seed)]
-            args.results.write_text(dump_json(stored + rows, indent=1) + "\n")
+            args.output.write_text(dump_json(stored + rows, indent=1) + "\n")
             print(*map(dump_json, rows), sep="\n", flush=True)
 
 

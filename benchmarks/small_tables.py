@@ -3,7 +3,7 @@
     python benchmarks/small_tables.py --scan_bench DIR                    # DIR with train.csv, test.csv
     python benchmarks/small_tables.py --tables diabetes iris wine cars barley    # the last two are in vega_datasets
 
-Each row of results/regress_lm_small_tables.json is one model on one split of one table; rows measured before stay. A
+Each row of regress_lm_small_tables.json is one model on one split of one table; rows measured before stay. A
 run whose checkpoint is in --output_dir is not trained again. Other options are passed to `zoo fit`, and the temperature
 to the test as well.
 """
@@ -25,7 +25,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts  # noqa: E402
+from benchmarks.measure import facts, parse_arguments  # noqa: E402
 from benchmarks.text_regression import SCAN_INPUTS, matrix, one_objective, read, test, write  # noqa: E402
 from zoo.datamodules import TextRegression  # noqa: E402
 from zoo.datamodules.table_columns import read_column  # noqa: E402
@@ -33,7 +33,6 @@ from zoo.text_formats.json_text import dump_json  # noqa: E402
 from zoo.training.random_streams import derive  # noqa: E402
 
 Row = dict[str, Any]
-FILE = ROOT / "results" / "regress_lm_small_tables.json"
 FROM_SCRATCH = (
     *("--data.synthetic_rows=0", "--data.augment_copies=40", "--data.jitter=0.1", "--data.target_jitter=0.02"),
     "--model.temperature=1",
@@ -179,16 +178,16 @@ def main() -> None:
     models = [*REGRESS_LM, "teacher", "baselines"]
     parser.add_argument("--models", nargs="+", default=models, choices=models)
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "small_tables")
-    args, args.options = parser.parse_known_args()
+    args = parse_arguments(parser, "regress_lm_small_tables.json", passes_on=True)
     args.output_dir = args.output_dir.resolve()
     about = facts() | {"threads": torch.get_num_threads()}
     for row in measure(args):
         row = {name: value for name, value in row.items() if not isinstance(value, float) or np.isfinite(value)}
         print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
-        stored = json.loads(FILE.read_text()) if FILE.exists() else []
+        stored = json.loads(args.output.read_text()) if args.output.exists() else []
         old = {(r["table"], r["seed"], r["model"]): r for r in stored}
         old[row["table"], row["seed"], row["model"]] = {**row, **about}
-        FILE.write_text(dump_json(list(old.values()), indent=1) + "\n")
+        args.output.write_text(dump_json(list(old.values()), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ Usage:
     python benchmarks/startup.py
     python benchmarks/startup.py --cpu_time     # on a machine that is busy with other work
 
-Rows go to results/startup.json.
+Rows go to startup.json.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts, in_turn  # noqa: E402
+from benchmarks.measure import facts, in_turn, parse_arguments  # noqa: E402
 from zoo.text_formats.json_text import dump_json  # noqa: E402
 
 PEER = "python -c 'import lightning.pytorch.cli'"
@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--cpu_time", action="store_true", help="count CPU seconds instead of seconds of the clock")
     parser.add_argument("--repeats", type=int, default=5, help="measured rounds (%(default)s)")
-    args = parser.parse_args()
+    args = parse_arguments(parser, "startup.json")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
 
     def process(arguments: list[str]) -> None:
@@ -59,7 +59,7 @@ def main() -> None:
         for name, value in seconds.items()
         if name != PEER
     ]
-    (ROOT / "results" / "startup.json").write_text(dump_json(rows, indent=1) + "\n")
+    args.output.write_text(dump_json(rows, indent=1) + "\n")
     for row in rows:
         print(f"{row['benchmark']:<24} {row['ours']:.3f} {unit}, {row['ratio']:.3f} of {PEER}")
 

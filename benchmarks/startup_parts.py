@@ -4,7 +4,7 @@
     python benchmarks/startup_parts.py --before COMMIT     # next to an earlier commit, in turn
 
 CPU seconds of one thread, because they depend little on other work on the machine. No tiny config compiles its model.
-Each round is a row of results/startup_parts.json.
+Each round is a row of startup_parts.json.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts  # noqa: E402
+from benchmarks.measure import facts, parse_arguments  # noqa: E402
 from zoo.cli.config_names import config_files  # noqa: E402
 from zoo.text_formats.json_text import dump_json  # noqa: E402
 
@@ -71,9 +71,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--before", metavar="COMMIT", help="an earlier commit to compare with")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds (%(default)s)")
-    args = parser.parse_args()
+    args = parse_arguments(parser, "startup_parts.json")
     configs = [name for name in config_files() if name.startswith("tiny/")]
-    path = ROOT / "results" / "startup_parts.json"
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         states = {"now": ROOT}
@@ -87,7 +86,7 @@ def main() -> None:
                 for state, root in states.items():
                     row = {"config": config, "state": state, "round": i, **parts(root, config), "threads": 1, **facts()}
                     rows.append(row)
-                    path.write_text(dump_json(rows, indent=1) + "\n")
+                    args.output.write_text(dump_json(rows, indent=1) + "\n")
                     print(f"round {i}: {config}, {state}: {row['total_s']:.2f} CPU s", flush=True)
 
 

@@ -8,7 +8,7 @@ SIGKILL at a third of its shards, then started again. The training is a small Ll
 three more steps resumed in the middle of the epoch, and six steps without a stop, whose weights must be equal bit by
 bit. With --url only the packing is measured, of the files on the disk and of the same files on a web server on this
 machine, in place of an object store. "peak memory" is the largest resident set of a process, without the pages of
-mapped files. Rows are written to results/streaming.json.
+mapped files. Rows are written to streaming.json.
 """
 
 import argparse
@@ -234,13 +234,14 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--url", action="store_true", help="measure packing from a URL instead")
     parser.add_argument("--folder", type=Path, help="for temporary files: three times the size of the text")
-    args = parser.parse_args()
-    from benchmarks.measure import facts, store
+    from benchmarks.measure import facts, parse_arguments, store
+
+    args = parse_arguments(parser, "streaming.json")
 
     folder = Path(tempfile.mkdtemp(dir=args.folder))
     for row in (measure_url if args.url else measure)(args, folder):
         print(row, flush=True)
-        store([row | facts()], ROOT / "results" / "streaming.json")
+        store([row | facts()], args.output)
     shutil.rmtree(folder)
 
 

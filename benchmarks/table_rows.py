@@ -58,9 +58,13 @@ def speed(name: str, device: str = "cpu", prefix: tuple[str, ...] = ("",), order
         lines.append([r["benchmark"], *sides(r), f"{r['ratio']:.2f}", floor])
     facts = measured[0]
     machines = "; ".join(dict.fromkeys(about(r) for r in measured))
-    table = without_empty_column(["benchmark", "ours", "peer", "ratio", "of the memory floor"], lines)
+    table = without_empty_column(["benchmark", "ours", "peer", "ours / peer", "of the memory floor"], lines)
     how = f"median of {facts['repeats']} rounds {order}" + "; on a CPU it is the ratios that count" * (device == "cpu")
-    return f"{commands(measured)} ({machines}; {how})\n\n{table}"
+    rates = {"/s" in r["unit"] for r in measured}
+    better = {True: "higher is better", False: "lower is better"}
+    of = "ours / peer: "
+    of += better[rates.pop()] if len(rates) == 1 else "higher is better for tokens/s, lower for other units"
+    return f"{commands(measured)} ({machines}; {how}; {of})\n\n{table}"
 
 
 def faster(name: str, device: str = "cpu") -> str:

@@ -5,7 +5,7 @@
     python benchmarks/text_regression.py vader --data_dir DIR           # DIR with tweets_GroundTruth.txt, amazon...
     python benchmarks/text_regression.py timm --data_dir DIR            # DIR with timm's benchmark-infer-amp-...csv
 
-Each writes results/regress_lm_<study>.json; the runs remain in --output_dir. Other options are passed to `zoo fit`.
+Each writes regress_lm_<study>.json; the runs remain in --output_dir. Other options are passed to `zoo fit`.
 `vader --pretrain` pretrains the encoder on all texts first, and adds its rows to those of an earlier run.
 """
 
@@ -26,7 +26,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts  # noqa: E402
+from benchmarks.measure import facts, parse_arguments  # noqa: E402
 from zoo.baselines import marginal_nll  # noqa: E402
 from zoo.regress_lm import Example, ExampleInput, RegressLM  # noqa: E402
 from zoo.text_formats.json_text import dump_json  # noqa: E402
@@ -287,10 +287,10 @@ def main() -> None:
         "--pretrain", action="store_true", help="vader: pretrain the encoder on the texts of all sources"
     )
     parser.add_argument("--output_dir", type=Path)
-    args, args.options = parser.parse_known_args()
+    args = parse_arguments(parser, "regress_lm_{study}.json", passes_on=True)
     args.output_dir = (args.output_dir or ROOT / "runs" / f"regress_lm-{args.study}").resolve()
     about = facts() | {"threads": torch.get_num_threads()}
-    path = ROOT / "results" / f"regress_lm_{args.study}.json"
+    path = args.output
     earlier = json.loads(path.read_text()) if args.pretrain and path.exists() else []
     rows = {row_key(row): row for row in earlier}
     for row in studies[args.study](args):

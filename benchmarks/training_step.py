@@ -6,7 +6,7 @@ Llama's step (15M, 8 x 256 tokens, fp32) compared with that of transformers' mod
 with as many parameters, both as in benchmarks/revdeq_wikitext2.py. Seconds are CPU time of one thread, medians of
 `--repeats` rounds in turn. They are divided among the parts by the self times that torch's profiler measures in one
 more step of each. Everything is measured twice: with all instructions of the CPU, and limited to AVX2, each in a
-separate process. Rows are written to results/training_step.json.
+separate process. Rows are written to training_step.json.
 """
 
 import argparse
@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.llama import training  # noqa: E402
 from benchmarks.llama_pair import SHAPES, row  # noqa: E402
-from benchmarks.measure import facts, in_turn, store  # noqa: E402
+from benchmarks.measure import facts, in_turn, parse_arguments, store  # noqa: E402
 from zoo.layers.linear import product  # noqa: E402
 from zoo.layers.linear_nll import CHUNK_BYTES  # noqa: E402
 from zoo.llama import Llama, LlamaConfig  # noqa: E402
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--instructions", nargs="+", choices=LIMITS, default=list(LIMITS), help="(default: both)")
     parser.add_argument("--repeats", type=int, default=5, help="measured rounds of each time (default: 5)")
     parser.add_argument("--measure", choices=STUDIES, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse_arguments(parser, "training_step.json")
     if args.measure:
         torch.set_num_threads(1)
         torch.manual_seed(0)
@@ -215,7 +215,7 @@ def main() -> None:
     for r in rows.values():
         print(f"{r['benchmark']:<80} {r['ours']:>8.4f} {r['peer']:>8.4f} {r['unit']:<6} {r['ratio']:6.3f}")
     about = {"repeats": args.repeats, "threads": 1, **facts()}
-    store([r | about for r in rows.values()], ROOT / "results" / "training_step.json")
+    store([r | about for r in rows.values()], args.output)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/wikitext2.py --data_dir wikitext-2/    # a folder with train.txt, valid.txt, test.txt
 
-Writes results/llama_wikitext2.json (a row per model) and results/llama_wikitext2.png (validation perplexity over
+Writes llama_wikitext2.json (a row per model) and results/llama_wikitext2.png (validation perplexity over
 training). The folders of the runs remain in --output_dir, for TensorBoard.
 """
 
@@ -22,7 +22,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import facts  # noqa: E402
+from benchmarks.measure import facts, parse_arguments  # noqa: E402
 from zoo.baselines import NGram  # noqa: E402
 from zoo.cli.command_line import ZooCLI  # noqa: E402
 from zoo.datamodules import TextLM  # noqa: E402
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "wikitext2-llama")
     parser.add_argument("options", nargs="*", help="further options of `zoo fit`, after --")
-    args = parser.parse_args()
+    args = parse_arguments(parser, "llama_wikitext2.json")
     about = facts()
     folders = [args.output_dir / f"seed {seed}" for seed in args.seeds]
     runs = zip(args.seeds, folders, strict=True)
@@ -115,7 +115,7 @@ def main() -> None:
     rows += n_gram_rows(data)
     tokens = {split: data.stats(split)["tokens"] for split in ("train", "val", "test")}
     about |= {"tokens_per_split": tokens, "threads": torch.get_num_threads()}
-    path = ROOT / "results" / "llama_wikitext2.json"
+    path = args.output
     path.write_text(dump_json([{**row, **about} for row in rows], indent=1) + "\n")
     plot(folders, data, path.with_suffix(".png"))
     for row in rows:

@@ -102,13 +102,19 @@ class LinearRegressionTasks(ZooDataModule):
         return prompts if ranks == 1 else prompts.rows(slice(rank * self.batch_size, (rank + 1) * self.batch_size))
 
     def evaluation(self, split: str) -> EvaluationBatch:
-        """All prompts of a split, "val" or "test", with the exact estimators' predictions; computed once."""
-        return self.evaluation_of(self.task, split)
+        """A copy of all prompts of a split, "val" or "test", with the exact estimators' predictions."""
+        n = self.hparams[f"n_{split}"]
+        return EvaluationPrompts(n, lambda: self._evaluation(split)).rows(range(n))
 
-    def evaluation_of(self, task: Task, split: str) -> EvaluationBatch:
+    def _evaluation(self, split: str) -> EvaluationBatch:
+        """The prompts themselves, which all evaluations share; computed once."""
+        return self._evaluation_of(self.task, split)
+
+    def _evaluation_of(self, task: Task, split: str) -> EvaluationBatch:
         """The same for a task with another M."""
         if (task.M, split) not in self._evaluations:
-            kinds = (evaluation(kind, task, self.hparams[f"n_{split}"], split, self.device) for kind in KINDS)
+            with torch.inference_mode(False):  # the mode of the first evaluation must not limit the later ones
+                kinds = [evaluation(kind, task, self.hparams[f"n_{split}"], split, self.device) for kind in KINDS]
             self._evaluations[task.M, split] = EvaluationBatch(*kinds)
         return self._evaluations[task.M, split]
 
@@ -119,7 +125,7 @@ class LinearRegressionTasks(ZooDataModule):
             queries = read_queries(self.hparams["data"], self.task, bad)
             bad.print_left_out("line")
             return queries  # type: ignore[return-value]
-        return EvaluationPrompts(self.hparams[f"n_{split}"], lambda: self.evaluation(split))
+        return EvaluationPrompts(self.hparams[f"n_{split}"], lambda: self._evaluation(split))
 
     def fingerprint(self, split: str) -> dict[str, Any]:
         if split == "predict":

@@ -61,6 +61,8 @@ class ZooDataModule(LightningDataModule):
     """Constructor arguments that decide how texts are written: a trained model needs the same ones as in training."""
     column_arguments: ClassVar[tuple[str, ...]] = ()
     """Constructor arguments that name the columns of which texts are made; other data may name them differently."""
+    token_arguments: ClassVar[tuple[str, ...]] = ()
+    """Constructor arguments that change the tokens a model reads: a change after training is reported."""
     renamed_arguments: ClassVar[dict[str, str]] = {}
     """Old name of a constructor argument -> its new name, or a sentence where the argument no longer exists."""
 

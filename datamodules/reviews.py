@@ -81,6 +81,7 @@ class Reviews(RowModule):
     """
 
     text_arguments = ("lowercase",)
+    token_arguments = ("prompt",)
     n_objectives = 1
 
     def __init__(

@@ -53,6 +53,7 @@ class SyntheticTables(TextData):
 
     collate = staticmethod(collate)
     changeable_arguments = (*TextData.changeable_arguments, "n_val")
+    text_arguments = ("round_digits",)
     learnt = ("tables",)
     power_tokens = True
     n_objectives = 1

@@ -56,6 +56,7 @@ class TextLM(TextData):
     """
 
     changeable_arguments = (*TextData.changeable_arguments, "eval_stride", "packing_processes")
+    token_arguments = ("join_rows",)
 
     def __init__(
         self,

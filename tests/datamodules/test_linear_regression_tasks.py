@@ -130,7 +130,7 @@ def test_evaluation_has_the_exact_estimators_predictions():
     pool = tasks.task.pool()
     for split, n in (("val", 20), ("test", 30)):
         both = tasks.evaluation(split)
-        assert tasks.evaluation(split) is both  # computed once
+        assert tasks._evaluation(split) is tasks._evaluation(split)  # computed once
         for kind, (prompts, answers) in both._asdict().items():
             assert len(prompts.x) == n
             known = (prompts.w[:, None] == pool).all(-1).any(1)
@@ -246,3 +246,18 @@ def test_an_empty_file_is_refused(tmp_path):
 def test_only_regular_files_are_read(path, sentence):
     with pytest.raises((FileNotFoundError, UserError), match=sentence):
         read_queries(path, Task())
+
+
+def test_evaluations_first_used_in_inference_mode_are_usable_later_and_given_out_as_copies():
+    data = LinearRegressionTasks(D=2, K=4, M=3, n_val=5, batch_size=5)
+    with torch.inference_mode():
+        next(iter(data.val_dataloader()))
+    before, changed = data.evaluation("val"), data.evaluation("val")
+    for part in (changed.true.prompts.x, changed.true.prompts.y, *changed.true.answers.values()):
+        part.zero_()
+    [batch] = data.val_dataloader()
+    assert torch.equal(batch.true.prompts.x, before.true.prompts.x)
+    assert torch.equal(batch.true.answers["ridge"], before.true.answers["ridge"])
+    layer = torch.nn.Linear(2, 1)
+    layer(batch.true.prompts.x).sum().backward()
+    torch.testing.assert_close(layer.weight.grad[0], batch.true.prompts.x.sum((0, 1)))

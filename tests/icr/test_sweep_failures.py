@@ -42,14 +42,14 @@ def test_member_with_nan_loss_is_reported_and_the_others_continue(tmp_path, monk
 
 
 def test_stack_that_raises_does_not_stop_the_next(tmp_path, monkeypatch):
-    evaluation = StackedTasks.evaluation
+    evaluation = StackedTasks._evaluation
 
     def broken(self, split):
         if 8 in self.members:
             raise RuntimeError("out of memory\nand more")
         return evaluation(self, split)
 
-    monkeypatch.setattr(StackedTasks, "evaluation", broken)
+    monkeypatch.setattr(StackedTasks, "_evaluation", broken)
     assert run_command(lambda: sweep(tmp_path, stack=1)) == 1
     members = json.loads((tmp_path / "experiment_metadata.json").read_text())["members"]
     assert [members[M]["status"] for M in ("2", "8", "inf")] == ["done", "failed", "done"]
@@ -66,9 +66,11 @@ def test_stack_that_raises_does_not_stop_the_next(tmp_path, monkeypatch):
 )  # fmt: skip
 def test_usage_errors(options, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
-        sweep(tmp_path / "new", **options)
+        run_command(lambda: sweep(tmp_path / "new", **options))
     assert stopped.value.code == 2
-    assert f"--{next(iter(options))}" in capsys.readouterr().err
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("zoo: ")
+    assert f"--{next(iter(options))}" in line
     assert not (tmp_path / "new").exists()
 
 

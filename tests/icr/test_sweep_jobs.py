@@ -119,8 +119,9 @@ def test_collecting_what_is_no_sweep(tmp_path, capsys):
 
 
 def test_collecting_takes_no_other_options(tmp_path, capsys):
+    words = ["--collect", f"--output_dir={tmp_path}"]
     with pytest.raises(SystemExit):
-        sweep_module.main(["--collect", f"--output_dir={tmp_path}", "--share=1/2", "--num_steps=4", "--no-use_prenorm"])
+        run_command(lambda: sweep_module.main([*words, "--share=1/2", "--num_steps=4", "--no-use_prenorm"]))
     assert capsys.readouterr().err.endswith("drop --num_steps, --share, --use_prenorm\n")
 
 

@@ -138,3 +138,22 @@ def test_with_diversity_raises_max_M():
     assert Task(task_seed=3).with_diversity("inf") == Task(M="inf", task_seed=3)
     with pytest.raises(ValueError, match="has no pool"):
         Task(M="inf").pool()
+
+
+def test_a_changed_pool_does_not_change_later_draws():
+    task = Task(D=3, K=5, M=7, task_seed=41)
+    expected, drawn = task.pool(), task.draw(4, 0, "train")
+    task.pool().zero_()
+    assert torch.equal(Task(D=3, K=5, M=7, task_seed=41).pool(), expected)
+    for part, again in zip(drawn, task.draw(4, 0, "train"), strict=True):
+        assert torch.equal(part, again)
+
+
+def test_a_pool_first_used_in_inference_mode_has_gradients_later():
+    task = Task(D=3, K=5, M=7, task_seed=42)
+    with torch.inference_mode():
+        task.draw(4, 0, "val")
+    layer = torch.nn.Linear(3, 1)
+    layer(task.pool()).sum().backward()
+    torch.testing.assert_close(layer.weight.grad[0], task.pool().sum(0))
+    layer(task.draw(4, 0, "val").w).sum().backward()

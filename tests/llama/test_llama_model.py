@@ -47,6 +47,27 @@ def test_logits_equal_transformers(changes, tmp_path):
         torch.testing.assert_close(model(tokens)[0], peer(tokens).logits, rtol=0, atol=1e-4)
 
 
+def test_large_logits_differ_from_transformers_by_rounding_only(tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    norm = transformers.models.llama.modeling_llama.LlamaRMSNorm
+    sizes = {"dim": 256, "n_layers": 6, "n_heads": 8, "n_kv_heads": 4, "max_seq_len": 64}
+    model = build(**sizes)
+    with torch.no_grad():
+        for matrix in (p for p in model.parameters() if p.ndim > 1):
+            matrix.copy_((0.3 * torch.randn(matrix.shape, generator=torch.Generator().manual_seed(1))).half())
+    save_checkpoint(model, tmp_path)
+    peer = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
+    tokens = torch.randint(40, (2, 64), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = peer(tokens).logits
+        torch.testing.assert_close(model(tokens)[0], expected, rtol=0, atol=5e-5 * expected.abs().max().item())
+        # transformers computes norms in fp32 in an fp64 model too, the zoo in fp64.
+        monkeypatch.setattr(norm, "forward", lambda n, x: F.rms_norm(x, x.shape[-1:], n.weight, n.variance_epsilon))
+        expected = peer.double()(tokens).logits
+        torch.testing.assert_close(model.double()(tokens)[0], expected, rtol=0, atol=1e-10)
+    assert expected.abs().max() > 15
+
+
 def test_causality_and_batch_invariance_are_exact():
     model, tokens = build(), torch.randint(40, (3, 16))
     later, neighbours = tokens.clone(), tokens.clone()

@@ -40,6 +40,17 @@ def allowed_everywhere(vocabulary, ids):
     return bool((state == 0).all())
 
 
+def test_tables_first_used_in_inference_mode_have_gradients_later():
+    with torch.inference_mode():
+        vocabulary = NumberVocabulary(NormalizedTokenizer(length=2))
+        tables = vocabulary.tables(torch.device("meta")), vocabulary.tables(torch.device("cpu"))
+    for table in tables:
+        assert not any(part.is_inference() for part in (*table.automaton, table.temperature))
+    logits = torch.zeros(vocabulary.size, requires_grad=True)
+    logits.masked_fill(~vocabulary.allowed[0], -1).sum().backward()
+    assert torch.equal(logits.grad, vocabulary.allowed[0].float())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_cached_decoding_equals_the_full_forward(texts, dtype):
     model, (tokens, padding_mask) = build(IEEE).to(dtype), texts

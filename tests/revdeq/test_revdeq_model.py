@@ -125,6 +125,15 @@ def test_defaults_have_94_million_parameters():
     assert round(sum(p.numel() for p in model.parameters()) / 1e6) == 94
 
 
+@pytest.mark.parametrize("solver", ["plain", "anderson", "broyden"])
+def test_one_iteration_of_every_solver_reads_the_tokens(solver):
+    options = {"num_fixed_point_iterations": 1, "backward": "implicit", "solver": solver}
+    model, text = build(**options).eval(), tokens(2, 5)
+    logits = model(text)[0]
+    assert logits.std(1).min() > 1e-3  # over positions
+    assert torch.equal(model.generate(text, 4, temperature=0), uncached(model, text, 4))
+
+
 def test_flops_count_every_evaluation_of_the_cell():
     model = build(num_fixed_point_iterations=3)
     cell = sum(p.numel() for p in model.cell.parameters())

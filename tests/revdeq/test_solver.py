@@ -8,6 +8,7 @@ from torch import nn
 from tests.revdeq.functions import Function, flat, gradients, relative_difference
 from zoo.errors import UserError
 from zoo.revdeq import ReconstructionError, solve
+from zoo.revdeq.solver.diagnostics import relative_residual
 from zoo.revdeq.solver.fixed_point import SOLVERS
 
 
@@ -107,6 +108,36 @@ def test_solvers_agree_and_anderson_and_broyden_need_fewer_evaluations():
         assert (solution.residual <= 1e-10).all()
     count = {solver: solution.evaluations for solver, solution in solutions.items()}
     assert count["broyden"] < count["anderson"] < count["plain"] / 1.5
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_single_evaluation_gives_its_value(solver):
+    draw = torch.Generator().manual_seed(1)
+    x, _, z0 = (torch.randn(3, 6, generator=draw, dtype=torch.float64) for _ in range(3))
+    f = Function()
+    fz = f(z0, x).detach()
+    for backward in ("implicit", "phantom"):
+        solution = solve(f, x, z0, max_steps=1, solver=solver, backward=backward)
+        assert torch.equal(solution.z, fz)
+        assert (solution.evaluations, solution.steps.tolist()) == (1, [1, 1, 1])
+        assert torch.equal(solution.residual, relative_residual(fz, f(fz, x).detach()))
+    # A first state within the tolerance remains.
+    fixed = solve(f, x, max_steps=200, tol=1e-12, solver=solver, backward="implicit").z.detach()
+    start = torch.cat([z0[:2], fixed[2:]])
+    again = solve(f, x, start, max_steps=1, tol=1e-6, solver=solver, backward="implicit").z
+    assert torch.equal(again, torch.cat([fz[:2], fixed[2:]]))
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5])
+def test_plain_solver_equals_a_loop(steps):
+    draw = torch.Generator().manual_seed(1)
+    x, _, z0 = (torch.randn(3, 6, generator=draw, dtype=torch.float64) for _ in range(3))
+    f, z = Function(), z0
+    for _ in range(steps - 1):  # the last evaluation is that of the last state's residual
+        z = 0.7 * z + 0.3 * f(z, x).detach()
+    solution = solve(f, x, z0, beta=0.3, max_steps=steps, solver="plain", backward="implicit")
+    torch.testing.assert_close(solution.z, z, rtol=0, atol=1e-14)
+    assert solution.evaluations == steps
 
 
 def test_phantom_gradient_does_not_change_the_state():

@@ -95,7 +95,8 @@ class CheckpointInfo:
             settings: its settings in this command.
 
         Returns:
-            A warning where the texts are made of other columns, which may be the names that other data uses.
+            A warning where the texts are made of other columns, which may be the names that other data uses, or where
+            another setting changes their tokens.
 
         Raises:
             UserError: texts would be written in another way than in training.
@@ -122,6 +123,9 @@ class CheckpointInfo:
                     f"--data.{name} is {settings[name]!r}, but the model was trained with {stored[name]!r}: its "
                     "predictions are wrong unless these are names of the same columns"
                 )
+        for name in getattr(cls, "token_arguments", ()):
+            if differs(name):
+                return f"--data.{name} is {settings[name]!r}, but the model was trained with {stored[name]!r}"
         return None
 
     def check_tokenizer(self, data: Any) -> None:

@@ -6,8 +6,8 @@ The file is an ordinary checkpoint: every verb reads it, also `fit`, which resum
 import sys
 from pathlib import Path
 
-from zoo.cli.plain_parser import PlainParser
 from zoo.cli.run_folder import find_checkpoint
+from zoo.console.plain_parser import PlainParser
 from zoo.errors import UserError
 from zoo.files.checkpoint_folders import is_checkpoint_folder
 from zoo.files.checkpoints import read_checkpoint, write_checkpoint

@@ -6,8 +6,8 @@ from typing import Any
 
 from zoo.cli.checkpoint_info import read_checkpoint_info
 from zoo.cli.class_names import ClassNames
-from zoo.cli.plain_parser import PlainParser
 from zoo.cli.run_folder import find_checkpoint
+from zoo.console.plain_parser import PlainParser
 from zoo.errors import UserError
 from zoo.export.formats import FORMATS, check_format
 from zoo.export.write import check_absent, export_module

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from zoo.cli.config_names import config_files
-from zoo.cli.plain_parser import PlainParser
 from zoo.console.messages import nearest
+from zoo.console.plain_parser import PlainParser
 from zoo.registry import MODELS
 from zoo.weights import weights_rows
 

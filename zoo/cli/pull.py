@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from zoo.cli.plain_parser import PlainParser
+from zoo.console.plain_parser import PlainParser
 from zoo.hub.pull import pull
 from zoo.weights import PREFIX
 from zoo.weights.downloads import downloaded

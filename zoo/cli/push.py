@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from zoo.cli.arguments import load_config
-from zoo.cli.plain_parser import PlainParser
 from zoo.cli.run_folder import find_checkpoint
+from zoo.console.plain_parser import PlainParser
 from zoo.hub.push import push
 
 

@@ -80,6 +80,7 @@ class ZooTrainer(Trainer):
             checkpoint = read_checkpoint(ckpt_path, required=("state_dict",))
             if "tokenizer" in checkpoint:
                 refuse_other_tokenizer(ckpt_path, tokenizer, checkpoint["tokenizer"])
+            model.on_load_checkpoint(checkpoint)
             model.load_state_dict(checkpoint["state_dict"])
         model.to(self.strategy.root_device).eval()
         ids = _encode(tokenizer, [prompt] if prompts is None else prompts)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from zoo.cli.config_names import config_files, find_config
 from zoo.console.exit_codes import run_command
+from zoo.console.plain_parser import PlainParser
 from zoo.console.table import table
 from zoo.console.threads import wait_briefly
 from zoo.demo.processes import run_in_processes
@@ -78,7 +79,7 @@ def describe(label: str, row: dict[str, str]) -> str:
 
 def main() -> None:
     """Train the given configs, by default all that are named tiny/..., and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m zoo.demo", description=(__doc__ or "").split("\n")[0])
+    parser = PlainParser(prog="python -m zoo.demo", description=(__doc__ or "").split("\n")[0])
     tiny = [name for name in config_files() if name.startswith("tiny/")]
     parser.add_argument(
         "configs", nargs="*", metavar="CONFIG", default=tiny, help="names or files of configs (default: all tiny/...)"

@@ -66,6 +66,7 @@ class ICRTransformer(ZooModule):
         "squared error, new tasks": ("val/true_mse", "baseline/true_mse_.*"),
         "distance to the exact estimators": ("val/.*_to_.*", "baseline/.*_to_.*"),
     }
+    network_arguments: ClassVar[tuple[str, ...]] = ("n_heads", "use_prenorm")
     hparam_metrics: ClassVar[tuple[str, ...]] = ("val_loss", "val_true_mse", "val_true_to_ridge")
     item = "prompts"  # unit of the Throughput callback
 
@@ -164,6 +165,8 @@ class ICRTransformer(ZooModule):
             total = total_training_steps(self.trainer)  # a DataLoader for a number of epochs
         if not 0 <= total < math.inf:
             raise UserError("warmup_steps needs an end at which the rate is 0: give --trainer.max_steps")
+        if self.settings.warmup_steps is not None:
+            self.report_warmup(self.settings.warmup_steps, int(total))
         optimizer = self.settings.build(self.named_parameters())
         schedule = self.settings.schedule(optimizer, int(total))
         ignore_skipped_first_step()

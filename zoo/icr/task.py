@@ -114,10 +114,10 @@ class Task:
         return replace(self, M=M, max_M=self.max_M if M == "inf" else max(self.max_M, M))
 
     def pool(self, device: str | torch.device = "cpu") -> Tensor:
-        """The tasks, (M, D). The pool of a smaller M is the beginning of the pool of a larger one."""
+        """A copy of the tasks, (M, D). The pool of a smaller M is the beginning of the pool of a larger one."""
         if self.M == "inf":
             raise UserError('M "inf" has no pool: every prompt has its own task')
-        return _pool(self.M, self.D, self.task_seed, str(device))
+        return _pool(self.M, self.D, self.task_seed, str(device)).clone()
 
     def draw(self, n: int, seed: int, *purpose: str | int, device: str | torch.device = "cpu") -> Prompts:
         """Draw n prompts, at least 1; `seed`, a whole number, and `purpose` name the random streams."""
@@ -157,7 +157,8 @@ def draw(tasks: Sequence[Task], n: int, seed: int, *purpose: str | int, device: 
         generator = stream(seed, "task", *purpose, device=device)
         u = torch.rand(n, generator=generator, device=device, dtype=torch.float64)
         largest = max(pools, key=lambda task: task.M)
-        chosen = largest.pool(device)[(sizes[:, None] * u).long()]  # (pools, n, D)
+        pool = _pool(int(largest.M), largest.D, largest.task_seed, str(device))
+        chosen = pool[(sizes[:, None] * u).long()]  # (pools, n, D)
         if len(pools) == len(tasks):
             w = chosen
         else:
@@ -167,13 +168,16 @@ def draw(tasks: Sequence[Task], n: int, seed: int, *purpose: str | int, device: 
     return Prompts(x, torch.einsum("snd,nkd->snk", w, x) + tasks[0].sigma2 ** 0.5 * noise, w)
 
 
+# Tensors that later calls share are no inference tensors, which autograd could not use, and are given to no caller.
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _sizes(sizes: tuple[int, ...], device: str) -> Tensor:
     """Sizes of S pools (S,), copied to the device once."""
     return torch.tensor(sizes, dtype=torch.float64, device=device)
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _pool(M: int, D: int, seed: int, device: str) -> Tensor:
     streams = [stream(seed, "pool", block) for block in range(-(-M // BLOCK))]
     blocks = [torch.randn(BLOCK, D, generator=generator, dtype=torch.float32) for generator in streams]

@@ -21,7 +21,7 @@ from zoo.llama.bow_classifier import BowClassifier, BowRows
 from zoo.llama.checkpoints import digest, new_or_loaded
 from zoo.llama.classifier_defaults import bow_trials, choose_settings
 from zoo.llama.classifier_head import ClassifierHead, Pooling
-from zoo.llama.model import LlamaConfig
+from zoo.llama.model import NETWORK_ARGUMENTS, LlamaConfig
 from zoo.llama.module import LlamaSettings
 from zoo.llama.text_classifier import required_label_names
 from zoo.llama.training_flops import training_flops
@@ -98,6 +98,7 @@ class LlamaClassifier(BowClassifier):
         "fit_scales",
         "layer_decay",
     )
+    network_arguments: ClassVar[tuple[str, ...]] = (*NETWORK_ARGUMENTS, "pooling", "lora_alpha", "bow_features")
     renamed_arguments: ClassVar[dict[str, str]] = {
         "bag": "bow_features",
         "bag_c": "bow_C",

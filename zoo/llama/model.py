@@ -26,6 +26,9 @@ from zoo.llama.decoder import LlamaDecoder
 
 SCALING_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
+# Settings that change what a Llama computes, but not the shapes of its weights.
+NETWORK_ARGUMENTS = ("n_heads", "norm_eps", "rope_theta", "rope_scaling")
+
 
 @dataclass
 class LlamaConfig:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from zoo.llama.checkpoints import new_or_loaded
-from zoo.llama.model import LlamaConfig
+from zoo.llama.model import NETWORK_ARGUMENTS, LlamaConfig
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
 from zoo.training.fixed_arguments import field_names
@@ -39,6 +39,7 @@ class LlamaLM(LanguageModel):
         *LanguageModel.fixed_arguments,
         *field_names(LlamaConfig, "dropout", "gradient_checkpointing"),
     )
+    network_arguments: ClassVar[tuple[str, ...]] = NETWORK_ARGUMENTS
 
     sharded_methods: ClassVar[tuple[str, ...] | None] = ("loss",)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from zoo.errors import UserError
 from zoo.llama.checkpoints import new_or_loaded
 from zoo.llama.class_scores import continuation_scores, continuations, course_scores
-from zoo.llama.model import LlamaConfig
+from zoo.llama.model import NETWORK_ARGUMENTS, LlamaConfig
 from zoo.llama.text_classifier import TextClassifier, required_label_names
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
@@ -48,6 +48,7 @@ class LlamaZeroShot(TextClassifier):
         "label_spellings",
         "prompt_parts",
     )
+    network_arguments: ClassVar[tuple[str, ...]] = NETWORK_ARGUMENTS
     renamed_arguments: ClassVar[dict[str, str]] = {"compat": "course_scoring"}
 
     def __init__(

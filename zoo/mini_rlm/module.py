@@ -73,6 +73,7 @@ class MiniRLM(Regressor):
         "n_classes",
         "freeze_embeddings",
     )
+    network_arguments: ClassVar[tuple[str, ...]] = ("n_heads", "rope_theta", "pooling", "target_scale")
     renamed_arguments: ClassVar[dict[str, str]] = {
         "targets": "target_scale",
         "max_positions": "max_seq_len",

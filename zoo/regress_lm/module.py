@@ -110,6 +110,7 @@ class RegressLMModule(EncoderPretrainer):
         "number_format", "number_digits", "number_exponent", "special_values", "lora_rank", "lora_alpha",
         "encoder_mode", "encoder_config", "pretrain_steps",
     )  # fmt: skip
+    network_arguments = "n_heads", "n_encoder_heads", "number_format", "number_digits", "number_exponent", "lora_alpha"
     renamed_arguments: ClassVar[dict[str, str]] = {
         "numbers": "number_format",
         "digits": "number_digits",

@@ -9,7 +9,6 @@ Gardner et al. 2020, https://arxiv.org/abs/2004.02709). The correct target of a 
 subject, so the file leaves it empty for you to fill in.
 """
 
-import argparse
 import csv
 import os
 import re
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from zoo.console.exit_codes import run_command
+from zoo.console.plain_parser import PlainParser
 from zoo.console.table import table
 from zoo.datamodules.regression_module import RegressionModule
 from zoo.datamodules.row_text import RowLayout, is_missing
@@ -169,7 +169,7 @@ def probe(
 
 def main() -> None:
     """Command line of the probe."""
-    parser = argparse.ArgumentParser(prog="python -m zoo.regress_lm.probe", description=(__doc__ or "").split("\n")[0])
+    parser = PlainParser(prog="python -m zoo.regress_lm.probe", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--ckpt_path", required=True, help="checkpoint of a RegressLM")
     parser.add_argument("--pairs", type=Path, help="table of pairs to measure on")
     parser.add_argument("--write", type=Path, help="CSV file to write, with pairs from the test split to fill in")

@@ -61,8 +61,8 @@ class NumberVocabulary:
         self._ids = np.array([self.tokens.index(token) for token in tokenizer.tokens])  # by local id
         self._local = np.zeros(self.size, dtype=np.int64)
         self._local[self._ids] = np.arange(len(self._ids))
-        # Tables are on the CPU, also where a model is built on the meta device.
-        with torch.device("cpu"):
+        # Tables are on the CPU, also where a model is built on the meta device, and usable outside inference mode.
+        with torch.device("cpu"), torch.inference_mode(False):
             # The tokenizer's automaton over ids; after the last token of a number its state is 0 again.
             states = len(tokenizer.allowed)
             allowed = torch.zeros(states, self.size, dtype=torch.bool)
@@ -169,8 +169,9 @@ class NumberVocabulary:
     def tables(self, device: torch.device) -> "Tables":
         """The tables on a device, copied to it once."""
         if device not in self._tables:
-            automaton = Automaton(*(table.to(device) for table in self.automaton))
-            self._tables[device] = Tables(automaton, self.temperature.to(device))
+            with torch.inference_mode(False):
+                automaton = Automaton(*(table.to(device) for table in self.automaton))
+                self._tables[device] = Tables(automaton, self.temperature.to(device))
         return self._tables[device]
 
 

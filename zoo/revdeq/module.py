@@ -59,6 +59,9 @@ class RevDEQLM(LanguageModel):
         *LanguageModel.fixed_arguments,
         *field_names(RevDEQConfig, "dropout", *ITERATION),
     )
+    network_arguments: ClassVar[tuple[str, ...]] = (
+        "num_heads", "block", "num_fixed_point_iterations", "fixed_point_tol", "beta", "solver", "warm_start",
+    )  # fmt: skip
 
     charts: ClassVar[Mapping[str, Sequence[str]]] = {
         **LanguageModel.charts,

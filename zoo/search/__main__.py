@@ -11,7 +11,6 @@ processes, also on several machines, may call it at the same time with one --sto
 The score is --checkpoint.monitor of `zoo fit`, which is minimised or, with --checkpoint.mode max, maximised.
 """
 
-import argparse
 import csv
 import os
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from zoo.console.exit_codes import run_command
 from zoo.console.messages import refuse_non_utf8
+from zoo.console.plain_parser import PlainParser
 from zoo.console.table import table
 from zoo.console.threads import wait_briefly
 from zoo.errors import UserError
@@ -29,7 +29,7 @@ from zoo.private_apis.deferred_imports import defer_imports
 def main() -> None:
     """`python -m zoo.search`: options that it does not know are passed to `zoo fit`."""
     about, *_ = (__doc__ or "").split("\n")
-    parser = argparse.ArgumentParser(prog="python -m zoo.search", description=about, allow_abbrev=False)
+    parser = PlainParser(prog="python -m zoo.search", description=about)
     parser.add_argument(
         "--space",
         action="append",

@@ -1,9 +1,10 @@
-"""Arguments that a resumed run cannot change: what the checkpoint contains depends on them."""
+"""Arguments compared with those in a checkpoint: some a resumed run cannot change, of others a change is reported."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
+from zoo.console.argument_names import print_notice
 from zoo.errors import UserError
 
 
@@ -30,6 +31,20 @@ def check_fixed(stored: Mapping[str, Any], current: Mapping[str, Any], names: It
                 f"{prefix}{name} is {_plain(current[name])!r} here and {_plain(stored[name])!r} in the checkpoint: a "
                 "resumed run cannot change it. Set it to the checkpoint's value, or start a new run"
             )
+
+
+def report_changed(stored: Mapping[str, Any], current: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Print a line for each argument of a model whose value differs from that in the checkpoint of its weights.
+
+    Args:
+        stored: the arguments in the checkpoint.
+        current: the arguments now.
+        names: those to compare; one that either side lacks is not compared.
+    """
+    for name in names:
+        if name in stored and name in current and _plain(stored[name]) != _plain(current[name]):
+            before, now = (_plain(arguments[name]) for arguments in (stored, current))
+            print_notice(f"the model's setting {name} is {now!r}, but its weights were trained with {before!r}")
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
+from zoo.console.argument_names import print_notice
 from zoo.errors import UserError, refuse_renamed
 from zoo.files.checkpoints import DigestCheckpointIO, available_device, is_remote, read_checkpoint
 from zoo.files.memory_limit import file_bytes, memory_limit, tensor_sizes
@@ -19,7 +20,7 @@ from zoo.registry import registered_name
 from zoo.sharding.strategy import shard_module
 from zoo.sharding.tensors import are_finite, total_norm
 from zoo.tokenizers import Tokenizer, from_state
-from zoo.training.fixed_arguments import check_fixed
+from zoo.training.fixed_arguments import check_fixed, report_changed
 from zoo.training.initial_weights import first_difference, tokenizer_of_weights
 from zoo.training.loss_weights import WeightedLosses
 from zoo.training.precision import ignore_skipped_first_step, use_precision
@@ -53,6 +54,9 @@ class ZooModule(WeightedLosses):
 
     fixed_arguments: ClassVar[tuple[str, ...]] = ("optimizer",)
     """Constructor arguments that a resumed run cannot change; all others take effect from the step of the stop on."""
+
+    network_arguments: ClassVar[tuple[str, ...]] = ()
+    """Constructor arguments with which the same weights are another function: a change after training is reported."""
 
     charts: ClassVar[Mapping[str, Sequence[str]]] = {"loss": ("train/loss", "val/loss", "baseline/loss_.*")}
     """TensorBoard's charts of the model: title -> regular expressions of the names of their lines."""
@@ -149,9 +153,18 @@ class ZooModule(WeightedLosses):
             raise UserError("the learning-rate schedule needs the number of steps: set trainer.max_steps or max_epochs")
         optimizer = self.optimizer_config.build(self.named_parameters(), self.lr_scale)
         self.total_steps = int(total_steps)
+        self.report_warmup(self.optimizer_config.warmup_steps, self.total_steps)
         ignore_skipped_first_step()
         schedule = ResumedSchedule(optimizer, lambda step: self.optimizer_config.lr_factor(step, self.total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def report_warmup(self, warmup_steps: int, total_steps: int) -> None:
+        """Print a line if the run ends before the learning rate has risen to its peak."""
+        if warmup_steps > total_steps and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            print_notice(
+                f"the learning rate does not reach its peak: warmup_steps is {warmup_steps:,}, and the run ends after "
+                f"step {total_steps:,}"
+            )
 
     def plan_steps(self, total_steps: int) -> dict[str, int]:
         """Change the length of the schedule during a run; the warm-up remains the same share of it.
@@ -248,7 +261,7 @@ class ZooModule(WeightedLosses):
             checkpoint["tokenizer"] = self.tokenizer.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the tokenizer, unless the constructor was given one; check the arguments of a resumed run.
+        """Restore the tokenizer, unless the constructor was given one; compare the arguments with the stored ones.
 
         Raises:
             UserError: training is resumed with another value of one of the `fixed_arguments`, or another seed.
@@ -259,6 +272,7 @@ class ZooModule(WeightedLosses):
             seeds = {"seed_everything": global_seed()}
             stored = checkpoint.get("zoo", {}).get("seed", global_seed())
             check_fixed({"seed_everything": stored}, seeds, seeds, "--")
+        report_changed(checkpoint.get("hyper_parameters", {}), self.hparams, self.network_arguments)
         if self.tokenizer is None and "tokenizer" in checkpoint:
             self.tokenizer = from_state(checkpoint["tokenizer"])
 

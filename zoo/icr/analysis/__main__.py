@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.console.exit_codes import run_command
+from zoo.console.plain_parser import PlainParser
 from zoo.files.atomic import replacing
 from zoo.icr.analysis import explain
 from zoo.icr.analysis import figures as analysis_figures
@@ -48,7 +49,7 @@ def run_analysis(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = PlainParser(
         prog="python -m zoo.icr.analysis", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from zoo.console.plain_parser import PlainParser
 from zoo.errors import UserError
 from zoo.icr.model import ICRegConfig
 from zoo.icr.task import Diversity
@@ -79,8 +80,8 @@ class ArrayShare(NamedTuple):
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The options; exits with code 2 and a message for one that is not valid."""
-    parser = argparse.ArgumentParser(
-        prog="python -m zoo.icr.sweep", description=ABOUT, epilog=DETAILS, allow_abbrev=False,
+    parser = PlainParser(
+        prog="python -m zoo.icr.sweep", description=ABOUT, epilog=DETAILS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument

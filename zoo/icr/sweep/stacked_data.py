@@ -29,10 +29,12 @@ class StackedTasks(LinearRegressionTasks):
         tasks = [self.task.with_diversity(M) for M in self.members]
         return draw(tasks, self.batch_size, self.seed, number, device=self.device)
 
-    def evaluation(self, split: str) -> EvaluationBatch:
+    def _evaluation(self, split: str) -> EvaluationBatch:
         if split not in self._stacked:
-            each = [self.evaluation_of(self.task.with_diversity(M), split)._asdict() for M in self.members]
-            self._stacked[split] = EvaluationBatch(**{kind: stack([one[kind] for one in each]) for kind in KINDS})
+            each = [self._evaluation_of(self.task.with_diversity(M), split)._asdict() for M in self.members]
+            with torch.inference_mode(False):
+                kinds = {kind: stack([one[kind] for one in each]) for kind in KINDS}
+            self._stacked[split] = EvaluationBatch(**kinds)
         return self._stacked[split]
 
 

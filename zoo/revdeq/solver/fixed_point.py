@@ -86,7 +86,8 @@ def find_fixed_point(solver: str, f: Evaluate, z0: Tensor, iteration: Iteration,
     """The state with the smallest residual, for each sample, that `solver` reaches from z0 (B, ...).
 
     A sample whose residual is never finite becomes NaN. The iteration ends after iteration.max_steps evaluations, or
-    when every residual is within iteration.tol.
+    when every residual is within iteration.tol. After a single evaluation the result is f(z0), whose residual is not
+    known, or z0 where it is within the tolerance.
 
     Args:
         solver: key of SOLVERS.
@@ -116,6 +117,8 @@ def find_fixed_point(solver: str, f: Evaluate, z0: Tensor, iteration: Iteration,
             break
     # A sample without any finite evaluation has the result NaN, not z0.
     is_known = residual.isfinite()
+    if iteration.max_steps == 1:
+        best = torch.where((residual <= tol)[:, None], best, fz)
     best, residual = best.where(is_known[:, None], torch.nan), residual.where(is_known, torch.nan)
-    diagnostics.steps, diagnostics.residual = steps, residual
+    diagnostics.steps, diagnostics.residual = steps, None if iteration.max_steps == 1 else residual
     return best.view_as(z0)

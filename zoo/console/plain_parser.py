@@ -1,4 +1,4 @@
-"""Parser of the verbs that build no model: errors are one sentence, and options cannot be abbreviated."""
+"""Parser of commands without options of models: errors are one sentence, and options cannot be abbreviated."""
 
 import argparse
 from typing import Any, NoReturn
