@@ -68,7 +68,7 @@ def compare_bow(
     n_texts = len(texts)
     chosen: list[int] = list(range(n_texts))
     if n_texts > MOST_ROWS:
-        chosen = torch.randperm(n_texts, generator=stream(seed, "bow rows"))[:MOST_ROWS].tolist()
+        chosen = torch.randperm(n_texts, device="cpu", generator=stream(seed, "bow rows"))[:MOST_ROWS].tolist()
     texts, targets = [texts[i] for i in chosen], targets[chosen].astype(int)
     share, start = len(chosen) / n_texts, time.monotonic()
     fitted, taken = {}, 0.0

@@ -107,11 +107,11 @@ def _chooser(
     """
     if temperature == 0:
         return _argmax
-    seed = int(torch.randint(2**62, ())) if seed is None else seed
+    seed = int(torch.randint(2**62, (), device="cpu")) if seed is None else seed
     generators = [stream(seed, "generate", row) for row in range(batch_size)]
 
     def choose(logits: Tensor) -> Tensor:
-        uniform = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])  # (B,)
+        uniform = torch.cat([torch.rand(1, generator=g, dtype=torch.float64, device="cpu") for g in generators])  # (B,)
         return sample(logits, uniform.to(logits.device), temperature, top_k, top_p)
 
     return choose
@@ -259,7 +259,7 @@ def _fit_prompts(
         )
     # A row's padding is the rest of the width.
     width = tokens.shape[1]
-    left_padding = torch.zeros(len(tokens), dtype=torch.long)
+    left_padding = torch.zeros(len(tokens), dtype=torch.long, device="cpu")
     if lengths is not None:
         left_padding = width - as_lengths(lengths, len(tokens), width)
     # Cut on the left, so that the prompt's end and the new tokens fit into the context.
