@@ -1,10 +1,13 @@
 """The sampling loop at the end of the context, and its checks, with networks that have no cache."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
 from zoo.errors import UserError
+from zoo.generation.decoders import left_pad
 from zoo.generation.sampling import generate, sample, stream_tokens
 from zoo.llama import LlamaConfig
 
@@ -54,6 +57,30 @@ def test_ragged_rows_slide_together_and_lose_their_padding():
     assert continued.shape == (2, 12)
     # Rows are evaluated one by one without their padding. After sliding, both hold four tokens.
     assert network.lengths == [6, 2, 7, 3, 8, 4, 4, 4, 5, 5, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "count", "warning"),
+    [
+        ([range(1, 12), range(20, 25), [7]], 4, "prompt 1, of 11 tokens, is longer .* of 8: only its last 5 tokens"),
+        ([[7], range(20, 25), range(1, 10)], 2, "prompt 3, of 9 tokens, is longer .* of 8: only its last 7 tokens"),
+        (
+            [range(1, 10), range(1, 12), [7, 8, 9]], 5,
+            "prompts 1 and 2, of up to 11 tokens, are longer .* of 8: only their last 4 tokens are",
+        ),
+    ],
+)  # fmt: skip
+def test_a_prompt_that_fits_is_not_cut_next_to_a_longer_one(prompts, count, warning):
+    """Each row continues as its prompt alone, until the longest row reaches the end of the context."""
+    tokens, lengths = left_pad([list(prompt) for prompt in prompts])
+    with pytest.warns(UserWarning, match=warning):
+        together = generate(Counter(), tokens, count, temperature=0, lengths=lengths)[:, tokens.shape[1] :]
+    assert together.shape[1] >= min(count, 4)
+    for row, prompt in zip(together, prompts, strict=True):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            alone = generate(Counter(), torch.tensor([list(prompt)]), count, temperature=0)[0, len(prompt) :]
+        assert row.tolist() == alone[: together.shape[1]].tolist()
 
 
 def test_a_common_left_padding_is_removed():

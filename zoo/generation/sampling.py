@@ -50,7 +50,7 @@ def stream_tokens(
     `network.config.vocab_size` on, which rows of a padded output matrix have, are never drawn.
 
     A prompt longer than the context is cut on the left, with a warning, so that the new tokens fit, but to no less than
-    half the context. A stream that ends at the end of the context warns.
+    half the context; other prompts stay complete. A stream that ends at the end of the context warns.
 
     Args:
         network: a `LanguageModelNetwork`.
@@ -236,6 +236,18 @@ def _without_autocast(function: Any, device: torch.device) -> Any:
     return torch.autocast(device.type, enabled=False)(function)
 
 
+def _describe_cut(lengths: list[int], context: int, keep: int) -> str:
+    """The warning about prompts that are longer than the context, of which `keep` tokens are used."""
+    numbers = [str(number) for number, length in enumerate(lengths, 1) if length > context]
+    name = f"a prompt of {max(lengths)} tokens is"
+    if len(numbers) > 1:
+        name = f"prompts {', '.join(numbers[:-1])} and {numbers[-1]}, of up to {max(lengths)} tokens, are"
+    elif len(lengths) > 1:
+        name = f"prompt {numbers[0]}, of {max(lengths)} tokens, is"
+    their = "its" if len(numbers) == 1 else "their"
+    return f"{name} longer than the context of {context}: only {their} last {keep} tokens are used"
+
+
 def _fit_prompts(
     tokens: Tensor, lengths: Tensor | None, max_new_tokens: int, context: int, vocab_size: int
 ) -> tuple[Tensor, Tensor | None]:
@@ -262,17 +274,13 @@ def _fit_prompts(
     left_padding = torch.zeros(len(tokens), dtype=torch.long, device="cpu")
     if lengths is not None:
         left_padding = width - as_lengths(lengths, len(tokens), width)
-    # Cut on the left, so that the prompt's end and the new tokens fit into the context.
-    longest = width - int(left_padding.min())
-    if longest > context:
+    # Cut long prompts on the left, so that their ends and the new tokens fit into the context: padding takes the place
+    # of the rest. Shorter prompts stay as they are.
+    is_long = width - left_padding > context  # (B,)
+    if is_long.any():
         keep = max(context - max_new_tokens + 1, context // 2, 1)
-        warnings.warn(
-            f"a prompt of {longest} tokens is longer than the context of {context}: only its last {keep} tokens are "
-            "used",
-            stacklevel=3,
-        )
-        left_padding = (left_padding - (width - keep)).clamp(min=0)
-        tokens = tokens[:, -keep:]
+        warnings.warn(_describe_cut((width - left_padding).tolist(), context, keep), stacklevel=3)
+        left_padding = left_padding.masked_fill(is_long, width - keep)
     # Remove columns that are padding in every row.
     common = int(left_padding.min())
     left_padding, tokens = left_padding - common, tokens[:, common:]
