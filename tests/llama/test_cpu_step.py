@@ -258,7 +258,7 @@ def test_folder_that_others_can_write_to_is_not_used(tmp_path, monkeypatch, shar
     ("variable", "value", "reason"),
     [
         ("PATH", "", r"no C compiler \(gcc, clang, cc\) is installed"),
-        ("CC", "no-such-compiler", r"no C compiler"),
+        ("CC", "no-such-compiler -O1", r"\$CC is no-such-compiler, which is not installed: set it to a C compiler"),
         ("CC", "false", "false fails: no message"),
         ("CC", 'gcc "', r"\$CC is not a command: No closing quotation"),
     ],
@@ -274,6 +274,43 @@ def test_without_a_compiler_one_warning_and_eager_steps(tmp_path, monkeypatch, v
     assert len(caught) == 1
     assert torch.equal(compiled, generate(model, tokens, 6, temperature=0))
     assert not os.listdir(tmp_path / "libraries") if (tmp_path / "libraries").exists() else True
+
+
+def test_the_compilers_error_is_shown_instead_of_its_warnings(tmp_path, monkeypatch):
+    compiler = tmp_path / "compiler"
+    messages = [
+        "In file included from step.c:8:",
+        "cc1: warning: no -std",
+        "math.h:2: Fatal Error: no stubs",
+        "error: 2",
+    ]
+    compiler.write_text("#!/bin/sh\n" + "".join(f"echo '{line}' >&2\n" for line in messages) + "exit 1\n")
+    compiler.chmod(0o700)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    with pytest.raises(CompilerMissing, match=r"compiler fails: math\.h:2: Fatal Error: no stubs$"):
+        library.load_library.__wrapped__()
+
+
+def test_without_a_compiler_a_cached_library_of_the_same_source_is_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    library.load_library.__wrapped__()
+    for name, value in {"CC": "false", "PATH": ""}.items():
+        with monkeypatch.context() as context:
+            context.setenv(name, value)
+            assert library.load_library.__wrapped__().decode_step
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert library.load_library.__wrapped__().decode_step
+    [path] = (tmp_path / "libraries").glob("*.so")
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[:-1])  # a damaged one is not
+    with pytest.raises(CompilerMissing):
+        library.load_library.__wrapped__()
+    path.write_bytes(content)
+    monkeypatch.setattr(library, "FLAGS", (*library.FLAGS, "-O2"))  # nor one of another source
+    with pytest.raises(CompilerMissing):
+        library.load_library.__wrapped__()
 
 
 def test_failing_torch_compile_warns_once_and_continues_eagerly(monkeypatch):
