@@ -1,7 +1,7 @@
 """Compiles step.c at first use and loads it as a shared library, which later processes find in a cache folder.
 
 The folder is `libraries` in $ZOO_CACHE, by default in ~/.cache/zoo. A library's name has two digests: of the source,
-the flags and the CPU; and of the compiler with its version. A file next to it holds its SHA-256, and a damaged library is
+the flags and the CPU; and of the compiler with its version. A file next to it holds its SHA-256; a damaged library is
 compiled again. Where no compiler works, a library that another one has compiled is used. Only a folder that no other
 user can write to is used; otherwise, and where the folder cannot be written to or its files cannot be executed, each
 process compiles into a temporary folder. Nothing in a checkpoint refers to a library.
