@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from zoo.errors import UserError
+from zoo.errors import Diverged, UserError
 from zoo.generation.decoders import left_pad
 from zoo.generation.sampling import generate, sample, stream_tokens
 from zoo.llama import LlamaConfig
@@ -88,6 +88,35 @@ def test_a_common_left_padding_is_removed():
     padded = generate(network, torch.tensor([[0, 0, 1, 2]]), 3, temperature=0, lengths=torch.tensor([2]))
     assert padded[0, 2:].tolist() == generate(Counter(), torch.tensor([[1, 2]]), 3, temperature=0)[0].tolist()
     assert network.lengths == [2, 3, 4]
+
+
+class Broken(Counter):
+    """Predicts NaN or infinity for one token of the second row, from a number of tokens on."""
+
+    def __init__(self, value, start=0):
+        super().__init__()
+        self.value, self.start = value, start
+
+    def forward(self, tokens):
+        logits, hidden = super().forward(tokens)
+        if tokens.shape[1] >= self.start:
+            logits[-1, :, 7] = self.value
+        return logits, hidden
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.5}, {"top_k": 4, "top_p": 0.9}], ids=str)
+@pytest.mark.parametrize("stop", [(), (40,)])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_nan_logits_are_an_error(temperature, stop, options):
+    options = {"temperature": temperature, "stop": stop, "seed": 0, **options}
+    prompts = torch.tensor([[1, 2], [3, 4]])
+    with pytest.raises(UserError, match="the model's logits are NaN, so that no token can be chosen"):
+        generate(Broken(torch.nan), prompts, 3, **options)
+    tokens = stream_tokens(Broken(torch.nan, start=4), prompts, 4, **options)
+    next(tokens), next(tokens)
+    with pytest.raises(Diverged, match="the model's logits are NaN"):
+        next(tokens)
+    assert generate(Broken(-torch.inf), prompts, 3, **options).shape == (2, 5)
 
 
 def test_zero_new_tokens_yield_nothing():

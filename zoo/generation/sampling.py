@@ -11,13 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.errors import UserError, check_number
+from zoo.errors import Diverged, UserError, check_number
 from zoo.generation.decoders import make_decoder
 from zoo.generation.options import as_ids, as_lengths, as_tokens, check_sampling, scale_logits
 from zoo.layers.cumulative_sum import cumulative_sum
 from zoo.training.random_streams import stream
 
 FEW = 1024  # tokens among which top-p is tried first
+NAN = (
+    "the model's logits are NaN, so that no token can be chosen: its weights are not finite; use another checkpoint, "
+    "from before the training diverged"
+)
 
 
 def generate(network: Any, tokens: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
@@ -74,6 +78,7 @@ def stream_tokens(
 
     Raises:
         UserError: an option is out of range, or a token id, also one in `stop`, is outside the vocabulary.
+        Diverged: logits are NaN; raised by the iterator, on a GPU at the next time that it reads the tokens.
     """
     # Check the options and cut the prompts to the context.
     check_sampling(temperature, top_k, top_p, seed, minimum=0, max_new_tokens=max_new_tokens)
@@ -100,8 +105,9 @@ def stream_tokens(
 
 def _chooser(
     batch_size: int, temperature: float, top_k: int | None, top_p: float | None, seed: int | None
-) -> Callable[[Tensor], Tensor]:
-    """The function from logits (B, V) to the next token of each row (B,): the most likely one, or a draw.
+) -> Callable[[Tensor], tuple[Tensor, Tensor | bool]]:
+    """The function from logits (B, V) to the next token of each row (B,), the most likely one or a draw; and whether
+    logits of any row are NaN.
 
     Each row draws from its own random stream, so that it does not depend on the rest of the batch.
     """
@@ -110,9 +116,9 @@ def _chooser(
     seed = int(torch.randint(2**62, (), device="cpu")) if seed is None else seed
     generators = [stream(seed, "generate", row) for row in range(batch_size)]
 
-    def choose(logits: Tensor) -> Tensor:
+    def choose(logits: Tensor) -> tuple[Tensor, Tensor]:
         uniform = torch.cat([torch.rand(1, generator=g, dtype=torch.float64, device="cpu") for g in generators])  # (B,)
-        return sample(logits, uniform.to(logits.device), temperature, top_k, top_p)
+        return _draw(logits, uniform.to(logits.device), temperature, top_k, top_p)
 
     return choose
 
@@ -120,7 +126,7 @@ def _chooser(
 @torch.inference_mode()
 def _stream(
     decoder: Any,
-    choose: Callable[[Tensor], Tensor],
+    choose: Callable[[Tensor], tuple[Tensor, Tensor | bool]],
     text: Tensor,
     left_padding: Tensor | None,
     count: int,
@@ -139,6 +145,7 @@ def _stream(
     # Rows end at different steps; the loop runs until all have ended.
     stop_ids, ended = set(stop), [False] * len(text)
     tokens = text[:, -1]
+    any_nan: Tensor | bool = False  # on a GPU a tensor (), which is read together with the tokens
     for number in range(count):
         if window is not None and text.shape[1] > window:
             # Drop the first half of the context, and the padding in it.
@@ -151,7 +158,10 @@ def _stream(
         else:
             logits = step(tokens)
         # A padded output matrix has more rows than there are tokens.
-        tokens = choose(logits[:, :vocab_size])
+        tokens, is_nan = choose(logits[:, :vocab_size])
+        any_nan = any_nan | is_nan
+        if logits.device.type == "cpu" and any_nan:
+            raise Diverged(NAN)
         # A row that has ended yields padding.
         if any(ended):
             tokens = tokens.masked_fill(torch.tensor(ended, device=tokens.device), pad)
@@ -161,9 +171,14 @@ def _stream(
             text = torch.cat([text, tokens[:, None]], 1)
         # The stop token itself is yielded; the row ends after it.
         if stop_ids:
-            ended = [was or token in stop_ids for was, token in zip(ended, tokens.tolist(), strict=True)]
+            ids = tokens.tolist() if isinstance(any_nan, bool) else torch.cat([tokens, any_nan[None]]).tolist()
+            if len(ids) > len(ended) and ids.pop():
+                raise Diverged(NAN)
+            ended = [was or token in stop_ids for was, token in zip(ended, ids, strict=True)]
             if all(ended):
                 return
+    if any_nan:
+        raise Diverged(NAN)
     if warning:
         warnings.warn(warning, stacklevel=2)
 
@@ -180,21 +195,33 @@ def sample(
         top_k: sample among the k most likely tokens only; None: no limit.
         top_p: sample among the fewest most likely tokens whose total probability reaches top_p; None: no limit.
     """
+    return _draw(logits, uniform, temperature, top_k, top_p)[0]
+
+
+def _draw(
+    logits: Tensor, uniform: Tensor, temperature: float, top_k: int | None, top_p: float | None
+) -> tuple[Tensor, Tensor]:
+    """The tokens of `sample` (B,), and () whether any row has no distribution, because of NaN or infinite logits."""
     ids, cumulative, total = _cumulative(logits, temperature, top_k, top_p)
+    is_nan, last = total.isnan().any(), cumulative.shape[1] - 1
     if top_p is not None:
         # Up to and including the first token that reaches top_p.
-        total = cumulative.gather(1, torch.searchsorted(cumulative, top_p * total))
-    # 1 - uniform is in (0, 1], so that a token of probability 0 is never drawn.
-    index = torch.searchsorted(cumulative, (1 - uniform[:, None]) * total)  # (B, 1)
-    return (index if ids is None else ids.gather(1, index)).squeeze(1)
+        total = cumulative.gather(1, torch.searchsorted(cumulative, top_p * total).clamp(max=last))
+    # 1 - uniform is in (0, 1], so that a token of probability 0 is never drawn. Only NaN gives a larger index.
+    index = torch.searchsorted(cumulative, (1 - uniform[:, None]) * total).clamp(max=last)  # (B, 1)
+    return (index if ids is None else ids.gather(1, index)).squeeze(1), is_nan
 
 
-def _argmax(logits: Tensor) -> Tensor:
-    """The first of the largest columns of each row (B, V) -> (B,)."""
+def _argmax(logits: Tensor) -> tuple[Tensor, Tensor | bool]:
+    """The first of the largest columns of each row (B, V) -> (B,), and whether any row has NaN, which is largest."""
     if logits.device.type == "cpu" and logits.dtype == torch.float32:
         # For a vocabulary of 32,000, torch's argmax takes fifteen times as long as NumPy's.
-        return torch.from_numpy(logits.numpy().argmax(-1))
-    return logits.argmax(-1)
+        rows = logits.numpy()
+        tokens = rows.argmax(-1)
+        largest = [row[token] for row, token in zip(rows, tokens, strict=True)]
+        return torch.from_numpy(tokens), any(value != value for value in largest)
+    largest, tokens = logits.max(-1)
+    return tokens, largest.isnan().any()
 
 
 def _cumulative(
