@@ -129,6 +129,7 @@ def test_a_rows_draws_depend_on_the_seed_and_its_number_only():
 
     assert torch.equal(draw([[1, 2], [3, 4]])[0], draw([[1, 2], [9, 9]])[0])
     assert not torch.equal(draw([[1, 2], [1, 2]])[0], draw([[1, 2], [1, 2]])[1])
+    assert torch.equal(draw([[1, 2], [3, 4]])[0], draw([[1, 2]])[0])  # the first row is as alone
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.95}, {"top_k": 4, "top_p": 0.9}])

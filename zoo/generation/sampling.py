@@ -64,16 +64,17 @@ def stream_tokens(
         top_k: sample among the k most likely tokens only, at least 1; None: no limit.
         top_p: sample among the fewest most likely tokens whose total probability reaches top_p, in (0, 1]; None: no
             limit.
-        lengths: lengths of the prompts (B,), where shorter ones are padded on the left (see `left_pad`). Each row
-            continues as its prompt alone would, until the longest row reaches the end of the context. None: no padding.
+        lengths: lengths of the prompts (B,), where shorter ones are padded on the left (see `left_pad`). Until the
+            longest row reaches the end of the context, other rows do not change a row: with temperature 0 it continues
+            as its prompt would alone, otherwise as in any batch where it has the same number. None: no padding.
         stop: ids of the vocabulary that end a row, which then yields `pad`. The stream ends when all rows have ended.
             None: the attribute `stop_tokens` of the network's config, by default none.
         pad: id that an ended row yields.
         seed: of the draws, which depend on it and on the row's number only; None draws one from torch's generator.
         slide: at the end of the context continue from its last half, evaluated again; False ends the stream there.
             None: the network's attribute `slides`, by default False.
-        precision: of the weights while decoding: "fp32"; "bf16"; or, for a Llama, "int8", one byte per weight, which is
-            faster on a CPU with `compile` only.
+        precision: of the weights while decoding: "fp32"; "bf16"; or, for a Llama, "int8", one byte per weight. On a
+            CPU bf16 and int8 are faster than fp32 with `compile` and less than about 32 rows only.
         compile: compile the decoding step, for networks with a decoder that supports it.
 
     Raises:
