@@ -4,6 +4,7 @@ Top-k: Fan et al. 2018, https://arxiv.org/abs/1805.04833. Top-p (nucleus): Holtz
 https://arxiv.org/abs/1904.09751. With both, top-k is applied first and top-p to the renormalized rest.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -219,8 +220,8 @@ def _argmax(logits: Tensor) -> tuple[Tensor, Tensor | bool]:
         # For a vocabulary of 32,000, torch's argmax takes fifteen times as long as NumPy's.
         rows = logits.numpy()
         tokens = rows.argmax(-1)
-        largest = [row[token] for row, token in zip(rows, tokens, strict=True)]
-        return torch.from_numpy(tokens), any(value != value for value in largest)
+        is_nan = any(math.isnan(row[token]) for row, token in zip(rows, tokens, strict=True))
+        return torch.from_numpy(tokens), is_nan
     largest, tokens = logits.max(-1)
     return tokens, largest.isnan().any()
 
