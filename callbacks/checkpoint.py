@@ -218,7 +218,7 @@ class Checkpoint(LightningCheckpoint):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or _saves_nothing(trainer):
             return
-        batches = torch.tensor(float(sum(trainer.num_val_batches)), device=pl_module.device)
+        batches = torch.tensor(float(sum(trainer.num_val_batches)), dtype=torch.float32, device=pl_module.device)
         self._common_batches = float(trainer.strategy.reduce(batches, reduce_op="min"))
         # A single process need not wait for the end of the batch.
         self._signals.raises_at_once = trainer.world_size == 1

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from zoo.console.argument_names import print_notice
-from zoo.console.threads import available_cores
+from zoo.console.threads import available_cores, is_number_of_threads
 from zoo.errors import check_counts
 
 SMALL_STEP = 2e9  # floating-point operations; measured in docs/scaling.md, "Busy machines"
@@ -20,9 +20,9 @@ class OneThread(Callback):
     """Train on a CPU with one thread where a step is small, which is as fast as several, and faster on a busy machine.
 
     The floating-point operations of the first batch decide. The checkpoint stores the number of threads, and a resumed
-    run computes with as many. Nothing changes where the user has set a number of threads: by an environment variable of
-    `THREAD_VARIABLES`, or by `torch.set_num_threads` after the import of this module. torch has its former number of
-    threads again when the run ends, also by an exception.
+    run computes with as many. Nothing changes where the user has set a number of threads: by a whole number in an
+    environment variable of `THREAD_VARIABLES`, or by `torch.set_num_threads` after the import of this module. torch has
+    its former number of threads again when the run ends, also by an exception.
     """
 
     def __init__(self) -> None:
@@ -104,7 +104,8 @@ def _is_on_cpu(trainer: Trainer) -> bool:
 
 def _is_set_by_user() -> bool:
     """Whether an environment variable or torch.set_num_threads has set the number of threads."""
-    return torch.get_num_threads() != DEFAULT or any(name in os.environ for name in THREAD_VARIABLES)
+    is_set = any(is_number_of_threads(os.environ.get(name, "")) for name in THREAD_VARIABLES)
+    return is_set or torch.get_num_threads() != DEFAULT
 
 
 def _threads(n: int) -> str:

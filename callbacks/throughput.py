@@ -9,6 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from zoo.callbacks.peak_flops import device_flops
 from zoo.errors import check_counts
 
+FP32: Any = {"dtype": torch.float32, "device": "cpu"}
+
 
 class Throughput(Callback):
     """Log `<item>_per_second` and, where the device's peak is known, `mfu` (model FLOPs utilisation).
@@ -57,13 +59,13 @@ class Throughput(Callback):
         if self.warm and self.seconds > 0:
             speed = self.items / self.seconds
             # On the CPU: the progress bar reads the value after every step, and would wait for a GPU.
-            model.log(f"{model.item}_per_second", torch.tensor(speed), prog_bar=True, rank_zero_only=True)
+            model.log(f"{model.item}_per_second", torch.tensor(speed, **FP32), prog_bar=True, rank_zero_only=True)
             dtype = {"16": torch.float16, "bf": torch.bfloat16}.get(str(trainer.precision)[:2], torch.float32)
             # Model FLOPs utilization: the share of the devices' peak speed.
             peak = device_flops(model.device, dtype)  # of one device, None where it is not known
             if peak:
                 mfu = speed * model.flops_per_item(batch) / (peak * trainer.world_size)
-                model.log("mfu", torch.tensor(mfu), rank_zero_only=True)
+                model.log("mfu", torch.tensor(mfu, **FP32), rank_zero_only=True)
         self.warm = True
         self._restart()
 

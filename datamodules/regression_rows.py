@@ -259,7 +259,8 @@ class RegressionRows:
     def _add_target_copies(self, targets: np.ndarray, copies: int, seed: int) -> np.ndarray:
         """(N (1 + copies), K): the targets (N, K) of all rows, then those of the first copies, and so on."""
         # Multiply by exp(N(0, target_jitter^2)), which keeps signs.
-        noise = torch.randn(copies, *targets.shape, generator=stream(seed, "target jitter"), dtype=torch.float64)
+        generator = stream(seed, "target jitter")
+        noise = torch.randn(copies, *targets.shape, generator=generator, dtype=torch.float64, device="cpu")
         with np.errstate(over="ignore"):
             jittered = targets * np.exp(self.settings.target_jitter * noise.numpy())
         jittered = np.where(np.isfinite(jittered), jittered, targets)  # beyond the range of floats: unchanged

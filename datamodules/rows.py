@@ -44,7 +44,7 @@ class Rows(NamedTuple):
         """
         # Put the groups into random order, with their sizes.
         groups, first_row, group_of_row = np.unique(self.groups, return_index=True, return_inverse=True)
-        order = torch.randperm(len(groups), generator=generator).numpy()
+        order = torch.randperm(len(groups), device="cpu", generator=generator).numpy()
         sizes = np.bincount(group_of_row, minlength=len(groups))[order]
         if is_stratified:
             by_class = _interleaved(self.targets[first_row][order], sizes)

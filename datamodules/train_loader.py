@@ -197,7 +197,7 @@ class TrainLoader:
         """(samples,) the dataset's indices in the order of an epoch."""
         if self._overfits or not self._shuffle:
             return torch.arange(self._samples)
-        order = torch.randperm(self._samples, generator=stream(self._seed, "order", position.epoch))
+        order = torch.randperm(self._samples, device="cpu", generator=stream(self._seed, "order", position.epoch))
         if self._lengths is None:
             return order
         return bucketed(order, self._lengths, position.step, stream(self._seed, "buckets", position.epoch))

@@ -125,4 +125,5 @@ class Windows(Dataset):
         if self.stride is not None and index > 0:
             targets[: self.seq_len - self.stride] = IGNORED
             scored -= self.seq_len - self.stride
-        return TokenBatch(tokens, targets, torch.tensor(index), torch.tensor(scored * self.words_per_token))
+        words = torch.tensor(scored * self.words_per_token, dtype=torch.float32)
+        return TokenBatch(tokens, targets, torch.tensor(index), words)

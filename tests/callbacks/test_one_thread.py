@@ -60,6 +60,16 @@ def test_a_number_that_the_user_has_set_stays(variable, monkeypatch):
     assert start(OneThread(), 8) == (3, 3)
 
 
+@pytest.mark.parametrize("variable", THREAD_VARIABLES)
+def test_a_variable_without_a_number_does_not_count(variable, monkeypatch):
+    for value in ("abc", "", " ", "0", "-1", "1.5", "2x", "2 3", "9" * 20, "\u0662"):
+        monkeypatch.setenv(variable, value)
+        assert start(OneThread(), 8) == (1, 2), value
+    for value in ("1", " 2 ", "+2", "2,1", "08"):
+        monkeypatch.setenv(variable, value)
+        assert start(OneThread(), 8) == (2, 2), value
+
+
 def test_a_resumed_run_computes_with_as_many_threads_as_before(capsys):
     small, large = OneThread(), OneThread()
     start(small, 8), start(large, 1e12)

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from zoo import __main__ as command
-from zoo.console.threads import WAIT_VARIABLES, wait_briefly
+from zoo.console.threads import WAIT_VARIABLES, environment_with_threads, wait_briefly
 
 OURS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
 
@@ -47,3 +47,12 @@ def test_a_verb_sets_it_before_torch_is_imported(monkeypatch):
     monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
     command.main(["fit", "--config=tiny/llama"])
     assert policies == [OURS]
+
+
+@pytest.mark.parametrize(
+    ("given", "used"), [(None, "3"), ("abc", "3"), ("", "3"), ("0", "3"), ("2", "2"), ("4,1", "4,1")]
+)
+def test_a_new_process_has_the_users_number_of_threads_if_it_is_one(monkeypatch, given, used):
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    monkeypatch.delenv("OMP_NUM_THREADS") if given is None else monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert environment_with_threads(3)["OMP_NUM_THREADS"] == used

@@ -22,6 +22,18 @@ LLAMA = ["generate", "--ckpt_path=zoo:llama-wikitext2"]
         (["--prompt=a", "--stop_tokens=[5, 2048]"], "each id in stop must be from 0 to 2047, not 2048"),
         (["--prompt=a", "--top_k=0"], "top_k must be at least 1"),
         (["--prompt=a", "--temperature=-1"], "temperature must be a finite number of at least 0"),
+        (["--seed_everything=7"], "--seed_everything has no effect on generate: set --seed\n"),
+        (["--model.compile", "true"], "--model.compile has no effect on generate: set --compile\n"),
+        (["--model.init_args.compile=true"], "--model.init_args.compile has no effect on generate: set --compile\n"),
+        (["--mixed_precision.dtype=bf16"], "--mixed_precision.dtype has no effect on generate: set --precision\n"),
+        (
+            ["--trainer.precision=bf16-mixed"],
+            "--trainer.precision has no effect on generate: set --precision to fp32, bf16 or int8\n",
+        ),
+        (["--samples.temperature=0.5"], "--samples.temperature has no effect on generate: set --temperature\n"),
+        (["--predictions.path=x.jsonl"], "--predictions.path has no effect on generate: drop it\n"),
+        (["--trainer.max_steps=5"], "--trainer.max_steps has no effect on generate: drop it\n"),
+        (["--automatic"], "--automatic has no effect on generate: drop it\n"),
     ],
 )
 def test_refused_options_print_no_prompt(capsys, options, sentence):
@@ -29,6 +41,13 @@ def test_refused_options_print_no_prompt(capsys, options, sentence):
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith(f"zoo: {sentence}")
+
+
+def test_a_config_may_hold_options_of_other_verbs(tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text("seed_everything: 7\nsamples:\n  temperature: 0.5\ntrainer:\n  max_steps: 5\n")
+    assert main([*LLAMA, f"--config={config}", "--prompt=The", "--max_new_tokens=1", "--trainer.devices=1"]) == 0
+    assert capsys.readouterr().out.startswith("The")
 
 
 def test_max_length_counts_the_prompt_and_replaces_the_default_number_of_new_tokens(capsys):

@@ -1,10 +1,13 @@
 """The sampling loop at the end of the context, and its checks, with networks that have no cache."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
-from zoo.errors import UserError
+from zoo.errors import Diverged, UserError
+from zoo.generation.decoders import left_pad
 from zoo.generation.sampling import generate, sample, stream_tokens
 from zoo.llama import LlamaConfig
 
@@ -56,11 +59,64 @@ def test_ragged_rows_slide_together_and_lose_their_padding():
     assert network.lengths == [6, 2, 7, 3, 8, 4, 4, 4, 5, 5, 6, 6]
 
 
+@pytest.mark.parametrize(
+    ("prompts", "count", "warning"),
+    [
+        ([range(1, 12), range(20, 25), [7]], 4, "prompt 1, of 11 tokens, is longer .* of 8: only its last 5 tokens"),
+        ([[7], range(20, 25), range(1, 10)], 2, "prompt 3, of 9 tokens, is longer .* of 8: only its last 7 tokens"),
+        (
+            [range(1, 10), range(1, 12), [7, 8, 9]], 5,
+            "prompts 1 and 2, of up to 11 tokens, are longer .* of 8: only their last 4 tokens are",
+        ),
+    ],
+)  # fmt: skip
+def test_a_prompt_that_fits_is_not_cut_next_to_a_longer_one(prompts, count, warning):
+    """Each row continues as its prompt alone, until the longest row reaches the end of the context."""
+    tokens, lengths = left_pad([list(prompt) for prompt in prompts])
+    with pytest.warns(UserWarning, match=warning):
+        together = generate(Counter(), tokens, count, temperature=0, lengths=lengths)[:, tokens.shape[1] :]
+    assert together.shape[1] >= min(count, 4)
+    for row, prompt in zip(together, prompts, strict=True):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            alone = generate(Counter(), torch.tensor([list(prompt)]), count, temperature=0)[0, len(prompt) :]
+        assert row.tolist() == alone[: together.shape[1]].tolist()
+
+
 def test_a_common_left_padding_is_removed():
     network = Counter()
     padded = generate(network, torch.tensor([[0, 0, 1, 2]]), 3, temperature=0, lengths=torch.tensor([2]))
     assert padded[0, 2:].tolist() == generate(Counter(), torch.tensor([[1, 2]]), 3, temperature=0)[0].tolist()
     assert network.lengths == [2, 3, 4]
+
+
+class Broken(Counter):
+    """Predicts NaN or infinity for one token of the second row, from a number of tokens on."""
+
+    def __init__(self, value, start=0):
+        super().__init__()
+        self.value, self.start = value, start
+
+    def forward(self, tokens):
+        logits, hidden = super().forward(tokens)
+        if tokens.shape[1] >= self.start:
+            logits[-1, :, 7] = self.value
+        return logits, hidden
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.5}, {"top_k": 4, "top_p": 0.9}], ids=str)
+@pytest.mark.parametrize("stop", [(), (40,)])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_nan_logits_are_an_error(temperature, stop, options):
+    options = {"temperature": temperature, "stop": stop, "seed": 0, **options}
+    prompts = torch.tensor([[1, 2], [3, 4]])
+    with pytest.raises(UserError, match="the model's logits are NaN, so that no token can be chosen"):
+        generate(Broken(torch.nan), prompts, 3, **options)
+    tokens = stream_tokens(Broken(torch.nan, start=4), prompts, 4, **options)
+    next(tokens), next(tokens)
+    with pytest.raises(Diverged, match="the model's logits are NaN"):
+        next(tokens)
+    assert generate(Broken(-torch.inf), prompts, 3, **options).shape == (2, 5)
 
 
 def test_zero_new_tokens_yield_nothing():
@@ -73,6 +129,7 @@ def test_a_rows_draws_depend_on_the_seed_and_its_number_only():
 
     assert torch.equal(draw([[1, 2], [3, 4]])[0], draw([[1, 2], [9, 9]])[0])
     assert not torch.equal(draw([[1, 2], [1, 2]])[0], draw([[1, 2], [1, 2]])[1])
+    assert torch.equal(draw([[1, 2], [3, 4]])[0], draw([[1, 2]])[0])  # the first row is as alone
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.95}, {"top_k": 4, "top_p": 0.9}])

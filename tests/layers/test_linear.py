@@ -1,6 +1,7 @@
 """`linear` (by oneDNN or MKL) against F.linear, forward and backward."""
 
 import re
+import warnings
 
 import pytest
 import torch
@@ -109,6 +110,24 @@ def test_other_dtypes_and_autocast_use_f_linear(monkeypatch):
         assert linear(x, weight).dtype == torch.bfloat16
     monkeypatch.setattr(module, "ONEDNN", None)
     assert torch.equal(linear(x, weight), F.linear(x, weight))
+
+
+@pytest.mark.usefixtures("by_either_library")
+def test_tracing_and_tensors_of_other_layouts_use_f_linear():
+    layer, x = module.Linear(5, 6), torch.randn(3, 5)
+    expected = layer(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and sparse CSR is in beta
+        torch.testing.assert_close(torch.jit.trace(layer, x)(x), expected)
+        torch.testing.assert_close(torch.fx.symbolic_trace(layer)(x), expected)
+        for other in (x.to_sparse(), x.to_sparse_csr()):
+            torch.testing.assert_close(layer(other), expected)
+            with torch.no_grad():
+                torch.testing.assert_close(product(other, layer.weight, layer.bias), expected)
+        nested = torch.nested.nested_tensor([x, x[:2]], layout=torch.jagged)
+        torch.testing.assert_close(layer(nested).values(), layer(torch.cat([x, x[:2]])))
+    sparse = layer.weight.detach().to_sparse()
+    torch.testing.assert_close(linear(x, sparse), F.linear(x, sparse))
 
 
 @pytest.mark.usefixtures("by_either_library")

@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from zoo.generation.decoders import left_pad
 from zoo.generation.sampling import generate
 from zoo.llama import Llama, LlamaConfig
 from zoo.llama import decoder as decoder_module
@@ -135,16 +136,40 @@ def test_network_in_another_dtype_decodes_in_fp32(dtype):
 
 @torch.inference_mode()
 def test_what_would_be_outside_memory_is_an_index_error():
-    decoder = LlamaDecoder(build(SHAPES[0]), 1, 3, compile=True)
+    model = build(SHAPES[0])
+    decoder = LlamaDecoder(model, 1, 3, compile=True)
+    for padding in (torch.tensor([-1]), torch.tensor([3]), torch.tensor([0, 0])):
+        with pytest.raises(IndexError, match="numbers of padding columns must be 1, each from 0 to 2"):
+            decoder.cpu_step.start(decoder.cache.layers, 2, padding)
     decoder.prefill(torch.tensor([[1, 2]]))
-    for token in (-1, 50):
-        with pytest.raises(IndexError, match="outside the vocabulary of 50"):
-            decoder.step(torch.tensor([token]))
-    with pytest.raises(IndexError, match="cache of 1 rows and 3 columns"):
-        decoder.step(torch.tensor([1, 2]))
+    for tokens in ([-1], [50], [1, 2], [[1]]):
+        with pytest.raises(IndexError, match="tokens must be 1, each from 0 to 49"):
+            decoder.step(torch.tensor(tokens))
     decoder.step(torch.tensor([1]))
-    with pytest.raises(IndexError, match="cache of 1 rows and 3 columns"):
+    with pytest.raises(IndexError, match="a cache of 3 columns is full"):
         decoder.step(torch.tensor([1]))
+    assert LlamaDecoder(model, 1, 1000, compile=True).cpu_step.max_len == 40  # the rows of the rotary table
+    with pytest.raises(TypeError, match="dense tensors on the CPU"):
+        decoder.cpu_step._pointer(torch.zeros(3, device="meta"), torch.float32)
+
+
+@pytest.mark.parametrize("compile", [True, False])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("default", [torch.float64, torch.float16, torch.bfloat16])
+def test_defaults_of_torch_change_no_tokens(default, precision, compile):
+    model, (tokens, lengths) = build(SHAPES[0]), left_pad([[1, 2, 3], [4]])
+    options = {"precision": precision, "compile": compile, "seed": 1, "lengths": lengths}
+    expected = [generate(model, tokens, 20, temperature=t, **options) for t in (0, 1)]
+    torch.set_default_dtype(default)
+    try:
+        assert all(map(torch.equal, [generate(model, tokens, 20, temperature=t, **options) for t in (0, 1)], expected))
+        with torch.device("meta"):
+            assert torch.equal(generate(model, tokens, 20, temperature=1, **options), expected[1])
+        if compile:
+            decoder = decoder_of("gpu", model, 2, 30, precision, pytest.MonkeyPatch())
+            assert logits_of(decoder, tokens.repeat(1, 3), 5).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @torch.inference_mode()
@@ -233,7 +258,7 @@ def test_folder_that_others_can_write_to_is_not_used(tmp_path, monkeypatch, shar
     ("variable", "value", "reason"),
     [
         ("PATH", "", r"no C compiler \(gcc, clang, cc\) is installed"),
-        ("CC", "no-such-compiler", r"no C compiler"),
+        ("CC", "no-such-compiler -O1", r"\$CC is no-such-compiler, which is not installed: set it to a C compiler"),
         ("CC", "false", "false fails: no message"),
         ("CC", 'gcc "', r"\$CC is not a command: No closing quotation"),
     ],
@@ -249,6 +274,43 @@ def test_without_a_compiler_one_warning_and_eager_steps(tmp_path, monkeypatch, v
     assert len(caught) == 1
     assert torch.equal(compiled, generate(model, tokens, 6, temperature=0))
     assert not os.listdir(tmp_path / "libraries") if (tmp_path / "libraries").exists() else True
+
+
+def test_the_compilers_error_is_shown_instead_of_its_warnings(tmp_path, monkeypatch):
+    compiler = tmp_path / "compiler"
+    messages = [
+        "In file included from step.c:8:",
+        "cc1: warning: no -std",
+        "math.h:2: Fatal Error: no stubs",
+        "error: 2",
+    ]
+    compiler.write_text("#!/bin/sh\n" + "".join(f"echo '{line}' >&2\n" for line in messages) + "exit 1\n")
+    compiler.chmod(0o700)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    with pytest.raises(CompilerMissing, match=r"compiler fails: math\.h:2: Fatal Error: no stubs$"):
+        library.load_library.__wrapped__()
+
+
+def test_without_a_compiler_a_cached_library_of_the_same_source_is_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    library.load_library.__wrapped__()
+    for name, value in {"CC": "false", "PATH": ""}.items():
+        with monkeypatch.context() as context:
+            context.setenv(name, value)
+            assert library.load_library.__wrapped__().decode_step
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert library.load_library.__wrapped__().decode_step
+    [path] = (tmp_path / "libraries").glob("*.so")
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[:-1])  # a damaged one is not
+    with pytest.raises(CompilerMissing):
+        library.load_library.__wrapped__()
+    path.write_bytes(content)
+    monkeypatch.setattr(library, "FLAGS", (*library.FLAGS, "-O2"))  # nor one of another source
+    with pytest.raises(CompilerMissing):
+        library.load_library.__wrapped__()
 
 
 def test_failing_torch_compile_warns_once_and_continues_eagerly(monkeypatch):

@@ -202,6 +202,23 @@ def test_warm_start_needs_one_cache_slot_and_gives_the_same_logits():
         torch.testing.assert_close(torch.stack(logits, 1), cold(text)[0][:, 3:], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("solver", ["reversible", "plain", "anderson", "broyden"])
+@pytest.mark.parametrize("options", [{}, {"warm_start": True}, {"positions": "rotary"}], ids=str)
+@torch.inference_mode()
+def test_padding_and_other_rows_do_not_change_a_row_that_ends_by_tolerance(options, solver):
+    backward = "reversible" if solver == "reversible" else "implicit"
+    kind = {"block": "post_norm", "fixed_point_tol": 1e-2, "num_fixed_point_iterations": 30, "backward": backward}
+    model = build(**kind, solver=solver, **options).eval()
+    lengths = torch.tensor([3, 8, 1])
+    text = tokens(3, 12)
+    decoder = Decoder(model, 3, 12)
+    together = [decoder.prefill(text[:, :8], 8 - lengths), *map(decoder.step, text[:, 8:].T)]
+    for row, length in enumerate(lengths.tolist()):
+        decoder, own = Decoder(model, 1, 12), text[row : row + 1]
+        alone = [decoder.prefill(own[:, 8 - length : 8]), *map(decoder.step, own[:, 8:].T)]
+        torch.testing.assert_close(torch.stack(together)[:, row], torch.cat(alone), rtol=0, atol=1e-4)
+
+
 def test_bf16_decoding_is_close_and_keeps_the_training_mode():
     model, text = build().train(), tokens(2, 9)
     low, high = (Decoder(model, 2, 9, precision) for precision in ("bf16", "fp32"))

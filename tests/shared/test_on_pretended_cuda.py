@@ -6,6 +6,7 @@ import torch
 from tests.pretended_cuda import DeviceMismatch, on_cuda, pretend_cuda
 from tests.shared.test_precisions import CASES, data, model
 from zoo.datamodules.linear_regression_tasks import LinearRegressionTasks
+from zoo.errors import UserError
 from zoo.icr.evaluation import EvaluationBatch, add_references
 from zoo.icr.task import Prompts
 from zoo.optim import AdamW
@@ -95,6 +96,24 @@ def test_generation(case, deterministic):
         assert generated.device.type == "cuda"
         assert torch.equal(generated.cpu(), expected)
     assert not record.nondeterministic
+
+
+@pytest.mark.parametrize(("stop", "waits_per_token"), [((), 0), ((256,), 1)])
+def test_nan_logits_are_an_error_that_costs_no_further_synchronisation(stop, waits_per_token):
+    network = model("LlamaLM").model
+    with pretend_cuda() as record:
+        on_cuda(network)
+        tokens = torch.randint(255, (2, 5)).to("cuda")
+        waits = []
+        for count in (4, 8):
+            record.clear()
+            network.generate(tokens, count, temperature=0, stop=stop)
+            waits.append(len(record.synchronisations))
+        assert waits[1] - waits[0] == 4 * waits_per_token
+        network.norm.weight.data.fill_(torch.nan)
+        for temperature in (0, 1):
+            with pytest.raises(UserError, match="the model's logits are NaN"):
+                network.generate(tokens, 4, temperature=temperature, stop=stop, seed=0)
 
 
 def test_the_helper_finds_faults():

@@ -66,7 +66,7 @@ def compare_bow(
     n_texts = len(texts)
     chosen: list[int] = list(range(n_texts))
     if n_texts > MOST_ROWS:
-        chosen = torch.randperm(n_texts, generator=stream(0, "bow rows"))[:MOST_ROWS].tolist()
+        chosen = torch.randperm(n_texts, device="cpu", generator=stream(0, "bow rows"))[:MOST_ROWS].tolist()
     texts, targets = [texts[i] for i in chosen], targets[chosen].astype(int)
     share, start = len(chosen) / n_texts, time.monotonic()
     fitted, taken = {}, 0.0

@@ -53,6 +53,7 @@ from zoo.cli.run_lock import locked_and_watched
 from zoo.cli.time_limit import print_shares
 from zoo.cli.trainer import ZooTrainer
 from zoo.cli.trainer_options import check_callbacks, check_trainer, suits
+from zoo.cli.without_effect import refuse_without_effect
 from zoo.console.exit_codes import is_out_of_memory, user_error_behind
 from zoo.console.messages import silence_lightning
 from zoo.console.slurm import was_requeued
@@ -222,6 +223,8 @@ class ZooCLI(OpenLightningCLI):
         if info:
             compare_with_checkpoint(info, config, self.verb, self.classes["data"])
         config.output_dir = output_dir(config, self.is_project_weights)
+        if self.verb == "generate":
+            refuse_without_effect(self.arguments.keys)
         check_trainer(config.trainer, self.verb)
         set_log_folder(config.trainer, config.output_dir)
         if self.verb == "fit" and self.runs_verb:

@@ -39,8 +39,9 @@ class ZooTrainer(Trainer):
     ) -> list[str]:
         """Continue a prompt with a language model.
 
-        One prompt is printed token by token; several are continued as one batch, each as it would be alone (until the
-        longest reaches the end of the context), and printed in their order.
+        One prompt is printed token by token; several are continued as one batch and printed in their order. Until the
+        longest reaches the end of the context, each is continued as it would be alone, with temperature 0; with
+        another temperature only the first one is, because the draws also depend on a prompt's place in the list.
 
         Args:
             model: a language model of the zoo.
@@ -58,8 +59,9 @@ class ZooTrainer(Trainer):
                 Default: among all.
             stop_tokens: ids of the vocabulary that end a text. Default: the tokenizer's BOS and EOS, and the model's
                 stop_tokens.
-            seed: seed of the draws, at least 0; the same seed gives the same text.
-            precision: type of the weights while decoding: fp32, bf16 or, for a Llama, int8, faster with --compile only.
+            seed: seed of the draws, at least 0; the same seed gives the same texts to the same list of prompts.
+            precision: type of the weights while decoding: fp32, bf16 or, for a Llama, int8. On a CPU bf16 and int8 are
+                faster than fp32 with --compile and few prompts only; from about 32 prompts on fp32 is at least as fast.
             compile: compile the decoding step first: for a Llama on a CPU in a second, once per machine; otherwise in
                 up to a minute, worth its time for long texts.
 

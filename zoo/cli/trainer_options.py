@@ -45,7 +45,7 @@ def check_trainer(trainer: Any, verb: str) -> None:
             effect on the verb.
     """
     if verb == "generate" and trainer.precision is not None:
-        raise UserError("--trainer.precision has no effect on generate: set --precision to fp32 or bf16")
+        raise UserError("--trainer.precision has no effect on generate: set --precision to fp32, bf16 or int8")
     if (name := LIMITS.get(verb)) and trainer[name] == 0:
         raise UserError(f"--trainer.{name} 0 leaves nothing to {verb}: set it to at least 1, or drop it")
     if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():

@@ -1,7 +1,6 @@
 """Train the configs of the demo in processes, several at a time."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from zoo.console.progress_display import PLAIN_VARIABLE
 from zoo.console.signals import PARENT_VARIABLE, signal_name
+from zoo.console.threads import environment_with_threads
 from zoo.demo.schedule import Schedule
 from zoo.errors import UserError
 
@@ -26,7 +26,7 @@ def run_in_processes(schedule: Schedule, processes: int, output_dir: Path, start
         started: `time.time()` at the start of the demo.
     """
     # The processes share the terminal, in which only one line can be redrawn.
-    environment = {"OMP_NUM_THREADS": "1"} | os.environ | {PARENT_VARIABLE: "1", PLAIN_VARIABLE: "1"}
+    environment = environment_with_threads(1) | {PARENT_VARIABLE: "1", PLAIN_VARIABLE: "1"}
     options = [f"--output_dir={output_dir}", f"--processes={processes}", f"--started={started}"]
     waiting = list(range(len(schedule.configs)))
     running: dict[int, subprocess.Popen[bytes]] = {}

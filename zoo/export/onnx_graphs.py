@@ -117,7 +117,7 @@ def _in_context(module: Any) -> list[Graph]:
     config = module.model.config
 
     def prompts(batch: int, length: int) -> tuple[Tensor, Tensor]:
-        x = torch.linspace(-1, 1, batch * length * config.D).view(batch, length, config.D)
+        x = torch.linspace(-1, 1, batch * length * config.D, dtype=torch.float32).view(batch, length, config.D)
         return x, x.sum(-1).cos()
 
     return [Graph("model", module.model, prompts, TEXT, ("x", "y"), "predictions", config.K)]
@@ -211,7 +211,8 @@ def _regress_lm(module: Any) -> list[Graph]:
     def step(batch: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
         tokens, mask = texts(config.vocab_size)(batch, length)
         numbers = torch.arange(batch * min(length, config.number_len)).view(batch, -1) % config.number_vocab_size
-        return numbers, torch.linspace(-1, 1, tokens.numel() * config.dim).view(batch, length, -1), mask
+        memory = torch.linspace(-1, 1, tokens.numel() * config.dim, dtype=torch.float32)
+        return numbers, memory.view(batch, length, -1), mask
 
     names = ("tokens", "padding_mask")
     longest = config.max_input_len

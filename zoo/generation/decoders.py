@@ -96,5 +96,5 @@ def left_pad(prompts: Sequence[Sequence[int]], pad: int = 0) -> tuple[Tensor, Te
     """Lists of ids as tokens (B, T), padded on the left with `pad`, and their lengths (B,)."""
     prompts = [as_ids("prompts", prompt) for prompt in prompts]
     width = max(map(len, prompts), default=0)
-    tokens = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    return tokens.long(), torch.tensor([len(prompt) for prompt in prompts])
+    tokens = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device="cpu")
+    return tokens.long(), torch.tensor([len(prompt) for prompt in prompts], device="cpu")

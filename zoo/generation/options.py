@@ -97,4 +97,4 @@ def as_lengths(lengths: Any, rows: int, width: int) -> Tensor:
     values = as_ids("lengths", lengths)
     if len(values) != rows or not all(1 <= value <= width for value in values):
         raise UserError(f"lengths must be {rows} numbers from 1 to {width}")
-    return torch.tensor(values)
+    return torch.tensor(values, device="cpu")

@@ -4,6 +4,7 @@ Top-k: Fan et al. 2018, https://arxiv.org/abs/1805.04833. Top-p (nucleus): Holtz
 https://arxiv.org/abs/1904.09751. With both, top-k is applied first and top-p to the renormalized rest.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -11,13 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.errors import UserError, check_number
+from zoo.errors import Diverged, UserError, check_number
 from zoo.generation.decoders import make_decoder
 from zoo.generation.options import as_ids, as_lengths, as_tokens, check_sampling, scale_logits
 from zoo.layers.cumulative_sum import cumulative_sum
 from zoo.training.random_streams import stream
 
 FEW = 1024  # tokens among which top-p is tried first
+NAN = (
+    "the model's logits are NaN, so that no token can be chosen: its weights are not finite; use another checkpoint, "
+    "from before the training diverged"
+)
 
 
 def generate(network: Any, tokens: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
@@ -50,7 +55,7 @@ def stream_tokens(
     `network.config.vocab_size` on, which rows of a padded output matrix have, are never drawn.
 
     A prompt longer than the context is cut on the left, with a warning, so that the new tokens fit, but to no less than
-    half the context. A stream that ends at the end of the context warns.
+    half the context; other prompts stay complete. A stream that ends at the end of the context warns.
 
     Args:
         network: a `LanguageModelNetwork`.
@@ -60,20 +65,22 @@ def stream_tokens(
         top_k: sample among the k most likely tokens only, at least 1; None: no limit.
         top_p: sample among the fewest most likely tokens whose total probability reaches top_p, in (0, 1]; None: no
             limit.
-        lengths: lengths of the prompts (B,), where shorter ones are padded on the left (see `left_pad`). Each row
-            continues as its prompt alone would, until the longest row reaches the end of the context. None: no padding.
+        lengths: lengths of the prompts (B,), where shorter ones are padded on the left (see `left_pad`). Until the
+            longest row reaches the end of the context, other rows do not change a row: with temperature 0 it continues
+            as its prompt would alone, otherwise as in any batch where it has the same number. None: no padding.
         stop: ids of the vocabulary that end a row, which then yields `pad`. The stream ends when all rows have ended.
             None: the attribute `stop_tokens` of the network's config, by default none.
         pad: id that an ended row yields.
         seed: of the draws, which depend on it and on the row's number only; None draws one from torch's generator.
         slide: at the end of the context continue from its last half, evaluated again; False ends the stream there.
             None: the network's attribute `slides`, by default False.
-        precision: of the weights while decoding: "fp32"; "bf16"; or, for a Llama, "int8", one byte per weight, which is
-            faster on a CPU with `compile` only.
+        precision: of the weights while decoding: "fp32"; "bf16"; or, for a Llama, "int8", one byte per weight. On a
+            CPU bf16 and int8 are faster than fp32 with `compile` and less than about 32 rows only.
         compile: compile the decoding step, for networks with a decoder that supports it.
 
     Raises:
         UserError: an option is out of range, or a token id, also one in `stop`, is outside the vocabulary.
+        Diverged: logits are NaN; raised by the iterator, on a GPU at the next time that it reads the tokens.
     """
     # Check the options and cut the prompts to the context.
     check_sampling(temperature, top_k, top_p, seed, minimum=0, max_new_tokens=max_new_tokens)
@@ -100,19 +107,20 @@ def stream_tokens(
 
 def _chooser(
     batch_size: int, temperature: float, top_k: int | None, top_p: float | None, seed: int | None
-) -> Callable[[Tensor], Tensor]:
-    """The function from logits (B, V) to the next token of each row (B,): the most likely one, or a draw.
+) -> Callable[[Tensor], tuple[Tensor, Tensor | bool]]:
+    """The function from logits (B, V) to the next token of each row (B,), the most likely one or a draw; and whether
+    logits of any row are NaN.
 
     Each row draws from its own random stream, so that it does not depend on the rest of the batch.
     """
     if temperature == 0:
         return _argmax
-    seed = int(torch.randint(2**62, ())) if seed is None else seed
+    seed = int(torch.randint(2**62, (), device="cpu")) if seed is None else seed
     generators = [stream(seed, "generate", row) for row in range(batch_size)]
 
-    def choose(logits: Tensor) -> Tensor:
-        uniform = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])  # (B,)
-        return sample(logits, uniform.to(logits.device), temperature, top_k, top_p)
+    def choose(logits: Tensor) -> tuple[Tensor, Tensor]:
+        uniform = torch.cat([torch.rand(1, generator=g, dtype=torch.float64, device="cpu") for g in generators])  # (B,)
+        return _draw(logits, uniform.to(logits.device), temperature, top_k, top_p)
 
     return choose
 
@@ -120,7 +128,7 @@ def _chooser(
 @torch.inference_mode()
 def _stream(
     decoder: Any,
-    choose: Callable[[Tensor], Tensor],
+    choose: Callable[[Tensor], tuple[Tensor, Tensor | bool]],
     text: Tensor,
     left_padding: Tensor | None,
     count: int,
@@ -139,6 +147,7 @@ def _stream(
     # Rows end at different steps; the loop runs until all have ended.
     stop_ids, ended = set(stop), [False] * len(text)
     tokens = text[:, -1]
+    any_nan: Tensor | bool = False  # on a GPU a tensor (), which is read together with the tokens
     for number in range(count):
         if window is not None and text.shape[1] > window:
             # Drop the first half of the context, and the padding in it.
@@ -151,7 +160,10 @@ def _stream(
         else:
             logits = step(tokens)
         # A padded output matrix has more rows than there are tokens.
-        tokens = choose(logits[:, :vocab_size])
+        tokens, is_nan = choose(logits[:, :vocab_size])
+        any_nan = any_nan | is_nan
+        if logits.device.type == "cpu" and any_nan:
+            raise Diverged(NAN)
         # A row that has ended yields padding.
         if any(ended):
             tokens = tokens.masked_fill(torch.tensor(ended, device=tokens.device), pad)
@@ -161,9 +173,14 @@ def _stream(
             text = torch.cat([text, tokens[:, None]], 1)
         # The stop token itself is yielded; the row ends after it.
         if stop_ids:
-            ended = [was or token in stop_ids for was, token in zip(ended, tokens.tolist(), strict=True)]
+            ids = tokens.tolist() if isinstance(any_nan, bool) else torch.cat([tokens, any_nan[None]]).tolist()
+            if len(ids) > len(ended) and ids.pop():
+                raise Diverged(NAN)
+            ended = [was or token in stop_ids for was, token in zip(ended, ids, strict=True)]
             if all(ended):
                 return
+    if any_nan:
+        raise Diverged(NAN)
     if warning:
         warnings.warn(warning, stacklevel=2)
 
@@ -180,21 +197,33 @@ def sample(
         top_k: sample among the k most likely tokens only; None: no limit.
         top_p: sample among the fewest most likely tokens whose total probability reaches top_p; None: no limit.
     """
+    return _draw(logits, uniform, temperature, top_k, top_p)[0]
+
+
+def _draw(
+    logits: Tensor, uniform: Tensor, temperature: float, top_k: int | None, top_p: float | None
+) -> tuple[Tensor, Tensor]:
+    """The tokens of `sample` (B,), and () whether any row has no distribution, because of NaN or infinite logits."""
     ids, cumulative, total = _cumulative(logits, temperature, top_k, top_p)
+    is_nan, last = total.isnan().any(), cumulative.shape[1] - 1
     if top_p is not None:
         # Up to and including the first token that reaches top_p.
-        total = cumulative.gather(1, torch.searchsorted(cumulative, top_p * total))
-    # 1 - uniform is in (0, 1], so that a token of probability 0 is never drawn.
-    index = torch.searchsorted(cumulative, (1 - uniform[:, None]) * total)  # (B, 1)
-    return (index if ids is None else ids.gather(1, index)).squeeze(1)
+        total = cumulative.gather(1, torch.searchsorted(cumulative, top_p * total).clamp(max=last))
+    # 1 - uniform is in (0, 1], so that a token of probability 0 is never drawn. Only NaN gives a larger index.
+    index = torch.searchsorted(cumulative, (1 - uniform[:, None]) * total).clamp(max=last)  # (B, 1)
+    return (index if ids is None else ids.gather(1, index)).squeeze(1), is_nan
 
 
-def _argmax(logits: Tensor) -> Tensor:
-    """The first of the largest columns of each row (B, V) -> (B,)."""
+def _argmax(logits: Tensor) -> tuple[Tensor, Tensor | bool]:
+    """The first of the largest columns of each row (B, V) -> (B,), and whether any row has NaN, which is largest."""
     if logits.device.type == "cpu" and logits.dtype == torch.float32:
         # For a vocabulary of 32,000, torch's argmax takes fifteen times as long as NumPy's.
-        return torch.from_numpy(logits.numpy().argmax(-1))
-    return logits.argmax(-1)
+        rows = logits.numpy()
+        tokens = rows.argmax(-1)
+        is_nan = any(math.isnan(row[token]) for row, token in zip(rows, tokens, strict=True))
+        return torch.from_numpy(tokens), is_nan
+    largest, tokens = logits.max(-1)
+    return tokens, largest.isnan().any()
 
 
 def _cumulative(
@@ -236,6 +265,18 @@ def _without_autocast(function: Any, device: torch.device) -> Any:
     return torch.autocast(device.type, enabled=False)(function)
 
 
+def _describe_cut(lengths: list[int], context: int, keep: int) -> str:
+    """The warning about prompts that are longer than the context, of which `keep` tokens are used."""
+    numbers = [str(number) for number, length in enumerate(lengths, 1) if length > context]
+    name = f"a prompt of {max(lengths)} tokens is"
+    if len(numbers) > 1:
+        name = f"prompts {', '.join(numbers[:-1])} and {numbers[-1]}, of up to {max(lengths)} tokens, are"
+    elif len(lengths) > 1:
+        name = f"prompt {numbers[0]}, of {max(lengths)} tokens, is"
+    their = "its" if len(numbers) == 1 else "their"
+    return f"{name} longer than the context of {context}: only {their} last {keep} tokens are used"
+
+
 def _fit_prompts(
     tokens: Tensor, lengths: Tensor | None, max_new_tokens: int, context: int, vocab_size: int
 ) -> tuple[Tensor, Tensor | None]:
@@ -259,20 +300,16 @@ def _fit_prompts(
         )
     # A row's padding is the rest of the width.
     width = tokens.shape[1]
-    left_padding = torch.zeros(len(tokens), dtype=torch.long)
+    left_padding = torch.zeros(len(tokens), dtype=torch.long, device="cpu")
     if lengths is not None:
         left_padding = width - as_lengths(lengths, len(tokens), width)
-    # Cut on the left, so that the prompt's end and the new tokens fit into the context.
-    longest = width - int(left_padding.min())
-    if longest > context:
+    # Cut long prompts on the left, so that their ends and the new tokens fit into the context: padding takes the place
+    # of the rest. Shorter prompts stay as they are.
+    is_long = width - left_padding > context  # (B,)
+    if is_long.any():
         keep = max(context - max_new_tokens + 1, context // 2, 1)
-        warnings.warn(
-            f"a prompt of {longest} tokens is longer than the context of {context}: only its last {keep} tokens are "
-            "used",
-            stacklevel=3,
-        )
-        left_padding = (left_padding - (width - keep)).clamp(min=0)
-        tokens = tokens[:, -keep:]
+        warnings.warn(_describe_cut((width - left_padding).tolist(), context, keep), stacklevel=3)
+        left_padding = left_padding.masked_fill(is_long, width - keep)
     # Remove columns that are padding in every row.
     common = int(left_padding.min())
     left_padding, tokens = left_padding - common, tokens[:, common:]

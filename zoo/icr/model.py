@@ -154,7 +154,7 @@ class Network(nn.Module):
         for name, p in self.named_parameters():
             if "norm" not in name and "bias" not in name:
                 std = self.config.init_std * (branch_scale if "proj" in name or "down" in name else 1)
-                p.copy_(std * torch.randn(p.shape[-2:], generator=generator))
+                p.copy_(std * torch.randn(p.shape[-2:], generator=generator, dtype=torch.float32, device="cpu"))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Predictions (..., B, k) of y (..., B, k) from x (B, k, D), k at most K; each from the pairs before it.

@@ -180,7 +180,7 @@ def _sizes(sizes: tuple[int, ...], device: str) -> Tensor:
 @torch.inference_mode(False)
 def _pool(M: int, D: int, seed: int, device: str) -> Tensor:
     streams = [stream(seed, "pool", block) for block in range(-(-M // BLOCK))]
-    blocks = [torch.randn(BLOCK, D, generator=generator, dtype=torch.float32) for generator in streams]
+    blocks = [torch.randn(BLOCK, D, generator=generator, dtype=torch.float32, device="cpu") for generator in streams]
     return torch.cat(blocks)[:M].contiguous().to(device)
 
 

@@ -29,8 +29,15 @@ ONEDNN = has_onednn_linear() and not (is_intel_cpu() and torch.backends.mkl.is_a
 
 
 def is_eager_cpu_fp32(x: Tensor) -> bool:
-    """Whether x is fp32 on a CPU and nothing is being compiled."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
+    """Whether x is an ordinary tensor of fp32 on a CPU, and nothing is being compiled or traced."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not isinstance(x, Tensor):  # torch.fx traces proxies
+        return False
+    return x.device.type == "cpu" and x.dtype == torch.float32 and is_dense(x)
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether the elements of x are in memory as of an ordinary tensor: not sparse, nested or in oneDNN's layout."""
+    return x.layout == torch.strided and not x.is_nested
 
 
 def by_onednn(x: Tensor) -> bool:
@@ -53,7 +60,10 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor |
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """As F.linear: x (..., n), weight (m, n), bias (m,) -> (..., m)."""
+    """As F.linear: x (..., n), weight (m, n), bias (m,) -> (..., m).
+
+    F.linear computes what oneDNN's operator does not support: other dtypes, sparse and nested tensors, tracing.
+    """
     if not by_onednn(x) or torch.is_autocast_enabled("cpu") or transforms_are_active() or not _fits(x, weight, bias):
         return F.linear(x, weight, bias)
     return _OneDNNLinear.apply(x, weight, bias)
@@ -62,7 +72,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether the shapes and dtypes are the usual ones; F.linear takes further ones, and has errors for the rest."""
     is_matrix = weight.ndim == 2 and weight.shape[1] == x.shape[-1] and len(weight) > 0 and weight.dtype == x.dtype
-    return is_matrix and (bias is None or (bias.shape == weight.shape[:1] and bias.dtype == x.dtype))
+    return (
+        is_matrix and is_dense(weight) and (bias is None or (bias.shape == weight.shape[:1] and bias.dtype == x.dtype))
+    )
 
 
 class Linear(nn.Linear):

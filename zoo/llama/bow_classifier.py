@@ -146,7 +146,7 @@ class BowClassifier(TextClassifier):
             for part in self._validation_parts:
                 rows.update(**part)
             scales = fitted_scales(*(torch.from_numpy(values) for values in rows.compute().values()))
-            self.logit_scales.copy_(torch.tensor(scales))
+            self.logit_scales.copy_(torch.tensor(scales, dtype=torch.float64, device="cpu"))
             for part in self._validation_parts:
                 self.score("val", self._combine(part["head"], part["bag"], self.logit_scales), part["targets"].long())
             self._validation_parts.clear()

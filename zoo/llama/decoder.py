@@ -67,7 +67,7 @@ class LlamaDecoder:
         )
         self.columns = torch.arange(max_len, device=device)  # (S,)
         # sqrt(dim eps), the constant in the reduced norm.
-        self.root = torch.tensor((config.dim * config.norm_eps) ** 0.5, device=device)  # ()
+        self.root = torch.tensor((config.dim * config.norm_eps) ** 0.5, dtype=torch.float32, device=device)  # ()
         self.compile = compile
         if self.cpu_step is None:
             self._copy_weights()
@@ -214,7 +214,7 @@ def _static_step(
     heads = matrices[0][0].shape[1] // head_dim - 2 * kv_heads
     cos, sin = (table[column - left_padding][:, None] for table in tables)  # (B, 1, hd/2)
     is_visible = (columns <= column) & (columns >= left_padding[:, None])  # (B, S)
-    bias = torch.where(is_visible, 0.0, -torch.inf)[:, None, None]  # (B, 1, 1, S)
+    bias = torch.zeros_like(is_visible, dtype=torch.float32).masked_fill_(~is_visible, -torch.inf)[:, None, None]
 
     def product(x: Tensor, scaled: Scaled) -> Tensor:
         matrix, scale = scaled

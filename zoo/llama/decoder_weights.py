@@ -58,7 +58,7 @@ def stacked(kind: Sequence[tuple[Tensor, RMSNorm | None]], dtype: torch.dtype) -
     """The matrices (L, m, n) of all layers, and in 8 bits the factors (L, m) of their rows, for the compiled steps."""
     shape, device = kind[0][0].shape, kind[0][0].device
     stack = torch.empty(len(kind), *shape, dtype=dtype, device=device)
-    scales = torch.empty(len(kind), shape[0], device=device) if dtype == torch.int8 else None
+    scales = torch.empty(len(kind), shape[0], dtype=torch.float32, device=device) if dtype == torch.int8 else None
     for number, (weight, norm) in enumerate(kind):
         # Some rows at a time, so that what is computed in between stays in a CPU's cache.
         for start in range(0, shape[0], BLOCK_ROWS):

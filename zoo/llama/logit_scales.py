@@ -34,19 +34,19 @@ def fit_scales(head: Tensor, bag: Tensor, targets: Tensor) -> list[float]:
         both, loss_of_both = _fit(parts, classes)
         if not bag.any() or both[0] == 0:
             return both
-        alone, loss_of_bag = _fit(parts * torch.tensor([0.0, 1.0])[:, None, None], classes)
+        alone, loss_of_bag = _fit(parts * parts.new_tensor([0.0, 1.0])[:, None, None], classes)
         return both if loss_of_bag - loss_of_both > LEAST_GAIN else [0.0, alone[1]]
 
 
 def _fit(parts: Tensor, classes: Tensor) -> tuple[list[float], float]:
     """The factors of two parts (2, N, C), and the negative log-likelihood of the classes (N,) with them, in nats."""
-    mean = torch.tensor(PRIOR_MEAN, dtype=torch.float64)
+    mean = parts.new_tensor(PRIOR_MEAN)
 
     def likelihood(scales: Tensor) -> Tensor:
         return F.cross_entropy((scales[:, None, None] * parts).sum(0), classes, reduction="sum")
 
     def loss(values: list[float]) -> tuple[float, list[float]]:
-        scales = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+        scales = torch.tensor(values, dtype=parts.dtype, device=parts.device, requires_grad=True)
         total = likelihood(scales) + ((scales - mean) / PRIOR_DEVIATION).square().sum() / 2
         [gradient] = torch.autograd.grad(total, scales)
         return total.item(), gradient.tolist()

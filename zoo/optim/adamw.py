@@ -147,7 +147,7 @@ def _fused_step(bucket: Bucket, group: dict[str, Any], step: int, alpha: float) 
     # Solve the equations above for lr', eps' and wd', and pass these to the kernel.
     root, decay = (1 - beta2**step) ** 0.5, group["lr"] * group["weight_decay"]
     lr = (1 - decay) * alpha * (1 - beta1**step) / root
-    steps = [torch.full((), float(step), device=parameters[0].device)] * len(parameters)
+    steps = [torch.full((), float(step), dtype=torch.float32, device=parameters[0].device)] * len(parameters)
     fused_adamw(
         parameters, gradients, m, v, steps, lr=lr, beta1=beta1, beta2=beta2, eps=group["eps"] / root,
         weight_decay=decay / lr if decay else 0.0,

@@ -102,7 +102,7 @@ def move_samples(samples: Tensor, offsets: Offsets) -> Tensor:
     scale = spread_of(samples) + torch.tensor(offsets.floor, dtype=samples.dtype, device=samples.device)  # (B, K)
     moved = samples + by_rank * scale.unsqueeze(1)
     median = quantiles(samples, (0.5,)).transpose(1, 2)  # (B, 1, K)
-    is_lower = (order.to(samples.device) + 1) / (n + 1) < 0.5
+    is_lower = 2 * (order.to(samples.device) + 1) < n + 1
     moved = torch.where(is_lower, moved.minimum(median), moved.maximum(median))
     return moved.where(samples.isfinite().all(1, keepdim=True), samples)
 

@@ -71,7 +71,7 @@ def sample(
     row_numbers = range(batch) if rows is None else rows.tolist() if isinstance(rows, Tensor) else rows
     draws = [stream(seed, "sample", int(row)) for row in row_numbers]
     shape = num_samples, vocabulary.length
-    uniform = torch.stack([torch.rand(shape, generator=draw, dtype=torch.float64) for draw in draws])
+    uniform = torch.stack([torch.rand(shape, generator=draw, dtype=torch.float64, device="cpu") for draw in draws])
     uniform = uniform.to(device)  # (B, S, L)
     node = torch.zeros(batch, num_samples, dtype=torch.int64, device=device)  # each sample's prefix, by its number
     # Results: the tokens of each position, and the sum of their log-probabilities.

@@ -145,7 +145,7 @@ class Denoising:
         corrupted = self.batch(self.step)
         n_targets = sum(len(text.targets) for text in corrupted)
         self._optimizer.zero_grad()
-        loss = torch.zeros((), device=self.network.positions.device)
+        loss = torch.zeros((), dtype=torch.float32, device=self.network.positions.device)
         if own := corrupted[rank::ranks]:
             with evaluating(self.network):
                 loss = self._summed_loss(own) / n_targets
@@ -173,7 +173,7 @@ class Denoising:
         epoch, place = divmod(step, self.n_texts // size)
         if self._epoch != epoch:
             shuffle = stream(c.seed, "denoising", "order", epoch)
-            order = torch.randperm(self.n_texts, generator=shuffle)
+            order = torch.randperm(self.n_texts, device="cpu", generator=shuffle)
             lengths = torch.from_numpy(np.diff(self._starts))
             self._epoch, self._order = epoch, bucketed(order, lengths, size, shuffle).tolist()
         generator = stream(c.seed, "denoising", "corruption", step)

@@ -202,6 +202,6 @@ def _split(rows: Sequence[Row], seed: int) -> tuple[Sequence[Row], Sequence[Row]
     if len(rows) < 20:
         return rows, rows
     # Hold out the first tenth of a random order.
-    order = torch.randperm(len(rows), generator=stream(seed, "held out")).tolist()
+    order = torch.randperm(len(rows), device="cpu", generator=stream(seed, "held out")).tolist()
     held_out = order[: len(rows) // 10]
     return [rows[i] for i in order[len(held_out) :]], [rows[i] for i in held_out]

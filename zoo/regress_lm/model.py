@@ -305,9 +305,10 @@ class EncoderDecoder(nn.Module):
         self.decoder = DecoderStack(config)
         self.generator = nn.Linear(config.dim, config.number_vocab_size)
         # Sinusoidal positions with sine and cosine in alternate columns: Vaswani et al. 2017, section 3.5.
-        rate = torch.exp(torch.arange(0, config.dim, 2) * (-math.log(10000.0) / config.dim))
+        # Angles in fp32, the table in the dtype of the parameters, which is torch's default.
+        rate = torch.exp(torch.arange(0, config.dim, 2).float() * (-math.log(10000.0) / config.dim))
         angles = torch.arange(config.number_len)[:, None] * rate  # (L, dim / 2)
-        table = torch.stack((angles.sin(), angles.cos()), -1).flatten(1)  # (L, dim)
+        table = torch.stack((angles.sin(), angles.cos()), -1).flatten(1).to(torch.get_default_dtype())  # (L, dim)
         self.register_buffer("positions", table, persistent=False)
 
     def forward(self, tokens: Tensor, numbers: Tensor, padding_mask: Tensor | None = None) -> Tensor:

@@ -62,4 +62,4 @@ def corrupt(
 
 def _choose(n: int, k: int, generator: torch.Generator) -> list[int]:
     """k distinct numbers of 0 ... n - 1 in ascending order, uniformly."""
-    return torch.randperm(n, generator=generator)[:k].sort().values.tolist() if k else []
+    return torch.randperm(n, device="cpu", generator=generator)[:k].sort().values.tolist() if k else []

@@ -51,7 +51,8 @@ def transfer_embedding(
     every = list(range(len(embedding)))
     groups = {kind: embedding[rows_of_kind[kind] or every] for kind in _KINDS}
     means = {kind: (group.mean(0), SPREAD * group.std(0, correction=0)) for kind, group in groups.items()}
-    noise = torch.randn(max(new.values()) + 1, embedding.shape[1], generator=stream(seed, "new words"))
+    shape, generator = (max(new.values()) + 1, embedding.shape[1]), stream(seed, "new words")
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
     transferred = noise.to(embedding)
     for word, row in new.items():
         mean, spread = means[kind_of(word)]

@@ -70,16 +70,27 @@ class Decoder:
         attention: dict[str, Any] = {"left_padding": self.left_padding}
         if start or self.left_padding is not None:
             attention["mask"] = causal_mask(start, end, self.left_padding, tokens.device)
+        # The state of padding stays 0, so that it is not part of residuals and of the solvers' inner products.
+        is_padding = None
+        if self.left_padding is not None and start == 0:
+            is_padding = (torch.arange(end, device=tokens.device) < self.left_padding[:, None])[..., None]  # (B, T, 1)
+        last_inputs: tuple[Tensor, ...] = ()
 
         def f(z: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
+            nonlocal last_inputs
+            last_inputs = inputs
             cache = None if self.uncached else (self.cache, next(slots), start)
             # Not through a compiled cell: it would be compiled again for every length.
-            return model.cell.forward(z, inputs, cache=cache, **attention)
+            value = model.cell.forward(z, inputs, cache=cache, **attention)
+            return value if is_padding is None else value.masked_fill(is_padding, 0)
 
         # Iterate the new columns only, from the last token's state with warm_start, and predict from the last column.
         autocast = torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.bf16)
         with evaluating(model), autocast:
             solution = model.solve(tokens, f, start, self.left_padding, z0=self.z)
+            if model.config.warm_start and model.config.solver != "reversible":
+                # These solvers go on while another row does: the cache receives the keys and values of the result.
+                f(solution.z, last_inputs)
             logits = F.linear(model.norm(solution.z[:, -1]), model.output_weight)  # (B, V)
         self.column = end
         if model.config.warm_start:

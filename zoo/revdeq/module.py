@@ -133,7 +133,8 @@ class RevDEQLM(LanguageModel):
         super().on_before_optimizer_step(optimizer)
         if self.logs_this_step:
             self.log("residual", self.solution.residual.mean(), sync_dist=True)
-            evaluations = torch.tensor(float(self.solution.evaluations))  # on the CPU, as it is used
+            # On the CPU, as it is used.
+            evaluations = torch.tensor(float(self.solution.evaluations), dtype=torch.float32, device="cpu")
             self.log("evaluations", evaluations, sync_dist=True)
             self.log("reconstruction_error", self.solution.reconstruction_error, sync_dist=True)
         del self.solution  # frees the state

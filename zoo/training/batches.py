@@ -257,7 +257,7 @@ def bucketed(order: Tensor, lengths: Tensor, step: int, generator: torch.Generat
     for rows in order[:full].split(window * step):
         # Sort the window's rows by length, cut them into steps, and shuffle the steps.
         steps = rows[lengths[rows].argsort(stable=True)].view(-1, step)  # (steps, step)
-        parts.append(steps[torch.randperm(len(steps), generator=generator)].flatten())
+        parts.append(steps[torch.randperm(len(steps), device="cpu", generator=generator)].flatten())
     return torch.cat([*parts, order[full:]])
 
 
@@ -285,6 +285,6 @@ class BucketBatchSampler:
         # The order of each epoch depends on the seed and the epoch only.
         generator = stream(self.seed, "order", self.epoch)
         self.epoch += 1
-        order = torch.randperm(len(self.lengths), generator=generator)
+        order = torch.randperm(len(self.lengths), device="cpu", generator=generator)
         order = bucketed(order, self.lengths, self.batch_size, generator)
         yield from (rows.tolist() for rows in order.split(self.batch_size))

@@ -20,7 +20,7 @@ class SummedLoss(Metric):
     def __init__(self) -> None:
         super().__init__()
         for name in ("loss", "words"):
-            self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros((), dtype=torch.float32), dist_reduce_fx="sum")
         # An integer, because fp32 does not count beyond 2^24.
         self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 

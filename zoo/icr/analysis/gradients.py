@@ -47,15 +47,16 @@ def normals(task: Task, n: int, seed: int, device: str | torch.device = "cpu") -
     """Draws for n prompts; the same for all models of a task."""
 
     def draw(name: str, *shape: int) -> Tensor:
-        return torch.randn(n, *shape, generator=stream(seed, "gradients", name, device=device), device=device)
+        generator = stream(seed, "gradients", name, device=device)
+        return torch.randn(n, *shape, generator=generator, dtype=torch.float32, device=device)
 
     return Normals(draw("x", task.K, task.D), draw("task", task.D), draw("noise", task.K))
 
 
 def prior(task: Task) -> Tensor:
     """The parameters (4D + 2,) of the task with M = "inf": means 0, standard deviations 1 and sqrt(sigma2)."""
-    zeros, ones = torch.zeros(task.D), torch.ones(task.D)
-    return torch.cat([zeros, ones, zeros, ones, torch.tensor([0.0, task.sigma2**0.5])])
+    values = [0.0] * task.D + [1.0] * task.D
+    return torch.tensor([*values, *values, 0.0, task.sigma2**0.5], dtype=torch.float32)
 
 
 def parts(parameters: Tensor) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import sys
 
 from zoo.console.progress_display import PLAIN_VARIABLE
 from zoo.console.signals import PARENT_VARIABLE
+from zoo.console.threads import environment_with_threads
 
 
 def run_in_processes(argv: list[str], processes: int) -> None:
@@ -16,10 +17,10 @@ def run_in_processes(argv: list[str], processes: int) -> None:
         processes: number of processes; the CPU's cores are divided among them unless OMP_NUM_THREADS is set.
     """
     command = [sys.executable, "-m", "zoo.icr.sweep", *argv, "--processes=1"]
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+    threads = max(1, (os.cpu_count() or 1) // processes)
     shares = [f"--share={i}/{processes}" for i in range(1, processes + 1)]
     # The processes share the terminal, in which only one line can be redrawn.
-    environment = threads | os.environ | {PARENT_VARIABLE: "1", PLAIN_VARIABLE: "1"}
+    environment = environment_with_threads(threads) | {PARENT_VARIABLE: "1", PLAIN_VARIABLE: "1"}
     children = [subprocess.Popen([*command, share], env=environment) for share in shares]
     try:
         for child in children:

@@ -33,7 +33,7 @@ class StackedICR(ICRTransformer):
         self.n_stacked = len(all_members)  # members of a batch
         super().__init__(**settings)
         self.member_errors: dict[Diversity, ErrorsByKind] = {}  # at the last evaluation
-        self.last_losses = torch.zeros(len(all_members))  # (S,)
+        self.last_losses = torch.zeros(len(all_members), dtype=torch.float32)  # (S,)
 
     def build_network(self) -> Network:
         return Network(self.config, len(self.members))

@@ -1,10 +1,10 @@
 """Compiles step.c at first use and loads it as a shared library, which later processes find in a cache folder.
 
-The folder is `libraries` in $ZOO_CACHE, by default in ~/.cache/zoo. A library's name is a digest of the source, the
-flags, the compiler with its version, and the CPU; a file next to it holds its SHA-256, and a damaged library is
-compiled again. Only a folder that no other user can write to is used; otherwise, and where the folder cannot be
-written to or its files cannot be executed, each process compiles into a temporary folder. Nothing in a checkpoint
-refers to a library.
+The folder is `libraries` in $ZOO_CACHE, by default in ~/.cache/zoo. A library's name has two digests: of the source,
+the flags and the CPU; and of the compiler with its version. A file next to it holds its SHA-256; a damaged library is
+compiled again. Where no compiler works, a library that another one has compiled is used. Only a folder that no other
+user can write to is used; otherwise, and where the folder cannot be written to or its files cannot be executed, each
+process compiles into a temporary folder. Nothing in a checkpoint refers to a library.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import stat
@@ -46,10 +47,21 @@ def load_library() -> ctypes.CDLL:
     Raises:
         CompilerMissing: it can be neither found nor compiled.
     """
-    command = _compiler()
     folder = _cache_folder()
+    try:
+        return _load_or_compile(_compiler(), folder)
+    except CompilerMissing:
+        for path in sorted(folder.glob(f"step-{_digest_of_source()}-*.so")) if folder is not None else ():
+            with contextlib.suppress(CompilerMissing):
+                if _is_complete(path):
+                    return _load(path)
+        raise
+
+
+def _load_or_compile(command: list[str], folder: Path | None) -> ctypes.CDLL:
+    """The library of a compiler, from the cache folder or compiled."""
     if folder is not None:
-        path = folder / f"step-{_digest(command)}.so"
+        path = folder / f"step-{_digest_of_source()}-{_digest_of_compiler(command)}.so"
         # The disk can be full or allow no execution, and something else can have that name.
         with contextlib.suppress(OSError, CompilerMissing):
             return _load(path if _is_complete(path) else _compile(command, path))
@@ -69,10 +81,25 @@ def _compiler() -> list[str]:
         given = shlex.split(os.environ.get("CC", ""))
     except ValueError as error:
         raise CompilerMissing(f"$CC is not a command: {error}") from None
+    if given and not shutil.which(given[0]):
+        raise CompilerMissing(f"$CC is {given[0]}, which is not installed: set it to a C compiler, or unset it")
     command = given or [name for name in COMPILERS if shutil.which(name)][:1]
-    if not command or not shutil.which(command[0]):
+    if not command:
         raise CompilerMissing(f"no C compiler ({', '.join(COMPILERS)}) is installed")
     return command
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a compiler, whose messages are then in English."""
+    environment = {**os.environ, "LC_ALL": "C"}
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS, env=environment)
+
+
+def _first_error(messages: str) -> str:
+    """The first line of a compiler's messages that reports an error; without one, the first line."""
+    lines = messages.strip().splitlines()
+    errors = (line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE))
+    return next(errors, lines[0] if lines else "no message").strip()
 
 
 def _compile(command: list[str], path: Path) -> Path:
@@ -86,10 +113,10 @@ def _compile(command: list[str], path: Path) -> Path:
         for flags in ((*FLAGS, "-fopenmp"), FLAGS):
             line = [*command, *flags, str(SOURCE), "-o", str(temporary), "-lm"]
             try:
-                done = subprocess.run(line, capture_output=True, text=True, errors="replace", timeout=SECONDS)
+                done = _run(line)
             except (OSError, subprocess.TimeoutExpired) as error:
                 raise CompilerMissing(f"{command[0]} does not run: {error}") from None
-            reason = f"{command[0]} fails: {(done.stderr.strip().splitlines() or ['no message'])[0]}"
+            reason = f"{command[0]} fails: {_first_error(done.stderr)}"
             if done.returncode == 0:
                 try:
                     ctypes.CDLL(str(temporary))
@@ -128,12 +155,17 @@ def _load(path: Path) -> ctypes.CDLL:
     return library
 
 
-def _digest(command: list[str]) -> str:
-    """What the machine code depends on, as 16 hexadecimal digits."""
-    text = [*command, *FLAGS, SOURCE.read_text(encoding="utf-8")]
+def _digest_of_compiler(command: list[str]) -> str:
+    """The compiler and its version as 16 hexadecimal digits."""
+    text = [*command]
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        version = [*command, "--version"]
-        text.append(subprocess.run(version, capture_output=True, text=True, errors="replace", timeout=SECONDS).stdout)
+        text.append(_run([*command, "--version"]).stdout)
+    return _digest(text)
+
+
+def _digest_of_source() -> str:
+    """What the machine code depends on except the compiler, as 16 hexadecimal digits."""
+    text = [*FLAGS, SOURCE.read_text(encoding="utf-8")]
     info = Path("/proc/cpuinfo")
     if info.exists():
         # Names and features of the cores.
@@ -141,6 +173,10 @@ def _digest(command: list[str]) -> str:
         text += sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
     else:
         text += platform.uname()
+    return _digest(text)
+
+
+def _digest(text: list[str]) -> str:
     return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]
 
 

@@ -24,14 +24,14 @@ class Diagnostics:
     iterations: int = 0
     evaluations: int = 0
     residual: Tensor | None = None
-    reconstruction_error: Tensor = field(default_factory=lambda: torch.tensor(torch.nan))
-    failure: Tensor = field(default_factory=lambda: torch.tensor(0.0))
+    reconstruction_error: Tensor = field(default_factory=lambda: torch.tensor(torch.nan, dtype=torch.float32))
+    failure: Tensor = field(default_factory=lambda: torch.tensor(0.0, dtype=torch.float32))
 
     @classmethod
     def on(cls, device: torch.device) -> "Diagnostics":
         """New diagnostics with the errors on `device`, where the backward pass writes them without waiting for it."""
-        nan, zero = torch.full((), torch.nan, device=device), torch.zeros((), device=device)
-        return cls(reconstruction_error=nan, failure=zero)
+        nan = torch.full((), torch.nan, dtype=torch.float32, device=device)
+        return cls(reconstruction_error=nan, failure=torch.zeros_like(nan))
 
 
 def relative_residual(z: Tensor, fz: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ class Iteration:
 
     def _fixed(self, evaluate: Evaluate, y: Tensor, z: Tensor, diagnostics: Diagnostics) -> States:
         """max_steps steps."""
-        diagnostics.steps, diagnostics.evaluations = torch.tensor(self.max_steps), 2 * self.max_steps
+        diagnostics.steps, diagnostics.evaluations = torch.tensor(self.max_steps, device="cpu"), 2 * self.max_steps
         for _ in range(self.max_steps):
             if self.checkpointed:
                 y, z = checkpoint(step, self.beta, evaluate, y, z, use_reentrant=False, preserve_rng_state=False)
