@@ -27,7 +27,7 @@ class Throughput(Callback):
         self._restart()
 
     def _restart(self) -> None:
-        self.items, self.seconds = 0, 0.0
+        self.items, self.flops, self.seconds = 0, 0.0, 0.0
         self.since: float | None = None
         self.first_step: int | None = None
 
@@ -49,7 +49,9 @@ class Throughput(Callback):
         if not hasattr(model, "count") or self.first_step is None:
             return
         # Every rank is taken to have as many items as this one.
-        self.items += model.count(batch) * trainer.world_size
+        n_items = model.count(batch) * trainer.world_size
+        self.items += n_items
+        self.flops += n_items * model.flops_per_item(batch)  # batches differ in length
         if trainer.global_step - self.first_step < self.every_n_steps:
             return
         self._pause(trainer)
@@ -62,7 +64,7 @@ class Throughput(Callback):
             # Model FLOPs utilization: the share of the devices' peak speed.
             peak = device_flops(model.device, dtype)  # of one device, None where it is not known
             if peak:
-                mfu = speed * model.flops_per_item(batch) / (peak * trainer.world_size)
+                mfu = self.flops / self.seconds / (peak * trainer.world_size)
                 model.log("mfu", torch.tensor(mfu), rank_zero_only=True)
         self.warm = True
         self._restart()
