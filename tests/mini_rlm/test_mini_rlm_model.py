@@ -102,10 +102,12 @@ def test_contradictory_settings_are_refused(wrong, sentence):
         MiniRLMConfig(**wrong)
 
 
-def test_flops_are_six_n_per_token_plus_attention():
-    model = network("transformer")
-    active = sum(p.numel() for p in model.parameters()) - 20 * 16  # an embedding is looked up
-    assert model.flops(7) == 6 * active * 7 + 12 * 2 * 16 * 49
+@pytest.mark.parametrize(("pooling", "positions"), [("mean", 7), ("cls", 8)])  # the cls vector is one more position
+def test_flops_are_six_n_per_token_plus_attention_and_the_readout_once(pooling, positions):
+    model = network("transformer", pooling=pooling)
+    encoder = sum(p.numel() for p in model.encoder.parameters())  # the embedding is looked up
+    readout = sum(p.numel() for p in model.head.parameters())
+    assert model.flops(7) == 6 * encoder * positions + 12 * 2 * 16 * positions**2 + 6 * readout
     model = network("mlp", n_features=3)
     assert model.flops(7) == 6 * sum(p.numel() for p in model.parameters())
 
