@@ -29,13 +29,15 @@ class Throughput(Callback):
         self._restart()
 
     def _restart(self) -> None:
-        self.items, self.seconds = 0, 0.0
+        self.items, self.flops, self.seconds = 0, 0.0, 0.0
         self.since: float | None = None
         self.first_step: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restart()
         self.warm = False
+        dtype = {"16": torch.float16, "bf": torch.bfloat16}.get(str(trainer.precision)[:2], torch.float32)
+        self.peak = device_flops(pl_module.device, dtype)  # of one device, None where it is not known
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # The clock runs from the first batch of a window, or of the part after a pause.
@@ -51,7 +53,10 @@ class Throughput(Callback):
         if not hasattr(model, "count") or self.first_step is None:
             return
         # Every rank is taken to have as many items as this one.
-        self.items += model.count(batch) * trainer.world_size
+        n_items = model.count(batch) * trainer.world_size
+        self.items += n_items
+        if self.peak:
+            self.flops += n_items * model.flops_per_item(batch)  # batches differ in length
         if trainer.global_step - self.first_step < self.every_n_steps:
             return
         self._pause(trainer)
@@ -60,11 +65,8 @@ class Throughput(Callback):
             speed = self.items / self.seconds
             # On the CPU: the progress bar reads the value after every step, and would wait for a GPU.
             model.log(f"{model.item}_per_second", torch.tensor(speed, **FP32), prog_bar=True, rank_zero_only=True)
-            dtype = {"16": torch.float16, "bf": torch.bfloat16}.get(str(trainer.precision)[:2], torch.float32)
-            # Model FLOPs utilization: the share of the devices' peak speed.
-            peak = device_flops(model.device, dtype)  # of one device, None where it is not known
-            if peak:
-                mfu = speed * model.flops_per_item(batch) / (peak * trainer.world_size)
+            if self.peak:  # model FLOPs utilization: the share of the devices' peak speed
+                mfu = self.flops / self.seconds / (self.peak * trainer.world_size)
                 model.log("mfu", torch.tensor(mfu, **FP32), rank_zero_only=True)
         self.warm = True
         self._restart()

@@ -93,9 +93,9 @@ class RandomTable:
         self._mean, self._deviation = 0.0, 1.0
         _, features = self._draw_features(STATISTICS_ROWS, np.random.default_rng(derive(seed, "statistics")))
         values = [term(features) for _, term in self._terms]
-        self._statistics = [(float(v.mean()), float(v.std()) or 1.0) for v in values]
+        self._statistics = [(float(v.mean()), _deviation(v)) for v in values]
         total = self._function(features)
-        self._mean, self._deviation = float(total.mean()), float(total.std()) or 1.0
+        self._mean, self._deviation = float(total.mean()), _deviation(total)
 
     def rows(self, block: int, n_rows: int) -> tuple[list[Cells], Values]:
         """Cells of `n_rows` rows, and their targets (N,) of three significant digits. Blocks are independent."""
@@ -159,6 +159,11 @@ def _draw_column(name: str, random: np.random.Generator) -> Column:
 
 
 # ---- terms
+
+
+def _deviation(values: Values) -> float:
+    """The standard deviation; 1 of equal values, whose computed one can be tiny and not 0."""
+    return float(values.std()) if np.ptp(values) > 0 else 1.0
 
 
 def _draw_terms(n_columns: int, random: np.random.Generator) -> list[tuple[float, Term]]:

@@ -107,6 +107,17 @@ def test_mfu_is_flops_per_second_over_the_peak(tmp_path, monkeypatch):
     assert t.logged_metrics["mfu"] == pytest.approx(t.logged_metrics["samples_per_second"] * 24 / 1e6)
 
 
+def test_mfu_counts_every_batch_by_its_own_operations(tmp_path, monkeypatch):
+    class Lengths(Plane):  # batches of two lengths in turn
+        def flops_per_item(self, batch):
+            return 10.0 if self.global_step % 2 else 30.0  # an average of 20
+
+    monkeypatch.setattr("zoo.callbacks.throughput.device_flops", lambda device, dtype: 1e6)
+    t = trainer(tmp_path, Throughput(every_n_steps=2), max_steps=8, log_every_n_steps=1)
+    t.fit(Lengths(), Points())
+    assert t.logged_metrics["mfu"] == pytest.approx(t.logged_metrics["samples_per_second"] * 20 / 1e6)
+
+
 def test_samples_in_tensorboard_are_unchanged(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -29,6 +29,11 @@ def test_the_function_of_a_table_is_standardised_and_its_noise_is_as_drawn():
             assert np.std(targets / table._scale) == pytest.approx(spread, rel=0.25)
 
 
+def test_a_term_that_is_constant_in_the_rows_of_its_statistics_is_not_divided_by_its_rounding():
+    table = RandomTable("t", 184)  # one of its terms is constant and not 0
+    assert min(deviation for _, deviation in table._statistics) > 1e-3
+
+
 def test_kinds_of_columns_and_terms_all_occur():
     tables = [RandomTable("t", seed) for seed in range(40)]
     kinds = {column.kind for table in tables for column in table.columns}

@@ -53,6 +53,18 @@ def test_ridge_equals_its_formula():
             torch.testing.assert_close(got[b, k], w @ x[b, k], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("sigma2", [1e-6, 1e-9, 1e-11, 1e-13])
+def test_ridge_is_exact_for_a_small_sigma2(sigma2):
+    # With fewer pairs than dimensions X'X is singular, and the dual form X' (XX' + sigma2 I)^-1 y is well conditioned.
+    _, (x, y, _) = prompts(50, K=5, D=8)
+    for k in range(1, 5):
+        before = x[:, :k]
+        kernel = before @ before.mT + sigma2 * torch.eye(k, dtype=torch.float64)
+        weights = (before.mT @ torch.linalg.solve(kernel, y[:, :k, None]))[..., 0]
+        expected = (weights * x[:, k]).sum(-1)
+        torch.testing.assert_close(ridge(x, y, sigma2)[:, k], expected, rtol=1e-8, atol=1e-8)
+
+
 @pytest.mark.parametrize("chunk", [(1024, 1024), (7, 8), (4, 37), (1, 1)])
 def test_dmmse_equals_a_loop(chunk, monkeypatch):
     monkeypatch.setitem(references.CHUNK, "cpu", chunk)

@@ -46,6 +46,16 @@ def test_only_updates_train_and_merging_keeps_the_outputs(model):
     assert 1 <= torch.linalg.matrix_rank(update, rtol=1e-4) <= 2
 
 
+def test_updates_have_the_type_of_the_weights(model):
+    add_lora(model.double(), rank=2, alpha=3.0)
+    update = model[1].parametrizations.weight[0]
+    nn.init.normal_(update.b)
+    expected = model[1].parametrizations.weight.original + 1.5 * update.b @ update.a
+    assert expected.dtype == torch.float64
+    merge_lora(model)
+    torch.testing.assert_close(model[1].weight, expected, rtol=1e-14, atol=0)
+
+
 def test_rank_zero_raises_user_error(model):
     with pytest.raises(UserError, match="lora_rank must be at least 1, not 0"):
         add_lora(model, rank=0, alpha=1.0)

@@ -157,6 +157,22 @@ def test_implicit_gradient_scales_with_the_loss():
     assert relative_difference([g * 1e12 for g in tiny], unit) < 1e-9
 
 
+@pytest.mark.parametrize("backward", ["checkpoint", "implicit", "phantom"])
+def test_gradients_of_an_f_that_mixes_samples_equal_unrolled(backward):
+    class Mixing(Function):
+        def forward(self, z, x):
+            return super().forward(z, x) + 0.4 * z.mean(0)
+
+    def gradient(backward, **options):
+        f, x = Mixing(gain=0.5), torch.linspace(-1, 1, 18, dtype=torch.float64).view(3, 6).requires_grad_()
+        z = solve(f, x, backward=backward, max_steps=100, **options).z
+        weight = torch.tensor([1.0, 1e-3, 0.0], dtype=torch.float64)  # gradients of different sizes, one of them 0
+        return torch.autograd.grad((weight @ z.square()).sum(), [x, *f.parameters()])
+
+    options = {} if backward == "checkpoint" else {"backward_steps": 100}
+    assert relative_difference(gradient(backward, **options), gradient("unroll")) < 1e-7
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_solvers_work_in_fp32(solver):
     solution, _ = gradients("implicit", 60, torch.float32, state_dtype=torch.float32, solver=solver)

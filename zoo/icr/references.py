@@ -38,15 +38,15 @@ def ridge(x: Tensor, y: Tensor, sigma2: float) -> Tensor:
 
     def weights(gram: Tensor, product: Tensor) -> Tensor:
         # X'X + sigma2 I is positive definite: solve by its Cholesky factor.
-        gram.diagonal(dim1=-2, dim2=-1).add_(sigma2)
-        factor, info = torch.linalg.cholesky_ex(gram)
+        identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        factor, info = torch.linalg.cholesky_ex(gram + sigma2 * identity)
         solution = torch.cholesky_solve(product[..., None], factor)[..., 0]
-        # For x so large that sigma2 is near the rounding of X'X the factor is inexact, or does not exist: take the
-        # limit for sigma2 -> 0, least squares.
-        failed = (info > 0) | (gram.diagonal(dim1=-2, dim2=-1).sum(-1) > 1e12 * sigma2)
+        # For x so large that sigma2 is small next to X'X the factor is inexact, or does not exist. Then leave out the
+        # directions without data, where the rounding of X'y would be divided by sigma2.
+        failed = (info > 0) | (gram.diagonal(dim1=-2, dim2=-1).sum(-1) > 1e6 * sigma2)
         if failed.any():
             solution = solution.clone()
-            solution[failed] = _least_squares_weights(gram[failed], product[failed])
+            solution[failed] = _shortest_weights(gram[failed], product[failed], sigma2)
         return solution
 
     return _linear(x, y, weights)
@@ -55,14 +55,22 @@ def ridge(x: Tensor, y: Tensor, sigma2: float) -> Tensor:
 def least_squares(x: Tensor, y: Tensor) -> Tensor:
     """Least squares, w_k = X^+ y: the shortest of the weights that fit best. Arguments and result as in `ridge`."""
 
-    return _linear(x, y, _least_squares_weights)
+    return _linear(x, y, _shortest_weights)
 
 
-def _least_squares_weights(gram: Tensor, product: Tensor) -> Tensor:
-    """The shortest w (..., D) that fits best, from X'X (..., D, D) and X'y (..., D); NaN where these are not finite."""
+def _shortest_weights(gram: Tensor, product: Tensor, sigma2: float = 0.0) -> Tensor:
+    """w (..., D) of ridge regression, 0 in directions without data; without sigma2 the shortest w that fits best.
+
+    From X'X (..., D, D) and X'y (..., D); NaN where these are not finite.
+    """
     is_finite = gram.isfinite().all(-1).all(-1)[..., None] & product.isfinite()
     gram = gram.where(is_finite[..., :1, None], 0)
-    inverse = torch.linalg.pinv(gram, rtol=1e-12, hermitian=True)  # torch's default counts rounding as data
+    if sigma2:
+        values, vectors = torch.linalg.eigh(gram)  # (..., D), (..., D, D)
+        factors = (1 / (values + sigma2)).where(values > 1e-12 * values[..., -1:], 0)
+        inverse = vectors * factors[..., None, :] @ vectors.mT
+    else:
+        inverse = torch.linalg.pinv(gram, rtol=1e-12, hermitian=True)  # torch's default counts rounding as data
     return (inverse @ product[..., None])[..., 0].where(is_finite, torch.nan)
 
 

@@ -19,7 +19,7 @@ class LowRank(nn.Module):
     """A parametrization that adds (alpha / r) B A to a matrix (out, in).
 
     Args:
-        weight: the matrix; its shape and device are used.
+        weight: the matrix; its shape, type and device are used.
         rank: r, the rank of the update.
         alpha: the update is multiplied by alpha / rank.
     """
@@ -27,8 +27,8 @@ class LowRank(nn.Module):
     def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
         super().__init__()
         out_features, in_features = weight.shape
-        self.a = nn.Parameter(torch.empty(rank, in_features, device=weight.device))
-        self.b = nn.Parameter(torch.zeros(out_features, rank, device=weight.device))
+        self.a = nn.Parameter(torch.empty(rank, in_features, device=weight.device, dtype=weight.dtype))
+        self.b = nn.Parameter(torch.zeros(out_features, rank, device=weight.device, dtype=weight.dtype))
         self.scale = alpha / rank
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
 

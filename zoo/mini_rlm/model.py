@@ -154,8 +154,13 @@ class MiniRLMNetwork(nn.Module):
         active = sum(p.numel() for name, p in self.named_parameters() if name not in lookups)
         if self.config.encoder == "mlp":
             return 6 * active
-        attention = 12 * self.config.n_layers * self.config.dim * length**2
-        return 6 * active * length + (attention if self.config.encoder == "transformer" else 0)
+        # The encoder's weights are multiplied at each position, those of the readout once, with the pooled state.
+        readout = sum(p.numel() for p in self.head.parameters())
+        length += self.config.pooling == "cls"
+        attention = (
+            12 * self.config.n_layers * self.config.dim * length**2 if self.config.encoder == "transformer" else 0
+        )
+        return 6 * (active - readout) * length + 6 * readout + attention
 
 
 def multilayer_perceptron(*widths: int) -> nn.Sequential:

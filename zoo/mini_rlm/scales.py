@@ -48,6 +48,9 @@ class Scale(FixedBuffers):
         if self.kind == "asinh":
             low, centre, high = np.percentile(column_values, [25, 50, 75], axis=0)
             spread = np.where(high > low, 2 * (high - low), spread)
+        # The mean of equal numbers can be rounded, and their deviation from it is then tiny and not 0.
+        is_constant = np.ptp(column_values, axis=0) == 0
+        centre, spread = np.where(is_constant, column_values[0], centre), np.where(is_constant, 0.0, spread)
         self.centre.copy_(torch.from_numpy(centre * units))
         with np.errstate(over="ignore"):
             spread = np.minimum(spread * units, np.finfo(np.float64).max)

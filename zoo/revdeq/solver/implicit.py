@@ -33,8 +33,9 @@ class Implicit(torch.autograd.Function):
         z, *leaves = read_saved_tensors(ctx)
         f = Differentiable(ctx.f, ctx.n, leaves, ctx.autocast, z.dtype)
         leaf, value = f.record(z)
-        # The problem is linear. Solve it at norm 1, so that the tolerance does not depend on the scale of the loss.
-        size = per_sample_norm(grad).clamp(min=torch.finfo(grad.dtype).tiny).view(-1, *[1] * (grad.ndim - 1))
+        # The problem is linear. Solve it at norm 1, so that the tolerance does not depend on the scale of the loss. All
+        # samples have one scale: f may mix them, and then a product with df/dz adds gradients of different samples.
+        size = per_sample_norm(grad).max().clamp(min=torch.finfo(grad.dtype).tiny)
         unit_grad = grad / size
 
         # One step of u = u df/dz + dL/dz.
