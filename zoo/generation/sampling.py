@@ -68,8 +68,8 @@ def stream_tokens(
         seed: seed of the draws, which depend on it and on the row's number only; None draws one from torch's generator.
         slide: at the end of the context continue from its last half, evaluated again; False ends the stream there.
             None: the network's attribute `slides`, by default False.
-        precision: precision of the weights while decoding: "fp32"; "bf16"; or, for a Llama, "int8", one byte per weight,
-            which is faster on a CPU with `compile` only.
+        precision: precision of the weights while decoding: "fp32"; "bf16"; or, for a Llama, "int8", one byte per
+            weight, which is faster on a CPU with `compile` only.
         compile: compile the decoding step, for networks with a decoder that supports it.
 
     Raises:
