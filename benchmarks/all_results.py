@@ -100,12 +100,12 @@ STUDIES = (
         ("scan_bench", "timm"),
     ),
     Study(
-        "calibration.py --data_dir {data} --seeds 0 1 --steps 800",
+        "calibration.py --data_dir {data} --steps 800",
         "--data_dir {data} --seeds 0 --tables diabetes --steps 20",
         ("scan_bench", "timm", "vader_floats"),
     ),
     Study(
-        "defaults.py --data_dir {data} --tables timm vader diabetes mpg scan_bench --models baselines rules",
+        "defaults.py --data_dir {data} --tables timm vader diabetes mpg penguins ceosal1 scan_bench --trial_steps 250",
         needs=("scan_bench", "timm", "vader_floats"),
     ),
     Study("regress_lm.py --upstream {upstream}"),

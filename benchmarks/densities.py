@@ -85,9 +85,10 @@ def sampled(model: RegressLM, args: argparse.Namespace, seed: int) -> list[Point
 def fine_tuned(seed: int, args: argparse.Namespace) -> Row:
     texts, points = training_rows(args.steps * args.batch_size, seed)
     examples = [Example(text, point) for text, point in zip(texts, points, strict=True)]
+    held_out = [Example(text, point) for text, point in zip(*training_rows(256, seed + 1000), strict=True)]
     model = ours(seed, args)
     start = cpu_seconds()
-    model.fine_tune(examples, examples[:256], seed=seed, max_epochs=1, batch_size=args.batch_size, progress=False)
+    model.fine_tune(examples, held_out, seed=seed, max_epochs=1, batch_size=args.batch_size, progress=False)
     trained = cpu_seconds()
     return distances(sampled(model, args, seed), args) | {
         "train_cpu_s": round(trained - start), "sample_cpu_s": round(cpu_seconds() - trained, 1),

@@ -3,7 +3,8 @@
     python benchmarks/encoder_regression.py --data_dir DIR --encoder FOLDER [--encoder_modes frozen lora full]
 
 The texts and splits are those of `text_regression.py vader`. Writes regress_lm_encoders.json, where rows of an
-earlier run with other modes or seeds stay.
+earlier run with other modes or seeds stay. The CPU seconds of a frozen encoder are those of the decoder: the baselines
+have stored the encoder's states before.
 """
 
 import argparse

@@ -78,8 +78,13 @@ def decode_batch(repeats: int, llama2c: Path | None, batch: int = 8, n: int = 20
     model, prompts = build("15M").eval(), torch.ones(batch, 1, dtype=torch.long)
     peer = peer_of(model).eval()
     peer.generation_config.eos_token_id = None
+
+    def peer_run(**options: Any) -> Callable[[], Tensor]:
+        return lambda: peer.generate(prompts, max_new_tokens=n, do_sample=False, pad_token_id=0, **options)
+
     candidates: dict[str, Callable[[], Any]] = {
-        "peer": lambda: peer.generate(prompts, max_new_tokens=n, do_sample=False, pad_token_id=0)
+        "peer, dynamic cache": peer_run(),
+        "peer, static cache": peer_run(cache_implementation="static"),
     }
     for precision in ("fp32", "bf16", "int8"):
         options: dict[str, Any] = {"temperature": 0, "compile": True, "precision": precision}
@@ -97,6 +102,7 @@ def decode_batch(repeats: int, llama2c: Path | None, batch: int = 8, n: int = 20
             candidates["llama2.c"] = processes
         with torch.inference_mode():
             rate = {name: batch * n / seconds for name, seconds in in_turn(candidates, repeats).items()}
+    rate["peer"] = max(value for name, value in rate.items() if name.startswith("peer"))
     peers = {"": "peer", f", {batch} x llama2.c": "llama2.c"}
     return [
         row(f"decode 15M, {batch} rows, compiled {precision}{suffix}", rate[precision], rate[name], "tokens/s")

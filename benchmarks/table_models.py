@@ -2,7 +2,7 @@
 
 import statistics
 
-from benchmarks.table_rows import about, commands, markdown, on, rows
+from benchmarks.table_rows import about, commands, commits, markdown, on, rows
 from zoo.weights import PREFIX, WEIGHTS, weights_rows
 
 
@@ -19,7 +19,9 @@ def wikitext2() -> str:
         lines.append([r["model"], parameters, *cells, f"{r['seconds']:.0f}"])
     header = ["model", "parameters", "val /token", "test /token", "val /word", "test /word", "seconds"]
     facts = measured[0]
-    return f"`{facts['command']}` ({facts['cpu']}, {facts['threads']} threads)\n\n" + markdown(header, lines)
+    return f"`{facts['command']}` ({facts['cpu']}, {facts['threads']} threads, {commits(measured)})\n\n" + markdown(
+        header, lines
+    )
 
 
 def mini_rlm() -> str:
@@ -35,9 +37,8 @@ def mini_rlm() -> str:
         parameters = f"{r['parameters']:,}" if "parameters" in r else ""
         lines.append([r["model"], parameters, *cells, f"{r['seconds']:.0f}"])
     header = ["model", "parameters", "median error", "Spearman", "MAE", "R2", "seconds"]
-    return f"`{measured[0]['command']}` ({measured[0]['cpu']}, {measured[0]['threads']} threads)\n\n" + markdown(
-        header, lines
-    )
+    machine = f"{measured[0]['cpu']}, {measured[0]['threads']} thread, {commits(measured)}"
+    return f"`{measured[0]['command']}` ({machine})\n\n{markdown(header, lines)}"
 
 
 def mini_rlm_elsewhere() -> str:
@@ -71,7 +72,7 @@ def icr_sweep() -> str:
     for where, other in (("new tasks, from ridge", "dMMSE"), ("its pool, from dMMSE", "ridge")):
         header += [f"{where}: {n:,} steps" for n in lengths] + [other]
     facts = measured[0]
-    about = f"{facts['cpu']}, {facts['threads']} thread, commit {facts['commit']}"
+    about = f"{facts['cpu']}, {facts['threads']} thread, {commits(measured)}"
     return f"{commands(measured)} ({about})\n\n{markdown(header, lines)}"
 
 

@@ -84,6 +84,12 @@ def faster(name: str, device: str = "cpu") -> str:
     return f"{commands(measured)} ({machines}; median of {facts['repeats']} rounds in turn)\n\n{table}"
 
 
+def commits(measured: list[Row]) -> str:
+    """ "commit X", or "commits X, Y" of rows that were measured at several."""
+    distinct = list(dict.fromkeys(r["commit"] for r in measured))
+    return f"commit{'s' * (len(distinct) > 1)} {', '.join(distinct)}"
+
+
 def commands(measured: list[Row]) -> str:
     """The commands that produced the rows; of more than five only their script."""
     distinct = list(dict.fromkeys(r["command"] for r in measured))

@@ -1,6 +1,6 @@
 """Tables of several processes, precisions, large texts and faults."""
 
-from benchmarks.table_rows import commands, figure, markdown, rows
+from benchmarks.table_rows import commands, commits, figure, markdown, rows
 
 DIFFERENCES = ("loss", "weights")  # columns of results/processes.json
 
@@ -14,7 +14,7 @@ def packing() -> str:
     for r in measured:
         lines.append([r["tokenizer"], f"{r['vocab_size']:,}", figure(r["seconds_per_MB"]), figure(r["warm_seconds"])])
     header = ["tokenizer", "vocabulary", "s/MB", "next start, s"]
-    return f"`{measured[0]['command']}` ({measured[0]['cpu']})\n\n" + markdown(header, lines)
+    return f"{commands(measured)} ({measured[0]['cpu']}, {commits(measured)})\n\n{markdown(header, lines)}"
 
 
 def streaming() -> str:
@@ -44,7 +44,7 @@ def streaming() -> str:
             lines.append([r["benchmark"], names[name], value])
     order = list(names.values())
     lines.sort(key=lambda line: ([r["benchmark"] for r in measured].index(line[0]), order.index(line[1])))
-    about = f"{measured[0]['cpu']}, busy with other work; commit {measured[0]['commit']}"
+    about = f"{measured[0]['cpu']}, busy with other work; {commits(measured)}"
     return f"{commands(measured)} ({about})\n\n" + markdown(["benchmark", "measure", "value"], lines)
 
 
@@ -65,7 +65,7 @@ def precisions() -> str:
             lines.append([r["model"], *[""] * len(names), *(f"{r[f'{d} gradient']:.1g}" for d in ("bf16", "fp16"))])
     table = markdown(["model", *(f"`{name}`" for name in names), "bf16 gradient", "fp16 gradient"], lines)
     facts = next(iter(measured.values()))
-    about = f"{facts['cpu']}, torch {facts['torch']}, commit {facts['commit']}"
+    about = f"{facts['cpu']}, torch {facts['torch']}, {commits(list(measured.values()))}"
     return f"{commands(list(measured.values()))} ({about})\n\n{table}"
 
 
@@ -84,8 +84,7 @@ def busy() -> str:
         cells = [f"{r['flops'] / 1e9:.2g}", r["setting"], f"{1e3 * quiet:.1f}", f"{quiet / default[r['config']]:.2f}"]
         lines.append([f"`{r['config']}`", *cells, *loaded])
     facts = measured[0]
-    commits = ", ".join(dict.fromkeys(r["commit"] for r in measured))
-    about = f"{facts['cpu']}, {max(r['threads'] for r in measured)} cores, torch {facts['torch']}, commit {commits}"
+    about = f"{facts['cpu']}, {max(r['threads'] for r in measured)} cores, torch {facts['torch']}, {commits(measured)}"
     how = f"median of {facts['repeats']} rounds in turn"
     header = ["config", "GFLOP a step", "threads", "quiet, ms", "of the default", "one busy process, ms (of quiet)"]
     table = markdown([*header, "one for each core, ms (of quiet)"], lines)
@@ -105,7 +104,7 @@ def processes() -> str:
         for r in measured
     ]
     header = ["model", "run", "loss of the last step", "difference of a loss", "difference of a weight"]
-    return f"{commands(measured)}\n\n{markdown(header, lines)}" if measured else ""
+    return f"{commands(measured)} ({commits(measured)})\n\n{markdown(header, lines)}" if measured else ""
 
 
 def ranks() -> str:
@@ -119,7 +118,7 @@ def ranks() -> str:
         same = "yes" if r["resumed"] and r["same_bits"] else "no"
         lines.append([r["benchmark"], f"{r['seconds']:.1f} s", codes, said, same])
     table = markdown(["failure", "all ended after", "exit codes", "messages", "resumed to the same bits"], lines)
-    return f"`{measured[0]['command']}` ({measured[0]['cpu']}, commit {measured[0]['commit']})\n\n{table}"
+    return f"{commands(measured)} ({measured[0]['cpu']}, {commits(measured)})\n\n{table}"
 
 
 def faults() -> str:
@@ -135,6 +134,6 @@ def faults() -> str:
         lines.append([r["benchmark"], r["about"], f"{r['cases']:,}", ends, f"{r['otherwise']:,}"])
     facts = measured[0]
     minutes = sum(r["seconds"] for r in measured) / 60
-    about = f"{facts['cpu']}, {minutes:.0f} minutes, seed {facts['seed']}, commit {facts['commit']}"
+    about = f"{facts['cpu']}, {minutes:.0f} minutes, seed {facts['seed']}, {commits(measured)}"
     table = markdown(["kind", "tried, and what must follow", "cases", "as wanted", "otherwise"], lines)
     return f"{commands(measured)} ({about})\n\n{table}"

@@ -65,7 +65,7 @@ class Budget(Callback):
     the last one.
 
     Args:
-        seconds: of the run, from `since`.
+        seconds: seconds of the run, from `since`.
         since: `time.monotonic()` at the start.
         n_validations: validations of the run, the last one included.
         record: called with the settings that repeat the run as it was planned: `total_steps` and those of the module.

@@ -40,7 +40,7 @@ def peak_flops(name: str, dtype: torch.dtype) -> float:
     """Dense FLOP/s of a card with tensor cores; NaN where it is not known.
 
     Args:
-        name: of the card, from `torch.cuda.get_device_name()`.
+        name: name of the card, from `torch.cuda.get_device_name()`.
         dtype: torch.float16, torch.bfloat16, or torch.float32 for TF32.
     """
     field = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "tf32"}[dtype]
@@ -52,7 +52,7 @@ def device_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
     Args:
         device: the device.
-        dtype: of matrix products; torch.float32 counts as TF32 if torch may use it.
+        dtype: dtype of matrix products; torch.float32 counts as TF32 if torch may use it.
     """
     uses_tensor_cores = dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest"
     if device.type == "cuda" and uses_tensor_cores:

@@ -61,7 +61,7 @@ class Predictions(Callback):
             trainer: that predicts.
             module: files that its arguments name are inputs.
             data: the data module, or None; its files are inputs.
-            ckpt_path: of the model, an input too.
+            ckpt_path: path of the checkpoint of the model, an input too.
 
         Raises:
             UserError: a path is no name of a file, or names a file that is not to be replaced.

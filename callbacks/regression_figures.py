@@ -32,7 +32,7 @@ def scatter(predictions: Floats, targets: Floats, names: Names = None) -> "Figur
     Args:
         predictions: (N, K) or (N,) predicted numbers.
         targets: (N, K) or (N,) true numbers.
-        names: of K objectives, for the titles. Default: their numbers.
+        names: names of K objectives, for the titles. Default: their numbers.
     """
     predictions, targets = _columns(predictions), _columns(targets)
     figure, panels = _panels(predictions.shape[1])
@@ -67,7 +67,7 @@ def calibration(pit: Floats, names: Names = None) -> "Figure":
 
     Args:
         pit: (N, K) or (N,) the predicted distribution functions at the targets.
-        names: of K objectives, for the legend. Default: their numbers.
+        names: names of K objectives, for the legend. Default: their numbers.
     """
     pit = _columns(pit)
     figure, (axes,) = _panels(1)
@@ -92,7 +92,7 @@ def ranking(predictions: Floats, targets: Floats, best: Best = "min", names: Nam
         predictions: (N, K) predicted numbers.
         targets: (N, K) true numbers.
         best: whether the smallest ("min") or the largest ("max") numbers are the best.
-        names: of K objectives, for the titles. Default: their numbers.
+        names: names of K objectives, for the titles. Default: their numbers.
     """
     figure, panels = _panels(2 * predictions.shape[1], height=3.2)
     panels = panels.reshape(-1, 2)
@@ -129,7 +129,7 @@ def intervals(
         targets: (N, K) true numbers; rows in which one is NaN are left out.
         low: (N, K) predicted 25% quantiles; None for models without a distribution.
         high: (N, K) predicted 75% quantiles; None for models without a distribution.
-        names: of K objectives, for the titles. Default: their numbers.
+        names: names of K objectives, for the titles. Default: their numbers.
     """
     figure, panels = _panels(predictions.shape[1], width=6)
     for k, axes in enumerate(panels):

@@ -36,7 +36,7 @@ class Augmentation:
         number_formats: rewrite numbers: 1000 as 1,000, 1e3 or 1000.0.
         jitter: multiply each number by exp(N(0, jitter^2)), less in columns of similar numbers (`Jitter`); 0 turns it
             off.
-        texts: of all rows, from which the columns are known.
+        texts: texts of all rows, from which the columns are known.
 
     Raises:
         FileNotFoundError: the file does not exist.

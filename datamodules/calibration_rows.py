@@ -21,8 +21,8 @@ def calibration_rows(source: RegressionRows, dataset: TextRows, tokenizer: Token
     Args:
         source: the table and its teacher.
         dataset: the validation rows.
-        tokenizer: of the texts.
-        seed: of the teacher.
+        tokenizer: tokenizer of the texts.
+        seed: seed of the teacher.
 
     Returns:
         No rows if the data is without synthetic rows, or if the validation rows suffice.

@@ -40,7 +40,7 @@ def warn_of_columns(
         rows: N rows of a table.
         columns: that become texts.
         targets: (N, K) their targets.
-        names: of the K targets.
+        names: names of the K targets.
         settings: how numbers become texts.
     """
     warn_of_words(rows, columns)
@@ -67,7 +67,7 @@ def warn_of_words(rows: Sequence[Cells], columns: Sequence[str]) -> None:
     """Print the columns in which nearly all cells are numbers, and one of the others, which make it a column of words.
 
     Args:
-        rows: of a table; of more than `MOST_ROWS`, this many evenly spaced ones are used.
+        rows: rows of a table; of more than `MOST_ROWS`, this many evenly spaced ones are used.
         columns: that become texts.
     """
     for name, cells in _known_cells(rows, columns):
@@ -85,7 +85,7 @@ def warn_of_written_numbers(rows: Sequence[Cells], columns: Sequence[str]) -> No
     """Print the columns in which nearly all cells are numbers with units, signs or separators, such as "1,200 EUR".
 
     Args:
-        rows: of a table; of more than `MOST_ROWS`, this many evenly spaced ones are used.
+        rows: rows of a table; of more than `MOST_ROWS`, this many evenly spaced ones are used.
         columns: that become texts.
     """
     for name, cells in _known_cells(rows, columns):
@@ -104,7 +104,7 @@ def warn_of_dates(rows: Sequence[Cells], columns: Sequence[str], is_split: bool)
     """Print the columns of dates or times of which most are different, so that each is a word that is rarely seen.
 
     Args:
-        rows: of a table; of more than `MOST_ROWS`, this many evenly spaced ones are used.
+        rows: rows of a table; of more than `MOST_ROWS`, this many evenly spaced ones are used.
         columns: that become texts.
         is_split: whether dates such as 1970-01-31 become three words, which a model can compare.
     """
@@ -127,7 +127,7 @@ def warn_of_copied_targets(
         rows: N rows of a table.
         columns: that become texts.
         targets: (N, K) their targets.
-        names: of the K targets.
+        names: names of the K targets.
     """
     if len(rows) < LEAST_DISTINCT:
         return
@@ -147,7 +147,7 @@ def warn_of_rounding(rows: Sequence[Cells], columns: Sequence[str], digits: int 
     """Print the columns whose numbers, years for example, are equal or mostly equal after rounding.
 
     Args:
-        rows: of a table; of more than `MOST_TEXTS`, this many evenly spaced ones are used.
+        rows: rows of a table; of more than `MOST_TEXTS`, this many evenly spaced ones are used.
         columns: that become texts.
         digits: significant digits of the rounded numbers; None where they are not rounded.
     """

@@ -73,7 +73,7 @@ def plan_teacher(
         table: the training rows, at least 10.
         most: synthetic rows where time does not matter.
         seconds: for the fit of the teacher and for the synthetic rows.
-        seed: of the teacher.
+        seed: seed of the teacher.
         rounded_texts: what happens to texts before they are tokenized.
     """
     n_rows = len(table.cells)
@@ -103,7 +103,7 @@ def plan_copies(
     """The number of changed copies of all texts, at most `most`, that are made in some seconds.
 
     Args:
-        texts: of the training rows.
+        texts: texts of the training rows.
         change: makes a copy of a text.
         most: copies where time does not matter.
         seconds: for all copies.

@@ -34,8 +34,8 @@ class RowSettings:
         num_workers: loader processes per rank, at least 0; 0 loads in the training process.
         cache_dir: folder for hub data sets; default: the folder in $ZOO_CACHE, else ~/.cache/zoo.
         seed: seed of the order of training rows and of augmentation; default: the run's seed.
-        separator: of the columns of CSV and TSV files: "comma", "semicolon", "tab", "blank" or "bar" (|); default: that
-            of the suffix, unless only another one gives a table.
+        separator: separator of the columns of CSV and TSV files: "comma", "semicolon", "tab", "blank" or "bar" (|);
+            default: that of the suffix, unless only another one gives a table.
     """
 
     data: str

@@ -39,7 +39,7 @@ class Rows(NamedTuple):
 
         Args:
             fractions: share of the rows of each part, by its name.
-            generator: of the random order.
+            generator: generator of the random order.
             is_stratified: give each part the same share of the groups whose first row has the same targets.
         """
         # Put the groups into random order, with their sizes.

@@ -108,11 +108,11 @@ class TableRows(Dataset):
 
     Args:
         tables: random tables.
-        tokenizer: of the texts.
+        tokenizer: tokenizer of the texts.
         round_digits: significant digits of the numbers in texts.
         n_rows: number of rows.
         first_block: number of the first block of each table's rows; the rows go on to the blocks after it.
-        seed: of the order of the tables and, if it is not 0, of their rows.
+        seed: seed of the order of the tables and, if it is not 0, of their rows.
     """
 
     def __init__(

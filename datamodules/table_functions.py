@@ -25,10 +25,10 @@ class Column(NamedTuple):
     """A column of a random table.
 
     Args:
-        name: of the column.
+        name: name of the column.
         kind: "normal", "uniform", "log", "integer", "power" (of two) or "category".
-        location: of the numbers.
-        scale: of the numbers.
+        location: location of the numbers.
+        scale: scale of the numbers.
         spread: decades of a "log" column per standard deviation; number of values of the discrete kinds.
         effects: (C,) the hidden numbers of a category's values, and
         ends: (C,) the ends of their intervals in [0, 1]; None for other kinds.
@@ -69,7 +69,7 @@ class RandomTable:
 
     Args:
         name: start of the names of its columns.
-        seed: of everything; equal arguments give equal tables and rows.
+        seed: seed of everything; equal arguments give equal tables and rows.
         max_columns: largest number of columns, at least 2.
     """
 

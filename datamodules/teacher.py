@@ -31,7 +31,7 @@ class Teacher:
         names: columns from which the targets are predicted.
         targets: (R, K) numbers to predict.
         groups: (R,) rows of one group are not used both to fit and to compare models.
-        seed: of the models and of all draws; equal arguments give equal models and rows.
+        seed: seed of the models and of all draws; equal arguments give equal models and rows.
         kind: "thorough", or "fast" for fewer models; see `Ensemble`.
 
     Attributes:

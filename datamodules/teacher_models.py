@@ -24,9 +24,9 @@ class Effort(NamedTuple):
     """Models that an ensemble may consist of, and the work of their comparison.
 
     Args:
-        kinds: of trees, "extra" and "forest".
+        kinds: kinds of trees, "extra" and "forest".
         smooths: names of models that are averaged with the trees.
-        folds: of the cross-validation.
+        folds: folds of the cross-validation.
         rows: that it uses.
         compared_trees: trees of each model in it.
         trees: trees of the final fit.
@@ -106,7 +106,7 @@ class Choice(NamedTuple):
     Args:
         trees: "extra" for extra trees, "forest" for a random forest, "both" for half of the trees of each.
         smooth: "ridge", "svm" or "boosting", the model that is averaged with the trees.
-        weight: of that model, from 0 to 1; the trees have the rest.
+        weight: weight of that model, from 0 to 1; the trees have the rest.
         noise: "trees", deviations of single trees from their mean; or "residuals", errors on rows left out.
         scale: factor of the deviations of trees; or exponent of the trees' standard deviation to which residuals are
             proportional, 0 for residuals of equal size everywhere.
@@ -146,7 +146,7 @@ class Ensemble:
         inputs: (R, F), NaN where a cell is missing.
         targets: (R, K).
         groups: (R,) rows of one group are left out together.
-        seed: of the trees and the folds.
+        seed: seed of the trees and the folds.
         kind: "thorough", or "fast" for extra trees and ridge regression alone, compared on few rows.
     """
 

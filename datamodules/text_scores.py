@@ -19,7 +19,7 @@ class TextScores:
         texts: R texts.
         targets: (R, K) numbers to predict, of about unit scale.
         groups: (R,) rows of one group are left out together.
-        seed: of the folds.
+        seed: seed of the folds.
 
     Attributes:
         left_out: (R, K) prediction for each row by models that were fitted to other rows.

@@ -1,5 +1,6 @@
 """The tables in the README and the model cards are those generated from results/."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -8,6 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")))
+def test_a_benchmark_can_be_imported(name):
+    importlib.import_module(f"benchmarks.{name}")
 
 
 def test_tables_are_up_to_date():

@@ -17,8 +17,8 @@ def check_number(name: str, value: Any, range: str, is_inside: Callable[[Any], b
     """Check that a setting is a number inside its range.
 
     Args:
-        name: of the setting, for the message.
-        value: of the setting.
+        name: name of the setting, for the message.
+        value: value of the setting.
         range: the range in words, which complete the sentence "<name> must be ...".
         is_inside: whether a number is inside the range.
         whole: whether the number must be an integer.

@@ -51,7 +51,8 @@ class Corpus:
     The splits are "train", "val" and often "test"; if the text was given without splits, also "predict", all of it.
 
     Args:
-        digest: of the contents of a small text; for a large one, of the names, sizes and times of change of its files.
+        digest: digest of the contents of a small text; for a large one, of the names, sizes and times of change of its
+            files.
         splits: where the text of each split is.
         sources: opens the text of a given split; called at first use.
     """

@@ -48,7 +48,7 @@ def columns_without(names: Sequence[str], rows: Sequence[Mapping[str, Any]], pat
     "model" and "result.size".
 
     Args:
-        names: of the columns.
+        names: names of the columns.
         rows: cells by name, among them the mappings that are columns of several cells.
         paths: names of columns and paths of nested cells.
     """

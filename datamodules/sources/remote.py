@@ -36,7 +36,7 @@ def remote_texts(url: str, suffixes: Set[str], tables: Set[str], copied_bytes: i
     """The files at a URL: copies of those to be copied, by their order there.
 
     Args:
-        url: of a file or a folder.
+        url: URL of a file or a folder.
         suffixes: suffixes of the files to use in a folder, in lower case.
         tables: suffixes of tables, which are copied.
         copied_bytes: size of all files together up to which they are copied.

@@ -52,9 +52,9 @@ def read_separated(file: Path, names: list[str] | None, bad: BadRows, separator:
 
     Args:
         file: the file.
-        names: of the columns; None if the first row has them.
+        names: names of the columns; None if the first row has them.
         bad: what to do with rows that cannot be parsed.
-        separator: of the fields; None if it is detected.
+        separator: separator of the fields; None if it is detected.
 
     Raises:
         UserError: the file has no header, a quote is never closed, or a row is bad.

@@ -289,7 +289,7 @@ def divide(sources: Sequence[Source], shares: Sequence[float], number: int, part
     Args:
         sources: the complete text.
         shares: the positions at which the splits start, and 1.0, as shares of the text's bytes, in ascending order.
-        number: of the split.
+        number: number of the split.
         part_bytes: size of a part; each ends at the next place after it that tokenizers respect.
     """
     offsets = [0, *itertools.accumulate(source.size for source in sources)]

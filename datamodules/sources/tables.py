@@ -42,7 +42,7 @@ def read_table(file: Path, column_names: list[str] | None, bad: BadRows, separat
         file: the file to read.
         column_names: names of the columns of a CSV or TSV without a header; None if the first row is the header.
         bad: what to do with rows that cannot be parsed.
-        separator: of the columns of a CSV or TSV, one of SEPARATORS; None if it is detected.
+        separator: separator of the columns of a CSV or TSV, one of SEPARATORS; None if it is detected.
 
     Raises:
         UserError: the file is empty, has another suffix, or has a bad row.

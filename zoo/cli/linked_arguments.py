@@ -40,7 +40,7 @@ def follows_model(keys: Iterable[tuple[str, str]], name: str) -> bool:
 
     Args:
         keys: (dotted key, its source: a file, or "" for the command line).
-        name: of the setting.
+        name: name of the setting.
     """
     keys = list(keys)
     given = given_options(keys, "data")

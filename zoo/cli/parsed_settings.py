@@ -28,7 +28,7 @@ def find_null(parser: Any, config: Any, classes: Mapping[str, type | None]) -> s
     """jsonargparse's message about the first option that is null although its type excludes it; None if there is none.
 
     Args:
-        parser: of the verb.
+        parser: parser of the verb.
         config: the settings of the verb.
         classes: the classes of "model" and "data".
     """
@@ -199,7 +199,7 @@ def refuse_contradictions(keys: Iterable[tuple[str, str]], settings: Mapping[str
         keys: (dotted key, its source: a file, or "" for the command line).
         settings: those of the command for the model.
         model: the module with the weights, whose `hparams` are the settings in use.
-        path: of the weights.
+        path: path of the weights.
     """
     for name, source in given_options(keys, "model").items():
         value, used = settings.get(name), model.hparams.get(name)
@@ -228,7 +228,7 @@ def set_log_folder(trainer: Any, folder: str) -> None:
 
     Args:
         trainer: the Trainer's options.
-        folder: of the run.
+        folder: folder of the run.
     """
     for logger in as_list(trainer.logger):
         arguments = getattr(logger, "init_args", None)

@@ -131,7 +131,7 @@ def _about_missing(names: list[str], key: str | None, verb: str | None) -> str:
     Args:
         names: the arguments, "model" and "data" perhaps behind the verb.
         key: the class they belong to, "model" or "data", where they are constructor arguments.
-        verb: of the command, if it is known.
+        verb: verb of the command, if it is known.
     """
     # Model and data themselves are missing: a config would name them.
     classes = [name for name in ("model", "data") if not key and any(n.split(".")[-1] == name for n in names)]

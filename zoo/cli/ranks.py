@@ -242,7 +242,7 @@ def connect(ranks: Ranks, trainer: Any, prepare: Callable[[], None]) -> None:
 
     Args:
         ranks: those of the run.
-        trainer: of this process.
+        trainer: trainer of this process.
         prepare: called first in every process of ddp_spawn or ddp_fork.
 
     Raises:
@@ -281,8 +281,8 @@ def run_rank(
         world: the ranks of the run; None if there is one only.
         prepare: called first.
         run: what Lightning would call with `rank` and `arguments`.
-        rank: of this process.
-        arguments: of `run`; the first is the Trainer.
+        rank: rank of this process.
+        arguments: arguments of `run`; the first is the Trainer.
     """
     ranks, trainer = Ranks(None if world is None else world._replace(rank=rank)), arguments[0]
     os.environ[PARENT_VARIABLE] = REPORTS if rank == 0 else "1"

@@ -33,7 +33,7 @@ def find_checkpoint(ckpt_path: str | None, output_dir: str | None, verb: str = "
     Args:
         ckpt_path: the option.
         output_dir: the option, or a pattern with placeholders.
-        verb: of the command, for the message about a folder.
+        verb: verb of the command, for the message about a folder.
 
     Raises:
         UserError: `last`, `best` or `auto` without a known folder; the folder of a run; a broken symbolic link; or a
@@ -114,7 +114,7 @@ def refuse_other_run(folder: Path, ckpt_path: str | None, config_folder: Path | 
     """Raises UserError if the folder holds a run other than the one that is resumed.
 
     Args:
-        folder: of the checkpoints.
+        folder: folder of the checkpoints.
         ckpt_path: the checkpoint to resume from, if any.
         config_folder: where config.yaml is saved, which a run without checkpoints leaves there; None where it may be
             replaced, because the command is meant to start again.

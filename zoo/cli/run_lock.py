@@ -36,9 +36,9 @@ def locked_and_watched(folder: Path | None, ranks: Ranks, trainer: Any) -> Itera
     """Hold the lock of a folder, if one is given, and end this process if another rank fails, without leaving traces.
 
     Args:
-        folder: of the run, on rank 0 of `fit`.
-        ranks: of the run.
-        trainer: of this process.
+        folder: folder of the run, on rank 0 of `fit`.
+        ranks: ranks of the run.
+        trainer: trainer of this process.
     """
     with contextlib.ExitStack() as lock:
         if folder is not None:

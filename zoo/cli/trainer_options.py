@@ -38,7 +38,7 @@ def check_trainer(trainer: Any, verb: str) -> None:
 
     Args:
         trainer: the options.
-        verb: of the command.
+        verb: verb of the command.
 
     Raises:
         UserError: a requested GPU is not available, or an option is outside its range, excluded by another or without

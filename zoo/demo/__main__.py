@@ -29,7 +29,7 @@ def run(place: int, output_dir: Path, time_left: "TimeLeft") -> dict[str, str]:
     """Train one config, evaluate its best checkpoint on the validation split, and describe the result.
 
     Args:
-        place: of the config in the schedule, from 0 on.
+        place: place of the config in the schedule, from 0 on.
         output_dir: the run is in a folder below it, named after the config.
         time_left: that of the demo, with its schedule.
 

@@ -26,7 +26,7 @@ class TimeLeft:
         """Seconds that are left; None before anything is done.
 
         Args:
-            place: of the config that is trained at the moment, from 0 on.
+            place: place of the config that is trained at the moment, from 0 on.
             share: share of its training that is done, from 0 to 1.
         """
         starts, expected = self.schedule.starts, self.schedule.expected
@@ -41,7 +41,7 @@ class DemoProgress(Progress):
 
     Args:
         label: name of the model, such as "model 2 of 7".
-        place: of the model, from 0 on.
+        place: place of the model, from 0 on.
         time_left: the estimate for the demo.
     """
 

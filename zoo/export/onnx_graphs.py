@@ -16,12 +16,12 @@ class Graph(NamedTuple):
     """One graph to export.
 
     Args:
-        name: of the file, without its suffix.
+        name: name of the file, without its suffix.
         module: maps the inputs to one output.
         inputs: makes example inputs of a batch size and a length.
         axes: for each input the names of its dynamic axes, by number: "batch" or "length".
         input_names: one name per input.
-        output_name: of the output.
+        output_name: name of the output.
         longest: the largest length; None for a graph without a length.
     """
 

@@ -21,8 +21,8 @@ class Pieces(NamedTuple):
 
     Args:
         texts: the pieces, with U+2581 for spaces.
-        scores: of the pieces.
-        types: of the pieces.
+        scores: scores of the pieces.
+        types: types of the pieces.
         is_unigram: whether texts are segmented by a unigram model instead of byte-pair merges.
         adds_space: whether a space is added before a text.
         removes_spaces: whether spaces at both ends and repeated spaces are removed.

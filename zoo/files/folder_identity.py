@@ -11,7 +11,7 @@ class FolderIdentity:
     and does not remove one with open files: there only the existence of the path is checked.
 
     Args:
-        path: of an existing folder.
+        path: path of an existing folder.
     """
 
     def __init__(self, path: Path) -> None:

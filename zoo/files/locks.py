@@ -26,7 +26,7 @@ def owned_lock(path: Path, refusal: str) -> Iterator[None]:
     them.
 
     Args:
-        path: of the lock's file, in an existing folder.
+        path: path of the lock's file, in an existing folder.
         refusal: start of the error's sentence, which continues with the owner.
 
     Raises:

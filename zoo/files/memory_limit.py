@@ -30,7 +30,7 @@ class MemoryLimit(TorchFunctionMode):
 
     Args:
         path: the file, for messages.
-        n_bytes: of the tensors in the file.
+        n_bytes: size in bytes of the tensors in the file.
         n_tensors: number of tensors in the file.
     """
 

@@ -93,7 +93,7 @@ class RemoteFile:
     """A file at a URL that is read in place, by processes to which it is sent.
 
     Args:
-        url: of the file.
+        url: URL of the file.
         size: bytes.
         version: differs where the content does; "" where the server does not tell.
     """

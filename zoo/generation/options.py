@@ -22,8 +22,8 @@ def check_sampling(
         temperature: divides the logits: a finite number of at least 0.
         top_k: number of most likely tokens to sample among: an integer of at least 1, or None.
         top_p: total probability of the tokens to sample among, in (0, 1], or None.
-        seed: of the draws: an integer, or None.
-        minimum: of the counts.
+        seed: seed of the draws: an integer, or None.
+        minimum: minimum of the counts.
         **counts: numbers of samples or tokens by name: integers.
 
     Raises:
@@ -51,7 +51,7 @@ def as_ids(name: str, ids: Any) -> list[int]:
     """Token ids as a list, from one id or any iterable of integers.
 
     Args:
-        name: of the argument, for the message.
+        name: name of the argument, for the message.
         ids: an integer, or an iterable of integers such as a list, a set, an array or a tensor (n,).
 
     Raises:

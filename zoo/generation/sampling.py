@@ -71,7 +71,7 @@ def stream_tokens(
         stop: ids of the vocabulary that end a row, which then yields `pad`. The stream ends when all rows have ended.
             None: the attribute `stop_tokens` of the network's config, by default none.
         pad: id that an ended row yields.
-        seed: of the draws, which depend on it and on the row's number only; None draws one from torch's generator.
+        seed: seed of the draws, which depend on it and on the row's number only; None draws one from torch's generator.
         slide: at the end of the context continue from its last half, evaluated again; False ends the stream there.
             None: the network's attribute `slides`, by default False.
         precision: of the weights while decoding: "fp32"; "bf16"; or, for a Llama, "int8", one byte per weight. On a

@@ -188,9 +188,9 @@ def as_floats(name: str, values: Any, device: str | torch.device | None = None) 
     """A floating-point tensor from a tensor, an array or lists of numbers; integers become fp64.
 
     Args:
-        name: of the argument, for the message.
+        name: name of the argument, for the message.
         values: numbers of any depth.
-        device: of the result; None: the tensor's device, or the CPU.
+        device: device of the result; None: the tensor's device, or the CPU.
 
     Raises:
         UserError: they are not numbers, or the rows differ in length.

@@ -48,7 +48,7 @@ def causal_mask(start: int, end: int, left_padding: Tensor | None = None, device
         start: first column of the queries.
         end: number of columns of the keys.
         left_padding: (B,) number of padding columns on the left of each row; None: none.
-        device: of the mask; None: torch's default.
+        device: device of the mask; None: torch's default.
     """
     # Queries are the last columns, so row r of the mask is column start + r.
     column = torch.arange(end, device=device)

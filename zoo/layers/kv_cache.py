@@ -15,8 +15,8 @@ class KVCache:
         n_kv_heads: key-value heads KV.
         max_len: columns; the longest text, prompt included.
         head_dim: size of a head, hd.
-        dtype: of the tensors; None: torch's default.
-        device: of the tensors; None: torch's default.
+        dtype: dtype of the tensors; None: torch's default.
+        device: device of the tensors; None: torch's default.
     """
 
     def __init__(

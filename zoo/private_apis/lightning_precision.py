@@ -23,7 +23,7 @@ def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
 
     Args:
         module: with all its children.
-        dtype: of the result.
+        dtype: dtype of the result.
     """
     if isinstance(module, Metric) or getattr(module, "keeps_dtype", False):
         return

@@ -17,7 +17,7 @@ class EventFile:
     """A file for TensorBoard's records that reports the first failed write in a warning, and ignores later writes.
 
     Args:
-        path: of an existing file, to which records are appended.
+        path: path of an existing file, to which records are appended.
     """
 
     def __init__(self, path: str) -> None:

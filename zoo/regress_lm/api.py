@@ -60,9 +60,9 @@ class RegressLM(RegressLMModule):
 
         Args:
             max_input_len: longest text in tokens. Short texts cost no more with a larger value.
-            tokenizer: of the texts: a `Tokenizer`, or a name or path for `load_tokenizer`. Default: that of the
-                pretrained `encoder` if there is one, else "bytes".
-            seed: of the initial weights.
+            tokenizer: tokenizer of the texts: a `Tokenizer`, or a name or path for `load_tokenizer`. Default: that of
+                the pretrained `encoder` if there is one, else "bytes".
+            seed: seed of the initial weights.
             **settings: the other arguments of `RegressLM`.
 
         Raises:
@@ -91,7 +91,7 @@ class RegressLM(RegressLMModule):
 
         Args:
             max_input_len: longest text in tokens.
-            seed: of the embeddings of words that are added.
+            seed: seed of the embeddings of words that are added.
             **settings: the other arguments of `RegressLM`, except its sizes.
 
         Raises:
@@ -118,7 +118,7 @@ class RegressLM(RegressLMModule):
         Args:
             data: a `zoo.datamodules.TextRegression` of a file or a folder, for example
                 `TextRegression("table.csv", target_columns="y")`. Arguments that are given to it are kept.
-            seed: of the initial weights, of the order of rows and of dropout.
+            seed: seed of the initial weights, of the order of rows and of dropout.
             max_steps: optimizer steps, at least 1. Default: as many as the rules choose, a few minutes on two cores.
             progress: show a progress line.
             **settings: arguments of `RegressLM`, which are then not chosen.
@@ -208,7 +208,7 @@ class RegressLM(RegressLMModule):
             batch_size: texts per step, at least 1.
             corrupted_share: share of a text's tokens that are corrupted, between 0 and 1.
             mean_span: mean number of tokens of a corrupted span, at least 1.
-            seed: of the order, the corruption, and the weights of the decoder that is used here only.
+            seed: seed of the order, the corruption, and the weights of the decoder that is used here only.
             progress: show a progress line.
 
         Returns:
@@ -236,7 +236,7 @@ class RegressLM(RegressLMModule):
             examples: texts and their numbers; an example may have fewer than K of them, of which the others are not
                 scored.
             validation_examples: determine the best weights. Default: a tenth of the examples.
-            seed: of the order, of the held-out part and of dropout. Default: 0.
+            seed: seed of the order, of the held-out part and of dropout. Default: 0.
             **options: the fields of `zoo.regress_lm.fine_tuning.FineTuning`.
 
         Returns:
@@ -277,7 +277,7 @@ class RegressLM(RegressLMModule):
             num_samples: numbers per text, at least 1.
             temperature: divides the logits; 0 takes the most likely tokens.
             top_k: draw among the k most likely tokens at each position; None for all.
-            seed: of the draws; None draws a seed from torch's global generator.
+            seed: seed of the draws; None draws a seed from torch's global generator.
             batch_size: texts that are processed together.
             progress: show a progress line that counts the texts.
 
@@ -307,7 +307,7 @@ class RegressLM(RegressLMModule):
         Args:
             inputs: texts.
             num_samples: numbers that are drawn for each text, at least 1; below 19 the 5% quantile is the smallest.
-            seed: of the draws; None draws a seed from torch's global generator.
+            seed: seed of the draws; None draws a seed from torch's global generator.
             batch_size: texts that are processed together.
 
         Returns:

@@ -115,7 +115,7 @@ def check_stored(stored: Any, num_tokens: int, n_objectives: int, size: int) -> 
             None where the run did not fit it.
         num_tokens: tokens of a number.
         n_objectives: K.
-        size: of the vocabulary of number tokens.
+        size: size of the vocabulary of number tokens.
 
     Raises:
         UserError: the structure is another one.

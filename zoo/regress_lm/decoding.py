@@ -55,8 +55,8 @@ def sample(
         num_samples: S, sequences per text.
         temperature: divides the logits; 0 takes the most likely token at each position.
         top_k: draw among the k most likely tokens only; None for all.
-        seed: of the draws. Those of a text depend on the seed and its entry in `rows` only: not on other texts, padding
-            or num_samples.
+        seed: seed of the draws. Those of a text depend on the seed and its entry in `rows` only: not on other texts,
+            padding or num_samples.
         rows: (B,) numbers that distinguish the texts' draws; by default their places in the batch.
 
     Raises:

@@ -32,7 +32,7 @@ class DenoisingConfig:
         batch_size: texts per step, at least 1.
         corrupted_share: share of a text's tokens that are corrupted, between 0 and 1.
         mean_span: mean number of tokens of a span, at least 1.
-        seed: of the order of the texts, their corruption and the decoder's initial weights.
+        seed: seed of the order of the texts, their corruption and the decoder's initial weights.
     """
 
     steps: int
@@ -135,7 +135,7 @@ class Denoising:
         """Do the next step, and return its loss: the mean cross-entropy of the target tokens in nats.
 
         Args:
-            rank: of this process.
+            rank: rank of this process.
             ranks: number of processes; each computes its share of the step's texts.
             add_up: adds up a tensor over all processes.
 

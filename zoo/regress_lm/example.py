@@ -64,7 +64,7 @@ def as_examples(name: str, examples: Any, need_numbers: bool = False) -> list[Ex
     """The examples of any iterable as a list.
 
     Args:
-        name: of the argument, for the message.
+        name: name of the argument, for the message.
         examples: a list, generator, column of a table or other ordered iterable of examples; a text counts as an
             input without a number.
         need_numbers: whether every example must be an `Example`.

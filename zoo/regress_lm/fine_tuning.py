@@ -98,8 +98,8 @@ def fine_tune(
         rows: tokenized texts and their numbers, at least one.
         validation_rows: determine the best weights and when to stop. None for a tenth of the rows, which is then not
             trained on; fewer than 20 rows are all used for both.
-        seed: of the order, of the held-out part and of dropout.
-        settings: of the training.
+        seed: seed of the order, of the held-out part and of dropout.
+        settings: settings of the training.
 
     Returns:
         The validation loss (nats per number token) after each epoch.

@@ -29,7 +29,7 @@ def train_on_data(
     Args:
         cls: the class of the model.
         data: a `TextRegression`. Arguments that were given to it are kept, the others may be chosen.
-        seed: of the initial weights, of the order of rows and of dropout.
+        seed: seed of the initial weights, of the order of rows and of dropout.
         max_steps: optimizer steps; None for as many as the rules choose.
         progress: show a progress line.
         settings: arguments of the model, which are then not chosen.

@@ -14,7 +14,7 @@ def as_numbers(name: str, values: Any) -> Floats:
     """A number or an array of numbers as float64, of the same shape.
 
     Args:
-        name: of the argument, for the message.
+        name: name of the argument, for the message.
         values: a number, a list of numbers of any depth, an array, a tensor or a pandas column.
 
     Raises:

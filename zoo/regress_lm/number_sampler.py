@@ -45,7 +45,7 @@ class NumberSampler(Regressor):
         network: generates number tokens.
         optimizer_config: settings of the optimizer and its schedule.
         vocabulary: the number tokens, of K objectives.
-        tokenizer: of the texts; stored in checkpoints.
+        tokenizer: tokenizer of the texts; stored in checkpoints.
 
     Attributes:
         vocabulary: the distribution that is sampled, with what has been fitted.

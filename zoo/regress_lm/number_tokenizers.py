@@ -173,7 +173,7 @@ class IEEEFloatTokenizer(SignedTokenizer):
     Below the smallest exponent the mantissa starts with zeros, so that small numbers lose digits one by one.
 
     Args:
-        base: of all digits, at least 2.
+        base: base of all digits, at least 2.
         exponent_digits: digits of the exponent, at least 1.
         digits: digits of the mantissa, at least 1.
         truncate: give upstream's tokens exactly, which truncate the mantissa and turn small numbers into 0.
@@ -283,7 +283,7 @@ class NormalizedTokenizer(NumberTokenizer):
     """The first `length` digits of a number in [0, 1]. The largest number, also for 1, is 1 - base^-length.
 
     Args:
-        base: of the digits, at least 2.
+        base: base of the digits, at least 2.
         length: number of digits, at least 1.
         truncate: give upstream's tokens exactly, which truncate.
     """

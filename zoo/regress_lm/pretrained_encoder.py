@@ -167,7 +167,7 @@ def pretrained_encoder(
         mode: how the encoder is trained.
         lora_rank: rank of its updates in the mode "lora", else 0.
         lora_alpha: factor of its updates.
-        tokenizer: of the texts; None if it is not known yet.
+        tokenizer: tokenizer of the texts; None if it is not known yet.
 
     Raises:
         UserError: the encoder cannot be loaded, or contradicts other settings.

@@ -47,8 +47,8 @@ class Shape(NamedTuple):
 
     Args:
         name: one of SHAPES.
-        x: of the centre.
-        y: of the centre.
+        x: x coordinate of the centre.
+        y: y coordinate of the centre.
         scale: about half the width.
     """
 

@@ -19,7 +19,7 @@ class StateCache:
 
     Args:
         file: is created with its folder where it does not exist; its name holds the digest of the encoder.
-        width: of the states.
+        width: width of the states.
     """
 
     def __init__(self, file: Path, width: int) -> None:

@@ -22,7 +22,7 @@ def warn_of_targets(
     """Warn of targets that are clamped to the range of the tokens, are all equal, or become equal as tokens.
 
     Args:
-        vocabulary: of the number tokens.
+        vocabulary: vocabulary of the number tokens.
         targets: (N, K) of the rows of the data, without copies and synthetic rows.
         is_absent: (N, K) whether a row has no such target.
         tokens: (N, L) of the targets.

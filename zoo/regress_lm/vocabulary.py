@@ -34,7 +34,7 @@ class NumberVocabulary:
     The `n_objectives` numbers of a row follow each other: `length` tokens from a vocabulary of `size`.
 
     Args:
-        tokenizer: of one number.
+        tokenizer: tokenizer of one number.
         n_objectives: numbers of a row, at least 1.
         magnitudes: for each objective the signs, exponents and first digits that have a probability, from
             `magnitudes_of`; None for all that the tokenizer has.

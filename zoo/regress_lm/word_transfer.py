@@ -40,7 +40,7 @@ def transfer_embedding(
         embedding: (V, D) rows of the old vocabulary.
         old: word -> row.
         new: word -> row.
-        seed: of the draw.
+        seed: seed of the draw.
 
     Returns:
         The new embedding, and the number of words that both vocabularies have.
@@ -66,7 +66,7 @@ def add_words(model: Any, texts: list[str], seed: int) -> None:
     Args:
         model: a `RegressLMModule`, whose tokenizer and embedding are replaced.
         texts: as the tokenizer reads them.
-        seed: of the new rows of the embedding.
+        seed: seed of the new rows of the embedding.
     """
     own = model.tokenizer
     tokenizer = with_words(own, texts)

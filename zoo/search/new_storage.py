@@ -25,8 +25,8 @@ def removed_without_trials(url: str | None, folder: Path) -> Iterator[None]:
     last one, which gets the lock alone, removes a file. Where the file system has no such locks, the file remains.
 
     Args:
-        url: of the storage, as in `open_storage`.
-        folder: of the study.
+        url: URL of the storage, as in `open_storage`.
+        folder: folder of the study.
     """
     file = storage_file(url, folder)
     parents = [folder] if file is None else [folder, file.parent]

@@ -119,7 +119,7 @@ def check_same_spaces(spaces: Iterable[Space], earlier: Iterable[FrozenTrial], s
     The ends of a range may differ.
 
     Args:
-        spaces: of this call.
+        spaces: search spaces of this call.
         earlier: trials of the study, also those that failed.
         study_name: for messages.
     """

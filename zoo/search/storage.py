@@ -29,7 +29,7 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     Args:
         url: `journal:FILE`, or the URL of a database as Optuna and SQLAlchemy read it, such as sqlite:///FILE,
             postgresql://USER@HOST/DATABASE or mysql://...; None is an SQLite file in the folder.
-        folder: of the study.
+        folder: folder of the study.
 
     Raises:
         UserError: the URL is not one, the file is of another kind, the database cannot be reached, or the package of
@@ -60,8 +60,8 @@ def storage_file(url: str | None, folder: Path) -> Path | None:
     """The file of a storage, in a folder that exists or will be created; None where there is none.
 
     Args:
-        url: of the storage, as in `open_storage`.
-        folder: of the study.
+        url: URL of the storage, as in `open_storage`.
+        folder: folder of the study.
     """
     if url is None:
         return folder / "study.db"
@@ -115,8 +115,8 @@ def storage_failures(url: str | None, folder: Path) -> Iterator[None]:
     """Raise UserError where Optuna cannot read or write its storage inside the block.
 
     Args:
-        url: of the storage, as in `open_storage`.
-        folder: of the study.
+        url: URL of the storage, as in `open_storage`.
+        folder: folder of the study.
     """
     try:
         yield

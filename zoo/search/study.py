@@ -44,8 +44,8 @@ def search(
             that is minimised or maximised.
         spaces: the settings to search, as in `read_space`.
         trials: number of trials that this process runs now.
-        folder: of the study; each trial's run is in `trial-NNN` below it.
-        seed: of the suggestions.
+        folder: folder of the study; each trial's run is in `trial-NNN` below it.
+        seed: seed of the suggestions.
         storage: where the study is kept, as in `open_storage`.
         study_name: name of the study in the storage, which may hold several.
 

@@ -149,7 +149,7 @@ class FullySharded(OpenModelParallelStrategy):
 
         Args:
             state: nested dictionaries and lists; tensors on the device "meta" are read from the folder.
-            place: of the state in the checkpoint.
+            place: place of the state in the checkpoint.
             target: place inside the state -> the tensor that decides how the one there is divided, or None.
         """
         state, wanted = copy_nested(state), {}

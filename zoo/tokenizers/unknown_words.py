@@ -18,10 +18,10 @@ def warn_of_unknown_words(
     """Print how many texts have words that no training text has, such as a new category, and the first of them.
 
     Args:
-        split: of the texts; nothing is printed for "train".
+        split: split of the texts; nothing is printed for "train".
         texts: (N,) the texts as the data has them.
         ids: (N,) their tokens.
-        tokenizer: of the tokens; only one with a token for all unknown words loses any.
+        tokenizer: tokenizer of the tokens; only one with a token for all unknown words loses any.
         write: texts as the tokenizer reads them, with rounded numbers for example.
     """
     if split != "train" and (sentence := unknown_words(texts, ids, tokenizer, write, f" of the {split} split")):
@@ -40,7 +40,7 @@ def unknown_words(
     Args:
         texts: (N,) the texts as they are given.
         ids: (N,) their tokens.
-        tokenizer: of the tokens; only one with a token for all unknown words loses any.
+        tokenizer: tokenizer of the tokens; only one with a token for all unknown words loses any.
         write: texts as the tokenizer reads them, with rounded numbers for example.
         of_texts: completes "N texts", as " of the test split".
     """

@@ -271,7 +271,7 @@ class BucketBatchSampler:
     Args:
         lengths: length of each row in tokens.
         batch_size: rows per batch.
-        seed: of the order.
+        seed: seed of the order.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int = 0) -> None:

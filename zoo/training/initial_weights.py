@@ -80,7 +80,7 @@ class InitialWeights:
         """Compare what follows from the data with the checkpoint.
 
         Args:
-            tokenizer: of the data, where it has one.
+            tokenizer: tokenizer of the data, where it has one.
             **sizes: name of a setting -> its value, and what to do where the checkpoint has another.
 
         Raises:

@@ -8,14 +8,14 @@ class ProjectWeights(NamedTuple):
 
     Args:
         file: its name in this folder.
-        sha256: of the file, 64 hex digits.
+        sha256: SHA-256 digest of the file, 64 hex digits.
         command: that trained it.
         metric: name and value of what `zoo validate --ckpt_path zoo:NAME` logs; on WikiText-2 with the option
             `--trainer.limit_val_batches 60`, which is the first 61,440 tokens of the validation split.
         model: name of its class in zoo.registry.
         data: what it was trained and validated on.
         baseline: what a simple method reaches on the same validation data, in the same unit.
-        licence: of the weights, which follows from that of the data.
+        licence: licence of the weights, which follows from that of the data.
         formats: those of `zoo export` that hold the model with its tokenizer.
     """
 

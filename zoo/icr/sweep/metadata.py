@@ -41,8 +41,8 @@ class Metadata:
         """Store the settings and add the members; raises UserError where the folder has other settings.
 
         Args:
-            settings: of the sweep.
-            members: of this call.
+            settings: settings of the sweep.
+            members: members of this call.
             array_tasks: number of tasks of a job array to be stored, if this process is one of them.
         """
         content = self._read()

@@ -53,7 +53,7 @@ class ArrayShare(NamedTuple):
 
         Args:
             recorded: number of shares of the sweep so far, if it has been run as an array.
-            path: of the file that has this number, for messages.
+            path: path of the file that has this number, for messages.
 
         Raises:
             UserError: the number of shares is not known, is another one, or the task's number is not in it.

@@ -54,7 +54,7 @@ class CpuStep:
         model: a `zoo.llama.Llama` on a CPU. fp32 weights are used in place, others are copied.
         batch: number of rows B.
         max_len: columns of the cache, prompt included; at most the model's context.
-        dtype: of the weights: torch.float32, torch.bfloat16 or torch.int8. Sums and the cache are fp32.
+        dtype: dtype of the weights: torch.float32, torch.bfloat16 or torch.int8. Sums and the cache are fp32.
 
     Raises:
         CompilerMissing: step.c cannot be compiled here.

@@ -111,7 +111,7 @@ class Differentiable:
         n: number of inputs.
         leaves: n inputs, then the module's parameters and buffers; gradients go to those that require them.
         autocast: autocast state in which f is evaluated.
-        dtype: of states and values.
+        dtype: dtype of states and values.
     """
 
     def __init__(

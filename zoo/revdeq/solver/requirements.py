@@ -102,7 +102,7 @@ def refuse_changing_state(f: BoundModule | None, device: torch.device, backward:
 
     Args:
         f: the module.
-        device: of the states, whose random numbers f may draw.
+        device: device of the states, whose random numbers f may draw.
         backward: gradient method, for the message.
     """
     if f is None or torch.compiler.is_compiling():

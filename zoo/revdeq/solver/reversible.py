@@ -27,7 +27,7 @@ class ReconstructionError(UserError):
     """The inverted iteration did not end at its start, so the gradients would be wrong.
 
     Args:
-        beta: of the iteration.
+        beta: beta of the iteration.
         steps: number of steps that were inverted.
         error: distance from the start, relative to the norm of the state.
         max_error: largest error allowed.
