@@ -19,7 +19,7 @@ class Ended(NamedTuple):
 
     code: int  # minus the number of the signal that ended it
     out: str
-    err: list[str]  # the lines that are not empty
+    err: list[str]  # the lines that are not empty, without the notice about a long warm-up
     after_first: float  # seconds after the end of the first rank
 
 
@@ -64,7 +64,12 @@ def run_ranks(folder, *commands, prepare=lambda rank: None, environment=None, li
     first = min(times)
     texts = [[(folder / f"rank{rank}.{kind}").read_text() for kind in ("out", "err")] for rank in range(size)]
     return [
-        Ended(codes[rank], out, [line for line in err.splitlines() if line.strip()], times[rank] - first)
+        Ended(
+            codes[rank],
+            out,
+            [line for line in err.splitlines() if line.strip() and "reach its peak" not in line],
+            times[rank] - first,
+        )
         for rank, (out, err) in enumerate(texts)
     ]
 

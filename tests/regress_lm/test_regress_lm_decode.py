@@ -47,8 +47,9 @@ def test_tables_first_used_in_inference_mode_have_gradients_later():
     for table in tables:
         assert not any(part.is_inference() for part in (*table.automaton, table.temperature))
     logits = torch.zeros(vocabulary.size, requires_grad=True)
-    logits.masked_fill(~vocabulary.allowed[0], -1).sum().backward()
-    assert torch.equal(logits.grad, vocabulary.allowed[0].float())
+    allowed = vocabulary.automaton.allowed[0]
+    logits.masked_fill(~allowed, -1).sum().backward()
+    assert torch.equal(logits.grad, allowed.float())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
