@@ -221,10 +221,10 @@ def test_padding_and_other_rows_do_not_change_a_row_that_ends_by_tolerance(optio
 
 
 @pytest.mark.parametrize("solver", ["reversible", "plain", "anderson", "broyden"])
-@pytest.mark.parametrize("options", [{}, {"fixed_point_tol": 1e-2}, {"fixed_point_tol": 1e-2, "dropout": 0.2}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"fixed_point_tol": 0.1}, {"fixed_point_tol": 0.05, "dropout": 0.2}], ids=str)
 def test_padding_after_the_scored_tokens_does_not_change_a_score(options, solver):
     backward = "reversible" if solver == "reversible" else "implicit"
-    kind = {"block": "post_norm", "num_fixed_point_iterations": 6, "backward": backward, "solver": solver}
+    kind = {"block": "post_norm", "num_fixed_point_iterations": 12, "backward": backward, "solver": solver}
     module = RevDEQLM(**SIZES, **kind, **options).eval()
     text = tokens(3, 13)
     inputs, targets = text[:, :-1].clone(), text[:, 1:].clone()
