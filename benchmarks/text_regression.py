@@ -5,8 +5,9 @@
     python benchmarks/text_regression.py vader --data_dir DIR           # DIR with tweets_GroundTruth.txt, amazon...
     python benchmarks/text_regression.py timm --data_dir DIR            # DIR with timm's benchmark-infer-amp-...csv
 
-Each writes regress_lm_<study>.json; the runs remain in --output_dir. Other options are passed to `zoo fit`.
-`vader --pretrain` pretrains the encoder on all texts first, and adds its rows to those of an earlier run.
+Each adds its rows to regress_lm_<study>.json, where a row replaces an earlier one of the same task, number of training
+rows, model and seed; the runs remain in --output_dir. Other options are passed to `zoo fit`. `vader --pretrain`
+pretrains the encoder on all texts first.
 """
 
 import argparse
@@ -290,14 +291,17 @@ def main() -> None:
     args = parse_arguments(parser, "regress_lm_{study}.json", passes_on=True)
     args.output_dir = (args.output_dir or ROOT / "runs" / f"regress_lm-{args.study}").resolve()
     about = facts() | {"threads": torch.get_num_threads()}
-    path = args.output
-    earlier = json.loads(path.read_text()) if args.pretrain and path.exists() else []
-    rows = {row_key(row): row for row in earlier}
     for row in studies[args.study](args):
         row = {name: value for name, value in row.items() if not isinstance(value, float) or np.isfinite(value)}
         print(dump_json({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
-        rows[row_key(row)] = {**row, **about}
-        path.write_text(dump_json(list(rows.values()), indent=1) + "\n")
+        merge_row(args.output, {**row, **about})
+
+
+def merge_row(path: Path, row: Row) -> None:
+    """Add a row to the list in a JSON file, in place of an earlier row with the same key."""
+    earlier = json.loads(path.read_text()) if path.exists() else []
+    rows = {row_key(old): old for old in earlier} | {row_key(row): row}
+    path.write_text(dump_json(list(rows.values()), indent=1) + "\n")
 
 
 def row_key(row: Row) -> str:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import icr, measure
+from benchmarks import icr, measure, text_regression
 from benchmarks.all_results import STUDIES, storing
 from tests.commands import ROOT
 
@@ -86,3 +86,24 @@ def test_every_study_has_these_options(study):
     assert '"results"' not in source
     assert "parser.parse_args()" not in source
     assert storing(study.command).split()[:2] == [study.script, "--store"]
+
+
+@pytest.mark.parametrize(("study", "name"), [("scan_bench", "rows"), ("vader", "tested_on"), ("integers", "task")])
+def test_a_study_replaces_its_own_rows_and_keeps_the_others(study, name, folder, monkeypatch, capsys):
+    def run(words, *rows):
+        def scores(args):
+            yield from rows
+
+        scores.__name__ = study
+        monkeypatch.setattr(text_regression, study, scores)
+        monkeypatch.setattr(sys, "argv", ["benchmarks/text_regression.py", study, *words.split()])
+        text_regression.main()
+        path = folder / "runs" / "benchmarks" / f"regress_lm_{study}.json"
+        return [(row[name], row["model"], row.get("seed"), row["mae"]) for row in json.loads(path.read_text())]
+
+    row = {name: 500, "model": "RegressLM", "seed": 0, "mae": 3.0}
+    assert run("", row, row | {"seed": 1}) == [(500, "RegressLM", 0, 3.0), (500, "RegressLM", 1, 3.0)]
+    others = row | {"seed": 1, "mae": 2.0}, row | {name: 100}, {name: 100, "model": "median", "mae": 4.0}
+    assert run("--seeds 1", *others) == [
+        (500, "RegressLM", 0, 3.0), (500, "RegressLM", 1, 2.0), (100, "RegressLM", 0, 3.0), (100, "median", None, 4.0)
+    ]  # fmt: skip

@@ -75,9 +75,6 @@ def test_committed_notebook_has_the_outputs_of_its_code(path):
     """After a change of a notebook's code: python benchmarks/notebooks.py NAME."""
     notebook = nbformat.read(path, as_version=4)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
-    if DIGEST not in notebook.metadata:
-        assert not outputs
-        pytest.skip("it has no outputs yet")
     assert notebook.metadata[DIGEST] == code_digest(notebook)
     assert path.stat().st_size < 250_000
     assert any(output.output_type == "stream" for output in outputs)
@@ -138,8 +135,7 @@ def test_llama_classifier_runs_from_top_to_bottom(kernel, tmp_path):
     options = ["--model.dim=16", "--model.n_layers=1", *BRIEF]
     execute(notebook, tmp_path, f"MAX_STEPS, OPTIONS = 6, {options}", kernel)
     accuracies = [float(line.split()[-1]) for line in printed(notebook, "validation").splitlines()]
-    # The bag is the best of several in cross-validation; that of the README (.744) has fixed features.
-    assert accuracies[1:] == [0.784, 0.504]
+    assert accuracies[1:] == [0.744, 0.504]  # as `zoo validate` prints them
     assert has_image(notebook, "plot")
     lines = printed(notebook, "predict").splitlines()
     assert len(lines) == 4

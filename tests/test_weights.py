@@ -14,7 +14,8 @@ from zoo import weights
 from zoo.__main__ import main
 from zoo.cli.command_line import ZooCLI
 from zoo.errors import UserError
-from zoo.registry import MODELS
+from zoo.icr import load_model
+from zoo.registry import MODELS, load_class
 from zoo.regress_lm import Example, ExampleInput, RegressLM
 from zoo.tokenizers import load_tokenizer
 from zoo.weights import FOLDER, WEIGHTS, ProjectWeights, find_weights, weights_rows
@@ -86,6 +87,25 @@ def test_a_path_is_unchanged_and_an_unknown_name_is_refused():
     assert find_weights("runs/best.ckpt") == "runs/best.ckpt"
     with pytest.raises(UserError, match=r"no weights zoo:regres-lm; did you mean zoo:regress-lm\?"):
         find_weights("zoo:regres-lm")
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_models_load_weights_by_name_in_python(name):
+    """They are those of the file, and an unknown name gets the known ones."""
+    cls = load_class(WEIGHTS[name].model)
+    expected = torch.load(find_weights(f"zoo:{name}"), weights_only=True)["state_dict"]
+    loaded = [
+        cls.load_from_checkpoint(f"zoo:{name}"),
+        cls.load_from_checkpoint(Path(f"zoo:{name}"), map_location="cpu"),
+    ]
+    if WEIGHTS[name].model == "ICRTransformer":
+        loaded.append(load_model(f"zoo:{name}"))
+    for model in loaded:
+        assert type(model) is cls
+        assert all(torch.equal(model.state_dict()[key].cpu(), value) for key, value in expected.items())
+    for load in (cls.load_from_checkpoint, load_model):
+        with pytest.raises(UserError, match=r"the zoo has no weights zoo:x: give zoo:.*zoo:icr-linear, .*or a file"):
+            load("zoo:x")
 
 
 def test_a_damaged_file_is_refused(monkeypatch, tmp_path):

@@ -124,7 +124,8 @@ def test_killed_sweep_resumes(finished, stack, tmp_path, monkeypatch):
         assert run_command(lambda: sweep(tmp_path, stack=stack)) == 130
         monkeypatch.undo()
         statuses = json.loads((tmp_path / "experiment_metadata.json").read_text())["members"]
-        assert statuses["2"]["status"] == "running"
+        last_saved = {30: 30, 50: 40}[killed_at]
+        assert (statuses["2"]["status"], statuses["2"]["step"]) == ("stopped", last_saved)
     assert read_checkpoint(str(tmp_path / "checkpoints_M2" / "last.ckpt"))["global_step"] == 40
     reached = sweep(tmp_path, stack=0)
     assert {of["status"] for of in reached.values()} == {"done"}
@@ -167,6 +168,8 @@ def test_early_stopping_acts_on_single_members(finished, tmp_path):
     for M in ("2", "8", "inf"):
         events = EventAccumulator(str(finished / f"checkpoints_M{M}")).Reload().Scalars("val/loss")
         losses[M] = [event.value for event in events]
+        figures = EventAccumulator(str(finished / f"checkpoints_M{M}"), {"images": 0}).Reload().Images("figures/errors")
+        assert [figure.step for figure in figures] == [60]  # drawn at the member's end only
         assert [event.step for event in events] == [20, 40, 60]
     falls = {M: first - second for M, (first, second, _) in losses.items()}
     slow, middle, _ = sorted(falls, key=falls.__getitem__)

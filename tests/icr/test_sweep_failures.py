@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 
-from tests.icr.test_sweep import assert_close, kill_at, sweep
+from tests.icr.test_sweep import assert_close, kill_at, sweep, sweep_module
 from zoo.console.exit_codes import run_command
 from zoo.files.checkpoints import read_checkpoint
 from zoo.icr.sweep import training
@@ -101,6 +101,43 @@ def test_signal_at_the_last_step_is_obeyed_after_the_evaluation(tmp_path, monkey
     assert member["status"] == "done"
     assert member["val_true_mse"] > 0
     assert (tmp_path / "checkpoints_M2" / "checkpoint_step_60.ckpt").exists()
+
+
+def test_status_of_members_that_run_are_stopped_and_are_killed(tmp_path, monkeypatch, capsys):
+    training_step, seen = StackedICR.training_step, {}
+
+    def states() -> dict[str, tuple[str, int]]:
+        members = json.loads((tmp_path / "experiment_metadata.json").read_text())["members"]
+        for M, of in members.items():
+            if (path := tmp_path / f"checkpoints_M{M}" / "status.json").exists():
+                assert json.loads(path.read_text()) == of
+        return {M: (of["status"], of["step"]) for M, of in members.items()}
+
+    def step_with_signal(self, batch, batch_idx):
+        seen.setdefault(self.global_step, states())
+        if self.global_step == 45:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return training_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(StackedICR, "training_step", step_with_signal)
+    assert run_command(lambda: sweep(tmp_path, tasks="2,8", stack=1)) == 143
+    # SIGKILL at one of these steps would leave these states.
+    assert [seen[step]["2"] for step in (0, 19, 20, 31, 45)] == [("running", n) for n in (0, 0, 20, 30, 40)]
+    assert states() == {"2": ("stopped", 46), "8": ("waiting", 0)}
+    # --collect shows them.
+    assert run_command(lambda: sweep_module.main(["--collect", f"--output_dir={tmp_path}"])) == 1
+    assert "M 2 (stopped), 8 (waiting)" in capsys.readouterr().err
+    # A killed member waits until its turn, and a failure has the step of the last checkpoint.
+    status = tmp_path / "checkpoints_M2" / "status.json"
+    status.write_text(status.read_text().replace("stopped", "running"))
+
+    def failing_step(self, batch, batch_idx):
+        seen[-1] = states()
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(StackedICR, "training_step", failing_step)
+    assert run_command(lambda: sweep(tmp_path, tasks="8,2", stack=1)) == 1
+    assert states() == {"2": ("failed", 46), "8": ("failed", 0)}
 
 
 def test_nonfinite_evaluation_removes_only_its_member(tmp_path, monkeypatch, capsys):

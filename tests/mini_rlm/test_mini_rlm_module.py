@@ -14,8 +14,10 @@ from tests.trainers import quiet_trainer
 from zoo.__main__ import main
 from zoo.datamodules.synthetic_configs import SyntheticConfigs
 from zoo.datamodules.text_regression import TextRegression
+from zoo.errors import UserError
 from zoo.mini_rlm import MiniRLM
-from zoo.training.batches import Row, collate
+from zoo.tokenizers import load_tokenizer
+from zoo.training.batches import Row, collate, text_rows
 
 SIZES = {"vocab_size": 99, "dim": 16, "hidden_dim": 16, "n_layers": 1, "n_heads": 2}
 KINDS = {"lstm": {}, "transformer": {"pooling": "cls"}, "mlp": {"n_features": 4}}
@@ -39,6 +41,37 @@ def test_overfits_one_batch(encoder):
     batch = collate([rows.dataset("train")[i] for i in range(8)])
     error = (model.eval().estimate(batch) - batch.targets).abs()
     assert error.median() < 0.1 * rows.targets("train").std()
+
+
+@pytest.mark.parametrize("options", [{}, {"encoder": "transformer", "pooling": "cls"}, {"n_classes": 3}])
+def test_predict_takes_texts(options):
+    tokenizer = load_tokenizer("characters")
+    model = module(**{"vocab_size": None, "tokenizer": tokenizer, "dropout": 0.5, "max_seq_len": 12, **options})
+    model.target_scale.fit(np.array([[1.0], [2.0], [4.0]]))
+    texts = ["layers: 1", "lr", "layers: 20"]
+    expected = model.eval().estimate(collate(text_rows(texts, None, tokenizer)))  # (3, 1)
+    model.train()
+    model.model.dropout.eval()  # a mode that must remain
+    for size in (1, 2, 256):
+        torch.testing.assert_close(model.predict(texts, batch_size=size), expected)
+    assert model.training
+    assert not model.model.dropout.training
+    assert model.predict([]).shape == (0, 1)
+    for texts, sentence in (("lr", "put it in a list"), (["a", ""], "text 1 has no token"), ([3], "not a")):
+        with pytest.raises(UserError, match=sentence):
+            model.predict(texts)
+    if options.get("encoder") == "transformer":
+        with pytest.raises(UserError, match="text 0 needs 13 positions, but the model has max_seq_len 12"):
+            model.predict(["x" * 12])
+    with pytest.raises(TypeError, match=r"call predict\(texts\)"):
+        model.estimate(["lr"])
+
+
+def test_predict_refuses_models_that_read_no_texts():
+    with pytest.raises(UserError, match="encoder mlp reads the numbers of a table"):
+        module("mlp").predict(["lr"])
+    with pytest.raises(UserError, match="without a tokenizer"):
+        module().predict(["lr"])
 
 
 @pytest.mark.parametrize(("encoder", "devices"), [("lstm", 1), ("transformer", 1), ("mlp", 1), ("transformer", 2)])

@@ -8,7 +8,8 @@ import torch
 
 from zoo.errors import UserError
 from zoo.generation.decoders import left_pad
-from zoo.revdeq import RevDEQ, RevDEQConfig
+from zoo.layers.linear_nll import IGNORED
+from zoo.revdeq import RevDEQ, RevDEQConfig, RevDEQLM
 from zoo.revdeq.decoder import Decoder
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "num_heads": 4, "intermediate_size": 64, "mlp_layers": 1}
@@ -217,6 +218,33 @@ def test_padding_and_other_rows_do_not_change_a_row_that_ends_by_tolerance(optio
         decoder, own = Decoder(model, 1, 12), text[row : row + 1]
         alone = [decoder.prefill(own[:, 8 - length : 8]), *map(decoder.step, own[:, 8:].T)]
         torch.testing.assert_close(torch.stack(together)[:, row], torch.cat(alone), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("solver", ["reversible", "plain", "anderson", "broyden"])
+@pytest.mark.parametrize("options", [{}, {"fixed_point_tol": 0.1}, {"fixed_point_tol": 0.05, "dropout": 0.2}], ids=str)
+def test_padding_after_the_scored_tokens_does_not_change_a_score(options, solver):
+    backward = "reversible" if solver == "reversible" else "implicit"
+    kind = {"block": "post_norm", "num_fixed_point_iterations": 12, "backward": backward, "solver": solver}
+    module = RevDEQLM(**SIZES, **kind, **options).eval()
+    text = tokens(3, 13)
+    inputs, targets = text[:, :-1].clone(), text[:, 1:].clone()
+    lengths = [5, 12, 1]
+    for row, length in enumerate(lengths):
+        inputs[row, length:], targets[row, length:] = 0, IGNORED
+    targets[:2, :2] = IGNORED  # scored by another window: part of the iteration
+    scores = module.predict_step((inputs, targets), 0)
+    for row, length in enumerate(lengths):
+        own = inputs[row : row + 1, :length], targets[row : row + 1, :length]
+        [alone] = module.predict_step(own, 0)
+        assert scores[row]["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+        padded = inputs[row : row + 1], targets[row : row + 1]
+        losses, gradients = [], []
+        for pair in (own, padded):
+            loss = module.model.loss(*pair)
+            losses.append(loss.item())
+            gradients.append(torch.autograd.grad(loss, module.model.output_weight)[0])
+        assert losses == pytest.approx([alone["loss"]] * 2, abs=1e-5)
+        torch.testing.assert_close(*gradients, rtol=0, atol=1e-5)
 
 
 def test_bf16_decoding_is_close_and_keeps_the_training_mode():

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from zoo.errors import UserError
 from zoo.llama import LlamaLM
 from zoo.optim import OptimizerConfig
+from zoo.text_formats.json_text import dump_json
 from zoo.tokenizers import load_tokenizer
 from zoo.training.batches import IGNORED, TokenBatch, as_token_batch
 from zoo.training.language_model import LanguageModel, required_vocab_size
@@ -142,6 +143,16 @@ def test_predictions_score_only_targets_that_are_not_ignored():
     assert (first["index"], first["tokens"], second["tokens"]) == (5, 1, 4)
     assert first["loss"] == pytest.approx(nll[0, 3].item(), rel=1e-5)
     assert second["ppl"] == pytest.approx(nll[1].mean().exp().item(), rel=1e-5)
+
+
+def test_a_window_without_scored_targets_has_no_loss():
+    module = LlamaLM(**SIZES).eval()
+    tokens = torch.arange(8).view(2, 4)
+    targets = torch.stack([torch.full((4,), IGNORED), tokens[1] + 1])
+    alone = module.predict_step((tokens[1:], targets[1:]), 0)
+    first, second = module.predict_step((tokens, targets), 0)
+    assert dump_json(first) == '{"tokens": 0, "loss": null, "ppl": null}'
+    assert second["loss"] == pytest.approx(alone[0]["loss"], rel=1e-5)
 
 
 def test_perplexity_beyond_the_range_of_a_float_is_infinite():

@@ -9,15 +9,17 @@ from zoo.errors import UserError
 from zoo.files.checkpoints import read_checkpoint
 from zoo.icr.model import ICRegConfig
 from zoo.icr.module import ICRTransformer
+from zoo.weights import resolve_name
 
 
 def read_config(path: str | Path) -> ICRegConfig:
-    """The config in a checkpoint of `zoo fit` or of a sweep.
+    """The config in a checkpoint of `zoo fit` or of a sweep, or in weights by name such as "zoo:icr-linear".
 
     Raises:
         FileNotFoundError: the file does not exist.
-        UserError: the file is damaged, or is not a checkpoint of an ICRTransformer.
+        UserError: the file is damaged, or is not a checkpoint of an ICRTransformer, or the name is unknown.
     """
+    path = resolve_name(path)
     checkpoint = read_checkpoint(path)
     if checkpoint.get("zoo", {}).get("model", "").rpartition(".")[2] != "ICRTransformer":
         raise UserError(f"{path} is not a checkpoint of an ICRTransformer")
@@ -35,7 +37,7 @@ def load_model(path: str | Path, config: ICRegConfig | None = None) -> ICRTransf
     """The model in a checkpoint, in evaluation mode, on a GPU if there is one.
 
     Args:
-        path: a checkpoint of `zoo fit` or of a sweep.
+        path: a checkpoint of `zoo fit` or of a sweep, or weights by name such as "zoo:icr-linear".
         config: the config that the model must have; None accepts any.
 
     Raises:

@@ -17,7 +17,7 @@ from zoo.mini_rlm.model import Encoder, MiniRLMConfig, MiniRLMNetwork, Pooling
 from zoo.mini_rlm.scales import Scale, ScaleKind
 from zoo.optim import OptimizerConfig
 from zoo.tokenizers import Tokenizer
-from zoo.training.batches import TextBatch, check_targets, n_given_rows, targets_and_features
+from zoo.training.batches import TextBatch, check_targets, collate, n_given_rows, targets_and_features, text_rows
 from zoo.training.distinct_targets import best_setting, find_merged, warn_of_constant
 from zoo.training.fixed_arguments import field_names
 from zoo.training.initial_weights import InitialWeights
@@ -251,7 +251,46 @@ class MiniRLM(Regressor):
 
     def estimate(self, batch: TextBatch) -> Tensor:
         """(B, K) predictions in the targets' unit; with classes (B, 1) the most likely class."""
+        if not isinstance(batch, TextBatch):
+            raise TypeError(f"estimate takes a TextBatch, not a {type(batch).__name__}: call predict(texts) for texts")
         return self._estimate(self.outputs(batch))
+
+    @torch.inference_mode()
+    def predict(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Predictions for texts: (N, K) in the targets' unit, or with classes (N, 1) the most likely class.
+
+        Dropout is off, also in training mode.
+
+        Args:
+            texts: N texts, written as in training; those of a table have the form of its `row_format`.
+            batch_size: texts that are processed together, at least 1.
+
+        Raises:
+            UserError: the model has no tokenizer or reads features (encoder=mlp), a text is not a str or is empty or
+                too long, or `texts` is a single one.
+        """
+        check_counts(batch_size=batch_size)
+        c = self.model.config
+        if c.encoder == "mlp":
+            raise UserError("encoder mlp reads the numbers of a table, not texts: use `zoo predict`, or call the model")
+        if self.tokenizer is None:
+            raise UserError("MiniRLM cannot read texts without a tokenizer: pass it as tokenizer=")
+        rows = text_rows(texts, None, self.tokenizer)
+        for row in rows:
+            if c.encoder == "transformer" and (needed := len(row.tokens) + (c.pooling == "cls")) > c.max_seq_len:
+                raise UserError(
+                    f"text {row.index} needs {needed} positions, but the model has max_seq_len {c.max_seq_len}"
+                )
+        modes = [(part, part.training) for part in self.modules()]
+        self.eval()
+        try:
+            batches = [collate(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
+            predictions = [self.estimate(self.transfer_batch_to_device(b, self.device, 0)) for b in batches]
+        finally:
+            for part, mode in modes:
+                part.training = mode
+        columns = 1 if self.hparams["n_classes"] else self.n_objectives
+        return torch.cat([torch.zeros(0, columns, dtype=torch.float64, device=self.device), *predictions])
 
     def evaluate(self, batch: TextBatch) -> dict[str, Tensor]:
         outputs = self.outputs(batch)  # once for loss and prediction

@@ -34,7 +34,7 @@ from zoo.tokenizers.numerals import rounded
 from zoo.tokenizers.unknown_words import unknown_words
 from zoo.training.batches import Row, TextBatch, collate
 from zoo.training.random_streams import derive
-from zoo.weights import find_weights, is_project_weights
+from zoo.weights import find_weights
 
 DEFAULT_WEIGHTS = "zoo:regress-lm"
 
@@ -143,10 +143,7 @@ class RegressLM(RegressLMModule):
         Args:
             path: a file, or weights by name such as "zoo:regress-lm".
         """
-        is_named = isinstance(path, str) and is_project_weights(path)
-        model = cls.load_from_checkpoint(
-            find_weights(str(path)) if is_named else path, map_location="cpu", weights_only=True
-        )
+        model = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def save(self, path: str | Path) -> None:

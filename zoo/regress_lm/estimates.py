@@ -38,8 +38,8 @@ def summary(samples: Tensor, log_prob: Tensor) -> dict[str, Tensor]:
     """Point estimates and quantiles of samples (B, S, K) with log-probabilities (B, S). NaN samples are left out.
 
     Returns:
-        "median", "mean", "std" (B, K) of the samples; "mode" (B, K), the most likely sample; and "quantiles"
-        (B, K, 5) at 5, 25, 50, 75 and 95%.
+        "median", "mean", "std" (B, K) of the samples; "mode" (B, K), the most likely sample (for a row in which
+        every sample has a NaN, that of each objective); and "quantiles" (B, K, 5) at 5, 25, 50, 75 and 95%.
     """
     levels = quantiles(samples, QUANTILES)  # (B, K, 5)
     unit = _units(samples)  # (B, 1, K)
@@ -49,9 +49,18 @@ def summary(samples: Tensor, log_prob: Tensor) -> dict[str, Tensor]:
         "median": levels[..., 2],
         "mean": mean * unit.squeeze(1),
         "std": (scaled - mean.unsqueeze(1)).square().nanmean(1).sqrt() * unit.squeeze(1),
-        "mode": samples[torch.arange(len(samples), device=samples.device), log_prob.argmax(1)],
+        "mode": _mode(samples, log_prob),
         "quantiles": levels,
     }
+
+
+def _mode(samples: Tensor, log_prob: Tensor) -> Tensor:
+    """(B, K) the most likely of samples (B, S, K) with log-probabilities (B, S), as `summary` describes it."""
+    is_number = ~samples.isnan()  # (B, S, K)
+    is_complete = is_number.all(-1, keepdim=True)  # (B, S, 1)
+    usable = torch.where(is_complete.any(1, keepdim=True), is_complete, is_number)  # (B, S, K)
+    place = log_prob.unsqueeze(-1).masked_fill(~usable, -torch.inf).argmax(1, keepdim=True)  # (B, 1, K)
+    return samples.gather(1, place).squeeze(1)
 
 
 def crps(samples: Tensor, targets: Tensor) -> Tensor:

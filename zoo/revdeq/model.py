@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from zoo.errors import UserError, check_choice, check_counts, check_probability
 from zoo.layers import Attention, KVCache, RotaryEmbedding
 from zoo.layers.linear import Linear
-from zoo.layers.linear_nll import linear_nll
+from zoo.layers.linear_nll import IGNORED, linear_nll
 from zoo.revdeq.solver import Backward, Solution, Solver, check_settings, solve
 
 if TYPE_CHECKING:
@@ -164,7 +164,11 @@ class Layer(nn.Module):
 
 
 class Cell(nn.Module):
-    """f(z, (x, *masks)), the iterated function: all layers in sequence, with two dropout masks each, or none."""
+    """The iterated function f: all layers in sequence.
+
+    Its inputs are x (B, T, d); two dropout masks for each layer, or none; and perhaps (B, T, 1) True at padding, where
+    the value is 0.
+    """
 
     def __init__(self, config: RevDEQConfig) -> None:
         super().__init__()
@@ -179,12 +183,13 @@ class Cell(nn.Module):
         """z (B, T, d) -> f(z) (B, T, d); `attention` are further arguments of `Attention.forward`."""
         # Each layer receives x, its own slot of the cache and its own pair of dropout masks.
         x, *masks = inputs
+        padding = masks.pop() if len(masks) % 2 else None  # the last one of an odd number
         for number, layer in enumerate(self.layers):
             if cache is not None:
                 kv_cache, first_slot, start = cache
                 attention["cache"] = kv_cache, first_slot + number, start
             z = layer(z, x, self.rotary, masks[2 * number : 2 * number + 2] or (None, None), **attention)
-        return z
+        return z if padding is None else z.masked_fill(padding, 0)
 
 
 class RevDEQ(nn.Module):
@@ -222,7 +227,13 @@ class RevDEQ(nn.Module):
         return self.tok_embeddings.weight if self.config.tie_embeddings else self.output.weight
 
     def solve(
-        self, tokens: Tensor, f: Any = None, start: int = 0, left_padding: Tensor | None = None, **settings: Any
+        self,
+        tokens: Tensor,
+        f: Any = None,
+        start: int = 0,
+        left_padding: Tensor | None = None,
+        padding: Tensor | None = None,
+        **settings: Any,
     ) -> Solution:
         """Embed tokens (B, T) and iterate the cell; the solution's z is (B, T, d).
 
@@ -231,6 +242,7 @@ class RevDEQ(nn.Module):
             f: function to iterate in place of the cell; None: the cell.
             start: position of the first column.
             left_padding: (B,) number of padding columns on the left of each row, which positions do not count.
+            padding: (B, T) True where the state stays 0, so that residuals and solvers do not depend on it.
             **settings: settings of `zoo.revdeq.solve` that replace those of the config.
         """
         # All columns need a position.
@@ -247,6 +259,8 @@ class RevDEQ(nn.Module):
         if self.training and c.dropout:
             x = F.dropout(x, c.dropout)
             masks = [torch.rand_like(x, dtype=torch.float32) >= c.dropout for _ in range(2 * c.num_layers)]
+        if padding is not None:
+            masks.append(padding[..., None])
         # Iterate z = f(z, x), with the config's settings unless the caller replaces them.
         config_settings: dict[str, Any] = {
             "beta": c.beta, "max_steps": c.num_fixed_point_iterations, "tol": c.fixed_point_tol,
@@ -254,10 +268,22 @@ class RevDEQ(nn.Module):
         }  # fmt: skip
         return solve(self.cell if f is None else f, (x, *masks), **{**config_settings, **settings})
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, T, V) and hidden states after the final norm (B, T, d) of tokens (B, T)."""
-        hidden = self.norm(self.solve(tokens).z)
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (B, T, V) and hidden states after the final norm (B, T, d) of tokens (B, T).
+
+        Args:
+            tokens: token ids.
+            targets: (B, T) if given: the columns after the last target that is not -100 count as padding.
+        """
+        hidden = self.norm(self.solve(tokens, padding=self._padding(targets)).z)
         return F.linear(hidden, self.output_weight), hidden
+
+    def _padding(self, targets: Tensor | None) -> Tensor | None:
+        """(B, T) True after the last scored of targets (B, T); None where no scored position depends on later ones."""
+        c = self.config
+        if targets is None or (c.fixed_point_tol is None and c.solver not in ("anderson", "broyden")):
+            return None
+        return (targets != IGNORED).flip(1).cumsum(1).flip(1) == 0
 
     def loss(self, tokens: Tensor, targets: Tensor, solution: Solution | None = None) -> Tensor:
         """Mean negative log-likelihood in nats of targets (B, T) given tokens (B, T); targets of -100 do not count.
@@ -270,7 +296,7 @@ class RevDEQ(nn.Module):
         self, tokens: Tensor, targets: Tensor, solution: Solution | None = None
     ) -> tuple[Solution, Tensor]:
         """The result of `solve(tokens)` together with the loss; arguments as for `loss`."""
-        solution = solution or self.solve(tokens)
+        solution = solution or self.solve(tokens, padding=self._padding(targets))
         hidden = self.norm(solution.z)  # (B, T, d)
         return solution, linear_nll(hidden.flatten(0, 1), self.output_weight, targets.flatten())
 

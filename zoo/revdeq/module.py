@@ -106,6 +106,9 @@ class RevDEQLM(LanguageModel):
             _ = self.solution.residual  # computed now: after the backward pass the parameters are divided again
         return self.step_loss(batch, Loss("train_loss", loss))
 
+    def scoring_logits(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        return self.model(tokens, targets)[0]
+
     def on_after_backward(self) -> None:
         if self.solution.failure.device.type != "cpu":
             self._failures.append(self.solution.failure)

@@ -177,16 +177,17 @@ class LanguageModel(ZooModule):
         """Score every window of the text.
 
         Returns:
-            For each row "tokens" (number scored), "loss" (nats per token), "ppl"; "index", its place in the text,
-            where the batch has it; and "text", the scored text, where the module has a tokenizer.
+            For each row "tokens" (number scored), "loss" (nats per token) and "ppl", both NaN where no token is scored;
+            "index", its place in the text, where the batch has it; and "text", the scored text, where the module has a
+            tokenizer.
         """
         tokens, targets, index, _ = as_token_batch(batch)
         # Mean negative log-likelihood of each row over its scored targets.
-        logits = self.model(tokens)[0]  # (B, T, V)
+        logits = self.scoring_logits(tokens, targets)  # (B, T, V)
         nll = token_nll(widen(logits), targets, IGNORED)  # (B, T)
         is_scored = targets != IGNORED  # (B, T)
         counts = is_scored.sum(1)  # (B,)
-        losses = nll.sum(1) / counts.clamp(min=1)  # (B,)
+        losses = nll.sum(1) / counts  # (B,), NaN without scored targets
         # Copied to the CPU as a batch: every copy waits for a GPU.
         losses, counts, targets, is_scored = (part.cpu() for part in (losses, counts, targets, is_scored))
         index = None if index is None else index.cpu()
@@ -198,9 +199,13 @@ class LanguageModel(ZooModule):
             if self.tokenizer is not None:
                 row["text"] = self.tokenizer.decode(targets[i][is_scored[i]].tolist())
             loss = losses[i].item()
-            # Beyond the range of a float the perplexity is infinite, as in validation.
+            # NaN stays NaN. Beyond the range of a float the perplexity is infinite, as in validation.
             row |= {"tokens": int(counts[i]), "loss": loss, "ppl": math.inf if loss > LARGEST_LOSS else math.exp(loss)}
         return rows
+
+    def scoring_logits(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Logits (B, T, V) that score targets (B, T) after tokens (B, T)."""
+        return self.model(tokens)[0]
 
     # ---- text
 

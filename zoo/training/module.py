@@ -26,6 +26,7 @@ from zoo.training.loss_weights import WeightedLosses
 from zoo.training.precision import ignore_skipped_first_step, use_precision
 from zoo.training.random_streams import derive, global_seed
 from zoo.training.stored_settings import check_stored_settings
+from zoo.weights import resolve_name
 
 
 class ZooModule(WeightedLosses):
@@ -224,7 +225,7 @@ class ZooModule(WeightedLosses):
         against the tensors in the file, before memory is used.
 
         Args:
-            checkpoint_path: the file.
+            checkpoint_path: the file, or weights by name such as "zoo:mini-rlm".
             map_location: device of the module. Default: the device on which it was saved, where there is one.
             hparams_file: as in Lightning: a file with the settings, instead of those in the checkpoint.
             strict: whether the names of the tensors must be equal. Default: the module's own choice.
@@ -233,8 +234,9 @@ class ZooModule(WeightedLosses):
 
         Raises:
             FileNotFoundError: the file does not exist.
-            UserError: the file is damaged, or its settings do not fit this class or the tensors.
+            UserError: the file is damaged, its settings do not fit this class or the tensors, or the name is unknown.
         """
+        checkpoint_path = resolve_name(checkpoint_path)
         if is_remote(checkpoint_path) or hparams_file is not None:
             return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, True, **changes)
         location = map_location or available_device

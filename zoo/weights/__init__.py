@@ -5,6 +5,7 @@ NAME is one of the checkpoints that come with the zoo, or weights that `zoo pull
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from zoo.console.messages import did_you_mean
 from zoo.errors import UserError
@@ -15,7 +16,16 @@ from zoo.weights.table import PUBLIC, WEIGHTS, ProjectWeights
 FOLDER = Path(__file__).parent
 PREFIX = "zoo:"
 
-__all__ = ["FOLDER", "PREFIX", "WEIGHTS", "ProjectWeights", "find_weights", "is_project_weights", "weights_rows"]
+__all__ = [
+    "FOLDER",
+    "PREFIX",
+    "WEIGHTS",
+    "ProjectWeights",
+    "find_weights",
+    "is_project_weights",
+    "resolve_name",
+    "weights_rows",
+]
 
 
 def find_weights(path: str) -> str:
@@ -43,6 +53,15 @@ def find_weights(path: str) -> str:
     if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != WEIGHTS[name].sha256:
         raise UserError(f"{file} is missing or not as it was published: install the zoo again")
     return str(file)
+
+
+def resolve_name(path: Any) -> Any:
+    """The path of the weights that `zoo:NAME` names; anything else, such as an open file, is returned unchanged.
+
+    Raises:
+        UserError: as `find_weights`.
+    """
+    return find_weights(str(path)) if isinstance(path, str | Path) and is_project_weights(str(path)) else path
 
 
 def is_project_weights(path: str | None) -> bool:

@@ -53,6 +53,7 @@ class MemberTracking(Checkpoint):
         """Members that diverge are reported and removed one by one; the others go on."""
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        self._stack = pl_module
         trainer.strategy.checkpoint_io = MemberCheckpointIO(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -85,6 +86,20 @@ class MemberTracking(Checkpoint):
     def how_to_resume(self) -> str:
         return "to continue, give the same command again"
 
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        if not isinstance(exception, Exception):  # a signal; the sweep reports members that failed
+            with self._signals.held():
+                for M in pl_module.members:
+                    self.report(M, "stopped")
+        super().on_exception(trainer, pl_module, exception)
+
+    def _save(self, trainer: Trainer, name: str) -> str:
+        """Save the members; the step of the last checkpoint is in their status."""
+        path = super()._save(trainer, name)
+        for M in self._stack.members:
+            self.report(M, "running", step=trainer.global_step)
+        return path
+
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         with self._signals.held():
             self._end_validation(trainer, pl_module)
@@ -112,7 +127,7 @@ class MemberTracking(Checkpoint):
                 ended[M] = "done"
             elif self.patience is not None and record["waited"] >= self.patience:
                 ended[M] = "stopped early"
-            self._log(trainer, pl_module, M)
+            self._log(trainer, pl_module, M, has_ended=M in ended)
         # Checkpoints, with the members that diverged left out and those that end still included.
         if improved:
             trainer.save_checkpoint(self.folder / "best.ckpt", storage_options=improved)
@@ -143,14 +158,18 @@ class MemberTracking(Checkpoint):
         for logger in self._loggers.values():
             logger.finalize("")
 
-    def _log(self, trainer: Trainer, stack: StackedICR, M: Diversity) -> None:
-        """Write a member's errors and their figure to its TensorBoard events."""
+    def _log(self, trainer: Trainer, stack: StackedICR, M: Diversity, has_ended: bool) -> None:
+        """Write a member's errors to its TensorBoard events, with their figure when it has ended.
+
+        Drawing takes longer than the evaluation of a small member, and the events have the same errors by position.
+        """
         if M not in self._loggers:
             self._loggers[M] = TensorBoardLogger(str(member_folder(self.folder, M)), name="", version="")
             group_names(self._loggers[M])
-        # Mean errors, errors by position, and the curve of the latter.
+        # Mean errors, errors by position, and at the end the curve of the latter.
         logger, step, errors = self._loggers[M], trainer.global_step, stack.member_errors[M]
         logger.log_metrics(mean_errors("val", errors) | errors_by_position("val", errors), step)
-        figure = plot_error_curves(error_curves(errors), f"M = {M}, {step:,} steps")
-        log_figure(logger, "errors", figure, step)
+        if has_ended:
+            figure = plot_error_curves(error_curves(errors), f"M = {M}, {step:,} steps")
+            log_figure(logger, "errors", figure, step)
         logger.save()

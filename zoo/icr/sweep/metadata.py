@@ -77,9 +77,16 @@ class Metadata:
         """Store a member's status with further values; a failure is also printed.
 
         Only one process at a time may report a member.
+
+        Args:
+            M: the member.
+            status: "waiting", "running", "stopped" (by a signal), "failed", or one of `ENDED`. After SIGKILL a member
+                remains "running", with the step of its last checkpoint, until the sweep is started again.
+            **facts: further values. The step is by default the one reported last.
         """
         folder = member_folder(self.folder, M)
         folder.mkdir(parents=True, exist_ok=True)
+        facts.setdefault("step", self.members().get(str(M), WAITING)["step"])
         _write(folder / "status.json", {"status": status, **facts, "time": time.strftime("%Y-%m-%d %H:%M:%S")})
         self.collect()
         if status == "failed":

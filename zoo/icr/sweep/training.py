@@ -40,13 +40,13 @@ def train_members(members: list[Diversity], args: argparse.Namespace, metadata: 
                 try:
                     train_stack(stack, step, args, metadata.report, label)
                 except Exception as error:
-                    if os.environ.get("ZOO_DEBUG"):
-                        raise
                     # Unfinished members of a failed stack are marked as failed.
                     for M in stack:
                         if metadata.status(M) == "running":
                             reason = f"{type(error).__name__}: {one_sentence(str(error))}"
-                            metadata.report(M, "failed", step=step, error=reason)
+                            metadata.report(M, "failed", error=reason)
+                    if os.environ.get("ZOO_DEBUG"):
+                        raise
 
 
 def build_stack(members: list[Diversity], args: argparse.Namespace) -> tuple[StackedICR, StackedTasks]:
@@ -138,6 +138,8 @@ def unfinished_members(
             step = read_checkpoint(last, required=("global_step",))["global_step"] if last.exists() else 0
             if step == args.num_steps:  # it was killed after its last checkpoint
                 metadata.report(M, "done", step=step)
-            else:
-                by_step.setdefault(step, []).append(M)
+                continue
+            if metadata.status(M) == "running":  # no process trains it: it was killed
+                metadata.report(M, "waiting", step=step)
+            by_step.setdefault(step, []).append(M)
     return by_step
