@@ -90,11 +90,12 @@ def test_a_time_that_is_over_before_the_first_step_is_refused(monkeypatch):
         run(monkeypatch, 4, lambda now: 0.1, 1.0, 300)
 
 
-def test_the_plan_is_printed_once(monkeypatch, capsys):
-    run(monkeypatch, 100, lambda now: 0.1, 2.0, 10_000)
-    [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("zoo: --budget: the training began after 5 s; ")
-    assert line.endswith(" of 10,000 steps fit into the time")
+def test_the_plan_is_printed_and_again_when_the_time_of_a_validation_is_known(monkeypatch, capsys):
+    module, *_ = run(monkeypatch, 100, lambda now: 0.1, 2.0, 10_000)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "zoo: --budget: the training began after 5 s; 528 of 10,000 steps fit into the time"
+    assert second == "zoo: --budget: new estimate: 704 of 10,000 steps fit into the time"
+    assert module.total_steps == pytest.approx(704, rel=0.1)
 
 
 def test_seconds_left(monkeypatch):
@@ -117,7 +118,23 @@ def test_time_that_is_over_is_refused_before_the_data_is_prepared(monkeypatch):
         Budget(10, 88.0, 6, print).setup(SimpleNamespace(world_size=1), SimpleNamespace(), "fit")
 
 
-def test_a_schedule_that_cannot_be_planned_is_refused():
-    callback = Budget(10, 0.0, 6, print)
-    with pytest.raises(UserError, match="has a schedule that cannot be planned"):
+@pytest.mark.parametrize(
+    ("seconds", "limit"), [(10, "00:00:00:10"), (0.5, "00:00:00:01"), (5400, "00:01:30:00"), (90061, "01:01:01:01")]
+)
+def test_a_schedule_that_cannot_be_planned_is_refused_with_the_option_to_use(seconds, limit):
+    callback = Budget(seconds, 0.0, 6, print)
+    with pytest.raises(
+        UserError, match=f"has another schedule: limit the time with --trainer.max_time {limit} instead"
+    ):
         callback.on_train_start(SimpleNamespace(world_size=1), SimpleNamespace())
+
+
+def test_a_plan_that_changes_much_is_printed_again(monkeypatch, capsys):
+    # After 20 s the steps take a quarter of the time.
+    module, *_ = run(monkeypatch, 100, lambda now: 0.4 if now < 130 else 0.1, 1.0, 300)
+    first, *later = capsys.readouterr().err.splitlines()
+    assert " of 300 steps fit into the time" in first
+    assert not first.endswith(" 300 of 300 steps fit into the time")
+    assert later[-1] == f"zoo: --budget: new estimate: {module.total_steps} of 300 steps fit into the time"
+    assert module.total_steps == 300
+    assert len(later) <= 3

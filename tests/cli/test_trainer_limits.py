@@ -60,3 +60,11 @@ def test_bad_trainer_options_are_refused(options, sentence, text_file, tmp_path,
     argv = ["fit", f"--config={TINY}", f"--data_dir={text_file}", f"--output_dir={out}"]
     assert sentence in complaint(capsys, 1, *argv, *(f"--{option}" for option in options))
     assert not out.exists()
+
+
+def test_a_time_limit_that_cannot_be_planned_names_the_other_one(tmp_path, capsys):
+    said = complaint(capsys, 1, "fit", "--config=tiny/icr", "--budget=15s", f"--output_dir={tmp_path / 'run'}")
+    assert said.endswith(
+        "ICRTransformer has another schedule: limit the time with --trainer.max_time 00:00:00:15 instead"
+    )
+    assert not (tmp_path / "run").exists()
