@@ -129,6 +129,15 @@ def test_validate_and_test_from_the_checkpoint_alone(run, verb, capsys, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+def test_predict_ends_with_the_name_of_its_file(run, tmp_path, capsys):
+    path = tmp_path / "scores.jsonl"
+    assert main(["predict", f"--ckpt_path={run / 'best.ckpt'}", f"--predictions.path={path}"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == str(path)
+    assert lines[-2].endswith(", prediction")  # the last line of the progress
+    assert "" not in lines
+
+
 def test_predict_writes_a_score_per_window(run, tmp_path):
     out = tmp_path / "scores.jsonl"
     assert main(["predict", f"--ckpt_path={run / 'best.ckpt'}", f"--predictions.path={out}",
