@@ -16,7 +16,7 @@ FIRST_STEPS = 10  # steps before the first plan; the first of them is slow and n
 SHARE = 0.97  # of the time that is planned for; the rest is for the last checkpoint
 VALIDATION = 0.05  # of the time of the run, for a validation before one has been measured
 ONE_PROCESS = "--budget works on one process only: drop it, or set --trainer.max_steps"
-CHANGE = 0.1  # of the steps that were announced, above which a new plan is announced too
+CHANGE = 0.05  # of the steps that the first plan announced, above which the end of the run corrects it
 N_VALIDATIONS = 6  # of a run whose settings do not say how many
 _UNITS = {"": 1, "s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600}
 
@@ -77,9 +77,9 @@ class Budget(Callback):
     """End a run after a given time, with its schedule complete.
 
     The time of the first steps tells how many fit. The plan is renewed during the run by the time of the steps since
-    the plan before; it is printed, and again where the number of steps has changed by more than 10 %. A pretraining
-    before the first step takes at most half of the time. The run is never longer than the Trainer's max_steps. After
-    the last step the model is validated once more, so that the best checkpoint can be the last one.
+    the plan before. The first plan is printed, and at the end the number of steps, where it differs by more than 5 %. A
+    pretraining before the first step takes at most half of the time. The run is never longer than the Trainer's
+    max_steps. After the last step the model is validated once more, so that the best checkpoint can be the last one.
 
     Args:
         seconds: seconds of the run, from `since`.
@@ -98,7 +98,7 @@ class Budget(Callback):
         self._limit = 0  # steps of the run without a limit of time
         self._begin: float | None = None  # of the first step
         self.summary = ""  # the plan in words
-        self._announced = 0  # steps of the plan that was printed last
+        self._announced = 0  # steps of the first plan, which is printed
         self._pretraining_start: tuple[int, float] | None = None  # step and time
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -149,6 +149,12 @@ class Budget(Callback):
         if is_over or trainer.global_step >= module.total_steps:
             trainer.should_stop = True  # Lightning validates, saves and ends
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        steps = trainer.global_step
+        is_complete = self.planned_steps is not None and steps >= self.planned_steps  # not stopped early
+        if is_complete and abs(steps - self._announced) > CHANGE * self._announced:
+            print(f"zoo: --budget: {steps:,} of {self._limit:,} steps have fitted into the time", file=sys.stderr)
+
     def on_pretraining_step_end(self, trainer: Trainer, pl_module: LightningModule, step: int, is_last: bool) -> None:
         """Plan a pretraining, after its first steps, so that it ends in half of the time that is left."""
         now, module = time.monotonic(), cast(Any, pl_module)
@@ -188,9 +194,8 @@ class Budget(Callback):
     def _set_steps(self, trainer: Trainer, module: Any, total: int) -> None:
         before = (self._begin or self.end) - self.since
         plan = f"the training began after {before:.0f} s; {total:,} of {self._limit:,} steps fit into the time"
-        if not self.summary or abs(total - self._announced) > CHANGE * self._announced:
-            again = f"new estimate: {total:,} of {self._limit:,} steps fit into the time"
-            print(f"zoo: --budget: {again if self.summary else plan}", file=sys.stderr)
+        if not self.summary:
+            print(f"zoo: --budget: {plan}", file=sys.stderr)
             self._announced = total
         self.summary = plan
         self.planned_steps = total

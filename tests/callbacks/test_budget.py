@@ -52,6 +52,7 @@ def run(monkeypatch, seconds, step_seconds, validation_seconds, total_steps):
             clock.now += validation_seconds
             callback.on_validation_end(trainer, module)
             validations.append(trainer.global_step)
+    callback.on_train_end(trainer, module)
     return module, plans, validations, clock.now - 95
 
 
@@ -90,12 +91,25 @@ def test_a_time_that_is_over_before_the_first_step_is_refused(monkeypatch):
         run(monkeypatch, 4, lambda now: 0.1, 1.0, 300)
 
 
-def test_the_plan_is_printed_and_again_when_the_time_of_a_validation_is_known(monkeypatch, capsys):
-    module, *_ = run(monkeypatch, 100, lambda now: 0.1, 2.0, 10_000)
-    first, second = capsys.readouterr().err.splitlines()
-    assert first == "zoo: --budget: the training began after 5 s; 528 of 10,000 steps fit into the time"
-    assert second == "zoo: --budget: new estimate: 704 of 10,000 steps fit into the time"
-    assert module.total_steps == pytest.approx(704, rel=0.1)
+def test_the_plan_is_printed_once(monkeypatch, capsys):
+    run(monkeypatch, 100, lambda now: 0.1, 2.0, 10_000)
+    line, _ = capsys.readouterr().err.splitlines()
+    assert line == "zoo: --budget: the training began after 5 s; 528 of 10,000 steps fit into the time"
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(0.1, 300), (0.4, 151)])
+def test_the_end_corrects_a_plan_that_has_changed(seconds, steps, monkeypatch, capsys):
+    module, *_ = run(monkeypatch, 100, lambda now: 0.4 if now < 130 else seconds, 4.0, 300)
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "zoo: --budget: the training began after 5 s; 135 of 300 steps fit into the time"
+    assert last == f"zoo: --budget: {steps} of 300 steps have fitted into the time"
+    assert module.total_steps == steps
+
+
+def test_a_plan_that_holds_is_not_corrected(monkeypatch, capsys):
+    run(monkeypatch, 100, lambda now: 0.4, 5.0, 300)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith(" of 300 steps fit into the time")
 
 
 def test_seconds_left(monkeypatch):
@@ -127,14 +141,3 @@ def test_a_schedule_that_cannot_be_planned_is_refused_with_the_option_to_use(sec
         UserError, match=f"has another schedule: limit the time with --trainer.max_time {limit} instead"
     ):
         callback.on_train_start(SimpleNamespace(world_size=1), SimpleNamespace())
-
-
-def test_a_plan_that_changes_much_is_printed_again(monkeypatch, capsys):
-    # After 20 s the steps take a quarter of the time.
-    module, *_ = run(monkeypatch, 100, lambda now: 0.4 if now < 130 else 0.1, 1.0, 300)
-    first, *later = capsys.readouterr().err.splitlines()
-    assert " of 300 steps fit into the time" in first
-    assert not first.endswith(" 300 of 300 steps fit into the time")
-    assert later[-1] == f"zoo: --budget: new estimate: {module.total_steps} of 300 steps fit into the time"
-    assert module.total_steps == 300
-    assert len(later) <= 3
