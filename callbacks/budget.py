@@ -1,5 +1,6 @@
 """A time limit for a run: the learning-rate schedule is planned so that it ends when the time does."""
 
+import math
 import re
 import sys
 import time
@@ -15,6 +16,7 @@ FIRST_STEPS = 10  # steps before the first plan; the first of them is slow and n
 SHARE = 0.97  # of the time that is planned for; the rest is for the last checkpoint
 VALIDATION = 0.05  # of the time of the run, for a validation before one has been measured
 ONE_PROCESS = "--budget works on one process only: drop it, or set --trainer.max_steps"
+CHANGE = 0.05  # of the steps that the first plan announced, above which the end of the run corrects it
 N_VALIDATIONS = 6  # of a run whose settings do not say how many
 _UNITS = {"": 1, "s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600}
 
@@ -49,6 +51,21 @@ def seconds_left(budget: str | None, since: float) -> float | None:
     return parse_duration(budget) - passed
 
 
+def refusal(model: type, seconds: float) -> str:
+    """The sentence about a model whose learning-rate schedule is not planned for a time limit, with the remedy.
+
+    Args:
+        model: its class.
+        seconds: the time limit.
+    """
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    limit = f"{minutes // 1440:02}:{minutes // 60 % 24:02}:{minutes % 60:02}:{rest:02}"
+    return (
+        f"--budget plans warm-up and cosine decay, and {model.__name__} has another schedule: limit the time with "
+        f"--trainer.max_time {limit} instead"
+    )
+
+
 def count_validations(settings: Any) -> int:
     """Number of validations of a run with a time limit: as without the limit, if the Trainer's settings define it."""
     steps, interval = settings.max_steps, settings.val_check_interval
@@ -60,9 +77,9 @@ class Budget(Callback):
     """End a run after a given time, with its schedule complete.
 
     The time of the first steps tells how many fit. The plan is renewed during the run by the time of the steps since
-    the plan before. A pretraining before the first step takes at most half of the time. The run is never longer than
-    the Trainer's max_steps. After the last step the model is validated once more, so that the best checkpoint can be
-    the last one.
+    the plan before. The first plan is printed, and at the end the number of steps, where it differs by more than 5 %. A
+    pretraining before the first step takes at most half of the time. The run is never longer than the Trainer's
+    max_steps. After the last step the model is validated once more, so that the best checkpoint can be the last one.
 
     Args:
         seconds: seconds of the run, from `since`.
@@ -81,6 +98,7 @@ class Budget(Callback):
         self._limit = 0  # steps of the run without a limit of time
         self._begin: float | None = None  # of the first step
         self.summary = ""  # the plan in words
+        self._announced = 0  # steps of the first plan, which is printed
         self._pretraining_start: tuple[int, float] | None = None  # step and time
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -99,7 +117,7 @@ class Budget(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module
         if not hasattr(module, "plan_steps") or not module.total_steps:
-            raise UserError(f"--budget: {type(pl_module).__name__} has a schedule that cannot be planned; drop it")
+            raise UserError(refusal(type(pl_module), self.end - self.since))
         self._check_left()
         self._limit = module.total_steps
         self._is_warm = False
@@ -130,6 +148,12 @@ class Budget(Callback):
             self._set_steps(trainer, module, trainer.global_step)
         if is_over or trainer.global_step >= module.total_steps:
             trainer.should_stop = True  # Lightning validates, saves and ends
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        steps = trainer.global_step
+        is_complete = self.planned_steps is not None and steps >= self.planned_steps  # not stopped early
+        if is_complete and abs(steps - self._announced) > CHANGE * self._announced:
+            print(f"zoo: --budget: {steps:,} of {self._limit:,} steps have fitted into the time", file=sys.stderr)
 
     def on_pretraining_step_end(self, trainer: Trainer, pl_module: LightningModule, step: int, is_last: bool) -> None:
         """Plan a pretraining, after its first steps, so that it ends in half of the time that is left."""
@@ -172,6 +196,7 @@ class Budget(Callback):
         plan = f"the training began after {before:.0f} s; {total:,} of {self._limit:,} steps fit into the time"
         if not self.summary:
             print(f"zoo: --budget: {plan}", file=sys.stderr)
+            self._announced = total
         self.summary = plan
         self.planned_steps = total
         trainer.val_check_batch = max(1, -(-total // self.n_validations))

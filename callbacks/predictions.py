@@ -44,6 +44,7 @@ class Predictions(Callback):
         self.path, self.text_path, self.overwrite = path, text_path, overwrite
         self.files: dict[Path, TextIO] = {}
         self._temporary: dict[Path, Path] = {}
+        self._written: list[Path] = []  # complete, and not printed yet
         self._locks = contextlib.ExitStack()
 
     def main_path(self, trainer: Trainer) -> str:
@@ -112,8 +113,6 @@ class Predictions(Callback):
                 file.writelines(_text_line(row) if number else _json_line(row) for row in outputs)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            print(file=sys.stderr)
         for path, file in self.files.items():
             with _named(path):
                 file.flush()
@@ -126,9 +125,14 @@ class Predictions(Callback):
             for path in written:
                 with _named(path):
                     self._temporary[path].replace(path)
-        for path in written:
-            print(path, file=sys.stderr)
+        self._written = written
         self._locks.close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # After the last progress line, which another callback shows at the end of the prediction.
+        for path in self._written:
+            print(path, file=sys.stderr)
+        self._written = []
 
     def _merge(self, trainer: Trainer) -> list[Path]:
         """Merge the files of all ranks in the first; returns the files that this rank has made."""

@@ -44,17 +44,16 @@ def test_list_shows_the_name_of_every_config(capsys):
 
 @pytest.mark.parametrize("row", overview.configs(), ids=lambda row: row["config"])
 def test_a_config_states_its_size_and_needs(row):
-    from zoo.datamodules import LinearRegressionTasks, Reviews
+    from zoo.datamodules import LinearRegressionTasks, Reviews, SyntheticConfigs
     from zoo.icr import ICRTransformer, Task
     from zoo.llama import Llama, LlamaClassifier, LlamaConfig
+    from zoo.mini_rlm import MiniRLM
     from zoo.regress_lm import RegressLM
     from zoo.revdeq import RevDEQLM
 
     assert row["needs"]
     settings = yaml.safe_load(find_config(row["config"]).read_text())
-    base = yaml.safe_load((ROOT / "configs" / "llama.yaml").read_text())  # what an overlay is applied to
-    data = (base if row["model"] == "LlamaLM" else settings).get("data", {}).get("init_args", {})
-    data = data | settings.get("data", {}).get("init_args", {})
+    data = settings.get("data", {}).get("init_args", {})
     sizes = settings.get("model", {}).get("init_args", {})
     vocabularies = {"bytes": 257, "gpt2": 50257, "words": 128}  # words: the number of words in scan_bench's rows
     vocab_size = vocabularies.get(data.get("tokenizer", "bytes")) or data.get("bpe_vocab_size", 4096)
@@ -71,14 +70,29 @@ def test_a_config_states_its_size_and_needs(row):
             model = ICRTransformer(**{field.name: getattr(task, field.name) for field in fields(Task)}, **sizes)
         elif row["model"] == "RevDEQLM":
             model = RevDEQLM(vocab_size=vocab_size, **sizes)
+        elif row["model"] == "MiniRLM":
+            rows = SyntheticConfigs(**data)
+            model = MiniRLM(**{name: getattr(rows, name) for name in MiniRLM.data_arguments}, **sizes)
         elif row["model"] == "LlamaClassifier" and row["size"]:
             model = LlamaClassifier(names, vocab_size=vocab_size, **sizes)
         elif row["model"] == "LlamaLM" and row["size"]:
             sizes = {name: size for name, size in sizes.items() if name in LlamaConfig.__dataclass_fields__}
             model = Llama(LlamaConfig(vocab_size=vocab_size, **sizes))
-        else:
+        else:  # sizes that depend on the data, or an overlay
+            assert not row["size"]
             return
     assert row["size"] == f"{sum(p.numel() for p in model.parameters()) / 1e6:.3g}M"
+
+
+WITHOUT_NEEDS = [row["config"] for row in overview.configs() if row["needs"].startswith("nothing")]
+
+
+@pytest.mark.parametrize("name", WITHOUT_NEEDS)
+def test_a_config_without_needs_trains_alone(name, tmp_path):
+    few = {"regress_lm_pretrain": ["--data.n_tables=2", "--data.n_val=8"]}.get(name, [])
+    argv = [f"--config={name}", f"--output_dir={tmp_path / 'run'}", "--trainer.max_steps=2", *few]
+    assert main(["fit", *argv, "--trainer.accelerator=cpu", "--trainer.num_sanity_val_steps=0"]) == 0
+    assert weights(tmp_path / "run" / "last.ckpt")
 
 
 def test_help_and_import_are_cheap():
@@ -113,6 +127,15 @@ def test_validate_and_test_from_the_checkpoint_alone(run, verb, capsys, monkeypa
     assert main([verb, f"--ckpt_path={run / 'best.ckpt'}", "--trainer.enable_progress_bar=false"]) == 0
     assert f"{'val' if verb == 'validate' else 'test'}_word_ppl" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_predict_ends_with_the_name_of_its_file(run, tmp_path, capsys):
+    path = tmp_path / "scores.jsonl"
+    assert main(["predict", f"--ckpt_path={run / 'best.ckpt'}", f"--predictions.path={path}"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == str(path)
+    assert lines[-2].endswith(", prediction")  # the last line of the progress
+    assert "" not in lines
 
 
 def test_predict_writes_a_score_per_window(run, tmp_path):

@@ -61,7 +61,11 @@ def test_the_list_names_size_metric_baseline_and_licence(capsys):
         for cell in (entry.model, entry.metric[0], entry.baseline, entry.licence):
             assert cell in line
     assert len(lines) == 2 + len(weights_rows())
-    assert "--wights" in complaint(capsys, 2, "list", "--wights")
+    for option in ("--weight", "--wights", "--weight=true"):
+        name = option.partition("=")[0]
+        said = complaint(capsys, 2, "list", option)
+        assert said == f"zoo: there is no option {name}; did you mean --weights?"
+    assert complaint(capsys, 2, "list", "--xyz") == "zoo: there is no option --xyz; `zoo list --help` shows all"
 
 
 def test_each_card_describes_its_weights():

@@ -52,6 +52,7 @@ def run(monkeypatch, seconds, step_seconds, validation_seconds, total_steps):
             clock.now += validation_seconds
             callback.on_validation_end(trainer, module)
             validations.append(trainer.global_step)
+    callback.on_train_end(trainer, module)
     return module, plans, validations, clock.now - 95
 
 
@@ -92,9 +93,23 @@ def test_a_time_that_is_over_before_the_first_step_is_refused(monkeypatch):
 
 def test_the_plan_is_printed_once(monkeypatch, capsys):
     run(monkeypatch, 100, lambda now: 0.1, 2.0, 10_000)
+    line, _ = capsys.readouterr().err.splitlines()
+    assert line == "zoo: --budget: the training began after 5 s; 528 of 10,000 steps fit into the time"
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(0.1, 300), (0.4, 151)])
+def test_the_end_corrects_a_plan_that_has_changed(seconds, steps, monkeypatch, capsys):
+    module, *_ = run(monkeypatch, 100, lambda now: 0.4 if now < 130 else seconds, 4.0, 300)
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "zoo: --budget: the training began after 5 s; 135 of 300 steps fit into the time"
+    assert last == f"zoo: --budget: {steps} of 300 steps have fitted into the time"
+    assert module.total_steps == steps
+
+
+def test_a_plan_that_holds_is_not_corrected(monkeypatch, capsys):
+    run(monkeypatch, 100, lambda now: 0.4, 5.0, 300)
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("zoo: --budget: the training began after 5 s; ")
-    assert line.endswith(" of 10,000 steps fit into the time")
+    assert line.endswith(" of 300 steps fit into the time")
 
 
 def test_seconds_left(monkeypatch):
@@ -117,7 +132,12 @@ def test_time_that_is_over_is_refused_before_the_data_is_prepared(monkeypatch):
         Budget(10, 88.0, 6, print).setup(SimpleNamespace(world_size=1), SimpleNamespace(), "fit")
 
 
-def test_a_schedule_that_cannot_be_planned_is_refused():
-    callback = Budget(10, 0.0, 6, print)
-    with pytest.raises(UserError, match="has a schedule that cannot be planned"):
+@pytest.mark.parametrize(
+    ("seconds", "limit"), [(10, "00:00:00:10"), (0.5, "00:00:00:01"), (5400, "00:01:30:00"), (90061, "01:01:01:01")]
+)
+def test_a_schedule_that_cannot_be_planned_is_refused_with_the_option_to_use(seconds, limit):
+    callback = Budget(seconds, 0.0, 6, print)
+    with pytest.raises(
+        UserError, match=f"has another schedule: limit the time with --trainer.max_time {limit} instead"
+    ):
         callback.on_train_start(SimpleNamespace(world_size=1), SimpleNamespace())

@@ -50,3 +50,28 @@ def test_a_run_names_its_score_its_baselines_and_the_next_command(has_test, tmp_
     checkpoint.monitor, trainer.callback_metrics = "val_accuracy", {"val_ppl": torch.tensor(4.0)}
     ClosingMessage().on_fit_end(trainer, None)
     assert "best val_accuracy 1.5; last val_ppl 4 (unigram 25.79)\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"val_check_interval": 200}, "--trainer.val_check_interval 200"),
+        ({"limit_val_batches": 0}, "--trainer.limit_val_batches 0"),
+        ({"check_val_every_n_epoch": 3, "val_check_interval": 1.0}, "--trainer.check_val_every_n_epoch 3"),
+        ({"check_val_every_n_epoch": 1, "val_check_interval": 1.0}, "no epoch ended"),
+    ],
+)
+def test_a_run_without_validation_names_its_only_checkpoint(settings, reason, tmp_path, capsys):
+    checkpoint = Checkpoint()
+    checkpoint.last_model_path = str(tmp_path / "last.ckpt")
+    (tmp_path / "last.ckpt").touch()
+    defaults = {
+        "is_global_zero": True, "fast_dev_run": False, "global_step": 20, "default_root_dir": "runs/a", "datamodule": 0,
+        "checkpoint_callback": checkpoint, "callbacks": [], "callback_metrics": {}, "limit_val_batches": 1.0,
+        "check_val_every_n_epoch": None, "val_check_interval": 50,
+    }  # fmt: skip
+    ClosingMessage().on_fit_end(SimpleNamespace(**defaults | settings), None)
+    assert capsys.readouterr().err == (
+        f"runs/a: 20 steps; nothing was validated ({reason}): there is no best.ckpt, only last.ckpt\n"
+        f"next: zoo test --ckpt_path {tmp_path}/last.ckpt\n"
+    )

@@ -14,9 +14,24 @@ from tests.commands import TINY, complaint
             "--trainer.min_epochs 2 excludes --trainer.max_time",
         ),
         (["trainer.val_check_interval=0"], "--trainer.val_check_interval must be at least 1, not 0"),
-        (["trainer.val_check_interval=1.5"], "a share of the epoch in (0, 1], not 1.5"),
+        (["trainer.val_check_interval=2.5"], "--trainer.val_check_interval must be a whole number of batches, not 2.5"),
+        (["trainer.val_check_interval=0.5"], "0.5: for a share of each epoch add --trainer.check_val_every_n_epoch 1"),
+        (
+            ["trainer.val_check_interval=1.5", "trainer.check_val_every_n_epoch=1"],
+            "must be a whole number of batches, or a share of the epoch above 0 and at most 1, not 1.5",
+        ),
+        (
+            ["trainer.check_val_every_n_epoch=1"],
+            "--trainer.val_check_interval 200 is more than the only batch of an epoch: add "
+            "--trainer.check_val_every_n_epoch null, which counts the batches of all epochs, or set it to at most 1",
+        ),
         (["trainer.check_val_every_n_epoch=0"], "--trainer.check_val_every_n_epoch must be at least 1, not 0"),
         (["trainer.limit_train_batches=0"], "--trainer.limit_train_batches 0 leaves nothing to fit"),
+        (
+            ["trainer.limit_val_batches=2.5"],
+            "--trainer.limit_val_batches must be a whole number of batches, or a share of them from 0 to 1, not 2.5",
+        ),
+        (["trainer.overfit_batches=-1"], "--trainer.overfit_batches must be a whole number of batches"),
         (["trainer.max_steps=0"], "--trainer.max_steps must be at least 1, or -1 for no limit, not 0"),
         (["trainer.max_epochs=0"], "--trainer.max_epochs must be at least 1, or -1 for no limit, not 0"),
         (["trainer.gradient_clip_val=-1"], "--trainer.gradient_clip_val must be at least 0, not -1"),
@@ -45,3 +60,11 @@ def test_bad_trainer_options_are_refused(options, sentence, text_file, tmp_path,
     argv = ["fit", f"--config={TINY}", f"--data_dir={text_file}", f"--output_dir={out}"]
     assert sentence in complaint(capsys, 1, *argv, *(f"--{option}" for option in options))
     assert not out.exists()
+
+
+def test_a_time_limit_that_cannot_be_planned_names_the_other_one(tmp_path, capsys):
+    said = complaint(capsys, 1, "fit", "--config=tiny/icr", "--budget=15s", f"--output_dir={tmp_path / 'run'}")
+    assert said.endswith(
+        "ICRTransformer has another schedule: limit the time with --trainer.max_time 00:00:00:15 instead"
+    )
+    assert not (tmp_path / "run").exists()

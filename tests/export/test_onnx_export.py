@@ -1,6 +1,7 @@
 """`zoo export --format onnx`: onnxruntime gives the model's outputs for other batch sizes, lengths and paddings."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from zoo.errors import UserError
 from zoo.export import export_module
+from zoo.export.onnx_files import _quiet_loggers
 from zoo.export.onnx_graphs import MaskedLSTM, graphs_of
 from zoo.icr import ICRTransformer
 from zoo.llama import LlamaClassifier, LlamaLM
@@ -55,7 +57,7 @@ FAST = ("LlamaLM",)  # an export takes about five seconds
 
 
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MODULES])
-def test_onnxruntime_gives_the_models_outputs(name, tmp_path):
+def test_onnxruntime_gives_the_models_outputs(name, tmp_path, caplog):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="writing ONNX needs the extra export")
     import onnxruntime
@@ -66,6 +68,7 @@ def test_onnxruntime_gives_the_models_outputs(name, tmp_path):
     if "fit_scales" in name:
         module.logit_scales.copy_(torch.tensor([0.5, 2.0]))
     export_module(module, "onnx", tmp_path / "out")
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     for graph in graphs_of(module):
         session = onnxruntime.InferenceSession(tmp_path / "out" / f"{graph.name}.onnx")
         for batch, length in ((1, 1), (1, 6), (5, 3), (4, 16)):
@@ -78,6 +81,15 @@ def test_onnxruntime_gives_the_models_outputs(name, tmp_path):
             scale = max(1.0, float(expected.abs().max()))
             torch.testing.assert_close(torch.from_numpy(actual) / scale, expected / scale, rtol=0, atol=1e-5)
     assert session.get_modelmeta().custom_metadata_map["zoo.model"] == type(module).__name__
+
+
+def test_loggers_are_quiet_during_the_export_only(caplog):
+    folding = logging.getLogger("onnxscript.optimizer._constant_folding")
+    with _quiet_loggers():
+        folding.warning("Skipping constant folding")
+        folding.error("an error")
+    folding.warning("after the export")
+    assert caplog.messages == ["an error", "after the export"]
 
 
 def text_batch(tokens, mask, features=None):

@@ -15,6 +15,8 @@ from zoo.cli.score_table import by_metric, described
 class ClosingMessage(Callback):
     """Print when training has ended: the folder, the number of steps, the best score, baselines, and the next command.
 
+    Where nothing was validated, the line says so: there is then no best.ckpt.
+
     A callback, so that the process that trains prints it: with ddp_spawn and ddp_fork the process that was started
     knows neither the steps nor the score.
 
@@ -37,6 +39,8 @@ class ClosingMessage(Callback):
             line += ", no checkpoint saved (checkpoints are off)"
         elif isinstance(checkpoint, Checkpoint) and checkpoint.best_model_path and checkpoint.best_score is not None:
             line += f", best {checkpoint.monitor} {checkpoint.best_score:.4g}" + _baselines(trainer, checkpoint.monitor)
+        elif isinstance(checkpoint, Checkpoint) and checkpoint.monitor not in trainer.callback_metrics:
+            line += f"; nothing was validated{_interval(trainer)}: there is no best.ckpt, only last.ckpt"
         if self.resumed_step == step:
             line += f"; nothing was left to do: raise {_limit(trainer)} to go on"
         print(line, file=sys.stderr)
@@ -56,6 +60,16 @@ def _baselines(trainer: Any, monitor: str) -> str:
     metrics = {name: value for name, value in metrics.items() if "/" not in name}  # of all targets together
     others = by_metric(metrics, scores)
     return "".join(f"; last {name} {metrics[name]:.4g} ({', '.join(described(others[name]))})" for name in others)
+
+
+def _interval(trainer: Any) -> str:
+    """The option that left no validation to a run, in parentheses."""
+    interval, epochs = getattr(trainer, "val_check_interval", None), trainer.check_val_every_n_epoch
+    if trainer.limit_val_batches == 0:
+        return " (--trainer.limit_val_batches 0)"
+    if epochs is None:
+        return f" (--trainer.val_check_interval {interval})" if isinstance(interval, int) else ""
+    return f" (--trainer.check_val_every_n_epoch {epochs})" if epochs > 1 else " (no epoch ended)"
 
 
 def _limit(trainer: Any) -> str:

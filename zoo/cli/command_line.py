@@ -65,7 +65,7 @@ from zoo.private_apis.csv_log import continue_csv
 from zoo.private_apis.jsonargparse_api import original_error
 from zoo.private_apis.lightning_cli import OpenLightningCLI, repeated_callback
 from zoo.private_apis.lightning_logger import DeferredTensorBoardLogger
-from zoo.private_apis.lightning_trainer import keep_signal_handlers
+from zoo.private_apis.lightning_trainer import explain_long_interval, keep_signal_handlers
 from zoo.training.module import ZooModule
 from zoo.weights import is_project_weights
 
@@ -332,6 +332,7 @@ class ZooCLI(OpenLightningCLI):
 
     def while_running(self, verb: str) -> AbstractContextManager[None]:
         keep_signal_handlers(self.trainer)
+        explain_long_interval(self.trainer)
         if verb == "generate":  # in one process
             return nullcontext()
         connect(self.ranks, self.trainer, silence_lightning)

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from zoo.callbacks.budget import ONE_PROCESS, parse_duration
+from zoo.callbacks.budget import ONE_PROCESS, parse_duration, refusal
 from zoo.cli.arguments import RUN_FOLDER
 from zoo.cli.checkpoint_info import CheckpointInfo
 from zoo.cli.linked_arguments import follows_model, given_options, linked_arguments
@@ -85,8 +85,8 @@ def check_fit(config: Any, model: type | None, ranks: Ranks, may_restart: bool) 
     check_time_limit(config)
     world = ranks.world or World.from_environment()
     if config.budget is not None:
-        if model is not None and not hasattr(model, "plan_steps"):
-            raise UserError(f"--budget: {model.__name__} has a schedule that cannot be planned; drop it")
+        if model is not None and not getattr(model, "plans_steps", False):
+            raise UserError(refusal(model, parse_duration(config.budget)))
         trainer = config.trainer
         has_devices = str(trainer.devices).isdecimal() and int(trainer.devices) > 1
         if trainer.num_nodes > 1 or has_devices or world is not None:

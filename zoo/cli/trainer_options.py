@@ -103,16 +103,31 @@ def check_numbers(trainer: Any, verb: str) -> None:
             check_counts(minimum, **{f"--trainer.{name}": trainer[name]})
     if trainer.gradient_clip_val is not None:
         check_number("--trainer.gradient_clip_val", trainer.gradient_clip_val, "at least 0", lambda value: value >= 0)
-    if isinstance(interval := trainer.val_check_interval, int):
-        check_counts(**{"--trainer.val_check_interval": interval})
-    elif isinstance(interval, float):
-        check_number(
-            "--trainer.val_check_interval", interval, "a number of batches, or a share of the epoch in (0, 1]",
-            lambda share: 0 < share <= 1,
-        )  # fmt: skip
+    check_interval(trainer)
+    for name in (*LIMITS.values(), "overfit_batches"):
+        if trainer[name] is not None:
+            check_number(
+                f"--trainer.{name}", trainer[name], "a whole number of batches, or a share of them from 0 to 1",
+                lambda limit: 0 <= limit <= 1 or (limit > 1 and isinstance(limit, int)),
+            )  # fmt: skip
     for logger in named(trainer.logger, "CSVLogger"):
         if (every := logger.init_args.get("flush_logs_every_n_steps")) is not None:
             check_counts(**{"--trainer.logger.flush_logs_every_n_steps": every})
+
+
+def check_interval(trainer: Any) -> None:
+    """Raises UserError unless val_check_interval is a number of batches, a duration, or a share of each epoch."""
+    name, interval = "--trainer.val_check_interval", trainer.val_check_interval
+    if isinstance(interval, int):
+        check_counts(**{name: interval})
+    elif isinstance(interval, float) and trainer.check_val_every_n_epoch is None:
+        remedy = ": for a share of each epoch add --trainer.check_val_every_n_epoch 1" if 0 < interval <= 1 else ""
+        raise UserError(f"{name} must be a whole number of batches, not {interval}{remedy}")
+    elif isinstance(interval, float):
+        check_number(
+            name, interval, "a whole number of batches, or a share of the epoch above 0 and at most 1",
+            lambda share: 0 < share <= 1,
+        )  # fmt: skip
 
 
 def check_names(trainer: Any) -> None:

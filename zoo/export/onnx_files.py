@@ -6,6 +6,8 @@ tokenizer.json; and `zoo.number_tokens`, the tokens of RegressLM's numbers by id
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,21 +81,30 @@ def _export(graph: Graph, file: Path, metadata: dict[str, str]) -> None:
     shapes = tuple({axis: dims[name] for axis, name in axes.items()} for axes in graph.axes)
     # Sizes of 0 and 1 would become constants.
     inputs = graph.inputs(3, min(longest or 4, 4))
-    level = logging.getLogger("torch.onnx").level
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of torch about its own code
-            program = torch.onnx.export(
-                graph.module.eval(), inputs, dynamo=True, dynamic_shapes=(shapes,) if _takes_all(graph) else shapes,
-                input_names=list(graph.input_names), output_names=[graph.output_name], verbose=False,
-                custom_translation_table=translations(),
-            )  # fmt: skip
-    finally:
-        logging.getLogger("torch.onnx").setLevel(level)
+    with _quiet_loggers(), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of torch about its own code
+        program = torch.onnx.export(
+            graph.module.eval(), inputs, dynamo=True, dynamic_shapes=(shapes,) if _takes_all(graph) else shapes,
+            input_names=list(graph.input_names), output_names=[graph.output_name], verbose=False,
+            custom_translation_table=translations(),
+        )  # fmt: skip
     assert program is not None
     program.model.metadata_props.update(metadata)
     program.save(str(file))
+
+
+@contextmanager
+def _quiet_loggers() -> Iterator[None]:
+    """Show only errors of torch's exporter and of the packages that optimize its graph."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _takes_all(graph: Graph) -> bool:

@@ -68,6 +68,7 @@ class ICRTransformer(ZooModule):
     }
     network_arguments: ClassVar[tuple[str, ...]] = ("n_heads", "use_prenorm")
     hparam_metrics: ClassVar[tuple[str, ...]] = ("val_loss", "val_true_mse", "val_true_to_ridge")
+    plans_steps: ClassVar[bool] = False  # its rate is constant or a triangle
     item = "prompts"  # unit of the Throughput callback
 
     def __init__(

@@ -65,6 +65,9 @@ class ZooModule(WeightedLosses):
     hparam_metrics: ClassVar[tuple[str, ...]] = ("val_loss",)
     """Metrics in TensorBoard's table of hyperparameters."""
 
+    plans_steps: ClassVar[bool] = True
+    """Whether `plan_steps` can change the length of the schedule during a run, which --budget needs."""
+
     allow_tf32: bool = True
     """Whether fp32 matrix products on a CUDA GPU use TF32, with 10 bits of mantissa instead of 23."""
 
