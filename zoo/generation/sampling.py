@@ -74,8 +74,8 @@ def stream_tokens(
         seed: seed of the draws, which depend on it and on the row's number only; None draws one from torch's generator.
         slide: at the end of the context continue from its last half, evaluated again; False ends the stream there.
             None: the network's attribute `slides`, by default False.
-        precision: of the weights while decoding: "fp32"; "bf16"; or, for a Llama, "int8", one byte per weight. On a
-            CPU bf16 and int8 are faster than fp32 only with `compile` and fewer than about 32 rows.
+        precision: type of the weights while decoding: "fp32"; "bf16"; or, for a Llama, "int8", one byte per weight. On
+            a CPU bf16 and int8 are faster than fp32 only with `compile` and fewer than about 32 rows.
         compile: compile the decoding step, for networks with a decoder that supports it.
 
     Raises:
