@@ -76,7 +76,7 @@ class Run:
     Args:
         config: name of the config, with options if any.
         setting: one of SETTINGS.
-        folder: of the run's output.
+        folder: folder of the run's output.
     """
 
     def __init__(self, config: str, setting: str, folder: str) -> None:

@@ -17,7 +17,7 @@ def fork_command(argv: Sequence[object], folder: Path, name: str, prepare: Calla
     Args:
         argv: the words after `zoo`.
         folder: its working directory; its output goes to NAME.out and NAME.err there.
-        name: of its output files.
+        name: name of its output files.
         prepare: called in the new process before the command.
     """
     pid = os.fork()

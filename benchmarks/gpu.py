@@ -39,7 +39,7 @@ def training_step(
     """A step in half precision, to be called repeatedly: forward, backward and optimizer, with loss scaling in fp16.
 
     Args:
-        loss: of the next batch.
+        loss: loss of the next batch.
         optimizer: a `torch.optim.Optimizer`.
         dtype: torch.float16 or torch.bfloat16, of autocast.
         device: type of the device.

@@ -27,7 +27,7 @@ def parse_arguments(parser: argparse.ArgumentParser, file: str, passes_on: bool 
     figures are made, or --output names another file.
 
     Args:
-        parser: with the options of the benchmark.
+        parser: parser with the options of the benchmark.
         file: name of the file of rows; {study} is replaced by the argument `study`.
         passes_on: whether unknown options are for `zoo fit`; they become `args.options`.
     """
@@ -111,7 +111,7 @@ def measure_parts(
     """Measure parts of a benchmark one after the other. A part that fails loses neither its own rows nor others'.
 
     Args:
-        names: of the parts.
+        names: names of the parts.
         measure: yields the rows of a part.
         describe: the line that is printed for a row.
         path: each row is stored there as soon as it is measured; None: nowhere.

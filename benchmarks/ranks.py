@@ -43,7 +43,7 @@ def start(launcher: str, folder: Path, data: Sequence[list[str]] = ([], [])) -> 
 
     Args:
         launcher: "two nodes" or "ddp".
-        folder: of the run.
+        folder: folder of the run.
         data: further words for each node.
     """
     words = [*FIT, f"--output_dir={folder}"]

@@ -59,7 +59,7 @@ class Predictions(Callback):
         """The files to write, after a look at what exists; the command line calls it before the data is read.
 
         Args:
-            trainer: that predicts.
+            trainer: trainer that predicts.
             module: files that its arguments name are inputs.
             data: the data module, or None; its files are inputs.
             ckpt_path: path of the checkpoint of the model, an input too.

@@ -30,6 +30,7 @@ class Throughput(Callback):
 
     def _restart(self) -> None:
         self.items, self.flops, self.seconds = 0, 0.0, 0.0
+        self._flops_per_item: dict[tuple[torch.Size, ...] | None, float] = {}  # by the shapes of a batch
         self.since: float | None = None
         self.first_step: int | None = None
 
@@ -56,7 +57,7 @@ class Throughput(Callback):
         n_items = model.count(batch) * trainer.world_size
         self.items += n_items
         if self.peak:
-            self.flops += n_items * model.flops_per_item(batch)  # batches differ in length
+            self.flops += n_items * self._count_flops(model, batch)  # batches differ in length
         if trainer.global_step - self.first_step < self.every_n_steps:
             return
         self._pause(trainer)
@@ -70,6 +71,15 @@ class Throughput(Callback):
                 model.log("mfu", torch.tensor(mfu, **FP32), rank_zero_only=True)
         self.warm = True
         self._restart()
+
+    def _count_flops(self, model: Any, batch: Any) -> float:
+        """Operations per item, computed once in a window for each shape: going through all parameters takes time."""
+        shapes = None
+        if isinstance(batch, tuple | list):
+            shapes = tuple(part.shape for part in batch if isinstance(part, torch.Tensor))
+        if not shapes or shapes not in self._flops_per_item:
+            self._flops_per_item[shapes] = model.flops_per_item(batch)
+        return self._flops_per_item[shapes]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._pause(trainer)

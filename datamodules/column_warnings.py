@@ -38,7 +38,7 @@ def warn_of_columns(
 
     Args:
         rows: N rows of a table.
-        columns: that become texts.
+        columns: columns that become texts.
         targets: (N, K) their targets.
         names: names of the K targets.
         settings: how numbers become texts.
@@ -68,7 +68,7 @@ def warn_of_words(rows: Sequence[Cells], columns: Sequence[str]) -> None:
 
     Args:
         rows: rows of a table; of more than `MOST_ROWS`, this many evenly spaced ones are used.
-        columns: that become texts.
+        columns: columns that become texts.
     """
     for name, cells in _known_cells(rows, columns):
         others = [cell for cell in cells if not is_number(cell)]
@@ -86,7 +86,7 @@ def warn_of_written_numbers(rows: Sequence[Cells], columns: Sequence[str]) -> No
 
     Args:
         rows: rows of a table; of more than `MOST_ROWS`, this many evenly spaced ones are used.
-        columns: that become texts.
+        columns: columns that become texts.
     """
     for name, cells in _known_cells(rows, columns):
         written = {cell: plain for cell in dict.fromkeys(map(str, cells)) if (plain := plain_number(cell)) is not None}
@@ -105,7 +105,7 @@ def warn_of_dates(rows: Sequence[Cells], columns: Sequence[str], is_split: bool)
 
     Args:
         rows: rows of a table; of more than `MOST_ROWS`, this many evenly spaced ones are used.
-        columns: that become texts.
+        columns: columns that become texts.
         is_split: whether dates such as 1970-01-31 become three words, which a model can compare.
     """
     for name, known in _known_cells(rows, columns):
@@ -125,7 +125,7 @@ def warn_of_copied_targets(
 
     Args:
         rows: N rows of a table.
-        columns: that become texts.
+        columns: columns that become texts.
         targets: (N, K) their targets.
         names: names of the K targets.
     """
@@ -148,7 +148,7 @@ def warn_of_rounding(rows: Sequence[Cells], columns: Sequence[str], digits: int 
 
     Args:
         rows: rows of a table; of more than `MOST_TEXTS`, this many evenly spaced ones are used.
-        columns: that become texts.
+        columns: columns that become texts.
         digits: significant digits of the rounded numbers; None where they are not rounded.
     """
     if not digits:

@@ -72,7 +72,7 @@ def plan_teacher(
     Args:
         table: the training rows, at least 10.
         most: synthetic rows where time does not matter.
-        seconds: for the fit of the teacher and for the synthetic rows.
+        seconds: seconds for the fit of the teacher and for the synthetic rows.
         seed: seed of the teacher.
         rounded_texts: what happens to texts before they are tokenized.
     """
@@ -106,7 +106,7 @@ def plan_copies(
         texts: texts of the training rows.
         change: makes a copy of a text.
         most: copies where time does not matter.
-        seconds: for all copies.
+        seconds: seconds for all copies.
         rounded_texts: what happens to texts before they are tokenized.
     """
     sample = list(texts[:TRIAL])

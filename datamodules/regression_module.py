@@ -99,7 +99,7 @@ class RegressionModule(RowModule):
         Args:
             settings: arguments of the data module that say what is changed; those that are missing are its own.
             most: copies where time does not matter.
-            seconds: for all copies.
+            seconds: seconds for all copies.
         """
         s = {**vars(self.source.settings), **settings}
         texts = self.reader.rows("train").texts

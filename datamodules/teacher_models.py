@@ -27,7 +27,7 @@ class Effort(NamedTuple):
         kinds: kinds of trees, "extra" and "forest".
         smooths: names of models that are averaged with the trees.
         folds: folds of the cross-validation.
-        rows: that it uses.
+        rows: rows that it uses.
         compared_trees: trees of each model in it.
         trees: trees of the final fit.
     """

@@ -69,7 +69,7 @@ def outcome_of(call: Callable[[], Any], names: Sequence[str] = ()) -> Outcome:
 
     Args:
         call: the call.
-        names: of the file or argument that the sentence must name; empty where any sentence is right.
+        names: names of the file or argument that the sentence must name; empty where any sentence is right.
     """
     try:
         with warnings.catch_warnings():

@@ -108,14 +108,23 @@ def test_mfu_is_flops_per_second_over_the_peak(tmp_path, monkeypatch):
 
 
 def test_mfu_counts_every_batch_by_its_own_operations(tmp_path, monkeypatch):
-    class Lengths(Plane):  # batches of two lengths in turn
+    counted = []
+
+    class Uneven(Points):  # batches of two samples and of one sample in turn
+        def train_dataloader(self):
+            return torch.utils.data.DataLoader(self.dataset("train"), batch_size=2)
+
+    class Sizes(Plane):
         def flops_per_item(self, batch):
-            return 10.0 if self.global_step % 2 else 30.0  # an average of 20
+            counted.append(len(batch[0]))
+            return 10.0 * len(batch[0])
 
     monkeypatch.setattr("zoo.callbacks.throughput.device_flops", lambda device, dtype: 1e6)
-    t = trainer(tmp_path, Throughput(every_n_steps=2), max_steps=8, log_every_n_steps=1)
-    t.fit(Lengths(), Points())
-    assert t.logged_metrics["mfu"] == pytest.approx(t.logged_metrics["samples_per_second"] * 20 / 1e6)
+    t = trainer(tmp_path, Throughput(every_n_steps=4), max_steps=8, log_every_n_steps=1)
+    t.fit(Sizes(), Uneven(3))
+    # Of three samples two take 20 operations and one takes 10, which are counted once in a window for each size.
+    assert t.logged_metrics["mfu"] == pytest.approx(t.logged_metrics["samples_per_second"] * 50 / 3 / 1e6)
+    assert counted == [2, 1, 2, 1]
 
 
 def test_samples_in_tensorboard_are_unchanged(tmp_path):

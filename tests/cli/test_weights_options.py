@@ -9,6 +9,7 @@ import yaml
 
 from tests.commands import TINY, complaint
 from zoo.__main__ import main
+from zoo.cli.trainer import ZooTrainer
 from zoo.errors import UserError
 from zoo.export import export_module
 from zoo.export.tokenizer_json import tokenizer_files
@@ -116,6 +117,16 @@ def test_a_tokenizer_with_other_ids_is_refused(words, run, exported, other_token
     assert "is not that of the weights in" in sentence
     assert "so that their ids mean other words: set --data.tokenizer" in sentence
     assert not list(tmp_path.iterdir())
+
+
+def test_generate_uses_the_tokenizer_of_the_checkpoint_for_a_model_without_one(run):
+    module = LlamaLM.load_from_checkpoint(run / "best.ckpt")
+    module.tokenizer = None
+    trainer = ZooTrainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    options = {"prompt": "The fox", "max_new_tokens": 1, "temperature": 0.0}
+    [text] = trainer.generate(module, None, str(run / "best.ckpt"), **options)
+    assert text.startswith("The fox")
+    assert module.tokenizer.decode(module.tokenizer.encode("The fox")) == "The fox"
 
 
 def test_initial_weights_of_an_export_bring_their_tokenizer(exported, text_file, tmp_path):

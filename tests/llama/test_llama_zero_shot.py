@@ -181,5 +181,5 @@ def test_calibration_needs_a_prompt_with_tokens():
     tokenizer = load_tokenizer("characters")  # which puts no BOS before a text
     sizes = {"vocab_size": tokenizer.vocab_size, "dim": 16, "n_layers": 1, "n_heads": 1, "max_seq_len": 64}
     module = LlamaZeroShot(["good", "bad"], prompt_parts=("", ""), calibrate=True, tokenizer=tokenizer, **sizes)
-    with pytest.raises(UserError, match="calibrate needs a prompt with words besides the text"):
+    with pytest.raises(UserError, match="calibrate needs a prompt with words in addition to the text"):
         module(torch.tensor([tokenizer.encode("abc")]))

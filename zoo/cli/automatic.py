@@ -27,7 +27,7 @@ def choose(
         keys: (dotted key, its source) of all settings that were given.
         model: the model class.
         data: the data class.
-        seconds: that are left of --budget; None without a limit.
+        seconds: seconds that are left of --budget; None without a limit.
 
     Raises:
         UserError: the model does not define rules, or its data cannot be read.

@@ -153,7 +153,7 @@ def fill_data_settings(config: Any, model: type | None, keys: Iterable[tuple[str
 
 
 def compare_with_checkpoint(info: CheckpointInfo, config: Any, verb: str, data: type | None) -> None:
-    """Compare the settings with those of the training, and print a warning where texts come from other columns.
+    """Compare the settings with those of the training, and print a warning where texts or tokens differ.
 
     Args:
         info: the checkpoint.

@@ -77,13 +77,13 @@ class ZooTrainer(Trainer):
         if not isinstance(model, LanguageModel):
             raise UserError(f"{type(model).__name__} is not a language model: `zoo generate` needs one")
         _check_options(prompt, prompts, max_new_tokens, max_length, seed)
-        tokenizer: Any = model.tokenizer
         if ckpt_path:
             checkpoint = read_checkpoint(ckpt_path, required=("state_dict",))
-            if "tokenizer" in checkpoint:
-                refuse_other_tokenizer(ckpt_path, tokenizer, checkpoint["tokenizer"])
-            model.on_load_checkpoint(checkpoint)
+            if model.tokenizer is not None and "tokenizer" in checkpoint:
+                refuse_other_tokenizer(ckpt_path, model.tokenizer, checkpoint["tokenizer"])
+            model.on_load_checkpoint(checkpoint)  # restores the tokenizer of a model without one
             model.load_state_dict(checkpoint["state_dict"])
+        tokenizer: Any = model.tokenizer
         model.to(self.strategy.root_device).eval()
         ids = _encode(tokenizer, [prompt] if prompts is None else prompts)
         if max_new_tokens is None:

@@ -50,7 +50,7 @@ def suggestion(option: str | None, name: str, short_names: tuple[str, ...] = ())
     """The end of a sentence about a class name that does not exist: the nearest one, or the choices.
 
     Args:
-        option: that names the class, without dashes.
+        option: option that names the class, without dashes.
         name: the unknown name, also as an import path.
         short_names: other values that the option accepts, such as "ddp".
     """
@@ -75,7 +75,7 @@ def describe_text(option: str, text: str, short_names: tuple[str, ...]) -> str:
     """A sentence about a value that the parser has left as text: no class, or a class with wrong settings.
 
     Args:
-        option: that names the class, without dashes.
+        option: option that names the class, without dashes.
         text: its value.
         short_names: other values that the option accepts, such as "ddp".
     """

@@ -45,7 +45,7 @@ def local_copy(url: str, option: str = "--ckpt_path") -> Path:
 
     Args:
         url: with a protocol that fsspec knows; some need a further package, as s3:// needs s3fs.
-        option: that names the file, for messages.
+        option: option that names the file, for messages.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -184,7 +184,7 @@ def list_remote(url: str, option: str) -> list[RemoteFile]:
 
     Args:
         url: as for `local_copy`. The URL of a folder on a web server ends with a slash.
-        option: that names it, for messages.
+        option: option that names it, for messages.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -23,7 +23,7 @@ def make_decoder(
         network: a `LanguageModelNetwork`.
         batch_size: number of rows.
         max_len: number of columns at most, prompt included.
-        precision: precision of the weights while decoding, "fp32", "bf16" or, for a Llama, "int8".
+        precision: type of the weights while decoding, "fp32", "bf16" or, for a Llama, "int8".
         compile: compile the decoding step.
 
     Raises:

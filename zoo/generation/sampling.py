@@ -74,8 +74,8 @@ def stream_tokens(
         seed: seed of the draws, which depend on it and on the row's number only; None draws one from torch's generator.
         slide: at the end of the context continue from its last half, evaluated again; False ends the stream there.
             None: the network's attribute `slides`, by default False.
-        precision: of the weights while decoding: "fp32"; "bf16"; or, for a Llama, "int8", one byte per weight. On a
-            CPU bf16 and int8 are faster than fp32 only with `compile` and fewer than about 32 rows.
+        precision: type of the weights while decoding: "fp32"; "bf16"; or, for a Llama, "int8", one byte per weight. On
+            a CPU bf16 and int8 are faster than fp32 only with `compile` and fewer than about 32 rows.
         compile: compile the decoding step, for networks with a decoder that supports it.
 
     Raises:
@@ -147,7 +147,7 @@ def _stream(
     # Rows end at different steps; the loop runs until all have ended.
     stop_ids, ended = set(stop), [False] * len(text)
     tokens = text[:, -1]
-    any_nan: Tensor | bool = False  # on a GPU a tensor (), which is read together with the tokens
+    any_nan: Tensor | None = None  # (), on a GPU only, where it is read together with the tokens
     for number in range(count):
         if window is not None and text.shape[1] > window:
             # Drop the first half of the context, and the padding in it.
@@ -161,8 +161,9 @@ def _stream(
             logits = step(tokens)
         # A padded output matrix has more rows than there are tokens.
         tokens, is_nan = choose(logits[:, :vocab_size])
-        any_nan = any_nan | is_nan
-        if logits.device.type == "cpu" and any_nan:
+        if isinstance(is_nan, Tensor) and is_nan.device.type != "cpu":
+            any_nan = is_nan if any_nan is None else any_nan | is_nan
+        elif is_nan:
             raise Diverged(NAN)
         # A row that has ended yields padding.
         if any(ended):
@@ -173,13 +174,13 @@ def _stream(
             text = torch.cat([text, tokens[:, None]], 1)
         # The stop token itself is yielded; the row ends after it.
         if stop_ids:
-            ids = tokens.tolist() if isinstance(any_nan, bool) else torch.cat([tokens, any_nan[None]]).tolist()
-            if len(ids) > len(ended) and ids.pop():
+            ids = tokens.tolist() if any_nan is None else torch.cat([tokens, any_nan[None]]).tolist()
+            if any_nan is not None and ids.pop():
                 raise Diverged(NAN)
             ended = [was or token in stop_ids for was, token in zip(ended, ids, strict=True)]
             if all(ended):
                 return
-    if any_nan:
+    if any_nan is not None and any_nan:
         raise Diverged(NAN)
     if warning:
         warnings.warn(warning, stacklevel=2)

@@ -114,7 +114,7 @@ class LlamaZeroShot(TextClassifier):
         assert self.prompt_parts is not None
         ids = self.tokenizer.encode("".join(self.prompt_parts).strip())
         if not ids:
-            raise UserError("calibrate needs a prompt with words besides the text: add some to --data.prompt")
+            raise UserError("calibrate needs a prompt with words in addition to the text: add some to --data.prompt")
         return ids
 
     def forward(self, batch: TextBatch | Tensor) -> Tensor:

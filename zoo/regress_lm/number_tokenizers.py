@@ -140,7 +140,7 @@ class SignedTokenizer(NumberTokenizer):
     """Base class of formats with a sign, a mantissa and an exponent.
 
     Attributes:
-        base: of the digits.
+        base: base of the digits.
         digits: digits of the mantissa.
         top: largest exponent of the mantissa's first digit.
     """

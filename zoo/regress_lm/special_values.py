@@ -14,7 +14,7 @@ class SpecialValues(NumberTokenizer):
     """Adds NaN, the infinities and `<INVALID>`, which decodes to NaN. A special value is one token, repeated.
 
     Args:
-        tokenizer: for finite numbers.
+        tokenizer: tokenizer of finite numbers.
     """
 
     def __init__(self, tokenizer: NumberTokenizer) -> None:

@@ -206,7 +206,7 @@ class ZooModule(WeightedLosses):
     # ---- checkpoints
 
     def setup(self, stage: str) -> None:
-        """Prepare the Trainer's precision; let its checkpoints contain a digest, verified when it reads one."""
+        """Prepare the Trainer's precision, profiler and checkpoints, whose digest is verified when one is read."""
         use_precision(self.trainer, self, stage)
         use_no_profiler(self.trainer)
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # a user's own plugin stays

@@ -148,7 +148,7 @@ class Unchanged:
 
     Args:
         evaluate: the function.
-        tensors: that it uses; they may change until `finish` is called.
+        tensors: tensors that it uses; they may change until `finish` is called.
     """
 
     def __init__(self, evaluate: Evaluate, tensors: Sequence[Tensor]) -> None:
