@@ -1,8 +1,12 @@
 """Options of the Trainer that are out of range, exclude each other or mean nothing are refused in one sentence."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from tests.commands import TINY, complaint
+from zoo.__main__ import main
+from zoo.cli.trainer_options import check_interval
 
 
 @pytest.mark.parametrize(
@@ -68,3 +72,12 @@ def test_a_time_limit_that_cannot_be_planned_names_the_other_one(tmp_path, capsy
         "ICRTransformer has another schedule: limit the time with --trainer.max_time 00:00:00:15 instead"
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_whole_numbers_that_are_read_as_floats_are_numbers_of_batches(text_file, tmp_path, capsys):
+    """Python may give the Trainer's options the type float | int, if another library has made that type first."""
+    trainer = SimpleNamespace(val_check_interval=400.0, check_val_every_n_epoch=None)
+    check_interval(trainer)
+    assert type(trainer.val_check_interval) is int
+    argv = ["fit", f"--config={TINY}", f"--data_dir={text_file}", f"--output_dir={tmp_path / 'run'}"]
+    assert main([*argv, "--trainer.limit_val_batches=2.0", "--trainer.max_steps=1"]) == 0, capsys.readouterr().err

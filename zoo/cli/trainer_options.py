@@ -108,7 +108,7 @@ def check_numbers(trainer: Any, verb: str) -> None:
         if trainer[name] is not None:
             check_number(
                 f"--trainer.{name}", trainer[name], "a whole number of batches, or a share of them from 0 to 1",
-                lambda limit: 0 <= limit <= 1 or (limit > 1 and isinstance(limit, int)),
+                lambda limit: 0 <= limit <= 1 or (limit > 1 and limit % 1 == 0),
             )  # fmt: skip
     for logger in named(trainer.logger, "CSVLogger"):
         if (every := logger.init_args.get("flush_logs_every_n_steps")) is not None:
@@ -118,6 +118,10 @@ def check_numbers(trainer: Any, verb: str) -> None:
 def check_interval(trainer: Any) -> None:
     """Raises UserError unless val_check_interval is a number of batches, a duration, or a share of each epoch."""
     name, interval = "--trainer.val_check_interval", trainer.val_check_interval
+    # Where another library has made the type Optional[Union[float, int]] first, Python gives the Trainer that one, and
+    # 400 is read as 400.0.
+    if isinstance(interval, float) and interval > 1 and interval.is_integer():
+        trainer.val_check_interval = interval = int(interval)
     if isinstance(interval, int):
         check_counts(**{name: interval})
     elif isinstance(interval, float) and trainer.check_val_every_n_epoch is None:
