@@ -139,5 +139,5 @@ def test_a_sweep_is_stopped_and_continued(tmp_path, signum, code):
     lines = end(process, code)
     assert sum("which is saved; to continue, give the same command again" in line for line in lines) == 2
     status = json.loads((tmp_path / "experiment_metadata.json").read_text())["members"]
-    assert {member["status"] for member in status.values()} == {"running"}
+    assert {member["status"] for member in status.values()} == {"stopped"}
     assert not list(tmp_path.rglob(".*.tmp"))
