@@ -40,7 +40,7 @@ class Decoder:
         check_choice("precision", precision, ("fp32", "bf16"))
         self.model, self.bf16 = model, precision == "bf16"
         # Where no cache is exact, the cache stays empty and every token evaluates the whole text.
-        self.uncached = not c.warm_start and (c.fixed_point_tol is not None or c.solver in ("anderson", "broyden"))
+        self.uncached = c.couples_positions and not c.warm_start
         # One slot for each evaluation of f at a token, or a single one for its converged state.
         slots = 1 if c.warm_start else c.evaluations
         head_dim, weight = c.hidden_size // c.num_heads, model.tok_embeddings.weight
@@ -71,9 +71,9 @@ class Decoder:
         if start or self.left_padding is not None:
             attention["mask"] = causal_mask(start, end, self.left_padding, tokens.device)
         # The state of padding stays 0, so that it is not part of residuals and of the solvers' inner products.
-        is_padding = None
+        padding = None
         if self.left_padding is not None and start == 0:
-            is_padding = (torch.arange(end, device=tokens.device) < self.left_padding[:, None])[..., None]  # (B, T, 1)
+            padding = torch.arange(end, device=tokens.device) < self.left_padding[:, None]  # (B, T)
         last_inputs: tuple[Tensor, ...] = ()
 
         def f(z: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -81,13 +81,12 @@ class Decoder:
             last_inputs = inputs
             cache = None if self.uncached else (self.cache, next(slots), start)
             # Not through a compiled cell: it would be compiled again for every length.
-            value = model.cell.forward(z, inputs, cache=cache, **attention)
-            return value if is_padding is None else value.masked_fill(is_padding, 0)
+            return model.cell.forward(z, inputs, cache=cache, **attention)
 
         # Iterate the new columns only, from the last token's state with warm_start, and predict from the last column.
         autocast = torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.bf16)
         with evaluating(model), autocast:
-            solution = model.solve(tokens, f, start, self.left_padding, z0=self.z)
+            solution = model.solve(tokens, f, start, self.left_padding, padding, z0=self.z)
             if model.config.warm_start and model.config.solver != "reversible":
                 # These solvers go on while another row does: the cache receives the keys and values of the result.
                 f(solution.z, last_inputs)

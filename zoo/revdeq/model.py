@@ -116,6 +116,11 @@ class RevDEQConfig:
         """Number of evaluations of the cell in a forward pass without a tolerance."""
         return self.num_fixed_point_iterations * (2 if self.solver == "reversible" else 1)
 
+    @property
+    def couples_positions(self) -> bool:
+        """Whether a position also depends on later ones: through a tolerance, or the mixing of states by the solver."""
+        return self.fixed_point_tol is not None or self.solver in ("anderson", "broyden")
+
 
 class Layer(nn.Module):
     """A transformer block on the state z (B, T, d), into which the input x (B, T, d) is injected."""
@@ -280,8 +285,7 @@ class RevDEQ(nn.Module):
 
     def _padding(self, targets: Tensor | None) -> Tensor | None:
         """(B, T) True after the last scored of targets (B, T); None where no scored position depends on later ones."""
-        c = self.config
-        if targets is None or (c.fixed_point_tol is None and c.solver not in ("anderson", "broyden")):
+        if targets is None or not self.config.couples_positions:
             return None
         return (targets != IGNORED).flip(1).cumsum(1).flip(1) == 0
 
