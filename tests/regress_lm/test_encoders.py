@@ -16,7 +16,6 @@ from zoo.errors import UserError
 from zoo.regress_lm import Example, RegressLM
 from zoo.regress_lm.defaults import choose_settings
 from zoo.regress_lm.encoders import count_weights, encoder_from_config, load_encoder, longest_input
-from zoo.regress_lm.state_cache import StateCache
 from zoo.tokenizers import from_state, load_tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -289,15 +288,6 @@ def test_chosen_steps_follow_the_cost_of_the_encoder(bert, monkeypatch):
     # 300 s of 5e10 operations; a step reads 64 texts of 20 tokens: 2.56e9 weights x passes.
     assert [steps(10**6, mode, 10**8) for mode in ("frozen", "lora", "full")] == [58, 29, 19]
     assert count_weights(bert) == 2 * (4 * 16 * 16 + 2 * 16 * 24)
-
-
-@pytest.mark.parametrize("content", [b"", b"12345", None, b"1234" * 3])
-def test_damaged_states_are_computed_again(content, tmp_path):
-    stored = StateCache(tmp_path / "states.sqlite", 2)
-    stored.write([[1, 2]], [torch.arange(4.0).view(2, 2)])
-    assert stored.read([[1, 2]])[0].tolist() == [[0, 1], [2, 3]]
-    stored._execute("UPDATE states SET states = ?", content)
-    assert stored.read([[1, 2], [3]]) == [None, None]
 
 
 def test_interrupted_fine_tuning_ends_the_storing_of_states(bert, monkeypatch):
